@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error pmuctl raises on purpose: one class for each exit status a caller can act on."""
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What pmuctl's exit status says."""
+
+    OK = 0
+    NO = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    SEALED = 5
+    DENIED = 6
+    UNSUPPORTED = 7
+    REFUSED = 9
+    UNKNOWN_OUTCOME = 10
+    BUG = 70
+    OUTPUT = 74
+    INTERRUPTED = 130
+    PIPE = 141
+    TERMINATED = 143
+
+
+class PmuctlError(Exception):
+    """What failed, why, and what to do next; `main()` prints it and exits with `status`.
+
+    `subject` names the VM, PMU, file or socket it is about, `errno` is the symbolic name of the
+    kernel's answer ("EBUSY") where there was one, and `now` tells the state things are left in.
+    """
+
+    status = ExitStatus.REFUSED
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        subject: str | None = None,
+        why: str | None = None,
+        now: str | None = None,
+        fix: str | None = None,
+        errno: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.subject = subject
+        self.why = why
+        self.now = now
+        self.fix = fix
+        self.errno = errno
+        self.applied: tuple[str, ...] = ()
+        """What had been done before the refusal and stays so, in the kernel's words."""
+
+
+class UsageError(PmuctlError):
+    """The words on the command line cannot be carried out: bad value, ambiguous name, range."""
+
+    status = ExitStatus.USAGE
+
+
+class UnreachableError(PmuctlError):
+    """The target exists but does not answer, and nothing was sent to it."""
+
+    status = ExitStatus.UNREACHABLE
+
+
+class NotFoundError(PmuctlError):
+    """There is no such VM, PMU or event."""
+
+    status = ExitStatus.NOT_FOUND
+
+
+class SealedError(PmuctlError):
+    """KVM does not take it any more in this VM (EBUSY)."""
+
+    status = ExitStatus.SEALED
+
+
+class DeniedError(PmuctlError):
+    """The caller lacks the permission."""
+
+    status = ExitStatus.DENIED
+
+
+class UnsupportedError(PmuctlError):
+    """This CPU, kernel, VMM or VM cannot do it."""
+
+    status = ExitStatus.UNSUPPORTED
+
+
+class RefusedError(PmuctlError):
+    """The VMM or the kernel refused for another reason, or answered what it should not."""
+
+    status = ExitStatus.REFUSED
+
+
+class PinnedError(RefusedError):
+    """A vCPU thread may not run on any CPU it would have to, and a pin is never widened."""
+
+
+class UnknownOutcomeError(PmuctlError):
+    """It was sent, but no answer came: nobody knows yet whether it was done."""
+
+    status = ExitStatus.UNKNOWN_OUTCOME
+
+
+class OutputError(PmuctlError):
+    """The result could not be written."""
+
+    status = ExitStatus.OUTPUT
