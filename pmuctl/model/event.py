@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event numbers of PMUv3, sets of them, and the words users write for them."""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Self
+
+from pmuctl.errors import NotFoundError, UsageError
+
+WIDEST_BITS = 16
+"""PMUv3 for Armv8.1 and later numbers its events with 16 bits, Armv8.0 with 10."""
+
+_CODE = re.compile(r"0[xX]([0-9a-fA-F]{1,8})")
+
+
+@dataclass(frozen=True, slots=True)
+class EventSet:
+    """A set of event numbers, kept as KVM keeps its filter: bit n of `mask` is event n."""
+
+    mask: int = 0
+
+    @classmethod
+    def of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> Self:
+        """The union of (base, nevents) ranges."""
+        mask = 0
+        for base, nevents in ranges:
+            mask |= ((1 << nevents) - 1) << base
+        return cls(mask)
+
+    @classmethod
+    def space(cls, bits: int) -> Self:
+        """Every event of an event space of so many bits."""
+        return cls((1 << (1 << bits)) - 1)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """The maximal runs of neighbouring events, as (base, nevents), in rising order."""
+        digits = bin(self.mask)[:1:-1]
+        return [(run.start(), len(run[0])) for run in re.finditer("1+", digits)]
+
+    def __contains__(self, event: int) -> bool:
+        return bool(self.mask >> event & 1)
+
+    def __bool__(self) -> bool:
+        return bool(self.mask)
+
+    def __or__(self, other: "EventSet") -> "EventSet":
+        return EventSet(self.mask | other.mask)
+
+    def __and__(self, other: "EventSet") -> "EventSet":
+        return EventSet(self.mask & other.mask)
+
+    def __sub__(self, other: "EventSet") -> "EventSet":
+        return EventSet(self.mask & ~other.mask)
+
+    def __len__(self) -> int:
+        return self.mask.bit_count()
+
+    def __str__(self) -> str:
+        """Codes and ranges as `parse_events` reads them, "0x0011,0x4000-0x403f"."""
+        return ",".join(
+            format_code(base) + (f"-{format_code(base + nevents - 1)}" if nevents > 1 else "")
+            for base, nevents in self.runs()
+        )
+
+
+NO_EVENTS = EventSet()
+
+
+def format_code(event: int) -> str:
+    """An event number as pmuctl prints it: 0x and at least four hexadecimal digits."""
+    return f"0x{event:04x}"
+
+
+def parse_events(text: str, names: Mapping[str, int], *, bits: int = WIDEST_BITS) -> EventSet:
+    """Read a comma list of event names, 0x codes, ranges of codes and globs over the names.
+
+    `names` are the events the PMU has, name to code; `bits` is the width of its event space.
+    Raises NotFoundError for a name or glob that matches none of them, UsageError for all else
+    that is no event, and for a code past the event space.
+    """
+    mask = 0
+    for word in text.split(","):
+        mask |= _parse_word(word.strip(), names, bits).mask
+    return EventSet(mask)
+
+
+def _parse_word(word: str, names: Mapping[str, int], bits: int) -> EventSet:
+    if not word:
+        raise UsageError("an event is missing", fix="write names or codes, cpu_cycles,0x0008")
+    if word in names:
+        return EventSet.of_ranges([(names[word], 1)])
+    if "*" in word or "?" in word or "[" in word:
+        found = [names[name] for name in names if fnmatch.fnmatchcase(name, word)]
+        if not found:
+            raise _unknown(word, names)
+        return EventSet.of_ranges((code, 1) for code in found)
+    first, dash, last = word.partition("-")
+    if dash or _CODE.fullmatch(first):
+        return _range(
+            word, _parse_code(first, word), _parse_code(last if dash else first, word), bits
+        )
+    if word.isascii() and word.isdigit():
+        code = int(word[:10])
+        named = next((name for name, its in names.items() if its == code), None)
+        hint = f"write {code:#x}" + (f" or {named}" if named else "")
+        raise UsageError(f"{word}: an event code needs 0x", fix=hint)
+    raise _unknown(word, names)
+
+
+def _parse_code(text: str, word: str) -> int:
+    match = _CODE.fullmatch(text)
+    if not match:
+        raise UsageError(
+            f"{word}: not a range of events", fix="write a range as 0x10-0x1f, names one by one"
+        )
+    return int(match[1], 16)
+
+
+def _range(word: str, first: int, last: int, bits: int) -> EventSet:
+    if last < first:
+        raise UsageError(f"{word}: the range ends before it begins")
+    if last >> bits:
+        raise UsageError(
+            f"{word}: past the event space of this PMU",
+            why=f"its event numbers have {bits} bits, 0x0000-{format_code((1 << bits) - 1)}",
+            errno="EINVAL",
+        )
+    return EventSet.of_ranges([(first, last - first + 1)])
+
+
+def _unknown(word: str, names: Mapping[str, int]) -> NotFoundError:
+    near = get_close_matches(word.lower(), names, n=3, cutoff=0.6)
+    return NotFoundError(
+        f"{word}: no such event on this PMU",
+        why=f"it has {len(names)} named events" + (f"; near: {', '.join(near)}" if near else ""),
+        fix="give its code, 0x0011, or a name that pmuctl pmu show lists",
+    )

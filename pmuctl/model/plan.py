@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a VM has to what is wanted of it: the ordered steps, or the refusal and why.
+
+Order (vcpu.rst 1.3-1.5, and measured): thread affinity first, being the one step that can be
+taken back; then SET_PMU; then SET_NR_COUNTERS, which every SET_PMU resets; then FILTER.
+"""
+
+import errno
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pmuctl.errors import (
+    NotFoundError,
+    PinnedError,
+    PmuctlError,
+    RefusedError,
+    SealedError,
+    UnsupportedError,
+    UsageError,
+)
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.event import EventSet, format_code
+from pmuctl.model.filter import EventFilter, FilterRange, difference
+from pmuctl.model.vpmu import ATTR_NAMES, Vpmu, is_sealed, set_attr
+from pmuctl.uapi.kvm_arm64 import (
+    KVM_ARM_VCPU_PMU_V3_FILTER,
+    KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
+    KVM_ARM_VCPU_PMU_V3_SET_PMU,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """sched_setaffinity(2) on one vCPU thread; `before` is the mask it replaces."""
+
+    vcpu: int
+    tid: int
+    cpus: CpuSet
+    before: CpuSet
+
+    def words(self) -> str:
+        """The step in the kernel's words."""
+        return f"sched_setaffinity({self.tid}, {self.cpus})  vCPU {self.vcpu}, was {self.before}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetAttr:
+    """KVM_SET_DEVICE_ATTR of the group KVM_ARM_VCPU_PMU_V3_CTRL on the vCPU `vcpu`."""
+
+    vcpu: int
+    attr: int
+    value: int | FilterRange
+    note: str = ""
+
+    @property
+    def attribute(self) -> str:
+        """The attribute's name without its common prefix."""
+        return ATTR_NAMES[self.attr]
+
+    def words(self) -> str:
+        """The step in the kernel's words."""
+        value = str(self.value)
+        if isinstance(self.value, FilterRange):
+            its = self.value
+            value = f"{{{format_code(its.base)}, {its.nevents}, {its.action.upper()}}}"
+        call = f"KVM_SET_DEVICE_ATTR(vcpu {self.vcpu}, KVM_ARM_VCPU_PMU_V3_{self.attribute}, "
+        return call + value + ")" + (f"  {self.note}" if self.note else "")
+
+
+Step = Place | SetAttr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Settings asked of a VM; None leaves one as it is.
+
+    `cpus` are the CPUs vCPU threads are to stay on: a thread's mask is cut down to them.
+    """
+
+    type: int
+    name: str
+    counters: int | None = None
+    filter: EventFilter | None = None
+    cpus: CpuSet | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Current:
+    """A VM as its VMM knows it.
+
+    `pmu_is_set` tells that `vpmu.pmu` was set rather than chosen by KVM, `sealed_by` says what
+    closed the window even where KVM would still take settings, `threads` maps a vCPU to the
+    thread id and CPU mask of its thread.
+    """
+
+    vpmu: Vpmu
+    pmu_is_set: bool = False
+    sealed_by: str | None = None
+    threads: Mapping[int, tuple[int, CpuSet]]
+
+
+def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
+    """The steps that bring a VM to what is wanted, none where it is so already.
+
+    Raises UnsupportedError, NotFoundError, UsageError, SealedError or RefusedError, each with the
+    errno KVM would give, where the kernel's rules or the threads' masks do not allow all of it.
+    """
+    _check_known(current.vpmu, wanted)
+    places = tuple(_placing(current, wanted))
+    calls = tuple(_calls(current, wanted))
+    if calls and (current.sealed_by or is_sealed(current.vpmu)):
+        raise sealed(calls[0].attribute, current.sealed_by)
+    state = current.vpmu
+    for call in calls:
+        error, state = set_attr(state, call.vcpu, call.attr, call.value)
+        if error:
+            raise refusal(call, error, state, current.sealed_by)
+    return places + calls
+
+
+def _check_known(vpmu: Vpmu, wanted: Wanted) -> None:
+    if not vpmu.vcpus or not vpmu.vcpus[0].has_pmu:
+        raise UnsupportedError(
+            "this VM has no vPMU",
+            why="its vCPUs were made without the feature KVM_ARM_VCPU_PMU_V3 (ENODEV)",
+            errno="ENODEV",
+        )
+    if wanted.type not in vpmu.kernel.counters:
+        raise NotFoundError(
+            f"{wanted.name}: KVM knows no PMU with the perf type {wanted.type}",
+            why="SET_PMU takes the type of a CPU PMU of this host (ENXIO)",
+            errno="ENXIO",
+        )
+    bits = vpmu.kernel.event_bits
+    if wanted.filter and wanted.filter.exceptions - EventSet.space(bits):
+        past = (wanted.filter.exceptions - EventSet.space(bits)).runs()[0][0]
+        raise UsageError(
+            f"{format_code(past)}: past the event space of this VM",
+            why=f"its event numbers have {bits} bits, 0x0000-{format_code((1 << bits) - 1)} "
+            "(FILTER would give EINVAL)",
+            errno="EINVAL",
+        )
+
+
+def _placing(current: Current, wanted: Wanted) -> Iterator[Place]:
+    if wanted.cpus is None:
+        return
+    for vcpu, (tid, mask) in sorted(current.threads.items()):
+        cpus = mask & wanted.cpus
+        if not cpus:
+            raise PinnedError(
+                f"vCPU {vcpu} may not run on any CPU of {wanted.name}",
+                why=f"its thread {tid} is pinned to {mask}, that PMU's CPUs are {wanted.cpus}; "
+                "a pin is never widened",
+            )
+        if cpus != mask:
+            yield Place(vcpu, tid, cpus, mask)
+
+
+def _calls(current: Current, wanted: Wanted) -> Iterator[SetAttr]:
+    vpmu = current.vpmu
+    # any vCPU will do, but one that is INITed answers EBUSY to everything
+    vcpu = next((n for n, its in enumerate(vpmu.vcpus) if not its.initialised), 0)
+    pmu_changes = not current.pmu_is_set or wanted.type != vpmu.pmu
+    counters = wanted.counters
+    if pmu_changes:
+        yield SetAttr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_PMU, wanted.type, wanted.name)
+        if counters is None:
+            counters = vpmu.counters
+    if counters is not None and (pmu_changes or counters != vpmu.counters):
+        yield SetAttr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters)
+    if wanted.filter is not None:
+        for call in _filter_calls(vpmu, wanted.filter):
+            yield SetAttr(vcpu, KVM_ARM_VCPU_PMU_V3_FILTER, call)
+
+
+def _filter_calls(vpmu: Vpmu, wanted: EventFilter) -> tuple[FilterRange, ...]:
+    if vpmu.allowed is None:
+        return wanted.ranges()
+    return difference(vpmu.allowed, wanted.allowed(vpmu.kernel.event_bits))
+
+
+def sealed(attribute: str, by: str | None) -> SealedError:
+    """The refusal of a VM whose window has closed; `by` says what closed it."""
+    what = {"SET_PMU": "the PMU", "FILTER": "the event filter"}.get(attribute, "the counters")
+    return SealedError(
+        f"{what} can no longer be changed (sealed)",
+        why="KVM takes PMU settings only before a VM first runs, through a vCPU whose PMU is not "
+        f"yet initialised (EBUSY); {by or 'its vCPUs have run or are initialised'}",
+        errno="EBUSY",
+    )
+
+
+def refusal(call: SetAttr, error: int, vpmu: Vpmu, sealed_by: str | None = None) -> PmuctlError:
+    """What KVM's errno means for a call in this state: one wording, planned or real."""
+    name = errno.errorcode.get(error, str(error))
+    told = f"KVM_ARM_VCPU_PMU_V3_{call.attribute} gives {name}"
+    if error == errno.ENXIO and call.attr not in vpmu.kernel.attributes:
+        return UnsupportedError(
+            f"this kernel's KVM has no {call.attribute}",
+            why=f"{told}: the attribute does not exist here",
+            errno=name,
+        )
+    if error == errno.EBUSY and call.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
+        if vpmu.allowed is not None and not vpmu.has_run:
+            return SealedError(
+                "another PMU cannot be chosen while an event filter stands",
+                why=f"{told}: an event number means something else on another PMU, "
+                "and KVM cannot remove a filter",
+                errno=name,
+            )
+    if error == errno.EBUSY:
+        return sealed(call.attribute, sealed_by)
+    if error in (errno.EPERM, errno.EACCES):
+        return RefusedError(f"{call.attribute} was not permitted", why=told, errno=name)
+    if error == errno.ENODEV:
+        return UnsupportedError("this VM has no vPMU", why=told, errno=name)
+    if error == errno.EINVAL and call.attr == KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS:
+        limit = vpmu.kernel.counters.get(vpmu.pmu) if vpmu.pmu is not None else None
+        return UsageError(
+            f"{call.value} counters: more than the PMU has",
+            why=told + (f": the PMU has {limit}" if limit is not None else ""),
+            errno=name,
+        )
+    if error == errno.EINVAL:
+        return UsageError(f"{call.words()} was refused", why=f"{told}: out of range", errno=name)
+    return RefusedError(f"{call.words()} was refused", why=told, errno=name)

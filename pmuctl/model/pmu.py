@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's CPU PMUs as values, and how a user names one of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pmuctl.model.cpuset import CpuSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreModel:
+    """One kind of CPU core, from MIDR_EL1 (Arm ARM D24.2.106).
+
+    `name` is None where the implementer and part number are not in pmuctl's table.
+    """
+
+    implementer: int
+    part: int
+    name: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name or '?'} (implementer {self.implementer:#04x}, part {self.part:#05x})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pmu:
+    """One CPU PMU: an arm_pmu device of the kernel.
+
+    `type` is the perf type number of this boot (perf_event_attr.type), never stable. `cores`
+    holds the core models of its online CPUs; it is empty where none could be read. `events` maps
+    names to codes, `formats` and `caps` are the texts of the sysfs files of those names. What
+    could not be read is None.
+    """
+
+    name: str
+    path: str
+    type: int | None
+    cpus: CpuSet | None
+    online: CpuSet | None
+    cores: tuple[CoreModel, ...]
+    events: Mapping[str, int]
+    formats: Mapping[str, str]
+    caps: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherPmu:
+    """An event source that is no CPU PMU, so no VM can use it.
+
+    `cpumask` holds the CPUs its events are opened on: uncore PMUs have it, software ones do not.
+    """
+
+    name: str
+    type: int | None
+    cpumask: CpuSet | None

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a user names one CPU PMU: by name, glob, core model or CPUs; never by type number."""
+
+import fnmatch
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from pmuctl.errors import NotFoundError, UsageError
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.pmu import OtherPmu, Pmu
+
+
+def match_pmus(text: str, pmus: Sequence[Pmu]) -> list[Pmu]:
+    """The PMUs that a sysfs name, a glob, `core/MODEL` or `cpus/LIST` stands for.
+
+    `cpus/LIST` stands for the PMUs that cover at least these CPUs. Raises UsageError for a list
+    that is none.
+    """
+    kind, slash, rest = text.partition("/")
+    if slash and kind == "core":
+        wanted = rest.lower()
+        return [p for p in pmus if any((core.name or "").lower() == wanted for core in p.cores)]
+    if slash and kind == "cpus":
+        try:
+            cpus = CpuSet.parse(rest)
+        except ValueError as error:
+            raise UsageError(f"{text}: {error}", fix="write cpus/4-7") from None
+        return [p for p in pmus if cpus and p.cpus is not None and cpus <= p.cpus]
+    return [p for p in pmus if p.name == text] or [
+        p for p in pmus if fnmatch.fnmatchcase(p.name, text)
+    ]
+
+
+def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) -> Pmu:
+    """The one PMU that the text stands for.
+
+    Raises NotFoundError where there is none (saying so where it names an event source that is
+    no CPU PMU), UsageError where there are several.
+    """
+    found = match_pmus(text, pmus)
+    if len(found) == 1:
+        return found[0]
+    have = ", ".join(pmu.name for pmu in pmus) or "none"
+    if found:
+        raise UsageError(
+            f"{text}: stands for {len(found)} PMUs",
+            why=", ".join(pmu.name for pmu in found),
+            fix="name one of them",
+        )
+    if any(other.name == text for other in others):
+        raise NotFoundError(
+            f"{text}: not a CPU PMU",
+            why="it is an event source, but no arm_pmu device: no VM can use it (ENXIO)",
+            fix=f"choose one of: {have}",
+            errno="ENXIO",
+        )
+    near = get_close_matches(text, [pmu.name for pmu in pmus], n=3, cutoff=0.5)
+    why = f"near: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
+    raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list", errno="ENXIO")
