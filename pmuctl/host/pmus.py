@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The perf event sources of a host: its CPU PMUs, and what else has a place among them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pmuctl.host import udev
+from pmuctl.host.cpus import read_online, scan_cores
+from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs, parse_number
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.pmu import OtherPmu, Pmu
+
+EVENT_CODE_LIMIT = 1 << 16
+"""Event numbers are below this: PMEVTYPER<n>_EL0.evtCount has 16 bits since Armv8.1."""
+
+PERF_TYPE_LIMIT = 1 << 31
+"""perf_pmu_register() hands out non-negative ints (idr_alloc(), kernel/events/core.c)."""
+
+# The names of kernel attributes and PMUs; no control bytes, no path
+_NAME = re.compile(r"(?!\.{1,2}$)[!-.0-~]{1,255}")
+
+
+class Source(StrEnum):
+    """Who named the event sources."""
+
+    UDEV = "udev"
+    SYSFS = "sysfs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSources:
+    """The names under /sys/bus/event_source/devices, and who told them."""
+
+    names: tuple[str, ...]
+    source: Source
+
+
+def scan_event_sources(sysfs: Sysfs) -> EventSources:
+    """The names of all event sources: from udev on the live machine, else from sysfs itself.
+
+    libudev knows no other root, so a captured tree is always walked.
+    """
+    names = udev.list_event_sources() if sysfs.is_live else None
+    source = Source.SYSFS if names is None else Source.UDEV
+    if names is None:
+        names = sysfs.entries(PATH_EVENT_SOURCE)
+    return EventSources(names=tuple(filter(_NAME.fullmatch, names)), source=source)
+
+
+def scan_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[Pmu]:
+    """The CPU PMUs, ordered by type and name; `names` are those to look at, by default all.
+
+    A CPU PMU is an event source with a file `cpus`; uncore ones have `cpumask` instead, software
+    ones neither (drivers/perf/arm_pmu.c).
+    """
+    online = read_online(sysfs)
+    pmus = [
+        _read_pmu(sysfs, name, online=online)
+        for name, files in _scan(sysfs, names)
+        if "cpus" in files
+    ]
+    return sorted(
+        pmus, key=lambda pmu: (PERF_TYPE_LIMIT if pmu.type is None else pmu.type, pmu.name)
+    )
+
+
+def scan_other(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[OtherPmu]:
+    """The event sources that are no CPU PMUs (software, breakpoint, uncore …), by name."""
+    return [
+        OtherPmu(
+            name=name,
+            type=_read_type(sysfs, name),
+            cpumask=sysfs.read_cpuset(f"{PATH_EVENT_SOURCE}/{name}/cpumask"),
+        )
+        for name, files in _scan(sysfs, names)
+        if "cpus" not in files
+    ]
+
+
+def parse_event(text: str) -> int | None:
+    """The event number in the text of an events/NAME file: "event=0x0011", or "config=…".
+
+    Other terms beside it ("event=0x11,long=1") are passed over. None where there is not exactly
+    one such term, or its value is no event number.
+    """
+    terms = (term.partition("=") for term in text.strip(" \n").split(","))
+    values = [value for key, _, value in terms if key in ("event", "config")]
+    code = parse_number(values[0]) if len(values) == 1 else None
+    return None if code is None or not 0 <= code < EVENT_CODE_LIMIT else code
+
+
+def _scan(sysfs: Sysfs, names: Iterable[str] | None) -> list[tuple[str, list[str]]]:
+    """Each name with the files of its device; those without any are no devices (torn capture)."""
+    if names is None:
+        names = scan_event_sources(sysfs).names
+    found = (
+        (name, sysfs.entries(f"{PATH_EVENT_SOURCE}/{name}"))
+        for name in sorted(set(names))
+        if _NAME.fullmatch(name)
+    )
+    return [(name, files) for name, files in found if files]
+
+
+def _read_pmu(sysfs: Sysfs, name: str, *, online: CpuSet | None) -> Pmu:
+    base = f"{PATH_EVENT_SOURCE}/{name}"
+    cpus = sysfs.read_cpuset(f"{base}/cpus")
+    codes = {event: parse_event(text) for event, text in _read_texts(sysfs, f"{base}/events")}
+    usable = None if cpus is None or online is None else cpus & online
+    # where nobody says what is online, the MIDR files do: they come and go with their CPU
+    candidates = cpus if usable is None else usable
+    return Pmu(
+        name=name,
+        path=sysfs.resolve(base) or f"/{base}",
+        type=_read_type(sysfs, name),
+        cpus=cpus,
+        online=usable,
+        cores=() if candidates is None else scan_cores(sysfs, candidates),
+        events={event: code for event, code in codes.items() if code is not None},
+        formats=dict(_read_texts(sysfs, f"{base}/format")),
+        caps=dict(_read_texts(sysfs, f"{base}/caps")),
+    )
+
+
+def _read_type(sysfs: Sysfs, name: str) -> int | None:
+    number = sysfs.read_int(f"{PATH_EVENT_SOURCE}/{name}/type")
+    return None if number is None or not 0 <= number < PERF_TYPE_LIMIT else number
+
+
+def _read_texts(sysfs: Sysfs, directory: str) -> list[tuple[str, str]]:
+    """The files of a directory, name and stripped text; those not plain printable left out."""
+    texts = (
+        (name, sysfs.read_text(f"{directory}/{name}"))
+        for name in sysfs.entries(directory)
+        if _NAME.fullmatch(name)
+    )
+    stripped = ((name, text.strip(" \n")) for name, text in texts if text is not None)
+    return [(name, text) for name, text in stripped if text.isprintable()]
