@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of the control socket: one table, which validates both directions."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
+
+VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""What a VM may be called: it is a file name, an argument and a table cell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command: its arguments, its result, and whether it changes the VM."""
+
+    arguments: Obj
+    result: Kind
+    changes: bool = False
+
+
+def _reply(members: Mapping[str, Kind | Maybe]) -> Obj:
+    return Obj(members, is_open=True)
+
+
+NAME = Str(most=64, form=VM_NAME)
+PMU_NAME = Str(most=256)
+PERF_TYPE = Int(most=0x7FFFFFFF)
+COUNTERS = Int(most=31)
+"""PMCR_EL0.N has five bits (Arm ARM D24.5)."""
+CPUS = List(Int(most=0xFFFF), least=1, most=1 << 16)
+ORIGIN = Str(words=("applied", "vmm", "unknown"))
+WINDOW = Str(words=("open", "sealed", "none"))
+FILTER: Mapping[str, Kind] = {
+    "default": Str(words=("allow", "deny")),
+    "except": List(Tuple((Int(most=0xFFFF), Int(least=1, most=1 << 16))), most=1 << 15),
+}
+VCPU = _reply({"index": Int(), "tid": Int(least=1), "initialised": Bool(), "has-run": Bool()})
+STEPS = List(
+    _reply({"attribute": Str(), "words": Str(), "outcome": Str(words=("done", "planned"))}),
+)
+
+COMMANDS: Mapping[str, Command] = {
+    "qmp_capabilities": Command(arguments=Obj({"enable": Maybe(List(Str()))}), result=_reply({})),
+    "query-commands": Command(arguments=Obj({}), result=List(_reply({"name": Str()}))),
+    "query-pmu": Command(
+        arguments=Obj({}),
+        result=_reply(
+            {
+                "name": NAME,
+                "uuid": Nullable(Str(most=64)),
+                "vmm": Str(most=64),
+                "pid": Int(least=1),
+                "window": WINDOW,
+                "waiting": Bool(),
+                "since": Nullable(Int()),
+                "by": Nullable(Str()),
+                "attributes": List(Str(most=64)),
+                "event-bits": Nullable(Int(least=10, most=16)),
+                "pmu": Nullable(_reply({"name": PMU_NAME, "type": PERF_TYPE, "origin": ORIGIN})),
+                "counters": Nullable(_reply({"value": COUNTERS, "origin": ORIGIN})),
+                "filter": Nullable(_reply({**FILTER, "origin": ORIGIN})),
+                "vcpus": List(VCPU),
+            }
+        ),
+    ),
+    "pmu-apply": Command(
+        arguments=Obj(
+            {
+                "type": PERF_TYPE,
+                "name": PMU_NAME,
+                "counters": Maybe(COUNTERS),
+                "filter": Maybe(Obj(FILTER)),
+                "cpus": Maybe(CPUS),
+                "dry-run": Maybe(Bool()),
+            }
+        ),
+        result=_reply({"outcome": Str(words=("set", "unchanged", "planned")), "steps": STEPS}),
+        changes=True,
+    ),
+    "pmu-release": Command(
+        arguments=Obj({}),
+        result=_reply({"outcome": Str(words=("released", "unchanged"))}),
+        changes=True,
+    ),
+}
+"""Every command of the socket. A server may have more: `query-commands` tells what it has."""
+
+EVENTS: Mapping[str, Obj] = {
+    "PMU_WINDOW": _reply({"window": WINDOW, "by": Nullable(Str())}),
+    "PMU_APPLIED": _reply({"steps": STEPS}),
+    "PMU_REFUSED": _reply({"class": Str(), "desc": Str()}),
+    "VM_EXITED": _reply({}),
+}
+"""What a server tells all its clients, unasked."""

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The types of value that messages of the control socket are made of, and their checks."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+LIST_MAX = 4096
+
+
+class SchemaError(ValueError):
+    """A message that does not have the shape the table gives it."""
+
+
+class Kind(Protocol):
+    """A type of value on the wire."""
+
+    def check(self, value: object, where: str) -> None:
+        """Raise SchemaError, naming `where`, unless the value has this type and range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """A whole number from `least` to `most`."""
+
+    least: int = 0
+    most: int = (1 << 63) - 1
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        # JSON's true is an int to Python
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise SchemaError(f"{where}: a whole number is expected")
+        if not self.least <= value <= self.most:
+            raise SchemaError(f"{where}: must be {self.least}-{self.most}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bool:
+    """true or false."""
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        if not isinstance(value, bool):
+            raise SchemaError(f"{where}: true or false is expected")
+
+
+@dataclass(frozen=True, slots=True)
+class Str:
+    """A text of at most `most` characters, if given one of `words` or of the form `form`."""
+
+    most: int = 4096
+    words: tuple[str, ...] = ()
+    form: re.Pattern[str] | None = None
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        if not isinstance(value, str):
+            raise SchemaError(f"{where}: a text is expected")
+        if len(value) > self.most:
+            raise SchemaError(f"{where}: longer than {self.most} characters")
+        if self.words and value not in self.words:
+            raise SchemaError(f"{where}: one of {', '.join(self.words)} is expected")
+        if self.form and not self.form.fullmatch(value):
+            raise SchemaError(f"{where}: not of the form {self.form.pattern}")
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """A list of `least` to `most` values of one kind."""
+
+    of: Kind
+    least: int = 0
+    most: int = LIST_MAX
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        if not isinstance(value, list):
+            raise SchemaError(f"{where}: a list is expected")
+        if not self.least <= len(value) <= self.most:
+            raise SchemaError(f"{where}: must have {self.least}-{self.most} elements")
+        for index, item in enumerate(value):
+            self.of.check(item, f"{where}[{index}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple:
+    """A list with a value of each of these kinds."""
+
+    of: tuple[Kind, ...]
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        if not isinstance(value, list) or len(value) != len(self.of):
+            raise SchemaError(f"{where}: a list of {len(self.of)} is expected")
+        for index, (kind, item) in enumerate(zip(self.of, value, strict=True)):
+            kind.check(item, f"{where}[{index}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Nullable:
+    """A value of this kind, or null for none."""
+
+    of: Kind
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        if value is not None:
+            self.of.check(value, where)
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """A member of an object that may be left out."""
+
+    of: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Obj:
+    """An object with these members; an open one lets others through, for later versions."""
+
+    members: Mapping[str, Kind | Maybe]
+    is_open: bool = False
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        if not isinstance(value, dict):
+            raise SchemaError(f"{where}: an object is expected")
+        for name, member in self.members.items():
+            kind = member.of if isinstance(member, Maybe) else member
+            if name in value:
+                kind.check(value[name], f"{where}.{name}")
+            elif not isinstance(member, Maybe):
+                raise SchemaError(f"{where}.{name}: is missing")
+        if not self.is_open and (unknown := sorted(set(value) - set(self.members))):
+            raise SchemaError(f"{where}.{unknown[0]:.64}: is not known here")
