@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of `vm set`: KEY VALUE pairs, of which the inline filter takes all that follow."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+
+from pmuctl.errors import UsageError
+from pmuctl.manage.settings import FilterWords, Request
+from pmuctl.model.filter import Action
+
+KEYS = ("pmu", "counters", "filter")
+COUNTERS_MAX = 31
+
+FORM = "pmu PMU · counters N · filter default allow|deny [allow EVENTS|deny EVENTS]..."
+
+
+def parse_settings(words: Sequence[str]) -> Request:
+    """Read `pmu P counters N filter default deny allow EVENTS …`, each key at most once.
+
+    Raises UsageError, which names the word that is wrong.
+    """
+    found: dict[str, str] = {}
+    event_filter: FilterWords | None = None
+    rest = iter(words)
+    for key in rest:
+        if key not in KEYS:
+            near = get_close_matches(key, KEYS, n=1)
+            fix = f"did you mean {near[0]}?" if near else FORM
+            raise UsageError(f"{key}: not a setting of a VM", fix=fix)
+        if key in found or (key == "filter" and event_filter):
+            raise UsageError(f"{key} is given twice", fix=FORM)
+        if key == "filter":
+            event_filter = _parse_filter(list(rest))
+        else:
+            found[key] = _value(key, rest)
+    if not found and event_filter is None:
+        raise UsageError("a setting is missing", fix=FORM)
+    return Request(
+        pmu=found.get("pmu"), counters=_parse_counters(found.get("counters")), filter=event_filter
+    )
+
+
+def _value(key: str, rest: Iterator[str]) -> str:
+    value = next(rest, None)
+    if not value:
+        raise UsageError(f"{key}: its value is missing", fix=FORM)
+    return value
+
+
+def _parse_counters(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:9]) <= COUNTERS_MAX):
+        raise UsageError(
+            f"{text}: not a number of counters", why=f"PMCR_EL0.N holds 0-{COUNTERS_MAX}"
+        )
+    return int(text)
+
+
+def _parse_filter(words: Sequence[str]) -> FilterWords:
+    fix = "filter default allow|deny [allow EVENTS|deny EVENTS]..."
+    if words[:1] != ["default"]:
+        what = (
+            f"{words[0]}: not the beginning of a filter"
+            if words
+            else "filter: its rules are missing"
+        )
+        raise UsageError(what, why="a filter begins with its default", fix=fix)
+    default = _parse_action(words[1:2], fix)
+    rules = []
+    for index in range(2, len(words), 2):
+        action = _parse_action(words[index : index + 1], fix)
+        if index + 1 >= len(words):
+            raise UsageError(f"{action}: its events are missing", fix=fix)
+        rules.append((action, words[index + 1]))
+    return FilterWords(default=default, rules=tuple(rules))
+
+
+def _parse_action(word: Sequence[str], fix: str) -> Action:
+    try:
+        return Action(word[0])
+    except IndexError:
+        raise UsageError("default: allow or deny is missing", fix=fix) from None
+    except ValueError:
+        hint = " (the filter comes last)" if word[0] in KEYS else ""
+        raise UsageError(f"{word[0]}: allow or deny is expected{hint}", fix=fix) from None

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An error as a user reads it: what, why, the state things are left in, what to type next."""
+
+import json
+from typing import TextIO
+
+from pmuctl.errors import PmuctlError
+from pmuctl.render.text import printable
+
+
+def write_problem(error: PmuctlError, out: TextIO, *, as_json: bool = False) -> None:
+    """Write one error: a line each, or one JSON object on one line."""
+    if as_json:
+        body = {
+            "code": error.status.name.lower(),
+            "exit": int(error.status),
+            "object": error.subject,
+            "errno": error.errno,
+            "message": error.message,
+            "why": error.why,
+            "now": error.now,
+            "fix": error.fix,
+        }
+        out.write(json.dumps({"error": body}) + "\n")
+        return
+    head = f"{error.subject}: {error.message}" if error.subject else error.message
+    out.write(f"error: {printable(head)}\n")
+    for name, text in (("why", error.why), ("now", error.now), ("fix", error.fix)):
+        if text:
+            out.write(f"  {name}: {printable(text)}\n")

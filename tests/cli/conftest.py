@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line in process, on a captured machine, with fake VMMs behind true sockets."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pmuctl.cli.env import Env
+from pmuctl.cli.main import main
+from pmuctl.control.server import Server
+from pmuctl.host.procs import Procfs
+from pmuctl.host.sysfs import Sysfs
+from tests.fakes.vmm import FakeVm, fake_proc
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line left behind."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stdout.splitlines()
+
+
+@dataclass
+class Machine:
+    """A captured machine with a runtime directory of its own."""
+
+    root: Path
+    runtime: Path
+    proc: Path
+    stack: ExitStack
+    servers: dict[str, Server] = field(default_factory=dict)
+
+    def run(self, *argv: str, uid: int = 0) -> Ran:
+        """One command line on this machine."""
+        stdout, stderr = io.StringIO(), io.StringIO()
+        env = Env(
+            stdout=stdout,
+            stderr=stderr,
+            environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},
+            uid=uid,
+            procs=Procfs(self.proc),
+            live=Sysfs(self.root),
+        )
+        status = main(argv, env)
+        return Ran(int(status), stdout.getvalue(), stderr.getvalue())
+
+    def start(self, vm: FakeVm, path: Path | None = None) -> FakeVm:
+        """Serve a fake VM's control socket until the end of the test."""
+        server = Server(
+            vm,
+            path or self.runtime / f"{vm.name}.sock",
+            sysfs=Sysfs(self.root),
+            threads=vm.threads,
+        )
+        self.servers[vm.name] = self.stack.enter_context(server)
+        return vm
+
+
+@pytest.fixture
+def machine(tmp_path: Path, dump: Callable[[str], Path]) -> Iterator[Machine]:
+    """A host with two PMUs, of CPUs 0-1 and 2-3, types 10 and 11."""
+    proc = fake_proc(tmp_path / "proc", os.getpid(), tids=[1001, 1002])
+    with ExitStack() as stack:
+        yield Machine(dump("two-pmus-6.12"), tmp_path / "run", proc, stack)

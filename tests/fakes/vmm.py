@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VMM whose KVM is the model: the true server in front of pmuctl.model.vpmu."""
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pmuctl.control.server import VcpuStatus
+from pmuctl.host.threads import Threads
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.event import WIDEST_BITS
+from pmuctl.model.filter import Action, FilterRange
+from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, has_attr, run, set_attr
+from pmuctl.uapi.kvm_arm64 import (
+    KVM_ARM_VCPU_PMU_V3_FILTER,
+    KVM_ARM_VCPU_PMU_V3_INIT,
+    KVM_ARM_VCPU_PMU_V3_IRQ,
+    KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
+)
+
+
+class FakeThreads(Threads):
+    """Masks of threads that need not exist; `refuses` maps a thread to the errno it gives."""
+
+    def __init__(self, masks: Mapping[int, CpuSet]) -> None:
+        self.masks = dict(masks)
+        self.refuses: dict[int, int] = {}
+
+    def affinity(self, tid: int) -> CpuSet:
+        return self.masks[tid]
+
+    def place(self, tid: int, cpus: CpuSet) -> None:
+        if error := self.refuses.get(tid):
+            raise OSError(error, os.strerror(error))
+        self.masks[tid] = cpus
+
+
+class FakeVm:
+    """A `Door` of two vCPUs with the threads 1001 and 1002.
+
+    `calls` records what reached KVM as (attribute, value); `faults` maps an attribute to the
+    errno that KVM gives in spite of the model.
+    """
+
+    vmm = "fake"
+    uuid: str | None = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+
+    def __init__(
+        self,
+        name: str = "web1",
+        *,
+        counters: Mapping[int, int | None] | None = None,
+        has_pmu: bool = True,
+        has_nr_counters: bool = True,
+        event_bits: int = WIDEST_BITS,
+        cpus: str = "0-3",
+    ) -> None:
+        self.name = name
+        attributes = frozenset(ATTR_NAMES)
+        if not has_nr_counters:
+            attributes -= {KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS}
+        self.vpmu = Vpmu(
+            kernel=Kernel(
+                counters={10: 6, 11: 6} if counters is None else counters,
+                attributes=attributes,
+                event_bits=event_bits,
+            ),
+            vcpus=(Vcpu(has_pmu=has_pmu),) * 2,
+        )
+        self.threads = FakeThreads({1001: CpuSet.parse(cpus), 1002: CpuSet.parse(cpus)})
+        self.calls: list[tuple[str, object]] = []
+        self.faults: dict[str, int] = {}
+        self.ran = [False, False]
+
+    def vcpus(self) -> Sequence[VcpuStatus]:
+        return [
+            VcpuStatus(index=n, tid=1001 + n, initialised=its.initialised, has_run=self.ran[n])
+            for n, its in enumerate(self.vpmu.vcpus)
+        ]
+
+    def has_vpmu(self) -> bool:
+        return self.vpmu.vcpus[0].has_pmu
+
+    def event_bits(self) -> int | None:
+        return self.vpmu.kernel.event_bits
+
+    def counters_limit(self, pmu_type: int) -> int | None:
+        return self.vpmu.kernel.counters.get(pmu_type)
+
+    def has_attr(self, attr: int) -> bool:
+        return has_attr(self.vpmu, 0, attr) == 0
+
+    def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
+        value: int | FilterRange
+        if attr == KVM_ARM_VCPU_PMU_V3_FILTER:
+            base, nevents, action = struct.unpack("=HHB3x", payload)
+            value = FilterRange(base, nevents, Action.DENY if action else Action.ALLOW)
+        else:
+            value = struct.unpack("=i", payload)[0]
+        name = ATTR_NAMES[attr]
+        error = self.faults.get(name)
+        if not error:
+            error, self.vpmu = set_attr(self.vpmu, vcpu, attr, value)
+        if error:
+            raise OSError(error, os.strerror(error))
+        self.calls.append((name, value))
+
+    def initialise(self) -> None:
+        """What a VMM does once it goes on: IRQ and INIT on each vCPU."""
+        for n in range(len(self.vpmu.vcpus)):
+            for attr, value in ((KVM_ARM_VCPU_PMU_V3_IRQ, 23), (KVM_ARM_VCPU_PMU_V3_INIT, None)):
+                error, self.vpmu = set_attr(self.vpmu, n, attr, value)
+                assert error == 0
+
+    def run(self) -> None:
+        """Both vCPUs run."""
+        for n in range(len(self.vpmu.vcpus)):
+            error, self.vpmu = run(self.vpmu, n)
+            assert error == 0
+            self.ran[n] = True
+
+
+def fake_proc(root: Path, pid: int, *, holds_kvm: bool = True, tids: Sequence[int] = ()) -> Path:
+    """A procfs in which `pid` has a KVM VM open, or has not, and these threads."""
+    fds = root / str(pid) / "fd"
+    fds.mkdir(parents=True, exist_ok=True)
+    for old in fds.iterdir():
+        old.unlink()
+    (fds / "0").symlink_to("/dev/null")
+    if holds_kvm:
+        (fds / "9").symlink_to("anon_inode:kvm-vm")
+    for tid in tids:
+        (root / str(pid) / "task" / str(tid)).mkdir(parents=True, exist_ok=True)
+    return root
