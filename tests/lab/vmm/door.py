@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the control server gets to see of the VMM: the part that each VMM writes for itself."""
+
+from collections.abc import Sequence
+
+from pmuctl.control.door import VcpuStatus
+from pmuctl.host.kvm import probe_counters_limit
+from tests.lab.vmm.machine import Machine
+
+
+class MachineDoor:
+    """The server's Door to a Machine; called from the server's own thread.
+
+    `event_bits` is what pmuctl.host.kvm.probe_event_bits() said.
+    """
+
+    vmm = "reference-vmm"
+
+    def __init__(
+        self, machine: Machine, *, name: str, uuid: str | None, event_bits: int | None
+    ) -> None:
+        self.name = name
+        self.uuid = uuid
+        self._machine = machine
+        self._event_bits = event_bits
+
+    def vcpus(self) -> Sequence[VcpuStatus]:
+        """The vCPUs by index, as they are now."""
+        return [
+            VcpuStatus(
+                index=vcpu.index,
+                tid=vcpu.tid,
+                initialised=vcpu.initialised,
+                has_run=vcpu.has_run,
+            )
+            for vcpu in self._machine.vcpus
+        ]
+
+    def has_vpmu(self) -> bool:
+        """Whether the vCPUs have the PMUv3 feature."""
+        return self._machine.has_vpmu
+
+    def event_bits(self) -> int | None:
+        """Event numbers have 10 or 16 bits; None where that is not known."""
+        return self._event_bits
+
+    def has_attr(self, attr: int) -> bool:
+        """Whether this kernel has the KVM_ARM_VCPU_PMU_V3_ attribute for these vCPUs."""
+        return self._machine.has_attr(attr)
+
+    def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
+        """Set it on this vCPU, in its own thread; raises OSError as KVM says."""
+        self._machine.vcpus[vcpu].set_attr(attr, payload)
+
+    def counters_limit(self, pmu_type: int) -> int | None:
+        """What SET_NR_COUNTERS takes at most with this PMU: tried out on another VM."""
+        return probe_counters_limit(pmu_type)
