@@ -27,6 +27,10 @@ class Command(TyperCommand):
 class LazyGroup(TyperGroup):
     """The root group: it names the nouns from a table and imports the one that is used."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.commands: Any = dict.fromkeys(NOUNS)  # for "Did you mean …?"
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The nouns, in the order of the table."""
         return list(NOUNS)

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """From argv to the exit status: the one place where errors become words and numbers."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pmuctl.errors import ExitStatus, PmuctlError, UsageError
+from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 
 if TYPE_CHECKING:
     from pmuctl.cli.env import Env
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What only typer's printing of help lets through: all else that is written goes through Env."""
 
 
 def run() -> NoReturn:
@@ -65,6 +70,12 @@ def _dispatch(argv: Sequence[str], env: "Env") -> int:
         raise _usage_error(error) from None
     except typer.Abort:
         raise KeyboardInterrupt from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise OutputError(
+            "the result could not be written", why=error.strerror or str(error)
+        ) from error
     except SystemExit as end:
         # typer's own way out of a closed pipe, while it prints help
         from pmuctl.cli.env import PipeClosed

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """pmuctl vm: VMs with a control socket, and their PMU settings."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from pmuctl.cli.env import Env
 from pmuctl.cli.options import DEADLINE, Deadline, DryRun, Json, Quiet, Socket, Sysroot, Verbose
 from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.control.client import Client
+from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.settings import Done, release_vm, set_vm
 from pmuctl.manage.vms import find_vm, list_vms, read_vm
 from pmuctl.model.vm import Vm, Window
@@ -70,7 +72,7 @@ def vm_show(
         if env.as_json:
             write_document(env.command, {"vm": _as_json(its)}, out)
             return
-        write_record(_fields(its), out)
+        write_record(_fields(its, _event_names(its, env)), out)
         write_table(VCPU_COLUMNS, its.vcpus or (), out, indent="  ")
 
 
@@ -161,7 +163,15 @@ def _write_done(done: Done, env: Env, *, dry_run: bool) -> None:
                 out.write(f"{change.vm}  {change.key:8}  {change.outcome:9}  {change.value}\n")
 
 
-def _fields(vm: Vm) -> list[tuple[str, object]]:
+def _event_names(vm: Vm, env: Env) -> Mapping[str, int]:
+    """The names of the events of the VM's PMU; needed only where a filter names events."""
+    if vm.filter is None or vm.pmu is None:
+        return {}
+    pmus = scan_pmus(env.sysfs, [vm.pmu.name])
+    return pmus[0].events if pmus else {}
+
+
+def _fields(vm: Vm, names: Mapping[str, int]) -> list[tuple[str, object]]:
     window = str(vm.window)
     if vm.window is Window.SEALED and vm.by:
         window += f": {vm.by}" + (f", {ago(vm.since)} ago" if vm.since is not None else "")
@@ -180,7 +190,7 @@ def _fields(vm: Vm) -> list[tuple[str, object]]:
             "Counters",
             None if vm.counters is None else f"{vm.counters} ({vm.counters_origin})",
         ),
-        ("Filter", vm.filter and f"{vm.filter} ({vm.filter_origin})"),
+        ("Filter", vm.filter and f"{vm.filter.words(names)} ({vm.filter_origin})"),
         ("vCPUs", len(vm.vcpus or ())),
     ]
 

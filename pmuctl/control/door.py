@@ -11,17 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pmuctl.control.wire import Message
 from pmuctl.errors import PmuctlError, RefusedError
 from pmuctl.host.kvm import pack_filter, pack_nr_counters, pack_pmu
 from pmuctl.host.threads import Threads
-from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.filter import Action, EventFilter, FilterRange
-from pmuctl.model.plan import Current, Place, SetAttr, Step, Wanted, plan, refusal
+from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan, refusal
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -100,6 +99,8 @@ class Settings:
         self._filter: EventFilter | None = None
         self._allowed: EventSet | None = None
         self._seal: Seal | None = None
+        self._placed: dict[int, Place] = {}
+        """by thread id: where a thread was put, and where it was before the first time"""
 
     def seal(self, by: str) -> None:
         """The VMM goes on: from here on no setting is taken. `by` completes "sealed: …"."""
@@ -194,16 +195,23 @@ class Settings:
 
     def _current(self, wanted: Wanted) -> Current:
         vpmu = self._vpmu(wanted)
-        threads: dict[int, tuple[int, CpuSet]] = {}
+        threads: dict[int, Thread] = {}
         for vcpu in self._door.vcpus() if wanted.cpus else ():
             with suppress(OSError):  # a vCPU whose thread has ended stays on no CPU
-                threads[vcpu.index] = (vcpu.tid, self._threads.affinity(vcpu.tid))
+                threads[vcpu.index] = self._thread(vcpu.tid)
         return Current(
             vpmu=vpmu,
             pmu_is_set=self._pmu is not None,
             sealed_by=self._sealed_by(vpmu),
             threads=threads,
         )
+
+    def _thread(self, tid: int) -> Thread:
+        now = self._threads.affinity(tid)
+        placed = self._placed.get(tid)
+        # a mask that is still as pmuctl left it is no pin of the admin's
+        may = placed.before if placed and placed.cpus == now else now
+        return Thread(tid=tid, now=now, may=may)
 
     def _carry_out(self, steps: Sequence[Step], current: Current) -> None:
         done: list[Step] = []
@@ -212,6 +220,8 @@ class Settings:
             try:
                 if isinstance(step, Place):
                     self._threads.place(step.tid, step.cpus)
+                    may = current.threads[step.vcpu].may
+                    self._placed[step.tid] = replace(step, before=may)
                 else:
                     self._door.set_attr(step.vcpu, step.attr, _payload(step))
                     state = accepted(state, step.attr, step.value)

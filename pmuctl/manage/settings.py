@@ -157,7 +157,7 @@ def _done(
     if request.counters is not None:
         asked["counters"] = str(request.counters)
     if event_filter is not None:
-        asked["filter"] = str(event_filter)
+        asked["filter"] = event_filter.words(pmu.events)
     if pmu.cpus:
         asked[AFFINITY] = f"{pmu.cpus} (vCPU threads stay on the PMU's CPUs)"
     outcome = {"planned": "planned"}.get(answer["outcome"], "set")

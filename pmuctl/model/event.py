@@ -59,11 +59,7 @@ class EventSet:
         return self.mask.bit_count()
 
     def __str__(self) -> str:
-        """Codes and ranges as `parse_events` reads them, "0x0011,0x4000-0x403f"."""
-        return ",".join(
-            format_code(base) + (f"-{format_code(base + nevents - 1)}" if nevents > 1 else "")
-            for base, nevents in self.runs()
-        )
+        return format_events(self)
 
 
 NO_EVENTS = EventSet()
@@ -72,6 +68,22 @@ NO_EVENTS = EventSet()
 def format_code(event: int) -> str:
     """An event number as pmuctl prints it: 0x and at least four hexadecimal digits."""
     return f"0x{event:04x}"
+
+
+def format_events(events: EventSet, names: Mapping[str, int] | None = None) -> str:
+    """A set as `parse_events` reads it: codes and ranges, single events by name if they have one.
+
+    `names` maps names to codes, as for `parse_events`.
+    """
+    named = {code: name for name, code in (names or {}).items()}
+    words = []
+    for base, nevents in events.runs():
+        codes = range(base, base + nevents)
+        if nevents > 1 and not all(code in named for code in codes):
+            words.append(f"{format_code(base)}-{format_code(codes[-1])}")
+        else:
+            words += [named.get(code) or format_code(code) for code in codes]
+    return ",".join(words)
 
 
 def parse_events(text: str, names: Mapping[str, int], *, bits: int = WIDEST_BITS) -> EventSet:

@@ -5,12 +5,12 @@ Source: Documentation/virt/kvm/devices/vcpu.rst, 1.3 KVM_ARM_VCPU_PMU_V3_FILTER,
 kvm_arm_pmu_v3_set_attr() in arch/arm64/kvm/pmu-emul.c.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from pmuctl.model.event import NO_EVENTS, WIDEST_BITS, EventSet
+from pmuctl.model.event import NO_EVENTS, WIDEST_BITS, EventSet, format_events
 from pmuctl.uapi.kvm_arm64 import KVM_PMU_EVENT_ALLOW, KVM_PMU_EVENT_DENY
 
 NEVENTS_MAX = 0xFFFF
@@ -80,9 +80,14 @@ class EventFilter:
         return _ranges(self.exceptions, action)
 
     def __str__(self) -> str:
+        return self.words()
+
+    def words(self, names: Mapping[str, int] | None = None) -> str:
+        """The filter as `vm set` takes it; `names` maps the names of the PMU's events to codes."""
         if not self.exceptions:
             return f"default {self.default}"
-        return f"default {self.default} {self.default.opposite()} {self.exceptions}"
+        events = format_events(self.exceptions, names)
+        return f"default {self.default} {self.default.opposite()} {events}"
 
 
 def _ranges(events: EventSet, action: Action) -> tuple[FilterRange, ...]:

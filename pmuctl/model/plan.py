@@ -85,18 +85,30 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Thread:
+    """A vCPU's thread: the CPUs it is on now, and those it may be on.
+
+    They differ where the present mask is pmuctl's own work: then `may` is the mask before it.
+    """
+
+    tid: int
+    now: CpuSet
+    may: CpuSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Current:
     """A VM as its VMM knows it.
 
     `pmu_is_set` tells that `vpmu.pmu` was set rather than chosen by KVM, `sealed_by` says what
-    closed the window even where KVM would still take settings, `threads` maps a vCPU to the
-    thread id and CPU mask of its thread.
+    closed the window even where KVM would still take settings, `threads` maps a vCPU to its
+    thread.
     """
 
     vpmu: Vpmu
     pmu_is_set: bool = False
     sealed_by: str | None = None
-    threads: Mapping[int, tuple[int, CpuSet]]
+    threads: Mapping[int, Thread]
 
 
 def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
@@ -106,7 +118,6 @@ def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
     errno KVM would give, where the kernel's rules or the threads' masks do not allow all of it.
     """
     _check_known(current.vpmu, wanted)
-    places = tuple(_placing(current, wanted))
     calls = tuple(_calls(current, wanted))
     if calls and (current.sealed_by or is_sealed(current.vpmu)):
         raise sealed(calls[0].attribute, current.sealed_by)
@@ -115,7 +126,7 @@ def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
         error, state = set_attr(state, call.vcpu, call.attr, call.value)
         if error:
             raise refusal(call, error, state, current.sealed_by)
-    return places + calls
+    return (*_placing(current, wanted), *calls)
 
 
 def _check_known(vpmu: Vpmu, wanted: Wanted) -> None:
@@ -145,16 +156,17 @@ def _check_known(vpmu: Vpmu, wanted: Wanted) -> None:
 def _placing(current: Current, wanted: Wanted) -> Iterator[Place]:
     if wanted.cpus is None:
         return
-    for vcpu, (tid, mask) in sorted(current.threads.items()):
-        cpus = mask & wanted.cpus
+    for vcpu, thread in sorted(current.threads.items()):
+        cpus = thread.may & wanted.cpus
         if not cpus:
             raise PinnedError(
                 f"vCPU {vcpu} may not run on any CPU of {wanted.name}",
-                why=f"its thread {tid} is pinned to {mask}, that PMU's CPUs are {wanted.cpus}; "
+                why=f"its thread {thread.tid} is pinned to {thread.may}, "
+                f"that PMU's CPUs are {wanted.cpus}; "
                 "a pin is never widened",
             )
-        if cpus != mask:
-            yield Place(vcpu, tid, cpus, mask)
+        if cpus != thread.now:
+            yield Place(vcpu, thread.tid, cpus, thread.now)
 
 
 def _calls(current: Current, wanted: Wanted) -> Iterator[SetAttr]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -44,7 +45,12 @@ class Machine:
     def run(self, *argv: str, uid: int = 0) -> Ran:
         """One command line on this machine."""
         stdout, stderr = io.StringIO(), io.StringIO()
-        env = Env(
+        status = main(argv, self.env(stdout, stderr, uid=uid))
+        return Ran(int(status), stdout.getvalue(), stderr.getvalue())
+
+    def env(self, stdout: TextIO, stderr: TextIO, *, uid: int = 0) -> Env:
+        """The outside of a command on this machine."""
+        return Env(
             stdout=stdout,
             stderr=stderr,
             environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},
@@ -52,8 +58,6 @@ class Machine:
             procs=Procfs(self.proc),
             live=Sysfs(self.root),
         )
-        status = main(argv, env)
-        return Ran(int(status), stdout.getvalue(), stderr.getvalue())
 
     def start(self, vm: FakeVm, path: Path | None = None) -> FakeVm:
         """Serve a fake VM's control socket until the end of the test."""

@@ -71,9 +71,21 @@ def test_a_standing_filter_is_changed_by_the_difference(machine: Machine) -> Non
 def test_another_pmu_keeps_the_counters_that_were_asked_for(machine: Machine) -> None:
     vm = machine.start(FakeVm())
     machine.run("vm", "set", "web1", "pmu", A53, "counters", "3")
-    vm.threads.masks.update({1001: CpuSet.parse("0-3"), 1002: CpuSet.parse("0-3")})
     assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
     assert vm.vpmu.counters == 3
+
+
+def test_a_mask_that_pmuctl_made_is_no_pin(machine: Machine) -> None:
+    vm = machine.start(FakeVm(cpus="0-2"))
+    machine.run("vm", "set", "web1", "pmu", A53)
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+    assert vm.threads.masks == {1001: CpuSet.parse("2"), 1002: CpuSet.parse("2")}
+    assert machine.run("vm", "set", "web1", "pmu", A53).status == 0
+    assert vm.threads.masks[1001] == CpuSet.parse("0-1")
+    vm.threads.masks[1001] = CpuSet.parse("1")
+    status, text = refused(machine, "pmu", A72)
+    assert status == 9
+    assert "pinned to 1," in text
 
 
 def test_dry_run_prints_kernel_words_and_touches_nothing(machine: Machine) -> None:
@@ -140,14 +152,13 @@ def test_a_range_past_the_event_space(machine: Machine) -> None:
 def test_another_pmu_once_a_filter_stands(machine: Machine) -> None:
     vm = machine.start(FakeVm())
     machine.run("vm", "set", "web1", "pmu", A72, *ONLY_CYCLES)
-    vm.threads.masks.update({1001: CpuSet.parse("0-3"), 1002: CpuSet.parse("0-3")})
     calls = list(vm.calls)
     status, text = refused(machine, "pmu", A53)
     assert status == 5
     assert "EBUSY" in text
     assert "filter stands" in text
     assert vm.calls == calls
-    assert vm.threads.masks[1001] == CpuSet.parse("0-3")
+    assert vm.threads.masks[1001] == CpuSet.parse("2-3")
 
 
 def test_a_sealed_vm_says_why_and_what_to_do(machine: Machine) -> None:
@@ -298,7 +309,7 @@ def test_list_and_show(machine: Machine) -> None:
         "origin": "applied",
     }
     text = machine.run("vm", "show", "web2").stdout
-    assert "default deny allow 0x0011 (applied)" in text
+    assert "default deny allow cpu_cycles (applied)" in text
 
 
 def test_an_empty_list_is_still_one_object(machine: Machine) -> None:

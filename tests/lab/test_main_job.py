@@ -26,11 +26,19 @@ def pmceid0(report: dict[str, Any]) -> int:
     return int(report["pmceid0"], 16)
 
 
+@pytest.fixture(scope="module")
+def seen_without_pmuctl() -> dict[str, Reports]:
+    """What was seen, by kernel: it is the same for every test."""
+    return {}
+
+
 @pytest.fixture
-def without_pmuctl(lab: Lab) -> Reports:
+def without_pmuctl(lab: Lab, seen_without_pmuctl: dict[str, Reports]) -> Reports:
     """What the guest sees on CPUs 2-3 when nobody chooses."""
-    with reference_vm(lab, *MADE_ON_01, "--run-cpus", "2-3", "--no-socket") as vm:
-        return vm.reports()
+    if lab.kernel not in seen_without_pmuctl:
+        with reference_vm(lab, *MADE_ON_01, "--run-cpus", "2-3", "--no-socket") as vm:
+            seen_without_pmuctl[lab.kernel] = vm.reports()
+    return seen_without_pmuctl[lab.kernel]
 
 
 def test_pmu_list_shows_both_with_their_cpus(lab: Lab) -> None:

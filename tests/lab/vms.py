@@ -45,7 +45,12 @@ class ReferenceVm:
         """Wait for the end of a VM that goes on by itself; what its guest reported."""
         result = self.job.wait(BOOT_SECONDS)
         assert result.status == 0, result
-        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        return self.lines()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What its guest has reported so far."""
+        whole = self.job.raw("stdout").decode().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if "vcpu" in line]
 
     def _event(self, name: str) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom, read from the syntax tree: data flows one way, downwards."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("cli", "render", "manage", "launch", "control", "policy", "host", "model", "uapi")
+"""From the top: a room imports from the rooms below it, and from itself."""
+
+FOR_ALL = ("errors",)
+THIRD_PARTY = {"typer": {"cli"}, "rich": {"render"}, "pyudev": {"host"}}
+"""The one room that knows each library."""
+
+# values and rules read nothing
+FORBIDDEN = {"model": {"os", "subprocess", "socket", "pathlib", "threading", "time"}}
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "pmuctl").rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT / "pmuctl").parts
+    return parts[0] if len(parts) > 1 else parts[0].removesuffix(".py")
+
+
+def check(path: Path) -> Iterator[str]:
+    its = room(path)
+    for line, name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "pmuctl":
+            other = rest.partition(".")[0]
+            if other in (*FOR_ALL, "__version__"):
+                continue
+            if its not in LAYERS or other not in LAYERS:
+                yield f"{path}:{line}: {its} imports {name}"
+            elif LAYERS.index(other) < LAYERS.index(its):
+                yield f"{path}:{line}: {its} imports upwards: {name}"
+        elif top in FORBIDDEN.get(its, ()):
+            yield f"{path}:{line}: {its} imports {top}"
+        elif top not in sys.stdlib_module_names and its not in THIRD_PARTY.get(top, ()):
+            yield f"{path}:{line}: {its} imports {top}"
+
+
+def test_every_import_goes_downwards() -> None:
+    assert [fault for path in modules() for fault in check(path)] == []
+
+
+def test_the_rule_finds_what_it_forbids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that cannot fail would be no check."""
+    bad = {
+        "pmuctl/model/x.py": "import os\nfrom pmuctl.host.sysfs import Sysfs\n",
+        "pmuctl/host/y.py": "import rich\nimport typer\n",
+        "pmuctl/control/z.py": "from pmuctl.cli import env\n",
+    }
+    for name, text in bad.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    faults = [fault for path in modules() for fault in check(path)]
+    assert len(faults) == 5
+
+
+def test_modules_stay_small() -> None:
+    """Over 400 lines a file wants to be two rooms."""
+    sizes = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in modules()}
+    assert [f"{path}: {size}" for path, size in sizes.items() if size > 400] == []
