@@ -9,7 +9,7 @@ import typer
 from pmuctl.cli.app import NOUNS, Command, make_app
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import Json, Sysroot, Verbose
-from pmuctl.host.pmus import scan_other, scan_pmus
+from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.model.event import format_code
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.selector import match_pmus, select_pmu
@@ -40,9 +40,11 @@ def pmu_list(
     """List the CPU PMUs of this host, or those that are named."""
     base: Env = ctx.obj
     env = base.asked("pmu list", as_json=json, sysroot=sysroot, verbose=verbose)
-    pmus = scan_pmus(env.sysfs)
+    names = _scan_names(env)
+    pmus = scan_pmus(env.sysfs, names)
     if pmu:
-        chosen = [match_pmus(text, pmus) or [_select(text, pmus, env)] for text in pmu]
+        others = scan_other(env.sysfs, names)
+        chosen = [match_pmus(text, pmus) or [select_pmu(text, pmus, others)] for text in pmu]
         pmus = [its for its in pmus if any(its in some for some in chosen)]
     empty = "no CPU PMU: the kernel has registered no arm_pmu device here"
     env.write_rows("pmus", PMU_COLUMNS, pmus, empty=empty)
@@ -65,7 +67,8 @@ def pmu_show(
     """
     base: Env = ctx.obj
     env = base.asked("pmu show", as_json=json, sysroot=sysroot, verbose=verbose)
-    its = _select(pmu, scan_pmus(env.sysfs), env)
+    names = _scan_names(env)
+    its = select_pmu(pmu, scan_pmus(env.sysfs, names), scan_other(env.sysfs, names))
     with env.output() as out:
         if env.as_json:
             write_document(env.command, {"pmu": _as_json(its)}, out)
@@ -88,8 +91,11 @@ def pmu_show(
             write_table(EVENT_COLUMNS, list(its.events.items()), out, indent="  ")
 
 
-def _select(text: str, pmus: list[Pmu], env: Env) -> Pmu:
-    return select_pmu(text, pmus, scan_other(env.sysfs))
+def _scan_names(env: Env) -> tuple[str, ...]:
+    sources = scan_event_sources(env.sysfs)
+    if env.verbose:
+        env.say(f"{len(sources.names)} event sources, named by {sources.source}")
+    return sources.names
 
 
 def _as_json(pmu: Pmu) -> dict[str, object]:

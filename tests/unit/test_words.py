@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of `vm set`."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmuctl.cli.words import KEYS, parse_settings
+from pmuctl.errors import UsageError
+from pmuctl.manage.settings import FilterWords, Request
+from pmuctl.model.filter import Action
+
+ALLOW, DENY = Action.ALLOW, Action.DENY
+
+
+def test_keys_in_any_order_and_the_filter_last() -> None:
+    words = "counters 4 pmu a72 filter default deny allow cpu_cycles,0x8 deny 0x8".split()
+    rules = ((ALLOW, "cpu_cycles,0x8"), (DENY, "0x8"))
+    assert parse_settings(words) == Request(
+        pmu="a72", counters=4, filter=FilterWords(default=DENY, rules=rules)
+    )
+
+
+def test_a_default_alone_is_a_filter() -> None:
+    request = parse_settings(["filter", "default", "allow"])
+    assert request == Request(filter=FilterWords(default=ALLOW))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "a setting is missing"),
+        ("pmu", "pmu: its value is missing"),
+        ("pmu a pmu b", "pmu is given twice"),
+        ("pum a", "pum: not a setting"),
+        ("counters two", "not a number of counters"),
+        ("counters 32", "not a number of counters"),
+        ("counters -1", "not a number of counters"),
+        ("counters ٣", "not a number of counters"),
+        ("filter", "its rules are missing"),
+        ("filter basic", "not the beginning of a filter"),
+        ("filter default", "allow or deny is missing"),
+        ("filter default deny allow", "its events are missing"),
+        ("filter default deny allow a pmu b", "the filter comes last"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse_settings(text.split())
+
+
+@given(st.lists(st.sampled_from([*KEYS, "default", "allow", "deny", "0x11", "4", ""]) | st.text()))
+def test_any_words_give_a_request_or_a_usage_error(words: list[str]) -> None:
+    try:
+        request = parse_settings(words)
+    except UsageError:
+        return
+    assert request != Request()
