@@ -16,11 +16,14 @@ GetLab = Callable[[str, str], Lab]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder."""
+    """Mark every test of this folder, and keep those of one kernel with one worker's lab."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.lab)
+            call = getattr(item, "callspec", None)
+            kernel = call.params.get("lab", "newest") if call else "newest"
+            item.add_marker(pytest.mark.xdist_group(f"lab-{kernel}"))
 
 
 @pytest.fixture(scope="session")
