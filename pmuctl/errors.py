@@ -50,8 +50,18 @@ class PmuctlError(Exception):
         self.now = now
         self.fix = fix
         self.errno = errno
-        self.applied: tuple[str, ...] = ()
-        """What had been done before the refusal and stays so, in the kernel's words."""
+        self.applied: tuple[str, ...] | None = None
+        """What had been done before the refusal and stays so, in the kernel's words; None where
+        nobody said."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked pmuctl to end; `lost` is what it leaves unanswered, if anything."""
+
+    def __init__(self, status: ExitStatus) -> None:
+        super().__init__()
+        self.status = status
+        self.lost: PmuctlError | None = None
 
 
 class UsageError(PmuctlError):

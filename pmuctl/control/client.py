@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control socket's client: one connection, one deadline, and a check of who answers."""
 
+import itertools
 import os
 import socket
+import stat
 import struct
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +20,13 @@ from pmuctl.control.wire import Message, WireError
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,
+    PmuctlError,
     RefusedError,
+    Stopped,
     UnknownOutcomeError,
     UnreachableError,
     UnsupportedError,
+    UsageError,
 )
 from pmuctl.host.procs import Procfs
 
@@ -42,19 +47,29 @@ class Client:
     where this user may not connect, RefusedError where the peer is not what it should be.
     """
 
-    def __init__(self, entry: Entry, *, deadline: float, procs: Procfs) -> None:
-        """`deadline` is in seconds, for the whole exchange from here on."""
+    def __init__(
+        self,
+        entry: Entry,
+        *,
+        deadline: float,
+        procs: Procfs,
+        trace: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`deadline` is in seconds, for the whole exchange from here on.
+
+        `trace` is told every request as it is sent.
+        """
         self.entry = entry
         self.subject = entry.name or str(entry.path)
         self._seconds = deadline
         self._until = time.monotonic() + deadline
         self._procs = procs
         self._decoder = wire.Decoder()
-        self._inbox: deque[Message] = deque()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.trace: list[str] = []
+        self._tags = itertools.count(1)
+        self._trace = trace
 
     def __enter__(self) -> "Client":
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._connect()
             self.peer = self._check_peer()
@@ -75,42 +90,51 @@ class Client:
     def execute(self, name: str, arguments: Message | None = None) -> object:
         """One command and its answer, checked against the table of messages.
 
-        Raises what the peer's error class stands for, UnsupportedError where it does not know
-        the command, RefusedError for an answer that has not the form it should, and where no
-        answer comes UnknownOutcomeError for a command that changes something, else
-        UnreachableError.
+        Raises what the peer's error class stands for and UnsupportedError where it does not know
+        the command. Where it was sent and no answer comes, or one that has not the form it
+        should, raises UnknownOutcomeError for a command that changes something, else
+        UnreachableError or RefusedError. A signal meanwhile (Stopped) carries the former.
         """
         command = COMMANDS[name]
-        request: Message = {"execute": name, "id": f"pmuctl-{os.getpid()}"}
+        changes = command.changes and not (arguments or {}).get("dry-run")
+        request: Message = {"execute": name, "id": f"pmuctl-{os.getpid()}-{next(self._tags)}"}
         if arguments:
             request["arguments"] = arguments
-        self.trace.append(f"{name} {wire.encode(arguments or {}).decode().strip()}")
+        self._trace(f"{self.subject} <- {name} {wire.encode(arguments or {}).decode().strip()}")
         try:
             self._send(wire.encode(request))
+        except OSError as error:  # half a request does nothing
+            why = f"{name} could not be sent ({error.strerror or 'no time left'})"
+            raise self._unreachable(why) from error
+        try:
             reply = self._reply(request["id"])
+        except Stopped as stop:
+            if changes:
+                stop.lost = self._unknown(name, "pmuctl was stopped before an answer")
+            raise
         except TimeoutError:
             why = f"no answer in {self._seconds:g} s"
-            raise self._lost(name, why, changes=command.changes) from None
+            raise self._lost(name, why, changes=changes) from None
         except (OSError, EOFError) as error:
             why = "the connection was closed before an answer" + (
                 f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
             )
-            raise self._lost(name, why, changes=command.changes) from error
+            raise self._lost(name, why, changes=changes) from error
         except WireError as error:
-            raise self._lost(name, f"the answer is {error}", changes=command.changes) from error
+            raise self._malformed(name, str(error), changes=changes) from error
         if isinstance(problem := reply.get("error"), dict):
             raise self._problem(name, problem)
         try:
             command.result.check(reply.get("return"), "return")
         except SchemaError as error:
-            why = f"the answer is wrong: {error}"
-            raise self._lost(name, why, changes=command.changes) from error
+            raise self._malformed(name, str(error), changes=changes) from error
         return reply["return"]
 
     def _connect(self) -> None:
-        self._socket.settimeout(self._left())
         try:
-            self._socket.connect(os.fspath(self.entry.path))
+            self._try_connect()
+        except TimeoutError:
+            raise self._unreachable(f"no connection in {self._seconds:g} s") from None
         except FileNotFoundError:
             raise NotFoundError(
                 f"there is no socket {self.entry.path}", fix="pmuctl vm list"
@@ -127,7 +151,7 @@ class Client:
                 "its control socket is dead",
                 subject=self.subject,
                 why=f"nobody listens at {self.entry.path} (ECONNREFUSED): its VMM has ended",
-                fix=f"start the VM again, or remove {self.entry.path}",
+                fix="start the VM again: its VMM replaces a dead socket",
                 errno="ECONNREFUSED",
             ) from None
         except OSError as error:
@@ -138,15 +162,30 @@ class Client:
                 fix="check the VMM that should listen there",
             ) from None
 
+    def _try_connect(self) -> None:
+        if not stat.S_ISSOCK(os.stat(self.entry.path).st_mode):
+            raise UsageError(
+                f"{self.entry.path}: not a socket", fix="--socket takes a VMM's control socket"
+            )
+        while True:
+            self._socket.settimeout(self._left())
+            try:
+                self._socket.connect(os.fspath(self.entry.path))
+                return
+            except BlockingIOError:
+                # others wait to be accepted; for unix sockets a timeout does not cover this
+                time.sleep(min(0.01, self._left()))
+
     def _check_peer(self) -> Peer:
         size = struct.calcsize("3i")
         raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        peer = Peer(*struct.unpack("3i", raw))
+        peer = Peer(*struct.unpack("iII", raw))
         owner = self.entry.owner
         if owner is not None and peer.uid != owner:
             raise self._untrusted(f"its peer is uid {peer.uid}, its directory is uid {owner}'s")
         if peer.pid <= 0:
             raise self._untrusted("its peer is in another pid namespace")
+        self._started = self._procs.start_time(peer.pid)
         return peer
 
     def check_holds_kvm(self, *, strictly: bool) -> None:
@@ -155,6 +194,13 @@ class Client:
         Where this user may not look, a question may still be asked, a change (`strictly`) not.
         """
         held = self._procs.holds_kvm(self.peer.pid)
+        uid = self._procs.uid(self.peer.pid)
+        # who began to listen may be gone, and its pid another user's by now; root's is believed,
+        # for a VMM may have begun as root
+        if self.peer.uid != 0 and uid not in (None, self.peer.uid):
+            raise self._untrusted(
+                f"uid {self.peer.uid} began to listen there, process {self.peer.pid} is uid {uid}"
+            )
         if held is False:
             raise self._untrusted(f"process {self.peer.pid} that listens there has no VM open")
         if held is None and strictly:
@@ -166,8 +212,13 @@ class Client:
             )
 
     def threads(self) -> frozenset[int]:
-        """The thread ids of the peer: only these are believed to be its vCPUs' threads."""
-        return self._procs.threads(self.peer.pid)
+        """The thread ids of the peer: only these are believed to be its vCPUs' threads.
+
+        None where another process has its pid by now.
+        """
+        threads = self._procs.threads(self.peer.pid)
+        is_same = self._procs.start_time(self.peer.pid) == self._started
+        return threads if is_same else frozenset()
 
     def _untrusted(self, why: str) -> RefusedError:
         return RefusedError(
@@ -186,6 +237,8 @@ class Client:
             raise self._unreachable("the connection was closed before a greeting") from None
         except WireError as error:
             raise self._unreachable(f"it does not speak the protocol: {error}") from None
+        if isinstance(problem := greeting.get("error"), dict):
+            raise self._unreachable(f"it answers: {wire.peer_text(problem.get('desc'))}")
         if not isinstance(greeting.get("QMP"), dict):
             raise self._unreachable("it does not speak the protocol: no QMP greeting")
         self.execute("qmp_capabilities")
@@ -198,9 +251,20 @@ class Client:
             fix="check its VMM; --deadline SEC waits longer",
         )
 
-    def _lost(self, name: str, why: str, *, changes: bool) -> Exception:
-        if not changes:
-            return self._unreachable(why)
+    def _lost(self, name: str, why: str, *, changes: bool) -> PmuctlError:
+        return self._unknown(name, why) if changes else self._unreachable(why)
+
+    def _malformed(self, name: str, why: str, *, changes: bool) -> PmuctlError:
+        if changes:
+            return self._unknown(name, f"the answer is wrong: {why}")
+        return RefusedError(
+            f"its answer to {name} is wrong",
+            subject=self.subject,
+            why=why,
+            fix=f"look at what listens at {self.entry.path}",
+        )
+
+    def _unknown(self, name: str, why: str) -> UnknownOutcomeError:
         return UnknownOutcomeError(
             f"{name} was sent, its outcome is not known",
             subject=self.subject,
@@ -213,13 +277,13 @@ class Client:
             return UnsupportedError(
                 f"its VMM does not know {name}",
                 subject=self.subject,
-                why=str(problem.get("desc")),
+                why=wire.peer_text(problem.get("desc")),
             )
         return wire.error_from(problem, subject=self.subject)
 
     def _send(self, data: bytes) -> None:
         self._socket.settimeout(self._left())
-        self._socket.sendall(data)
+        self._socket.sendall(data, socket.MSG_NOSIGNAL)
 
     def _reply(self, tag: object) -> Message:
         while True:
@@ -231,13 +295,13 @@ class Client:
                 return message
 
     def _next(self) -> Message:
-        while not self._inbox:
+        while (message := self._decoder.next()) is None:
             self._socket.settimeout(self._left())
             data = self._socket.recv(1 << 16)
             if not data:
                 raise EOFError
-            self._inbox.extend(self._decoder.feed(data))
-        return self._inbox.popleft()
+            self._decoder.feed(data)
+        return message
 
     def _left(self) -> float:
         left = self._until - time.monotonic()

@@ -7,12 +7,13 @@ import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pmuctl.control.messages import VM_NAME
-from pmuctl.errors import DeniedError, RefusedError, UsageError
+from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
 
 PATH_RUN = Path("/run/pmuctl")
@@ -20,6 +21,12 @@ PATH_USERS = Path("/run/user")
 SUFFIX = ".sock"
 SUN_PATH_MAX = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the terminating zero (unix(7))."""
+LISTEN_BACKLOG = 16
+LOCK_SECONDS = 5.0
+"""How long to wait for others that make or remove a socket in the same directory."""
+
+_UID = re.compile(r"0|[1-9][0-9]{0,9}")
+_RECORD = re.compile(rb"([0-9]{1,10}) ([0-9]{1,20})\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,13 @@ def own_dir(environ: Mapping[str, str], uid: int) -> Path:
     )
 
 
+def file_name(name: str) -> str:
+    """The file name of a VM's socket; raises UsageError for what may not be a VM's name."""
+    if not VM_NAME.fullmatch(name):
+        raise UsageError(f"{name}: not a name for a VM", why=f"it must match {VM_NAME.pattern}")
+    return name + SUFFIX
+
+
 def scan_sockets(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
 ) -> list[Entry]:
@@ -58,9 +72,8 @@ def scan_sockets(
         return list(_entries(Path(named)))
     found = list(_entries(run))
     if uid == 0:
-        for directory in _listdir(users):
-            if directory.isdigit():
-                found += _entries(users / directory / "pmuctl", int(directory))
+        for directory in filter(_UID.fullmatch, _listdir(users)):
+            found += _entries(users / directory / "pmuctl", int(directory))
     elif runtime := environ.get("XDG_RUNTIME_DIR"):
         found += _entries(Path(runtime) / "pmuctl", uid)
     return sorted(found, key=lambda entry: (entry.name or "", str(entry.path)))
@@ -92,51 +105,129 @@ def _entries(directory: Path, owner: int | None = None) -> Iterator[Entry]:
 
 @contextlib.contextmanager
 def claim(
-    path: Path, *, group: str = "kvm", procs: Procfs | None = None
+    path: Path,
+    *,
+    group: str = "kvm",
+    procs: Procfs | None = None,
+    patience: float = LOCK_SECONDS,
 ) -> Iterator[socket.socket]:
     """A listening socket at `path`, gone again at the end.
 
     Its directory is made on first use (0755). The socket is 0660 root:`group` where this is root
     and that group exists, else 0600. A socket that a dead process left behind is replaced; one
-    that answers, or whose process (pid and start time beside it) still lives, is not. Raises
-    UsageError for a path that cannot be a socket's, RefusedError for one that is taken,
-    DeniedError where the directory does not let this user write.
+    that answers, or whose process (pid and start time beside it) still lives, is not. `patience`
+    is how many seconds to wait for others that do the same in that directory. Raises UsageError
+    for a path that cannot be a socket's, RefusedError for one that is taken or that cannot be
+    made, DeniedError where the directory does not let this user write.
     """
     if len(os.fsencode(path)) > SUN_PATH_MAX:
         raise UsageError(f"{path}: too long for a socket", why=f"at most {SUN_PATH_MAX} bytes")
-    procs = procs or Procfs()
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with _lock(path.parent):
-            _clear_stale(path, procs)
-            listener = _bind(path, group)
-            its = path.lstat()
-            _record(path).write_text(f"{os.getpid()} {procs.start_time(os.getpid())}\n")
-    except PermissionError as error:
-        raise DeniedError(f"{path}: {error.strerror}", fix="set PMUCTL_RUNTIME_DIR") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            _make_directory(path.parent)
+            with _lock(path.parent, patience):
+                listener = _bind(path, stack, group, procs or Procfs(), patience)
+        except OSError as error:
+            raise _unusable(path, error) from error
         yield listener
+
+
+def _unusable(path: Path, error: OSError) -> PmuctlError:
+    cls = DeniedError if isinstance(error, PermissionError) else RefusedError
+    return cls(
+        f"{path}: a socket cannot be made there",
+        why=f"{error.filename or path}: {error.strerror or error}",
+        fix="set PMUCTL_RUNTIME_DIR, or name a socket elsewhere",
+    )
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return
+    # whatever the umask is; by descriptor, for the name may be a link by now
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, 0o755)
     finally:
-        listener.close()
-        with contextlib.suppress(OSError), _lock(path.parent):
-            now = path.lstat()
-            if (now.st_dev, now.st_ino) == (its.st_dev, its.st_ino):
-                path.unlink()
-                _record(path).unlink(missing_ok=True)
+        os.close(fd)
 
 
 @contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def _lock(directory: Path, patience: float) -> Iterator[None]:
     fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        # no wait without end: where others may write, they may hold the lock for ever
+        until = time.monotonic() + patience
+        while not _try_lock(fd):
+            if time.monotonic() >= until:
+                raise RefusedError(f"{directory} is locked", why=f"for {patience:g} s and more")
+            time.sleep(0.01)
         yield
     finally:
         os.close(fd)
 
 
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _bind(
+    path: Path, stack: contextlib.ExitStack, group: str, procs: Procfs, patience: float
+) -> socket.socket:
+    """With the lock held, the socket; `stack` takes what there is to undo of it."""
+    _clear_stale(path, procs)
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    # bind() gives the file this mode, so it is never open to others, not for a moment
+    os.fchmod(listener.fileno(), 0o600)
+    listener.bind(os.fspath(path))
+    its = path.lstat()
+    stack.callback(_remove, path, its, patience)
+    _open_to_group(path, its, group)
+    _write_record(path, procs)
+    listener.listen(LISTEN_BACKLOG)
+    return listener
+
+
+def _open_to_group(path: Path, its: os.stat_result, group: str) -> None:
+    """Give the socket its group and mode, whatever the umask is."""
+    # by descriptor: in another user's directory the name may lead elsewhere by now
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not os.path.samestat(os.fstat(fd), its) or not stat.S_ISSOCK(its.st_mode):
+            raise RefusedError(f"{path} was replaced while it was made")
+        opened = f"/proc/self/fd/{fd}"
+        gid = _group_id(group) if os.geteuid() == 0 else None
+        if gid is not None:
+            os.chown(opened, 0, gid)
+        os.chmod(opened, 0o600 if gid is None else 0o660)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path, its: os.stat_result, patience: float) -> None:
+    with contextlib.suppress(OSError, RefusedError), _lock(path.parent, patience):
+        # no other socket has its inode number as long as the listener is open
+        if os.path.samestat(path.lstat(), its):
+            path.unlink()
+            _record(path).unlink(missing_ok=True)
+
+
 def _record(path: Path) -> Path:
     return path.with_name(path.name + ".pid")
+
+
+def _write_record(path: Path, procs: Procfs) -> None:
+    record = _record(path)
+    record.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(record, flags, 0o644), "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()} {procs.start_time(os.getpid())}\n")
 
 
 def _clear_stale(path: Path, procs: Procfs) -> None:
@@ -163,28 +254,15 @@ def _clear_stale(path: Path, procs: Procfs) -> None:
 
 def _recorded_process(path: Path, procs: Procfs) -> int | None:
     try:
-        match = re.fullmatch(r"([0-9]{1,10}) ([0-9]{1,20})\n", _record(path).read_text())
-    except (OSError, UnicodeDecodeError):
+        # whatever lies there: no link is followed, a fifo is not waited for
+        fd = os.open(_record(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            match = _RECORD.fullmatch(file.read(64) or b"")
+    except OSError:
         return None
     if match and procs.start_time(int(match[1])) == int(match[2]):
         return int(match[1])
     return None
-
-
-def _bind(path: Path, group: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        # bind() gives the file this mode, so it is never open to others, not for a moment
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(os.fspath(path))
-        if os.geteuid() == 0 and (gid := _group_id(group)) is not None:
-            os.chown(path, 0, gid, follow_symlinks=False)
-            path.chmod(0o660)
-        listener.listen(16)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _group_id(name: str) -> int | None:

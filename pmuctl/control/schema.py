@@ -60,6 +60,8 @@ class Str:
             raise SchemaError(f"{where}: a text is expected")
         if len(value) > self.most:
             raise SchemaError(f"{where}: longer than {self.most} characters")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise SchemaError(f"{where}: has half a surrogate pair")
         if self.words and value not in self.words:
             raise SchemaError(f"{where}: one of {', '.join(self.words)} is expected")
         if self.form and not self.form.fullmatch(value):

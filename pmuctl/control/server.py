@@ -13,24 +13,21 @@ import contextlib
 import os
 import selectors
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from pmuctl import __version__
-from pmuctl.control import registry, wire
-from pmuctl.control.door import ApplyError, Door, Settings, VcpuStatus, filter_from
-from pmuctl.control.messages import COMMANDS
-from pmuctl.control.schema import SchemaError
+from pmuctl.control import registry
+from pmuctl.control.connection import Connection
+from pmuctl.control.dispatch import Dispatcher
+from pmuctl.control.door import Door, VcpuStatus
+from pmuctl.control.settings import Settings
 from pmuctl.control.wire import Message, WireError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
-from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.plan import SetAttr, Step, Wanted
 
 __all__ = ["Door", "Server", "VcpuStatus"]
 
@@ -38,26 +35,7 @@ CLIENTS_MAX = 16
 READERS_MAX = 8
 """Clients that may only read: fewer, so that they cannot keep out who may change things."""
 STALL_SECONDS = 5.0
-STEPS_TOLD = 1000
-BACKLOG_MAX = wire.MESSAGE_MAX
-
-
-class Client:
-    """One connection, and what is known of it."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(0)
-        self.connection = connection
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-        )
-        self.pid, self.uid, self.gid = struct.unpack("3i", credentials)
-        self.may_change = self.uid in (0, os.geteuid())
-        self.decoder = wire.Decoder()
-        self.backlog = bytearray()
-        self.is_ready = False
-        self.is_leaving = False
-        self.stalled_since: float | None = None
+"""How long a client may leave a request half sent, or an answer unread."""
 
 
 class Server:
@@ -70,39 +48,45 @@ class Server:
         *,
         sysfs: Sysfs | None = None,
         threads: Threads | None = None,
+        stall: float = STALL_SECONDS,
     ) -> None:
         """`path` is the socket's; by default NAME.sock in this user's runtime directory.
 
-        Entering the context raises what registry.claim() and registry.own_dir() raise.
+        `stall` is how many seconds a client may leave a request half sent, or an answer unread.
+        Entering the context raises what registry.claim() and registry.own_dir() raise, and
+        UsageError for a VM whose name is none.
         """
-        self._path = path or (
-            registry.own_dir(os.environ, os.geteuid()) / (door.name + registry.SUFFIX)
-        )
+        self._door = door
+        self._path = path
+        self._stall = stall
         its_sysfs = sysfs or Sysfs()
         self.settings = Settings(
             door,
             lambda: {p.type: p.name for p in scan_pmus(its_sysfs) if p.type is not None},
             threads or Threads(),
         )
-        self._clients: list[Client] = []
-        self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._thread = threading.Thread(target=self._serve, name="pmuctl-control", daemon=True)
-        self._stack = contextlib.ExitStack()
+        self._dispatcher = Dispatcher(self.settings, self._broadcast)
+        self._connections: list[Connection] = []
+        self._wake_write: socket.socket | None = None
         self._ending = False
-        self._commands: dict[str, Callable[[Message], object]] = {
-            "query-commands": lambda _: [{"name": name} for name in COMMANDS],
-            "query-pmu": lambda _: self.settings.query(),
-            "pmu-apply": self._apply,
-            "pmu-release": self._release,
-        }
+        self._has_told_sealed = False
 
     def __enter__(self) -> "Server":
-        self._listener = self._stack.enter_context(registry.claim(self._path))
-        self._listener.settimeout(0)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._thread.start()
+        with contextlib.ExitStack() as stack:
+            file = registry.file_name(self._door.name)
+            path = self._path or registry.own_dir(os.environ, os.geteuid()) / file
+            self._listener = stack.enter_context(registry.claim(path))
+            self._listener.settimeout(0)
+            self._selector = stack.enter_context(selectors.DefaultSelector())
+            wake_read, self._wake_write = socket.socketpair()
+            for end in (wake_read, self._wake_write):
+                stack.enter_context(end).settimeout(0)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self._selector.register(wake_read, selectors.EVENT_READ, lambda: wake_read.recv(4096))
+            thread = threading.Thread(target=self._serve, name="pmuctl-control", daemon=True)
+            thread.start()
+            stack.callback(self._end, thread)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -111,217 +95,145 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._ending = True
-        self._wake_write.send(b"\0")
-        self._thread.join()
         self._stack.close()
-        self._selector.close()
-        self._wake_read.close()
-        self._wake_write.close()
 
     def seal(self, by: str) -> None:
         """The VMM goes on without waiting; `by` says why, as in "sealed: it did not wait"."""
         self.settings.seal(by)
+        self._wake()
 
     def wait_for_release(self, timeout: float | None = None) -> bool:
         """Keep the window open until a client releases the VM; False after `timeout` seconds.
 
-        Either way the window is closed when this returns.
+        False, too, where the VMM has sealed it. Either way it is closed when this returns.
         """
-        released = self.settings.released.wait(timeout)
-        self.settings.seal("it was not released in time")
-        return released
+        self.settings.closed.wait(timeout)
+        self.seal("it was not released in time")
+        return self.settings.released.is_set()
+
+    def _end(self, thread: threading.Thread) -> None:
+        self._ending = True
+        self._wake()
+        thread.join()
+
+    def _wake(self) -> None:
+        if self._wake_write is not None:
+            # a full pipe wakes as well, and after the context there is nobody to wake
+            with contextlib.suppress(OSError):
+                self._wake_write.send(b"\0")
 
     def _serve(self) -> None:
         while not self._ending:
-            for key, events in self._selector.select(self._next_timeout()):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif isinstance(key.data, Client) and key.data in self._clients:
-                    if events & selectors.EVENT_WRITE:
-                        self._flush(key.data)
-                    if events & selectors.EVENT_READ:
-                        self._receive(key.data)
-            self._drop_stalled()
+            queued = [c for c in self._connections if c.may_have_more and not c.has_output]
+            ready = self._selector.select(0 if queued else self._time_left())
+            now = time.monotonic()
+            turns = dict.fromkeys(queued, False)
+            for key, events in ready:
+                if isinstance(key.data, Connection):
+                    turns[key.data] = bool(events & selectors.EVENT_READ)
+            for connection, is_readable in turns.items():
+                self._take_turn(connection, is_readable=is_readable)
+            # only now, for those who have left make room
+            for key, _ in ready:
+                if not isinstance(key.data, Connection):
+                    key.data()
+            self._tell_sealed()
+            # by the time before the turns: what came during a long one was not yet looked at
+            self._drop_stalled(now)
+        self._tell_sealed()
         self._broadcast("VM_EXITED", {})
-        for client in list(self._clients):
-            self._drop(client)
+        for connection in list(self._connections):
+            self._drop(connection)
 
-    def _next_timeout(self) -> float | None:
-        waits = [c.stalled_since for c in self._clients if c.stalled_since is not None]
-        return max(0.0, min(waits) + STALL_SECONDS - time.monotonic()) if waits else None
+    def _time_left(self) -> float | None:
+        since = [c.owes_since for c in self._connections if c.owes_since is not None]
+        return max(0.0, min(since) + self._stall - time.monotonic()) if since else None
 
-    def _drop_stalled(self) -> None:
-        for client in list(self._clients):
-            since = client.stalled_since
-            if since is None or time.monotonic() - since < STALL_SECONDS:
+    def _drop_stalled(self, now: float) -> None:
+        for connection in list(self._connections):
+            since = connection.owes_since
+            if since is None or now - since < self._stall:
                 continue
-            if client.is_leaving:
-                self._drop(client)
+            if connection.has_output:
+                self._drop(connection)
             else:
-                self._fail(client, "a request was begun and not ended in time")
+                self._dismiss(connection, "a request was begun and not ended in time")
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return
-        client = Client(connection)
-        readers = sum(not its.may_change for its in self._clients)
-        if len(self._clients) >= CLIENTS_MAX or (not client.may_change and readers >= READERS_MAX):
-            connection.close()
-            return
-        self._clients.append(client)
-        self._selector.register(connection, selectors.EVENT_READ, client)
-        self._send(client, {"QMP": {"version": {"pmuctl": __version__}, "capabilities": []}})
-
-    def _receive(self, client: Client) -> None:
-        if client.is_leaving:
-            self._drop(client)
-            return
-        try:
-            data = client.connection.recv(1 << 16)
+            connection = Connection(self._listener.accept()[0])
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
-            self._drop(client)
+            # the process is out of descriptors: the client goes on waiting, this must not spin
+            time.sleep(0.05)
+            return
+        readers = sum(not its.may_change for its in self._connections)
+        is_full = len(self._connections) >= CLIENTS_MAX
+        self._connections.append(connection)
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        if is_full or (not connection.may_change and readers >= READERS_MAX):
+            self._dismiss(connection, "too many clients")
+        else:
+            greeting = {"version": {"pmuctl": __version__}, "capabilities": []}
+            self._send(connection, {"QMP": greeting})
+
+    def _take_turn(self, connection: Connection, *, is_readable: bool) -> None:
+        """Serve one request at most: many at once from one client must not hold up the others."""
+        if connection not in self._connections:
             return
         try:
-            for request in client.decoder.feed(data):
-                self._send(client, self._answer(client, request))
-                if client not in self._clients:
-                    return
+            connection.flush()
+            if not connection.has_output and not connection.is_leaving:
+                request = connection.next_request()
+                if request is None and is_readable:
+                    connection.receive()
+                    request = connection.next_request()
+                if request is not None:
+                    self._send(connection, self._dispatcher.answer(request, connection))
         except WireError as error:
-            self._fail(client, str(error))
-            return
-        if not client.decoder.is_inside:
-            client.stalled_since = None
-        elif client.stalled_since is None:
-            client.stalled_since = time.monotonic()
+            self._dismiss(connection, str(error))
+        except (OSError, EOFError):
+            self._drop(connection)
+        else:
+            self._watch(connection)
 
-    def _answer(self, client: Client, request: Message) -> Message:
-        tag = {"id": request["id"]} if "id" in request else {}
-        name, arguments = request.get("execute"), request.get("arguments", {})
-        unknown = sorted(set(request) - {"execute", "arguments", "id"})
-        if not isinstance(name, str) or unknown:
-            return tag | _error("GenericError", "a request has execute, arguments and id only")
-        if not client.is_ready and name != "qmp_capabilities":
-            return tag | _error("CommandNotFound", "qmp_capabilities is expected first")
-        if name == "qmp_capabilities" and client.is_ready:
-            return tag | _error("CommandNotFound", "qmp_capabilities was given already")
-        command = COMMANDS.get(name)
-        if command is None:
-            return tag | _error("CommandNotFound", f"there is no command {name!a:.80}")
-        try:
-            command.arguments.check(arguments, "arguments")
-        except SchemaError as error:
-            return tag | _error("GenericError", str(error))
-        if command.changes and not client.may_change:
-            why = f"uid {client.uid} is neither root nor the user of this VM's process"
-            return tag | _error("NotPermitted", f"{name} is not permitted", why=why)
-        if name == "qmp_capabilities":
-            client.is_ready = True
-            return tag | {"return": {}}
-        assert isinstance(arguments, dict)
-        try:
-            return tag | {"return": self._commands[name](arguments)}
-        except ApplyError as refused:
-            return tag | {"error": self._refused(refused)}
-        except Exception as bug:  # the VM must outlive a fault of ours, and the admin hear of it
-            return tag | _error("GenericError", f"a bug in the server: {bug!r}")
-
-    def _apply(self, arguments: Message) -> Message:
-        cpus, wanted_filter = arguments.get("cpus"), arguments.get("filter")
-        counters = arguments.get("counters")
-        wanted = Wanted(
-            type=int(str(arguments["type"])),
-            name=str(arguments["name"]),
-            counters=counters if isinstance(counters, int) else None,
-            filter=filter_from(wanted_filter) if isinstance(wanted_filter, dict) else None,
-            cpus=CpuSet.of(cpus) if isinstance(cpus, list) else None,
-        )
-        dry_run = bool(arguments.get("dry-run"))
-        done = self.settings.apply(wanted, dry_run=dry_run)
-        steps = _step_messages(done, "planned" if dry_run else "done")
-        if steps and not dry_run:
-            self._broadcast("PMU_APPLIED", {"steps": steps})
-        outcome = "unchanged" if not steps else "planned" if dry_run else "set"
-        return {"outcome": outcome, "steps": steps}
-
-    def _refused(self, refused: ApplyError) -> Message:
-        applied = _step_messages(refused.applied, "done")
-        step = refused.step.words() if refused.step else None
-        message = wire.error_message(refused.cause, {"step": step, "applied": applied})
-        self._broadcast("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
-        return message
-
-    def _release(self, _: Message) -> Message:
-        if not self.settings.release():
-            return {"outcome": "unchanged"}
-        self._broadcast("PMU_WINDOW", {"window": "sealed", "by": "it was released"})
-        return {"outcome": "released"}
+    def _tell_sealed(self) -> None:
+        if self.settings.closed.is_set() and not self._has_told_sealed:
+            self._has_told_sealed = True
+            data: Message = {"window": "sealed", "by": self.settings.closed_by}
+            self._broadcast("PMU_WINDOW", data)
 
     def _broadcast(self, event: str, data: Message) -> None:
         now = time.time()
         stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
-        for client in list(self._clients):
-            if client.is_ready:
-                self._send(client, {"event": event, "data": data, "timestamp": stamp})
+        for connection in list(self._connections):
+            if connection.is_ready and not connection.is_leaving:
+                self._send(connection, {"event": event, "data": data, "timestamp": stamp})
 
-    def _fail(self, client: Client, why: str) -> None:
+    def _dismiss(self, connection: Connection, why: str) -> None:
         """Say what is wrong and close the connection: the stream cannot be followed any more."""
-        client.is_leaving = True
-        client.stalled_since = time.monotonic()
-        self._send(client, _error("GenericError", why))
+        connection.is_leaving = True
+        self._send(connection, {"error": {"class": "GenericError", "desc": why}})
 
-    def _send(self, client: Client, message: Message) -> None:
-        client.backlog += wire.encode(message)
-        if len(client.backlog) > BACKLOG_MAX:
-            self._drop(client)
-        else:
-            self._flush(client)
-
-    def _flush(self, client: Client) -> None:
-        if client not in self._clients:
-            return
+    def _send(self, connection: Connection, message: Message) -> None:
         try:
-            while client.backlog:
-                del client.backlog[: client.connection.send(client.backlog)]
-        except BlockingIOError:
-            pass
+            connection.send(message)
         except OSError:
-            self._drop(client)
-            return
-        if client.is_leaving:
-            self._drop(client)
-            return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.backlog else 0)
-        self._selector.modify(client.connection, events, client)
+            self._drop(connection)
+        else:
+            self._watch(connection)
 
-    def _drop(self, client: Client) -> None:
-        if client in self._clients:
-            self._clients.remove(client)
-            self._selector.unregister(client.connection)
-            client.connection.close()
+    def _watch(self, connection: Connection) -> None:
+        """Wait for what can come next of this client, which may be nothing."""
+        if connection.is_leaving and not connection.has_output:
+            self._drop(connection)
+        elif connection in self._connections:
+            events = selectors.EVENT_WRITE if connection.has_output else selectors.EVENT_READ
+            self._selector.modify(connection.socket, events, connection)
 
-
-def _error(name: str, desc: str, *, why: str | None = None) -> Message:
-    return {"error": {"class": name, "desc": desc, "data": {"why": why, "errno": None}}}
-
-
-def _step_messages(steps: Sequence[Step], outcome: str) -> list[Message]:
-    """Steps as they are told; of very many (all of them filter ranges) the first ones only."""
-    told: list[Message] = [
-        {
-            "attribute": step.attribute if isinstance(step, SetAttr) else "affinity",
-            "words": step.words(),
-            "outcome": outcome,
-        }
-        for step in steps[:STEPS_TOLD]
-    ]
-    if more := len(steps) - len(told):
-        words = f"… and {more} more FILTER ranges"
-        told.append({"attribute": "FILTER", "words": words, "outcome": outcome})
-    return told
+    def _drop(self, connection: Connection) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._selector.unregister(connection.socket)
+            connection.socket.close()

@@ -18,6 +18,12 @@ EVENT_CODE_LIMIT = 1 << 16
 PERF_TYPE_LIMIT = 1 << 31
 """perf_pmu_register() hands out non-negative ints (idr_alloc(), kernel/events/core.c)."""
 
+ATTRIBUTE_LIMIT = 4096
+"""Bytes: an event, format or cap is one short line."""
+
+ENTRIES_LIMIT = 4096
+"""More events than any PMU names, and a bound on what a hostile tree costs."""
+
 # The names of kernel attributes and PMUs; no control bytes, no path
 _NAME = re.compile(r"(?!\.{1,2}$)[!-.0-~]{1,255}")
 
@@ -131,8 +137,8 @@ def _read_type(sysfs: Sysfs, name: str) -> int | None:
 def _read_texts(sysfs: Sysfs, directory: str) -> list[tuple[str, str]]:
     """The files of a directory, name and stripped text; those not plain printable left out."""
     texts = (
-        (name, sysfs.read_text(f"{directory}/{name}"))
-        for name in sysfs.entries(directory)
+        (name, sysfs.read_text(f"{directory}/{name}", limit=ATTRIBUTE_LIMIT))
+        for name in sysfs.entries(directory)[:ENTRIES_LIMIT]
         if _NAME.fullmatch(name)
     )
     stripped = ((name, text.strip(" \n")) for name, text in texts if text is not None)

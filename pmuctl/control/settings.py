@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PMU settings of one VM, kept by its VMM: what was applied, and the transaction that applies.
+
+KVM cannot be asked for the PMU or the filter of a VM, and takes them only from the VMM itself, so
+this object is the one place that knows.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from pmuctl.control.door import Door, filter_message
+from pmuctl.control.wire import Message
+from pmuctl.errors import NotFoundError, PmuctlError, RefusedError
+from pmuctl.host.kvm import pack_filter, pack_nr_counters, pack_pmu
+from pmuctl.host.threads import Threads
+from pmuctl.model.event import WIDEST_BITS, EventSet
+from pmuctl.model.filter import Action, EventFilter, FilterRange
+from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan, refusal
+from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
+from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
+
+
+class ApplyError(Exception):
+    """A refusal, the step that met it, and what had been applied before and stays so."""
+
+    def __init__(self, cause: PmuctlError, step: Step | None, applied: Sequence[Step]) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
+        self.step = step
+        self.applied = tuple(applied)
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What closed the window, and when (seconds since the epoch)."""
+
+    by: str
+    since: int
+
+
+class Settings:
+    """The settings of one VM; every method may be called from any thread."""
+
+    def __init__(
+        self, door: Door, pmus: Callable[[], Mapping[int, str]], threads: Threads
+    ) -> None:
+        """`pmus` gives the host's CPU PMUs, perf type to name; asked anew each time."""
+        self.closed = threading.Event()
+        """Set once the window is closed, whoever closed it."""
+        self.released = threading.Event()
+        """Set where it was a client that did, with `release`."""
+        self._door = door
+        self._pmus = pmus
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._pmu: tuple[int, str] | None = None
+        self._counters: int | None = None
+        self._filter: EventFilter | None = None
+        self._allowed: EventSet | None = None
+        self._seal: Seal | None = None
+        self._placed: dict[int, Place] = {}
+        """by thread id: where a thread was put, and where it was before the first time"""
+
+    def seal(self, by: str) -> None:
+        """The VMM goes on: from here on no setting is taken. `by` completes "sealed: …"."""
+        with self._lock:
+            self._close(by)
+
+    def release(self) -> bool:
+        """Let a VMM that waits go on; False where it does so already."""
+        with self._lock:
+            if self._seal is not None:
+                return False
+            self.released.set()
+            self._close("it was released")
+            return True
+
+    def _close(self, by: str) -> None:
+        if self._seal is None:
+            self._seal = Seal(by, int(time.time()))
+            self.closed.set()
+
+    @property
+    def closed_by(self) -> str | None:
+        """What closed the window; None while it is open."""
+        return self._seal.by if self._seal else None
+
+    def query(self) -> Message:
+        """The result of `query-pmu`."""
+        with self._lock:
+            vpmu = self._vpmu()
+            by = self._sealed_by(vpmu)
+            standing = self._filter or _standing(vpmu)
+            window = "none" if not self._door.has_vpmu() else "sealed" if by else "open"
+            return {
+                "name": self._door.name,
+                "uuid": self._door.uuid,
+                "vmm": self._door.vmm,
+                "pid": os.getpid(),
+                "window": window,
+                "waiting": self._seal is None,
+                "since": self._seal.since if self._seal else None,
+                "by": by,
+                "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.kernel.attributes)],
+                "event-bits": self._door.event_bits(),
+                "pmu": self._pmu
+                and {"name": self._pmu[1], "type": self._pmu[0], "origin": "applied"},
+                "counters": None
+                if self._counters is None
+                else {"value": self._counters, "origin": "applied"},
+                "filter": standing and filter_message(standing) | {"origin": "applied"},
+                "vcpus": [
+                    {
+                        "index": vcpu.index,
+                        "tid": vcpu.tid,
+                        "initialised": vcpu.initialised,
+                        "has-run": vcpu.has_run,
+                    }
+                    for vcpu in self._door.vcpus()
+                ],
+            }
+
+    def apply(self, wanted: Wanted, *, dry_run: bool) -> tuple[Step, ...]:
+        """Bring the VM to what is wanted, or plan to; the steps done or planned, in order.
+
+        Raises ApplyError where anything is refused.
+        """
+        with self._lock:
+            current = self._current(wanted)
+            try:
+                self._check_name(wanted)
+                steps = plan(current, wanted)
+            except PmuctlError as error:
+                raise ApplyError(error, None, ()) from error
+            if not dry_run:
+                self._carry_out(steps, current)
+                self._pmu = (wanted.type, wanted.name)
+                if wanted.filter is not None:
+                    self._filter = wanted.filter
+            return steps
+
+    def _check_name(self, wanted: Wanted) -> None:
+        """Type and name say the same of a PMU, or the client sees other PMUs than this process."""
+        name = self._pmus().get(wanted.type, wanted.name)
+        if name != wanted.name:
+            raise NotFoundError(
+                f"{wanted.name}: not the PMU with the perf type {wanted.type}",
+                why=f"to the VMM that is {name}",
+                errno="ENXIO",
+            )
+
+    def _vpmu(self, wanted: Wanted | None = None) -> Vpmu:
+        """KVM's state, put together from what the VMM says and what was applied."""
+        door, vcpus = self._door, self._door.vcpus()
+        has_pmu = door.has_vpmu()
+        limits: dict[int, int | None] = dict.fromkeys(self._pmus())
+        if wanted and wanted.counters is not None and wanted.type in limits:
+            limits[wanted.type] = door.counters_limit(wanted.type)
+        kernel = Kernel(
+            counters=limits,
+            attributes=frozenset(attr for attr in ATTR_NAMES if has_pmu and door.has_attr(attr)),
+            event_bits=door.event_bits() or WIDEST_BITS,
+        )
+        return Vpmu(
+            kernel=kernel,
+            vcpus=tuple(Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus),
+            pmu=self._pmu[0] if self._pmu else None,
+            counters=self._counters,
+            allowed=self._allowed,
+            has_run=any(vcpu.has_run for vcpu in vcpus),
+        )
+
+    def _sealed_by(self, vpmu: Vpmu) -> str | None:
+        if self._seal is not None:
+            return self._seal.by
+        return "its vCPUs have run or are initialised" if is_sealed(vpmu) else None
+
+    def _current(self, wanted: Wanted) -> Current:
+        vpmu = self._vpmu(wanted)
+        threads: dict[int, Thread] = {}
+        for vcpu in self._door.vcpus() if wanted.cpus else ():
+            with suppress(OSError):  # a vCPU whose thread has ended stays on no CPU
+                threads[vcpu.index] = self._thread(vcpu.tid)
+        return Current(
+            vpmu=vpmu,
+            pmu_is_set=self._pmu is not None,
+            sealed_by=self._sealed_by(vpmu),
+            threads=threads,
+        )
+
+    def _thread(self, tid: int) -> Thread:
+        now = self._threads.affinity(tid)
+        placed = self._placed.get(tid)
+        # a mask that is still as pmuctl left it is no pin of the admin's
+        may = placed.before if placed and placed.cpus == now else now
+        return Thread(tid=tid, now=now, may=may)
+
+    def _carry_out(self, steps: Sequence[Step], current: Current) -> None:
+        done: list[Step] = []
+        state = current.vpmu
+        for step in steps:
+            try:
+                if isinstance(step, Place):
+                    self._threads.place(step.tid, step.cpus)
+                    may = current.threads[step.vcpu].may
+                    self._placed[step.tid] = replace(step, before=may)
+                else:
+                    self._door.set_attr(step.vcpu, step.attr, _payload(step))
+                    state = accepted(state, step.attr, step.value)
+                    self._remember(step, state)
+            except Exception as error:
+                if not any(isinstance(its, SetAttr) for its in done):
+                    done = [its for its in reversed(done) if not self._undo(its)][::-1]
+                raise ApplyError(_refused(step, error, state, current), step, done) from error
+            done.append(step)
+
+    def _remember(self, step: SetAttr, state: Vpmu) -> None:
+        if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU and isinstance(step.value, int):
+            self._pmu = (step.value, step.note)
+        self._counters = state.counters
+        if state.allowed is not self._allowed:
+            # holds even if the rest of the ranges never follows
+            self._allowed, self._filter = state.allowed, None
+
+    def _undo(self, step: Step) -> bool:
+        if isinstance(step, Place):
+            with suppress(OSError):
+                self._threads.place(step.tid, step.before)
+                return True
+        return False
+
+
+def _standing(state: Vpmu) -> EventFilter | None:
+    if state.allowed is None:
+        return None
+    space = EventSet.space(state.kernel.event_bits)
+    if len(state.allowed) * 2 > len(space):
+        return EventFilter(Action.ALLOW, space - state.allowed)
+    return EventFilter(Action.DENY, state.allowed)
+
+
+def _payload(step: SetAttr) -> bytes:
+    if isinstance(step.value, FilterRange):
+        its = step.value
+        return pack_filter(its.base, its.nevents, its.action.kernel_value())
+    if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
+        return pack_pmu(step.value)
+    return pack_nr_counters(step.value)
+
+
+def _refused(step: Step, error: Exception, state: Vpmu, current: Current) -> PmuctlError:
+    if not isinstance(error, OSError):
+        return RefusedError(
+            "the VMM failed at a step, which may have been done or not",
+            why=f"{type(error).__name__}; the step: {step.words()}",
+        )
+    number = error.errno or errno.EIO
+    if isinstance(step, SetAttr):
+        return refusal(step, number, state, current.sealed_by)
+    why = error.strerror or str(error)
+    if number == errno.EINVAL:
+        why = "none of these CPUs is online and in the thread's cpuset cgroup (EINVAL)"
+    return RefusedError(
+        f"vCPU {step.vcpu} could not be put on {step.cpus}",
+        why=why,
+        errno=errno.errorcode.get(number),
+    )

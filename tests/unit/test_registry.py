@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where control sockets live: what is found there, and who gets to make one."""
+
+import fcntl
+import grp
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pmuctl.control.registry import SUN_PATH_MAX, claim, file_name, own_dir, scan_sockets
+from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
+from pmuctl.host.procs import Procfs
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+NOBODY = 65534
+ME = os.geteuid()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a short path, for that of a socket is bounded, and open to all."""
+    with tempfile.TemporaryDirectory(prefix="pmuctl-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def leave_socket(path: Path, *, uid: int | None = None) -> None:
+    """What a dead server leaves behind: a socket that refuses to be connected to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as its:
+        its.bind(str(path))
+    if uid is not None:
+        os.chown(path, uid, uid)
+
+
+def connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as its:
+        return its.connect_ex(str(path)) == 0
+
+
+def stat_of(root: Path, pid: int, start: int) -> None:
+    """In this procfs, a process that started then."""
+    (root / str(pid)).mkdir(parents=True, exist_ok=True)
+    fields = ["S", *["0"] * 18, str(start), "0"]
+    (root / str(pid) / "stat").write_text(f"{pid} (a) b) {' '.join(fields)}\n")
+
+
+# Names and places
+
+
+@pytest.mark.parametrize(
+    ("environ", "uid", "path"),
+    [
+        ({}, 0, "/run/pmuctl"),
+        ({"XDG_RUNTIME_DIR": "/run/user/0"}, 0, "/run/pmuctl"),
+        ({"XDG_RUNTIME_DIR": "/run/user/7"}, 7, "/run/user/7/pmuctl"),
+        ({"XDG_RUNTIME_DIR": "/run/user/7", "PMUCTL_RUNTIME_DIR": "/x"}, 7, "/x"),
+    ],
+)
+def test_each_user_has_a_directory(environ: dict[str, str], uid: int, path: str) -> None:
+    assert own_dir(environ, uid) == Path(path)
+
+
+def test_a_user_without_one_is_told_how_to_get_it() -> None:
+    with pytest.raises(UsageError, match="no runtime directory") as caught:
+        own_dir({}, 7)
+    assert "PMUCTL_RUNTIME_DIR" in str(caught.value.fix)
+
+
+def test_a_file_is_called_after_its_vm_and_nothing_else() -> None:
+    assert file_name("web1") == "web1.sock"
+    for name in ("", ".", "..", "../web1", "a/b", "web1\n", "a" * 65, "-v", "\x1b[2J", "\udcff"):
+        with pytest.raises(UsageError):
+            file_name(name)
+
+
+# What is found
+
+
+def test_only_sockets_with_a_vms_name_are_found(place: Path) -> None:
+    for name in ("web1.sock", "Z_9.x-.sock"):
+        leave_socket(place / name)
+    for name in ("web1", ".sock", "-v.sock", "a b.sock", "\x1b[2J.sock", "x" * 65 + ".sock"):
+        leave_socket(place / name)
+    leave_socket(place / os.fsdecode(b"\xff.sock"))
+    (place / "file.sock").touch()
+    (place / "fifo.sock.d").mkdir()
+    os.mkfifo(place / "fifo.sock")
+    (place / "dir.sock").mkdir()
+    (place / "link.sock").symlink_to(place / "web1.sock")
+    (place / "dangling.sock").symlink_to(place / "nothing")
+    (place / "loop.sock").symlink_to(place / "loop.sock")
+    found = scan_sockets({"PMUCTL_RUNTIME_DIR": str(place)}, ME)
+    assert sorted((its.name, its.path, its.owner) for its in found) == [
+        ("Z_9.x-", place / "Z_9.x-.sock", None),
+        ("web1", place / "web1.sock", None),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "fifo", "loop"])
+def test_a_runtime_directory_that_is_none_holds_nothing(place: Path, kind: str) -> None:
+    path = place / "run"
+    match kind:
+        case "file":
+            path.touch()
+        case "fifo":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(path)
+    assert scan_sockets({"PMUCTL_RUNTIME_DIR": str(path)}, ME) == []
+
+
+@as_root
+def test_root_looks_into_the_directories_of_users_too(place: Path) -> None:
+    run, users = place / "run", place / "user"
+    leave_socket(run / "web1.sock")
+    for uid in (1000, 1001):
+        directory = users / str(uid) / "pmuctl"
+        leave_socket(directory / "web1.sock", uid=uid)
+        os.chown(directory, uid, uid)
+    found = scan_sockets({}, 0, run=run, users=users)
+    assert {(its.name, its.owner) for its in found} == {
+        ("web1", None),
+        ("web1", 1000),
+        ("web1", 1001),
+    }
+
+
+@as_root
+def test_a_directory_in_another_users_name_is_not_looked_into(place: Path) -> None:
+    users = place / "user"
+    leave_socket(users / "1000" / "pmuctl" / "roots.sock")  # the directory is root's
+    directory = users / "1001" / "pmuctl"
+    leave_socket(directory / "web1.sock", uid=1001)
+    os.chown(directory, 1001, 1001)
+    (users / "1002").mkdir()
+    (users / "1002" / "pmuctl").symlink_to(directory)
+    os.chown(users / "1002" / "pmuctl", 1002, 1002, follow_symlinks=False)
+    (users / "1003").mkdir()
+    (users / "1003" / "pmuctl").touch()
+    os.chown(users / "1003" / "pmuctl", 1003, 1003)
+    for name in ("x", "-1", "²", "٣", "01001", "1001 ", "99999999999"):
+        shutil.copytree(users / "1003", users / name)
+    assert [its.owner for its in scan_sockets({}, 0, run=place / "run", users=users)] == [1001]
+
+
+def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
+    run, own, users = place / "run", place / "own", place / "user"
+    leave_socket(run / "web1.sock")
+    leave_socket(own / "pmuctl" / "web2.sock")
+    leave_socket(users / "1" / "pmuctl" / "web3.sock")
+    uid = ME or 1000
+    os.chown(own / "pmuctl", uid, -1)
+    found = scan_sockets({"XDG_RUNTIME_DIR": str(own)}, uid, run=run, users=users)
+    assert [(its.name, its.owner) for its in found] == [("web1", None), ("web2", uid)]
+
+
+# Making a socket
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o177])
+def test_modes_do_not_depend_on_the_umask(place: Path, mask: int) -> None:
+    path = place / "run" / "web1.sock"
+    with umask(mask), claim(path, group="no such group"):
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert connects(path)
+
+
+@as_root
+def test_the_group_may_connect_where_there_is_one(place: Path) -> None:
+    path, group = place / "web1.sock", grp.getgrgid(1)
+    with umask(0o077), claim(path, group=group.gr_name):
+        its = path.stat()
+    assert (stat.S_IMODE(its.st_mode), its.st_uid, its.st_gid) == (0o660, 0, 1)
+
+
+def test_a_directory_that_is_there_keeps_its_mode(place: Path) -> None:
+    place.chmod(0o700)
+    with claim(place / "web1.sock"):
+        pass
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+
+
+def test_a_socket_is_not_open_to_others_for_a_moment(place: Path) -> None:
+    # a hook for audit events cannot be taken back, so this is done in a process of its own
+    program = f"""
+import os, stat, sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from pmuctl.control.registry import claim
+path = Path({str(place / "web1.sock")!r})
+seen = []
+def look(event, arguments):
+    if event.startswith(("os.", "open", "fcntl")) and event != "os.listdir":
+        try:
+            seen.append(stat.S_IMODE(os.lstat(path).st_mode))
+        except FileNotFoundError:
+            pass
+os.umask(0)
+sys.addaudithook(look)
+with claim(path, group="no such group"):
+    pass
+print({{oct(mode) for mode in seen}})
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ran.stdout, ran.stderr) == ("{'0o600'}\n", "")
+
+
+def test_the_end_removes_the_socket_and_its_record(place: Path) -> None:
+    path = place / "web1.sock"
+    with claim(path):
+        pid, start = (place / "web1.sock.pid").read_text().split()
+        assert (int(pid), int(start)) == (os.getpid(), Procfs().start_time(os.getpid()))
+        assert sorted(os.listdir(place)) == [".lock", "web1.sock", "web1.sock.pid"]
+    assert os.listdir(place) == [".lock"]
+
+
+def test_the_end_leaves_what_somebody_else_put_there(place: Path) -> None:
+    path = place / "web1.sock"
+    with claim(path):
+        path.unlink()
+        with claim(path):
+            pass
+        leave_socket(path)
+        (place / "web1.sock.pid").write_text("1 1\n")
+        its = path.stat()
+    assert os.path.samestat(path.stat(), its)
+    assert (place / "web1.sock.pid").exists()
+
+
+def test_the_end_does_no_harm_where_all_is_gone(place: Path) -> None:
+    with claim(place / "run" / "web1.sock"):
+        shutil.rmtree(place / "run")
+
+
+def test_a_socket_that_answers_is_not_replaced(place: Path) -> None:
+    path = place / "web1.sock"
+    with claim(path):
+        with pytest.raises(RefusedError, match="is taken") as caught, claim(path):
+            pass
+        assert caught.value.why == "a server listens there"
+        assert connects(path)
+    assert not path.exists()
+
+
+def test_a_dead_socket_is_replaced(place: Path) -> None:
+    path = place / "web1.sock"
+    leave_socket(path)
+    with claim(path):
+        assert connects(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "is_replaced"),
+    [
+        ("77 1000\n", False),
+        ("77 1001\n", True),  # the pid is another process's by now
+        ("78 1000\n", True),
+        ("77 None\n", True),
+        ("77 1000", True),
+        ("", True),
+        ("77 1000\n" + "x" * 100, True),
+        ("٣ ٣\n", True),
+    ],
+)
+def test_a_socket_is_stale_once_its_recorded_process_is_gone(
+    place: Path, record: str, *, is_replaced: bool
+) -> None:
+    stat_of(place / "proc", 77, 1000)
+    stat_of(place / "proc", os.getpid(), 5)
+    path = place / "web1.sock"
+    leave_socket(path)
+    (place / "web1.sock.pid").write_text(record)
+    with ExitStack() as stack:
+        if is_replaced:
+            stack.enter_context(claim(path, procs=Procfs(place / "proc")))
+            assert (place / "web1.sock.pid").read_text() == f"{os.getpid()} 5\n"
+        else:
+            with pytest.raises(RefusedError) as caught:
+                stack.enter_context(claim(path, procs=Procfs(place / "proc")))
+            assert caught.value.why == "its process 77 is still there"
+            assert path.is_socket()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "loop", "endless"])
+def test_a_hostile_record_is_not_followed_and_not_waited_for(place: Path, kind: str) -> None:
+    path, record, victim = place / "web1.sock", place / "web1.sock.pid", place / "victim"
+    stat_of(place / "proc", 77, 1000)
+    victim.write_text("77 1000\n")
+    leave_socket(path)
+    match kind:
+        case "fifo":
+            os.mkfifo(record)
+        case "link":
+            record.symlink_to(victim)
+        case "loop":
+            record.symlink_to(record)
+        case "endless":
+            record.symlink_to("/dev/zero")
+    with claim(path, procs=Procfs(place / "proc")):
+        assert stat.S_ISREG(record.lstat().st_mode)
+    assert victim.read_text() == "77 1000\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo", "directory", "link", "dangling link"])
+def test_what_is_no_socket_is_never_replaced(place: Path, kind: str) -> None:
+    path = place / "web1.sock"
+    match kind:
+        case "file":
+            path.touch()
+        case "fifo":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "link":
+            leave_socket(place / "other")
+            path.symlink_to(place / "other")
+        case _:
+            path.symlink_to(place / "nothing")
+    before = path.lstat()
+    with pytest.raises(RefusedError, match="is in the way"), claim(path):
+        pass
+    assert os.path.samestat(path.lstat(), before)
+    assert not (place / "nothing").exists()
+
+
+def test_of_two_threads_one_gets_the_name(place: Path) -> None:
+    path = place / "run" / "web1.sock"
+    leave_socket(path)
+    at_once, tried = threading.Barrier(4), threading.Barrier(4)
+
+    def attempt(_: int) -> str:
+        with ExitStack() as stack:
+            at_once.wait()
+            try:
+                stack.enter_context(claim(path))
+                return "got it"
+            except RefusedError as error:
+                return error.message
+            finally:
+                tried.wait()
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = sorted(pool.map(attempt, range(4)))
+    assert outcomes == [f"{path} is taken"] * 3 + ["got it"]
+
+
+def test_of_two_processes_one_gets_the_name(place: Path) -> None:
+    path = place / "web1.sock"
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from pmuctl.control.registry import claim
+from pmuctl.errors import RefusedError
+sys.stdin.readline()
+try:
+    with claim(Path({str(path)!r})):
+        print("got it", flush=True)
+        sys.stdin.readline()
+except RefusedError as error:
+    print(error.why, flush=True)
+"""
+    with ExitStack() as stack:
+        ran = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", program],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    bufsize=1,
+                )
+            )
+            for _ in range(2)
+        ]
+        for process in ran:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+        said = [process.stdout.readline() for process in ran if process.stdout is not None]
+        assert sorted(said) == ["a server listens there\n", "got it\n"]
+        for process in ran:
+            process.communicate("go\n" if process.poll() is None else None)
+    assert not path.exists()
+
+
+def test_a_path_too_long_is_a_usage_error(place: Path) -> None:
+    longest = place / ("x" * (SUN_PATH_MAX - len(str(place)) - 1))
+    with claim(longest):
+        assert connects(longest)
+    with pytest.raises(UsageError, match="too long"), claim(Path(f"{longest}x")):
+        pass
+    with pytest.raises(UsageError, match="too long"), claim(place / ("é" * 50)):
+        pass
+    assert os.listdir(place) == [".lock"]
+
+
+@pytest.mark.parametrize("parent", ["file", "file/run", "dangling", "loop"])
+def test_a_runtime_directory_that_cannot_be_one_is_refused(place: Path, parent: str) -> None:
+    (place / "file").touch()
+    (place / "dangling").symlink_to(place / "nothing")
+    (place / "loop").symlink_to(place / "loop")
+    with pytest.raises(RefusedError, match="cannot be made there") as caught:
+        with claim(place / parent / "web1.sock"):
+            pass
+    assert caught.value.why
+    assert caught.value.fix
+    assert not (place / "nothing").exists()
+
+
+def test_a_record_that_cannot_be_written_leaves_no_socket(place: Path) -> None:
+    (place / "web1.sock.pid").mkdir()
+    with pytest.raises(PmuctlError, match="cannot be made there"), claim(place / "web1.sock"):
+        pass
+    assert sorted(os.listdir(place)) == [".lock", "web1.sock.pid"]
+
+
+@as_user
+def test_an_unwritable_directory_is_denied(place: Path) -> None:
+    place.chmod(0o555)
+    try:
+        with pytest.raises(DeniedError, match="cannot be made there"), claim(place / "web1.sock"):
+            pass
+    finally:
+        place.chmod(0o755)
+
+
+@as_root
+def test_another_users_directory_is_denied(place: Path) -> None:
+    # modules are read beforehand: they may lie where the other user may not look
+    program = f"""
+import os, sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from pmuctl.control.registry import claim
+from pmuctl.errors import DeniedError
+os.setgroups([])
+os.setresgid(*[{NOBODY}] * 3)
+os.setresuid(*[{NOBODY}] * 3)
+for path in ("web1.sock", "run/web1.sock"):
+    try:
+        with claim(Path({str(place)!r}) / path):
+            print("got it")
+    except DeniedError as error:
+        print(error.why)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ran.stdout.count("Permission denied\n"), ran.stderr) == (2, "")
+    assert os.listdir(place) == []
+
+
+def test_a_lock_that_is_held_for_ever_is_not_waited_for_so_long(place: Path) -> None:
+    with open(place / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RefusedError, match="is locked"):
+            with claim(place / "web1.sock", patience=0.05):
+                pass
+    with claim(place / "web1.sock", patience=0.05):
+        pass
+
+
+def test_a_link_as_lock_is_not_followed(place: Path) -> None:
+    (place / ".lock").symlink_to(place / "victim")
+    with pytest.raises(RefusedError, match="cannot be made there"), claim(place / "web1.sock"):
+        pass
+    assert not (place / "victim").exists()
