@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command tree, lazily: a noun's module is imported when a command of it is run."""
 
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pmuctl import __version__
+from pmuctl.cli.options import Options
 
 NOUNS = {
+    "host": "This machine: its kernel, its KVM, its CPUs.",
     "pmu": "The CPU performance monitors of this host.",
     "vm": "VMs with a control socket: their PMU, counters and event filter.",
 }
-"""The nouns, each a module of this package with an `app`, and what `--help` says of it."""
+"""Nouns are groups of verbs: each a module of this package with an `app`."""
+
+VERBS: dict[str, str] = {
+    "completion": "Print the TAB completion of a shell, as a script.",
+}
+"""Verbs without a noun: each a module of this package whose `app` has that one command."""
 
 
 class Command(TyperCommand):
@@ -25,26 +35,26 @@ class Command(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """The root group: it names the nouns from a table and imports the one that is used."""
+    """The root group: it names its commands from a table and imports the one that is used."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.commands: Any = dict.fromkeys(NOUNS)  # for "Did you mean …?"
+        self.commands: Any = dict.fromkeys((*NOUNS, *VERBS))  # for "Did you mean …?"
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The nouns, in the order of the table."""
-        return list(NOUNS)
+        """The nouns, then the verbs, in the order of their tables."""
+        return [*NOUNS, *VERBS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The group of a noun, or None."""
-        if cmd_name not in NOUNS:
+        """The group of a noun or the command of a verb; None for any other word."""
+        if cmd_name not in NOUNS and cmd_name not in VERBS:
             return None
         return typer.main.get_command(import_module(f"pmuctl.cli.{cmd_name}").app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The list in `--help`, from the table: nothing is imported for it."""
+        """The list in `--help`, from the tables: nothing is imported for it."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(NOUNS.items()))
+            formatter.write_dl([*NOUNS.items(), *VERBS.items()])
 
 
 def make_app(help: str | None = None, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
@@ -58,6 +68,53 @@ def make_app(help: str | None = None, cls: type[TyperGroup] = TyperGroup) -> typ
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
+
+
+def make_noun(name: str) -> typer.Typer:
+    """The app of a noun: a group, also of a single verb."""
+    app = make_app(NOUNS[name])
+    app.callback()(lambda: None)
+    return app
+
+
+Handler = Callable[..., int | None]
+"""What carries out a command: it returns an exit status that is no error's, or None for 0."""
+
+
+def command(app: typer.Typer, name: str, *groups: Sequence[str]) -> Callable[[Handler], Handler]:
+    """Declare a handler as the command `name` that takes these groups of shared options.
+
+    The handler gets an Env with the options first, then its own parameters.
+    """
+    hints = get_type_hints(Options, include_extras=True)
+    defaults = {field.name: field.default for field in fields(Options)}
+    names = [its for group in groups for its in group]
+
+    def declare(handler: Handler) -> Handler:
+        own = list(inspect.signature(handler).parameters.values())[1:]
+        shared = [
+            inspect.Parameter(
+                its, inspect.Parameter.KEYWORD_ONLY, default=defaults[its], annotation=hints[its]
+            )
+            for its in names
+        ]
+        context = inspect.Parameter(
+            "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+
+        def run(ctx: typer.Context, **given: Any) -> int | None:
+            options = Options(**{its: given.pop(its) for its in names})
+            path = ctx.command_path.partition(" ")[2]
+            return handler(ctx.obj.asked(path, options), **given)
+
+        parameters = [context, *own, *shared]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {its.name: its.annotation for its in parameters}
+        run.__doc__ = handler.__doc__
+        app.command(name, cls=Command)(run)
+        return handler
+
+    return declare
 
 
 def _print_version(value: Any) -> None:

@@ -6,25 +6,24 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TextIO, TypeVar
 
-from pmuctl.errors import OutputError, PmuctlError, UsageError
+from pmuctl.cli.options import Options, When
+from pmuctl.cli.streams import guarded
+from pmuctl.errors import PmuctlError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.vms import Reach
-from pmuctl.render.columns import Column
-from pmuctl.render.document import rows_as_json, write_document
+from pmuctl.host.threads import Threads
+from pmuctl.render.columns import Column, as_object, choose
+from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.problem import write_problem
-from pmuctl.render.table import write_table
+from pmuctl.render.text import printable
 
 Row = TypeVar("Row")
 
 PROGRESS_SECONDS = 1.0
-
-
-class PipeClosed(Exception):  # noqa: N818 - nothing went wrong: the reader has seen enough
-    """Whoever reads the output has closed it."""
+USUAL_WIDTH = 80
+"""Columns of a terminal that does not say how many it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,88 +36,125 @@ class Env:
     uid: int
     procs: Procfs
     live: Sysfs = field(default_factory=Sysfs)
+    threads: Threads = field(default_factory=Threads)
     command: str = ""
-    as_json: bool = False
-    verbose: int = 0
-    is_quiet: bool = False
-    sysroot: Path | None = None
+    options: Options = field(default_factory=Options)
 
-    def asked(
-        self,
-        command: str,
-        *,
-        as_json: bool = False,
-        verbose: int = 0,
-        is_quiet: bool = False,
-        sysroot: Path | None = None,
-    ) -> "Env":
-        """This environment with the options a command was given."""
-        if sysroot is not None and not sysroot.is_dir():
-            raise UsageError(f"{sysroot}: not a directory", fix="--sysroot takes a captured tree")
-        return replace(
-            self,
-            command=command,
-            as_json=as_json,
-            verbose=verbose,
-            is_quiet=is_quiet,
-            sysroot=sysroot,
-        )
+    def asked(self, command: str, options: Options) -> "Env":
+        """This environment with the command that is run, "pmu list", and its options."""
+        sysroot = options.sysroot
+        if sysroot is not None and not os.path.isdir(sysroot / "sys"):
+            raise UsageError(
+                f"{sysroot}: not a captured tree",
+                why="it has no directory sys" if os.path.isdir(sysroot) else "no such directory",
+                fix="--sysroot takes the directory above sys",
+            )
+        return replace(self, command=command, options=options)
 
     @property
     def sysfs(self) -> Sysfs:
         """The machine to look at: this one, or the captured tree of another."""
-        return self.live if self.sysroot is None else Sysfs(self.sysroot)
+        return self.live if self.options.sysroot is None else Sysfs(self.options.sysroot)
 
-    def reach(self, *, deadline: float, socket: Path | None) -> Reach:
-        """How VMs are reached; raises UsageError with `--sysroot`, whose VMs are elsewhere."""
-        if self.sysroot is not None:
-            raise UsageError(
-                "--sysroot shows another machine's tree",
-                why="its VMs do not run here",
-                fix="leave --sysroot out",
-            )
-        return Reach(
-            environ=self.environ,
-            uid=self.uid,
-            deadline=deadline,
-            socket=socket,
-            procs=self.procs,
+    @property
+    def format(self) -> Format:
+        """The format that was asked for."""
+        return Format.JSON if self.options.json else self.options.format or Format.TABLE
+
+    @property
+    def layout(self) -> Layout:
+        """How tables are to be laid out where stdout goes."""
+        is_terminal = self.stdout.isatty()
+        plain = self.environ.get("NO_COLOR") or self.environ.get("TERM") == "dumb"
+        colour = {
+            When.ALWAYS: True,
+            When.NEVER: False,
+            When.AUTO: is_terminal and not plain,
+        }[self.options.colour]
+        return Layout(
+            headings=not self.options.no_headings,
+            width=self._width() if is_terminal and not self.options.no_truncate else None,
+            colour=colour,
         )
 
-    def write_rows(
-        self, key: str, columns: Sequence[Column[Row]], rows: Sequence[Row], *, empty: str
-    ) -> None:
-        """A list of things as a table or as JSON; `empty` is said where there are none."""
-        with self.output() as out:
-            if self.as_json:
-                write_document(self.command, {key: rows_as_json(columns, rows)}, out)
-            elif rows:
-                write_table(columns, rows, out)
-        if not rows and not self.as_json:
-            self.say(empty)
+    def _width(self) -> int:
+        """The columns of the terminal that stdout is; COLUMNS says otherwise."""
+        told = self.environ.get("COLUMNS", "")
+        if told.isascii() and told.isdigit() and 0 < int(told[:9]):
+            return int(told[:9])
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(self.stdout.fileno()).columns or USUAL_WIDTH
+        return USUAL_WIDTH
 
-    @contextlib.contextmanager
-    def output(self) -> Iterator[TextIO]:
-        """stdout, flushed at the end; raises PipeClosed or OutputError where it fails."""
-        try:
-            yield self.stdout
-            self.stdout.flush()
-        except BrokenPipeError:
-            raise PipeClosed from None
-        except OSError as error:
-            # what is left in the buffer must not fail again when the interpreter ends
-            raise OutputError(
-                "the result could not be written", why=error.strerror or str(error)
-            ) from error
+    def write_rows(
+        self,
+        key: str,
+        columns: Sequence[Column[Row]],
+        rows: Sequence[Row],
+        *,
+        empty: str,
+        headings: bool = True,
+    ) -> None:
+        """A list of things in the format that was asked for; `empty` is said where it is none.
+
+        Without `headings` a table has none, whatever the options say. An empty list still has
+        headings in csv and tsv, which programs read.
+        """
+        chosen = choose(columns, self.options.columns, every=self.options.every_column)
+        if self.format is Format.JSON:
+            self.write_document({key: [as_object(chosen, row) for row in rows]})
+            return
+        if rows or self.format in (Format.CSV, Format.TSV):
+            layout = self.layout
+            if self.format is Format.TABLE and not headings:
+                layout = replace(layout, headings=False)
+            write_rows(chosen, rows, self.stdout, format=self.format, layout=layout)
+        if not rows:
+            self.say(empty)
+        self.stdout.flush()
+
+    def write_one(self, key: str, columns: Sequence[Column[Row]], row: Row) -> None:
+        """One thing in full, or the columns of it that were asked for."""
+        every = self.options.every_column or self.options.columns is None
+        chosen = choose(columns, self.options.columns, every=every)
+        if self.format is Format.JSON:
+            self.write_document({key: as_object(chosen, row)})
+            return
+        write_one(chosen, row, self.stdout, format=self.format, layout=self.layout)
+        self.stdout.flush()
+
+    def write_document(self, body: Mapping[str, object]) -> None:
+        """The command's one JSON object."""
+        write_document(self.command, body, self.stdout)
+        self.stdout.flush()
+
+    def write_lines(self, lines: Sequence[str]) -> None:
+        """Lines of text for a person or `grep`, none with `--quiet`; what is not printable is
+        escaped."""
+        if not self.options.quiet:
+            self.stdout.write("".join(printable(line) + "\n" for line in lines))
+        self.stdout.flush()
 
     def say(self, text: str) -> None:
         """A remark for a person, on stderr; nothing with `--quiet`."""
-        if not self.is_quiet:
-            self.stderr.write(text + "\n")
+        if not self.options.quiet:
+            self._remark(text)
+
+    def trace(self, text: str) -> None:
+        """What is done on the way, on stderr with `--verbose`."""
+        if self.options.verbose:
+            self._remark(text)
+
+    def _remark(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a remark that is lost changes no result
+            self.stderr.write(printable(text) + "\n")
 
     def warn(self, problem: PmuctlError) -> None:
-        """A problem that does not stop the command, on stderr."""
-        write_problem(problem, self.stderr, as_json=self.as_json)
+        """A problem that does not stop the command, on stderr; nothing with `--quiet`."""
+        if self.options.quiet:
+            return
+        with contextlib.suppress(OSError):
+            write_problem(problem, self.stderr, as_json=self.format.is_json, word="warning")
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
@@ -126,7 +162,7 @@ class Env:
         if not self.stderr.isatty():
             yield
             return
-        text = f"waiting for {what} …"
+        text = printable(f"waiting for {what} ...")
         shown = threading.Event()
 
         def show() -> None:
@@ -147,4 +183,10 @@ class Env:
 
 def live_env(stdout: TextIO, stderr: TextIO) -> Env:
     """The environment of this process on this machine."""
-    return Env(stdout=stdout, stderr=stderr, environ=os.environ, uid=os.geteuid(), procs=Procfs())
+    return Env(
+        stdout=guarded(stdout),
+        stderr=stderr,
+        environ=os.environ,
+        uid=os.geteuid(),
+        procs=Procfs(),
+    )

@@ -1,221 +1,171 @@
 # SPDX-License-Identifier: Apache-2.0
 """pmuctl vm: VMs with a control socket, and their PMU settings."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from pmuctl.cli.app import NOUNS, Command, make_app
+from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import DEADLINE, Deadline, DryRun, Json, Quiet, Socket, Sysroot, Verbose
+from pmuctl.cli.options import CHANGE, OUTPUT, REACH, TALK
 from pmuctl.cli.words import FORM, parse_settings
-from pmuctl.control.client import Client
+from pmuctl.errors import ExitStatus, OutputError
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.manage.settings import Done, release_vm, set_vm
-from pmuctl.manage.vms import find_vm, list_vms, read_vm
-from pmuctl.model.vm import Vm, Window
-from pmuctl.render.columns import CHANGE_COLUMNS, VCPU_COLUMNS, VM_COLUMNS, known, plain
-from pmuctl.render.document import rows_as_json, write_document
-from pmuctl.render.table import write_record, write_table
-from pmuctl.render.text import ago
+from pmuctl.manage.settings import Change, Machine, release_vm, set_vm
+from pmuctl.manage.vcpus import is_aligned, scan_vcpus
+from pmuctl.manage.vms import Reach, connected, list_vms
+from pmuctl.manage.wait import Awaited, wait_for
+from pmuctl.model.vm import Vm
+from pmuctl.render.columns import as_object
+from pmuctl.render.formats import Format
+from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
 
-app = make_app(NOUNS["vm"])
+app = make_noun("vm")
 
-VmName = Annotated[str, typer.Argument(metavar="VM", help="A name, uuid/UUID or pid/PID.")]
+VM_HELP = "A name, uuid/UUID or pid/PID."
+VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 
 
-@app.command("list", cls=Command)
+@command(app, "list", OUTPUT, REACH)
 def vm_list(
-    ctx: typer.Context,
-    vm: Annotated[
-        list[str] | None, typer.Argument(metavar="[VM]...", help="A name, uuid/UUID or pid/PID.")
-    ] = None,
-    *,
-    json: Json = False,
-    socket: Socket = None,
-    deadline: Deadline = DEADLINE,
-    verbose: Verbose = 0,
+    env: Env,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
     """List the VMs that have a control socket, or those that are named."""
-    base: Env = ctx.obj
-    env = base.asked("vm list", as_json=json, verbose=verbose)
     with env.waiting_for("control sockets"):
-        vms = list_vms(env.reach(deadline=deadline, socket=socket), vm or ())
+        vms = list_vms(_reach(env), vm or ())
     env.write_rows("vms", VM_COLUMNS, vms, empty="no VM with a control socket")
     for its in vms:
-        if its.problem is not None and not env.as_json:
+        if its.problem is not None:
             env.warn(its.problem)
 
 
-@app.command("show", cls=Command)
-def vm_show(
-    ctx: typer.Context,
-    vm: VmName,
-    *,
-    json: Json = False,
-    socket: Socket = None,
-    deadline: Deadline = DEADLINE,
-    verbose: Verbose = 0,
-) -> None:
+@command(app, "show", OUTPUT, REACH)
+def vm_show(env: Env, vm: VmName) -> None:
     """Show one VM in full.
 
     Its window, its settings with the origin of each, and its vCPUs.
     """
-    base: Env = ctx.obj
-    env = base.asked("vm show", as_json=json, verbose=verbose)
-    reach = env.reach(deadline=deadline, socket=socket)
-    with env.waiting_for(vm), reach.client(find_vm(reach, vm)) as client:
-        its = read_vm(client)
-        _tell_requests(env, client)
-    with env.output() as out:
-        if env.as_json:
-            write_document(env.command, {"vm": _as_json(its)}, out)
-            return
-        write_record(_fields(its, _event_names(its, env)), out)
-        write_table(VCPU_COLUMNS, its.vcpus or (), out, indent="  ")
+    with env.waiting_for(vm), connected(_reach(env), vm) as (_, its):
+        pass
+    if its.filter is not None and its.pmu is not None:
+        pmus = scan_pmus(env.sysfs, [its.pmu.name])
+        its = replace(its, event_names=pmus[0].events if pmus else {})
+    env.write_one("vm", VM_COLUMNS, its)
 
 
-@app.command("set", cls=Command)
+@command(app, "vcpus", OUTPUT, REACH)
+def vm_vcpus(
+    env: Env,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
+) -> None:
+    """List vCPUs: where their threads may be, and whether they can leave their PMU."""
+    with env.waiting_for("control sockets"):
+        vms = list_vms(_reach(env), vm or ())
+    rows = list(scan_vcpus(vms, scan_pmus(env.sysfs), env.procs, env.threads))
+    env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU of a VM with a control socket")
+    for its in vms:
+        if its.problem is not None:
+            env.warn(its.problem)
+
+
+@command(app, "wait", TALK, REACH)
+def vm_wait(
+    env: Env,
+    vm: VmName,
+    *,
+    awaited: Annotated[
+        Awaited, typer.Option("--for", metavar="STATE", help=f"One of {', '.join(Awaited)}.")
+    ],
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SEC", min=0, help="Give up then; by default never."),
+    ] = None,
+) -> int:
+    """Wait until a VM is in a state; it need not be there yet.
+
+    Exit status 0 once it is, 1 if --timeout has passed before.
+    """
+
+    def aligned(its: Vm) -> bool | None:
+        placed = scan_vcpus([its], scan_pmus(env.sysfs), env.procs, env.threads)
+        return is_aligned(its, list(placed))
+
+    with env.waiting_for(f"{vm} to be {awaited}"):
+        reached = wait_for(_reach(env), vm, awaited, timeout=timeout, is_aligned=aligned)
+    if not reached:
+        env.say(f"{vm}: not {awaited} after {timeout:g} s")
+    return ExitStatus.OK if reached else ExitStatus.NO
+
+
+@command(app, "set", OUTPUT, REACH, CHANGE)
 def vm_set(
-    ctx: typer.Context,
+    env: Env,
     vm: VmName,
     settings: Annotated[
         list[str], typer.Argument(metavar="KEY VALUE...", help=FORM, show_default=False)
     ],
-    *,
-    dry_run: DryRun = False,
-    json: Json = False,
-    socket: Socket = None,
-    sysroot: Sysroot = None,
-    deadline: Deadline = DEADLINE,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
 ) -> None:
     """Set a VM's PMU, counters and event filter.
 
-    All is done in one transaction, or nothing is.
-
-    EVENTS is a comma list of names of the PMU's events, codes and ranges (0x10-0x1f) and quoted
-    globs. vCPU threads are kept on the CPUs of the PMU.
+    All is done in one transaction, or nothing is. EVENTS is a comma list of names of the PMU's
+    events, codes and ranges (0x10-0x1f) and quoted globs. vCPU threads are kept on the CPUs of
+    the PMU.
     """
-    base: Env = ctx.obj
-    env = base.asked("vm set", as_json=json, sysroot=sysroot, is_quiet=quiet, verbose=verbose)
     request = parse_settings(settings)
-    reach = env.reach(deadline=deadline, socket=socket)
-    with env.waiting_for(vm), reach.client(find_vm(reach, vm)) as client:
-        try:
-            done = set_vm(client, request, env.sysfs, dry_run=dry_run)
-        finally:
-            _tell_requests(env, client)
-    _write_done(done, env, dry_run=dry_run)
+    dry_run = env.options.dry_run
+    machine = Machine(sysfs=env.sysfs, threads=env.threads)
+    with env.waiting_for(vm), connected(_reach(env), vm, strictly=True) as (client, its):
+        done = set_vm(client, its, request, machine, dry_run=dry_run)
+    if dry_run and env.format is Format.TABLE:
+        steps = done.steps or ("nothing to do: all of it holds already",)
+        env.write_lines([f"{done.vm}: {step}" for step in steps])
+        return
+    for step in done.steps:
+        env.trace(f"{done.vm}: {step}")
+    _write_changes(env, done.changes, done.steps)
 
 
-@app.command("release", cls=Command)
-def vm_release(
-    ctx: typer.Context,
-    vm: VmName,
-    *,
-    json: Json = False,
-    socket: Socket = None,
-    deadline: Deadline = DEADLINE,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
+@command(app, "release", OUTPUT, REACH)
+def vm_release(env: Env, vm: VmName) -> None:
     """Let a VM that waits go on.
 
     Its window closes: from then on KVM takes no settings.
     """
-    base: Env = ctx.obj
-    env = base.asked("vm release", as_json=json, is_quiet=quiet, verbose=verbose)
-    reach = env.reach(deadline=deadline, socket=socket)
-    with env.waiting_for(vm), reach.client(find_vm(reach, vm)) as client:
-        outcome = "released" if release_vm(client) else "unchanged"
-        _tell_requests(env, client)
-    with env.output() as out:
-        if env.as_json:
-            write_document(env.command, {"vm": client.subject, "outcome": outcome}, out)
-        elif not env.is_quiet:
-            out.write(f"{client.subject}  {outcome}\n")
+    with env.waiting_for(vm), connected(_reach(env), vm, strictly=True) as (client, its):
+        change = release_vm(client, its)
+    _write_changes(env, [change], ())
 
 
-def _tell_requests(env: Env, client: Client) -> None:
-    if env.verbose:
-        for request in client.trace:
-            env.say(f"{client.subject} <- {request}")
+def _reach(env: Env) -> Reach:
+    return Reach(
+        environ=env.environ,
+        uid=env.uid,
+        deadline=env.options.deadline,
+        socket=env.options.socket,
+        procs=env.procs,
+        trace=env.trace,
+    )
 
 
-def _write_done(done: Done, env: Env, *, dry_run: bool) -> None:
-    if env.verbose and not dry_run:
-        for step in done.steps:
-            env.say(f"{done.vm}: {step}")
-    with env.output() as out:
-        if env.as_json:
-            results = rows_as_json(CHANGE_COLUMNS, done.changes)
-            write_document(env.command, {"results": results, "steps": list(done.steps)}, out)
-        elif env.is_quiet:
-            pass
-        elif dry_run:
-            for step in done.steps or ("nothing to do: all of it holds already",):
-                out.write(f"{done.vm}: {step}\n")
-        else:
-            for change in done.changes:
-                out.write(f"{change.vm}  {change.key:8}  {change.outcome:9}  {change.value}\n")
+def _write_changes(env: Env, changes: Sequence[Change], steps: Sequence[str]) -> None:
+    """What became of each key, a row each; nothing with `--quiet`.
+
+    Where that cannot be written, the error says that the changes hold all the same.
+    """
+    try:
+        _write(env, changes, steps)
+    except OutputError as error:
+        words = [f"{its.key} {its.outcome}" for its in changes]
+        error.subject, error.now = changes[0].vm, ", ".join(words)
+        raise
 
 
-def _event_names(vm: Vm, env: Env) -> Mapping[str, int]:
-    """The names of the events of the VM's PMU; needed only where a filter names events."""
-    if vm.filter is None or vm.pmu is None:
-        return {}
-    pmus = scan_pmus(env.sysfs, [vm.pmu.name])
-    return pmus[0].events if pmus else {}
-
-
-def _fields(vm: Vm, names: Mapping[str, int]) -> list[tuple[str, object]]:
-    window = str(vm.window)
-    if vm.window is Window.SEALED and vm.by:
-        window += f": {vm.by}" + (f", {ago(vm.since)} ago" if vm.since is not None else "")
-    return [
-        ("Name", vm.name),
-        ("UUID", vm.uuid),
-        ("State", vm.state),
-        ("VMM", vm.vmm),
-        ("PID", known(vm.pid)),
-        ("Socket", vm.socket),
-        ("Window", window),
-        ("Attributes", list(vm.attributes)),
-        ("Event space", f"{vm.event_bits} bits" if vm.event_bits else known(None)),
-        ("PMU", vm.pmu and f"{vm.pmu.name} ({vm.pmu.origin})"),
-        (
-            "Counters",
-            None if vm.counters is None else f"{vm.counters} ({vm.counters_origin})",
-        ),
-        ("Filter", vm.filter and f"{vm.filter.words(names)} ({vm.filter_origin})"),
-        ("vCPUs", len(vm.vcpus or ())),
-    ]
-
-
-def _as_json(vm: Vm) -> dict[str, object]:
-    return rows_as_json(VM_COLUMNS, [vm])[0] | {
-        "uuid": vm.uuid,
-        "vmm": vm.vmm,
-        "socket": vm.socket,
-        "since": vm.since,
-        "by": vm.by,
-        "attributes": list(vm.attributes),
-        "event_bits": vm.event_bits,
-        "pmu": vm.pmu and {"name": vm.pmu.name, "type": vm.pmu.type, "origin": vm.pmu.origin},
-        "counters": None
-        if vm.counters is None
-        else {"value": vm.counters, "origin": vm.counters_origin},
-        "filter": vm.filter and {**plain(vm.filter), "origin": vm.filter_origin},
-        "vcpus": [
-            {
-                "index": vcpu.index,
-                "tid": vcpu.tid,
-                "initialised": vcpu.initialised,
-                "has_run": vcpu.has_run,
-            }
-            for vcpu in vm.vcpus or ()
-        ],
-    }
+def _write(env: Env, changes: Sequence[Change], steps: Sequence[str]) -> None:
+    if env.format is Format.JSON:
+        results = [as_object(CHANGE_COLUMNS, change) for change in changes]
+        env.write_document({"results": results, "steps": list(steps)})
+    elif not env.options.quiet:
+        env.write_rows("results", CHANGE_COLUMNS, changes, empty="", headings=False)

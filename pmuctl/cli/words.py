@@ -11,7 +11,7 @@ from pmuctl.model.filter import Action
 KEYS = ("pmu", "counters", "filter")
 COUNTERS_MAX = 31
 
-FORM = "pmu PMU · counters N · filter default allow|deny [allow EVENTS|deny EVENTS]..."
+FORM = "pmu PMU | counters N | filter default allow|deny [allow EVENTS|deny EVENTS]... (last)"
 
 
 def parse_settings(words: Sequence[str]) -> Request:
@@ -82,5 +82,9 @@ def _parse_action(word: Sequence[str], fix: str) -> Action:
     except IndexError:
         raise UsageError("default: allow or deny is missing", fix=fix) from None
     except ValueError:
-        hint = " (the filter comes last)" if word[0] in KEYS else ""
-        raise UsageError(f"{word[0]}: allow or deny is expected{hint}", fix=fix) from None
+        hint = (
+            "the filter comes last: put other settings before it"
+            if word[0] in KEYS
+            else "events are one comma list without spaces"
+        )
+        raise UsageError(f"{word[0]}: allow or deny is expected", why=hint, fix=fix) from None

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Setting a VM's PMU, counters and event filter: from a user's request to the VMM's answer."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from pmuctl.errors import (
     NotFoundError,
     PinnedError,
     PmuctlError,
+    RefusedError,
     SealedError,
     UnknownOutcomeError,
     UsageError,
@@ -17,14 +20,24 @@ from pmuctl.errors import (
 from pmuctl.host.cpus import read_online
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.vms import read_vm
+from pmuctl.host.threads import Threads
 from pmuctl.model.event import WIDEST_BITS, parse_events
 from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.plan import no_attribute, no_vpmu, sealed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.selector import select_pmu
-from pmuctl.model.vm import Vm
+from pmuctl.model.vm import Vm, Window
 
 AFFINITY = "affinity"
+NOTHING_CHANGED = "nothing was changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The machine the VM runs on: its PMUs and its threads."""
+
+    sysfs: Sysfs
+    threads: Threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +59,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What became of one key of one VM: `set`, `unchanged` or `planned`."""
+    """What became of one key of one VM: `set`, `released`, `unchanged` or `planned`.
+
+    `value` is what it is now, or would be.
+    """
 
     vm: str
     key: str
@@ -63,15 +79,15 @@ class Done:
     steps: tuple[str, ...]
 
 
-def set_vm(client: Client, request: Request, sysfs: Sysfs, *, dry_run: bool) -> Done:
-    """Bring one VM to what is asked, all of it or nothing.
+def set_vm(client: Client, vm: Vm, request: Request, machine: Machine, *, dry_run: bool) -> Done:
+    """Bring the VM at the other end to what is asked, all of it or nothing.
 
     Raises NotFoundError, UsageError, SealedError, UnsupportedError, DeniedError, RefusedError
     with nothing changed, or with the state it left in `now`; UnknownOutcomeError where the VMM
     did not answer.
     """
-    vm = read_vm(client, strictly=True)
-    pmu = _choose_pmu(request, vm, sysfs)
+    _check_possible(request, vm)
+    pmu = _choose_pmu(request, vm, machine.sysfs)
     event_filter = _compile(request.filter, pmu, vm.event_bits or WIDEST_BITS)
     arguments: dict[str, object] = {"type": pmu.type, "name": pmu.name, "dry-run": dry_run}
     if request.counters is not None:
@@ -83,15 +99,30 @@ def set_vm(client: Client, request: Request, sysfs: Sysfs, *, dry_run: bool) -> 
     try:
         answer: Any = client.execute("pmu-apply", arguments)
     except PmuctlError as error:
-        raise _explained(error, vm, pmu) from error
+        raise _explained(error, vm, pmu, machine.threads) from error
     return _done(vm, answer, request, pmu, event_filter)
 
 
-def release_vm(client: Client) -> bool:
-    """Let a VM that waits with its window open go on; False where it does not wait."""
-    read_vm(client, strictly=True)
+def release_vm(client: Client, vm: Vm) -> Change:
+    """Let a VM that waits with its window open go on; `unchanged` where it does not wait."""
     answer: Any = client.execute("pmu-release")
-    return bool(answer["outcome"] == "released")
+    return Change(vm=vm.name, key="window", outcome=answer["outcome"], value="sealed")
+
+
+def _check_possible(request: Request, vm: Vm) -> None:
+    """Refuse what no PMU could change, before one has to be named."""
+    error: PmuctlError | None = None
+    if vm.window is Window.NONE:
+        error = no_vpmu()
+    elif request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
+        error = no_attribute("SET_NR_COUNTERS")
+    elif vm.window is Window.SEALED and vm.pmu is None:
+        error = sealed("SET_PMU" if request.pmu else "FILTER", vm.by)
+        error.fix = _at_the_next_start(vm)
+    if error is not None:
+        error.subject = vm.name
+        error.now = NOTHING_CHANGED
+        raise error
 
 
 def _choose_pmu(request: Request, vm: Vm, sysfs: Sysfs) -> Pmu:
@@ -133,20 +164,37 @@ def _compile(words: FilterWords | None, pmu: Pmu, bits: int) -> EventFilter | No
     return EventFilter.compile(words.default, rules)
 
 
-def _explained(error: PmuctlError, vm: Vm, pmu: Pmu) -> PmuctlError:
+def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: Threads) -> PmuctlError:
     """The refusal with what a user can do about it, which the VMM cannot know."""
-    error.subject = vm.name
-    if not isinstance(error, UnknownOutcomeError):
-        error.now = "; ".join(error.applied)
-        error.now = f"applied before: {error.now}" if error.now else "nothing was changed"
-    if isinstance(error, SealedError):
-        error.fix = (
-            f"set it at the next start of {vm.name}, while its window is open (before vm release)"
+    if error.applied is None:
+        if not isinstance(error, RefusedError):
+            return error
+        # the VMM failed in a way that the protocol has no word for
+        return UnknownOutcomeError(
+            "pmu-apply failed, its outcome is not known",
+            subject=vm.name,
+            why=error.message,
+            fix=f"pmuctl vm show {vm.name} tells what holds now",
         )
+    error.now = "; ".join(error.applied)
+    error.now = f"applied before: {error.now}" if error.now else NOTHING_CHANGED
+    if isinstance(error, SealedError):
+        error.fix = _at_the_next_start(vm)
     elif isinstance(error, PinnedError):
-        tids = [str(vcpu.tid) for vcpu in vm.vcpus or () if vcpu.tid is not None]
-        error.fix = "; ".join(f"taskset -cp {pmu.cpus} {tid}" for tid in tids) or None
+        error.fix = "; ".join(_unpin(vm, pmu, threads)) or None
     return error
+
+
+def _at_the_next_start(vm: Vm) -> str:
+    return f"set it at the next start of {vm.name}, while its window is open (before vm release)"
+
+
+def _unpin(vm: Vm, pmu: Pmu, threads: Threads) -> Iterator[str]:
+    """The commands that put each thread in the way onto the PMU's CPUs."""
+    for vcpu in vm.vcpus or ():
+        with suppress(OSError):
+            if vcpu.tid is not None and pmu.cpus and not threads.affinity(vcpu.tid) & pmu.cpus:
+                yield f"taskset -cp {pmu.cpus} {vcpu.tid}"
 
 
 def _done(

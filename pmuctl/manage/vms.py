@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VMs of this host that have a control socket: finding them, asking them."""
 
-import threading
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,20 +13,35 @@ from typing import Any
 from pmuctl.control.client import Client, socket_at
 from pmuctl.control.door import filter_from
 from pmuctl.control.registry import Entry, scan_sockets
-from pmuctl.errors import NotFoundError, PmuctlError, RefusedError, UnreachableError, UsageError
+from pmuctl.errors import (
+    DeniedError,
+    NotFoundError,
+    PmuctlError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from pmuctl.host.procs import Procfs
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
+
+ASKED_AT_ONCE = 32
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """How this user's VMs are reached: where to look, and how long to wait (seconds)."""
+    """How this user's VMs are reached: where to look, and how long to wait (seconds).
+
+    `trace` is told every request as it is sent.
+    """
 
     environ: Mapping[str, str]
     uid: int
     deadline: float
     socket: Path | None = None
     procs: Procfs = field(default_factory=Procfs)
+    trace: Callable[[str], None] = field(default=lambda _: None)
 
     def entries(self) -> list[Entry]:
         """The sockets to look at: the one that was named, or all there are."""
@@ -34,26 +51,18 @@ class Reach:
 
     def client(self, entry: Entry) -> Client:
         """A connection, not yet made, to a VM's control socket."""
-        return Client(entry, deadline=self.deadline, procs=self.procs)
+        return Client(entry, deadline=self.deadline, procs=self.procs, trace=self.trace)
 
 
 def list_vms(reach: Reach, names: Sequence[str] = ()) -> list[Vm]:
     """The VMs that the names stand for, by default all, each with its problem if it has one.
 
-    All are asked side by side: one that is silent costs one deadline, not one each. Raises
+    They are asked side by side: the silent ones cost one deadline, not one each. Raises
     NotFoundError for a name that stands for none.
     """
     entries = reach.entries()
-    vms: dict[int, Vm] = {}
-    threads = [
-        threading.Thread(target=lambda n=n, e=e: vms.update({n: _try_read(reach, e)}), daemon=True)
-        for n, e in enumerate(entries)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    found = [vms[n] for n in sorted(vms)]
+    with ThreadPoolExecutor(max_workers=ASKED_AT_ONCE) as pool:
+        found = list(pool.map(lambda entry: _try_read(reach, entry), entries))
     if not names:
         return found
     matched = [[vm for vm in found if _is_called(vm, name)] for name in names]
@@ -63,39 +72,83 @@ def list_vms(reach: Reach, names: Sequence[str] = ()) -> list[Vm]:
     return [vm for vm in found if any(vm in its for its in matched)]
 
 
-def find_vm(reach: Reach, name: str) -> Entry:
-    """The socket of the one VM of that name, `uuid/…` or `pid/N`.
+@contextmanager
+def connected(reach: Reach, name: str, *, strictly: bool = False) -> Iterator[tuple[Client, Vm]]:
+    """The one VM that a name, `uuid/...` or `pid/N` stands for, asked over an open connection.
 
-    With a socket named by its path, the name must be that VM's. Raises NotFoundError where there
-    is none, UsageError where two VMs hold it.
+    What is asked and changed on the connection is that VM's: it is named anew by its own answer.
+    With `strictly`, where something is to be changed, its peer must be known to be a VMM, and a
+    VM of another user's directory is not meant by a name or a UUID, which anybody can claim.
+    Raises NotFoundError where there is none, UsageError where two VMs hold the name, and what
+    Client raises.
     """
+    entry = _find(reach, name, strictly=strictly)
+    with reach.client(entry) as client:
+        vm = read_vm(client, strictly=strictly)
+        if not _is_called(vm, name):
+            raise NotFoundError(
+                "there is no such VM with this control socket",
+                subject=name,
+                why=f"the VM at {entry.path} is named {vm.name}",
+                fix=f"pmuctl vm list --socket {entry.path}" if reach.socket else "pmuctl vm list",
+            )
+        yield client, vm
+
+
+def _find(reach: Reach, name: str, *, strictly: bool) -> Entry:
+    _check_form(name)
     entries = reach.entries()
-    if reach.socket is None and "/" not in name:
+    if reach.socket is not None:
+        return entries[0]
+    if "/" not in name:
         found = [entry for entry in entries if entry.name == name]
     else:
-        vms = list_vms(reach)
-        for vm in vms:
-            if vm.problem is not None and reach.socket is not None:
-                raise vm.problem
-        paths = {vm.socket for vm in vms if _is_called(vm, name)}
+        paths = {vm.socket for vm in list_vms(reach) if _is_called(vm, name)}
         found = [entry for entry in entries if str(entry.path) in paths]
     if not found:
         raise _not_found(name, [entry.name for entry in entries if entry.name])
+    return choose_entry(found, name, uid=reach.uid, strictly=strictly)
+
+
+def choose_entry(found: Sequence[Entry], name: str, *, uid: int, strictly: bool) -> Entry:
+    """The one of these sockets, all called so, that user `uid` means.
+
+    One's own go before another user's; to change another user's VM its process must be named.
+    Raises UsageError where that leaves none or several.
+    """
+    own = [entry for entry in found if entry.owner in (None, uid)]
+    others = [entry for entry in found if entry not in own]
+    if strictly and others and not own and not name.startswith("pid/"):
+        raise UsageError(
+            "only another user's VM is called so",
+            subject=name,
+            why=f"{others[0].path} is uid {others[0].owner}'s, and anybody can take a name",
+            fix="name it by its process: pid/N, with N from pmuctl vm list",
+        )
+    found = own or others
     if len(found) > 1:
         raise UsageError(
             "two VMs hold this name",
             subject=name,
             why=", ".join(str(entry.path) for entry in found),
-            fix=f"pmuctl … {name} --socket {found[0].path}",
+            fix=f"add --socket {found[0].path}, or name it by its process: pid/N",
         )
     return found[0]
+
+
+def _check_form(name: str) -> None:
+    kind, slash, rest = name.partition("/")
+    if slash and (kind not in ("pid", "uuid") or not rest):
+        raise UsageError(f"{name}: not a VM", why="a VM is NAME, uuid/UUID or pid/PID")
+    if kind == "pid" and slash and not (rest.isascii() and rest.isdigit()):
+        raise UsageError(f"{name}: {rest} is not a process id")
 
 
 def read_vm(client: Client, *, strictly: bool = False) -> Vm:
     """What a VM says of itself, as far as its peer can be believed.
 
-    With `strictly`, where something is to be changed, a peer that cannot be checked is refused.
-    Raises what Client raises, and RefusedError for a VM that answers to another name.
+    With `strictly` a peer that cannot be checked is refused. Raises what Client raises, and
+    RefusedError for a VM that answers to another name than its socket has.
     """
     client.check_holds_kvm(strictly=strictly)
     answer: Any = client.execute("query-pmu")
@@ -125,6 +178,7 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
         uuid=answer["uuid"],
         vmm=answer["vmm"],
         pid=client.peer.pid,
+        owner=client.peer.uid,
         window=Window(answer["window"]),
         since=answer["since"],
         by=answer["by"],
@@ -150,11 +204,16 @@ def _try_read(reach: Reach, entry: Entry) -> Vm:
         with reach.client(entry) as client:
             return read_vm(client)
     except PmuctlError as error:
-        is_dead = isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED"
+        state = VmState.SILENT
+        if isinstance(error, DeniedError):
+            state = VmState.DENIED
+        elif isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED":
+            state = VmState.DEAD
         return Vm(
             name=entry.name or str(entry.path),
             socket=str(entry.path),
-            state=VmState.DEAD if is_dead else VmState.SILENT,
+            state=state,
+            owner=entry.owner,
             problem=error,
         )
 
@@ -169,7 +228,10 @@ def _is_called(vm: Vm, name: str) -> bool:
 
 
 def _not_found(name: str, names: Sequence[str]) -> NotFoundError:
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
+    near = [its for its in names if its.lower() in near]
+    if _UUID.fullmatch(name):
+        near = [f"uuid/{name}"]
     return NotFoundError(
         "there is no such VM with a control socket",
         subject=name,

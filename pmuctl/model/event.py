@@ -13,6 +13,9 @@ from pmuctl.errors import NotFoundError, UsageError
 WIDEST_BITS = 16
 """PMUv3 for Armv8.1 and later numbers its events with 16 bits, Armv8.0 with 10."""
 
+FEW = 8
+"""So many names are listed in an error."""
+
 _CODE = re.compile(r"0[xX]([0-9a-fA-F]{1,8})")
 
 
@@ -145,8 +148,10 @@ def _range(word: str, first: int, last: int, bits: int) -> EventSet:
 
 def _unknown(word: str, names: Mapping[str, int]) -> NotFoundError:
     near = get_close_matches(word.lower(), names, n=3, cutoff=0.6)
+    few = list(names) if len(names) <= FEW else []
+    told = f"near: {', '.join(near)}" if near else f"they are {', '.join(few)}" if few else ""
     return NotFoundError(
         f"{word}: no such event on this PMU",
-        why=f"it has {len(names)} named events" + (f"; near: {', '.join(near)}" if near else ""),
-        fix="give its code, 0x0011, or a name that pmuctl pmu show lists",
+        why=f"it has {len(names)} named events" + (f"; {told}" if told else ""),
+        fix="write its code (0x and hexadecimal digits), or a name that pmuctl pmu show lists",
     )

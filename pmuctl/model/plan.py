@@ -59,12 +59,14 @@ class SetAttr:
 
     def words(self) -> str:
         """The step in the kernel's words."""
-        value = str(self.value)
+        value, note = str(self.value), f"  {self.note}" if self.note else ""
         if isinstance(self.value, FilterRange):
             its = self.value
             value = f"{{{format_code(its.base)}, {its.nevents}, {its.action.upper()}}}"
+            if its.nevents == 0:
+                note = f"  no event: the default becomes {its.action.opposite()}"
         call = f"KVM_SET_DEVICE_ATTR(vcpu {self.vcpu}, KVM_ARM_VCPU_PMU_V3_{self.attribute}, "
-        return call + value + ")" + (f"  {self.note}" if self.note else "")
+        return f"{call}{value}){note}"
 
 
 Step = Place | SetAttr
@@ -119,6 +121,9 @@ def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
     """
     _check_known(current.vpmu, wanted)
     calls = tuple(_calls(current, wanted))
+    for call in calls:
+        if call.attr not in current.vpmu.kernel.attributes:
+            raise refusal(call, errno.ENXIO, current.vpmu)
     if calls and (current.sealed_by or is_sealed(current.vpmu)):
         raise sealed(calls[0].attribute, current.sealed_by)
     state = current.vpmu
@@ -131,11 +136,7 @@ def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
 
 def _check_known(vpmu: Vpmu, wanted: Wanted) -> None:
     if not vpmu.vcpus or not vpmu.vcpus[0].has_pmu:
-        raise UnsupportedError(
-            "this VM has no vPMU",
-            why="its vCPUs were made without the feature KVM_ARM_VCPU_PMU_V3 (ENODEV)",
-            errno="ENODEV",
-        )
+        raise no_vpmu()
     if wanted.type not in vpmu.kernel.counters:
         raise NotFoundError(
             f"{wanted.name}: KVM knows no PMU with the perf type {wanted.type}",
@@ -192,6 +193,26 @@ def _filter_calls(vpmu: Vpmu, wanted: EventFilter) -> tuple[FilterRange, ...]:
     return difference(vpmu.allowed, wanted.allowed(vpmu.kernel.event_bits))
 
 
+def no_vpmu() -> UnsupportedError:
+    """The refusal of a VM whose vCPUs have no PMU."""
+    return UnsupportedError(
+        "this VM has no vPMU",
+        why="its vCPUs were made without the feature KVM_ARM_VCPU_PMU_V3 (ENODEV)",
+        fix="start it with its VMM's option for a PMU",
+        errno="ENODEV",
+    )
+
+
+def no_attribute(attribute: str) -> UnsupportedError:
+    """The refusal of an attribute that this kernel's KVM does not have."""
+    return UnsupportedError(
+        f"this kernel's KVM has no {attribute}",
+        why=f"KVM_ARM_VCPU_PMU_V3_{attribute} gives ENXIO: the attribute does not exist here",
+        fix="SET_PMU came with Linux 5.18, SET_NR_COUNTERS with 6.16",
+        errno="ENXIO",
+    )
+
+
 def sealed(attribute: str, by: str | None) -> SealedError:
     """The refusal of a VM whose window has closed; `by` says what closed it."""
     what = {"SET_PMU": "the PMU", "FILTER": "the event filter"}.get(attribute, "the counters")
@@ -208,11 +229,7 @@ def refusal(call: SetAttr, error: int, vpmu: Vpmu, sealed_by: str | None = None)
     name = errno.errorcode.get(error, str(error))
     told = f"KVM_ARM_VCPU_PMU_V3_{call.attribute} gives {name}"
     if error == errno.ENXIO and call.attr not in vpmu.kernel.attributes:
-        return UnsupportedError(
-            f"this kernel's KVM has no {call.attribute}",
-            why=f"{told}: the attribute does not exist here",
-            errno=name,
-        )
+        return no_attribute(call.attribute)
     if error == errno.EBUSY and call.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
         if vpmu.allowed is not None and not vpmu.has_run:
             return SealedError(
@@ -226,7 +243,7 @@ def refusal(call: SetAttr, error: int, vpmu: Vpmu, sealed_by: str | None = None)
     if error in (errno.EPERM, errno.EACCES):
         return RefusedError(f"{call.attribute} was not permitted", why=told, errno=name)
     if error == errno.ENODEV:
-        return UnsupportedError("this VM has no vPMU", why=told, errno=name)
+        return no_vpmu()
     if error == errno.EINVAL and call.attr == KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS:
         limit = vpmu.kernel.counters.get(vpmu.pmu) if vpmu.pmu is not None else None
         return UsageError(

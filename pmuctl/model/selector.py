@@ -14,12 +14,17 @@ def match_pmus(text: str, pmus: Sequence[Pmu]) -> list[Pmu]:
     """The PMUs that a sysfs name, a glob, `core/MODEL` or `cpus/LIST` stands for.
 
     `cpus/LIST` stands for the PMUs that cover at least these CPUs. Raises UsageError for a list
-    that is none.
+    that is none, and where a name, model or list is missing.
     """
     kind, slash, rest = text.partition("/")
+    if not text or (slash and kind in ("core", "cpus") and not rest):
+        what = {"core": "a core model", "cpus": "a CPU list"}.get(kind, "the name of a PMU")
+        raise UsageError(f"{text or repr(text)}: {what} is missing", fix="pmuctl pmu list")
     if slash and kind == "core":
         wanted = rest.lower()
-        return [p for p in pmus if any((core.name or "").lower() == wanted for core in p.cores)]
+        return [
+            p for p in pmus if any(core.name and core.name.lower() == wanted for core in p.cores)
+        ]
     if slash and kind == "cpus":
         try:
             cpus = CpuSet.parse(rest)
@@ -55,5 +60,9 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
             errno="ENXIO",
         )
     near = get_close_matches(text, [pmu.name for pmu in pmus], n=3, cutoff=0.5)
+    if text.startswith("core/"):
+        cores = ", ".join(dict.fromkeys(str(core) for pmu in pmus for core in pmu.cores))
+        why = f"the core models of this host: {cores or 'not known'}"
+        raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list")
     why = f"near: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
     raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list", errno="ENXIO")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM of this host as its control socket tells of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pmuctl.errors import PmuctlError
@@ -18,6 +19,8 @@ class VmState(StrEnum):
     RUNNING = "running"
     DEAD = "dead"
     """nobody listens at its control socket"""
+    DENIED = "denied"
+    """this user may not ask it"""
     SILENT = "silent"
     """its control socket does not answer, or not as it should"""
 
@@ -52,10 +55,12 @@ class VmPmu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """One VM. `since` is in seconds since the epoch, `by` what sealed its window.
+    """One VM. `owner` is the user id its VMM runs as; `since` is in seconds since the epoch, `by`
+    what sealed its window.
 
-    `counters` and `filter` are None where they were never set; `problem` is why a VM could not
-    be asked, and then all else but its name and socket is unknown (None).
+    `counters` and `filter` are None where they were never set; `event_names` maps the names of
+    its PMU's events to codes, where they were looked up. `problem` is why a VM could not be asked,
+    and then all else but its name and socket is unknown (None).
     """
 
     name: str
@@ -64,6 +69,7 @@ class Vm:
     uuid: str | None = None
     vmm: str | None = None
     pid: int | None = None
+    owner: int | None = None
     window: Window | None = None
     since: int | None = None
     by: str | None = None
@@ -75,4 +81,5 @@ class Vm:
     filter: EventFilter | None = None
     filter_origin: str | None = None
     vcpus: tuple[VmVcpu, ...] | None = None
+    event_names: Mapping[str, int] = field(default_factory=dict)
     problem: PmuctlError | None = None

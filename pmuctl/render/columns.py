@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tables show: one list of columns for each kind of row, shared by every format."""
+"""Columns as data: what a row can show, how a value reads as text and as JSON, choosing some."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar
 
-from pmuctl.manage.settings import Change
-from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.event import format_code
-from pmuctl.model.filter import Action, EventFilter
-from pmuctl.model.pmu import CoreModel, Pmu
-from pmuctl.model.vm import Vm, VmState, VmVcpu
+from pmuctl.errors import UsageError
 from pmuctl.render.text import printable
 
 Row = TypeVar("Row")
@@ -28,12 +24,101 @@ UNKNOWN: Final = Unknown.UNKNOWN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column(Generic[Row]):
-    """One column: its heading (in lower case its JSON key), and how to get a row's value."""
+    """One column: its heading, and how to get a row's value.
+
+    Its JSON key is the heading in lower case, with `_` for `-`. A column that is not `shown` has
+    to be asked for. Where the value is itself a list of rows, `nested` are their columns; where
+    it is of a type that has a form of its own, `shape` gives that: as text and as JSON.
+    """
 
     name: str
     help: str
     value: Callable[[Row], object]
     is_number: bool = False
+    shown: bool = True
+    nested: "Sequence[Column[Any]] | None" = None
+    shape: "Shape | None" = None
+
+    @property
+    def key(self) -> str:
+        """Its name in JSON."""
+        return self.name.lower().replace("-", "_")
+
+    def text(self, row: Row) -> str:
+        """Its value in a cell of a table."""
+        value = self.value(row)
+        if self.nested and isinstance(value, Sequence):
+            return ",".join(self.nested[0].text(item) for item in value) or "-"
+        if self.shape and not _is_mark(value):
+            return self.shape.text(value)
+        return cell(value)
+
+    def plain(self, row: Row) -> Any:
+        """Its value in JSON."""
+        value = self.value(row)
+        if self.nested and isinstance(value, Sequence):
+            return [as_object(self.nested, item) for item in value]
+        if self.shape and not _is_mark(value):
+            return self.shape.plain(value)
+        return plain(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How values of one type are written."""
+
+    text: Callable[[Any], str]
+    plain: Callable[[Any], Any]
+
+
+def _is_mark(value: object) -> bool:
+    return value is None or isinstance(value, Unknown)
+
+
+def as_object(columns: Sequence[Column[Row]], row: Row) -> dict[str, Any]:
+    """A row as a JSON object."""
+    return {column.key: column.plain(row) for column in columns}
+
+
+def choose(
+    columns: Sequence[Column[Row]], asked: str | None, *, every: bool
+) -> Sequence[Column[Row]]:
+    """The columns to show: those asked for by name, `+COL` beside the usual ones, or `every` one.
+
+    Raises UsageError for a name that is no column.
+    """
+    if every:
+        return columns
+    usual = [column for column in columns if column.shown]
+    if asked is None:
+        return usual
+    by_name = {column.name: column for column in columns}
+    chosen = list(usual) if asked.startswith("+") else []
+    for word in asked.removeprefix("+").split(","):
+        name = word.strip().upper().replace("_", "-")
+        if not name:
+            raise UsageError("the name of a column is missing", why=_columns_are(list(by_name)))
+        if name not in by_name:
+            raise _no_column(word.strip(), list(by_name))
+        if by_name[name] not in chosen:
+            chosen.append(by_name[name])
+    return chosen
+
+
+def _no_column(word: str, names: Sequence[str]) -> UsageError:
+    if word.lower() in ("table", "json", "jsonl", "csv", "tsv", "raw", "name"):
+        option = "-J" if word.lower() == "json" else f"--format {word.lower()}"
+        return UsageError(f"{word}: -o takes columns", fix=f"did you mean {option}?")
+    near = get_close_matches(word.upper(), names, n=1)
+    return UsageError(
+        f"{word}: no such column",
+        why=_columns_are(names),
+        fix=f"did you mean {near[0]}?" if near else None,
+    )
+
+
+def _columns_are(names: Sequence[str]) -> str:
+    return f"the columns are {', '.join(names)}"
 
 
 def cell(value: object) -> str:
@@ -42,8 +127,10 @@ def cell(value: object) -> str:
         return "-"
     if isinstance(value, Unknown):
         return "?"
-    if isinstance(value, EventFilter):
-        return filter_summary(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={cell(item)}" for key, item in value.items()) or "-"
     if isinstance(value, (list, tuple)):
         return ",".join(cell(item) for item in value) or "-"
     return printable(str(value)) or "-"
@@ -55,115 +142,13 @@ def plain(value: object) -> Any:
         return None
     if isinstance(value, (bool, int)):
         return value
-    if isinstance(value, CpuSet):
-        return list(value)
-    if isinstance(value, EventFilter):
-        return {"default": str(value.default), "except": _event_ranges(value)}
-    if isinstance(value, CoreModel):
-        return value.name
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [plain(item) for item in value]
     return str(value)
-
-
-def _event_ranges(value: EventFilter) -> list[dict[str, object]]:
-    return [
-        {"code": base, "code_hex": format_code(base), "nevents": nevents}
-        for base, nevents in value.exceptions.runs()
-    ]
-
-
-def filter_summary(value: EventFilter) -> str:
-    """A filter in a table's cell: how many events it lets through or keeps back."""
-    count = len(value.exceptions)
-    if value.default is Action.DENY:
-        return f"{count} allowed" if count else "all denied"
-    return f"{count} denied" if count else "all allowed"
 
 
 def known(value: object) -> object:
     """The value, where None means that it could not be read."""
     return UNKNOWN if value is None else value
-
-
-PMU_COLUMNS: Sequence[Column[Pmu]] = (
-    Column(name="NAME", help="its name in sysfs", value=lambda pmu: pmu.name),
-    Column(
-        name="TYPE",
-        help="its perf type in this boot",
-        value=lambda pmu: known(pmu.type),
-        is_number=True,
-    ),
-    Column(
-        name="CORE",
-        help="the core models of its online CPUs, by MIDR",
-        value=lambda pmu: [known(core.name) for core in pmu.cores] or UNKNOWN,
-    ),
-    Column(name="CPUS", help="the CPUs it counts on", value=lambda pmu: known(pmu.cpus)),
-    Column(name="ONLINE", help="those that are online", value=lambda pmu: known(pmu.online)),
-    Column(
-        name="EVENTS",
-        help="how many named events it has",
-        value=lambda pmu: len(pmu.events),
-        is_number=True,
-    ),
-)
-
-_UNASKED = (VmState.DEAD, VmState.SILENT)
-
-
-def _of_vm(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
-    return lambda vm: UNKNOWN if vm.state in _UNASKED else get(vm)
-
-
-VM_COLUMNS: Sequence[Column[Vm]] = (
-    Column(name="NAME", help="the VM's name", value=lambda vm: vm.name),
-    Column(
-        name="STATE", help="waiting, starting, running, dead, silent", value=lambda vm: vm.state
-    ),
-    Column(
-        name="PID",
-        help="the process of its VMM",
-        value=_of_vm(lambda vm: vm.pid),
-        is_number=True,
-    ),
-    Column(
-        name="VCPUS",
-        help="how many vCPUs it has",
-        value=_of_vm(lambda vm: len(vm.vcpus or ())),
-        is_number=True,
-    ),
-    Column(
-        name="PMU",
-        help="the PMU it was given",
-        value=_of_vm(lambda vm: vm.pmu and vm.pmu.name),
-    ),
-    Column(name="FILTER", help="its event filter", value=_of_vm(lambda vm: vm.filter)),
-    Column(
-        name="WINDOW",
-        help="whether KVM still takes settings: open, sealed, none",
-        value=_of_vm(lambda vm: vm.window),
-    ),
-)
-
-VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
-    Column(name="VCPU", help="its number", value=lambda vcpu: vcpu.index, is_number=True),
-    Column(name="TID", help="its thread", value=lambda vcpu: known(vcpu.tid), is_number=True),
-    Column(
-        name="INITIALISED",
-        help="whether its PMU is initialised",
-        value=lambda vcpu: "yes" if vcpu.initialised else "no",
-    ),
-    Column(
-        name="RAN", help="whether it has run", value=lambda vcpu: "yes" if vcpu.has_run else "no"
-    ),
-)
-
-CHANGE_COLUMNS: Sequence[Column[Change]] = (
-    Column(name="VM", help="the VM", value=lambda change: change.vm),
-    Column(name="KEY", help="the setting", value=lambda change: change.key),
-    Column(name="OUTCOME", help="set, unchanged or planned", value=lambda change: change.outcome),
-    Column(name="VALUE", help="what it is now", value=lambda change: change.value),
-)

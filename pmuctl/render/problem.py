@@ -8,8 +8,10 @@ from pmuctl.errors import PmuctlError
 from pmuctl.render.text import printable
 
 
-def write_problem(error: PmuctlError, out: TextIO, *, as_json: bool = False) -> None:
-    """Write one error: a line each, or one JSON object on one line."""
+def write_problem(
+    error: PmuctlError, out: TextIO, *, as_json: bool = False, word: str = "error"
+) -> None:
+    """Write one error, or `word`: a line each, or one JSON object on one line."""
     if as_json:
         body = {
             "code": error.status.name.lower(),
@@ -21,10 +23,10 @@ def write_problem(error: PmuctlError, out: TextIO, *, as_json: bool = False) -> 
             "now": error.now,
             "fix": error.fix,
         }
-        out.write(json.dumps({"error": body}) + "\n")
+        out.write(json.dumps({word: body}) + "\n")
         return
     head = f"{error.subject}: {error.message}" if error.subject else error.message
-    out.write(f"error: {printable(head)}\n")
+    out.write(f"{word}: {printable(head)}\n")
     for name, text in (("why", error.why), ("now", error.now), ("fix", error.fix)):
         if text:
             out.write(f"  {name}: {printable(text)}\n")

@@ -13,10 +13,11 @@ import pytest
 
 from pmuctl.cli.env import Env
 from pmuctl.cli.main import main
+from pmuctl.cli.streams import guarded
 from pmuctl.control.server import Server
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from tests.fakes.vmm import FakeVm, fake_proc
+from tests.fakes.vmm import FakeThreads, FakeVm, fake_proc
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Machine:
     proc: Path
     stack: ExitStack
     servers: dict[str, Server] = field(default_factory=dict)
+    vms: list[FakeVm] = field(default_factory=list)
 
     def run(self, *argv: str, uid: int = 0) -> Ran:
         """One command line on this machine."""
@@ -51,12 +53,13 @@ class Machine:
     def env(self, stdout: TextIO, stderr: TextIO, *, uid: int = 0) -> Env:
         """The outside of a command on this machine."""
         return Env(
-            stdout=stdout,
+            stdout=guarded(stdout),
             stderr=stderr,
             environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},
             uid=uid,
             procs=Procfs(self.proc),
             live=Sysfs(self.root),
+            threads=FakeThreads({k: v for its in self.vms for k, v in its.threads.masks.items()}),
         )
 
     def start(self, vm: FakeVm, path: Path | None = None) -> FakeVm:
@@ -67,6 +70,7 @@ class Machine:
             sysfs=Sysfs(self.root),
             threads=vm.threads,
         )
+        self.vms.append(vm)
         self.servers[vm.name] = self.stack.enter_context(server)
         return vm
 

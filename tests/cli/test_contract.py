@@ -54,9 +54,9 @@ def test_no_command_shows_help_and_is_a_usage_error(words: tuple[str, ...]) -> N
         (("pmu", "list", "--jsn"), "--json"),
         (("vm", "set", "web1", "pum", "x"), "did you mean pmu?"),
         (("vm", "set", "web1"), "KEY VALUE"),
-        (("vm", "list", "--deadline", "0"), "above 0"),
-        (("vm", "list", "--deadline", "nan"), "above 0"),
-        (("pmu", "list", "--sysroot", "/nonexistent"), "not a directory"),
+        (("vm", "list", "--deadline", "0"), "seconds"),
+        (("vm", "list", "--deadline", "nan"), "seconds"),
+        (("pmu", "list", "--sysroot", "/nonexistent"), "not a captured tree"),
     ],
 )
 def test_usage_errors_are_one_line_each_and_say_what_to_type(
@@ -156,7 +156,7 @@ def test_names_from_outside_never_reach_the_terminal_raw(machine: Machine) -> No
 def test_hostile_arguments_are_only_names(machine: Machine, word: str) -> None:
     for words in (("pmu", "show", word), ("vm", "show", word), ("vm", "set", word, "pmu", word)):
         ran = machine.run(*words)
-        assert ran.status == 4
+        assert ran.status == (2 if "/" in word and words[0] == "vm" else 4)
         assert "\x1b" not in ran.stderr
         assert len(ran.stderr.splitlines()) <= 4
 

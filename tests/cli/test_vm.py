@@ -224,7 +224,7 @@ def test_a_late_refusal_says_exactly_what_was_applied(machine: Machine) -> None:
     assert "now: applied before: sched_setaffinity(1001, 2-3)" in text
     assert "SET_PMU, 11" in text
     shown = json.loads(machine.run("vm", "show", "web1", "-J").stdout)["vm"]
-    assert shown["pmu"] == {"name": A72, "type": 11, "origin": "applied"}
+    assert (shown["pmu"], shown["pmu_type"], shown["pmu_origin"]) == (A72, 11, "applied")
     assert shown["filter"] is None
 
 
@@ -306,10 +306,10 @@ def test_list_and_show(machine: Machine) -> None:
     assert shown["vm"]["filter"] == {
         "default": "deny",
         "except": [{"code": 17, "code_hex": "0x0011", "nevents": 1}],
-        "origin": "applied",
     }
+    assert shown["vm"]["filter_origin"] == "applied"
     text = machine.run("vm", "show", "web2").stdout
-    assert "default deny allow cpu_cycles (applied)" in text
+    assert "default deny allow cpu_cycles" in text
 
 
 def test_an_empty_list_is_still_one_object(machine: Machine) -> None:
@@ -321,8 +321,8 @@ def test_an_empty_list_is_still_one_object(machine: Machine) -> None:
 
 def test_release_seals_and_says_so(machine: Machine) -> None:
     machine.start(FakeVm())
-    assert machine.run("vm", "release", "web1").stdout == "web1  released\n"
-    assert machine.run("vm", "release", "web1").stdout == "web1  unchanged\n"
+    assert machine.run("vm", "release", "web1").stdout == "web1  window  released  sealed\n"
+    assert machine.run("vm", "release", "web1").stdout == "web1  window  unchanged  sealed\n"
     assert machine.servers["web1"].settings.released.is_set()
     assert machine.run("vm", "list").lines[1].split()[-1] == "sealed"
 

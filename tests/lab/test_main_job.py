@@ -133,7 +133,7 @@ def test_counters_are_what_was_asked_for(lab: Lab) -> None:
             return
         vm.set("counters", "2", "pmu", A72)
         shown = json.loads(vm.pmuctl("show", "-J").stdout)["vm"]
-        assert shown["counters"] == {"value": 2, "origin": "applied"}
+        assert (shown["counters"], shown["counters_origin"]) == (2, "applied")
         for report in vm.finish():
             assert report["pmcr_n"] == 2
 
@@ -169,7 +169,7 @@ def test_one_pmu_for_all_needs_no_name(lab_one: Lab) -> None:
     with reference_vm(lab_one) as vm:
         vm.set(*ONLY_CYCLES)
         shown = json.loads(vm.pmuctl("show", "-J").stdout)["vm"]
-        assert shown["pmu"]["name"] == "armv8_pmuv3"
+        assert shown["pmu"] == "armv8_pmuv3"
         for report in vm.finish():
             assert pmceid0(report) == CYCLES_BIT
             assert report["cycles"] > 0
@@ -185,7 +185,7 @@ def test_vm_list_and_show_tell_its_life(lab: Lab) -> None:
         vm.job.wait_for('"cycles"', 30)
         shown = json.loads(vm.pmuctl("show", "-J").stdout)["vm"]
         assert (shown["state"], shown["window"]) == ("running", "sealed")
-        assert [vcpu["tid"] for vcpu in shown["vcpus"]] == vm.tids
-        assert all(vcpu["initialised"] and vcpu["has_run"] for vcpu in shown["vcpus"])
-        assert shown["pmu"]["name"] == A72
+        assert [vcpu["tid"] for vcpu in shown["vcpu_list"]] == vm.tids
+        assert all(vcpu["initialised"] and vcpu["has_run"] for vcpu in shown["vcpu_list"])
+        assert shown["pmu"] == A72
     assert json.loads(pmuctl(lab, "vm", "list", "-J").stdout)["vms"] == []

@@ -41,7 +41,7 @@ def test_a_default_alone_is_a_filter() -> None:
         ("filter basic", "not the beginning of a filter"),
         ("filter default", "allow or deny is missing"),
         ("filter default deny allow", "its events are missing"),
-        ("filter default deny allow a pmu b", "the filter comes last"),
+        ("filter default deny allow a pmu b", "pmu: allow or deny is expected"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, told: str) -> None:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl host: this machine, what its KVM can do, and a capture of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmuctl.cli.app import command, make_noun
+from pmuctl.cli.env import Env
+from pmuctl.cli.options import MACHINE, OUTPUT, TALK
+from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
+from pmuctl.host.machine import KvmAccess, read_kvm_access, scan_captured, write_capture
+from pmuctl.host.pmus import scan_pmus
+from pmuctl.manage.host import read_host
+from pmuctl.model.vpmu import ATTR_NAMES
+from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
+
+app = make_noun("host")
+
+
+@command(app, "info", OUTPUT, MACHINE)
+def host_info(env: Env) -> None:
+    """Show this machine: its kernel, its KVM, its CPUs and PMUs.
+
+    What KVM does is tried out on scratch VMs, once a boot.
+    """
+    with env.waiting_for("probes of KVM"):
+        host = read_host(env.sysfs, scan_pmus(env.sysfs), env.environ)
+    env.write_one("host", HOST_COLUMNS, host)
+
+
+@command(app, "capabilities", OUTPUT)
+def host_capabilities(
+    env: Env,
+    attr: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ATTR]...", help="SET_PMU, FILTER, SET_NR_COUNTERS, ..."),
+    ] = None,
+) -> int:
+    """Show which PMU attributes this kernel's KVM has.
+
+    Exit status 1 if one that is named is missing.
+    """
+    names = {name: number for number, name in ATTR_NAMES.items()}
+    asked = [its.upper().removeprefix("KVM_ARM_VCPU_PMU_V3_") for its in attr or names]
+    for name in asked:
+        if name not in names:
+            raise UsageError(f"{name}: no such attribute", why=f"they are {', '.join(names)}")
+    access = read_kvm_access()
+    if access is KvmAccess.MISSING:
+        raise UnsupportedError("this host has no KVM", why="there is no /dev/kvm")
+    if access is KvmAccess.DENIED:
+        raise DeniedError(
+            "KVM cannot be asked",
+            why="/dev/kvm may not be opened by this user",
+            fix="run pmuctl as root or as a member of group kvm",
+        )
+    with env.waiting_for("probes of KVM"):
+        probed = read_host(env.sysfs, scan_pmus(env.sysfs), env.environ).probed
+    present = probed.attributes if probed else frozenset()
+    rows = [
+        Capability(name=name, number=names[name], present=names[name] in present) for name in asked
+    ]
+    env.write_rows("attributes", CAPABILITY_COLUMNS, rows, empty="")
+    missing = attr and not all(row.present for row in rows)
+    return ExitStatus.NO if missing else ExitStatus.OK
+
+
+@command(app, "snapshot", MACHINE, TALK)
+def host_snapshot(
+    env: Env,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", readable=False, help="A new or empty directory.")
+    ],
+) -> None:
+    """Capture this machine's PMUs and CPUs into a tree for --sysroot.
+
+    For bug reports, and to look at this host from elsewhere.
+    """
+    try:
+        count = write_capture(scan_captured(env.sysfs), directory)
+    except OSError as error:
+        cls = DeniedError if isinstance(error, PermissionError) else RefusedError
+        raise cls(
+            f"{directory}: the capture could not be written",
+            why=error.strerror or str(error),
+            fix="name a new or an empty directory",
+        ) from error
+    env.say(f"{count} files; look at them with: pmuctl pmu list --sysroot {directory}")

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting until a VM is in a state."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
+
+from pmuctl.errors import NotFoundError, UnreachableError
+from pmuctl.manage.vms import Reach, connected
+from pmuctl.model.vm import Vm, VmState, Window
+
+POLL_SECONDS = 0.2
+ANSWER_SECONDS = 1.0
+"""A VM is given so long to answer even where less is left: it is always asked once."""
+
+
+class Awaited(StrEnum):
+    """What can be waited for."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    ALIGNED = "aligned"
+
+
+def wait_for(
+    reach: Reach,
+    name: str,
+    awaited: Awaited,
+    *,
+    timeout: float | None,
+    is_aligned: Callable[[Vm], bool | None],
+) -> bool:
+    """Ask until the VM is as awaited, True, or `timeout` seconds have passed, False.
+
+    A VM that is not there yet, or does not answer, is asked again; raises what `connected` raises
+    for all else. A silent one takes no longer than the time that is left, or ANSWER_SECONDS.
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    while True:
+        if until is not None:
+            left = max(until - time.monotonic(), ANSWER_SECONDS)
+            reach = replace(reach, deadline=min(reach.deadline, left))
+        if _holds(_ask(reach, name), awaited, is_aligned):
+            return True
+        pause = POLL_SECONDS
+        if until is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            pause = min(pause, left)
+        time.sleep(pause)
+
+
+def _ask(reach: Reach, name: str) -> Vm | None:
+    """The VM, None where it is not there or its VMM has ended; a silent one is neither."""
+    try:
+        with connected(reach, name) as (_, vm):
+            return vm
+    except NotFoundError:
+        return None
+    except UnreachableError as error:
+        if error.errno == "ECONNREFUSED":
+            return None
+        return Vm(name=name, socket="", state=VmState.SILENT)
+
+
+def _holds(vm: Vm | None, awaited: Awaited, is_aligned: Callable[[Vm], bool | None]) -> bool:
+    if vm is None:
+        return awaited is Awaited.STOPPED
+    match awaited:
+        case Awaited.OPEN:
+            return vm.window is Window.OPEN
+        case Awaited.SEALED:
+            return vm.window is Window.SEALED
+        case Awaited.RUNNING:
+            return vm.state is VmState.RUNNING
+        case Awaited.ALIGNED:
+            return is_aligned(vm) is True
+        case Awaited.STOPPED:
+            return False

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formats of results: the same columns as a table, JSON, csv, tsv, raw words or names."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TextIO, TypeVar
+
+from pmuctl.render.columns import Column, as_object
+from pmuctl.render.table import write_record, write_table
+
+Row = TypeVar("Row")
+
+SCHEMA = 1
+"""Raised when a JSON key is removed or changes its type; added keys keep it."""
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+    RAW = "raw"
+    NAME = "name"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether errors are to be JSON, too."""
+        return self in (Format.JSON, Format.JSONL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a table is laid out: with headings, fitted to a terminal of `width`, with bold headings.
+
+    A width of None is no terminal's: nothing is cut off.
+    """
+
+    headings: bool = True
+    width: int | None = None
+    colour: bool = False
+
+
+def write_document(command: str, body: Mapping[str, Any], out: TextIO) -> None:
+    """Write the one JSON object of a command, `{"pmuctl": {...}, ...}`, on one line."""
+    head = {"pmuctl": {"schema": SCHEMA, "command": command}}
+    out.write(json.dumps(head | dict(body)) + "\n")
+
+
+def write_rows(
+    columns: Sequence[Column[Row]],
+    rows: Sequence[Row],
+    out: TextIO,
+    *,
+    format: Format,
+    layout: Layout,
+) -> None:
+    """Write a list in any format but JSON, which has more to say than its rows."""
+    if format is Format.TABLE:
+        write_table(
+            columns,
+            rows,
+            out,
+            headings=layout.headings,
+            width=layout.width,
+            colour=layout.colour,
+        )
+        return
+    if format is Format.JSONL:
+        for row in rows:
+            out.write(json.dumps(as_object(columns, row)) + "\n")
+        return
+    if format is Format.NAME:
+        for row in rows:
+            out.write(columns[0].text(row) + "\n")
+        return
+    write_line = _LINES[format]
+    if layout.headings:
+        write_line([column.name for column in columns], out)
+    for row in rows:
+        write_line([column.text(row) for column in columns], out)
+
+
+def write_one(
+    columns: Sequence[Column[Row]], row: Row, out: TextIO, *, format: Format, layout: Layout
+) -> None:
+    """Write one thing in full, in any format but JSON."""
+    if format is Format.TABLE:
+        write_record(columns, row, out)
+    else:
+        write_rows(columns, [row], out, format=format, layout=layout)
+
+
+def _write_csv(texts: Sequence[str], out: TextIO) -> None:
+    import csv
+
+    csv.writer(out, lineterminator="\n").writerow(texts)
+
+
+def _write_tsv(texts: Sequence[str], out: TextIO) -> None:
+    # no text has a tab in it: those are escaped as what is not printable
+    out.write("\t".join(texts) + "\n")
+
+
+def _write_raw(texts: Sequence[str], out: TextIO) -> None:
+    words = (text.replace("\\", "\\x5c").replace(" ", "\\x20") for text in texts)
+    out.write(" ".join(words) + "\n")
+
+
+_LINES: Mapping[Format, Callable[[Sequence[str], TextIO], None]] = {
+    Format.CSV: _write_csv,
+    Format.TSV: _write_tsv,
+    Format.RAW: _write_raw,
+}

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is shown of CPU PMUs: their columns, and those of their events."""
+
+from collections.abc import Sequence
+
+from pmuctl.model.event import format_code
+from pmuctl.model.pmu import Pmu
+from pmuctl.render.columns import UNKNOWN, Column, known
+
+EVENT_COLUMNS: Sequence[Column[tuple[str, int]]] = (
+    Column(name="NAME", help="its name in sysfs", value=lambda event: event[0]),
+    Column(name="CODE-HEX", help="its number", value=lambda event: format_code(event[1])),
+    Column(
+        name="CODE",
+        help="its number in decimal",
+        value=lambda event: event[1],
+        is_number=True,
+        shown=False,
+    ),
+)
+
+PMU_COLUMNS: Sequence[Column[Pmu]] = (
+    Column(name="NAME", help="its name in sysfs", value=lambda pmu: pmu.name),
+    Column(
+        name="TYPE",
+        help="its perf type in this boot",
+        value=lambda pmu: known(pmu.type),
+        is_number=True,
+    ),
+    Column(
+        name="CORE",
+        help="the core models of its online CPUs, by MIDR",
+        value=lambda pmu: [known(core.name) for core in pmu.cores] or UNKNOWN,
+    ),
+    Column(name="CPUS", help="the CPUs it counts on", value=lambda pmu: known(pmu.cpus)),
+    Column(name="ONLINE", help="those that are online", value=lambda pmu: known(pmu.online)),
+    Column(
+        name="EVENTS",
+        help="how many named events it has",
+        value=lambda pmu: len(pmu.events),
+        is_number=True,
+    ),
+    Column(name="PATH", help="its path in sysfs", value=lambda pmu: pmu.path, shown=False),
+    Column(
+        name="MIDR",
+        help="implementer and part number of its core models",
+        value=lambda pmu: (
+            [f"{its.implementer:#04x}:{its.part:#05x}" for its in pmu.cores] or UNKNOWN
+        ),
+        shown=False,
+    ),
+    Column(
+        name="FORMATS", help="its format/ in sysfs", value=lambda pmu: pmu.formats, shown=False
+    ),
+    Column(name="CAPS", help="its caps/ in sysfs", value=lambda pmu: pmu.caps, shown=False),
+    Column(
+        name="EVENT-LIST",
+        help="its named events",
+        value=lambda pmu: list(pmu.events.items()),
+        shown=False,
+        nested=EVENT_COLUMNS,
+    ),
+)

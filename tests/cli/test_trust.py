@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other users and false VMMs can make of root's commands: words on a screen, no more."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmuctl.control.registry import Entry
+from pmuctl.errors import UsageError
+from pmuctl.manage.vms import choose_entry
+from tests.cli.conftest import Machine
+from tests.fakes.peers import GREETING, RawClient, bad_server
+
+A72 = "armv8_cortex_a72"
+EVIL = "evil\x1b]0;owned\x07\nweb9  running\u202e"
+
+
+def query(name: str = "web1", **more: object) -> dict[str, Any]:
+    """An answer to query-pmu as it should be."""
+    answer: dict[str, Any] = {
+        "name": name,
+        "uuid": None,
+        "vmm": "false",
+        "pid": os.getpid(),
+        "window": "open",
+        "waiting": True,
+        "since": None,
+        "by": None,
+        "attributes": ["SET_PMU", "FILTER"],
+        "event-bits": 16,
+        "pmu": None,
+        "counters": None,
+        "filter": None,
+        "vcpus": [{"index": 0, "tid": 1001, "initialised": False, "has-run": False}],
+    }
+    return answer | more
+
+
+def answering(answers: dict[str, Any]) -> Callable[[RawClient], None]:
+    """A server that answers each command with what is given: a result, or an `error`."""
+
+    def serve(client: RawClient) -> None:
+        client.send(GREETING)
+        while True:
+            try:
+                request = client.read()
+            except EOFError:
+                return
+            answer = answers.get(request["execute"], {})
+            body = answer if "error" in answer else {"return": answer}
+            client.send(json.dumps({"id": request["id"], **body}).encode())
+
+    return serve
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("-v",), ("-J",), ("--format", "csv")])
+def test_no_word_of_a_vmm_steers_the_terminal(machine: Machine, options: tuple[str, ...]) -> None:
+    machine.runtime.mkdir()
+    steps = [{"attribute": EVIL, "words": EVIL, "outcome": "done"}]
+    answers = {
+        "query-pmu": query(vmm=EVIL, by=EVIL, attributes=[EVIL]),
+        "pmu-apply": {"outcome": "set", "steps": steps},
+    }
+    with bad_server(machine.runtime / "web1.sock", answering(answers)):
+        told = machine.run("vm", "set", "web1", "pmu", A72, *options)
+    assert told.status == 0
+    for text in (told.stdout, told.stderr):
+        assert "\x1b" not in text
+        assert "\nweb9" not in text
+        assert "\u202e" not in text
+
+
+def test_no_word_of_a_refusal_steers_the_terminal(machine: Machine) -> None:
+    machine.runtime.mkdir()
+    data = {"why": EVIL, "errno": EVIL, "applied": [{"words": EVIL}]}
+    error = {"error": {"class": "Refused", "desc": EVIL, "data": data}}
+    answers = {"query-pmu": query(), "pmu-apply": error}
+    with bad_server(machine.runtime / "web1.sock", answering(answers)):
+        told = machine.run("vm", "set", "web1", "pmu", A72)
+    assert told.status == 9
+    assert "\x1b" not in told.stderr
+    assert len(told.stderr.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("error", [{"class": "GenericError", "desc": "x"}, {"class": "New"}, {}])
+def test_a_failure_without_an_account_is_an_unknown_outcome(
+    machine: Machine, error: dict[str, str]
+) -> None:
+    machine.runtime.mkdir()
+    answers = {"query-pmu": query(), "pmu-apply": {"error": error}}
+    with bad_server(machine.runtime / "web1.sock", answering(answers)):
+        told = machine.run("vm", "set", "web1", "pmu", A72)
+    assert told.status == 10
+    assert "nothing was changed" not in told.stderr
+    assert "pmuctl vm show web1" in told.stderr
+
+
+def test_a_vm_is_named_by_its_own_answer_on_the_connection_that_changes_it(
+    machine: Machine,
+) -> None:
+    machine.runtime.mkdir()
+    done = {"outcome": "set", "steps": []}
+    for name, status in (("web1", 0), ("other", 4)):
+        path = machine.runtime / f"socket-of-{name}"
+        with bad_server(path, answering({"query-pmu": query(name), "pmu-apply": done})):
+            ran = machine.run("vm", "set", "web1", "pmu", A72, "--socket", str(path))
+        assert ran.status == status
+    assert "is named other" in ran.stderr
+
+
+def test_a_path_that_is_no_socket_is_a_usage_error(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path / "file", tmp_path, Path("/dev/null")):
+        ran = machine.run("vm", "show", "web1", "--socket", str(path))
+        assert ran.status == 2
+        assert "not a socket" in ran.stderr
+        assert "remove" not in ran.stderr
+
+
+def entry(owner: int | None, path: str = "/a") -> Entry:
+    return Entry(name="web1", path=Path(path), owner=owner)
+
+
+def test_ones_own_vm_goes_before_another_users() -> None:
+    for strictly in (False, True):
+        found = [entry(1000, "/u"), entry(None, "/r")]
+        assert choose_entry(found, "web1", uid=0, strictly=strictly) == found[1]
+
+
+def test_another_users_vm_may_be_looked_at_but_not_changed_by_its_name() -> None:
+    found = [entry(1000)]
+    assert choose_entry(found, "web1", uid=0, strictly=False) == found[0]
+    assert choose_entry(found, "pid/7", uid=0, strictly=True) == found[0]
+    for name in ("web1", "uuid/6695eb01-f6a4-8304-79aa-97f2502e193f"):
+        with pytest.raises(UsageError, match="another user's VM") as error:
+            choose_entry(found, name, uid=0, strictly=True)
+        assert "pid/N" in (error.value.fix or "")
+    assert choose_entry(found, "web1", uid=1000, strictly=True) == found[0]
+
+
+def test_two_of_the_same_standing_are_ambiguous() -> None:
+    with pytest.raises(UsageError, match="two VMs hold this name"):
+        choose_entry([entry(None, "/a"), entry(None, "/b")], "web1", uid=0, strictly=False)
+    with pytest.raises(UsageError, match="two VMs hold this name"):
+        choose_entry([entry(1, "/a"), entry(2, "/b")], "web1", uid=0, strictly=False)
