@@ -128,8 +128,10 @@ def root() -> Any:
     app = make_app(cls=LazyGroup)
 
     @app.callback(
+        help="Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts.",
         epilog="Exit status: 0 done, 1 no, 2 usage, 3 unreachable, 4 not found, 5 sealed, "
-        "6 permission, 7 unsupported, 9 refused, 10 outcome unknown, 70 bug, 74 output."
+        "6 permission, 7 unsupported, 9 refused, 10 outcome unknown, 70 bug, 74 output, "
+        "130 interrupted, 141 closed pipe, 143 terminated.",
     )
     def pmuctl(
         *,

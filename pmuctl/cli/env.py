@@ -94,15 +94,16 @@ class Env:
         *,
         empty: str,
         headings: bool = True,
+        more: Mapping[str, object] | None = None,
     ) -> None:
         """A list of things in the format that was asked for; `empty` is said where it is none.
 
         Without `headings` a table has none, whatever the options say. An empty list still has
-        headings in csv and tsv, which programs read.
+        headings in csv and tsv, which programs read. `more` are further members in JSON.
         """
         chosen = choose(columns, self.options.columns, every=self.options.every_column)
         if self.format is Format.JSON:
-            self.write_document({key: [as_object(chosen, row) for row in rows]})
+            self.write_document({key: [as_object(chosen, row) for row in rows], **(more or {})})
             return
         if rows or self.format in (Format.CSV, Format.TSV):
             layout = self.layout

@@ -58,7 +58,12 @@ def host_capabilities(
         )
     with env.waiting_for("probes of KVM"):
         probed = read_host(env.sysfs, scan_pmus(env.sysfs), env.environ).probed
-    present = probed.attributes if probed else frozenset()
+    if probed is None or not probed.has_vpmu:
+        raise UnsupportedError(
+            "guests can have no PMU here",
+            why="KVM has no KVM_CAP_ARM_PMU_V3: no arm64 host, or one whose CPUs lack it",
+        )
+    present = probed.attributes
     rows = [
         Capability(name=name, number=names[name], present=names[name] in present) for name in asked
     ]

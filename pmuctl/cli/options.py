@@ -21,6 +21,13 @@ class When(StrEnum):
     NEVER = "never"
 
 
+def checked_seconds(value: float | None) -> float | None:
+    """A number of seconds that can be waited for, as typer's callback."""
+    if value is not None and not 0 <= value <= MAX_SECONDS:
+        raise typer.BadParameter(f"{value:g}: must be 0-{MAX_SECONDS:g} seconds")
+    return value
+
+
 def _positive(value: float) -> float:
     if not MIN_SECONDS <= value <= MAX_SECONDS:
         raise typer.BadParameter(f"{value:g}: must be {MIN_SECONDS:g}-{MAX_SECONDS:g} seconds")
@@ -58,7 +65,9 @@ class Options:
     colour: Annotated[
         When, typer.Option("--color", metavar="WHEN", help="auto, always or never.")
     ] = When.AUTO
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No remarks, and no word of what was changed.")
+    ] = False
     verbose: Annotated[
         int,
         typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import CHANGE, OUTPUT, REACH, TALK
+from pmuctl.cli.options import CHANGE, OUTPUT, REACH, TALK, checked_seconds
 from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.errors import ExitStatus, OutputError
 from pmuctl.host.pmus import scan_pmus
@@ -18,7 +18,6 @@ from pmuctl.manage.vcpus import is_aligned, scan_vcpus
 from pmuctl.manage.vms import Reach, connected, list_vms
 from pmuctl.manage.wait import Awaited, wait_for
 from pmuctl.model.vm import Vm
-from pmuctl.render.columns import as_object
 from pmuctl.render.formats import Format
 from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
 
@@ -81,7 +80,12 @@ def vm_wait(
     ],
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", metavar="SEC", min=0, help="Give up then; by default never."),
+        typer.Option(
+            "--timeout",
+            metavar="SEC",
+            callback=checked_seconds,
+            help="Give up then; by default never.",
+        ),
     ] = None,
 ) -> int:
     """Wait until a VM is in a state; it need not be there yet.
@@ -128,14 +132,14 @@ def vm_set(
     _write_changes(env, done.changes, done.steps)
 
 
-@command(app, "release", OUTPUT, REACH)
+@command(app, "release", OUTPUT, REACH, CHANGE)
 def vm_release(env: Env, vm: VmName) -> None:
     """Let a VM that waits go on.
 
     Its window closes: from then on KVM takes no settings.
     """
     with env.waiting_for(vm), connected(_reach(env), vm, strictly=True) as (client, its):
-        change = release_vm(client, its)
+        change = release_vm(client, its, dry_run=env.options.dry_run)
     _write_changes(env, [change], ())
 
 
@@ -164,8 +168,7 @@ def _write_changes(env: Env, changes: Sequence[Change], steps: Sequence[str]) ->
 
 
 def _write(env: Env, changes: Sequence[Change], steps: Sequence[str]) -> None:
-    if env.format is Format.JSON:
-        results = [as_object(CHANGE_COLUMNS, change) for change in changes]
-        env.write_document({"results": results, "steps": list(steps)})
-    elif not env.options.quiet:
-        env.write_rows("results", CHANGE_COLUMNS, changes, empty="", headings=False)
+    if env.format is Format.TABLE and env.options.quiet:
+        return
+    more = {"steps": list(steps)}
+    env.write_rows("results", CHANGE_COLUMNS, changes, empty="", headings=False, more=more)

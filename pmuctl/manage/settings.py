@@ -26,7 +26,7 @@ from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.plan import no_attribute, no_vpmu, sealed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.selector import select_pmu
-from pmuctl.model.vm import Vm, Window
+from pmuctl.model.vm import Vm, VmState, Window
 
 AFFINITY = "affinity"
 NOTHING_CHANGED = "nothing was changed"
@@ -103,10 +103,14 @@ def set_vm(client: Client, vm: Vm, request: Request, machine: Machine, *, dry_ru
     return _done(vm, answer, request, pmu, event_filter)
 
 
-def release_vm(client: Client, vm: Vm) -> Change:
+def release_vm(client: Client, vm: Vm, *, dry_run: bool) -> Change:
     """Let a VM that waits with its window open go on; `unchanged` where it does not wait."""
-    answer: Any = client.execute("pmu-release")
-    return Change(vm=vm.name, key="window", outcome=answer["outcome"], value="sealed")
+    if dry_run:
+        outcome = "planned" if vm.state is VmState.WAITING else "unchanged"
+    else:
+        answer: Any = client.execute("pmu-release")
+        outcome = answer["outcome"]
+    return Change(vm=vm.name, key="window", outcome=outcome, value="sealed")
 
 
 def _check_possible(request: Request, vm: Vm) -> None:
@@ -178,7 +182,9 @@ def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: Threads) -> Pmuctl
         )
     error.now = "; ".join(error.applied)
     error.now = f"applied before: {error.now}" if error.now else NOTHING_CHANGED
-    if isinstance(error, SealedError):
+    if isinstance(error, SealedError) and vm.window is Window.OPEN:
+        error.fix = f"choose the PMU of {vm.name} before its filter, at its next start"
+    elif isinstance(error, SealedError):
         error.fix = _at_the_next_start(vm)
     elif isinstance(error, PinnedError):
         error.fix = "; ".join(_unpin(vm, pmu, threads)) or None

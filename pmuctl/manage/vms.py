@@ -60,6 +60,8 @@ def list_vms(reach: Reach, names: Sequence[str] = ()) -> list[Vm]:
     They are asked side by side: the silent ones cost one deadline, not one each. Raises
     NotFoundError for a name that stands for none.
     """
+    for name in names:
+        _check_form(name)
     entries = reach.entries()
     with ThreadPoolExecutor(max_workers=ASKED_AT_ONCE) as pool:
         found = list(pool.map(lambda entry: _try_read(reach, entry), entries))
@@ -183,7 +185,7 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
         since=answer["since"],
         by=answer["by"],
         attributes=tuple(answer["attributes"]),
-        event_bits=answer["event-bits"],
+        event_bits=answer.get("event-bits"),
         pmu=pmu and VmPmu(name=pmu["name"], type=pmu["type"], origin=pmu["origin"]),
         counters=counters and counters["value"],
         counters_origin=counters and counters["origin"],
@@ -196,7 +198,9 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
 def _state(answer: Any, vcpus: Sequence[VmVcpu]) -> VmState:
     if any(vcpu.has_run for vcpu in vcpus):
         return VmState.RUNNING
-    return VmState.WAITING if answer["waiting"] else VmState.STARTING
+    # a peer that does not say whether it waits has still its window to say so
+    waits = answer.get("waiting", answer["window"] == Window.OPEN)
+    return VmState.WAITING if waits else VmState.STARTING
 
 
 def _try_read(reach: Reach, entry: Entry) -> Vm:

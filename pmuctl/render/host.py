@@ -8,7 +8,7 @@ from pmuctl.host.probes import Probed
 from pmuctl.manage.host import Cpu, Host
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import CoreModel
-from pmuctl.model.vpmu import ATTR_NAMES, DefaultPmu
+from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.columns import UNKNOWN, Column, known
 
 
@@ -49,12 +49,6 @@ CORE_COLUMNS: Sequence[Column[tuple[CoreModel | None, CpuSet]]] = (
     Column(name="CPUS", help="its CPUs", value=lambda its: its[1]),
 )
 
-_DEFAULTS = {
-    DefaultPmu.ONE: "always one",
-    DefaultPmu.AT_ATTRIBUTE: "that of the CPU of the first PMU attribute",
-    DefaultPmu.AT_VCPU_INIT: "that of the CPU of the first KVM_ARM_VCPU_INIT",
-}
-
 
 def _probed(get: Callable[[Probed], object]) -> Callable[[Host], object]:
     """What the probes found out; unknown where KVM could not be asked."""
@@ -67,12 +61,12 @@ def _probed(get: Callable[[Probed], object]) -> Callable[[Host], object]:
     return value
 
 
-def _default(host: Host) -> object:
+def _default_pmu(host: Host) -> object:
+    """The PMU that every VM gets, where it is always the same one."""
     its = host.probed
     if its is None or its.default is None:
         return UNKNOWN
-    name = next((pmu.name for pmu in host.pmus if pmu.type == its.default_pmu), None)
-    return _DEFAULTS[its.default] + (f": {name}" if name else "")
+    return next((pmu.name for pmu in host.pmus if pmu.type == its.default_pmu), None)
 
 
 HOST_COLUMNS: Sequence[Column[Host]] = (
@@ -99,7 +93,12 @@ HOST_COLUMNS: Sequence[Column[Host]] = (
         value=_probed(lambda its: known(its.event_bits)),
         is_number=True,
     ),
-    Column(name="DEFAULT-PMU", help="which PMU a VM gets unasked", value=_default),
+    Column(
+        name="DEFAULT",
+        help="whose PMU a VM gets unasked: one, or that at-vcpu-init, at-attribute",
+        value=_probed(lambda its: known(its.default and its.default.value)),
+    ),
+    Column(name="DEFAULT-PMU", help="that PMU, where it is always one", value=_default_pmu),
     Column(
         name="STRICT",
         help="whether a VM can refuse a PMU by default",

@@ -202,6 +202,10 @@ PLACED_COLUMNS: Sequence[Column[PlacedVcpu]] = (
 CHANGE_COLUMNS: Sequence[Column[Change]] = (
     Column(name="VM", help="the VM", value=lambda change: change.vm),
     Column(name="KEY", help="the setting", value=lambda change: change.key),
-    Column(name="OUTCOME", help="set, unchanged or planned", value=lambda change: change.outcome),
+    Column(
+        name="OUTCOME",
+        help="set, released, unchanged or planned",
+        value=lambda change: change.outcome,
+    ),
     Column(name="VALUE", help="what it is now", value=lambda change: change.value),
 )

@@ -1,0 +1,251 @@
+# fish completion for pmuctl, version 3.2 or later
+# SPDX-License-Identifier: Apache-2.0
+# Made by `pmuctl completion fish` from the command tree: do not change it here.
+
+# Sets __pmuctl_words to the words before the cursor that are no options, __pmuctl_given to the
+# options, __pmuctl_sysroot and __pmuctl_socket to the values of these two.
+function __pmuctl_read
+    set -l line (commandline -pc)
+    test "$line" = "$__pmuctl_line"; and return
+    set -g __pmuctl_line $line
+    set -g __pmuctl_words
+    set -g __pmuctl_given
+    set -g __pmuctl_sysroot ''
+    set -g __pmuctl_socket ''
+    set -l taking -o --output --format --color --sysroot --socket --deadline --for --timeout
+    set -l pending ''
+    set -l ended ''
+    for word in (commandline -opc)[2..-1]
+        if test -n "$pending"
+            __pmuctl_option $pending $word
+            set pending ''
+        else if test -n "$ended"
+            set -a __pmuctl_words $word
+        else if test "$word" = --
+            set ended yes
+        else if string match -q -- '--*=*' $word
+            __pmuctl_option (string split -m 1 = -- $word)
+        else if contains -- $word $taking
+            set pending $word
+        else if string match -q -- '--*' $word
+            __pmuctl_option $word
+        else if string match -q -- '-?*' $word
+            set -l rest (string sub -s 2 -- $word)
+            while test -n "$rest"
+                set -l letter -(string sub -l 1 -- $rest)
+                set rest (string sub -s 2 -- $rest)
+                if not contains -- $letter $taking
+                    __pmuctl_option $letter
+                else if test -n "$rest"
+                    __pmuctl_option $letter $rest
+                    set rest ''
+                else
+                    set pending $letter
+                end
+            end
+        else
+            set -a __pmuctl_words $word
+        end
+    end
+end
+
+function __pmuctl_option -a name value
+    set -a __pmuctl_given $name
+    switch $name
+        case --sysroot
+            set -g __pmuctl_sysroot (string replace -r '^~/' ~/ -- $value)
+        case --socket
+            set -g __pmuctl_socket (string replace -r '^~/' ~/ -- $value)
+    end
+end
+
+# COMMAND COUNT [more]: whether an operand comes next, after so many others of it (or more)
+function __pmuctl_next -a path count more
+    __pmuctl_read
+    set -l words (string split -n ' ' -- $path)
+    set -l rest $__pmuctl_words
+    for word in $words
+        test "$rest[1]" = $word; or return
+        set -e rest[1]
+    end
+    test (count $rest) -eq $count; or test -n "$more" -a (count $rest) -gt $count
+end
+
+# NAME... -- COMMAND...: whether it is one of these commands, and has none of these options yet
+function __pmuctl_takes
+    __pmuctl_read
+    while test $argv[1] != --
+        not contains -- $argv[1] $__pmuctl_given; or return
+        set -e argv[1]
+    end
+    contains -- "$__pmuctl_words[1..2]" $argv[2..-1]; or contains -- "$__pmuctl_words[1]" $argv[2..-1]
+end
+
+# NAME DESCRIPTION...: offers these in a comma list, those that are not yet in it
+function __pmuctl_list
+    set -l token (string replace -r '^(--[^=]*=|-[^-])' '' -- (commandline -ct))
+    set -l before (string match -r '^.*,|^\+|' -- $token)[1]
+    set -l given (string split , -- (string trim -l -c + -- $before))
+    while set -q argv[1]
+        contains -- $argv[1] $given; or printf '%s%s\t%s\n' $before $argv[1] $argv[2]
+        set -e argv[1..2]
+    end
+end
+
+# WORD...: offers those that the line does not have yet
+function __pmuctl_unused
+    __pmuctl_read
+    for word in $argv
+        contains -- $word $__pmuctl_words[3..-1]; or echo $word
+    end
+end
+
+function __pmuctl_columns
+    __pmuctl_read
+    switch "$__pmuctl_words[1..2]"
+        case 'host info'
+            __pmuctl_list KERNEL 'its release' KVM 'whether this user can use /dev/kvm: usable, denied, missing' KVM-MODE 'how KVM runs: VHE, nVHE' VPMU 'whether guests can have a PMU' ATTRIBUTES 'the PMU attributes KVM has' EVENT-BITS 'the width of the event space' DEFAULT-PMU 'which PMU a VM gets unasked' STRICT 'whether a VM can refuse a PMU by default' CPUS 'the CPUs there are' ONLINE 'those that are online' PMUS 'its CPU PMUs' CORE-LIST 'its CPUs by core model'
+        case 'host capabilities'
+            __pmuctl_list ATTRIBUTE 'KVM_ARM_VCPU_PMU_V3_ and this' NUMBER 'its number' PRESENT 'whether this kernel has it'
+        case 'pmu list'
+            __pmuctl_list NAME 'its name in sysfs' TYPE 'its perf type in this boot' CORE 'the core models of its online CPUs, by MIDR' CPUS 'the CPUs it counts on' ONLINE 'those that are online' EVENTS 'how many named events it has' PATH 'its path in sysfs' MIDR 'implementer and part number of its core models' FORMATS 'its format/ in sysfs' CAPS 'its caps/ in sysfs' EVENT-LIST 'its named events'
+        case 'pmu show'
+            __pmuctl_list NAME 'its name in sysfs' TYPE 'its perf type in this boot' CORE 'the core models of its online CPUs, by MIDR' CPUS 'the CPUs it counts on' ONLINE 'those that are online' EVENTS 'how many named events it has' PATH 'its path in sysfs' MIDR 'implementer and part number of its core models' FORMATS 'its format/ in sysfs' CAPS 'its caps/ in sysfs' EVENT-LIST 'its named events'
+        case 'pmu cpus'
+            __pmuctl_list CPU 'its number' PMU 'the PMU that counts on it' CORE 'its core model, by MIDR' CAPACITY 'its capacity, 1024 the largest' ONLINE 'whether it is online'
+        case 'vm list'
+            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
+        case 'vm show'
+            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
+        case 'vm vcpus'
+            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' CPU 'the CPU it was last on' AFFINITY 'the CPUs it may be on' PMU-CPUS 'the CPUs of its PMU' ALIGNED 'whether it cannot leave its PMU'
+        case 'vm set'
+            __pmuctl_list VM 'the VM' KEY 'the setting' OUTCOME 'set, unchanged or planned' VALUE 'what it is now'
+        case 'vm release'
+            __pmuctl_list VM 'the VM' KEY 'the setting' OUTCOME 'set, unchanged or planned' VALUE 'what it is now'
+    end
+end
+
+# NAME: whether nothing in it can mean anything to a shell, and the line does not have it yet
+function __pmuctl_is_name -a name
+    string match -q -r '^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$' -- $name
+    and test (count $name) -eq 1
+    and not contains -- $name $__pmuctl_words[3..-1]
+end
+
+function __pmuctl_pmus
+    __pmuctl_read
+    for file in $__pmuctl_sysroot/sys/bus/event_source/devices/*/cpus
+        set -l name (string split / -- $file)[-2]
+        test -f $file -a -r $file; and __pmuctl_is_name $name; or continue
+        set -l cpus ''
+        read cpus <$file 2>/dev/null
+        if string match -q -r '^[0-9][0-9,-]*$' -- $cpus
+            printf '%s\tCPUs %s\n' $name $cpus
+        else
+            echo $name
+        end
+    end
+end
+
+function __pmuctl_vms
+    __pmuctl_read
+    set -l directories /run/pmuctl
+    if test -n "$PMUCTL_RUNTIME_DIR"
+        set directories $PMUCTL_RUNTIME_DIR
+    else if test "$EUID" = 0
+        set -a directories /run/user/*/pmuctl
+    else if test -n "$XDG_RUNTIME_DIR"
+        set -a directories $XDG_RUNTIME_DIR/pmuctl
+    end
+    for directory in $directories
+        for file in $directory/*.sock
+            set -l name (string replace -r '^.*/(.*)\.sock$' '$1' -- $file)
+            if test -S $file; and not test -L $file; and __pmuctl_is_name $name
+                echo $name
+            end
+        end
+    end
+end
+
+function __pmuctl_settings
+    __pmuctl_read
+    set -l words $__pmuctl_words[4..-1]
+    set -l keys pmu counters filter
+    while set -q words[1]
+        set -l count (count $words)
+        if test $words[1] = filter
+            if test $count -eq 1
+                printf 'default\twhat becomes of all other events\n'
+            else if test $count -eq 2; or test (math $count % 2) -eq 1
+                printf '%s\n' allow deny
+            else
+                __pmuctl_list (command pmuctl __complete events --socket=$__pmuctl_socket \
+                    $__pmuctl_words[3..-1] 2>/dev/null | string split \t)
+            end
+            return
+        else if test $count -eq 1
+            test $words[1] = pmu; and __pmuctl_pmus
+            return
+        end
+        set keys (string match -v -- $words[1] $keys)
+        set -e words[1..2]
+    end
+    for key in $keys
+        switch $key
+            case pmu
+                printf '%s\t%s\n' pmu 'the PMU its counters are of'
+            case counters
+                printf '%s\t%s\n' counters 'how many counters it has'
+            case filter
+                printf '%s\t%s\n' filter 'which events it can count, last on the line'
+        end
+    end
+end
+
+complete -c pmuctl -f
+complete -c pmuctl -n '__pmuctl_next "" 0' -a host -d 'This machine: its kernel, its KVM, its CPUs'
+complete -c pmuctl -n '__pmuctl_next "" 0' -a pmu -d 'The CPU performance monitors of this host'
+complete -c pmuctl -n '__pmuctl_next "" 0' -a vm -d 'VMs with a control socket: their PMU, counters and event filter'
+complete -c pmuctl -n '__pmuctl_next "" 0' -a completion -d 'Print the TAB completion of a shell, as a script'
+complete -c pmuctl -n '__pmuctl_next "host" 0' -a info -d 'Show this machine: its kernel, its KVM, its CPUs and PMUs'
+complete -c pmuctl -n '__pmuctl_next "host" 0' -a capabilities -d 'Show which PMU attributes this kernel\'s KVM has'
+complete -c pmuctl -n '__pmuctl_next "host" 0' -a snapshot -d 'Capture this machine\'s PMUs and CPUs into a tree for --sysroot'
+complete -c pmuctl -n '__pmuctl_next "host capabilities" 0 more' -a '(__pmuctl_unused IRQ INIT FILTER SET_PMU SET_NR_COUNTERS)'
+complete -c pmuctl -n '__pmuctl_next "host snapshot" 0' -a '(__fish_complete_directories)'
+complete -c pmuctl -n '__pmuctl_next "pmu" 0' -a list -d 'List the CPU PMUs of this host, or those that are named'
+complete -c pmuctl -n '__pmuctl_next "pmu" 0' -a show -d 'Show one PMU in full'
+complete -c pmuctl -n '__pmuctl_next "pmu" 0' -a cpus -d 'List the CPUs: the PMU, the core model and the capacity of each'
+complete -c pmuctl -n '__pmuctl_next "pmu list" 0 more' -a '(__pmuctl_pmus)'
+complete -c pmuctl -n '__pmuctl_next "pmu show" 0' -a '(__pmuctl_pmus)'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a list -d 'List the VMs that have a control socket, or those that are named'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a show -d 'Show one VM in full'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a vcpus -d 'List vCPUs: where their threads may be, and whether they can leave their PMU'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a wait -d 'Wait until a VM is in a state; it need not be there yet'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a set -d 'Set a VM\'s PMU, counters and event filter'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a release -d 'Let a VM that waits go on'
+complete -c pmuctl -n '__pmuctl_next "vm list" 0 more' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "vm show" 0' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "vm vcpus" 0 more' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "vm wait" 0' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "vm set" 0' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "vm set" 1 more' -a '(__pmuctl_settings)'
+complete -c pmuctl -n '__pmuctl_next "vm release" 0' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "completion" 0' -a 'bash zsh fish'
+complete -c pmuctl -n '__pmuctl_takes --version -- ""' -l version -d 'Print it and exit'
+complete -c pmuctl -n '__pmuctl_takes -h --help -- "" "host" "host info" "host capabilities" "host snapshot" "pmu" "pmu list" "pmu show" "pmu cpus" "vm" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "completion"' -s h -l help -d 'Show this message and exit'
+complete -c pmuctl -n '__pmuctl_takes -o --output -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release"' -s o -l output -x -a '(__pmuctl_columns)' -d 'Columns to show; +COL adds to the usual ones'
+complete -c pmuctl -n '__pmuctl_takes -O --output-all -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release"' -s O -l output-all -d 'Show every column'
+complete -c pmuctl -n '__pmuctl_takes -J --json -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release"' -s J -l json -d 'One JSON object; short for --format json'
+complete -c pmuctl -n '__pmuctl_takes --format -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release"' -l format -x -a 'table json jsonl csv tsv raw name' -d 'One of table, json, jsonl, csv, tsv, raw, name'
+complete -c pmuctl -n '__pmuctl_takes -n --noheadings -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release"' -s n -l noheadings -d 'No line of headings'
+complete -c pmuctl -n '__pmuctl_takes --no-truncate -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release"' -l no-truncate -d 'Cut nothing off on a terminal, either'
+complete -c pmuctl -n '__pmuctl_takes --color -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release"' -l color -x -a 'auto always never' -d 'auto, always or never'
+complete -c pmuctl -n '__pmuctl_takes -q --quiet -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release"' -s q -l quiet -d 'No remarks, and no word of what was changed'
+complete -c pmuctl -n '__pmuctl_takes -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release"' -s v -l verbose -d 'Say more on stderr; -vv: tracebacks of bugs, too'
+complete -c pmuctl -n '__pmuctl_takes --sysroot -- "host info" "host snapshot" "pmu list" "pmu show" "pmu cpus"' -l sysroot -x -a '(__fish_complete_directories)' -d 'Read another machine\'s captured tree instead of /'
+complete -c pmuctl -n '__pmuctl_takes --socket -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release"' -l socket -r -F -d 'A control socket outside the runtime directory'
+complete -c pmuctl -n '__pmuctl_takes --deadline -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release"' -l deadline -x -d 'Seconds for a whole exchange with each VMM (default 5)'
+complete -c pmuctl -n '__pmuctl_takes --for -- "vm wait"' -l for -x -a 'open sealed running stopped aligned' -d 'One of open, sealed, running, stopped, aligned'
+complete -c pmuctl -n '__pmuctl_takes --timeout -- "vm wait"' -l timeout -x -d 'Give up then; by default never'
+complete -c pmuctl -n '__pmuctl_takes --dry-run -- "vm set" "vm release"' -l dry-run -d 'Print the steps in kernel words, change nothing'

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pmuctl __complete`: what the completion scripts cannot find out by themselves.
+
+A shell waits for this with a half-typed line, so it imports next to nothing, reads sysfs itself,
+and says nothing at all where anything is wrong.
+"""
+
+import os
+import sys
+
+DEVICES = "/sys/bus/event_source/devices"
+"""As `PATH_EVENT_SOURCE` in pmuctl.host.sysfs."""
+PATH_RUN = "/run/pmuctl"
+PATH_USERS = "/run/user"
+
+ASKING_SECONDS = 0.1
+"""For a VM's whole answer; one that needs longer is taken to have no PMU."""
+ANSWER_MAX = 1 << 20
+CODE_MAX = 256
+"""Bytes read of events/NAME: what it says is one short line."""
+
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+
+
+def run() -> None:
+    """Answer the question in argv, silently with nothing where that fails; ends the process."""
+    try:
+        if sys.argv[2:3] == ["events"]:
+            lines = complete_events(sys.argv[3:])
+            sys.stdout.write("".join(f"{name}\t{code}\n" for name, code in lines))
+            sys.stdout.flush()
+    except BaseException:
+        pass  # nobody wants to read a traceback in a half-typed line
+    os._exit(0)
+
+
+def complete_events(words: list[str]) -> list[tuple[str, str]]:
+    """The events that `vm set` can name, each with what sysfs says of it.
+
+    `words` are --socket=PATH, the VM, and the settings so far. The events are those of the PMU
+    that is set, else of the one that the VM has, else of all CPU PMUs.
+    """
+    socket, vm, *settings = words
+    pmus = [name for name in _names(DEVICES) if os.path.exists(f"{DEVICES}/{name}/cpus")]
+    chosen = _chosen_pmu(settings)
+    if chosen is not None:
+        pmus = [chosen] if chosen in pmus else _select(chosen)
+    elif len(pmus) > 1:
+        pmu = _ask(_socket(vm, socket.removeprefix("--socket=")))
+        pmus = [pmu] if pmu in pmus else pmus
+    events = {name: pmu for pmu in pmus for name in _names(f"{DEVICES}/{pmu}/events")}
+    return [(name, _read_code(f"{DEVICES}/{events[name]}/events/{name}")) for name in events]
+
+
+def is_name(text: str) -> bool:
+    """Whether nothing in a name can mean anything to a shell or a terminal."""
+    return text[:1] in LETTERS and len(text) <= 64 and not set(text) - LETTERS - set("_.-")
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(filter(is_name, os.listdir(directory)))
+    except OSError:
+        return []
+
+
+def _read_code(path: str) -> str:
+    """ "event=0x0011" as it stands there, empty where it is not one word of plain text."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            text = file.read(CODE_MAX).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return text if not set(text) - LETTERS - set("=,_") else ""
+
+
+def _chosen_pmu(settings: list[str]) -> str | None:
+    """The value of `pmu` among the settings before `filter`."""
+    for key, value in zip(settings[::2], settings[1::2], strict=False):
+        if key == "filter":
+            break
+        if key == "pmu":
+            return value
+    return None
+
+
+def _select(text: str) -> list[str]:
+    """The PMU that a glob, core/MODEL or cpus/LIST stands for: rare, and worth the imports."""
+    from pmuctl.host.pmus import scan_pmus
+    from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
+    from pmuctl.model.selector import select_pmu
+
+    sysfs = Sysfs()
+    return [select_pmu(text, scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))).name]
+
+
+def _socket(vm: str, named: str) -> str | None:
+    """The control socket of a VM, as `scan_sockets` in pmuctl.control.registry finds it."""
+    if named:
+        return named
+    if own := os.environ.get("PMUCTL_RUNTIME_DIR"):
+        directories = [own]
+    elif os.geteuid() == 0:
+        users = [f"{PATH_USERS}/{uid}/pmuctl" for uid in _names(PATH_USERS)]
+        directories = [PATH_RUN, *users]
+    else:
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        directories = [PATH_RUN, *([f"{runtime}/pmuctl"] if runtime else [])]
+    paths = [f"{directory}/{vm}.sock" for directory in directories] if is_name(vm) else []
+    return next((path for path in paths if os.path.exists(path)), None)
+
+
+def _ask(path: str | None) -> str | None:
+    """The PMU that a VM says it was given, None where it has none or does not say."""
+    if path is None:
+        return None
+    import json
+    import socket
+    import time
+
+    until = time.monotonic() + ASKING_SECONDS
+    with socket.socket(socket.AF_UNIX) as peer:
+
+        def wait_no_longer() -> None:
+            peer.settimeout(max(until - time.monotonic(), 0.001))
+
+        try:
+            wait_no_longer()
+            peer.connect(path)
+            wait_no_longer()
+            peer.sendall(b'{"execute":"qmp_capabilities"}\n{"execute":"query-pmu","id":"pmu"}\n')
+            data = b""
+            while len(data) <= ANSWER_MAX and time.monotonic() < until:
+                wait_no_longer()
+                more = peer.recv(1 << 16)
+                if not more:
+                    break
+                *lines, data = (data + more).split(b"\n")
+                for line in lines:
+                    answer = json.loads(line)
+                    if "id" in answer:
+                        return str(answer["return"]["pmu"]["name"])
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            pass
+    return None

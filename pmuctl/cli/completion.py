@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl completion: the TAB completion of a shell, as a script."""
+
+from typing import Annotated
+
+import typer
+
+from pmuctl.cli.app import VERBS, command, make_app
+from pmuctl.cli.env import Env
+from pmuctl.cli.shells import Shell, write_script
+
+app = make_app(VERBS["completion"])
+
+
+@command(app, "completion")
+def completion(
+    env: Env, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]
+) -> None:
+    """Print the TAB completion of a shell, as a script.
+
+    Packages install these scripts where the shells look for them. Elsewhere: write it to
+    ~/.local/share/bash-completion/completions/pmuctl, to a file _pmuctl in a directory of zsh's
+    $fpath, or to ~/.config/fish/completions/pmuctl.fish.
+    """
+    from pmuctl.cli.grammar import read_tree
+
+    env.stdout.write(write_script(shell, read_tree()))
+    env.stdout.flush()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command tree as completion sees it: what may stand where, and what kind of value it is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from pmuctl.cli.app import root
+from pmuctl.model.vpmu import ATTR_NAMES
+
+KINDS = {
+    "PMU": "pmu",
+    "VM": "vm",
+    "COLS": "columns",
+    "KEY VALUE": "settings",
+    "PATH": "file",
+    "SOCKET": "file",
+    "DIR": "directory",
+}
+"""Metavar → what its values are; one that is not here, and has no choices, is free text."""
+
+WORDS: Mapping[str, Sequence[str]] = {"ATTR": tuple(ATTR_NAMES.values())}
+"""Metavar → its fixed words, where the parser takes others, too."""
+
+COLUMNS = {
+    "host info": "host.HOST_COLUMNS",
+    "host capabilities": "host.CAPABILITY_COLUMNS",
+    "pmu list": "pmu.PMU_COLUMNS",
+    "pmu show": "pmu.PMU_COLUMNS",
+    "pmu cpus": "host.CPU_COLUMNS",
+    "vm list": "vm.VM_COLUMNS",
+    "vm show": "vm.VM_COLUMNS",
+    "vm vcpus": "vm.PLACED_COLUMNS",
+    "vm set": "vm.CHANGE_COLUMNS",
+    "vm release": "vm.CHANGE_COLUMNS",
+}
+"""Command → the columns it shows, below pmuctl.render."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """The value of an option or an operand: its name in help, its kind, or its fixed words."""
+
+    metavar: str
+    kind: str = ""
+    words: Sequence[str] = ()
+    is_repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option with its spellings; one without a value is a flag."""
+
+    names: Sequence[str]
+    help: str
+    value: Value | None = None
+    is_repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A command or a group of commands; `path` are its words, none for pmuctl itself."""
+
+    path: tuple[str, ...]
+    help: str
+    options: Sequence[Option]
+    operands: Sequence[Value] = ()
+    columns: Sequence[tuple[str, str]] = ()
+    nodes: "Sequence[Node]" = ()
+
+    def walk(self) -> "Iterator[Node]":
+        """This node and all below it, in the order of their help."""
+        yield self
+        for node in self.nodes:
+            yield from node.walk()
+
+
+def read_tree() -> Node:
+    """The whole command tree; every command's module is imported for it."""
+    command = root()
+    names = command.context_settings["help_option_names"]
+    return _node(command, (), Option(names=names, help="Show this message and exit"))
+
+
+def _node(command: Any, path: tuple[str, ...], help_option: Option) -> Node:
+    options = [_option(its) for its in command.params if its.param_type_name == "option"]
+    names = getattr(command, "commands", ())
+    nodes = [_node(command.get_command(None, name), (*path, name), help_option) for name in names]
+    return Node(
+        path=path,
+        help=_first_line(command.help),
+        options=[*(its for its in options if its), help_option],
+        operands=[_value(its) for its in command.params if its.param_type_name == "argument"],
+        columns=_columns(" ".join(path)),
+        nodes=nodes,
+    )
+
+
+def _option(param: Any) -> Option | None:
+    if param.hidden:
+        return None
+    names = sorted([*param.opts, *param.secondary_opts], key=len)
+    has_value = not param.is_flag and not param.count
+    return Option(
+        names=names,
+        help=_first_line(param.help),
+        value=_value(param) if has_value else None,
+        is_repeated=param.count or param.multiple,
+    )
+
+
+def _value(param: Any) -> Value:
+    metavar = (param.metavar or param.name.upper()).strip("[].")
+    return Value(
+        metavar=metavar,
+        kind=KINDS.get(metavar, ""),
+        words=getattr(param.type, "choices", None) or WORDS.get(metavar, ()),
+        is_repeated=param.nargs == -1,
+    )
+
+
+def _columns(command: str) -> list[tuple[str, str]]:
+    if command not in COLUMNS:
+        return []
+    module, _, name = COLUMNS[command].partition(".")
+    columns = getattr(import_module(f"pmuctl.render.{module}"), name)
+    return [(column.name, column.help) for column in columns]
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0].rstrip(".")

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Completion scripts: the command tree written into the template of a shell."""
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from pmuctl.cli.grammar import Node, Option, Value
+from pmuctl.cli.words import KEYS
+from pmuctl.model.filter import Action
+
+TEMPLATES = Path(__file__).parents[1] / "data" / "completion"
+
+KEY_HELP = {
+    "pmu": "the PMU its counters are of",
+    "counters": "how many counters it has",
+    "filter": "which events it can count, last on the line",
+}
+"""Key of `vm set` → what it is, in the shells that show it."""
+
+
+class Shell(StrEnum):
+    """A shell that pmuctl has a completion script for."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+    @property
+    def file(self) -> str:
+        """The name of its script in completions/ and of its template."""
+        return "_pmuctl" if self is Shell.ZSH else f"pmuctl.{self}"
+
+
+def write_script(shell: Shell, tree: Node) -> str:
+    """The completion script of a shell for this command tree."""
+    write: dict[Shell, Callable[[Node], dict[str, str]]] = {
+        Shell.BASH: _bash,
+        Shell.ZSH: _zsh,
+        Shell.FISH: _fish,
+    }
+    text = (TEMPLATES / shell.file).read_text(encoding="utf-8")
+    made = f"# Made by `pmuctl completion {shell}` from the command tree: do not change it here."
+    for mark, part in ({"MADE": made} | write[shell](tree)).items():
+        text = text.replace(f"@{mark}@", part.rstrip("\n"))
+    return text
+
+
+def quoted(text: str) -> str:
+    """A text as one word of bash or zsh."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _lines(name: str, words: Sequence[str], indent: str) -> list[str]:
+    """An assignment of an array, one word a line if there are several."""
+    if len(words) < 2:
+        return [f"{indent}{name}=({' '.join(words)})"]
+    return [f"{indent}{name}=(", *(f"{indent}    {word}" for word in words), f"{indent})"]
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "\n".join(lines)
+
+
+# bash
+
+
+def _bash(tree: Node) -> dict[str, str]:
+    return {
+        "TREE": _text([line for node in tree.walk() for line in _bash_node(node)]),
+        "KEYS": " ".join(KEYS),
+        "ACTIONS": " ".join(Action),
+    }
+
+
+def _bash_node(node: Node) -> Iterator[str]:
+    yield f"    {quoted(' '.join(node.path))})"
+    if node.nodes:
+        yield f"        commands={quoted(' '.join(its.path[-1] for its in node.nodes))}"
+    if node.operands:
+        words = [_bash_kind(its) + "..." * its.is_repeated for its in node.operands]
+        yield f"        operands=({' '.join(quoted(word) for word in words)})"
+    if node.columns:
+        yield from _lines("columns", [name for name, _ in node.columns], " " * 8)
+    yield from _lines("options", [quoted(_bash_option(its)) for its in node.options], " " * 8)
+    yield "        ;;"
+
+
+def _bash_option(option: Option) -> str:
+    value = f":{_bash_kind(option.value)}" if option.value else ""
+    return "|".join(option.names) + "*" * option.is_repeated + value
+
+
+def _bash_kind(value: Value) -> str:
+    return f"={' '.join(value.words)}" if value.words else value.kind or "text"
+
+
+# zsh
+
+ZSH_ACTIONS = {
+    "pmu": "_pmuctl_pmus",
+    "vm": "_pmuctl_vms",
+    "columns": "_pmuctl_columns",
+    "settings": "_pmuctl_settings",
+    "file": "_files",
+    "directory": "_files -/",
+    "": " ",
+}
+
+
+def _zsh(tree: Node) -> dict[str, str]:
+    words = {Action.ALLOW: "let the guest count these", Action.DENY: "keep these from the guest"}
+    return {
+        "TREE": _text([line for node in tree.walk() for line in _zsh_node(node)]),
+        "KEY_HELP": " ".join(quoted(f"{key}:{KEY_HELP.get(key, key)}") for key in KEYS),
+        "ACTIONS": " ".join(quoted(f"{action}:{words[action]}") for action in Action),
+    }
+
+
+def _zsh_node(node: Node) -> Iterator[str]:
+    name = " ".join(node.path)
+    # where a verb has no noun its first operand stands where other commands have their verb
+    pattern = quoted(f"{name} ") + "*" if len(node.path) == 1 and not node.nodes else ""
+    yield f"    ({pattern or quoted(name if len(node.path) == 2 else f'{name} ')})"
+    if node.nodes:
+        helps = [quoted(f"{its.path[-1]}:{its.help}") for its in node.nodes]
+        yield from _lines("commands", helps, " " * 8)
+    if node.columns:
+        columns = [quoted(f"{column}:{help}") for column, help in node.columns]
+        yield from _lines("columns", columns, " " * 8)
+    specs = [_zsh_option(option) for option in node.options]
+    specs += [quoted("1:command:_pmuctl_commands")] if node.nodes else []
+    specs += [
+        quoted(_zsh_repeated(its) if its.is_repeated else f"{number}:{_zsh_value(its)}")
+        for number, its in enumerate(node.operands, start=1)
+    ]
+    yield f"        _pmuctl_arguments {len(node.path)} \\"
+    yield from (f"            {spec} \\" for spec in specs[:-1])
+    yield f"            {specs[-1]} && ret=0"
+    yield "        ;;"
+
+
+def _zsh_option(option: Option) -> str:
+    value = f":{_zsh_value(option.value)}" if option.value else ""
+    help = "".join(f"\\{char}" if char in "[]\\:" else char for char in option.help)
+    joined = {True: "=", False: "+"}
+    names = [
+        name + (joined[name.startswith("--")] if option.value else "") for name in option.names
+    ]
+    others = "*" if option.is_repeated else f"({' '.join(option.names)})"
+    spellings = "{" + ",".join(names) + "}" if len(names) > 1 else names[0]
+    return quoted(others) + spellings + quoted(f"[{help}]{value}")
+
+
+def _zsh_repeated(value: Value) -> str:
+    if value.words:
+        return f"*:{value.metavar}:{{compadd -F words -- {' '.join(value.words)}}}"
+    # with ::: it sees the words of this operand only
+    return f"*{':::' if value.kind == 'settings' else ':'}{_zsh_value(value)}"
+
+
+def _zsh_value(value: Value) -> str:
+    action = f"({' '.join(value.words)})" if value.words else ZSH_ACTIONS[value.kind]
+    return f"{value.metavar}:{action}"
+
+
+# fish
+
+FISH_VALUES = {
+    "pmu": "-x -a '(__pmuctl_pmus)'",
+    "vm": "-x -a '(__pmuctl_vms)'",
+    "columns": "-x -a '(__pmuctl_columns)'",
+    "settings": "-x -a '(__pmuctl_settings)'",
+    "file": "-r -F",
+    "directory": "-x -a '(__fish_complete_directories)'",
+    "": "-x",
+}
+
+
+def _fish(tree: Node) -> dict[str, str]:
+    nodes = list(tree.walk())
+    options = [its for node in nodes for its in node.options if its.value]
+    return {
+        "TREE": _text([*_fish_operands(nodes), *_fish_options(nodes)]),
+        "TAKING": " ".join(dict.fromkeys(name for its in options for name in its.names)),
+        "COLUMNS": _text([line for node in nodes for line in _fish_columns(node)]),
+        "KEYS": " ".join(KEYS),
+        "ACTIONS": " ".join(Action),
+        "KEY_HELP": _text([line for key in KEYS for line in _fish_key(key)]),
+    }
+
+
+def _fish_key(key: str) -> Iterator[str]:
+    yield f"            case {key}"
+    yield f"                printf '%s\\t%s\\n' {key} {fish_quoted(KEY_HELP.get(key, key))}"
+
+
+def fish_quoted(text: str) -> str:
+    """A text as one word of fish."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _fish_columns(node: Node) -> Iterator[str]:
+    if node.columns:
+        words = " ".join(f"{name} {fish_quoted(help)}" for name, help in node.columns)
+        yield f"        case {fish_quoted(' '.join(node.path))}"
+        yield f"            __pmuctl_list {words}"
+
+
+def _fish_operands(nodes: Sequence[Node]) -> Iterator[str]:
+    for node in nodes:
+        path = " ".join(node.path)
+        for its in node.nodes:
+            yield (
+                f"complete -c pmuctl -n '__pmuctl_next \"{path}\" 0' "
+                f"-a {its.path[-1]} -d {fish_quoted(its.help)}"
+            )
+        for number, operand in enumerate(node.operands):
+            more = " more" * operand.is_repeated
+            value = _fish_value(operand).removeprefix("-x").removeprefix("-r").strip()
+            if operand.words and operand.is_repeated:
+                value = f"-a '(__pmuctl_unused {' '.join(operand.words)})'"
+            if value:
+                yield f"complete -c pmuctl -n '__pmuctl_next \"{path}\" {number}{more}' {value}"
+
+
+def _fish_options(nodes: Sequence[Node]) -> Iterator[str]:
+    """One line for each option, with all commands that take it."""
+    paths: dict[str, tuple[Option, list[str]]] = {}
+    for node in nodes:
+        for option in node.options:
+            paths.setdefault(repr(option), (option, []))[1].append(" ".join(node.path))
+    for option, commands in paths.values():
+        names = " ".join("" if option.is_repeated else name for name in option.names).strip()
+        where = " ".join(f'"{command}"' for command in commands)
+        spellings = " ".join(
+            f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}"
+            for name in option.names
+        )
+        value = f" {_fish_value(option.value)}" if option.value else ""
+        condition = f"__pmuctl_takes {names}{' ' * bool(names)}-- {where}"
+        yield (
+            f"complete -c pmuctl -n '{condition}' {spellings}{value} -d {fish_quoted(option.help)}"
+        )
+
+
+def _fish_value(value: Value) -> str:
+    if value.words:
+        return f"-x -a {fish_quoted(' '.join(value.words))}"
+    return FISH_VALUES[value.kind]

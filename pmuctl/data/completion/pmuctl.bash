@@ -1,0 +1,249 @@
+# bash completion for pmuctl, version 4.4 or later           -*- shell-script -*-
+# SPDX-License-Identifier: Apache-2.0
+@MADE@
+
+# What a command takes. An option is NAME[|NAME]..., then * if it can be given again, then
+# :KIND if it takes a value; an operand is its KIND, with ... if there can be several.
+# =WORD WORD... is a kind, too.
+_pmuctl_tree() {
+    commands='' operands=() columns=() options=()
+    case $1 in
+@TREE@
+    esac
+}
+
+_pmuctl() {
+    # a pattern that matches nothing is no error here
+    if [[ :$BASHOPTS: == *:failglob:* ]]; then
+        shopt -u failglob
+        _pmuctl_complete
+        shopt -s failglob
+    else
+        _pmuctl_complete
+    fi
+}
+
+_pmuctl_complete() {
+    local -
+    set +fu
+    local IFS=$' \t\n' line=${COMP_LINE:0:COMP_POINT} words=() space word i
+    COMPREPLY=()
+
+    # the words as they were typed, which COMP_WORDS has cut at = and :
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        space=${line%%[![:space:]]*} line=${line#"${line%%[![:space:]]*}"}
+        word=${COMP_WORDS[i]}
+        ((i < COMP_CWORD)) || word=$line
+        if ((i)) && [[ ! $space ]]; then
+            words[-1]+=$word
+        else
+            words+=("$word")
+        fi
+        line=${line#"$word"}
+    done
+    local cur=${words[-1]} kept=''
+    unset 'words[-1]'
+    if [[ $cur == [\'\"]* ]]; then
+        cur=${cur:1}
+    else
+        # readline replaces only what comes after the last of these
+        kept=${cur%"${cur##*["${COMP_WORDBREAKS:- }"]}"}
+    fi
+    if [[ ${words[-1]} == *[\<\>] || $cur == *[\<\>]* ]]; then
+        compopt -o default
+        return
+    fi
+
+    local commands operands columns options option names value
+    local path='' given='' taken=() ended='' pending='' sysroot='' socket=''
+    _pmuctl_tree ''
+    for word in "${words[@]:1}"; do
+        word=${word//[\\\'\"]/}
+        if [[ $pending ]]; then
+            _pmuctl_given "$pending" "$word"
+            pending=''
+            continue
+        fi
+        case $ended$word in
+        --) ended=- ;;
+        --*=*) _pmuctl_given "${word%%=*}" "${word#*=}" ;;
+        --*) _pmuctl_given "$word" && [[ $value ]] && pending=$word ;;
+        -?*)
+            for ((i = 1; i < ${#word}; i++)); do
+                _pmuctl_given "-${word:i:1}" "${word:i+1}"
+                [[ $value ]] || continue
+                ((i + 1 < ${#word})) || pending=-${word:i:1}
+                break
+            done
+            ;;
+        *)
+            if [[ ! $commands ]]; then
+                taken+=("$word")
+            elif [[ $word && " $commands " == *" $word "* ]]; then
+                path+=${path:+ }$word
+                _pmuctl_tree "$path"
+            else
+                return
+            fi
+            ;;
+        esac
+    done
+
+    if [[ $pending ]]; then
+        _pmuctl_option "$pending"
+        _pmuctl_value "$value" '' "$cur"
+    elif [[ ! $ended && $cur == --*=* ]]; then
+        _pmuctl_option "${cur%%=*}" && _pmuctl_value "$value" "${cur%%=*}=" "${cur#*=}"
+    elif [[ ! $ended && $cur == -[!-]?* ]]; then
+        _pmuctl_option "${cur:0:2}" && _pmuctl_value "$value" "${cur:0:2}" "${cur:2}"
+    elif [[ ! $ended && $cur == -* ]]; then
+        for option in "${options[@]}"; do
+            names=${option%%:*}
+            if [[ $names == *\* || $given != *" $names "* ]]; then
+                names=${names%\*}
+                _pmuctl_offer '' "$cur" ${names//|/ }
+            fi
+        done
+    elif [[ $commands ]]; then
+        _pmuctl_offer '' "$cur" $commands
+    else
+        i=${#taken[@]}
+        if ((i < ${#operands[@]})); then
+            _pmuctl_value "${operands[i]%...}" '' "$cur"
+        elif [[ ${operands[*]: -1} == *... ]]; then
+            value=${operands[*]: -1}
+            _pmuctl_value "${value%...}" '' "$cur"
+        fi
+    fi
+    COMPREPLY=("${COMPREPLY[@]#"$kept"}")
+}
+
+# NAME: sets names, value to what the tree has of an option
+_pmuctl_option() {
+    value=''
+    for option in "${options[@]}"; do
+        names=${option%%:*}
+        [[ "|${names%\*}|" == *"|$1|"* ]] || continue
+        [[ $option != *:* ]] || value=${option#*:}
+        return 0
+    done
+    return 1
+}
+
+# NAME [VALUE]: an option of the line
+_pmuctl_given() {
+    _pmuctl_option "$1" || return
+    given+=" $names "
+    [[ ${2-} == '~/'* ]] && set -- "$1" "$HOME${2:1}"
+    case $1 in
+    --sysroot) sysroot=${2-} ;;
+    --socket) socket=${2-} ;;
+    esac
+    return 0
+}
+
+# PREFIX CUR WORD...: offers the words that begin with CUR
+_pmuctl_offer() {
+    local prefix=$1 cur=$2 word
+    for word in "${@:3}"; do
+        [[ $word != "$cur"* ]] || COMPREPLY+=("$prefix$word")
+    done
+}
+
+# PREFIX CUR WORD...: the same in a comma list, for those that are not yet in it
+_pmuctl_offer_list() {
+    local prefix=$1 cur=$2 list=${2%"${2##*,}"} word
+    for word in "${@:3}"; do
+        [[ ",$list" == *",$word,"* ]] || _pmuctl_offer "$prefix$list" "${cur##*,}" "$word"
+    done
+    compopt -o nospace
+}
+
+# KIND PREFIX CUR
+_pmuctl_value() {
+    local prefix=$2 cur=$3 names=() word
+    case $1 in
+    =*)
+        for word in ${1#=}; do
+            [[ " ${taken[*]} " == *" $word "* ]] || names+=("$word")
+        done
+        _pmuctl_offer "$prefix" "$cur" "${names[@]}"
+        ;;
+    columns)
+        [[ $cur != +* ]] || prefix+=+ cur=${cur#+}
+        _pmuctl_offer_list "$prefix" "${cur^^}" "${columns[@]}"
+        ;;
+    pmu)
+        _pmuctl_pmus
+        _pmuctl_offer "$prefix" "$cur" "${names[@]}"
+        ;;
+    vm)
+        _pmuctl_vms
+        _pmuctl_offer "$prefix" "$cur" "${names[@]}"
+        ;;
+    settings) _pmuctl_settings ;;
+    file) compopt -o default ;;
+    directory) compopt -o dirnames ;;
+    esac
+}
+
+# NAME: whether nothing in it can mean anything to a shell, and the line does not have it yet
+_pmuctl_is_name() {
+    local letters=abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
+    [[ $1 == [$letters]* && $1 != *[!${letters}_.-]* && ${#1} -le 64 &&
+        " ${taken[*]} " != *" $1 "* ]]
+}
+
+_pmuctl_pmus() {
+    local file
+    for file in "$sysroot"/sys/bus/event_source/devices/*/cpus; do
+        file=${file%/cpus}
+        [[ -f $file/cpus ]] && _pmuctl_is_name "${file##*/}" && names+=("${file##*/}")
+    done
+}
+
+_pmuctl_vms() {
+    local directories directory file
+    if [[ ${PMUCTL_RUNTIME_DIR-} ]]; then
+        directories=("$PMUCTL_RUNTIME_DIR")
+    elif ((EUID == 0)); then
+        directories=(/run/pmuctl /run/user/*/pmuctl)
+    else
+        directories=(/run/pmuctl ${XDG_RUNTIME_DIR:+"$XDG_RUNTIME_DIR/pmuctl"})
+    fi
+    for directory in "${directories[@]}"; do
+        for file in "$directory"/*.sock; do
+            [[ -S $file && ! -L $file ]] || continue
+            file=${file##*/} file=${file%.sock}
+            _pmuctl_is_name "$file" && names+=("$file")
+        done
+    done
+}
+
+_pmuctl_settings() {
+    local words=("${taken[@]:1}") left=' @KEYS@ ' events i count
+    count=${#words[@]}
+    for ((i = 0; i < count; i += 2)); do
+        if [[ ${words[i]} == filter ]]; then
+            if ((i + 1 == count)); then
+                _pmuctl_offer '' "$cur" default
+            elif ((i + 2 == count || (count - i) % 2)); then
+                _pmuctl_offer '' "$cur" @ACTIONS@
+            else
+                mapfile -t events < <(
+                    command pmuctl __complete events "--socket=$socket" "${taken[@]}" 2>/dev/null
+                )
+                _pmuctl_offer_list '' "$cur" "${events[@]%%$'\t'*}"
+            fi
+            return
+        elif ((i + 1 == count)); then
+            taken=()
+            [[ ${words[i]} != pmu ]] || _pmuctl_value pmu '' "$cur"
+            return
+        fi
+        left=${left/ ${words[i]} / }
+    done
+    _pmuctl_offer '' "$cur" $left
+}
+
+complete -F _pmuctl pmuctl
