@@ -21,8 +21,8 @@ from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, S
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.render.columns import Column
-from pmuctl.render.host import CAPABILITY_COLUMNS, CPU_COLUMNS, HOST_COLUMNS
-from pmuctl.render.pmu import PMU_COLUMNS
+from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
+from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
 from tests.fakes.vmm import FakeVm, fake_proc

@@ -32,8 +32,6 @@ def run() -> NoReturn:
         for number, status in ENDING.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
                 signal.signal(number, partial(_stop, status))
-        if sys.argv[1:] == ["--version"]:
-            os._exit(_print_version())
         env = _live_env()
         ended = main(sys.argv[1:], env)
         with suppress(OSError):
@@ -41,20 +39,6 @@ def run() -> NoReturn:
     except Stopped as stop:
         ended = stop.status
     os._exit(ended)
-
-
-def _print_version() -> int:
-    """What scripts ask most, without all that other commands import."""
-    from pmuctl import __version__
-
-    try:
-        sys.stdout.write(f"pmuctl {__version__}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return ExitStatus.PIPE
-    except (OSError, AttributeError):
-        return main(["--version"], _live_env())
-    return ExitStatus.OK
 
 
 def _live_env() -> "Env":

@@ -10,9 +10,10 @@ from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
+from pmuctl.manage.cpus import scan_cpus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.selector import match_pmus, select_pmu
-from pmuctl.render.pmu import PMU_COLUMNS
+from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 
 app = make_noun("pmu")
 
@@ -55,10 +56,6 @@ def pmu_cpus(
     ] = None,
 ) -> None:
     """List the CPUs: the PMU, the core model and the capacity of each."""
-    # here, because what it imports costs the other commands a tenth of their time
-    from pmuctl.manage.host import scan_cpus
-    from pmuctl.render.host import CPU_COLUMNS
-
     try:
         wanted = None if cpus is None else CpuSet.parse(cpus)
     except ValueError as error:

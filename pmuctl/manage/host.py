@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This host and its CPUs: what KVM can do here, which PMU and core each CPU has."""
+"""This host: its kernel and CPUs, and what KVM can do here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,20 +8,9 @@ from pmuctl.host.cpus import read_core, read_online, scan_present
 from pmuctl.host.machine import PATH_OSRELEASE, KvmAccess, read_kvm_access, read_kvm_mode
 from pmuctl.host.probe_cache import read_kernel
 from pmuctl.host.probes import Probed
-from pmuctl.host.sysfs import PATH_CPU, Sysfs
+from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import CoreModel, Pmu
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cpu:
-    """One CPU; None is what could not be read, `pmu` None where none covers it."""
-
-    number: int
-    pmu: str | None
-    core: CoreModel | None
-    capacity: int | None
-    online: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +41,6 @@ def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> 
         pmus=pmus,
         probed=read_kernel(sysfs, pmus, environ) if access is KvmAccess.USABLE else None,
     )
-
-
-def scan_cpus(sysfs: Sysfs, pmus: Sequence[Pmu]) -> list[Cpu]:
-    """Every CPU that is present, in order."""
-    online = read_online(sysfs)
-    return [
-        Cpu(
-            number=cpu,
-            pmu=next((pmu.name for pmu in pmus if pmu.cpus and cpu in pmu.cpus), None),
-            core=read_core(sysfs, cpu),
-            capacity=sysfs.read_int(f"{PATH_CPU}/cpu{cpu}/cpu_capacity"),
-            online=None if online is None else cpu in online,
-        )
-        for cpu in scan_present(sysfs)
-    ]
 
 
 def _cores(sysfs: Sysfs) -> dict[CoreModel | None, CpuSet]:

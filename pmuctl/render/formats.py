@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formats of results: the same columns as a table, JSON, csv, tsv, raw words or names."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -47,6 +46,8 @@ class Layout:
 
 def write_document(command: str, body: Mapping[str, Any], out: TextIO) -> None:
     """Write the one JSON object of a command, `{"pmuctl": {...}, ...}`, on one line."""
+    import json
+
     head = {"pmuctl": {"schema": SCHEMA, "command": command}}
     out.write(json.dumps(head | dict(body)) + "\n")
 
@@ -71,6 +72,8 @@ def write_rows(
         )
         return
     if format is Format.JSONL:
+        import json
+
         for row in rows:
             out.write(json.dumps(as_object(columns, row)) + "\n")
         return

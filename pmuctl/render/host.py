@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of hosts: their columns, and those of CPUs and of KVM's attributes."""
+"""What is shown of hosts: their columns, and those of KVM's attributes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pmuctl.host.probes import Probed
-from pmuctl.manage.host import Cpu, Host
+from pmuctl.manage.host import Host
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import CoreModel
 from pmuctl.model.vpmu import ATTR_NAMES
@@ -25,23 +25,6 @@ CAPABILITY_COLUMNS: Sequence[Column[Capability]] = (
     Column(name="ATTRIBUTE", help="KVM_ARM_VCPU_PMU_V3_ and this", value=lambda its: its.name),
     Column(name="NUMBER", help="its number", value=lambda its: its.number, is_number=True),
     Column(name="PRESENT", help="whether this kernel has it", value=lambda its: its.present),
-)
-
-CPU_COLUMNS: Sequence[Column[Cpu]] = (
-    Column(name="CPU", help="its number", value=lambda cpu: cpu.number, is_number=True),
-    Column(name="PMU", help="the PMU that counts on it", value=lambda cpu: cpu.pmu),
-    Column(
-        name="CORE",
-        help="its core model, by MIDR",
-        value=lambda cpu: known(cpu.core and cpu.core.name),
-    ),
-    Column(
-        name="CAPACITY",
-        help="its capacity, 1024 the largest",
-        value=lambda cpu: known(cpu.capacity),
-        is_number=True,
-    ),
-    Column(name="ONLINE", help="whether it is online", value=lambda cpu: known(cpu.online)),
 )
 
 CORE_COLUMNS: Sequence[Column[tuple[CoreModel | None, CpuSet]]] = (

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of CPU PMUs: their columns, and those of their events."""
+"""What is shown of CPU PMUs: their columns, and those of their events and of CPUs."""
 
 from collections.abc import Sequence
 
+from pmuctl.manage.cpus import Cpu
 from pmuctl.model.event import format_code
 from pmuctl.model.pmu import Pmu
 from pmuctl.render.columns import UNKNOWN, Column, known
@@ -60,4 +61,21 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
         shown=False,
         nested=EVENT_COLUMNS,
     ),
+)
+
+CPU_COLUMNS: Sequence[Column[Cpu]] = (
+    Column(name="CPU", help="its number", value=lambda cpu: cpu.number, is_number=True),
+    Column(name="PMU", help="the PMU that counts on it", value=lambda cpu: cpu.pmu),
+    Column(
+        name="CORE",
+        help="its core model, by MIDR",
+        value=lambda cpu: known(cpu.core and cpu.core.name),
+    ),
+    Column(
+        name="CAPACITY",
+        help="its capacity, 1024 the largest",
+        value=lambda cpu: known(cpu.capacity),
+        is_number=True,
+    ),
+    Column(name="ONLINE", help="whether it is online", value=lambda cpu: known(cpu.online)),
 )

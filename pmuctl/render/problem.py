@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An error as a user reads it: what, why, the state things are left in, what to type next."""
 
-import json
 from typing import TextIO
 
 from pmuctl.errors import PmuctlError
@@ -13,6 +12,8 @@ def write_problem(
 ) -> None:
     """Write one error, or `word`: a line each, or one JSON object on one line."""
     if as_json:
+        import json
+
         body = {
             "code": error.status.name.lower(),
             "exit": int(error.status),

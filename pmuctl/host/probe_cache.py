@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the probes found, kept for as long as this boot lasts: probing takes tenths of a second."""
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pmuctl.host.probes import Probed, probe_kernel
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.pmu import Pmu
+from pmuctl.model.vpmu import DefaultPmu
+
+PATH_BOOT_ID = "proc/sys/kernel/random/boot_id"
+PATH_RUN = Path("/run/pmuctl")
+FILE = "kvm-probe.json"
+FORMAT = 1
+SIZE_LIMIT = 64 * 1024
+"""Bytes: a host has a handful of PMUs."""
+
+
+def cache_dirs(
+    environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN
+) -> tuple[list[Path], Path | None]:
+    """The directories to read from, and the one to write to: root's own, or the user's.
+
+    Users read root's cache too: it knows what those who may not open /dev/kvm cannot find out.
+    """
+    if uid == 0:
+        return [run], run
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    own = Path(runtime) / "pmuctl" if runtime and Path(runtime).is_absolute() else None
+    return ([run, own], own) if own else ([run], None)
+
+
+def read_kernel(
+    sysfs: Sysfs,
+    pmus: Sequence[Pmu],
+    environ: Mapping[str, str],
+    *,
+    run: Path = PATH_RUN,
+    uid: int | None = None,
+    probe: Callable[[Sequence[Pmu]], Probed] = probe_kernel,
+) -> Probed:
+    """What KVM does on this host: from the cache where it is of this boot and these PMUs.
+
+    Else it is probed, and kept if possible. The cache is not trusted further than its owner: only
+    a regular file of root or the caller that nobody else may write to is read, and no link leads
+    to it. Raises OSError as `probe_kernel`.
+    """
+    uid = os.geteuid() if uid is None else uid
+    sources, target = cache_dirs(environ, uid, run=run)
+    key = cache_key(sysfs, pmus)
+    if key is None:
+        return probe(pmus)
+    for source in sources:
+        if found := _load(source, key, owners={0, uid}):
+            return found
+    probed = probe(pmus)
+    # what was not to be found out now may be next time, by one who may go everywhere
+    if target and probed.is_complete:
+        _store(target, key, probed, owners={0, uid})
+    return probed
+
+
+def cache_key(sysfs: Sysfs, pmus: Sequence[Pmu]) -> dict[str, object] | None:
+    """What a cache must be of; None where this boot cannot be told from another."""
+    boot_id = sysfs.read_text(PATH_BOOT_ID)
+    types = sorted(pmu.type for pmu in pmus if pmu.type is not None)
+    return {"format": FORMAT, "boot_id": boot_id.strip(), "pmus": types} if boot_id else None
+
+
+def to_json(probed: Probed) -> dict[str, object]:
+    """As it stands in the cache: numbers as keys become texts there."""
+    return {
+        "has_vpmu": probed.has_vpmu,
+        "attributes": sorted(probed.attributes),
+        "counters": {str(pmu): its for pmu, its in probed.counters.items()},
+        "event_bits": probed.event_bits,
+        "event_bits_of": {str(pmu): its for pmu, its in probed.event_bits_of.items()},
+        "default": probed.default and probed.default.value,
+        "default_pmu": probed.default_pmu,
+        "has_strict": probed.has_strict,
+        "cpus": {str(pmu): str(cpus) for pmu, cpus in probed.cpus.items()},
+    }
+
+
+def from_json(document: Mapping[str, Any]) -> Probed:
+    """The inverse of `to_json`; raises ValueError for anything else."""
+    try:
+        probed = Probed(
+            has_vpmu=document["has_vpmu"],
+            attributes=frozenset(document["attributes"]),
+            counters={int(pmu): its for pmu, its in document["counters"].items()},
+            event_bits=document["event_bits"],
+            event_bits_of={int(pmu): its for pmu, its in document["event_bits_of"].items()},
+            default=None if document["default"] is None else DefaultPmu(document["default"]),
+            default_pmu=document["default_pmu"],
+            has_strict=document["has_strict"],
+            cpus={int(pmu): CpuSet.parse(cpus) for pmu, cpus in document["cpus"].items()},
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not what probes found: {error!r}") from error
+    numbers = [probed.event_bits, probed.default_pmu, *probed.counters.values()]
+    if not all(its is None or (type(its) is int and 0 <= its < 1 << 31) for its in numbers):
+        raise ValueError("not what probes found: a number is none")
+    whole = (*probed.attributes, *probed.event_bits_of.values())
+    if not all(type(its) is int for its in whole):
+        raise ValueError("not what probes found: a number is none")
+    if probed.has_vpmu not in (True, False, None) or probed.has_strict not in (True, False):
+        raise ValueError("not what probes found: a truth is none")
+    return probed
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, flags: int, **options: Any) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, **options)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_safe(fd: int, owners: set[int]) -> bool:
+    """Whether nobody but these can have written here."""
+    its = os.fstat(fd)
+    return its.st_uid in owners and not its.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> Probed | None:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        with _opened(directory, os.O_PATH | os.O_DIRECTORY) as folder:
+            if not _is_safe(folder, owners):
+                return None
+            # a FIFO must not hold us up
+            with _opened(FILE, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder) as fd:
+                if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_safe(fd, owners):
+                    return None
+                with open(fd, "rb", closefd=False) as file:
+                    data = file.read(SIZE_LIMIT + 1)
+        document = json.loads(data)
+        if isinstance(document, dict) and document.get("key") == dict(key):
+            return from_json(document["probed"])
+    return None
+
+
+def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: set[int]) -> None:
+    """Whole or not at all; where it cannot be, there is no cache and no error."""
+    text = json.dumps({"key": key, "probed": to_json(probed)}, indent=1) + "\n"
+    name = f".{FILE}.{secrets.token_hex(8)}"
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir()
+            directory.chmod(0o755)  # whatever the umask is
+        with _opened(directory, os.O_RDONLY | os.O_DIRECTORY) as folder:
+            if not _is_safe(folder, owners):
+                return
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                with _opened(name, flags, mode=0o600, dir_fd=folder) as fd:
+                    with open(fd, "w", encoding="utf-8", closefd=False) as file:
+                        file.write(text)
+                    os.fchmod(fd, 0o644)
+                os.rename(name, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                raise

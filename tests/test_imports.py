@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which modules each command loads: imports are most of what a short command costs."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import sys
+from pmuctl.cli.env import live_env
+from pmuctl.cli.main import main
+status = main(sys.argv[1:], live_env(sys.stdout, sys.stderr))
+print(status, *sorted(sys.modules), file=sys.stderr)
+"""
+
+NEVER = {"pydantic", "pygments", "asyncio", "pyudev", "hypothesis", "ctypes"}
+"""With --sysroot; the live machine's udev is asked through pyudev, and KVM through ctypes."""
+
+OURS = {
+    ("--help",): {"cli.app", "cli.options"},
+    ("pmu", "list"): {"cli.pmu", "host.pmus", "host.sysfs", "host.cpus", "model.selector"},
+    ("pmu", "show", "*a72"): {"cli.pmu", "host.pmus", "model.selector"},
+    ("pmu", "cpus"): {"cli.pmu", "manage.cpus", "render.pmu"},
+}
+"""Some of what each command does need: a list that is never held up is no pin."""
+
+WITHOUT = {
+    ("--help",): {"cli.pmu", "cli.vm", "cli.host", "host.pmus", "control", "manage", "model.pmu"},
+    ("pmu", "list"): {
+        "cli.vm",
+        "cli.host",
+        "control",
+        "manage.host",
+        "model.vpmu",
+        "model.filter",
+    },
+    ("pmu", "show", "*a72"): {"cli.vm", "cli.host", "control", "manage.host", "model.vpmu"},
+    ("pmu", "cpus"): {"cli.vm", "cli.host", "control", "manage.host", "host.probes"},
+}
+
+
+def loaded(*words: str) -> set[str]:
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", CODE, *words], capture_output=True, text=True, check=True
+    )
+    status, *modules = ran.stderr.split()
+    assert status == "0", ran.stderr
+    return set(modules)
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_a_command_loads_what_it_needs_and_no_more(
+    words: tuple[str, ...], dump: Callable[[str], Path]
+) -> None:
+    sysroot = () if words == ("--help",) else ("--sysroot", str(dump("two-pmus-6.12")))
+    modules = loaded(*words, *sysroot)
+    tops = {name.partition(".")[0] for name in modules}
+    assert tops.isdisjoint({*NEVER, "rich"})
+    assert {f"pmuctl.{name}" for name in OURS[words]} <= modules
+    assert {f"pmuctl.{name}" for name in WITHOUT[words]}.isdisjoint(modules)
+
+
+def test_json_loads_no_table_and_a_table_no_json(dump: Callable[[str], Path]) -> None:
+    listing = ("pmu", "list", "--sysroot", str(dump("two-pmus-6.12")))
+    assert "json" not in loaded(*listing)
+    assert "csv" not in loaded(*listing)
+    assert "rich" not in loaded(*listing, "-J")
+
+
+def test_the_console_script_answers_scripts_and_tab_with_next_to_nothing() -> None:
+    code = (
+        "import sys, os; sys.argv = ['pmuctl', *sys.argv[1:]];"
+        "os._exit = lambda _: (print(*sys.modules, file=sys.stderr), sys.exit(0));"
+        "from pmuctl.cli.start import run; run()"
+    )
+    for words in (["--version"], ["__complete", "events", "--socket=", "web1"]):
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", code, *words], capture_output=True, text=True, check=False
+        )
+        modules = set(ran.stderr.split())
+        assert "pmuctl.cli.start" in modules
+        assert modules.isdisjoint({"typer", "enum", "re", "json", "dataclasses", "pathlib"})
