@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pmuctl itself asks of /dev/kvm: PMU attributes of a vCPU, and probes on a scratch VM."""
+"""What pmuctl asks of /dev/kvm: PMU attributes of a vCPU, and a scratch VM to try them on."""
 
 import ctypes
 import errno
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pmuctl.uapi.ioctl import ioctl
@@ -17,18 +17,17 @@ from pmuctl.uapi.kvm import (
     KVM_CHECK_EXTENSION,
     KVM_CREATE_VCPU,
     KVM_CREATE_VM,
+    KVM_GET_ONE_REG,
     KVM_HAS_DEVICE_ATTR,
     KVM_SET_DEVICE_ATTR,
     KVM_VM_TYPE_ARM_IPA_SIZE_MASK,
     kvm_device_attr,
+    kvm_one_reg,
 )
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3,
     KVM_ARM_VCPU_PMU_V3_CTRL,
-    KVM_ARM_VCPU_PMU_V3_FILTER,
-    KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
-    KVM_ARM_VCPU_PMU_V3_SET_PMU,
-    KVM_PMU_EVENT_DENY,
+    KVM_ARM_VCPU_PMU_V3_STRICT,
     kvm_vcpu_init,
 )
 
@@ -36,9 +35,6 @@ PATH_DEV_KVM = "/dev/kvm"
 
 DEFAULT_IPA_BITS = 40
 """Guest physical address size that machine type 0 of KVM_CREATE_VM stands for (api.rst 4.2)."""
-
-MAX_COUNTERS = 31
-"""Programmable counters that a PMUv3 can have at most: PMCR_EL0.N has five bits."""
 
 
 def pack_pmu(pmu_type: int) -> bytes:
@@ -104,6 +100,17 @@ def has_pmu_attr(vcpu_fd: int, attr: int) -> bool:
     return True
 
 
+def get_sys_reg(vcpu_fd: int, reg: int) -> int:
+    """KVM_GET_ONE_REG of a 64-bit system register, by its id.
+
+    Raises OSError: ENOENT for one the vCPU does not have.
+    """
+    value = ctypes.c_uint64()
+    request = kvm_one_reg(id=reg, addr=ctypes.addressof(value))
+    ioctl(vcpu_fd, KVM_GET_ONE_REG, request, what=f"KVM_GET_ONE_REG of {reg:#x}")
+    return value.value
+
+
 def vm_type(kvm_fd: int) -> int:
     """The machine type for KVM_CREATE_VM: the usual 40-bit guest address space, or what there is.
 
@@ -119,88 +126,25 @@ def vm_type(kvm_fd: int) -> int:
     return bits & KVM_VM_TYPE_ARM_IPA_SIZE_MASK if 0 < bits < DEFAULT_IPA_BITS else 0
 
 
-def init_vcpu(vm_fd: int, vcpu_fd: int, *, vpmu: bool) -> None:
+def init_vcpu(vm_fd: int, vcpu_fd: int, *, vpmu: bool, strict: bool = False) -> None:
     """KVM_ARM_VCPU_INIT for the host's preferred target, with the PMUv3 feature if wanted.
+
+    `strict` is KVM_ARM_VCPU_PMU_V3_STRICT besides: no default PMU (since v7.3, ad220e275c39).
 
     Since v6.7 the first one of a VM also picks the VM's default PMU: that of the CPU this thread
     is on (commit 427733579744). Raises OSError: EINVAL where the host has no vPMU, ENODEV (since
-    v6.7) on a CPU without a PMU.
+    v6.7) on a CPU without a PMU, ENOENT for a feature the kernel does not know.
     """
     init = kvm_vcpu_init()
     ioctl(vm_fd, KVM_ARM_PREFERRED_TARGET, init, what="KVM_ARM_PREFERRED_TARGET")
     if vpmu:
         init.features[0] |= 1 << KVM_ARM_VCPU_PMU_V3
+    if strict:
+        init.features[0] |= 1 << KVM_ARM_VCPU_PMU_V3_STRICT
     ioctl(vcpu_fd, KVM_ARM_VCPU_INIT, init, what="KVM_ARM_VCPU_INIT")
 
 
-def probe_event_bits(
-    *, pmu_type: int | None = None, cpus: Collection[int] | None = None
-) -> int | None:
-    """The size of the event space that FILTER accepts on this host: 10 or 16 bits.
-
-    It is nowhere to be read, so a scratch VM is asked to filter event 0x400, the first one that
-    PMUv3 for Armv8.0 does not have (vcpu.rst section 1.3). Kernels before v6.6 take the size
-    from the VM's PMU: `pmu_type` names it; later ones have one for the host (335ca49ff31f). The
-    default PMU is that of the CPU the probe runs on: the calling thread is put on `cpus`
-    meanwhile, if given.
-
-    None means not known: /dev/kvm is missing or may not be opened, this is no arm64 host, there
-    is no vPMU, KVM does not have a PMU of this type, or the kernel has no event filter. Raises
-    OSError for what else KVM may say.
-    """
-    with _none_without_vpmu(), on_cpus(cpus), _scratch_vcpu() as vcpu:
-        if pmu_type is not None and has_pmu_attr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_PMU):
-            set_pmu_attr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_PMU, pack_pmu(pmu_type))
-        if _accepts(vcpu, KVM_ARM_VCPU_PMU_V3_FILTER, _deny(0x400)):
-            return 16
-        # v6.5 and older take PMUv3p8 and later for an event space of one event
-        return 10 if _accepts(vcpu, KVM_ARM_VCPU_PMU_V3_FILTER, _deny(0x3FF)) else None
-    return None
-
-
-def probe_counters_limit(pmu_type: int, *, cpus: Collection[int] | None = None) -> int | None:
-    """The largest number that SET_NR_COUNTERS accepts on this host with this PMU.
-
-    None means not known: as for `probe_event_bits`, or the kernel does not have the attribute
-    (it came with v6.16, commit b7628c797376). Raises OSError for what else KVM may say.
-    """
-    with _none_without_vpmu(), on_cpus(cpus), _scratch_vcpu() as vcpu:
-        set_pmu_attr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_PMU, pack_pmu(pmu_type))
-        for counters in range(MAX_COUNTERS, -1, -1):
-            payload = pack_nr_counters(counters)
-            if _accepts(vcpu, KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, payload):
-                return counters
-    return None
-
-
-def _deny(event: int) -> bytes:
-    return pack_filter(event, 1, KVM_PMU_EVENT_DENY)
-
-
-def _accepts(vcpu_fd: int, attr: int, payload: bytes) -> bool:
-    try:
-        set_pmu_attr(vcpu_fd, attr, payload)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return False
-        raise
-    return True
-
-
-@contextmanager
-def _none_without_vpmu() -> Iterator[None]:
-    """Leave the context, for a `return None` after it, where KVM, PMU or attribute is missing."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _MISSING:
-            raise
-
-
-_MISSING = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM})
-
-
-def pin(tid: int, cpus: Collection[int]) -> None:
+def pin(tid: int, cpus: Iterable[int]) -> None:
     """sched_setaffinity of a thread, 0 being the calling one; raises OSError that names both."""
     try:
         os.sched_setaffinity(tid, cpus)
@@ -210,7 +154,7 @@ def pin(tid: int, cpus: Collection[int]) -> None:
 
 
 @contextmanager
-def on_cpus(cpus: Collection[int] | None) -> Iterator[None]:
+def on_cpus(cpus: Iterable[int] | None) -> Iterator[None]:
     """Keep the calling thread on these CPUs, and give it its old mask back at the end.
 
     None leaves it alone. Raises OSError (EINVAL) if none of them is online or allowed.
@@ -227,17 +171,18 @@ def on_cpus(cpus: Collection[int] | None) -> Iterator[None]:
 
 
 @contextmanager
-def _scratch_vcpu() -> Iterator[int]:
+def scratch_vcpu(*, strict: bool = False) -> Iterator[int]:
     """The fd of the one vCPU, with a PMU, of a VM that lives as long as the context.
 
-    Raises OSError; ENODEV where KVM has no vPMU (also on other architectures).
+    `strict` is as for `init_vcpu`. Raises OSError; ENODEV where KVM has no vPMU (also on other
+    architectures).
     """
     with (
         _owned(os.open(PATH_DEV_KVM, os.O_RDWR | os.O_CLOEXEC)) as kvm,
         _owned(_create_vm(kvm)) as vm,
         _owned(ioctl(vm, KVM_CREATE_VCPU, 0, what="KVM_CREATE_VCPU of a scratch VM")) as vcpu,
     ):
-        init_vcpu(vm, vcpu, vpmu=True)
+        init_vcpu(vm, vcpu, vpmu=True, strict=strict)
         yield vcpu
 
 

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vPMU of a VM as a state machine: what KVM accepts when, and the errno it gives.
 
-Source: kvm_arm_pmu_v3_set_attr(), kvm_arm_pmu_v3_has_attr() and kvm_arm_pmu_v3_enable() in
-arch/arm64/kvm/pmu-emul.c, and the same calls measured on kernels 6.1 to 7.3.
+Source: kvm_arm_pmu_v3_{set,get,has}_attr() and kvm_arm_pmu_v3_enable() in
+arch/arm64/kvm/pmu-emul.c, and the same calls on kernels 6.1 to 7.3: tests/lab/test_model.py holds
+this module against them, call by call and with random sequences.
 """
 
 import errno
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from pmuctl.model.event import WIDEST_BITS, EventSet
+from pmuctl.model.event import EventSet
 from pmuctl.model.filter import FilterRange, kernel_allows
+from pmuctl.model.kernel import ATTR_NAMES as ATTR_NAMES
+from pmuctl.model.kernel import DefaultPmu as DefaultPmu
+from pmuctl.model.kernel import Kernel as Kernel
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_INIT,
@@ -20,17 +23,10 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
 
-ATTR_NAMES: Mapping[int, str] = {
-    KVM_ARM_VCPU_PMU_V3_IRQ: "IRQ",
-    KVM_ARM_VCPU_PMU_V3_INIT: "INIT",
-    KVM_ARM_VCPU_PMU_V3_FILTER: "FILTER",
-    KVM_ARM_VCPU_PMU_V3_SET_PMU: "SET_PMU",
-    KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS: "SET_NR_COUNTERS",
-}
-"""The attributes of the group KVM_ARM_VCPU_PMU_V3_CTRL, without their common prefix."""
-
 OK = 0
 FIRST_PPI, FIRST_SPI, LAST_SPI = 16, 32, 1019
+TIMER_PPIS = frozenset({27, 30})
+"""The interrupts of a vCPU's virtual and physical timer (vcpu.rst section 2)."""
 
 
 class Irqchip(Enum):
@@ -42,25 +38,16 @@ class Irqchip(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """What differs between hosts; found by asking and by probing, never from a version.
-
-    `counters` maps the perf type of each PMU that KVM registered to its number of programmable
-    counters; a number that is not known is None, and then any number up to 31 is accepted.
-    """
-
-    counters: Mapping[int, int | None]
-    attributes: frozenset[int] = frozenset(ATTR_NAMES)
-    event_bits: int = WIDEST_BITS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Vcpu:
-    """One vCPU: whether it was made with the PMU feature, its PMU interrupt, whether INITed."""
+    """One vCPU: whether it was made with the PMU feature, its PMU interrupt, whether INITed.
+
+    `has_timers` says that its timers have taken their interrupts, as the first KVM_RUN lets them.
+    """
 
     has_pmu: bool = True
     irq: int | None = None
     initialised: bool = False
+    has_timers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,37 +55,72 @@ class Vpmu:
     """The state KVM keeps for one VM.
 
     `pmu` is the perf type the VM counts with, None while KVM's own choice stands and is not
-    known. `allowed` is what the filter lets through, None while there is none. `counters` is what
-    SET_NR_COUNTERS set since the last SET_PMU.
+    known; `pmu_is_set` tells that SET_PMU named it, and so that vCPUs enter only on its CPUs.
+    `allowed` is what the filter lets through, None while there is none. `counters` is what
+    SET_NR_COUNTERS set since the last SET_PMU. `nr_irqs` is how many interrupts the GIC has.
+    `is_strict` stands for the feature KVM_ARM_VCPU_PMU_V3_STRICT: no default PMU.
     """
 
     kernel: Kernel
     vcpus: tuple[Vcpu, ...] = (Vcpu(),)
     irqchip: Irqchip = Irqchip.READY
     pmu: int | None = None
+    pmu_is_set: bool = False
     counters: int | None = None
     allowed: EventSet | None = field(default=None, repr=False)
     has_run: bool = False
+    nr_irqs: int = LAST_SPI + 1
+    is_strict: bool = False
 
 
-Value = int | FilterRange | None
+class BadAction:
+    """A kvm_pmu_event_filter whose action is neither ALLOW nor DENY."""
+
+
+Value = int | FilterRange | BadAction | None
 """What an attribute's addr points to; None stands for an address that cannot be read."""
 
 
-def set_attr(vm: Vpmu, vcpu: int, attr: int, value: Value = None) -> tuple[int, Vpmu]:
-    """KVM_SET_DEVICE_ATTR on one vCPU: the errno (0 is done) and the state after it."""
+def init_vcpu(vm: Vpmu, *, has_pmu: bool = True, cpu: int | None = None) -> tuple[int, Vpmu]:
+    """KVM_ARM_VCPU_INIT of the VM's next vCPU by a thread on `cpu`: the errno and the state.
+
+    ENODEV where the default PMU is that of this CPU and there is none; EINVAL on a host without
+    a vPMU; ENOENT for a strict VM where the kernel does not know of it.
+    """
+    if vm.is_strict and not vm.kernel.has_strict:
+        return errno.ENOENT, vm
+    if has_pmu and not vm.kernel.counters:
+        return errno.EINVAL, vm
+    if has_pmu and vm.kernel.default is DefaultPmu.AT_VCPU_INIT:
+        error, vm = _with_default(vm, cpu)
+        if error:
+            return error, vm
+    return OK, replace(vm, vcpus=(*vm.vcpus, Vcpu(has_pmu=has_pmu)))
+
+
+def set_attr(
+    vm: Vpmu, vcpu: int, attr: int, value: Value = None, *, cpu: int | None = None
+) -> tuple[int, Vpmu]:
+    """KVM_SET_DEVICE_ATTR on one vCPU by a thread on `cpu`: the errno (0 is done) and the state.
+
+    A refusal may leave a trace only where any attribute makes KVM choose the default PMU.
+    """
     its = vm.vcpus[vcpu]
     if not its.has_pmu:
         return errno.ENODEV, vm
     if its.initialised:
         return errno.EBUSY, vm
+    if vm.kernel.default in (DefaultPmu.ONE, DefaultPmu.AT_ATTRIBUTE):
+        error, vm = _with_default(vm, cpu)
+        if error:
+            return error, vm
     if attr not in vm.kernel.attributes:
         return errno.ENXIO, vm
     if attr == KVM_ARM_VCPU_PMU_V3_INIT:
         return _init(vm, vcpu)
     if attr == KVM_ARM_VCPU_PMU_V3_IRQ and vm.irqchip is Irqchip.NONE:
         return errno.EINVAL, vm
-    if attr == KVM_ARM_VCPU_PMU_V3_FILTER and isinstance(value, FilterRange):
+    if attr == KVM_ARM_VCPU_PMU_V3_FILTER and isinstance(value, FilterRange | BadAction):
         return _filter(vm, value)
     if not isinstance(value, int):
         return errno.EFAULT, vm
@@ -112,11 +134,28 @@ def set_attr(vm: Vpmu, vcpu: int, attr: int, value: Value = None) -> tuple[int, 
 def accepted(vm: Vpmu, attr: int, value: int | FilterRange) -> Vpmu:
     """The state after a setting that KVM took (SET_PMU, SET_NR_COUNTERS or FILTER)."""
     if isinstance(value, FilterRange):
-        bits = vm.kernel.event_bits
+        bits = event_bits(vm)
         return replace(vm, allowed=kernel_allows([value], bits=bits, standing=vm.allowed))
     if attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
-        return replace(vm, pmu=value, counters=None)
+        return replace(vm, pmu=value, pmu_is_set=True, counters=None)
     return replace(vm, counters=value)
+
+
+def get_attr(vm: Vpmu, vcpu: int, attr: int, *, writable: bool = True) -> tuple[int, int | None]:
+    """KVM_GET_DEVICE_ATTR: the errno and the value; only IRQ can be read back.
+
+    `writable` is whether addr points to memory.
+    """
+    its = vm.vcpus[vcpu]
+    if attr != KVM_ARM_VCPU_PMU_V3_IRQ:
+        return errno.ENXIO, None
+    if vm.irqchip is Irqchip.NONE:
+        return errno.EINVAL, None
+    if not its.has_pmu:
+        return errno.ENODEV, None
+    if its.irq is None:
+        return errno.ENXIO, None
+    return (OK, its.irq) if writable else (errno.EFAULT, None)
 
 
 def has_attr(vm: Vpmu, vcpu: int, attr: int) -> int:
@@ -126,9 +165,21 @@ def has_attr(vm: Vpmu, vcpu: int, attr: int) -> int:
 
 
 def run(vm: Vpmu, vcpu: int) -> tuple[int, Vpmu]:
-    """The first KVM_RUN of a vCPU: EINVAL where its PMU was not INITed."""
+    """The first KVM_RUN of a vCPU: the errno and the state after it.
+
+    EBUSY with a GIC that is not initialised; EINVAL where its PMU was not INITed, or with an
+    interrupt that the GIC does not have or a timer has (kvm_arch_vcpu_run_pid_change()).
+    """
     its = vm.vcpus[vcpu]
+    if vm.irqchip is Irqchip.CREATED:
+        return errno.EBUSY, vm
+    if vm.irqchip is Irqchip.READY:
+        if its.initialised and its.irq in TIMER_PPIS:
+            return errno.EINVAL, vm
+        vm = _with_vcpu(vm, vcpu, replace(its, has_timers=True))
     if its.has_pmu and not its.initialised:
+        return errno.EINVAL, vm
+    if its.has_pmu and vm.irqchip is Irqchip.READY and not _in_gic(vm, its.irq):
         return errno.EINVAL, vm
     return OK, replace(vm, has_run=True)
 
@@ -138,16 +189,46 @@ def is_sealed(vm: Vpmu) -> bool:
     return vm.has_run or all(vcpu.initialised for vcpu in vm.vcpus)
 
 
+def event_bits(vm: Vpmu) -> int:
+    """The width of the event numbers that FILTER takes for this VM."""
+    its = vm.kernel.event_bits_of.get(vm.pmu) if vm.pmu is not None else None
+    return vm.kernel.event_bits if its is None else its
+
+
+def _with_default(vm: Vpmu, cpu: int | None) -> tuple[int, Vpmu]:
+    """KVM's own choice of a PMU, where none was made yet."""
+    kernel = vm.kernel
+    if vm.pmu is not None or vm.is_strict:
+        return OK, vm
+    if kernel.default is DefaultPmu.ONE:
+        return OK, replace(vm, pmu=kernel.default_pmu)
+    if cpu is None or not kernel.cpus:
+        return OK, vm
+    pmu = next((pmu for pmu, cpus in kernel.cpus.items() if cpu in cpus), None)
+    return (errno.ENODEV if pmu is None else OK), replace(vm, pmu=pmu)
+
+
 def _with_vcpu(vm: Vpmu, index: int, vcpu: Vcpu) -> Vpmu:
     return replace(vm, vcpus=(*vm.vcpus[:index], vcpu, *vm.vcpus[index + 1 :]))
 
 
+def _in_gic(vm: Vpmu, irq: int | None) -> bool:
+    return irq is not None and FIRST_PPI <= irq < vm.nr_irqs
+
+
 def _init(vm: Vpmu, vcpu: int) -> tuple[int, Vpmu]:
     its = vm.vcpus[vcpu]
+    if vm.is_strict and vm.pmu is None:
+        return errno.ENXIO, vm
     if vm.irqchip is Irqchip.CREATED:
         return errno.ENODEV, vm
-    if vm.irqchip is Irqchip.READY and its.irq is None:
-        return errno.ENXIO, vm
+    if vm.irqchip is Irqchip.READY:
+        if its.irq is None:
+            return errno.ENXIO, vm
+        if not _in_gic(vm, its.irq):
+            return errno.EINVAL, vm
+        if its.has_timers and its.irq in TIMER_PPIS:
+            return errno.EEXIST, vm
     return OK, _with_vcpu(vm, vcpu, replace(its, initialised=True))
 
 
@@ -165,9 +246,11 @@ def _irq(vm: Vpmu, vcpu: int, irq: int) -> tuple[int, Vpmu]:
     return OK, _with_vcpu(vm, vcpu, replace(its, irq=irq))
 
 
-def _filter(vm: Vpmu, call: FilterRange) -> tuple[int, Vpmu]:
-    if call.base + call.nevents > 1 << vm.kernel.event_bits:
+def _filter(vm: Vpmu, call: FilterRange | BadAction) -> tuple[int, Vpmu]:
+    if isinstance(call, BadAction) or call.base + call.nevents > 1 << event_bits(vm):
         return errno.EINVAL, vm
+    if vm.is_strict and vm.pmu is None:
+        return errno.ENXIO, vm
     if vm.has_run:
         return errno.EBUSY, vm
     return OK, accepted(vm, KVM_ARM_VCPU_PMU_V3_FILTER, call)
@@ -182,6 +265,8 @@ def _set_pmu(vm: Vpmu, pmu: int) -> tuple[int, Vpmu]:
 
 
 def _set_nr_counters(vm: Vpmu, counters: int) -> tuple[int, Vpmu]:
+    if vm.is_strict and vm.pmu is None:
+        return errno.EINVAL, vm
     # with no PMU known the largest number that any of them has is the only bound that is certain
     known = vm.kernel.counters
     limits = [known.get(vm.pmu)] if vm.pmu is not None else list(known.values())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.lab.archive import Suite, find_mirror, run, unpack
 from tests.lab.cache import Cache, say
-from tests.lab.errors import LabError
+from tests.lab.errors import LabError, NoKernelError
 
 ARCHITECTURE = "arm64"
 USERLAND = "bookworm"
@@ -136,7 +136,7 @@ class Builder:
             if package := newest_kernel(suite.names(kernel_regex(re.escape(series)))):
                 break
         else:
-            raise LabError(f"no {series} kernel in {', '.join(suites)}")
+            raise NoKernelError(f"no {series} kernel in {', '.join(suites)}")
         say(f"kernel {series}: {package} ({suite.name})")
         scratch = out.with_suffix(".root")
         for deb in suite.download([package], out.with_suffix(".debs")):

@@ -18,6 +18,10 @@ class LabError(Exception):
     """The lab itself failed: it could not be built, did not boot, died or stopped answering."""
 
 
+class NoKernelError(LabError):
+    """The archive has no kernel of this series: old ones go as new ones come."""
+
+
 class CommandFailedError(Exception):
     """A command that was to be checked ended with another status than 0."""
 

@@ -20,8 +20,6 @@ from tests.lab.hosts import HOSTS, Host
 from tests.lab.job import Job, failure
 
 MACHINE = "virt,virtualization=on,gic-version=3"
-# Pointer authentication and SVE cost a multiple of the time under TCG.
-CPU = "max,pauth=off,sve=off"
 BOOT_TIMEOUT = 120.0
 # For a command that is killed to be gone.
 KILL_TIMEOUT = 10.0
@@ -226,7 +224,7 @@ def qemu(host: Host, mem: str) -> list[str]:
     """The part of QEMU's command line that makes the hardware."""
     return [
         "qemu-system-aarch64",
-        *("-cpu", CPU, "-smp", str(host.cpus), "-m", mem),
+        *("-cpu", host.model, "-smp", str(host.cpus), "-m", mem),
         *("-accel", "tcg,thread=multi", "-nic", "none", "-no-reboot"),
     ]
 

@@ -3,6 +3,7 @@
 
 import pytest
 
+from tests.conftest import lab_group
 from tests.lab.hosts import HOSTS, Cluster, Host, parse_cpus
 
 
@@ -25,3 +26,11 @@ def test_clusters_share_no_cpu_and_no_name(host: Host) -> None:
     assert all(cpu < host.cpus for cpu in cpus)
     # the kernel refuses a second PMU of the same name
     assert len({cluster.compatible for cluster in host.clusters}) == len(host.clusters)
+
+
+def test_the_tests_of_one_kernel_stay_together() -> None:
+    """Or each worker boots every kernel."""
+    file = "tests/lab/test_x.py"
+    assert lab_group(f"{file}::test_y[6.1]") == lab_group(f"{file}::test_z[gap-6.1]") == "lab 6.1"
+    assert lab_group(f"{file}::test_y[newest]") == lab_group(f"{file}::test_y") == "lab newest"
+    assert lab_group("tests/unit/test_x.py::test_y[6.1]") == "tests/unit/test_x.py::test_y[6.1]"

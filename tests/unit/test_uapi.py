@@ -102,6 +102,7 @@ def test_exits_lie_as_the_kernel_lays_them() -> None:
 def test_core_registers_have_the_ids_kvm_gives_them() -> None:
     assert kvm_arm64.kvm_reg_arm_core(0) == 0x6030000000100000
     assert kvm_arm64.kvm_reg_arm_core(kvm_arm64.user_pt_regs.pc.offset) == 0x6030000000100040
+    assert kvm_arm64.arm64_sys_reg(3, 3, 9, 12, 0) == 0x603000000013DCE0
 
 
 def test_a_failed_ioctl_names_its_object() -> None:

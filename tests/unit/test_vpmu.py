@@ -6,15 +6,22 @@ from dataclasses import replace
 
 import pytest
 
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, FilterRange
+from pmuctl.model.guest import Entry, entry, guest_counters
 from pmuctl.model.vpmu import (
+    BadAction,
+    DefaultPmu,
     Irqchip,
     Kernel,
     Value,
     Vcpu,
     Vpmu,
+    event_bits,
+    get_attr,
     has_attr,
+    init_vcpu,
     is_sealed,
     run,
     set_attr,
@@ -157,3 +164,154 @@ def test_the_first_filter_decides_the_default() -> None:
     vm = after(FRESH, (0, FILTER, FilterRange(0x11, 1, Action.ALLOW)))
     assert vm.allowed == EventSet.of_ranges([(0x11, 1)])
     assert after(vm, (0, FILTER, CYCLES)).allowed == EventSet()
+
+
+ON_A, ON_B, BARE = 0, 2, 4
+CPUS = {A: CpuSet.parse("0-1"), B: CpuSet.parse("2-3")}
+AT_INIT = replace(KERNEL, default=DefaultPmu.AT_VCPU_INIT, cpus=CPUS)
+AT_ATTRIBUTE = replace(AT_INIT, default=DefaultPmu.AT_ATTRIBUTE)
+ALWAYS_A = replace(AT_INIT, default=DefaultPmu.ONE, default_pmu=A)
+
+
+def made(kernel: Kernel, *, cpu: int | None = None, strict: bool = False) -> Vpmu:
+    """A VM of two vCPUs, both INITed on this CPU."""
+    vm = Vpmu(kernel=kernel, vcpus=(), is_strict=strict)
+    for _ in range(2):
+        error, vm = init_vcpu(vm, cpu=cpu)
+        assert error == 0
+    return vm
+
+
+def filtered(vm: Vpmu, *, cpu: int) -> Vpmu:
+    error, vm = set_attr(vm, 0, FILTER, CYCLES, cpu=cpu)
+    assert error == 0
+    return vm
+
+
+@pytest.mark.parametrize(
+    ("kernel", "chosen"),
+    [(AT_INIT, A), (AT_ATTRIBUTE, B), (ALWAYS_A, A)],
+    ids=["init", "attr", "one"],
+)
+def test_the_default_pmu_is_what_a_filter_pins(kernel: Kernel, chosen: int) -> None:
+    """The vCPU was INITed on A's CPU, the filter is set on B's."""
+    vm = filtered(made(kernel, cpu=ON_A), cpu=ON_B)
+    assert vm.pmu == chosen
+    assert answer(vm, SET_PMU, chosen) == "OK"
+    assert answer(vm, SET_PMU, A + B - chosen) == "EBUSY"
+    assert answer(vm, SET_PMU, 9999) == "ENXIO"
+
+
+def test_the_first_vcpu_decides_the_default() -> None:
+    vm = Vpmu(kernel=AT_INIT, vcpus=())
+    for cpu in (ON_B, ON_A, BARE):
+        error, vm = init_vcpu(vm, cpu=cpu)
+        assert (error, vm.pmu) == (0, B)
+
+
+def test_even_an_attribute_that_is_refused_decides_the_default() -> None:
+    error, vm = set_attr(made(AT_ATTRIBUTE, cpu=ON_A), 0, 99, cpu=ON_B)
+    assert (error, vm.pmu) == (errno.ENXIO, B)
+
+
+def test_a_cpu_without_pmu_has_no_default() -> None:
+    assert init_vcpu(Vpmu(kernel=AT_INIT, vcpus=()), cpu=BARE)[0] == errno.ENODEV
+    assert init_vcpu(Vpmu(kernel=AT_INIT, vcpus=()), has_pmu=False, cpu=BARE)[0] == 0
+    assert set_attr(made(AT_ATTRIBUTE, cpu=BARE), 0, IRQ, 23, cpu=BARE)[0] == errno.ENODEV
+    assert set_attr(made(ALWAYS_A, cpu=BARE), 0, IRQ, 23, cpu=BARE)[0] == 0
+
+
+def test_where_the_rule_or_the_cpu_is_not_known_no_default_is() -> None:
+    assert made(KERNEL, cpu=ON_A).pmu is None
+    assert made(AT_INIT).pmu is None
+    assert answer(filtered(made(AT_INIT), cpu=ON_A), SET_PMU, A) == "EBUSY"
+
+
+def test_a_host_without_vpmu_makes_no_vcpu_with_one() -> None:
+    vm = Vpmu(kernel=Kernel(counters={}), vcpus=())
+    assert init_vcpu(vm)[0] == errno.EINVAL
+    assert init_vcpu(vm, has_pmu=False)[0] == 0
+
+
+def test_a_vcpu_enters_on_other_cpus_only_with_the_default_pmu() -> None:
+    default = made(AT_INIT, cpu=ON_A)
+    assert [entry(default, cpu) for cpu in (ON_A, ON_B)] == [Entry.COUNTS, Entry.STANDS_STILL]
+    chosen = after(default, (0, SET_PMU, A))
+    assert [entry(chosen, cpu) for cpu in (ON_A, ON_B)] == [Entry.COUNTS, Entry.REFUSED]
+    assert entry(FRESH, ON_A) is None
+
+
+def test_only_the_interrupt_can_be_read_back() -> None:
+    one = after(FRESH, (0, IRQ, 23))
+    assert get_attr(one, 0, IRQ) == (0, 23)
+    assert get_attr(one, 0, IRQ, writable=False) == (errno.EFAULT, None)
+    assert get_attr(one, 1, IRQ) == (errno.ENXIO, None)
+    assert get_attr(INITED, 0, IRQ) == (0, 23)
+    assert get_attr(replace(FRESH, irqchip=Irqchip.NONE), 0, IRQ)[0] == errno.EINVAL
+    assert get_attr(replace(FRESH, vcpus=(Vcpu(has_pmu=False),)), 0, IRQ)[0] == errno.ENODEV
+    for attr in (INIT, FILTER, SET_PMU, SET_NR_COUNTERS, 99):
+        assert get_attr(one, 0, attr)[0] == errno.ENXIO
+
+
+def test_the_event_space_is_the_hosts_or_the_pmus() -> None:
+    narrow = FilterRange(0x3FF, 2, Action.DENY)
+    assert (
+        answer(replace(FRESH, kernel=replace(KERNEL, event_bits=10)), FILTER, narrow) == "EINVAL"
+    )
+    mixed = replace(FRESH, kernel=replace(KERNEL, event_bits_of={B: 10}))
+    assert answer(mixed, FILTER, narrow) == "OK"
+    on_b = after(mixed, (0, SET_PMU, B))
+    assert event_bits(on_b) == 10
+    assert answer(on_b, FILTER, narrow) == "EINVAL"
+    assert after(on_b, (0, FILTER, CYCLES)).allowed == EventSet.space(10) - EventSet(1 << 0x11)
+
+
+def test_an_action_that_is_none_is_einval_even_after_the_run() -> None:
+    assert answer(FRESH, FILTER, BadAction()) == "EINVAL"
+    assert answer(RAN, FILTER, BadAction(), vcpu=1) == "EINVAL"
+
+
+def test_the_guest_sees_the_counters_that_were_set_or_all() -> None:
+    assert guest_counters(FRESH) is None
+    vm = after(FRESH, (0, SET_PMU, B))
+    assert guest_counters(vm) == 4
+    assert guest_counters(after(vm, (0, SET_NR_COUNTERS, 0))) == 0
+
+
+def test_an_interrupt_the_gic_has_not_got_is_found_at_init() -> None:
+    vm = after(replace(FRESH, nr_irqs=64), (0, IRQ, 64))
+    assert answer(vm, INIT) == "EINVAL"
+    assert answer(replace(vm, nr_irqs=96), INIT) == "OK"
+
+
+def test_an_interrupt_of_a_timer_is_whose_took_it_first() -> None:
+    vm = after(FRESH, (0, IRQ, 27), (1, IRQ, 27), (1, INIT, None))
+    assert run(vm, 1) == (errno.EINVAL, vm)
+    error, vm = run(vm, 0)
+    assert error == errno.EINVAL
+    assert answer(vm, INIT) == "EEXIST"
+
+
+def test_a_gic_that_is_not_ready_lets_nothing_run() -> None:
+    assert run(replace(FRESH, irqchip=Irqchip.CREATED), 0)[0] == errno.EBUSY
+
+
+def test_init_without_a_gic_is_no_use_once_there_is_one() -> None:
+    vm = after(replace(FRESH, irqchip=Irqchip.NONE), (0, INIT, None))
+    assert run(vm, 0)[0] == 0
+    assert run(replace(vm, irqchip=Irqchip.READY), 0)[0] == errno.EINVAL
+
+
+def test_a_strict_vm_has_no_pmu_until_set_pmu() -> None:
+    vm = made(replace(AT_INIT, has_strict=True), cpu=BARE, strict=True)
+    assert vm.pmu is None
+    assert [answer(vm, IRQ, 23), answer(vm, SET_NR_COUNTERS, 2)] == ["OK", "EINVAL"]
+    assert answer(after(vm, (0, IRQ, 23)), INIT) == "ENXIO"
+    assert answer(vm, FILTER, CYCLES) == "ENXIO"
+    assert answer(vm, FILTER, BadAction()) == "EINVAL"
+    vm = after(vm, (0, SET_PMU, B), (0, SET_NR_COUNTERS, 2), (0, FILTER, CYCLES), (0, IRQ, 23))
+    assert answer(vm, INIT) == "OK"
+
+
+def test_an_older_kernel_makes_no_strict_vm() -> None:
+    assert init_vcpu(Vpmu(kernel=AT_INIT, vcpus=(), is_strict=True))[0] == errno.ENOENT

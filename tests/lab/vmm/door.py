@@ -4,14 +4,14 @@
 from collections.abc import Sequence
 
 from pmuctl.control.door import VcpuStatus
-from pmuctl.host.kvm import probe_counters_limit
+from pmuctl.host.probes import probe_counters_limit
 from tests.lab.vmm.machine import Machine
 
 
 class MachineDoor:
     """The server's Door to a Machine; called from the server's own thread.
 
-    `event_bits` is what pmuctl.host.kvm.probe_event_bits() said.
+    `event_bits` is what pmuctl.host.probes.probe_event_bits() said.
     """
 
     vmm = "reference-vmm"

@@ -9,7 +9,7 @@ SET_PMU, SET_NR_COUNTERS and FILTER are possible; then PMUv3 IRQ and INIT of eac
 import ctypes
 import mmap
 import os
-from collections.abc import Collection
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Self
 
@@ -58,7 +58,7 @@ class Machine:
     """
 
     def __init__(
-        self, *, vcpus: int, vpmu: bool = True, create_cpus: Collection[int] | None = None
+        self, *, vcpus: int, vpmu: bool = True, create_cpus: Iterable[int] | None = None
     ) -> None:
         self.has_vpmu = vpmu
         with ExitStack() as undo:
@@ -66,14 +66,15 @@ class Machine:
             undo.callback(os.close, kvm)
             vm = ioctl(kvm, KVM_CREATE_VM, vm_type(kvm), what="KVM_CREATE_VM")
             undo.callback(os.close, vm)
-            self._memory = undo.enter_context(mmap.mmap(-1, RAM_SIZE))
-            _add_memory(vm, self._memory)
+            self._memory = undo.enter_context(Memory(vm))
             self.vcpus = tuple(
                 undo.enter_context(Vcpu(kvm, vm, index=index, vpmu=vpmu, cpus=create_cpus))
                 for index in range(vcpus)
             )
-            gic = _create_gic(vm)
+            # after the vCPUs; without a GIC the PMU has no interrupt
+            gic = create_gic(vm)
             undo.callback(os.close, gic)
+            init_gic(gic)
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -84,7 +85,7 @@ class Machine:
 
     def load(self, code: bytes) -> None:
         """Put a program where RAM begins and let every vCPU start there, X0 pointing to MMIO."""
-        self._memory[: len(code)] = code
+        self._memory.load(code)
         for vcpu in self.vcpus:
             vcpu.start_at(RAM, x0=MMIO)
 
@@ -113,17 +114,31 @@ class Machine:
                 vcpu.init_pmu()
 
 
-def _add_memory(vm_fd: int, memory: mmap.mmap) -> None:
-    region = kvm_userspace_memory_region(
-        guest_phys_addr=RAM,
-        memory_size=len(memory),
-        userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(memory)),
-    )
-    ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, region, what="KVM_SET_USER_MEMORY_REGION")
+class Memory:
+    """The guest's RAM, for as long as the context."""
+
+    def __init__(self, vm_fd: int) -> None:
+        self._mmap = mmap.mmap(-1, RAM_SIZE)
+        region = kvm_userspace_memory_region(
+            guest_phys_addr=RAM,
+            memory_size=RAM_SIZE,
+            userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(self._mmap)),
+        )
+        ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, region, what="KVM_SET_USER_MEMORY_REGION")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mmap.close()
+
+    def load(self, code: bytes) -> None:
+        """Put a program where RAM begins."""
+        self._mmap[: len(code)] = code
 
 
-def _create_gic(vm_fd: int) -> int:
-    """An initialised in-kernel GICv3, after the vCPUs; without one the PMU has no interrupt."""
+def create_gic(vm_fd: int) -> int:
+    """The fd of an in-kernel GICv3 that knows its place, but is not initialised."""
     device = kvm_create_device(type=KVM_DEV_TYPE_ARM_VGIC_V3)
     ioctl(vm_fd, KVM_CREATE_DEVICE, device, what="KVM_CREATE_DEVICE of the vGICv3")
     with ExitStack() as undo:
@@ -132,10 +147,18 @@ def _create_gic(vm_fd: int) -> int:
             (KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, ctypes.c_uint32(NR_IRQS)),
             (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, ctypes.c_uint64(GICD)),
             (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, ctypes.c_uint64(GICR)),
-            (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, ctypes.c_uint64(0)),
         ):
-            request = kvm_device_attr(group=group, attr=attr, addr=ctypes.addressof(data))
-            what = f"KVM_SET_DEVICE_ATTR {group}/{attr} of the vGICv3"
-            ioctl(device.fd, KVM_SET_DEVICE_ATTR, request, what=what)
+            _set_gic_attr(device.fd, group, attr, ctypes.addressof(data))
         undo.pop_all()
     return int(device.fd)
+
+
+def init_gic(gic_fd: int) -> None:
+    """KVM_DEV_ARM_VGIC_CTRL_INIT: from here on there can be no more vCPUs."""
+    _set_gic_attr(gic_fd, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0)
+
+
+def _set_gic_attr(gic_fd: int, group: int, attr: int, addr: int) -> None:
+    request = kvm_device_attr(group=group, attr=attr, addr=addr)
+    what = f"KVM_SET_DEVICE_ATTR {group}/{attr} of the vGICv3"
+    ioctl(gic_fd, KVM_SET_DEVICE_ATTR, request, what=what)

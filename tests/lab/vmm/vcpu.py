@@ -5,7 +5,7 @@ import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ Exit = Store | FailEntry | OtherExit
 
 
 class Vcpu:
-    """One vCPU. Its methods wait for its thread; `run` and `set_reg` are for `submit`.
+    """One vCPU. Its methods wait for its thread; `run` and `set_…` are for `submit`.
 
     All its ioctls come from that thread, as api.rst section 1 asks. Sharing a thread is no way
     out: a vCPU's perf events belong to the thread that runs it, and on some kernels (seen on
@@ -78,7 +78,7 @@ class Vcpu:
     """
 
     def __init__(
-        self, kvm_fd: int, vm_fd: int, *, index: int, vpmu: bool, cpus: Collection[int] | None
+        self, kvm_fd: int, vm_fd: int, *, index: int, vpmu: bool, cpus: Iterable[int] | None
     ) -> None:
         """KVM_CREATE_VCPU and KVM_ARM_VCPU_INIT, the thread being on `cpus` for so long.
 
@@ -99,7 +99,7 @@ class Vcpu:
             undo.callback(self._thread.shutdown)
             self._undo = undo.pop_all()
 
-    def _create(self, vm_fd: int, *, vpmu: bool, cpus: Collection[int] | None) -> int:
+    def _create(self, vm_fd: int, *, vpmu: bool, cpus: Iterable[int] | None) -> int:
         with on_cpus(cpus), ExitStack() as undo:
             fd = ioctl(vm_fd, KVM_CREATE_VCPU, self.index, what=self._what("KVM_CREATE_VCPU"))
             undo.callback(os.close, fd)
@@ -117,7 +117,7 @@ class Vcpu:
         """Have the vCPU's thread call this, after what it was given before."""
         return self._thread.submit(job, *args, **kwargs)
 
-    def pin(self, cpus: Collection[int]) -> None:
+    def pin(self, cpus: Iterable[int]) -> None:
         """Put the thread on these CPUs; raises OSError."""
         pin(self.tid, cpus)
 
@@ -147,8 +147,12 @@ class Vcpu:
         After an exit by MMIO this would go wrong: the next KVM_RUN first completes the store by
         stepping over the instruction at the PC of that time (api.rst, KVM_EXIT_MMIO).
         """
-        self.submit(self.set_reg, user_pt_regs.regs.offset, x0).result()
-        self.submit(self.set_reg, user_pt_regs.pc.offset, pc).result()
+        self.submit(self.set_start, pc, x0=x0).result()
+
+    def set_start(self, pc: int, *, x0: int) -> None:
+        """`start_at` for `submit`."""
+        self.set_reg(user_pt_regs.regs.offset, x0)
+        self.set_reg(user_pt_regs.pc.offset, pc)
 
     def run(self) -> Exit:
         """Run the guest until it needs us; raises OSError as KVM says."""

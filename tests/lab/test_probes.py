@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl's probes find out what each host is, and keep it for the boot."""
+
+import json
+
+import pytest
+
+from pmuctl.host.probe_cache import from_json
+from pmuctl.host.probes import Probed
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.vpmu import DefaultPmu
+from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
+from tests.lab.conftest import GetLab
+from tests.lab.machine import Lab
+from tests.lab.sequences import read_table
+
+CACHE = "/run/pmuctl/kvm-probe.json"
+CODE = """
+import json, os
+from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.probe_cache import read_kernel, to_json
+from pmuctl.host.sysfs import Sysfs
+sysfs = Sysfs()
+print(json.dumps(to_json(read_kernel(sysfs, scan_pmus(sysfs), os.environ))))
+"""
+CPUS = {
+    "one": ["0-3"],
+    "two": ["0-1", "2-3"],
+    "three": ["0-1", "2", "3"],
+    "gap": ["0-1", "2"],
+    "a72": ["0-1", "2-3"],
+}
+
+
+def probe(lab: Lab, **options: str) -> Probed:
+    ran = lab.run(["python3", "-c", CODE], check=True, **options)  # type: ignore[arg-type]
+    return from_json(json.loads(ran.stdout))
+
+
+@pytest.fixture
+def fresh(get_lab: GetLab, kernel: str, host: str) -> Lab:
+    """A lab in which nothing was probed yet."""
+    lab = get_lab(kernel, host)
+    lab.run(["rm", "-rf", "/run/pmuctl"], check=True)
+    return lab
+
+
+@pytest.mark.parametrize("host", CPUS)
+def test_every_pmu_has_its_cpus_counters_and_event_space(fresh: Lab, host: str) -> None:
+    probed = probe(fresh)
+    assert probed.has_vpmu
+    assert sorted(map(str, probed.cpus.values())) == sorted(CPUS[host])
+    assert [*probed.counters.values()] == [6] * len(CPUS[host])
+    assert probed.event_bits == (10 if host == "a72" else 16)
+    assert probed.event_bits_of == {}
+
+
+@pytest.mark.parametrize("host", ["none"])
+def test_a_host_without_pmu_says_so(fresh: Lab) -> None:
+    assert probe(fresh) == Probed(has_vpmu=False)
+
+
+@pytest.mark.parametrize("host", ["two", "three", "gap"])
+def test_the_default_pmu_is_chosen_as_measured(fresh: Lab, kernel: str) -> None:
+    """As seen in what a guest counts: at KVM_ARM_VCPU_INIT, or always the first PMU."""
+    probed = probe(fresh)
+    case = "no SET_PMU; vCPU made on cpu2, IRQ+INIT on cpu0"
+    rows = [row for group in read_table() for row in group.rows if row.case == case]
+    series = kernel if kernel in rows[0].expected else [*rows[0].expected][-1]
+    on_a, on_b = (row.expected[series].split()[0] for row in rows if row.step == "guest 0")
+    assert {on_a, on_b} == {"counts", "stands-still"}
+    if on_b == "counts":
+        assert (probed.default, probed.default_pmu) == (DefaultPmu.AT_VCPU_INIT, None)
+    else:
+        assert (probed.default, probed.default_pmu) == (DefaultPmu.ONE, min(probed.counters))
+
+
+@pytest.mark.parametrize("host", ["one"])
+def test_one_pmu_is_the_default_whatever_the_rule(fresh: Lab) -> None:
+    probed = probe(fresh)
+    assert (probed.default, probed.default_pmu) == (DefaultPmu.ONE, *probed.counters)
+
+
+@pytest.mark.parametrize("host", ["two"])
+def test_counters_are_found_with_and_without_set_nr_counters(fresh: Lab) -> None:
+    """Where there is the attribute, PMCR_EL0.N says the same."""
+    probed = probe(fresh)
+    code = (
+        "from pmuctl.host.kvm import *; from pmuctl.host.probes import *;"
+        f"pmu = {min(probed.counters)}\n"
+        "with scratch_vcpu() as vcpu:\n"
+        "    set_pmu_attr(vcpu, 3, pack_pmu(pmu))\n"
+        "    print(get_sys_reg(vcpu, PMCR_EL0) >> 11 & 31, probe_counters_limit(pmu))\n"
+    )
+    register, limit = fresh.run(["python3", "-c", code], check=True).stdout.split()
+    has_it = KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS in probed.attributes
+    assert register == "6"
+    assert limit == ("6" if has_it else "None")
+
+
+@pytest.mark.parametrize("host", ["two"])
+def test_it_is_probed_once_a_boot_and_read_by_all(fresh: Lab) -> None:
+    first = probe(fresh)
+    assert fresh.run(["stat", "-c", "%a %u %F", CACHE]).stdout == "644 0 regular file\n"
+    before = fresh.run(["stat", "-c", "%i", CACHE]).stdout
+    assert probe(fresh) == first
+    # one who may not open /dev/kvm cannot have probed
+    assert probe(fresh, user="1001:1001") == first
+    assert fresh.run(["stat", "-c", "%i", CACHE]).stdout == before
+    fresh.run(["rm", CACHE], check=True)
+    assert probe(fresh, user="1001:1001") == Probed(has_vpmu=None)
+
+
+@pytest.mark.parametrize("host", ["two"])
+def test_a_probe_from_one_cpu_only_moves_and_comes_back(fresh: Lab) -> None:
+    code = f"import os; os.sched_setaffinity(0, [3]){CODE}print(os.sched_getaffinity(0))"
+    lines = fresh.run(["python3", "-c", code], check=True).stdout.splitlines()
+    assert from_json(json.loads(lines[0])).default is not None
+    assert lines[1] == "{3}"
+    assert {str(cpus) for cpus in probe(fresh).cpus.values()} == {
+        str(CpuSet.parse(cpus)) for cpus in CPUS["two"]
+    }
