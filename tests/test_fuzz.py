@@ -1,0 +1,504 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Over 100,000 odd inputs a run: each gives a value or a clear error, and nothing else.
+
+Every input is made from a number, which a failure names: FUZZ_SEED=N tests/run tests/test_fuzz.py
+begins with that one. FUZZ_TIMES=20 makes as many times more, from the same beginning.
+"""
+
+import io
+import json
+import os
+import random
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from pmuctl.cli.env import Env
+from pmuctl.cli.main import main
+from pmuctl.cli.streams import guarded
+from pmuctl.cli.words import parse_settings
+from pmuctl.control.messages import COMMANDS, EVENTS
+from pmuctl.control.schema import SchemaError
+from pmuctl.control.server import Server
+from pmuctl.control.wire import MESSAGE_MAX, Decoder, WireError, encode, error_from
+from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
+from pmuctl.host.cpus import scan_present
+from pmuctl.host.machine import scan_captured, write_capture
+from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
+from pmuctl.host.procs import Procfs
+from pmuctl.host.sysfs import Sysfs, parse_number
+from pmuctl.manage.settings import Request
+from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
+from pmuctl.model.event import format_events, parse_events
+from pmuctl.model.pmu import OtherPmu, Pmu
+from pmuctl.model.selector import match_pmus, select_pmu
+from pmuctl.render.text import printable
+from tests.fakes.vmm import FakeVm, fake_proc
+
+FIRST = int(os.environ.get("FUZZ_SEED", "1"))
+TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
+
+ODD = (
+    "",
+    " ",
+    "\0",
+    "\n",
+    "\t",
+    "\x1b[2J",
+    "\x1b]0;owned\x07",
+    "\x9b31m",
+    "\u202e",
+    "\udcff",
+    "٣",
+    "漢字",
+    "🦀",
+    "[red]",
+    "%s",
+    "{}",
+    "{0.__class__}",
+    "../../..",
+    "~",
+    "-",
+    "--",
+    "a=b",
+    "0x",
+    "0x" + "f" * 40,
+    "9" * 400,
+    "1e9",
+    "nan",
+    "-1",
+    "65536",
+    "a" * 5000,
+)
+"""Pieces that have broken one program or another."""
+
+
+def odd_text(rng: random.Random, words: Sequence[str], separators: str = ",-") -> str:
+    """A text made of words that mean something and of pieces that do not, then bent."""
+    pieces = [
+        rng.choice(ODD) if rng.random() < 0.15 else rng.choice(words)
+        for _ in range(rng.randrange(6))
+    ]
+    text = rng.choice(separators).join(pieces)
+    while text and rng.random() < 0.3:
+        at = rng.randrange(len(text) + 1)
+        new = rng.choice((chr(rng.randrange(256)), rng.choice(string.printable), "", ",", "-"))
+        text = text[:at] + new + text[at + rng.randrange(2) :]
+    return text
+
+
+@contextmanager
+def told(seed: int, what: object) -> Iterator[None]:
+    """Whatever goes wrong inside names the input."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"FUZZ_SEED={seed}, the input is {what!r:.2000}")
+        raise
+
+
+def seeds(count: int) -> Iterator[tuple[int, random.Random]]:
+    for seed in range(FIRST, FIRST + count * TIMES):
+        yield seed, random.Random(seed)
+
+
+def check_error(error: PmuctlError) -> None:
+    """What a user is told is text that can be printed, and says something."""
+    assert error.message
+    for text in (error.message, error.why, error.now, error.fix):
+        assert text is None or printable(text).isprintable()
+
+
+NUMBERS = "0 1 3 7 0-3 4-7 0-255 65535 65536 3-1 007 12345".split()
+
+
+def test_cpu_lists() -> None:
+    for seed, rng in seeds(20_000):
+        text = odd_text(rng, NUMBERS)
+        if rng.random() < 0.005:  # costs as much as a hundred others
+            text += ",0-65535"
+        with told(seed, text):
+            try:
+                cpus = CpuSet.parse(text)
+            except ValueError:
+                continue
+            assert CpuSet.parse(str(cpus)) == cpus
+            assert all(0 <= cpu < CPU_LIMIT for cpu in cpus.cpus)
+
+
+EVENTS_OF_PMU = {"cpu_cycles": 0x11, "inst_retired": 0x8, "l1d_cache": 0x4, "odd[name": 0x4000}
+EVENT_WORDS = [
+    *EVENTS_OF_PMU,
+    *"cpu_* * [!a]* [ ? 0x11 0X8 0x10-0x1f 17 0x0-0xffff 0xffff 0x10000 0x3ff 0x400".split(),
+    *"@cache cpu_cycle _".split(),
+]
+
+
+def test_event_lists() -> None:
+    for seed, rng in seeds(20_000):
+        text = odd_text(rng, EVENT_WORDS)
+        bits = rng.choice((10, 16))
+        with told(seed, text):
+            try:
+                events = parse_events(text, EVENTS_OF_PMU, bits=bits)
+            except (UsageError, NotFoundError) as error:
+                check_error(error)
+                continue
+            if events.mask >> (1 << bits) == 0 and events:
+                again = format_events(events, EVENTS_OF_PMU)
+                assert parse_events(again, EVENTS_OF_PMU, bits=bits) == events
+
+
+SETTING_WORDS = [
+    *"pmu counters filter default allow deny none affinity 4 31 32 armv8_cortex_a72".split(),
+    *"cpu_cycles,0x8 basic -J".split(),
+]
+
+
+def test_words_of_vm_set() -> None:
+    for seed, rng in seeds(20_000):
+        words = [
+            rng.choice(SETTING_WORDS) if rng.random() < 0.9 else odd_text(rng, SETTING_WORDS)
+            for _ in range(rng.randrange(9))
+        ]
+        with told(seed, words):
+            try:
+                request = parse_settings(words)
+            except UsageError as error:
+                check_error(error)
+                continue
+            assert request != Request()
+
+
+PMUS = [
+    Pmu(
+        name=name,
+        path=f"/sys/{name}",
+        type=number,
+        cpus=cpus,
+        online=cpus,
+        cores=(),
+        events=EVENTS_OF_PMU,
+        formats={},
+        caps={},
+    )
+    for name, number, cpus in (
+        ("armv8_cortex_a53", 10, CpuSet.parse("0-1")),
+        ("armv8_cortex_a72", 11, CpuSet.parse("2-3")),
+        ("odd[name", None, None),
+    )
+]
+PMU_WORDS = [
+    *(pmu.name for pmu in PMUS),
+    *"armv8_* *a72 core/ core/cortex-a72 core/x cpus/0-1 cpus/ cpus/2 cpus/9 software".split(),
+    *"[ ? / armv8_cortex".split(),
+]
+
+
+def test_names_of_pmus() -> None:
+    others = [OtherPmu(name="software", type=1, cpumask=None)]
+    for seed, rng in seeds(15_000):
+        text = odd_text(rng, PMU_WORDS, separators=",/ *")
+        with told(seed, text):
+            try:
+                match_pmus(text, PMUS)
+                assert select_pmu(text, PMUS, others) in PMUS
+            except (UsageError, NotFoundError) as error:
+                check_error(error)
+
+
+ATTRIBUTE_WORDS = [
+    *NUMBERS,
+    *"event=0x0011 config=0x11 long=1 event = 0x11 10 2147483648 event=-1 -0 00".split(),
+    *("0x00000000414fd0b1", "config:0-15", "1\n"),
+]
+
+
+def test_texts_of_attributes() -> None:
+    for seed, rng in seeds(15_000):
+        text = odd_text(rng, ATTRIBUTE_WORDS, separators=",-= \n")
+        with told(seed, text):
+            number, event = parse_number(text), parse_event(text)
+            assert number is None or -(1 << 64) < number < 1 << 64
+            assert event is None or 0 <= event < 1 << 16
+
+
+DEVICE = "sys/devices/platform/pmu-0/armv8"
+LINK = "sys/bus/event_source/devices/armv8"
+CPU = "sys/devices/system/cpu"
+FILES = (
+    *(f"{DEVICE}/{name}" for name in ("type", "cpus", "cpumask")),
+    *(f"{DEVICE}/{folder}/a" for folder in ("events", "format", "caps")),
+    *(f"{CPU}/{name}" for name in ("online", "present", "cpu0/online", "cpu0/cpu_capacity")),
+    *(f"{CPU}/cpu{cpu}/regs/identification/midr_el1" for cpu in (0, 3)),
+    "proc/sys/kernel/osrelease",
+)
+
+
+def grow_tree(root: Path, rng: random.Random) -> None:
+    """A tree of a machine with one PMU, in which some files are bent, missing or of another kind.
+
+    The directories are there already, and all files are those of the tree before.
+    """
+    for file in FILES:
+        if rng.random() < 0.4:
+            continue
+        path = root / file
+        with suppress(OSError):
+            path.unlink()
+        kind = rng.random()
+        if kind < 0.05:
+            path.symlink_to(rng.choice(("/", "..", "a", "/etc/passwd", "x" * 200, f"/{DEVICE}")))
+        elif kind < 0.08:
+            os.mkfifo(path)
+        elif kind < 0.2:
+            path.write_bytes(rng.randbytes(rng.randrange(40)))
+        elif kind < 0.95:
+            text = odd_text(rng, ATTRIBUTE_WORDS, separators=",-= \n")
+            path.write_bytes(text.encode(errors="surrogateescape"))
+
+
+def test_trees(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for file in FILES:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / LINK).parent.mkdir(parents=True)
+    (root / LINK).symlink_to(f"/{DEVICE}")
+    sysfs = Sysfs(root)
+    for seed, rng in seeds(1_200):
+        with told(seed, "a tree"):
+            grow_tree(root, rng)
+            for pmu in scan_pmus(sysfs):
+                assert pmu.type is None or pmu.type >= 0
+                assert all(0 <= code < 1 << 16 for code in pmu.events.values())
+                assert all(its.isprintable() for its in (*pmu.formats.values(), *pmu.caps))
+            scan_other(sysfs)
+            scan_present(sysfs)
+            for its in scan_captured(sysfs):
+                assert not its.path.startswith("/")
+            if seed % 50 == 0:
+                with suppress(OSError):
+                    write_capture(scan_captured(sysfs), tmp_path / f"out{seed}")
+
+
+ANSWER: Mapping[str, object] = {
+    "name": "web1",
+    "uuid": None,
+    "vmm": "fake",
+    "pid": 4121,
+    "window": "open",
+    "waiting": True,
+    "since": None,
+    "by": None,
+    "attributes": ["SET_PMU", "FILTER"],
+    "event-bits": 16,
+    "pmu": {"name": "armv8_cortex_a72", "type": 11, "origin": "applied"},
+    "counters": {"value": 4, "origin": "applied"},
+    "filter": {"default": "deny", "except": [[17, 1]], "origin": "applied"},
+    "vcpus": [{"index": 0, "tid": 1001, "initialised": False, "has-run": False}],
+}
+APPLY: Mapping[str, object] = {
+    "type": 11,
+    "name": "armv8_cortex_a72",
+    "counters": 4,
+    "filter": {"default": "deny", "except": [[17, 1]]},
+    "cpus": [2, 3],
+    "dry-run": True,
+}
+MESSAGES: Sequence[dict[str, object]] = [
+    {"QMP": {"version": {}, "capabilities": []}},
+    {"execute": "qmp_capabilities", "id": 1},
+    {"execute": "query-pmu", "arguments": {}, "id": "pmuctl-1"},
+    {"execute": "pmu-apply", "arguments": dict(APPLY)},
+    {"return": dict(ANSWER), "id": "pmuctl-1"},
+    {"error": {"class": "Sealed", "desc": "too late", "data": {"errno": "EBUSY", "applied": []}}},
+    {"event": "PMU_WINDOW", "data": {"window": "sealed", "by": None}, "timestamp": {"seconds": 1}},
+    {"a": ["\\", '"', "{", "}", "\u20ac", 1.5, None, True, {}, []]},
+]
+SPLINTERS = [
+    *rb'{ } [ ] " \ \u \ud800 : , NaN 1e999 -0 null'.split(),
+    *(b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"9" * 5000, b"[" * 40),
+]
+
+
+def bent(rng: random.Random) -> bytes:
+    """The bytes of a few messages, with splinters in them and pieces missing."""
+    data = bytearray(b"".join(encode(rng.choice(MESSAGES)) for _ in range(rng.randrange(1, 4))))
+    if rng.random() < 0.1:
+        data = bytearray(rng.randbytes(rng.randrange(100)))
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(data) + 1)
+        data[at : at + rng.randrange(3)] = rng.choice(SPLINTERS)
+    return bytes(data)
+
+
+def test_bytes_of_the_wire() -> None:
+    whole = 0
+    for seed, rng in seeds(15_000):
+        data = bent(rng)
+        with told(seed, data):
+            decoder = Decoder()
+            rest = data
+            try:
+                while rest:
+                    size = rng.randrange(1, len(rest) + 1)
+                    decoder.feed(rest[:size])
+                    rest = rest[size:]
+                    while (message := decoder.next()) is not None:
+                        assert isinstance(message, dict)
+                        assert Decoder.next(fed(encode(message))) == message
+                        whole += 1
+                        if isinstance(problem := message.get("error"), dict):
+                            check_error(error_from(problem, subject="web1"))
+            except WireError:
+                continue
+    assert whole > 10_000
+
+
+def fed(data: bytes) -> Decoder:
+    decoder = Decoder()
+    decoder.feed(data)
+    return decoder
+
+
+VALUES: Sequence[object] = (
+    *(None, True, False, 0, 1, -1, 11, 31, 32, 1 << 16, 1 << 63, 1 << 70, 1.5),
+    *("", "open", "web1", "a/b", "x" * 5000, "\x1b", "\ud800", "deny"),
+    *([], {}, [0], [[17, 1]], [[0, 0]], [[17, 1, 2]], {"a": 1}, ["x"] * 5000),
+)
+
+
+def mutated(value: object, rng: random.Random) -> object:
+    """The value with one thing in it changed, added or left out."""
+    if isinstance(value, Mapping) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        its = dict(value)
+        what = rng.random()
+        if what < 0.1:
+            del its[key]
+        elif what < 0.15:
+            its[rng.choice(("x", "", "\x1b", "type ", "\ud800"))] = rng.choice(VALUES)
+        else:
+            its[key] = mutated(its[key], rng)
+        return its
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        at = rng.randrange(len(value))
+        return [*value[:at], mutated(value[at], rng), *value[at + 1 :]]
+    return rng.choice(VALUES)
+
+
+def test_members_of_messages() -> None:
+    good = {"query-pmu": ANSWER, "pmu-apply": APPLY}
+    COMMANDS["query-pmu"].result.check(dict(ANSWER), "return")
+    COMMANDS["pmu-apply"].arguments.check(dict(APPLY), "arguments")
+    for seed, rng in seeds(15_000):
+        value: object = dict(good[rng.choice(list(good))])
+        for _ in range(rng.randrange(1, 4)):
+            value = mutated(value, rng)
+        command = COMMANDS[rng.choice(list(COMMANDS))]
+        kinds = (command.arguments, command.result, EVENTS[rng.choice(list(EVENTS))])
+        with told(seed, value):
+            for kind in kinds:
+                with suppress(SchemaError):
+                    kind.check(value, "message")
+
+
+COMMAND_WORDS = [
+    *"host info capabilities snapshot pmu list show cpus vm set release wait vcpus".split(),
+    *"web1 uuid/1 pid/1 pid/x no/way".split(),
+]
+OPTION_WORDS = [
+    *"-J -O -n -q -v -vv -Jq -z -h -o name +all --format csv json --format=tsv --json=1".split(),
+    *"--color always --no-truncate --sysroot root -- --socket run/x.sock --deadline 1 nan".split(),
+    *"--dry-run --for open --version --help --timeout 0 --zzz".split(),
+]
+LEAVES = [
+    *("host info", "host capabilities", "host snapshot out", "pmu list", "pmu show", "pmu cpus"),
+    *("vm list", "vm show", "vm vcpus", "vm set", "vm release", "vm wait web1 --for open"),
+    *("vm show web1", "vm set web1", "vm set web1 pmu armv8_cortex_a72", "vm set web1 filter"),
+    *("vm set web1 pmu armv8_cortex_a53 counters 2 filter default deny allow", "vm release web1"),
+]
+ALL_WORDS = [*COMMAND_WORDS, *OPTION_WORDS, *SETTING_WORDS, *PMU_WORDS[:8], *NUMBERS[:8]]
+HARMLESS = [word for word in ODD if not word.startswith((".", "~")) and "\0" not in word]
+"""What may stand in an argument, which has no zero byte, and names no place far from here."""
+
+
+def command_line(rng: random.Random) -> list[str]:
+    """A command of the tree, or none, and words after it; it writes below the directory only."""
+    words = rng.choice(LEAVES).split() if rng.random() < 0.8 else []
+    for _ in range(rng.randrange(7)):
+        odd = rng.random() < 0.2
+        words.append(rng.choice(HARMLESS) if odd else rng.choice(ALL_WORDS))
+    if "wait" in words and "--timeout" not in words:
+        words.insert(words.index("wait") + 1, "--timeout=0")
+    return [word.replace("/proc", "") for word in words]
+
+
+def spoken(text: str) -> Iterator[dict[str, object]]:
+    """The errors on stderr, as JSON."""
+    for line in text.splitlines():
+        if line.startswith("{"):
+            yield json.loads(line)
+
+
+def test_command_lines(
+    tmp_path: Path, dump: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as server:
+        monkeypatch.chdir(tmp_path)
+        run_command_lines(Sysfs(dump("two-pmus-6.12")), tmp_path, server)
+
+
+def run_command_lines(live: Sysfs, tmp_path: Path, server: ExitStack) -> None:
+    (tmp_path / "root").symlink_to(live.root)
+    proc = fake_proc(tmp_path / "proc", os.getpid(), tids=[1001, 1002])
+    statuses = set()
+    vm = FakeVm()
+    for seed, rng in seeds(2_500):
+        if seed % 50 == 0 or seed == FIRST:  # a VM whose window is open again
+            server.close()
+            vm = FakeVm()
+            path = Path("run/web1.sock")
+            server.enter_context(Server(vm, path, sysfs=live, threads=vm.threads))
+        argv = command_line(rng)
+        out, err = io.StringIO(), io.StringIO()
+        env = Env(
+            stdout=guarded(out),
+            stderr=err,
+            environ={"PMUCTL_RUNTIME_DIR": "run"},
+            uid=os.geteuid(),
+            procs=Procfs(proc),
+            live=live,
+            threads=vm.threads,
+        )
+        with told(seed, argv):
+            status = main(argv, env)
+            statuses.add(status)
+            assert status in set(ExitStatus) - {ExitStatus.BUG}
+            bold = "always" in argv  # asked for by name
+            text = out.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "")
+            assert "\x1b" not in (text if bold else out.getvalue()) + err.getvalue()
+            assert "\x9b" not in out.getvalue() + err.getvalue()
+            assert "Traceback" not in err.getvalue()
+            if status > ExitStatus.NO:
+                assert err.getvalue()
+            for problem in spoken(err.getvalue()):
+                assert list(problem) in (["error"], ["warning"])
+    assert statuses >= {0, 1, 2, 4, 5}
+
+
+def test_long_streams_are_bounded() -> None:
+    """What can be sent without an end is refused at the limit, and quickly."""
+    for begin, more in ((b"{", b" "), (b'{"a":"', b"\\\\"), (b'{"a":1', b","), (b"{}", b"x")):
+        with pytest.raises(WireError):
+            feed_on(fed(begin), more * 2048)
+
+
+def feed_on(decoder: Decoder, more: bytes) -> None:
+    for _ in range(MESSAGE_MAX // len(more) + 2):
+        while decoder.next() is not None:
+            pass
+        decoder.feed(more)
