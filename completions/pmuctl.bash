@@ -9,7 +9,7 @@ _pmuctl_tree() {
     commands='' operands=() columns=() options=()
     case $1 in
     '')
-        commands='host pmu vm completion'
+        commands='host pmu vm completion conformance'
         options=(
             '--version'
             '-h|--help'
@@ -27,6 +27,7 @@ _pmuctl_tree() {
             VPMU
             ATTRIBUTES
             EVENT-BITS
+            DEFAULT
             DEFAULT-PMU
             STRICT
             CPUS
@@ -89,7 +90,9 @@ _pmuctl_tree() {
             CORE
             CPUS
             ONLINE
+            COUNTERS
             EVENTS
+            EVENT-BITS
             PATH
             MIDR
             FORMATS
@@ -118,7 +121,9 @@ _pmuctl_tree() {
             CORE
             CPUS
             ONLINE
+            COUNTERS
             EVENTS
+            EVENT-BITS
             PATH
             MIDR
             FORMATS
@@ -339,6 +344,23 @@ _pmuctl_tree() {
     'completion')
         operands=('=bash zsh fish')
         options=('-h|--help')
+        ;;
+    'conformance')
+        operands=('file')
+        options=(
+            '--apply:pmu'
+            '-o|--output:columns'
+            '-O|--output-all'
+            '-J|--json'
+            '--format:=table json jsonl csv tsv raw name'
+            '-n|--noheadings'
+            '--no-truncate'
+            '--color:=auto always never'
+            '-q|--quiet'
+            '-v|--verbose*'
+            '--deadline:text'
+            '-h|--help'
+        )
         ;;
     esac
 }

@@ -11,6 +11,7 @@ from pmuctl.cli.options import MACHINE, OUTPUT
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.cpus import scan_cpus
+from pmuctl.manage.pmus import scan_probed_pmus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.selector import match_pmus, select_pmu
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
@@ -27,7 +28,7 @@ def pmu_list(
 ) -> None:
     """List the CPU PMUs of this host, or those that are named."""
     names = _scan_names(env)
-    pmus = scan_pmus(env.sysfs, names)
+    pmus = scan_probed_pmus(env.sysfs, names, env.environ)
     if pmu:
         others = scan_other(env.sysfs, names)
         chosen = [match_pmus(text, pmus) or [select_pmu(text, pmus, others)] for text in pmu]
@@ -43,7 +44,8 @@ def pmu_show(env: Env, pmu: Annotated[str, typer.Argument(metavar="PMU", help=PM
     Its CPUs and their core models, what its format/ and caps/ say, and its named events.
     """
     names = _scan_names(env)
-    its = select_pmu(pmu, scan_pmus(env.sysfs, names), scan_other(env.sysfs, names))
+    pmus = scan_probed_pmus(env.sysfs, names, env.environ)
+    its = select_pmu(pmu, pmus, scan_other(env.sysfs, names))
     env.write_one("pmu", PMU_COLUMNS, its)
 
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmuctl.host.probes import Probed, probe_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.vpmu import DefaultPmu
 
 PATH_BOOT_ID = "proc/sys/kernel/random/boot_id"
 PATH_RUN = Path("/run/pmuctl")
@@ -45,27 +44,47 @@ def read_kernel(
     *,
     run: Path = PATH_RUN,
     uid: int | None = None,
-    probe: Callable[[Sequence[Pmu]], Probed] = probe_kernel,
+    probe: Callable[[Sequence[Pmu]], Probed] | None = None,
 ) -> Probed:
     """What KVM does on this host: from the cache where it is of this boot and these PMUs.
 
     Else it is probed, and kept if possible. The cache is not trusted further than its owner: only
     a regular file of root or the caller that nobody else may write to is read, and no link leads
-    to it. Raises OSError as `probe_kernel`.
+    to it. `probe` is `probe_kernel` unless given; raises OSError as that does.
     """
+    if probe is None:
+        from pmuctl.host.probes import probe_kernel
+
+        probe = probe_kernel
     uid = os.geteuid() if uid is None else uid
-    sources, target = cache_dirs(environ, uid, run=run)
+    _, target = cache_dirs(environ, uid, run=run)
     key = cache_key(sysfs, pmus)
     if key is None:
         return probe(pmus)
-    for source in sources:
-        if found := _load(source, key, owners={0, uid}):
-            return found
+    if found := read_cached(sysfs, pmus, environ, run=run, uid=uid):
+        return found
     probed = probe(pmus)
     # what was not to be found out now may be next time, by one who may go everywhere
     if target and probed.is_complete:
         _store(target, key, probed, owners={0, uid})
     return probed
+
+
+def read_cached(
+    sysfs: Sysfs,
+    pmus: Sequence[Pmu],
+    environ: Mapping[str, str],
+    *,
+    run: Path = PATH_RUN,
+    uid: int | None = None,
+) -> Probed | None:
+    """What earlier probes of this boot found, None where there were none; nothing is tried."""
+    uid = os.geteuid() if uid is None else uid
+    key = cache_key(sysfs, pmus)
+    for source in cache_dirs(environ, uid, run=run)[0] if key else ():
+        if found := _load(source, key or {}, owners={0, uid}):
+            return found
+    return None
 
 
 def cache_key(sysfs: Sysfs, pmus: Sequence[Pmu]) -> dict[str, object] | None:

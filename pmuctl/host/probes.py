@@ -5,7 +5,6 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from pmuctl.host.kvm import (
     get_sys_reg,
@@ -18,9 +17,8 @@ from pmuctl.host.kvm import (
     set_pmu_attr,
 )
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.event import WIDEST_BITS
+from pmuctl.model.kernel import ATTR_NAMES, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.vpmu import ATTR_NAMES, DefaultPmu, Kernel
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
@@ -33,44 +31,6 @@ MAX_COUNTERS = 31
 """Programmable counters that a PMUv3 can have at most: PMCR_EL0.N has five bits."""
 
 PMCR_EL0 = arm64_sys_reg(3, 3, 9, 12, 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
-    """What was found; see model.vpmu.Kernel for what the fields mean.
-
-    `has_vpmu` is None where KVM could not be asked: there is no /dev/kvm, or it may not be
-    opened; then nothing else is known either. Where it is False, there is nothing else to know.
-    """
-
-    has_vpmu: bool | None
-    attributes: frozenset[int] = frozenset()
-    counters: Mapping[int, int | None] = field(default_factory=dict)
-    event_bits: int | None = None
-    event_bits_of: Mapping[int, int] = field(default_factory=dict)
-    default: DefaultPmu | None = None
-    default_pmu: int | None = None
-    has_strict: bool = False
-    cpus: Mapping[int, CpuSet] = field(default_factory=dict)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing was left unknown that could have been found out."""
-        known = (self.event_bits, self.default, *self.counters.values())
-        return self.has_vpmu is False or (bool(self.has_vpmu) and None not in known)
-
-    def kernel(self) -> Kernel:
-        """For the rules of the model."""
-        return Kernel(
-            counters=self.counters,
-            attributes=self.attributes,
-            event_bits=self.event_bits or WIDEST_BITS,
-            event_bits_of=self.event_bits_of,
-            default=self.default,
-            default_pmu=self.default_pmu,
-            cpus=self.cpus,
-            has_strict=self.has_strict,
-        )
 
 
 def probe_kernel(pmus: Sequence[Pmu]) -> Probed:

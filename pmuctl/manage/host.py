@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pmuctl.host.cpus import read_core, read_online, scan_present
 from pmuctl.host.machine import PATH_OSRELEASE, KvmAccess, read_kvm_access, read_kvm_mode
 from pmuctl.host.probe_cache import read_kernel
-from pmuctl.host.probes import Probed
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import CoreModel, Pmu
 
 

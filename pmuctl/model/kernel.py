@@ -57,3 +57,41 @@ class Kernel:
     default_pmu: int | None = None
     cpus: Mapping[int, CpuSet] = field(default_factory=dict)
     has_strict: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What was found; see Kernel for what the fields mean.
+
+    `has_vpmu` is None where KVM could not be asked: there is no /dev/kvm, or it may not be
+    opened; then nothing else is known either. Where it is False, there is nothing else to know.
+    """
+
+    has_vpmu: bool | None
+    attributes: frozenset[int] = frozenset()
+    counters: Mapping[int, int | None] = field(default_factory=dict)
+    event_bits: int | None = None
+    event_bits_of: Mapping[int, int] = field(default_factory=dict)
+    default: DefaultPmu | None = None
+    default_pmu: int | None = None
+    has_strict: bool = False
+    cpus: Mapping[int, CpuSet] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing was left unknown that could have been found out."""
+        known = (self.event_bits, self.default, *self.counters.values())
+        return self.has_vpmu is False or (bool(self.has_vpmu) and None not in known)
+
+    def kernel(self) -> Kernel:
+        """For the rules of the model."""
+        return Kernel(
+            counters=self.counters,
+            attributes=self.attributes,
+            event_bits=self.event_bits or WIDEST_BITS,
+            event_bits_of=self.event_bits_of,
+            default=self.default,
+            default_pmu=self.default_pmu,
+            cpus=self.cpus,
+            has_strict=self.has_strict,
+        )

@@ -29,7 +29,8 @@ class Pmu:
     `type` is the perf type number of this boot (perf_event_attr.type), never stable. `cores`
     holds the core models of its online CPUs; it is empty where none could be read. `events` maps
     names to codes, `formats` and `caps` are the texts of the sysfs files of those names. What
-    could not be read is None.
+    could not be read is None. `counters` (programmable ones) and `event_bits` (the width of the
+    event space) are what KVM gives a guest with it; sysfs does not tell them, only probes.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Pmu:
     events: Mapping[str, int]
     formats: Mapping[str, str]
     caps: Mapping[str, str]
+    counters: int | None = None
+    event_bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,10 +36,23 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
     Column(name="CPUS", help="the CPUs it counts on", value=lambda pmu: known(pmu.cpus)),
     Column(name="ONLINE", help="those that are online", value=lambda pmu: known(pmu.online)),
     Column(
+        name="COUNTERS",
+        help="its programmable counters, once host info has probed them",
+        value=lambda pmu: known(pmu.counters),
+        is_number=True,
+    ),
+    Column(
         name="EVENTS",
         help="how many named events it has",
         value=lambda pmu: len(pmu.events),
         is_number=True,
+    ),
+    Column(
+        name="EVENT-BITS",
+        help="the width of its event space, once probed",
+        value=lambda pmu: known(pmu.event_bits),
+        is_number=True,
+        shown=False,
     ),
     Column(name="PATH", help="its path in sysfs", value=lambda pmu: pmu.path, shown=False),
     Column(

@@ -19,8 +19,9 @@ from functools import partial
 from pmuctl.host.kvm import PATH_DEV_KVM, get_sys_reg, init_vcpu, on_cpus, vm_type
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.probe_cache import to_json
-from pmuctl.host.probes import PMCR_EL0, Probed, probe_kernel
+from pmuctl.host.probes import PMCR_EL0, probe_kernel
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.kernel import Probed
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_VCPU,

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from pmuctl.host.probe_cache import from_json
-from pmuctl.host.probes import Probed
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kernel import Probed
 from pmuctl.model.vpmu import DefaultPmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 from tests.lab.conftest import GetLab

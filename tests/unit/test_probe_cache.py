@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.probe_cache import FILE, from_json, read_kernel, to_json
-from pmuctl.host.probes import Probed
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vpmu import DefaultPmu
 

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU PMUs of a machine, with what KVM was found to give guests of them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from os.path import exists
+from pathlib import Path
+
+from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.pmu import Pmu
+
+PATH_RUN = Path("/run/pmuctl")
+
+
+def scan_probed_pmus(
+    sysfs: Sysfs, names: Iterable[str], environ: Mapping[str, str], *, run: Path = PATH_RUN
+) -> list[Pmu]:
+    """The CPU PMUs; counters and event space as probes of this boot found them, if there were any.
+
+    No VM is made: looking changes nothing. `run` is root's runtime directory, which has the cache.
+    """
+    pmus = scan_pmus(sysfs, names)
+    own = environ.get("XDG_RUNTIME_DIR", "")
+    caches = [run / "kvm-probe.json", Path(own) / "pmuctl" / "kvm-probe.json"]
+    if not sysfs.is_live or not any(map(exists, caches)):
+        return pmus
+    # here, because most calls find no cache, and json and what KVM is cost a tenth of the time
+    from pmuctl.host.probe_cache import read_cached
+
+    probed = read_cached(sysfs, pmus, environ, run=run)
+    if probed is None:
+        return pmus
+    return [
+        replace(
+            pmu,
+            counters=probed.counters.get(pmu.type),
+            event_bits=probed.event_bits_of.get(pmu.type, probed.event_bits),
+        )
+        if pmu.type is not None
+        else pmu
+        for pmu in pmus
+    ]
