@@ -347,6 +347,12 @@ _pmuctl_tree() {
         ;;
     'conformance')
         operands=('file')
+        columns=(
+            CHECK
+            RESULT
+            DETAIL
+            RULE
+        )
         options=(
             '--apply:pmu'
             '-o|--output:columns'

@@ -123,6 +123,8 @@ function __pmuctl_columns
             __pmuctl_list VM 'the VM' KEY 'the setting' OUTCOME 'set, released, unchanged or planned' VALUE 'what it is now'
         case 'vm release'
             __pmuctl_list VM 'the VM' KEY 'the setting' OUTCOME 'set, released, unchanged or planned' VALUE 'what it is now'
+        case 'conformance'
+            __pmuctl_list CHECK 'its name' RESULT 'pass, fail or skip' DETAIL 'why it did not pass' RULE 'what has to hold'
     end
 end
 

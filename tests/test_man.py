@@ -21,6 +21,7 @@ from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, S
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.render.columns import Column
+from pmuctl.render.conformance import FINDING_COLUMNS
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
@@ -43,6 +44,7 @@ COLUMNS: Mapping[Path_, Sequence[Column[Any]] | None] = {
     ("vm", "vcpus"): PLACED_COLUMNS,
     ("vm", "set"): CHANGE_COLUMNS,
     ("vm", "release"): None,  # those of vm set
+    ("conformance",): FINDING_COLUMNS,
 }
 """The columns of each command that has the option --output."""
 

@@ -63,11 +63,7 @@ FORMS = {("host", "capabilities", "attr"), ("vm", "set", "settings")}
 """Arguments whose help is the form of their words, and no sentence."""
 
 
-# make_app(help=None) hides what the root's callback says
-_ROOT = pytest.param((), marks=pytest.mark.xfail(reason="pmuctl --help says not what it is"))
-
-
-@pytest.mark.parametrize("path", [_ROOT, *filter(None, TREE)], ids=" ".join)
+@pytest.mark.parametrize("path", TREE, ids=" ".join)
 def test_every_command_has_a_help_that_begins_with_one_sentence(path: Path_) -> None:
     help = TREE[path].help or ""
     paragraphs = inspect.cleandoc(help).split("\n\n")

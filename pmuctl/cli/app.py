@@ -22,6 +22,7 @@ NOUNS = {
 
 VERBS: dict[str, str] = {
     "completion": "Print the TAB completion of a shell, as a script.",
+    "conformance": "Check whether a VMM's control socket keeps to the protocol.",
 }
 """Verbs without a noun: each a module of this package whose `app` has that one command."""
 

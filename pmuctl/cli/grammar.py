@@ -28,12 +28,13 @@ COLUMNS = {
     "host capabilities": "host.CAPABILITY_COLUMNS",
     "pmu list": "pmu.PMU_COLUMNS",
     "pmu show": "pmu.PMU_COLUMNS",
-    "pmu cpus": "host.CPU_COLUMNS",
+    "pmu cpus": "pmu.CPU_COLUMNS",
     "vm list": "vm.VM_COLUMNS",
     "vm show": "vm.VM_COLUMNS",
     "vm vcpus": "vm.PLACED_COLUMNS",
     "vm set": "vm.CHANGE_COLUMNS",
     "vm release": "vm.CHANGE_COLUMNS",
+    "conformance": "conformance.FINDING_COLUMNS",
 }
 """Command → the columns it shows, below pmuctl.render."""
 

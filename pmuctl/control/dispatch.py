@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pmuctl.control import wire
 from pmuctl.control.connection import Connection
 from pmuctl.control.door import filter_from
-from pmuctl.control.messages import COMMANDS, Command
+from pmuctl.control.messages import COMMANDS, Command, describe_messages
 from pmuctl.control.schema import SchemaError
 from pmuctl.control.settings import ApplyError, Settings
 from pmuctl.control.wire import Message
@@ -18,6 +18,9 @@ ID_MAX = 1024
 """Bytes of JSON a request's id may have: the answer repeats it."""
 STEPS_TOLD = 1000
 
+ERRORS = (*wire.ERROR_CLASSES, "CommandNotFound", "GenericError")
+"""Every class of error that an answer can have."""
+
 
 class Dispatcher:
     """Answers requests with the settings of one VM; events go to `tell`, as name and data."""
@@ -27,6 +30,7 @@ class Dispatcher:
         self._tell = tell
         self._commands: dict[str, Callable[[Message], object]] = {
             "query-commands": lambda _: [{"name": name} for name in COMMANDS],
+            "query-schema": lambda _: describe_messages(ERRORS),
             "query-pmu": lambda _: self._settings.query(),
             "pmu-apply": self._apply,
             "pmu-release": self._release,

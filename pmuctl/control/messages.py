@@ -2,7 +2,7 @@
 """The messages of the control socket: one table, which validates both directions."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
@@ -40,10 +40,41 @@ VCPU = _reply({"index": Int(), "tid": Int(least=1), "initialised": Bool(), "has-
 STEPS = List(
     _reply({"attribute": Str(), "words": Str(), "outcome": Str(words=("done", "planned"))}),
 )
+FIELDS = List(
+    _reply(
+        {
+            "path": Str(),
+            "type": Str(words=("integer", "boolean", "string", "list", "object")),
+            "required": Bool(),
+            "null": Bool(),
+            "least": Maybe(Int()),
+            "most": Maybe(Int()),
+            "words": Maybe(List(Str())),
+            "form": Maybe(Str()),
+            "open": Maybe(Bool()),
+        }
+    ),
+    least=1,
+)
+"""What describe() of a kind yields."""
 
 COMMANDS: Mapping[str, Command] = {
     "qmp_capabilities": Command(arguments=Obj({"enable": Maybe(List(Str()))}), result=_reply({})),
     "query-commands": Command(arguments=Obj({}), result=List(_reply({"name": Str()}))),
+    "query-schema": Command(
+        arguments=Obj({}),
+        result=_reply(
+            {
+                "commands": List(
+                    _reply(
+                        {"name": Str(), "changes": Bool(), "arguments": FIELDS, "result": FIELDS}
+                    )
+                ),
+                "events": List(_reply({"name": Str(), "data": FIELDS})),
+                "errors": List(_reply({"class": Str()})),
+            }
+        ),
+    ),
     "query-pmu": Command(
         arguments=Obj({}),
         result=_reply(
@@ -53,11 +84,11 @@ COMMANDS: Mapping[str, Command] = {
                 "vmm": Str(most=64),
                 "pid": Int(least=1),
                 "window": WINDOW,
-                "waiting": Bool(),
+                "waiting": Maybe(Bool()),
                 "since": Nullable(Int()),
                 "by": Nullable(Str()),
                 "attributes": List(Str(most=64)),
-                "event-bits": Nullable(Int(least=10, most=16)),
+                "event-bits": Maybe(Nullable(Int(least=10, most=16))),
                 "pmu": Nullable(_reply({"name": PMU_NAME, "type": PERF_TYPE, "origin": ORIGIN})),
                 "counters": Nullable(_reply({"value": COUNTERS, "origin": ORIGIN})),
                 "filter": Nullable(_reply({**FILTER, "origin": ORIGIN})),
@@ -94,3 +125,20 @@ EVENTS: Mapping[str, Obj] = {
     "VM_EXITED": _reply({}),
 }
 """What a server tells all its clients, unasked."""
+
+
+def describe_messages(errors: Iterable[str]) -> dict[str, object]:
+    """The result of `query-schema`: this table as plain data, with these error classes."""
+    return {
+        "commands": [
+            {
+                "name": name,
+                "changes": its.changes,
+                "arguments": list(its.arguments.describe("")),
+                "result": list(its.result.describe("")),
+            }
+            for name, its in COMMANDS.items()
+        ],
+        "events": [{"name": name, "data": list(its.describe(""))} for name, its in EVENTS.items()],
+        "errors": [{"class": name} for name in errors],
+    }

@@ -2,11 +2,14 @@
 """The types of value that messages of the control socket are made of, and their checks."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 LIST_MAX = 4096
+
+Row = dict[str, object]
+"""What `query-schema` says of one value: see describe() of each kind."""
 
 
 class SchemaError(ValueError):
@@ -18,6 +21,16 @@ class Kind(Protocol):
 
     def check(self, value: object, where: str) -> None:
         """Raise SchemaError, naming `where`, unless the value has this type and range."""
+
+    def describe(self, path: str) -> Iterator[Row]:
+        """What is at `path` of a message, and then what is inside: rows of plain data.
+
+        A row has `path`, `type`, `required` and `null`, and what else bounds the type.
+        """
+
+
+def _row(path: str, type: str, **bounds: object) -> Row:
+    return {"path": path, "type": type, "required": True, "null": False, **bounds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,10 @@ class Int:
         if not self.least <= value <= self.most:
             raise SchemaError(f"{where}: must be {self.least}-{self.most}")
 
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        yield _row(path, "integer", least=self.least, most=self.most)
+
 
 @dataclass(frozen=True, slots=True)
 class Bool:
@@ -44,6 +61,10 @@ class Bool:
         """See Kind."""
         if not isinstance(value, bool):
             raise SchemaError(f"{where}: true or false is expected")
+
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        yield _row(path, "boolean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +88,15 @@ class Str:
         if self.form and not self.form.fullmatch(value):
             raise SchemaError(f"{where}: not of the form {self.form.pattern}")
 
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        row = _row(path, "string", most=self.most)
+        if self.words:
+            row["words"] = list(self.words)
+        if self.form:
+            row["form"] = self.form.pattern
+        yield row
+
 
 @dataclass(frozen=True, slots=True)
 class List:
@@ -85,6 +115,11 @@ class List:
         for index, item in enumerate(value):
             self.of.check(item, f"{where}[{index}]")
 
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        yield _row(path, "list", least=self.least, most=self.most)
+        yield from self.of.describe(f"{path}[]")
+
 
 @dataclass(frozen=True, slots=True)
 class Tuple:
@@ -99,6 +134,12 @@ class Tuple:
         for index, (kind, item) in enumerate(zip(self.of, value, strict=True)):
             kind.check(item, f"{where}[{index}]")
 
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        yield _row(path, "list", least=len(self.of), most=len(self.of))
+        for index, kind in enumerate(self.of):
+            yield from kind.describe(f"{path}[{index}]")
+
 
 @dataclass(frozen=True, slots=True)
 class Nullable:
@@ -110,6 +151,11 @@ class Nullable:
         """See Kind."""
         if value is not None:
             self.of.check(value, where)
+
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        first, *inner = self.of.describe(path)
+        yield from (first | {"null": True}, *inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +184,12 @@ class Obj:
                 raise SchemaError(f"{where}.{name}: is missing")
         if not self.is_open and (unknown := sorted(set(value) - set(self.members))):
             raise SchemaError(f"{where}.{unknown[0]:.64}: is not known here")
+
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        yield _row(path, "object", open=self.is_open)
+        for name, member in self.members.items():
+            its_path = f"{path}.{name}" if path else name
+            kind = member.of if isinstance(member, Maybe) else member
+            first, *inner = kind.describe(its_path)
+            yield from (first | {"required": not isinstance(member, Maybe)}, *inner)

@@ -6,7 +6,7 @@
         ...                            # from here on the VMM initialises its PMU and runs
 
 Nothing a client sends ends the VM or stops other clients: input, output, clients and time are
-bounded (see control-protocol in the manual pages for what each bound is).
+bounded (pmuctl-protocol(7) has the numbers).
 """
 
 import contextlib

@@ -324,7 +324,8 @@ def test_what_comes_after_an_answer_does_not_spoil_it(path: Path) -> None:
 
 def wrong_answers() -> Iterator[tuple[str, dict[str, Any]]]:
     for key in PMU:
-        yield key, {name: value for name, value in PMU.items() if name != key}
+        if key not in ("waiting", "event-bits"):  # these may be left out
+            yield key, {name: value for name, value in PMU.items() if name != key}
         yield key, PMU | {key: {"x": 1} if key != "vcpus" else 1}
     for key in ("pmu", "counters", "filter"):
         for member in PMU[key]:

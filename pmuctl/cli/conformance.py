@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl conformance: a VMM's control socket held against the protocol."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmuctl.cli.app import VERBS, command, make_app
+from pmuctl.cli.env import Env
+from pmuctl.cli.options import OUTPUT
+from pmuctl.control.conformance import Outcome
+from pmuctl.control.trial import Peer
+from pmuctl.errors import ExitStatus
+from pmuctl.host.pmus import scan_other, scan_pmus
+from pmuctl.manage.conformance import examine
+from pmuctl.model.selector import select_pmu
+from pmuctl.render.conformance import FINDING_COLUMNS
+
+app = make_app(VERBS["conformance"])
+
+
+@command(app, "conformance", OUTPUT, ("deadline",))
+def conformance(
+    env: Env,
+    socket: Annotated[
+        Path, typer.Argument(metavar="SOCKET", readable=False, help="A VMM's control socket.")
+    ],
+    *,
+    apply: Annotated[
+        str | None,
+        typer.Option(
+            "--apply",
+            metavar="PMU",
+            help="Also apply this PMU and a filter, and release the VM: for a throw-away VM.",
+        ),
+    ] = None,
+) -> int:
+    """Check whether a VMM's control socket keeps to the protocol.
+
+    Exit status 1 if something fails. Nothing is changed, unless --apply names a PMU: then
+    its settings are made and it goes on, so use it on a throw-away VM.
+    """
+    pmus = scan_pmus(env.sysfs)
+    pmu = select_pmu(apply, pmus, scan_other(env.sysfs)) if apply is not None else None
+    peer = Peer(socket, deadline=env.options.deadline, trace=env.trace)
+    with env.waiting_for("the checks"):
+        findings = examine(peer, pmus, apply=pmu)
+    env.write_rows("checks", FINDING_COLUMNS, findings, empty="")
+    failed = any(its.outcome is Outcome.FAIL for its in findings)
+    return ExitStatus.NO if failed else ExitStatus.OK

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a peer of the control socket, one after another, and what became of each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pmuctl.control.trial import Fault, Peer, Skipped
+from pmuctl.control.wire import PEER_TEXT_MAX, WireError
+
+
+class Outcome(StrEnum):
+    """What became of a check."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One rule: its stable name, a sentence, and what tries it, raising Fault or Skipped.
+
+    Without one that is `needed` nothing else can be tried.
+    """
+
+    name: str
+    rule: str
+    run: Callable[[Peer], None]
+    needed: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What became of one check, and why if it did not pass."""
+
+    check: Check
+    outcome: Outcome
+    detail: str | None = None
+
+
+def verify(peer: Peer, checks: Sequence[Check]) -> Iterator[Finding]:
+    """Make the checks, in order; whatever the peer does, each has a finding."""
+    lost: str | None = None
+    for check in checks:
+        if lost is not None:
+            yield Finding(check=check, outcome=Outcome.SKIP, detail=lost)
+            continue
+        peer.begin()
+        outcome, detail = _try(peer, check)
+        yield Finding(check=check, outcome=outcome, detail=detail)
+        if outcome is Outcome.FAIL:
+            if check.needed:
+                lost = f"nothing can be asked: {check.name} has failed"
+            elif peer.is_gone():
+                lost = f"nobody listens there any more since {check.name}"
+
+
+def _try(peer: Peer, check: Check) -> tuple[Outcome, str | None]:
+    try:
+        check.run(peer)
+    except Skipped as skipped:
+        return Outcome.SKIP, str(skipped)
+    except Fault as fault:
+        return Outcome.FAIL, str(fault)[:PEER_TEXT_MAX]
+    except TimeoutError:
+        return Outcome.FAIL, f"no answer in {peer.deadline:g} s"
+    except EOFError:
+        return Outcome.FAIL, "the connection was closed"
+    except WireError as error:
+        return Outcome.FAIL, f"what it sends is no message: {error}"
+    except OSError as error:
+        return Outcome.FAIL, error.strerror or str(error)
+    return Outcome.PASS, None
