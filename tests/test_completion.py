@@ -243,7 +243,7 @@ def test_what_is_offered(shell: LiveShell) -> None:
         f"{ONLY} cpu_cycles ": ["allow", "deny"],
         f"{ONLY} ": EVENTS,
         f"{ONLY} cpu_cycles,stall_": ["cpu_cycles,stall_backend", "cpu_cycles,stall_frontend"],
-        "pmuctl pmu list -o NAME,C": ["NAME,CAPS", "NAME,CORE", "NAME,CPUS"],
+        "pmuctl pmu list -o NAME,C": ["NAME,CAPS", "NAME,CORE", "NAME,COUNTERS", "NAME,CPUS"],
         "pmuctl pmu list -o +P": ["+PATH"],
         "pmuctl pmu list -o na": ["NAME"],
         "pmuctl pmu list --output=NAME,ON": ["--output=NAME,ONLINE"],

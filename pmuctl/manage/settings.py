@@ -203,25 +203,28 @@ def _unpin(vm: Vm, pmu: Pmu, threads: Threads) -> Iterator[str]:
                 yield f"taskset -cp {pmu.cpus} {vcpu.tid}"
 
 
+_KEYS = {"SET_PMU": "pmu", "SET_NR_COUNTERS": "counters", "FILTER": "filter"}
+
+
 def _done(
     vm: Vm, answer: Any, request: Request, pmu: Pmu, event_filter: EventFilter | None
 ) -> Done:
+    """What became of each key: of those asked for, and of what else was changed with them."""
     changed = {_KEYS.get(step["attribute"], AFFINITY) for step in answer["steps"]}
-    asked = {"pmu": pmu.name}
-    if request.counters is not None:
-        asked["counters"] = str(request.counters)
-    if event_filter is not None:
-        asked["filter"] = event_filter.words(pmu.events)
-    if pmu.cpus:
-        asked[AFFINITY] = f"{pmu.cpus} (vCPU threads stay on the PMU's CPUs)"
-    outcome = {"planned": "planned"}.get(answer["outcome"], "set")
+    outcome = "planned" if answer["outcome"] == "planned" else "set"
+    values = {
+        "pmu": pmu.name,
+        # another PMU gets the counters again that had been asked for
+        "counters": str(vm.counters if request.counters is None else request.counters),
+        "filter": event_filter.words(pmu.events) if event_filter is not None else "",
+        AFFINITY: f"within {pmu.cpus}",
+    }
+    asked = {"pmu": request.pmu, "counters": request.counters, "filter": request.filter}
     changes = tuple(
         Change(
             vm=vm.name, key=key, outcome=outcome if key in changed else "unchanged", value=value
         )
-        for key, value in asked.items()
+        for key, value in values.items()
+        if key in changed or asked.get(key) is not None
     )
     return Done(vm=vm.name, changes=changes, steps=tuple(its["words"] for its in answer["steps"]))
-
-
-_KEYS = {"SET_PMU": "pmu", "SET_NR_COUNTERS": "counters", "FILTER": "filter"}
