@@ -25,7 +25,7 @@ from pmuctl.control.dispatch import Dispatcher
 from pmuctl.control.door import Door, VcpuStatus
 from pmuctl.control.settings import Settings
 from pmuctl.control.wire import Message, WireError
-from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.pmus import scan_pmu_types
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
 
@@ -62,7 +62,7 @@ class Server:
         its_sysfs = sysfs or Sysfs()
         self.settings = Settings(
             door,
-            lambda: {p.type: p.name for p in scan_pmus(its_sysfs) if p.type is not None},
+            lambda: scan_pmu_types(its_sysfs),
             threads or Threads(),
         )
         self._dispatcher = Dispatcher(self.settings, self._broadcast)

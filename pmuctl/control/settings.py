@@ -62,6 +62,8 @@ class Settings:
         self._counters: int | None = None
         self._filter: EventFilter | None = None
         self._allowed: EventSet | None = None
+        self._default = Action.ALLOW
+        """what the first range made of all other events, once there is a filter"""
         self._seal: Seal | None = None
         self._placed: dict[int, Place] = {}
         """by thread id: where a thread was put, and where it was before the first time"""
@@ -95,7 +97,7 @@ class Settings:
         with self._lock:
             vpmu = self._vpmu()
             by = self._sealed_by(vpmu)
-            standing = self._filter or _standing(vpmu)
+            standing = self._filter or self._standing()
             window = "none" if not self._door.has_vpmu() else "sealed" if by else "open"
             return {
                 "name": self._door.name,
@@ -158,7 +160,7 @@ class Settings:
         """KVM's state, put together from what the VMM says and what was applied."""
         door, vcpus = self._door, self._door.vcpus()
         has_pmu = door.has_vpmu()
-        limits: dict[int, int | None] = dict.fromkeys(self._pmus())
+        limits: dict[int, int | None] = dict.fromkeys(self._pmus() if wanted else ())
         if wanted and wanted.counters is not None and wanted.type in limits:
             limits[wanted.type] = door.counters_limit(wanted.type)
         kernel = Kernel(
@@ -223,9 +225,20 @@ class Settings:
         if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU and isinstance(step.value, int):
             self._pmu = (step.value, step.note)
         self._counters = state.counters
-        if state.allowed is not self._allowed:
+        if isinstance(step.value, FilterRange):
+            if self._allowed is None:
+                self._default = step.value.action.opposite()
             # holds even if the rest of the ranges never follows
             self._allowed, self._filter = state.allowed, None
+
+    def _standing(self) -> EventFilter | None:
+        """The filter of which only a part was applied, as KVM has it now."""
+        if self._allowed is None:
+            return None
+        if self._default is Action.DENY:
+            return EventFilter(Action.DENY, self._allowed)
+        space = EventSet.space(self._door.event_bits() or WIDEST_BITS)
+        return EventFilter(Action.ALLOW, space - self._allowed)
 
     def _undo(self, step: Step) -> bool:
         if isinstance(step, Place):
@@ -233,15 +246,6 @@ class Settings:
                 self._threads.place(step.tid, step.before)
                 return True
         return False
-
-
-def _standing(state: Vpmu) -> EventFilter | None:
-    if state.allowed is None:
-        return None
-    space = EventSet.space(state.kernel.event_bits)
-    if len(state.allowed) * 2 > len(space):
-        return EventFilter(Action.ALLOW, space - state.allowed)
-    return EventFilter(Action.DENY, state.allowed)
 
 
 def _payload(step: SetAttr) -> bytes:

@@ -72,6 +72,15 @@ def scan_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[Pmu]:
     )
 
 
+def scan_pmu_types(sysfs: Sysfs) -> dict[int, str]:
+    """The names of the CPU PMUs by perf type, and nothing else of them: for VMMs, without udev."""
+    names = [
+        name for name, files in _scan(sysfs, sysfs.entries(PATH_EVENT_SOURCE)) if "cpus" in files
+    ]
+    types = ((_read_type(sysfs, name), name) for name in names)
+    return {number: name for number, name in types if number is not None}
+
+
 def scan_other(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[OtherPmu]:
     """The event sources that are no CPU PMUs (software, breakpoint, uncore …), by name."""
     return [

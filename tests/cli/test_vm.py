@@ -354,3 +354,17 @@ def test_verbose_shows_requests_and_kernel_calls(machine: Machine) -> None:
     ran = machine.run("vm", "set", "web1", "pmu", A72, "-v")
     assert "web1 <- pmu-apply" in ran.stderr
     assert "KVM_ARM_VCPU_PMU_V3_SET_PMU, 11" in ran.stderr
+
+
+def test_half_a_filter_is_told_with_the_default_that_kvm_has(machine: Machine) -> None:
+    vm = machine.start(FakeVm())
+    words = ("filter", "default", "deny", "allow", "0x0-0xbfff")
+    assert machine.run("vm", "set", "web1", "pmu", A72, *words).status == 0
+    vm.faults["FILTER"] = errno.ENOMEM
+    vm.fault_after = 1
+    assert refused(machine, "filter", "default", "deny", "allow", "0x1-0x2,0x4")[0] == 9
+    shown = json.loads(machine.run("vm", "show", "web1", "-J").stdout)["vm"]
+    assert shown["filter"]["default"] == "deny"
+    assert vm.vpmu.allowed is not None
+    ranges = [(its["code"], its["nevents"]) for its in shown["filter"]["except"]]
+    assert ranges == vm.vpmu.allowed.runs()

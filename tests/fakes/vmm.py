@@ -40,7 +40,7 @@ class FakeVm:
     """A `Door` of two vCPUs with the threads 1001 and 1002.
 
     `calls` records what reached KVM as (attribute, value); `faults` maps an attribute to the
-    errno that KVM gives in spite of the model.
+    errno that KVM gives in spite of the model, once `fault_after` calls were let through.
     """
 
     vmm = "fake"
@@ -71,6 +71,7 @@ class FakeVm:
         self.threads = FakeThreads({1001: CpuSet.parse(cpus), 1002: CpuSet.parse(cpus)})
         self.calls: list[tuple[str, object]] = []
         self.faults: dict[str, int] = {}
+        self.fault_after = 0
         self.ran = [False, False]
 
     def vcpus(self) -> Sequence[VcpuStatus]:
@@ -100,6 +101,8 @@ class FakeVm:
             value = struct.unpack("=i", payload)[0]
         name = ATTR_NAMES[attr]
         error = self.faults.get(name)
+        if error and self.fault_after:
+            self.fault_after, error = self.fault_after - 1, 0
         if not error:
             error, self.vpmu = set_attr(self.vpmu, vcpu, attr, value)
         if error:
