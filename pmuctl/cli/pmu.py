@@ -8,12 +8,12 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT
-from pmuctl.errors import NotFoundError, UsageError
+from pmuctl.errors import NotFoundError
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.cpus import scan_cpus
 from pmuctl.manage.pmus import scan_probed_pmus
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.selector import match_pmus, select_pmu
+from pmuctl.model.selector import match_pmus, parse_cpus, select_pmu
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 
 app = make_noun("pmu")
@@ -54,21 +54,19 @@ def pmu_cpus(
     env: Env,
     cpus: Annotated[
         str | None,
-        typer.Argument(metavar="[CPUSET]", help="A list, 0-3,8; by default all."),
+        typer.Argument(metavar="[CPUSET]", help="A list of 0-3, ^5 (not 5), all, pmu/NAME."),
     ] = None,
 ) -> None:
     """List the CPUs: the PMU, the core model and the capacity of each."""
-    try:
-        wanted = None if cpus is None else CpuSet.parse(cpus)
-    except ValueError as error:
-        raise UsageError(str(error), fix="write a list such as 0-3,8") from None
-    rows = scan_cpus(env.sysfs, scan_pmus(env.sysfs, _scan_names(env)))
-    if wanted is not None:
-        absent = wanted - CpuSet.of(row.number for row in rows)
-        if absent or not wanted:
-            raise NotFoundError(f"there is no CPU {absent}".rstrip(), fix="pmuctl pmu cpus")
+    pmus = scan_pmus(env.sysfs, _scan_names(env))
+    rows = scan_cpus(env.sysfs, pmus)
+    if cpus is not None:
+        present = CpuSet.of(row.number for row in rows)
+        wanted = parse_cpus(cpus, pmus, present)
+        if absent := wanted - present:
+            raise NotFoundError(f"there is no CPU {absent}", why=f"there are {present}")
         rows = [row for row in rows if row.number in wanted]
-    env.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU is known: sysfs has none")
+    env.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU is left of the list")
 
 
 def _scan_names(env: Env) -> tuple[str, ...]:

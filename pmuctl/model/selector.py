@@ -66,3 +66,35 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
         raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list")
     why = f"near: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
     raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list", errno="ENXIO")
+
+
+def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:
+    """Read a user's CPU list: `0-3,8`, `^5` to leave one out, `all`, `pmu/NAME`.
+
+    Words count from left to right; a list that begins with `^` starts from all. Raises UsageError
+    for what is none, and what `select_pmu` raises.
+    """
+    cpus = present if text.startswith("^") else CpuSet()
+    for word in text.split(","):
+        kind, slash, rest = word.partition("/")
+        try:
+            if word == "all":
+                cpus |= present
+            elif slash and kind == "pmu":
+                cpus |= select_pmu(rest, pmus).cpus or CpuSet()
+            elif word.startswith("^"):
+                cpus -= _cpu_range(word[1:])
+            else:
+                cpus |= _cpu_range(word)
+        except ValueError:
+            raise UsageError(
+                f"{word or repr(word)}: not a list of CPUs",
+                fix="write 0-3,8, ^5 to leave one out, all or pmu/NAME",
+            ) from None
+    return cpus
+
+
+def _cpu_range(word: str) -> CpuSet:
+    if not word:
+        raise ValueError("no CPU")
+    return CpuSet.parse(word)
