@@ -13,6 +13,7 @@ import pytest
 
 import pmuctl.render
 from pmuctl.cli.app import NOUNS, VERBS, root
+from pmuctl.errors import ExitStatus
 from pmuctl.render.columns import Column
 
 Path_ = tuple[str, ...]
@@ -140,3 +141,9 @@ def test_columns_and_json_keys(table: tuple[str, Sequence[Column[Any]]]) -> None
     for its in columns:
         assert re.fullmatch(r"[a-zA-Z/0-9].*[^.]", its.help), "a phrase, no sentence"
         assert not (its.nested and its.is_number)
+
+
+def test_the_help_tells_every_exit_status() -> None:
+    epilog = root().epilog
+    told = {int(number) for number in re.findall(r"\b(\d+) [a-z]", epilog)}
+    assert told == {int(status) for status in ExitStatus}

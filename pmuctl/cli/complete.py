@@ -6,6 +6,7 @@ and says nothing at all where anything is wrong.
 """
 
 import os
+import stat
 import sys
 
 DEVICES = "/sys/bus/event_source/devices"
@@ -107,7 +108,18 @@ def _socket(vm: str, named: str) -> str | None:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         directories = [PATH_RUN, *([f"{runtime}/pmuctl"] if runtime else [])]
     paths = [f"{directory}/{vm}.sock" for directory in directories] if is_name(vm) else []
-    return next((path for path in paths if os.path.exists(path)), None)
+    return next((path for path in paths if _is_socket_of_its_directory(path)), None)
+
+
+def _is_socket_of_its_directory(path: str) -> bool:
+    """Whether it is a socket, no link, in a directory of the user whose runtime it is."""
+    try:
+        folder, its = os.lstat(os.path.dirname(path)), os.lstat(path)
+    except OSError:
+        return False
+    user = path.removeprefix(f"{PATH_USERS}/").partition("/")[0]
+    is_own = not path.startswith(PATH_USERS) or str(folder.st_uid) == user
+    return is_own and stat.S_ISDIR(folder.st_mode) and stat.S_ISSOCK(its.st_mode)
 
 
 def _ask(path: str | None) -> str | None:

@@ -41,6 +41,7 @@ def conformance(
     Exit status 1 if something fails. Nothing is changed, unless --apply names a PMU: then
     its settings are made and it goes on, so use it on a throw-away VM.
     """
+    env.check_columns(FINDING_COLUMNS)
     pmus = scan_pmus(env.sysfs)
     pmu = select_pmu(apply, pmus, scan_other(env.sysfs)) if apply is not None else None
     peer = Peer(socket, deadline=env.options.deadline, trace=env.trace)

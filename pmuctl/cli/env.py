@@ -86,6 +86,10 @@ class Env:
             return os.get_terminal_size(self.stdout.fileno()).columns or USUAL_WIDTH
         return USUAL_WIDTH
 
+    def check_columns(self, columns: Sequence[Column[Row]]) -> None:
+        """Refuse a wrong `-o` before anything is done; raises UsageError."""
+        choose(columns, self.options.columns, every=self.options.every_column)
+
     def write_rows(
         self,
         key: str,

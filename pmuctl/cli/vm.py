@@ -118,6 +118,7 @@ def vm_set(
     events, codes and ranges (0x10-0x1f) and quoted globs. vCPU threads are kept on the CPUs of
     the PMU.
     """
+    env.check_columns(CHANGE_COLUMNS)
     request = parse_settings(settings)
     dry_run = env.options.dry_run
     machine = Machine(sysfs=env.sysfs, threads=env.threads)
@@ -138,6 +139,7 @@ def vm_release(env: Env, vm: VmName) -> None:
 
     Its window closes: from then on KVM takes no settings.
     """
+    env.check_columns(CHANGE_COLUMNS)
     with env.waiting_for(vm), connected(_reach(env), vm, strictly=True) as (client, its):
         change = release_vm(client, its, dry_run=env.options.dry_run)
     _write_changes(env, [change], ())

@@ -102,7 +102,8 @@ class Dispatcher:
         applied = _step_messages(refused.applied, "done")
         step = refused.step.words() if refused.step else None
         message = wire.error_message(refused.cause, {"step": step, "applied": applied})
-        self._tell("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
+        if not refused.dry_run:
+            self._tell("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
         return message
 
     def _release(self, _: Message) -> Message:

@@ -15,9 +15,8 @@ from pathlib import Path
 from pmuctl.control.messages import VM_NAME
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
+from pmuctl.host.runtime import PATH_RUN, PATH_USERS
 
-PATH_RUN = Path("/run/pmuctl")
-PATH_USERS = Path("/run/user")
 SUFFIX = ".sock"
 SUN_PATH_MAX = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the terminating zero (unix(7))."""

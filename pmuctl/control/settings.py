@@ -26,10 +26,21 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
 
 class ApplyError(Exception):
-    """A refusal, the step that met it, and what had been applied before and stays so."""
+    """A refusal, the step that met it, and what had been applied before and stays so.
 
-    def __init__(self, cause: PmuctlError, step: Step | None, applied: Sequence[Step]) -> None:
+    `dry_run` tells that nothing was to be applied anyway.
+    """
+
+    def __init__(
+        self,
+        cause: PmuctlError,
+        step: Step | None,
+        applied: Sequence[Step],
+        *,
+        dry_run: bool = False,
+    ) -> None:
         super().__init__(cause.message)
+        self.dry_run = dry_run
         self.cause = cause
         self.step = step
         self.applied = tuple(applied)
@@ -138,7 +149,7 @@ class Settings:
                 self._check_name(wanted)
                 steps = plan(current, wanted)
             except PmuctlError as error:
-                raise ApplyError(error, None, ()) from error
+                raise ApplyError(error, None, (), dry_run=dry_run) from error
             if not dry_run:
                 self._carry_out(steps, current)
                 self._pmu = (wanted.type, wanted.name)
@@ -172,6 +183,7 @@ class Settings:
             kernel=kernel,
             vcpus=tuple(Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus),
             pmu=self._pmu[0] if self._pmu else None,
+            pmu_is_set=self._pmu is not None,
             counters=self._counters,
             allowed=self._allowed,
             has_run=any(vcpu.has_run for vcpu in vcpus),
@@ -190,7 +202,6 @@ class Settings:
                 threads[vcpu.index] = self._thread(vcpu.tid)
         return Current(
             vpmu=vpmu,
-            pmu_is_set=self._pmu is not None,
             sealed_by=self._sealed_by(vpmu),
             threads=threads,
         )

@@ -10,31 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmuctl.host.runtime import PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 
 PATH_BOOT_ID = "proc/sys/kernel/random/boot_id"
-PATH_RUN = Path("/run/pmuctl")
-FILE = "kvm-probe.json"
 FORMAT = 1
 SIZE_LIMIT = 64 * 1024
 """Bytes: a host has a handful of PMUs."""
-
-
-def cache_dirs(
-    environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN
-) -> tuple[list[Path], Path | None]:
-    """The directories to read from, and the one to write to: root's own, or the user's.
-
-    Users read root's cache too: it knows what those who may not open /dev/kvm cannot find out.
-    """
-    if uid == 0:
-        return [run], run
-    runtime = environ.get("XDG_RUNTIME_DIR")
-    own = Path(runtime) / "pmuctl" if runtime and Path(runtime).is_absolute() else None
-    return ([run, own], own) if own else ([run], None)
 
 
 def read_kernel(
@@ -157,7 +142,7 @@ def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> Probe
             if not _is_safe(folder, owners):
                 return None
             # a FIFO must not hold us up
-            with _opened(FILE, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder) as fd:
+            with _opened(PROBE_CACHE, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder) as fd:
                 if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_safe(fd, owners):
                     return None
                 with open(fd, "rb", closefd=False) as file:
@@ -171,7 +156,7 @@ def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> Probe
 def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: set[int]) -> None:
     """Whole or not at all; where it cannot be, there is no cache and no error."""
     text = json.dumps({"key": key, "probed": to_json(probed)}, indent=1) + "\n"
-    name = f".{FILE}.{secrets.token_hex(8)}"
+    name = f".{PROBE_CACHE}.{secrets.token_hex(8)}"
     with contextlib.suppress(OSError):
         with contextlib.suppress(FileExistsError):
             directory.mkdir()
@@ -185,7 +170,7 @@ def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: s
                     with open(fd, "w", encoding="utf-8", closefd=False) as file:
                         file.write(text)
                     os.fchmod(fd, 0o644)
-                os.rename(name, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+                os.rename(name, PROBE_CACHE, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)

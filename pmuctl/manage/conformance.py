@@ -223,11 +223,12 @@ class Trials:
     def _release(self, peer: Peer) -> None:
         with peer.ready() as line:
             self._held(line, filtered=False)
-            self._watcher = self._stack.enter_context(peer.ready())
+            watcher = self._stack.enter_context(peer.ready())
             for expected in ("released", "unchanged"):
                 outcome = line.ask_well("pmu-release")["outcome"]
                 if outcome != expected:
                     raise Fault(f"the outcome is {outcome}, not {expected}")
+            self._watcher = watcher
 
     def _window_event(self, peer: Peer) -> None:
         if self._watcher is None:

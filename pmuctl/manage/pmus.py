@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CPU PMUs of a machine, with what KVM was found to give guests of them."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from os.path import exists
 from pathlib import Path
 
 from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.runtime import PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.pmu import Pmu
-
-PATH_RUN = Path("/run/pmuctl")
 
 
 def scan_probed_pmus(
@@ -21,9 +20,8 @@ def scan_probed_pmus(
     No VM is made: looking changes nothing. `run` is root's runtime directory, which has the cache.
     """
     pmus = scan_pmus(sysfs, names)
-    own = environ.get("XDG_RUNTIME_DIR", "")
-    caches = [run / "kvm-probe.json", Path(own) / "pmuctl" / "kvm-probe.json"]
-    if not sysfs.is_live or not any(map(exists, caches)):
+    caches = cache_dirs(environ, os.geteuid(), run=run)[0]
+    if not sysfs.is_live or not any((cache / PROBE_CACHE).exists() for cache in caches):
         return pmus
     # here, because most calls find no cache, and json and what KVM is cost a tenth of the time
     from pmuctl.host.probe_cache import read_cached

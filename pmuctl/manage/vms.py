@@ -22,6 +22,7 @@ from pmuctl.errors import (
     UsageError,
 )
 from pmuctl.host.procs import Procfs
+from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 
 ASKED_AT_ONCE = 32
@@ -172,6 +173,13 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
         )
         for its in answer["vcpus"]
     )
+    if answer["filter"] and filter_from(answer["filter"]).exceptions - EventSet.space(WIDEST_BITS):
+        raise RefusedError(
+            "its answer to query-pmu is wrong",
+            subject=client.subject,
+            why="its filter names events past 0xffff",
+            fix=f"look at what listens at {entry.path}",
+        )
     pmu, counters, its_filter = answer["pmu"], answer["counters"], answer["filter"]
     return Vm(
         name=answer["name"],

@@ -102,13 +102,12 @@ class Thread:
 class Current:
     """A VM as its VMM knows it.
 
-    `pmu_is_set` tells that `vpmu.pmu` was set rather than chosen by KVM, `sealed_by` says what
+    `sealed_by` says what
     closed the window even where KVM would still take settings, `threads` maps a vCPU to its
     thread.
     """
 
     vpmu: Vpmu
-    pmu_is_set: bool = False
     sealed_by: str | None = None
     threads: Mapping[int, Thread]
 
@@ -174,7 +173,7 @@ def _calls(current: Current, wanted: Wanted) -> Iterator[SetAttr]:
     vpmu = current.vpmu
     # any vCPU will do, but one that is INITed answers EBUSY to everything
     vcpu = next((n for n, its in enumerate(vpmu.vcpus) if not its.initialised), 0)
-    pmu_changes = not current.pmu_is_set or wanted.type != vpmu.pmu
+    pmu_changes = not vpmu.pmu_is_set or wanted.type != vpmu.pmu
     counters = wanted.counters
     if pmu_changes:
         yield SetAttr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_PMU, wanted.type, wanted.name)

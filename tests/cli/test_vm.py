@@ -368,3 +368,14 @@ def test_half_a_filter_is_told_with_the_default_that_kvm_has(machine: Machine) -
     assert vm.vpmu.allowed is not None
     ranges = [(its["code"], its["nevents"]) for its in shown["filter"]["except"]]
     assert ranges == vm.vpmu.allowed.runs()
+
+
+@pytest.mark.parametrize("words", [("set", "web1", "pmu", A72), ("release", "web1")])
+def test_a_wrong_column_is_refused_before_anything_is_done(
+    machine: Machine, words: tuple[str, ...]
+) -> None:
+    vm = machine.start(FakeVm())
+    ran = machine.run("vm", *words, "-o", "nmae")
+    assert (ran.status, ran.stdout) == (2, "")
+    assert vm.calls == []
+    assert not machine.servers["web1"].settings.released.is_set()

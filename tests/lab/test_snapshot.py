@@ -34,6 +34,14 @@ def here(root: Path, *words: str) -> Any:
     return json.loads(out.getvalue())
 
 
+def without_probes(document: dict[str, Any]) -> dict[str, Any]:
+    """All but what only the live machine knows: what its KVM was found to do."""
+    for row in [*document.get("pmus", []), document.get("pmu", {})]:
+        for key in ("counters", "event_bits"):
+            row.pop(key, None)
+    return document
+
+
 def test_a_snapshot_shows_elsewhere_what_the_host_shows(lab: Lab, tmp_path: Path) -> None:
     lab.run(["rm", "-rf", "/out/tree"], check=True)
     ran = pmuctl(lab, "host", "snapshot", "/out/tree")
@@ -41,7 +49,9 @@ def test_a_snapshot_shows_elsewhere_what_the_host_shows(lab: Lab, tmp_path: Path
     assert "--sysroot /out/tree" in ran.stderr
     lab.fetch("/out/tree", tmp_path / "tree")
     for words in (("pmu", "list", "-O"), ("pmu", "show", A72), ("pmu", "cpus")):
-        assert here(tmp_path / "tree", *words) == there(lab, *words)
+        assert without_probes(here(tmp_path / "tree", *words)) == without_probes(
+            there(lab, *words)
+        )
     shown = here(tmp_path / "tree", "host", "info")["host"]
     on_host = there(lab, "host", "info")["host"]
     assert {key: shown[key] for key in ALWAYS} == {key: on_host[key] for key in ALWAYS}

@@ -52,9 +52,9 @@ def test_affinity_first_then_pmu_counters_filter() -> None:
 
 
 def test_what_holds_already_needs_no_step() -> None:
-    vpmu = replace(FRESH, pmu=B, counters=2, allowed=CYCLES)
+    vpmu = replace(FRESH, pmu=B, pmu_is_set=True, counters=2, allowed=CYCLES)
     what = wanted(counters=2, filter=ONLY_CYCLES, cpus=CpuSet.parse("2-3"))
-    its = current(vpmu, mask="2-3", pmu_is_set=True)
+    its = current(vpmu, mask="2-3")
     assert plan(its, what) == ()
     assert plan(replace(its, sealed_by="it ran"), what) == ()
 
@@ -127,6 +127,6 @@ def test_an_empty_filter_on_a_vm_without_one_sends_nothing() -> None:
 
 
 def test_counters_are_set_again_after_another_pmu() -> None:
-    its = current(replace(FRESH, pmu=A, counters=3), pmu_is_set=True)
+    its = current(replace(FRESH, pmu=A, pmu_is_set=True, counters=3))
     values = [(s.attribute, s.value) for s in plan(its, wanted()) if isinstance(s, SetAttr)]
     assert values == [("SET_PMU", B), ("SET_NR_COUNTERS", 3)]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.probe_cache import FILE, from_json, read_kernel, to_json
+from pmuctl.host.probe_cache import from_json, read_kernel, to_json
+from pmuctl.host.runtime import PROBE_CACHE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import Probed
@@ -67,7 +68,7 @@ class Machine:
         self.boot_id.write_text("one\n")
         self.run = root / "run/pmuctl"
         self.run.parent.mkdir()
-        self.cache = self.run / FILE
+        self.cache = self.run / PROBE_CACHE
         self.types = [8, 9]
 
     def read(self, prober: Prober, *, uid: int | None = None, runtime: str = "") -> Probed:
@@ -95,7 +96,7 @@ def test_a_boot_is_probed_once(machine: Machine) -> None:
     assert prober.asked == 1
     assert stat.S_IMODE(machine.cache.stat().st_mode) == 0o644
     assert stat.S_IMODE(machine.run.stat().st_mode) == 0o755
-    assert [path.name for path in machine.run.iterdir()] == [FILE]
+    assert [path.name for path in machine.run.iterdir()] == [PROBE_CACHE]
 
 
 def test_another_boot_or_other_pmus_are_probed_anew(machine: Machine) -> None:
@@ -178,9 +179,9 @@ def test_a_linked_directory_is_neither_read_nor_written(machine: Machine) -> Non
     elsewhere = machine.root / "elsewhere"
     machine.run.rename(elsewhere)
     machine.run.symlink_to(elsewhere)
-    before = (elsewhere / FILE).read_text()
+    before = (elsewhere / PROBE_CACHE).read_text()
     assert machine.read(Prober()) == FOUND
-    assert (elsewhere / FILE).read_text() == before
+    assert (elsewhere / PROBE_CACHE).read_text() == before
 
 
 def test_a_pipe_holds_nobody_up(machine: Machine) -> None:
@@ -221,7 +222,7 @@ def test_a_user_reads_what_root_found_and_keeps_their_own(machine: Machine) -> N
     # root runs this, so what it makes here is believed too
     assert machine.read(Prober(), **user) == FOUND  # type: ignore[arg-type]
     assert not machine.cache.exists()
-    assert (runtime / "pmuctl" / FILE).exists()
+    assert (runtime / "pmuctl" / PROBE_CACHE).exists()
     assert machine.read(Prober(OTHER), **user) == FOUND  # type: ignore[arg-type]
 
 

@@ -22,7 +22,7 @@ from pmuctl.render.columns import UNKNOWN, Column, as_object, cell, choose, plai
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.problem import write_problem
 from pmuctl.render.table import write_record, write_table
-from pmuctl.render.text import ago, printable
+from pmuctl.render.text import printable
 
 
 @dataclass(frozen=True)
@@ -296,21 +296,6 @@ def test_markup_and_emoji_names_are_only_text() -> None:
 )
 def test_what_is_not_printable_is_an_escape(text: str, shown: str) -> None:
     assert printable(text) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-5, "0 s"),
-        (119, "119 s"),
-        (120, "2 min"),
-        (7199, "119 min"),
-        (7800, "2 h 10 min"),
-        (172800, "2 days"),
-    ],
-)
-def test_how_long_ago(seconds: int, text: str) -> None:
-    assert ago(1000, now=1000 + seconds) == text
 
 
 CLASSES = [
