@@ -55,8 +55,11 @@ class PmuctlError(Exception):
         nobody said."""
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asked pmuctl to end; `lost` is what it leaves unanswered, if anything."""
+class Stopped(BaseException):
+    """A signal asked pmuctl to end; `lost` is what it leaves unanswered, if anything.
+
+    It is no KeyboardInterrupt, which typer makes an exit status of its own of.
+    """
 
     def __init__(self, status: ExitStatus) -> None:
         super().__init__()
@@ -108,6 +111,10 @@ class RefusedError(PmuctlError):
 
 class PinnedError(RefusedError):
     """A vCPU thread may not run on any CPU it would have to, and a pin is never widened."""
+
+
+class NoVmError(RefusedError):
+    """The process that listens at a control socket has no KVM VM open: not yet, or no more."""
 
 
 class UnknownOutcomeError(PmuctlError):

@@ -172,8 +172,9 @@ class Env:
 
         def show() -> None:
             shown.set()
-            self.stderr.write(text)
-            self.stderr.flush()
+            with contextlib.suppress(OSError):
+                self.stderr.write(text)
+                self.stderr.flush()
 
         timer = threading.Timer(PROGRESS_SECONDS, show)
         timer.start()
@@ -183,7 +184,8 @@ class Env:
             timer.cancel()
             timer.join()
             if shown.is_set():
-                self.stderr.write("\r" + " " * len(text) + "\r")
+                with contextlib.suppress(OSError):
+                    self.stderr.write("\r" + " " * len(text) + "\r")
 
 
 def live_env(stdout: TextIO, stderr: TextIO) -> Env:

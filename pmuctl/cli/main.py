@@ -82,7 +82,11 @@ def _dispatch(argv: Sequence[str], env: "Env") -> int:
     try:
         with redirect_stdout(env.stdout):
             status = root().main(
-                args=list(argv), prog_name="pmuctl", standalone_mode=False, obj=env
+                args=list(argv),
+                prog_name="pmuctl",
+                standalone_mode=False,
+                obj=env,
+                complete_var="",
             )
             env.stdout.flush()
     except parser_error as error:

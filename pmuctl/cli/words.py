@@ -50,7 +50,7 @@ def _value(key: str, rest: Iterator[str]) -> str:
 def _parse_counters(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and int(text[:9]) <= COUNTERS_MAX):
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= COUNTERS_MAX):
         raise UsageError(
             f"{text}: not a number of counters", why=f"PMCR_EL0.N holds 0-{COUNTERS_MAX}"
         )

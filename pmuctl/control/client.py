@@ -20,6 +20,7 @@ from pmuctl.control.wire import Message, WireError
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,
+    NoVmError,
     PmuctlError,
     RefusedError,
     Stopped,
@@ -202,7 +203,12 @@ class Client:
                 f"uid {self.peer.uid} began to listen there, process {self.peer.pid} is uid {uid}"
             )
         if held is False:
-            raise self._untrusted(f"process {self.peer.pid} that listens there has no VM open")
+            raise NoVmError(
+                "its control socket is not believed",
+                subject=self.subject,
+                why=f"process {self.peer.pid} that listens there has no VM open",
+                fix=f"look at who made {self.entry.path}",
+            )
         if held is None and strictly:
             raise DeniedError(
                 "it cannot be checked that a VMM listens at its control socket",

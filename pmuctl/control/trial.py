@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 
 from pmuctl.control import wire
-from pmuctl.control.messages import COMMANDS
+from pmuctl.control.messages import COMMANDS, EVENTS
 from pmuctl.control.schema import Kind, Obj, SchemaError, Str
 from pmuctl.control.wire import Message
 from pmuctl.errors import DeniedError, NotFoundError, UnreachableError, UsageError
 
-EVENTS_MAX = 1000
+EVENTS_MAX = 100
 """Events that are kept while an answer is waited for: more are a flood."""
 
 ERROR = Obj({"class": Str(), "desc": Str()}, is_open=True)
@@ -121,6 +121,7 @@ class Line:
         self._decoder = wire.Decoder()
         self._count = 0
         self.events: list[Message] = []
+        self._passed = 0
         """Events that have come before an answer."""
 
     def __enter__(self) -> "Line":
@@ -167,8 +168,10 @@ class Line:
     def answer(self) -> Message:
         """The next message that is no event; raises Fault unless it has the form of an answer."""
         while "event" in (message := self.read()):
-            self.events.append(message)
-            if len(self.events) > EVENTS_MAX:
+            if message["event"] in EVENTS:
+                self.events.append(message)
+            self._passed += 1
+            if self._passed > EVENTS_MAX:
                 raise Fault("nothing but events comes")
         if ("return" in message) == ("error" in message):
             raise Fault("an answer has either return or error")
@@ -266,6 +269,8 @@ def open_peer(peer: Peer) -> None:
     except OSError as error:
         raise UnreachableError(
             f"{path}: nobody answers there",
-            why=error.strerror or f"no connection in {peer.deadline:g} s",
+            why=f"no connection in {peer.deadline:g} s"
+            if isinstance(error, TimeoutError)
+            else error.strerror or str(error),
             fix="start the VMM that should listen there",
         ) from None

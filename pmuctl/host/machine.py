@@ -4,6 +4,7 @@
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -110,9 +111,14 @@ def _file(sysfs: Sysfs, path: str) -> Iterator[Captured]:
 def write_capture(files: Iterable[Captured], root: Path) -> int:
     """Lay out a capture below a new or empty directory, as --sysroot reads it; returns its size.
 
-    Raises OSError: ENOTEMPTY where there is something already.
+    Raises OSError: ENOTEMPTY where there is something already, EPERM where others could put
+    links into it meanwhile.
     """
     root.mkdir(parents=True, exist_ok=True)
+    its = root.stat()
+    if its.st_uid != os.geteuid() or its.st_mode & stat.S_IWOTH:
+        why = "others may write to it"
+        raise OSError(errno.EPERM, why, str(root))
     if os.listdir(root):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(root))
     count = 0
@@ -122,6 +128,7 @@ def write_capture(files: Iterable[Captured], root: Path) -> int:
         if file.is_link:
             target.symlink_to(file.text)
         else:
-            target.write_bytes(file.text.encode(errors="surrogateescape"))
+            with open(target, "xb") as out:
+                out.write(file.text.encode(errors="surrogateescape"))
         count += 1
     return count

@@ -171,7 +171,7 @@ def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: s
                         file.write(text)
                     os.fchmod(fd, 0o644)
                 os.rename(name, PROBE_CACHE, src_dir_fd=folder, dst_dir_fd=folder)
-            except OSError:
+            except BaseException:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
                 raise

@@ -64,8 +64,12 @@ def list_vms(reach: Reach, names: Sequence[str] = ()) -> list[Vm]:
     for name in names:
         _check_form(name)
     entries = reach.entries()
-    with ThreadPoolExecutor(max_workers=ASKED_AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+    try:
         found = list(pool.map(lambda entry: _try_read(reach, entry), entries))
+    finally:
+        # whoever is stopped by a signal does not wait for the silent ones
+        pool.shutdown(wait=False, cancel_futures=True)
     if not names:
         return found
     matched = [[vm for vm in found if _is_called(vm, name)] for name in names]
@@ -106,8 +110,17 @@ def _find(reach: Reach, name: str, *, strictly: bool) -> Entry:
     if "/" not in name:
         found = [entry for entry in entries if entry.name == name]
     else:
-        paths = {vm.socket for vm in list_vms(reach) if _is_called(vm, name)}
+        vms = list_vms(reach)
+        paths = {vm.socket for vm in vms if _is_called(vm, name)}
         found = [entry for entry in entries if str(entry.path) in paths]
+        unasked = [vm for vm in vms if vm.state in (VmState.SILENT, VmState.DENIED)]
+        if not found and unasked:
+            raise UnreachableError(
+                "it may be one of the VMs that cannot be asked",
+                subject=name,
+                why=", ".join(f"{vm.name} is {vm.state}" for vm in unasked),
+                fix="pmuctl vm list",
+            )
     if not found:
         raise _not_found(name, [entry.name for entry in entries if entry.name])
     return choose_entry(found, name, uid=reach.uid, strictly=strictly)
@@ -212,10 +225,12 @@ def _state(answer: Any, vcpus: Sequence[VmVcpu]) -> VmState:
 
 
 def _try_read(reach: Reach, entry: Entry) -> Vm:
+    client = reach.client(entry)
     try:
-        with reach.client(entry) as client:
+        with client:
             return read_vm(client)
     except PmuctlError as error:
+        peer = getattr(client, "peer", None)
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
@@ -225,7 +240,8 @@ def _try_read(reach: Reach, entry: Entry) -> Vm:
             name=entry.name or str(entry.path),
             socket=str(entry.path),
             state=state,
-            owner=entry.owner,
+            pid=peer.pid if peer else None,
+            owner=peer.uid if peer else entry.owner,
             problem=error,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 
-from pmuctl.errors import NotFoundError, UnreachableError
+from pmuctl.errors import NotFoundError, NoVmError, UnreachableError
 from pmuctl.manage.vms import Reach, connected
 from pmuctl.model.vm import Vm, VmState, Window
 
@@ -61,7 +61,7 @@ def _ask(reach: Reach, name: str) -> Vm | None:
             return vm
     except NotFoundError:
         return None
-    except UnreachableError as error:
+    except (UnreachableError, NoVmError) as error:
         if error.errno == "ECONNREFUSED":
             return None
         return Vm(name=name, socket="", state=VmState.SILENT)

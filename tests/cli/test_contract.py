@@ -123,20 +123,27 @@ def test_a_full_disk_is_told(dump: Dump, words: tuple[str, ...]) -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_an_interrupt_ends_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
+@pytest.mark.parametrize("words", [("show", "web1"), ("list",), ("wait", "web1", "--for", "open")])
+def test_a_signal_ends_a_command_at_once_and_quietly(
+    tmp_path: Path, words: tuple[str, ...], number: signal.Signals, status: int
+) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
+        silent.settimeout(30)
         silent.bind(str(tmp_path / "web1.sock"))
         silent.listen()
         process = subprocess.Popen(
-            [*PMUCTL, "vm", "show", "web1"],
+            [*PMUCTL, "vm", *words, "--deadline", "60"],
             env={**os.environ, "PMUCTL_RUNTIME_DIR": str(tmp_path)},
             stderr=subprocess.PIPE,
             text=True,
         )
         with silent.accept()[0]:  # it is connected, and waits for a greeting
-            process.send_signal(signal.SIGINT)
-            _, text = process.communicate(timeout=30)
-    assert process.returncode == 130
+            process.send_signal(number)
+            _, text = process.communicate(timeout=20)
+    assert process.returncode == status
     assert "Traceback" not in text
 
 

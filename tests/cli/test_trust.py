@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 from pmuctl.control.registry import Entry
-from pmuctl.errors import UsageError
+from pmuctl.errors import ExitStatus, Stopped, UsageError
 from pmuctl.manage.vms import choose_entry
 from tests.cli.conftest import Machine
 from tests.fakes.peers import GREETING, RawClient, bad_server
 
 A72 = "armv8_cortex_a72"
+SILENCE: dict[str, Any] = {"no": "answer"}
 EVIL = "evil\x1b]0;owned\x07\nweb9  running\u202e"
 
 
@@ -51,6 +53,8 @@ def answering(answers: dict[str, Any]) -> Callable[[RawClient], None]:
             except EOFError:
                 return
             answer = answers.get(request["execute"], {})
+            if answer is SILENCE:
+                continue
             body = answer if "error" in answer else {"return": answer}
             client.send(json.dumps({"id": request["id"], **body}).encode())
 
@@ -97,6 +101,27 @@ def test_a_failure_without_an_account_is_an_unknown_outcome(
     assert told.status == 10
     assert "nothing was changed" not in told.stderr
     assert "pmuctl vm show web1" in told.stderr
+
+
+def test_a_signal_while_a_change_is_unanswered_says_so(machine: Machine) -> None:
+    machine.runtime.mkdir()
+
+    def stop(*_: object) -> None:
+        raise Stopped(ExitStatus.TERMINATED)
+
+    def serve(client: RawClient) -> None:
+        answering({"query-pmu": query(), "pmu-release": SILENCE})(client)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with bad_server(machine.runtime / "web1.sock", serve):
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            told = machine.run("vm", "release", "web1")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert told.status == 143
+    assert "pmu-release was sent, its outcome is not known" in told.stderr
 
 
 def test_a_vm_is_named_by_its_own_answer_on_the_connection_that_changes_it(

@@ -36,6 +36,8 @@ def test_a_default_alone_is_a_filter() -> None:
         ("counters two", "not a number of counters"),
         ("counters 32", "not a number of counters"),
         ("counters -1", "not a number of counters"),
+        ("counters 00000000099", "not a number of counters"),
+        ("counters " + "0" * 5000, "not a number of counters"),
         ("counters ٣", "not a number of counters"),
         ("filter", "its rules are missing"),
         ("filter basic", "not the beginning of a filter"),
