@@ -470,7 +470,7 @@ def run_command_lines(live: Sysfs, tmp_path: Path, server: ExitStack) -> None:
             stderr=err,
             environ={"PMUCTL_RUNTIME_DIR": "run"},
             uid=os.geteuid(),
-            procs=Procfs(proc),
+            processes=Procfs(proc),
             live=live,
             threads=vm.threads,
         )

@@ -3,21 +3,22 @@
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from pmuctl.cli.options import Options, When
 from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError, UsageError
-from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.host.threads import Threads
 from pmuctl.render.columns import Column, as_object, choose
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.problem import write_problem
 from pmuctl.render.text import printable
+
+if TYPE_CHECKING:
+    from pmuctl.host.procs import Procfs
+    from pmuctl.host.threads import Threads
 
 Row = TypeVar("Row")
 
@@ -34,9 +35,9 @@ class Env:
     stderr: TextIO
     environ: Mapping[str, str]
     uid: int
-    procs: Procfs
     live: Sysfs = field(default_factory=Sysfs)
-    threads: Threads = field(default_factory=Threads)
+    processes: "Procfs | None" = None
+    masks: "Threads | None" = None
     command: str = ""
     options: Options = field(default_factory=Options)
 
@@ -55,6 +56,20 @@ class Env:
     def sysfs(self) -> Sysfs:
         """The machine to look at: this one, or the captured tree of another."""
         return self.live if self.options.sysroot is None else Sysfs(self.options.sysroot)
+
+    @property
+    def procs(self) -> "Procfs":
+        """The processes of this machine."""
+        from pmuctl.host.procs import Procfs
+
+        return self.processes or Procfs()
+
+    @property
+    def threads(self) -> "Threads":
+        """The threads of this machine and their CPU masks."""
+        from pmuctl.host.threads import Threads
+
+        return self.masks or Threads()
 
     @property
     def format(self) -> Format:
@@ -167,6 +182,8 @@ class Env:
         if not self.stderr.isatty():
             yield
             return
+        import threading
+
         text = printable(f"waiting for {what} ...")
         shown = threading.Event()
 
@@ -195,5 +212,4 @@ def live_env(stdout: TextIO, stderr: TextIO) -> Env:
         stderr=stderr,
         environ=os.environ,
         uid=os.geteuid(),
-        procs=Procfs(),
     )

@@ -10,7 +10,6 @@ from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT
 from pmuctl.errors import NotFoundError
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
-from pmuctl.manage.cpus import scan_cpus
 from pmuctl.manage.pmus import scan_probed_pmus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.selector import match_pmus, parse_cpus, select_pmu
@@ -58,6 +57,8 @@ def pmu_cpus(
     ] = None,
 ) -> None:
     """List the CPUs: the PMU, the core model and the capacity of each."""
+    from pmuctl.manage.cpus import scan_cpus
+
     pmus = scan_pmus(env.sysfs, _scan_names(env))
     rows = scan_cpus(env.sysfs, pmus)
     if cpus is not None:

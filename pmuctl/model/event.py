@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Self
 
 from pmuctl.errors import NotFoundError, UsageError
+from pmuctl.model.pmu import format_code
 
 WIDEST_BITS = 16
 """PMUv3 for Armv8.1 and later numbers its events with 16 bits, Armv8.0 with 10."""
@@ -66,11 +67,6 @@ class EventSet:
 
 
 NO_EVENTS = EventSet()
-
-
-def format_code(event: int) -> str:
-    """An event number as pmuctl prints it: 0x and at least four hexadecimal digits."""
-    return f"0x{event:04x}"
 
 
 def format_events(events: EventSet, names: Mapping[str, int] | None = None) -> str:

@@ -19,8 +19,9 @@ from pmuctl.errors import (
     UsageError,
 )
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.event import EventSet, format_code
+from pmuctl.model.event import EventSet
 from pmuctl.model.filter import EventFilter, FilterRange, difference
+from pmuctl.model.pmu import format_code
 from pmuctl.model.vpmu import ATTR_NAMES, Vpmu, is_sealed, set_attr
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,

@@ -56,3 +56,8 @@ class OtherPmu:
     name: str
     type: int | None
     cpumask: CpuSet | None
+
+
+def format_code(event: int) -> str:
+    """An event number as pmuctl prints it: 0x and at least four hexadecimal digits."""
+    return f"0x{event:04x}"

@@ -2,11 +2,13 @@
 """What is shown of CPU PMUs: their columns, and those of their events and of CPUs."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pmuctl.manage.cpus import Cpu
-from pmuctl.model.event import format_code
-from pmuctl.model.pmu import Pmu
+from pmuctl.model.pmu import Pmu, format_code
 from pmuctl.render.columns import UNKNOWN, Column, known
+
+if TYPE_CHECKING:
+    from pmuctl.manage.cpus import Cpu
 
 EVENT_COLUMNS: Sequence[Column[tuple[str, int]]] = (
     Column(name="NAME", help="its name in sysfs", value=lambda event: event[0]),
@@ -76,7 +78,7 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
     ),
 )
 
-CPU_COLUMNS: Sequence[Column[Cpu]] = (
+CPU_COLUMNS: "Sequence[Column[Cpu]]" = (
     Column(name="CPU", help="its number", value=lambda cpu: cpu.number, is_number=True),
     Column(name="PMU", help="the PMU that counts on it", value=lambda cpu: cpu.pmu),
     Column(

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from pmuctl.manage.settings import Change
 from pmuctl.manage.vcpus import PlacedVcpu
-from pmuctl.model.event import format_code
 from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, VmVcpu, Window
 from pmuctl.render.columns import UNKNOWN, Column, Shape, known
 

@@ -57,9 +57,9 @@ class Machine:
             stderr=stderr,
             environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},
             uid=uid,
-            procs=Procfs(self.proc),
+            processes=Procfs(self.proc),
             live=Sysfs(self.root),
-            threads=FakeThreads({k: v for its in self.vms for k, v in its.threads.masks.items()}),
+            masks=FakeThreads({k: v for its in self.vms for k, v in its.threads.masks.items()}),
         )
 
     def start(self, vm: FakeVm, path: Path | None = None) -> FakeVm:

@@ -92,7 +92,7 @@ def test_waiting_ends_when_it_is_so(machine: Machine, state: str) -> None:
     }
     assert not reached(machine, state)
     out, err = io.StringIO(), io.StringIO()
-    env = replace(machine.env(out, err), threads=vm.threads)
+    env = replace(machine.env(out, err), masks=vm.threads)
     words = ("vm", "wait", "web1", "--for", state, "--timeout", PATIENCE)
     with soon(acts[state]):
         assert main(words, env) == 0

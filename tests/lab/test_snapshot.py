@@ -29,7 +29,7 @@ def there(lab: Lab, *words: str) -> Any:
 def here(root: Path, *words: str) -> Any:
     """What pmuctl says on this machine of a captured tree, as JSON."""
     out, err = io.StringIO(), io.StringIO()
-    env = Env(stdout=guarded(out), stderr=err, environ={}, uid=0, procs=Procfs(root))
+    env = Env(stdout=guarded(out), stderr=err, environ={}, uid=0, processes=Procfs(root))
     assert main([*words, "-J", "--sysroot", str(root)], env) == 0, err.getvalue()
     return json.loads(out.getvalue())
 
