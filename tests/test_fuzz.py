@@ -472,7 +472,7 @@ def run_command_lines(live: Sysfs, tmp_path: Path, server: ExitStack) -> None:
             uid=os.geteuid(),
             processes=Procfs(proc),
             live=live,
-            threads=vm.threads,
+            masks=vm.threads,
         )
         with told(seed, argv):
             status = main(argv, env)
