@@ -52,6 +52,8 @@ def cases(sysroot: Path) -> list[Case]:
             Case(name="virsh list", command=[*driver, "list"]),
             Case(name="virsh complete", command=[*driver, "complete", "--", "dominfo", ""]),
         ]
+    else:
+        print("no virsh to compare with: install libvirt-clients", file=sys.stderr)
     return found
 
 
