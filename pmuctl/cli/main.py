@@ -106,7 +106,8 @@ def _usage_error(error: Any) -> PmuctlError:
     fix = f"{command} --help"
     if type(error).__name__ == "NoSuchOption" and context and command.count(" ") < 2:
         fix = f"options go after the command: pmuctl NOUN VERB {error.option_name}"
-    return UsageError(error.format_message().rstrip("."), fix=fix)
+    message = " ".join(error.format_message().split())
+    return UsageError(message.rstrip("."), fix=fix)
 
 
 def _report(error: PmuctlError, argv: Sequence[str], env: "Env") -> int:

@@ -36,9 +36,7 @@ def vm_list(
     with env.waiting_for("control sockets"):
         vms = list_vms(_reach(env), vm or ())
     env.write_rows("vms", VM_COLUMNS, vms, empty="no VM with a control socket")
-    for its in vms:
-        if its.problem is not None:
-            env.warn(its.problem)
+    _warn_of(env, vms)
 
 
 @command(app, "show", OUTPUT, REACH)
@@ -63,11 +61,13 @@ def vm_vcpus(
     """List vCPUs: where their threads may be, and whether they can leave their PMU."""
     with env.waiting_for("control sockets"):
         vms = list_vms(_reach(env), vm or ())
+    for its in vms if vm else ():
+        # of one that is named, no answer is no list
+        if its.problem is not None:
+            raise its.problem
     rows = list(scan_vcpus(vms, scan_pmus(env.sysfs), env.procs, env.threads))
     env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU of a VM with a control socket")
-    for its in vms:
-        if its.problem is not None:
-            env.warn(its.problem)
+    _warn_of(env, vms)
 
 
 @command(app, "wait", TALK, REACH)
@@ -98,10 +98,11 @@ def vm_wait(
         return is_aligned(its, list(placed))
 
     with env.waiting_for(f"{vm} to be {awaited}"):
-        reached = wait_for(_reach(env), vm, awaited, timeout=timeout, is_aligned=aligned)
-    if not reached:
-        env.say(f"{vm}: not {awaited} after {timeout:g} s")
-    return ExitStatus.OK if reached else ExitStatus.NO
+        seen = wait_for(_reach(env), vm, awaited, timeout=timeout, is_aligned=aligned)
+    if seen is None:
+        return ExitStatus.OK
+    env.say(f"{vm}: not {awaited} after {timeout:g} s: {seen}")
+    return ExitStatus.NO
 
 
 @command(app, "set", OUTPUT, REACH, CHANGE)
@@ -143,6 +144,12 @@ def vm_release(env: Env, vm: VmName) -> None:
     with env.waiting_for(vm), connected(_reach(env), vm, strictly=True) as (client, its):
         change = release_vm(client, its, dry_run=env.options.dry_run)
     _write_changes(env, [change], ())
+
+
+def _warn_of(env: Env, vms: Sequence[Vm]) -> None:
+    for vm in vms:
+        if vm.problem is not None:
+            env.warn(vm.problem)
 
 
 def _reach(env: Env) -> Reach:

@@ -154,9 +154,9 @@ class Trials:
         with peer.ready() as line:
             state = line.state()
             if state.get("window") != "open":
-                raise Skipped("the window is not open")
+                raise Fault("the window is not open: this wants a VM that waits")
             if state.get("pmu") is not None or state.get("filter") is not None:
-                raise Skipped("something was applied to this VM before")
+                raise Fault("something was applied to this VM before: this wants a fresh one")
             self._set(line, state, FIRST)
 
     def _set(self, line: Line, state: Message, its: EventFilter) -> list[str]:

@@ -32,39 +32,48 @@ def wait_for(
     *,
     timeout: float | None,
     is_aligned: Callable[[Vm], bool | None],
-) -> bool:
-    """Ask until the VM is as awaited, True, or `timeout` seconds have passed, False.
+) -> str | None:
+    """Ask until the VM is as awaited, None, or `timeout` seconds have passed: what was seen last.
 
     A VM that is not there yet, or does not answer, is asked again; raises what `connected` raises
     for all else. A silent one takes no longer than the time that is left, or ANSWER_SECONDS.
     """
+    told = ""
     until = None if timeout is None else time.monotonic() + timeout
     while True:
         if until is not None:
             left = max(until - time.monotonic(), ANSWER_SECONDS)
             reach = replace(reach, deadline=min(reach.deadline, left))
-        if _holds(_ask(reach, name), awaited, is_aligned):
-            return True
+        vm, seen = _ask(reach, name)
+        if _holds(vm, awaited, is_aligned):
+            return None
+        if seen != told:
+            reach.trace(f"{name}: {seen}")
+            told = seen
         pause = POLL_SECONDS
         if until is not None:
             left = until - time.monotonic()
             if left <= 0:
-                return False
+                return seen
             pause = min(pause, left)
         time.sleep(pause)
 
 
-def _ask(reach: Reach, name: str) -> Vm | None:
-    """The VM, None where it is not there or its VMM has ended; a silent one is neither."""
+def _ask(reach: Reach, name: str) -> tuple[Vm | None, str]:
+    """The VM, None where it is not there or its VMM has ended, and how it is in words.
+
+    A silent one is neither.
+    """
     try:
         with connected(reach, name) as (_, vm):
-            return vm
+            return vm, f"{vm.state}, window {vm.window}"
     except NotFoundError:
-        return None
+        return None, "there is no such VM"
     except (UnreachableError, NoVmError) as error:
         if error.errno == "ECONNREFUSED":
-            return None
-        return Vm(name=name, socket="", state=VmState.SILENT)
+            return None, "its VMM has ended"
+        silent = Vm(name=name, socket="", state=VmState.SILENT)
+        return silent, error.why or error.message
 
 
 def _holds(vm: Vm | None, awaited: Awaited, is_aligned: Callable[[Vm], bool | None]) -> bool:

@@ -59,6 +59,11 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
             fix=f"choose one of: {have}",
             errno="ENXIO",
         )
+    if text.startswith("cpus/"):
+        covered = ", ".join(f"{pmu.name} covers {pmu.cpus}" for pmu in pmus)
+        raise NotFoundError(
+            f"{text}: no PMU covers all of these CPUs", why=covered or None, fix="pmuctl pmu cpus"
+        )
     near = get_close_matches(text, [pmu.name for pmu in pmus], n=3, cutoff=0.5)
     if text.startswith("core/"):
         cores = ", ".join(dict.fromkeys(str(core) for pmu in pmus for core in pmu.cores))

@@ -97,6 +97,8 @@ def test_a_vm_that_does_not_answer_is_a_warning(machine: Machine) -> None:
     assert {row["vm"] for row in json.loads(ran.stdout)["vcpus"]} == {"web1"}
     warning = json.loads(ran.stderr)["warning"]
     assert (warning["object"], warning["exit"]) == ("dead", 3)
+    named = machine.run("vm", "vcpus", "dead")
+    assert (named.status, named.stdout) == (3, "")
 
 
 def test_no_vm_is_an_empty_list(machine: Machine) -> None:
