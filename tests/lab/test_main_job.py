@@ -176,7 +176,7 @@ def test_one_pmu_for_all_needs_no_name(lab_one: Lab) -> None:
 
 
 def listed(lab: Lab, name: str) -> list[dict[str, Any]]:
-    """The rows of `vm list` for this VM: sockets of VMMs that other tests killed are there, too."""
+    """The rows of `vm list` for this VM; VMMs that other tests killed are there, too."""
     rows = json.loads(pmuctl(lab, "vm", "list", "-J").stdout)["vms"]
     return [row for row in rows if row["name"] == name]
 
