@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl run: a VMM executed in place, and the supervisor that opens its window."""

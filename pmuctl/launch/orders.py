@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `pmuctl run` asks of the supervisor: the settings for every VM its VMM makes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmuctl.control.door import filter_from, filter_message
+from pmuctl.control.wire import Message
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.filter import EventFilter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What to apply, and what to do where that cannot be.
+
+    `pmu` is a perf type and its PMU's name, None where the VM is to keep what KVM chooses (then
+    there is no filter either). `affinity` is what the VMM's threads are narrowed to until its
+    vCPUs run, and its vCPU threads for good; None leaves masks alone. `attributes` and
+    `event_bits` are what this kernel's KVM has. `timeout` ends a VMM that is held (seconds).
+    With `best_effort` a VM starts even where the settings cannot be applied.
+    """
+
+    name: str
+    socket: Path
+    command: tuple[str, ...]
+    pmu: tuple[int, str] | None = None
+    filter: EventFilter | None = None
+    affinity: CpuSet | None = None
+    attributes: frozenset[int] = frozenset()
+    event_bits: int | None = None
+    hold: bool = False
+    timeout: float | None = None
+    best_effort: bool = False
+
+    def encode(self) -> bytes:
+        """As one JSON text, which `decode` reads."""
+        message: Message = {
+            "name": self.name,
+            "socket": str(self.socket),
+            "command": list(self.command),
+            "pmu": self.pmu and list(self.pmu),
+            "filter": self.filter and filter_message(self.filter),
+            "affinity": None if self.affinity is None else str(self.affinity),
+            "attributes": sorted(self.attributes),
+            "event-bits": self.event_bits,
+            "hold": self.hold,
+            "timeout": self.timeout,
+            "best-effort": self.best_effort,
+        }
+        return json.dumps(message).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> "Orders":
+        """The inverse of `encode`: it comes from the same program, not from outside."""
+        its: Mapping[str, Any] = json.loads(text)
+        return cls(
+            name=its["name"],
+            socket=Path(its["socket"]),
+            command=tuple(its["command"]),
+            pmu=its["pmu"] and tuple(its["pmu"]),
+            filter=its["filter"] and filter_from(its["filter"]),
+            affinity=None if its["affinity"] is None else CpuSet.parse(its["affinity"]),
+            attributes=frozenset(its["attributes"]),
+            event_bits=its["event-bits"],
+            hold=its["hold"],
+            timeout=its["timeout"],
+            best_effort=its["best-effort"],
+        )
