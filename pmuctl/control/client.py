@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's client: one connection, one deadline, and a check of who answers."""
+"""The control socket's client: one connection, one deadline, and whom it speaks with."""
 
 import itertools
 import os
@@ -8,7 +8,6 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -16,11 +15,11 @@ from pmuctl.control import wire
 from pmuctl.control.messages import COMMANDS
 from pmuctl.control.registry import Entry
 from pmuctl.control.schema import SchemaError
+from pmuctl.control.trust import Peer, Vmm, believe, untrusted
 from pmuctl.control.wire import Message, WireError
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,
-    NoVmError,
     PmuctlError,
     RefusedError,
     Stopped,
@@ -30,15 +29,6 @@ from pmuctl.errors import (
     UsageError,
 )
 from pmuctl.host.procs import Procfs
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who listens at the other end, by SO_PEERCRED (unix(7)): as it was when it began to."""
-
-    pid: int
-    uid: int
-    gid: int
 
 
 class Client:
@@ -180,59 +170,21 @@ class Client:
     def _check_peer(self) -> Peer:
         size = struct.calcsize("3i")
         raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        peer = Peer(*struct.unpack("iII", raw))
+        pid, uid, gid = struct.unpack("iII", raw)
         owner = self.entry.owner
-        if owner is not None and peer.uid != owner:
-            raise self._untrusted(f"its peer is uid {peer.uid}, its directory is uid {owner}'s")
-        if peer.pid <= 0:
-            raise self._untrusted("its peer is in another pid namespace")
-        self._started = self._procs.start_time(peer.pid)
-        return peer
+        if owner is not None and uid != owner:
+            raise untrusted(self.entry, f"its peer is uid {uid}, its directory is uid {owner}'s")
+        if pid <= 0:
+            raise untrusted(self.entry, "its peer is in another pid namespace")
+        return Peer(pid, uid, gid, self._procs.start_time(pid))
 
-    def check_holds_kvm(self, *, strictly: bool) -> None:
-        """Believe the peer only if its process has a KVM VM open.
+    def believe(self, pid: int, *, strictly: bool) -> Vmm:
+        """The VMM, where the peer named `pid` as that in `query-pmu`; raises as trust.believe."""
+        return believe(self.entry, self.peer, pid, self._procs, strictly=strictly)
 
-        Where this user may not look, a question may still be asked, a change (`strictly`) not.
-        """
-        held = self._procs.holds_kvm(self.peer.pid)
-        uid = self._procs.uid(self.peer.pid)
-        # who began to listen may be gone, and its pid another user's by now; root's is believed,
-        # for a VMM may have begun as root
-        if self.peer.uid != 0 and uid not in (None, self.peer.uid):
-            raise self._untrusted(
-                f"uid {self.peer.uid} began to listen there, process {self.peer.pid} is uid {uid}"
-            )
-        if held is False:
-            raise NoVmError(
-                "its control socket is not believed",
-                subject=self.subject,
-                why=f"process {self.peer.pid} that listens there has no VM open",
-                fix=f"look at who made {self.entry.path}",
-            )
-        if held is None and strictly:
-            raise DeniedError(
-                "it cannot be checked that a VMM listens at its control socket",
-                subject=self.subject,
-                why=f"/proc/{self.peer.pid}/fd may not be read by this user",
-                fix="run pmuctl as root or as the user of the VM",
-            )
-
-    def threads(self) -> frozenset[int]:
-        """The thread ids of the peer: only these are believed to be its vCPUs' threads.
-
-        None where another process has its pid by now.
-        """
-        threads = self._procs.threads(self.peer.pid)
-        is_same = self._procs.start_time(self.peer.pid) == self._started
-        return threads if is_same else frozenset()
-
-    def _untrusted(self, why: str) -> RefusedError:
-        return RefusedError(
-            "its control socket is not believed",
-            subject=self.subject,
-            why=why,
-            fix=f"look at who made {self.entry.path}",
-        )
+    def threads(self, vmm: Vmm) -> frozenset[int]:
+        """The thread ids of the VMM: only these are believed to be its vCPUs' threads."""
+        return vmm.threads(self._procs)
 
     def _greet(self) -> None:
         try:

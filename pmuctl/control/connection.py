@@ -25,7 +25,7 @@ class Connection:
         # ucred is pid, uid, gid, as they were at connect(2) (unix(7), SO_PEERCRED)
         size = struct.calcsize("3i")
         ucred = its_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        _, self.uid, _ = struct.unpack("iII", ucred)
+        self.pid, self.uid, _ = struct.unpack("iII", ucred)
         self.may_change = self.uid in (0, os.geteuid())
         self.is_ready = False
         """Whether it has sent qmp_capabilities."""

@@ -3,13 +3,15 @@
 
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pmuctl.control import wire
 from pmuctl.control.connection import Connection
 from pmuctl.control.door import filter_from
 from pmuctl.control.messages import COMMANDS, Command, describe_messages
+from pmuctl.control.refusals import ApplyError
 from pmuctl.control.schema import SchemaError
-from pmuctl.control.settings import ApplyError, Settings
+from pmuctl.control.settings import Settings
 from pmuctl.control.wire import Message
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import SetAttr, Step, Wanted
@@ -18,6 +20,9 @@ ID_MAX = 1024
 """Bytes of JSON a request's id may have: the answer repeats it."""
 STEPS_TOLD = 1000
 
+OnChange = Callable[[str, tuple[str, ...]], None]
+"""Told who made a change ("uid 0, pid 4121", as SO_PEERCRED says) and its steps in words."""
+
 ERRORS = (*wire.ERROR_CLASSES, "CommandNotFound", "GenericError")
 """Every class of error that an answer can have."""
 
@@ -25,13 +30,19 @@ ERRORS = (*wire.ERROR_CLASSES, "CommandNotFound", "GenericError")
 class Dispatcher:
     """Answers requests with the settings of one VM; events go to `tell`, as name and data."""
 
-    def __init__(self, settings: Settings, tell: Callable[[str, Message], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tell: Callable[[str, Message], None],
+        on_change: OnChange | None = None,
+    ) -> None:
         self._settings = settings
         self._tell = tell
-        self._commands: dict[str, Callable[[Message], object]] = {
-            "query-commands": lambda _: [{"name": name} for name in COMMANDS],
-            "query-schema": lambda _: describe_messages(ERRORS),
-            "query-pmu": lambda _: self._settings.query(),
+        self._on_change = on_change
+        self._commands: dict[str, Callable[[Message, Connection], object]] = {
+            "query-commands": lambda *_: [{"name": name} for name in COMMANDS],
+            "query-schema": lambda *_: describe_messages(ERRORS),
+            "query-pmu": lambda *_: self._settings.query(),
             "pmu-apply": self._apply,
             "pmu-release": self._release,
         }
@@ -65,22 +76,27 @@ class Dispatcher:
             asker.is_ready = True
             return {"return": {}}
         assert isinstance(arguments, dict)
-        return self._carry_out(command, self._commands[name], arguments)
+        return self._carry_out(command, self._commands[name], arguments, asker)
 
     def _carry_out(
-        self, command: Command, function: Callable[[Message], object], arguments: Message
+        self,
+        command: Command,
+        function: Callable[[Message, Connection], object],
+        arguments: Message,
+        asker: Connection,
     ) -> Message:
         try:
-            result = function(arguments)
+            result = function(arguments, asker)
             command.result.check(result, "return")
         except ApplyError as refused:
+            self._note_change(asker, refused.applied)
             return {"error": self._refused(refused)}
         # the VM outlives whatever its own Door raises, SystemExit too, and the admin hears of it
         except BaseException as fault:
             return _error("GenericError", f"the VMM failed: {_words(fault)}")
         return {"return": result}
 
-    def _apply(self, arguments: Message) -> Message:
+    def _apply(self, arguments: Message, asker: Connection) -> Message:
         cpus, wanted_filter = arguments.get("cpus"), arguments.get("filter")
         counters = arguments.get("counters")
         wanted = Wanted(
@@ -92,6 +108,8 @@ class Dispatcher:
         )
         dry_run = bool(arguments.get("dry-run"))
         done = self._settings.apply(wanted, dry_run=dry_run)
+        if not dry_run:
+            self._note_change(asker, done)
         steps = _step_messages(done, "planned" if dry_run else "done")
         if steps and not dry_run:
             self._tell("PMU_APPLIED", {"steps": steps})
@@ -106,7 +124,14 @@ class Dispatcher:
             self._tell("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
         return message
 
-    def _release(self, _: Message) -> Message:
+    def _note_change(self, asker: Connection, steps: Sequence[Step]) -> None:
+        if self._on_change is not None and steps:
+            by = f"uid {asker.uid}, pid {asker.pid}"
+            # it was done, whatever becomes of the note
+            with suppress(Exception):
+                self._on_change(by, tuple(step.words() for step in steps))
+
+    def _release(self, *_: object) -> Message:
         return {"outcome": "released" if self._settings.release() else "unchanged"}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the control server sees of the VMM it lives in, and filters as they stand on the wire."""
+"""What the control server sees of its VMM, and filters as they stand on the wire."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,29 +12,36 @@ from pmuctl.model.filter import Action, EventFilter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VcpuStatus:
-    """One vCPU as its VMM knows it: its thread, and how far it is."""
+    """One vCPU as its VMM knows it: its thread, and how far it is.
+
+    `tid` is None where it is not known (yet) which thread runs it.
+    """
 
     index: int
-    tid: int
+    tid: int | None
     initialised: bool
     has_run: bool
 
 
 class Door(Protocol):
-    """What pmuctl needs of the VMM it lives in. Called from the server's thread.
+    """What pmuctl needs of a VMM: the one it lives in, or one that it supervises.
 
-    `vmm` is what the VMM calls itself.
+    `vmm` is what the VMM calls itself. Called from the server's thread.
     """
 
     name: str
     uuid: str | None
     vmm: str
 
+    @property
+    def pid(self) -> int:
+        """The VMM's process: os.getpid() where the server lives in it."""
+
     def vcpus(self) -> Sequence[VcpuStatus]:
-        """Every vCPU of the VM."""
+        """Every vCPU of the VM; none before the VMM has made one."""
 
     def has_vpmu(self) -> bool:
-        """Whether the vCPUs were made with the feature KVM_ARM_VCPU_PMU_V3."""
+        """Whether the vCPUs are, or will be, made with the feature KVM_ARM_VCPU_PMU_V3."""
 
     def event_bits(self) -> int | None:
         """The width of KVM's event space, 10 or 16; None where it is not known."""

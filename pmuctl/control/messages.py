@@ -36,7 +36,14 @@ FILTER: Mapping[str, Kind] = {
     "default": Str(words=("allow", "deny")),
     "except": List(Tuple((Int(most=0xFFFF), Int(least=1, most=1 << 16))), most=1 << 15),
 }
-VCPU = _reply({"index": Int(), "tid": Int(least=1), "initialised": Bool(), "has-run": Bool()})
+VCPU = _reply(
+    {
+        "index": Int(),
+        "tid": Nullable(Int(least=1)),
+        "initialised": Bool(),
+        "has-run": Bool(),
+    }
+)
 STEPS = List(
     _reply({"attribute": Str(), "words": Str(), "outcome": Str(words=("done", "planned"))}),
 )

@@ -15,9 +15,10 @@ from pathlib import Path
 from pmuctl.control.messages import VM_NAME
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
-from pmuctl.host.runtime import PATH_RUN, PATH_USERS
+from pmuctl.host.runtime import PATH_RUN, PATH_USERS, PROBE_CACHE
 
 SUFFIX = ".sock"
+RECORD_SUFFIX = ".json"
 SUN_PATH_MAX = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the terminating zero (unix(7))."""
 LISTEN_BACKLOG = 16
@@ -60,21 +61,39 @@ def file_name(name: str) -> str:
     """The file name of a VM's socket; raises UsageError for what may not be a VM's name."""
     if not VM_NAME.fullmatch(name):
         raise UsageError(f"{name}: not a name for a VM", why=f"it must match {VM_NAME.pattern}")
+    if name + RECORD_SUFFIX == PROBE_CACHE:
+        raise UsageError(
+            f"{name}: not a name for a VM", why=f"{PROBE_CACHE} is what pmuctl knows of KVM"
+        )
     return name + SUFFIX
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of the VM with this socket is: NAME.json beside NAME.sock."""
+    return path.with_name(path.name.removesuffix(SUFFIX) + RECORD_SUFFIX)
+
+
+def runtime_dirs(
+    environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
+) -> list[tuple[Path, int | None]]:
+    """The directories to look for this user's sockets in, each with the `owner` of its entries."""
+    if named := environ.get("PMUCTL_RUNTIME_DIR"):
+        return [(Path(named), None)]
+    found: list[tuple[Path, int | None]] = [(run, None)]
+    if uid == 0:
+        names = filter(_UID.fullmatch, _listdir(users))
+        found += [(users / name / "pmuctl", int(name)) for name in names]
+    elif runtime := environ.get("XDG_RUNTIME_DIR"):
+        found.append((Path(runtime) / "pmuctl", uid))
+    return found
 
 
 def scan_sockets(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
 ) -> list[Entry]:
     """Every control socket this user may ask about, by name; sockets only, and no links."""
-    if named := environ.get("PMUCTL_RUNTIME_DIR"):
-        return list(_entries(Path(named)))
-    found = list(_entries(run))
-    if uid == 0:
-        for directory in filter(_UID.fullmatch, _listdir(users)):
-            found += _entries(users / directory / "pmuctl", int(directory))
-    elif runtime := environ.get("XDG_RUNTIME_DIR"):
-        found += _entries(Path(runtime) / "pmuctl", uid)
+    directories = runtime_dirs(environ, uid, run=run, users=users)
+    found = [entry for its, owner in directories for entry in _entries(its, owner)]
     return sorted(found, key=lambda entry: (entry.name or "", str(entry.path)))
 
 
@@ -188,7 +207,7 @@ def _bind(
     its = path.lstat()
     stack.callback(_remove, path, its, patience)
     _open_to_group(path, its, group)
-    _write_record(path, procs)
+    _write_process(path, procs)
     listener.listen(LISTEN_BACKLOG)
     return listener
 
@@ -214,18 +233,18 @@ def _remove(path: Path, its: os.stat_result, patience: float) -> None:
         # no other socket has its inode number as long as the listener is open
         if os.path.samestat(path.lstat(), its):
             path.unlink()
-            _record(path).unlink(missing_ok=True)
+            _pid_file(path).unlink(missing_ok=True)
 
 
-def _record(path: Path) -> Path:
+def _pid_file(path: Path) -> Path:
     return path.with_name(path.name + ".pid")
 
 
-def _write_record(path: Path, procs: Procfs) -> None:
-    record = _record(path)
-    record.unlink(missing_ok=True)
+def _write_process(path: Path, procs: Procfs) -> None:
+    pid_file = _pid_file(path)
+    pid_file.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(record, flags, 0o644), "w", encoding="ascii") as file:
+    with open(os.open(pid_file, flags, 0o644), "w", encoding="ascii") as file:
         file.write(f"{os.getpid()} {procs.start_time(os.getpid())}\n")
 
 
@@ -254,7 +273,7 @@ def _clear_stale(path: Path, procs: Procfs) -> None:
 def _recorded_process(path: Path, procs: Procfs) -> int | None:
     try:
         # whatever lies there: no link is followed, a fifo is not waited for
-        fd = os.open(_record(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(_pid_file(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
             match = _RECORD.fullmatch(file.read(64) or b"")
     except OSError:

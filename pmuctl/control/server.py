@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's server, for VMMs to embed: a thread that serves one VM's settings.
+"""The control socket's server, for a VMM to embed or for its supervisor: a thread of its own.
 
     with Server(door) as server:
         server.wait_for_release()      # pmu-apply is served meanwhile
@@ -21,7 +21,7 @@ from types import TracebackType
 from pmuctl import __version__
 from pmuctl.control import registry
 from pmuctl.control.connection import Connection
-from pmuctl.control.dispatch import Dispatcher
+from pmuctl.control.dispatch import Dispatcher, OnChange
 from pmuctl.control.door import Door, VcpuStatus
 from pmuctl.control.settings import Settings
 from pmuctl.control.wire import Message, WireError
@@ -49,12 +49,15 @@ class Server:
         sysfs: Sysfs | None = None,
         threads: Threads | None = None,
         stall: float = STALL_SECONDS,
+        on_change: OnChange | None = None,
     ) -> None:
         """`path` is the socket's; by default NAME.sock in this user's runtime directory.
 
         `stall` is how many seconds a client may leave a request half sent, or an answer unread.
-        Entering the context raises what registry.claim() and registry.own_dir() raise, and
-        UsageError for a VM whose name is none.
+        `on_change` is called in the server's thread after each change that a client has made,
+        also if only a part of it was done; what it raises is passed over. Entering the context
+        raises what registry.claim() and registry.own_dir() raise, and UsageError for a VM whose
+        name is none.
         """
         self._door = door
         self._path = path
@@ -65,7 +68,7 @@ class Server:
             lambda: scan_pmu_types(its_sysfs),
             threads or Threads(),
         )
-        self._dispatcher = Dispatcher(self.settings, self._broadcast)
+        self._dispatcher = Dispatcher(self.settings, self._broadcast, on_change)
         self._connections: list[Connection] = []
         self._wake_write: socket.socket | None = None
         self._ending = False

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PMU settings of one VM, kept by its VMM: what was applied, and the transaction that applies.
+"""The PMU settings of one VM: what was applied, and the transaction that applies.
 
-KVM cannot be asked for the PMU or the filter of a VM, and takes them only from the VMM itself, so
-this object is the one place that knows.
+KVM cannot be asked for the PMU or the filter of a VM, so this object is the one place that knows.
+It is kept by the VMM, the only one that KVM takes them from, or by the VMM's supervisor.
 """
 
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,36 +12,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from pmuctl.control.door import Door, filter_message
+from pmuctl.control.refusals import ApplyError, no_vcpu, refused
 from pmuctl.control.wire import Message
-from pmuctl.errors import NotFoundError, PmuctlError, RefusedError
+from pmuctl.errors import NotFoundError, PmuctlError
 from pmuctl.host.kvm import pack_filter, pack_nr_counters, pack_pmu
 from pmuctl.host.threads import Threads
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.filter import Action, EventFilter, FilterRange
-from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan, refusal
+from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
-
-
-class ApplyError(Exception):
-    """A refusal, the step that met it, and what had been applied before and stays so.
-
-    `dry_run` tells that nothing was to be applied anyway.
-    """
-
-    def __init__(
-        self,
-        cause: PmuctlError,
-        step: Step | None,
-        applied: Sequence[Step],
-        *,
-        dry_run: bool = False,
-    ) -> None:
-        super().__init__(cause.message)
-        self.dry_run = dry_run
-        self.cause = cause
-        self.step = step
-        self.applied = tuple(applied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +77,26 @@ class Settings:
             self._seal = Seal(by, int(time.time()))
             self.closed.set()
 
+    def adopt(self, wanted: Wanted) -> None:
+        """Take these settings, which were applied by other means, as those that stand.
+
+        What is None stays as it is; a filter takes the place of the one that stood.
+        """
+        with self._lock:
+            self._pmu = (wanted.type, wanted.name)
+            if wanted.counters is not None:
+                self._counters = wanted.counters
+            if wanted.filter is not None:
+                self._filter, self._default = wanted.filter, wanted.filter.default
+                bits = self._door.event_bits() or WIDEST_BITS
+                # to allow everything takes no call, so there is no filter then
+                self._allowed = wanted.filter.allowed(bits) if wanted.filter.ranges() else None
+
+    def placed(self) -> Mapping[int, CpuSet]:
+        """The threads that were put on other CPUs, each with its mask before the first time."""
+        with self._lock:
+            return {tid: its.before for tid, its in self._placed.items()}
+
     @property
     def closed_by(self) -> str | None:
         """What closed the window; None while it is open."""
@@ -114,7 +113,7 @@ class Settings:
                 "name": self._door.name,
                 "uuid": self._door.uuid,
                 "vmm": self._door.vmm,
-                "pid": os.getpid(),
+                "pid": self._door.pid,
                 "window": window,
                 "waiting": self._seal is None,
                 "since": self._seal.since if self._seal else None,
@@ -148,6 +147,8 @@ class Settings:
             try:
                 self._check_name(wanted)
                 steps = plan(current, wanted)
+                if steps and not self._door.vcpus():
+                    raise no_vcpu()
             except PmuctlError as error:
                 raise ApplyError(error, None, (), dry_run=dry_run) from error
             if not dry_run:
@@ -179,9 +180,11 @@ class Settings:
             attributes=frozenset(attr for attr in ATTR_NAMES if has_pmu and door.has_attr(attr)),
             event_bits=door.event_bits() or WIDEST_BITS,
         )
+        its = [Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus]
         return Vpmu(
             kernel=kernel,
-            vcpus=tuple(Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus),
+            # before there is one, what would hold for the first
+            vcpus=tuple(its or [Vcpu(has_pmu=has_pmu)]),
             pmu=self._pmu[0] if self._pmu else None,
             pmu_is_set=self._pmu is not None,
             counters=self._counters,
@@ -198,6 +201,8 @@ class Settings:
         vpmu = self._vpmu(wanted)
         threads: dict[int, Thread] = {}
         for vcpu in self._door.vcpus() if wanted.cpus else ():
+            if vcpu.tid is None:
+                continue
             with suppress(OSError):  # a vCPU whose thread has ended stays on no CPU
                 threads[vcpu.index] = self._thread(vcpu.tid)
         return Current(
@@ -223,13 +228,13 @@ class Settings:
                     may = current.threads[step.vcpu].may
                     self._placed[step.tid] = replace(step, before=may)
                 else:
-                    self._door.set_attr(step.vcpu, step.attr, _payload(step))
+                    self._door.set_attr(step.vcpu, step.attr, payload(step))
                     state = accepted(state, step.attr, step.value)
                     self._remember(step, state)
             except Exception as error:
                 if not any(isinstance(its, SetAttr) for its in done):
                     done = [its for its in reversed(done) if not self._undo(its)][::-1]
-                raise ApplyError(_refused(step, error, state, current), step, done) from error
+                raise ApplyError(refused(step, error, state, current), step, done) from error
             done.append(step)
 
     def _remember(self, step: SetAttr, state: Vpmu) -> None:
@@ -259,29 +264,11 @@ class Settings:
         return False
 
 
-def _payload(step: SetAttr) -> bytes:
+def payload(step: SetAttr) -> bytes:
+    """What the kernel's pointer of this call points to."""
     if isinstance(step.value, FilterRange):
         its = step.value
         return pack_filter(its.base, its.nevents, its.action.kernel_value())
     if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
         return pack_pmu(step.value)
     return pack_nr_counters(step.value)
-
-
-def _refused(step: Step, error: Exception, state: Vpmu, current: Current) -> PmuctlError:
-    if not isinstance(error, OSError):
-        return RefusedError(
-            "the VMM failed at a step, which may have been done or not",
-            why=f"{type(error).__name__}; the step: {step.words()}",
-        )
-    number = error.errno or errno.EIO
-    if isinstance(step, SetAttr):
-        return refusal(step, number, state, current.sealed_by)
-    why = error.strerror or str(error)
-    if number == errno.EINVAL:
-        why = "none of these CPUs is online and in the thread's cpuset cgroup (EINVAL)"
-    return RefusedError(
-        f"vCPU {step.vcpu} could not be put on {step.cpus}",
-        why=why,
-        errno=errno.errorcode.get(number),
-    )

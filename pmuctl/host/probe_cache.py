@@ -2,14 +2,12 @@
 """What the probes found, kept for as long as this boot lasts: probing takes tenths of a second."""
 
 import contextlib
-import json
 import os
-import secrets
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmuctl.host import kept
 from pmuctl.host.runtime import PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
@@ -121,57 +119,16 @@ def from_json(document: Mapping[str, Any]) -> Probed:
     return probed
 
 
-@contextlib.contextmanager
-def _opened(path: str | Path, flags: int, **options: Any) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, **options)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _is_safe(fd: int, owners: set[int]) -> bool:
-    """Whether nobody but these can have written here."""
-    its = os.fstat(fd)
-    return its.st_uid in owners and not its.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
 def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> Probed | None:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        with _opened(directory, os.O_PATH | os.O_DIRECTORY) as folder:
-            if not _is_safe(folder, owners):
-                return None
-            # a FIFO must not hold us up
-            with _opened(PROBE_CACHE, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder) as fd:
-                if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_safe(fd, owners):
-                    return None
-                with open(fd, "rb", closefd=False) as file:
-                    data = file.read(SIZE_LIMIT + 1)
-        document = json.loads(data)
-        if isinstance(document, dict) and document.get("key") == dict(key):
+    document = kept.load(directory, PROBE_CACHE, owners=owners, limit=SIZE_LIMIT)
+    if isinstance(document, dict) and document.get("key") == dict(key):
+        with contextlib.suppress(ValueError, KeyError):
             return from_json(document["probed"])
     return None
 
 
 def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: set[int]) -> None:
     """Whole or not at all; where it cannot be, there is no cache and no error."""
-    text = json.dumps({"key": key, "probed": to_json(probed)}, indent=1) + "\n"
-    name = f".{PROBE_CACHE}.{secrets.token_hex(8)}"
+    document = {"key": key, "probed": to_json(probed)}
     with contextlib.suppress(OSError):
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir()
-            directory.chmod(0o755)  # whatever the umask is
-        with _opened(directory, os.O_RDONLY | os.O_DIRECTORY) as folder:
-            if not _is_safe(folder, owners):
-                return
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                with _opened(name, flags, mode=0o600, dir_fd=folder) as fd:
-                    with open(fd, "w", encoding="utf-8", closefd=False) as file:
-                        file.write(text)
-                    os.fchmod(fd, 0o644)
-                os.rename(name, PROBE_CACHE, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=folder)
-                raise
+        kept.store(directory, PROBE_CACHE, document, owners=owners, limit=SIZE_LIMIT)

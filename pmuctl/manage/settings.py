@@ -15,6 +15,7 @@ from pmuctl.errors import (
     RefusedError,
     SealedError,
     UnknownOutcomeError,
+    UnsupportedError,
     UsageError,
 )
 from pmuctl.host.cpus import read_online
@@ -105,7 +106,9 @@ def set_vm(client: Client, vm: Vm, request: Request, machine: Machine, *, dry_ru
 
 def release_vm(client: Client, vm: Vm, *, dry_run: bool) -> Change:
     """Let a VM that waits with its window open go on; `unchanged` where it does not wait."""
-    if dry_run:
+    if vm.state is VmState.ORPHANED:
+        outcome = "unchanged"
+    elif dry_run:
         outcome = "planned" if vm.state is VmState.WAITING else "unchanged"
     else:
         answer: Any = client.execute("pmu-release")
@@ -116,17 +119,34 @@ def release_vm(client: Client, vm: Vm, *, dry_run: bool) -> Change:
 def _check_possible(request: Request, vm: Vm) -> None:
     """Refuse what no PMU could change, before one has to be named."""
     error: PmuctlError | None = None
-    if vm.window is Window.NONE:
+    if vm.state is VmState.ORPHANED:
+        error = sealed(_first_attribute(request), f"{vm.by}, and only that could make the calls")
+        error.fix = _at_the_next_start(vm)
+    elif vm.window is Window.NONE:
         error = no_vpmu()
     elif request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
-        error = no_attribute("SET_NR_COUNTERS")
+        error = _no_lasting_counters() if vm.supervised else no_attribute("SET_NR_COUNTERS")
     elif vm.window is Window.SEALED and vm.pmu is None:
-        error = sealed("SET_PMU" if request.pmu else "FILTER", vm.by)
+        error = sealed(_first_attribute(request), vm.by)
         error.fix = _at_the_next_start(vm)
     if error is not None:
         error.subject = vm.name
         error.now = NOTHING_CHANGED
         raise error
+
+
+def _first_attribute(request: Request) -> str:
+    if request.pmu is not None:
+        return "SET_PMU"
+    return "FILTER" if request.filter is not None else "SET_NR_COUNTERS"
+
+
+def _no_lasting_counters() -> UnsupportedError:
+    return UnsupportedError(
+        "the counters of a VM that pmuctl run supervises cannot be chosen",
+        why="its VMM writes PMCR_EL0 back after its PMU's INIT, so a limit would not last",
+        fix="use a VMM that serves the control socket itself: see pmuctl-protocol(7)",
+    )
 
 
 def _choose_pmu(request: Request, vm: Vm, sysfs: Sysfs) -> Pmu:
@@ -192,6 +212,10 @@ def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: Threads) -> Pmuctl
 
 
 def _at_the_next_start(vm: Vm) -> str:
+    if vm.supervised:
+        return (
+            f"choose it when {vm.name} is started again: pmuctl run has options for it, or --hold"
+        )
     return f"set it at the next start of {vm.name}, while its window is open (before vm release)"
 
 

@@ -4,7 +4,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +22,7 @@ from pmuctl.errors import (
     UsageError,
 )
 from pmuctl.host.procs import Procfs
+from pmuctl.manage.supervised import orphan, refused_start, with_record
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 
@@ -75,7 +76,7 @@ def list_vms(reach: Reach, names: Sequence[str] = ()) -> list[Vm]:
     matched = [[vm for vm in found if _is_called(vm, name)] for name in names]
     for name, its in zip(names, matched, strict=True):
         if not its:
-            raise _not_found(name, [vm.name for vm in found])
+            raise _not_found(reach, name, [vm.name for vm in found])
     return [vm for vm in found if any(vm in its for its in matched)]
 
 
@@ -86,12 +87,21 @@ def connected(reach: Reach, name: str, *, strictly: bool = False) -> Iterator[tu
     What is asked and changed on the connection is that VM's: it is named anew by its own answer.
     With `strictly`, where something is to be changed, its peer must be known to be a VMM, and a
     VM of another user's directory is not meant by a name or a UUID, which anybody can claim.
-    Raises NotFoundError where there is none, UsageError where two VMs hold the name, and what
-    Client raises.
+    To an orphaned VM there is no connection: its client is not to be used. Raises NotFoundError
+    where there is none, UsageError where two VMs hold the name, and what Client raises.
     """
     entry = _find(reach, name, strictly=strictly)
-    with reach.client(entry) as client:
-        vm = read_vm(client, strictly=strictly)
+    with ExitStack() as stack:
+        client = reach.client(entry)
+        try:
+            stack.enter_context(client)
+        except UnreachableError as error:
+            its = orphan(entry, reach.procs) if _is_dead(error) else None
+            if its is None:
+                raise
+            vm = its
+        else:
+            vm = with_record(read_vm(client, strictly=strictly), entry, reach.procs)
         if not _is_called(vm, name):
             raise NotFoundError(
                 "there is no such VM with this control socket",
@@ -122,7 +132,7 @@ def _find(reach: Reach, name: str, *, strictly: bool) -> Entry:
                 fix="pmuctl vm list",
             )
     if not found:
-        raise _not_found(name, [entry.name for entry in entries if entry.name])
+        raise _not_found(reach, name, [entry.name for entry in entries if entry.name])
     return choose_entry(found, name, uid=reach.uid, strictly=strictly)
 
 
@@ -166,8 +176,8 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
     With `strictly` a peer that cannot be checked is refused. Raises what Client raises, and
     RefusedError for a VM that answers to another name than its socket has.
     """
-    client.check_holds_kvm(strictly=strictly)
     answer: Any = client.execute("query-pmu")
+    vmm = client.believe(answer["pid"], strictly=strictly)
     entry = client.entry
     if entry.name not in (None, answer["name"]):
         raise RefusedError(
@@ -176,7 +186,10 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
             why=f"it calls itself {answer['name']}",
             fix=f"look at who made {entry.path}",
         )
-    threads = client.threads()
+    threads = client.threads(vmm)
+    # of a supervised process that has no VM yet nothing is true of one
+    is_made = vmm.has_vm is not False
+    window = Window(answer["window"])
     vcpus = tuple(
         VmVcpu(
             index=its["index"],
@@ -184,7 +197,7 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
             initialised=its["initialised"],
             has_run=its["has-run"],
         )
-        for its in answer["vcpus"]
+        for its in (answer["vcpus"] if is_made else ())
     )
     if answer["filter"] and filter_from(answer["filter"]).exceptions - EventSet.space(WIDEST_BITS):
         raise RefusedError(
@@ -197,12 +210,12 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
     return Vm(
         name=answer["name"],
         socket=str(entry.path),
-        state=_state(answer, vcpus),
+        state=_state(answer, vcpus) if is_made else VmState.STARTING,
         uuid=answer["uuid"],
         vmm=answer["vmm"],
-        pid=client.peer.pid,
-        owner=client.peer.uid,
-        window=Window(answer["window"]),
+        pid=vmm.pid,
+        owner=vmm.uid,
+        window=None if window is Window.OPEN and not is_made else window,
         since=answer["since"],
         by=answer["by"],
         attributes=tuple(answer["attributes"]),
@@ -213,6 +226,7 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
         filter=its_filter and filter_from(its_filter),
         filter_origin=its_filter and its_filter["origin"],
         vcpus=vcpus,
+        supervised=vmm.is_supervised,
     )
 
 
@@ -228,13 +242,15 @@ def _try_read(reach: Reach, entry: Entry) -> Vm:
     client = reach.client(entry)
     try:
         with client:
-            return read_vm(client)
+            return with_record(read_vm(client), entry, reach.procs)
     except PmuctlError as error:
+        if _is_dead(error) and (vm := orphan(entry, reach.procs)):
+            return vm
         peer = getattr(client, "peer", None)
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
-        elif isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED":
+        elif _is_dead(error):
             state = VmState.DEAD
         return Vm(
             name=entry.name or str(entry.path),
@@ -246,6 +262,10 @@ def _try_read(reach: Reach, entry: Entry) -> Vm:
         )
 
 
+def _is_dead(error: PmuctlError) -> bool:
+    return isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED"
+
+
 def _is_called(vm: Vm, name: str) -> bool:
     kind, slash, rest = name.partition("/")
     if slash and kind == "uuid":
@@ -255,7 +275,9 @@ def _is_called(vm: Vm, name: str) -> bool:
     return vm.name == name
 
 
-def _not_found(name: str, names: Sequence[str]) -> NotFoundError:
+def _not_found(reach: Reach, name: str, names: Sequence[str]) -> NotFoundError:
+    if reach.socket is None and (refused := refused_start(name, reach.environ, reach.uid)):
+        return refused
     near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
     near = [its for its in names if its.lower() in near]
     if _UUID.fullmatch(name):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from pmuctl.errors import NotFoundError, NoVmError, UnreachableError
+from pmuctl.manage.supervised import RefusedStartError
 from pmuctl.manage.vms import Reach, connected
 from pmuctl.model.vm import Vm, VmState, Window
 
@@ -67,6 +68,8 @@ def _ask(reach: Reach, name: str) -> tuple[Vm | None, str]:
     try:
         with connected(reach, name) as (_, vm):
             return vm, f"{vm.state}, window {vm.window}"
+    except RefusedStartError as error:
+        return None, error.why or error.message
     except NotFoundError:
         return None, "there is no such VM"
     except (UnreachableError, NoVmError) as error:

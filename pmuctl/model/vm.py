@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM of this host as its control socket tells of it."""
+"""A VM of this host as its control socket, or its record, tells of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from pmuctl.errors import PmuctlError
 from pmuctl.model.filter import EventFilter
@@ -15,8 +16,10 @@ class VmState(StrEnum):
     WAITING = "waiting"
     """its window is open, and it waits to be released"""
     STARTING = "starting"
-    """its window is closed or it does not wait, but no vCPU has run"""
+    """its window is closed or it does not wait, or its VMM has not made it yet; no vCPU has run"""
     RUNNING = "running"
+    ORPHANED = "orphaned"
+    """the process goes on without its supervisor: it cannot be asked, only its record is known"""
     DEAD = "dead"
     """nobody listens at its control socket"""
     DENIED = "denied"
@@ -36,7 +39,7 @@ class Window(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmVcpu:
-    """One vCPU; `tid` is None where the thread the VMM names is not one of its own."""
+    """One vCPU; `tid` is None where the thread the VMM names is not one of its own, or unknown."""
 
     index: int
     tid: int | None
@@ -53,14 +56,25 @@ class VmPmu:
     origin: str
 
 
+class Applied(NamedTuple):
+    """A change of a VM's settings: when (seconds since the epoch), by whom, the steps in words."""
+
+    when: int
+    by: str
+    steps: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
     """One VM. `owner` is the user id its VMM runs as; `since` is in seconds since the epoch, `by`
     what sealed its window.
 
     `counters` and `filter` are None where they were never set; `event_names` maps the names of
-    its PMU's events to codes, where they were looked up. `problem` is why a VM could not be asked,
-    and then all else but its name and socket is unknown (None).
+    its PMU's events to codes, where they were looked up. `supervised` tells that another process
+    than the VMM serves its socket (pmuctl run); from the record of such a VM come the `command`
+    that started it and the changes that were `applied`. `problem` is why a VM could not be asked,
+    and then all else but its name and socket is unknown (None); of an orphaned one that is known
+    which its record has.
     """
 
     name: str
@@ -82,4 +96,7 @@ class Vm:
     filter_origin: str | None = None
     vcpus: tuple[VmVcpu, ...] | None = None
     event_names: Mapping[str, int] = field(default_factory=dict)
+    supervised: bool = False
+    command: tuple[str, ...] | None = None
+    applied: tuple[Applied, ...] = ()
     problem: PmuctlError | None = None

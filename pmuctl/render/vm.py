@@ -9,6 +9,7 @@ from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, VmVcpu, Window
 from pmuctl.render.columns import UNKNOWN, Column, Shape, known
+from pmuctl.render.text import printable
 
 VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
     Column(name="VCPU", help="its number", value=lambda vcpu: vcpu.index, is_number=True),
@@ -42,10 +43,23 @@ def filter_plain(value: EventFilter) -> dict[str, object]:
 FILTER_SHAPE = Shape(text=filter_summary, plain=filter_plain)
 
 
+_UNASKED = (VmState.DEAD, VmState.DENIED, VmState.SILENT)
+
+
+def _if_known(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
+    """Of a VM that could not be asked nothing is known, but for what a record tells."""
+    return lambda vm: UNKNOWN if vm.state in _UNASKED else get(vm)
+
+
 def _if_asked(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
-    """Of a VM that could not be asked nothing is known."""
-    unasked = (VmState.DEAD, VmState.DENIED, VmState.SILENT)
-    return lambda vm: UNKNOWN if vm.state in unasked else get(vm)
+    """What only a VM itself can tell."""
+    return lambda vm: UNKNOWN if vm.state in (*_UNASKED, VmState.ORPHANED) else get(vm)
+
+
+def _command_line(words: Sequence[str]) -> str:
+    import shlex
+
+    return printable(shlex.join(words))
 
 
 def _pmu_name(vm: Vm) -> object:
@@ -59,13 +73,13 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(name="NAME", help="the VM's name", value=lambda vm: vm.name),
     Column(
         name="STATE",
-        help="waiting, starting, running, dead, denied, silent",
+        help="waiting, starting, running, orphaned, dead, denied, silent",
         value=lambda vm: vm.state,
     ),
     Column(
         name="PID",
         help="the process of its VMM",
-        value=_if_asked(lambda vm: vm.pid),
+        value=_if_known(lambda vm: vm.pid),
         is_number=True,
     ),
     Column(
@@ -74,22 +88,22 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
         value=_if_asked(lambda vm: len(vm.vcpus or ())),
         is_number=True,
     ),
-    Column(name="PMU", help="the PMU it was given", value=_if_asked(_pmu_name)),
+    Column(name="PMU", help="the PMU it was given", value=_if_known(_pmu_name)),
     Column(
         name="FILTER",
         help="its event filter",
-        value=_if_asked(lambda vm: vm.filter),
+        value=_if_known(lambda vm: vm.filter),
         shape=FILTER_SHAPE,
     ),
     Column(
         name="WINDOW",
         help="whether KVM still takes settings: open, sealed, none",
-        value=_if_asked(lambda vm: vm.window),
+        value=_if_known(lambda vm: known(vm.window)),
     ),
     Column(
         name="SEALED-BY",
         help="what closed its window",
-        value=_if_asked(lambda vm: vm.by),
+        value=_if_known(lambda vm: vm.by),
         shown=False,
     ),
     Column(
@@ -102,14 +116,14 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="PMU-TYPE",
         help="the perf type of its PMU",
-        value=_if_asked(lambda vm: vm.pmu and vm.pmu.type),
+        value=_if_known(lambda vm: vm.pmu and vm.pmu.type),
         is_number=True,
         shown=False,
     ),
     Column(
         name="PMU-ORIGIN",
         help="who says which PMU it has",
-        value=_if_asked(lambda vm: vm.pmu and vm.pmu.origin),
+        value=_if_known(lambda vm: vm.pmu and vm.pmu.origin),
         shown=False,
     ),
     Column(
@@ -128,13 +142,13 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="RULES",
         help="its event filter, as vm set takes it",
-        value=_if_asked(lambda vm: vm.filter and vm.filter.words(vm.event_names)),
+        value=_if_known(lambda vm: vm.filter and vm.filter.words(vm.event_names)),
         shown=False,
     ),
     Column(
         name="FILTER-ORIGIN",
         help="who says which filter it has",
-        value=_if_asked(lambda vm: vm.filter_origin),
+        value=_if_known(lambda vm: vm.filter_origin),
         shown=False,
     ),
     Column(
@@ -159,12 +173,32 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="OWNER",
         help="the user id its VMM runs as",
-        value=_if_asked(lambda vm: vm.owner),
+        value=_if_known(lambda vm: vm.owner),
         is_number=True,
         shown=False,
     ),
     Column(name="UUID", help="its UUID", value=_if_asked(lambda vm: vm.uuid), shown=False),
     Column(name="SOCKET", help="its control socket", value=lambda vm: vm.socket, shown=False),
+    Column(
+        name="COMMAND",
+        help="the command that pmuctl run started",
+        value=_if_known(lambda vm: vm.command),
+        shown=False,
+        shape=Shape(text=_command_line, plain=list),
+    ),
+    Column(
+        name="APPLIED-BY",
+        help="who set it last under pmuctl run",
+        value=_if_known(lambda vm: vm.applied[-1].by if vm.applied else None),
+        shown=False,
+    ),
+    Column(
+        name="APPLIED-AT",
+        help="when that was, in seconds since the epoch",
+        value=_if_known(lambda vm: vm.applied[-1].when if vm.applied else None),
+        is_number=True,
+        shown=False,
+    ),
     Column(
         name="VCPU-LIST",
         help="its vCPUs",

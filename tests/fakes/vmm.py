@@ -4,6 +4,7 @@
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pmuctl.control.server import VcpuStatus
@@ -57,6 +58,7 @@ class FakeVm:
         cpus: str = "0-3",
     ) -> None:
         self.name = name
+        self.pid = os.getpid()
         attributes = frozenset(ATTR_NAMES)
         if not has_nr_counters:
             attributes -= {KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS}
@@ -124,8 +126,39 @@ class FakeVm:
             self.ran[n] = True
 
 
-def fake_proc(root: Path, pid: int, *, holds_kvm: bool = True, tids: Sequence[int] = ()) -> Path:
-    """A procfs in which `pid` has a KVM VM open, or has not, and these threads."""
+class SupervisedVm(FakeVm):
+    """A `Door` to a VMM that is another process, `pid`; at first it has made no vCPU.
+
+    So is a VM behind the socket of pmuctl run: its counters cannot be set, and which thread runs
+    a vCPU is not known before it has run.
+    """
+
+    vmm = "supervised"
+    uuid = None
+
+    def __init__(self, pid: int, name: str = "web1") -> None:
+        super().__init__(name, has_nr_counters=False)
+        self.pid = pid
+        self.is_made = False
+
+    def vcpus(self) -> Sequence[VcpuStatus]:
+        its = super().vcpus() if self.is_made else []
+        return [vcpu if vcpu.has_run else replace(vcpu, tid=None) for vcpu in its]
+
+
+def fake_proc(
+    root: Path,
+    pid: int,
+    *,
+    holds_kvm: bool = True,
+    tids: Sequence[int] = (),
+    uid: int | None = None,
+    start: int | None = None,
+) -> Path:
+    """A procfs in which `pid` has a KVM VM open, or has not, and these threads.
+
+    Its user and start time (clock ticks since boot) cannot be told unless they are given.
+    """
     fds = root / str(pid) / "fd"
     fds.mkdir(parents=True, exist_ok=True)
     for old in fds.iterdir():
@@ -133,6 +166,10 @@ def fake_proc(root: Path, pid: int, *, holds_kvm: bool = True, tids: Sequence[in
     (fds / "0").symlink_to("/dev/null")
     if holds_kvm:
         (fds / "9").symlink_to("anon_inode:kvm-vm")
+    if uid is not None:
+        (root / str(pid) / "status").write_text(f"Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
+    if start is not None:
+        (root / str(pid) / "stat").write_text(f"{pid} (x) S {'0 ' * 18}{start} 0\n")
     for tid in tids:
         (root / str(pid) / "task" / str(tid)).mkdir(parents=True, exist_ok=True)
     return root

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pmuctl.control.wire import MESSAGE_MAX, encode
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,
+    NoVmError,
     PmuctlError,
     RefusedError,
     SealedError,
@@ -453,10 +454,10 @@ def test_a_peer_without_a_vm_is_not_believed(path: Path, procs: Procfs, *, stric
     fake_proc(procs.root, os.getpid(), holds_kvm=False)
     with client(path, procs=procs) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.check_holds_kvm(strictly=strictly)
+            its.believe(its.peer.pid, strictly=strictly)
     with client(path, procs=Procfs(procs.root / "empty")) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.check_holds_kvm(strictly=strictly)
+            its.believe(its.peer.pid, strictly=strictly)
 
 
 class Unreadable(Procfs):
@@ -469,9 +470,9 @@ class Unreadable(Procfs):
 @pytest.mark.usefixtures("vm")
 def test_a_peer_that_cannot_be_checked_may_be_asked_and_not_changed(path: Path) -> None:
     with client(path, procs=Unreadable()) as its:
-        its.check_holds_kvm(strictly=False)
+        its.believe(its.peer.pid, strictly=False)
         with pytest.raises(DeniedError):
-            its.check_holds_kvm(strictly=True)
+            its.believe(its.peer.pid, strictly=True)
 
 
 @pytest.mark.usefixtures("vm")
@@ -481,7 +482,7 @@ def test_thread_ids_that_are_not_the_peers_do_not_count(path: Path, procs: Procf
         (procs.root / str(os.getpid()) / "task" / name).mkdir()
     with client(path, procs=procs) as its:
         vcpus = read_vm(its).vcpus
-        assert its.threads() == {1002}
+        assert its.threads(its.believe(its.peer.pid, strictly=True)) == {1002}
     assert vcpus is not None
     assert [vcpu.tid for vcpu in vcpus] == [None, 1002]
 
@@ -492,9 +493,10 @@ def test_threads_of_a_process_that_took_over_the_pid_do_not_count(
 ) -> None:
     started(procs, 1000)
     with client(path, procs=procs) as its:
-        assert its.threads() == {1001, 1002}
+        vmm = its.believe(its.peer.pid, strictly=True)
+        assert its.threads(vmm) == {1001, 1002}
         started(procs, 1001)
-        assert its.threads() == frozenset()
+        assert its.threads(vmm) == frozenset()
 
 
 @pytest.mark.usefixtures("vm")
@@ -503,47 +505,69 @@ def test_a_pid_that_is_another_users_by_now_is_not_believed(path: Path, procs: P
     told(procs, "status", f"Name:\tx\nUid:\t{ME}\t{ME + 1}\t{ME}\t{ME}\n")
     with client(path, procs=procs) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.check_holds_kvm(strictly=True)
+            its.believe(its.peer.pid, strictly=True)
+
+
+LISTENER = """
+import os, socket, sys
+its = socket.socket(fileno=int(sys.argv[1]))
+os.setresuid(65534, 65534, 65534)
+its.listen()
+"""
+
+
+@contextmanager
+def nobodys_server(path: Path, script: Script, count: int) -> Iterator[int]:
+    """A server that, to SO_PEERCRED, is a process of uid 65534, and the pid of that."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", LISTENER, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+        ) as process:
+            assert process.wait(PATIENCE) == 0
+
+        def serve() -> None:
+            for _ in range(count):
+                with RawClient(listener.accept()[0]) as peer:
+                    script(peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield process.pid
+        thread.join()
 
 
 @pytest.mark.skipif(ME != 0, reason="only root can be another user")
 def test_a_pid_that_is_another_users_by_now_is_not_believed_by_root(
     path: Path, tmp_path: Path
 ) -> None:
-    listener_of = """
-import os, socket, sys
-its = socket.socket(fileno=int(sys.argv[1]))
-os.setresuid(65534, 65534, 65534)
-its.listen()
-"""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        with subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", listener_of, str(listener.fileno())],
-            pass_fds=[listener.fileno()],
-        ) as process:
-            assert process.wait(PATIENCE) == 0
-        procs = Procfs(fake_proc(tmp_path / "proc", process.pid))
-        status = procs.root / str(process.pid) / "status"
-
-        def serve() -> None:
-            for _ in range(2):
-                with RawClient(listener.accept()[0]) as peer:
-                    begins(peer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        status.write_text("Name:\tx\nUid:\t65534\t65534\t65534\t65534\n")
+    with nobodys_server(path, begins, 2) as pid:
+        procs = Procfs(fake_proc(tmp_path / "proc", pid, uid=65534))
         with client(path, procs=procs) as its:
-            its.check_holds_kvm(strictly=True)
-        status.write_text("Name:\tx\nUid:\t65534\t1000\t65534\t65534\n")
+            its.believe(pid, strictly=True)
+        fake_proc(procs.root, pid, uid=1000)
         with client(path, procs=procs) as its:
             with pytest.raises(RefusedError, match="not believed") as caught:
-                its.check_holds_kvm(strictly=True)
-        thread.join()
-    assert caught.value.why == (
-        f"uid 65534 began to listen there, process {process.pid} is uid 1000"
-    )
+                its.believe(pid, strictly=True)
+    assert caught.value.why == f"uid 65534 began to listen there, process {pid} is uid 1000"
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can be another user")
+def test_a_user_speaks_for_no_process_of_another_in_the_true_proc(path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    claims = iter([1, os.getpid(), ended.pid, (1 << 63) - 1])
+
+    def claim(peer: RawClient) -> None:
+        begins(peer)
+        answers(peer, {"return": PMU | {"pid": next(claims)}})
+
+    with nobodys_server(path, claim, 4):
+        for cls in (RefusedError, RefusedError, NoVmError, NoVmError):
+            with client(path) as its, pytest.raises(cls, match="not believed") as caught:
+                read_vm(its)
+            assert type(caught.value) is cls
 
 
 @pytest.mark.usefixtures("vm")

@@ -18,9 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.registry import SUN_PATH_MAX, claim, file_name, own_dir, scan_sockets
+from pmuctl.control.registry import (
+    SUN_PATH_MAX,
+    claim,
+    file_name,
+    own_dir,
+    record_path,
+    runtime_dirs,
+    scan_sockets,
+)
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
+from pmuctl.host.runtime import PROBE_CACHE
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -67,6 +76,32 @@ def stat_of(root: Path, pid: int, start: int) -> None:
 
 
 # Names and places
+
+
+def test_no_record_takes_the_place_of_what_is_kept_beside_it() -> None:
+    name = PROBE_CACHE.removesuffix(".json")
+    assert record_path(Path(f"/run/pmuctl/{name}.sock")).name == PROBE_CACHE
+    with pytest.raises(UsageError, match="not a name for a VM"):
+        file_name(name)
+    assert file_name(f"{name}2") == f"{name}2.sock"
+
+
+def test_each_user_looks_in_the_directories_of_root_and_their_own(place: Path) -> None:
+    run, users = place / "run", place / "user"
+    for name in ("1000", "7", "x", "01"):
+        (users / name).mkdir(parents=True)
+    both = {"run": run, "users": users}
+    assert runtime_dirs({}, 0, **both) == [
+        (run, None),
+        (users / "1000" / "pmuctl", 1000),
+        (users / "7" / "pmuctl", 7),
+    ]
+    assert runtime_dirs({}, 7, **both) == [(run, None)]
+    assert runtime_dirs({"XDG_RUNTIME_DIR": "/x"}, 7, **both) == [
+        (run, None),
+        (Path("/x/pmuctl"), 7),
+    ]
+    assert runtime_dirs({"PMUCTL_RUNTIME_DIR": "/y"}, 0, **both) == [(Path("/y"), None)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from qemu.qmp import ExecuteError, QMPClient
 
 from pmuctl.control.connection import Connection
+from pmuctl.control.dispatch import OnChange
 from pmuctl.control.messages import COMMANDS
 from pmuctl.control.server import CLIENTS_MAX, READERS_MAX, Server, VcpuStatus
 from pmuctl.control.wire import ERROR_CLASSES, MESSAGE_MAX, encode
@@ -55,16 +56,21 @@ class Room:
         self._servers, self._clients = servers, clients
         self.vm = FakeVm()
 
-    def start(self, vm: FakeVm | None = None, *, stall: float = PATIENCE) -> Server:
+    def start(self, vm: FakeVm | None = None, **its: Any) -> Server:
         """A server of this VM until the end of the test."""
         self.vm = vm or self.vm
-        self.server = self._servers.enter_context(self.make(stall=stall))
+        self.server = self._servers.enter_context(self.make(**its))
         return self.server
 
-    def make(self, *, stall: float = PATIENCE) -> Server:
+    def make(self, *, stall: float = PATIENCE, on_change: OnChange | None = None) -> Server:
         """A server whose context is not entered yet."""
         return Server(
-            self.vm, self.path, sysfs=Sysfs(self.root), threads=self.vm.threads, stall=stall
+            self.vm,
+            self.path,
+            sysfs=Sysfs(self.root),
+            threads=self.vm.threads,
+            stall=stall,
+            on_change=on_change,
         )
 
     def client(self) -> RawClient:
@@ -269,6 +275,46 @@ def fuzzed(room: Room) -> RawClient:
     """A client of a server that may be asked anything, many times."""
     room.start()
     return room.client()
+
+
+# Who is told of changes
+
+
+def test_who_changes_something_is_told_with_the_steps(room: Room) -> None:
+    told: list[tuple[str, tuple[str, ...], str]] = []
+
+    def note(by: str, steps: tuple[str, ...]) -> None:
+        told.append((by, steps, threading.current_thread().name))
+
+    room.start(on_change=note)
+    client = room.client()
+    client.ask("pmu-apply", **A72, dry_run=True)
+    client.ask("query-pmu")
+    assert told == []
+    client.ask("pmu-apply", **A72)
+    step = "KVM_SET_DEVICE_ATTR(vcpu 0, KVM_ARM_VCPU_PMU_V3_SET_PMU, 11)  armv8_cortex_a72"
+    who = f"uid {os.geteuid()}, pid {os.getpid()}"
+    assert told == [(who, (step,), "pmuctl-control")]
+    client.ask("pmu-apply", **A72)  # unchanged
+    assert "error" in client.ask("pmu-apply", type=12, name="x")
+    assert len(told) == 1
+
+
+def test_a_change_that_was_done_in_part_is_told_as_far_as_it_was(room: Room) -> None:
+    told: list[tuple[str, ...]] = []
+    room.start(on_change=lambda _, steps: told.append(steps))
+    room.vm.faults["SET_NR_COUNTERS"] = errno.EIO
+    assert "error" in room.client().ask("pmu-apply", **A72, counters=2)
+    assert [len(steps) for steps in told] == [1]
+    assert "SET_PMU, 11" in told[0][0]
+
+
+def test_a_note_that_fails_changes_no_answer(room: Room) -> None:
+    def note(by: str, steps: tuple[str, ...]) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    room.start(on_change=note)
+    assert room.client().ask("pmu-apply", **A72)["return"]["outcome"] == "set"
 
 
 # Clients that stall, leave or are many

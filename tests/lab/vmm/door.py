@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the control server gets to see of the VMM: the part that each VMM writes for itself."""
 
+import os
 from collections.abc import Sequence
 
 from pmuctl.control.door import VcpuStatus
@@ -21,6 +22,7 @@ class MachineDoor:
     ) -> None:
         self.name = name
         self.uuid = uuid
+        self.pid = os.getpid()
         self._machine = machine
         self._event_bits = event_bits
 

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whom the client believes: which process has the VM that a control socket speaks for.
+
+The server lives in the VMM, or is the VMM's supervisor (pmuctl run), which has no VM itself and
+names in `query-pmu` the process that has. A peer says what it likes, so that is checked.
+"""
+
+from dataclasses import dataclass
+
+from pmuctl.control.registry import Entry
+from pmuctl.errors import DeniedError, NoVmError, RefusedError
+from pmuctl.host.procs import Procfs
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who listens at the other end, by SO_PEERCRED (unix(7)): as it was when it began to.
+
+    `started` is when the process that has its pid now started (clock ticks since boot).
+    """
+
+    pid: int
+    uid: int
+    gid: int
+    started: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vmm:
+    """The process that has a VM, as far as the control socket is believed.
+
+    `uid` is the user it runs as; `started`, with the pid, names it for good. `has_vm` is None
+    where this user may not look, and False only of a supervised process that has made none yet.
+    """
+
+    pid: int
+    uid: int
+    started: int | None
+    has_vm: bool | None
+    is_supervised: bool = False
+
+    def threads(self, procs: Procfs) -> frozenset[int]:
+        """Its thread ids: only these are believed to be its vCPUs' threads.
+
+        None where another process has its pid by now.
+        """
+        threads = procs.threads(self.pid)
+        return threads if procs.start_time(self.pid) == self.started else frozenset()
+
+
+def believe(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool) -> Vmm:
+    """The process that has the VM, where the peer names `pid` as that.
+
+    A peer that has a VM open is the VMM, under whatever number it knows itself (a container's).
+    Another process is believed to be its VMM only if it runs as the peer's user, or the peer is
+    root's. Where this user may not look whether it has a VM, a question may still be asked, a
+    change (`strictly`) not; nor where a supervised one has made none yet. Raises RefusedError,
+    NoVmError or DeniedError for what is not believed.
+    """
+    uid = procs.uid(peer.pid)
+    # who began to listen may be gone, and its pid another user's by now; root's is believed,
+    # for a VMM may have begun as root
+    if peer.uid != 0 and uid not in (None, peer.uid):
+        raise untrusted(
+            entry, f"uid {peer.uid} began to listen there, process {peer.pid} is uid {uid}"
+        )
+    has_vm = procs.holds_kvm(peer.pid)
+    if pid != peer.pid and not has_vm:
+        return _supervised(entry, peer, pid, procs, strictly=strictly)
+    if has_vm is False:
+        raise _without_vm(entry, f"process {peer.pid} that listens there has no VM open")
+    if has_vm is None and strictly:
+        raise _unchecked(entry, peer.pid)
+    return Vmm(pid=peer.pid, uid=peer.uid, started=peer.started, has_vm=has_vm)
+
+
+def untrusted(entry: Entry, why: str) -> RefusedError:
+    """The refusal of a peer that is not what it should be."""
+    return RefusedError(
+        "its control socket is not believed",
+        subject=_subject(entry),
+        why=why,
+        fix=f"look at who made {entry.path}",
+    )
+
+
+def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool) -> Vmm:
+    started, uid, has_vm = procs.start_time(pid), procs.uid(pid), procs.holds_kvm(pid)
+    # the last look tells that all were at one process
+    if started is None or uid is None or procs.start_time(pid) != started:
+        raise _without_vm(entry, f"there is no process {pid}, which process {peer.pid} speaks for")
+    if peer.uid not in (0, uid):
+        raise untrusted(
+            entry,
+            f"process {peer.pid} of uid {peer.uid} speaks for process {pid}, which is uid {uid}",
+        )
+    if has_vm is False and strictly:
+        raise NoVmError(
+            "its VM is not there to be changed",
+            subject=_subject(entry),
+            why=f"process {pid} has no VM open: not yet, or no more",
+            fix=f"pmuctl vm wait {_subject(entry)} --for open",
+        )
+    if has_vm is None and strictly:
+        raise _unchecked(entry, pid)
+    return Vmm(pid=pid, uid=uid, started=started, has_vm=has_vm, is_supervised=True)
+
+
+def _subject(entry: Entry) -> str:
+    return entry.name or str(entry.path)
+
+
+def _without_vm(entry: Entry, why: str) -> NoVmError:
+    return NoVmError(
+        "its control socket is not believed",
+        subject=_subject(entry),
+        why=why,
+        fix=f"look at who made {entry.path}",
+    )
+
+
+def _unchecked(entry: Entry, pid: int) -> DeniedError:
+    return DeniedError(
+        "it cannot be checked that a VMM listens at its control socket",
+        subject=_subject(entry),
+        why=f"/proc/{pid}/fd may not be read by this user",
+        fix="run pmuctl as root or as the user of the VM",
+    )

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs that pmuctl run started, as their records tell of them: also without their supervisor."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pmuctl.control.record import Record, read_record
+from pmuctl.control.registry import Entry, file_name, record_path, runtime_dirs
+from pmuctl.errors import NotFoundError, UnreachableError, UsageError
+from pmuctl.host.procs import Procfs
+from pmuctl.model.vm import Vm, VmPmu, VmState, Window
+
+ORIGIN = "recorded"
+"""Who says so: the record, while there is nobody to ask."""
+SUPERVISOR_IS_GONE = "its supervisor is gone"
+
+
+class RefusedStartError(NotFoundError):
+    """There is no such VM, for its start was refused."""
+
+
+def with_record(vm: Vm, entry: Entry, procs: Procfs) -> Vm:
+    """A supervised VM with what its record adds, if that is of the same process."""
+    if not vm.supervised or vm.pid is None:
+        return vm
+    record = _record_of(entry, _owner(entry))
+    if record is None or (record.name, record.pid) != (vm.name, vm.pid):
+        return vm
+    if procs.start_time(vm.pid) != record.start:
+        return vm
+    return replace(vm, command=record.command, applied=record.applied)
+
+
+def orphan(entry: Entry, procs: Procfs) -> Vm | None:
+    """The VM of a socket at which nobody listens, if its process goes on without its supervisor.
+
+    That is so if the process that the record names still lives, by its start time, and runs as
+    the owner of the directory, unless that is root's.
+    """
+    owner = _owner(entry)
+    record = _record_of(entry, owner)
+    if record is None or record.ended or entry.name not in (None, record.name):
+        return None
+    # the user first: that the process is the same afterwards tells that it was its user
+    uid = procs.uid(record.pid)
+    if uid is None or owner not in (0, uid) or procs.start_time(record.pid) != record.start:
+        return None
+    pmu = record.pmu
+    return Vm(
+        name=record.name,
+        socket=str(entry.path),
+        state=VmState.ORPHANED,
+        pid=record.pid,
+        owner=uid,
+        window=Window.SEALED,
+        by=SUPERVISOR_IS_GONE,
+        pmu=pmu and VmPmu(name=pmu[1], type=pmu[0], origin=ORIGIN),
+        filter=record.filter,
+        filter_origin=ORIGIN if record.filter else None,
+        supervised=True,
+        command=record.command,
+        applied=record.applied,
+        problem=UnreachableError(
+            "its supervisor has ended, the VM goes on without it",
+            subject=record.name,
+            why=f"process {record.pid} can make no further vCPU (KVM_CREATE_VCPU gives ENOSYS); "
+            "nothing else of the VM is touched",
+            fix=f"end {record.name} and start it anew to have it supervised again",
+        ),
+    )
+
+
+def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedStartError | None:
+    """Why there is no VM of this name, where a record tells that its last start was refused.
+
+    Only records of root and of this user count: the words are passed on to be followed.
+    """
+    try:
+        file = file_name(name)
+    except UsageError:
+        return None
+    for directory, owner in runtime_dirs(environ, uid):
+        if owner not in (None, uid):
+            continue
+        record = read_record(record_path(directory / file), {0, uid})
+        if record is None or record.problem is None or record.name != name:
+            continue
+        problem = record.problem
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.began))
+        why = f": {problem.why}" if problem.why else ""
+        return RefusedStartError(
+            "there is no such VM with a control socket",
+            subject=name,
+            why=f"its last start, {when}, was refused: {problem.message}{why}",
+            fix=problem.fix or "start it anew with pmuctl run",
+        )
+    return None
+
+
+def _owner(entry: Entry) -> int | None:
+    """The user whose directory it is in; None where that cannot be told."""
+    if entry.owner is not None:
+        return entry.owner
+    try:
+        return entry.path.parent.lstat().st_uid
+    except OSError:
+        return None
+
+
+def _record_of(entry: Entry, owner: int | None) -> Record | None:
+    owners = {0} if owner is None else {0, owner}
+    return read_record(record_path(entry.path), owners)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a VM behind a supervisor: without vCPUs, threads or calls of their own."""
+
+import os
+from typing import Any
+
+import pytest
+
+from pmuctl.control.messages import COMMANDS
+from pmuctl.control.refusals import ApplyError
+from pmuctl.control.settings import Settings
+from pmuctl.errors import RefusedError, SealedError, UnsupportedError
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.event import EventSet
+from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.plan import SetAttr, Wanted
+from tests.fakes.vmm import FakeVm, SupervisedVm
+
+PMUS = {10: "armv8_cortex_a53", 11: "armv8_cortex_a72"}
+ONE_EVENT = EventFilter(Action.DENY, EventSet.of_ranges([(0x11, 1)]))
+A72 = Wanted(type=11, name=PMUS[11])
+FILTERED = Wanted(type=11, name=PMUS[11], filter=ONE_EVENT)
+
+
+def settings_of(vm: FakeVm) -> Settings:
+    return Settings(vm, lambda: PMUS, vm.threads)
+
+
+def query(settings: Settings) -> dict[str, Any]:
+    """An answer that holds against the table."""
+    answer = settings.query()
+    COMMANDS["query-pmu"].result.check(answer, "return")
+    return answer
+
+
+def refused(settings: Settings, wanted: Wanted) -> ApplyError:
+    with pytest.raises(ApplyError) as caught:
+        settings.apply(wanted, dry_run=False)
+    assert caught.value.applied == ()
+    return caught.value
+
+
+def test_the_pid_is_the_vmms() -> None:
+    assert query(settings_of(FakeVm()))["pid"] == os.getpid()
+    assert query(settings_of(SupervisedVm(4121)))["pid"] == 4121
+
+
+def test_a_vm_without_vcpus_has_its_window() -> None:
+    settings = settings_of(SupervisedVm(4121))
+    answer = query(settings)
+    assert (answer["window"], answer["waiting"], answer["by"]) == ("open", True, None)
+    assert answer["vcpus"] == []
+    assert "SET_NR_COUNTERS" not in str(answer["attributes"])
+    settings.seal("pmuctl run has set it")
+    answer = query(settings)
+    assert (answer["window"], answer["by"]) == ("sealed", "pmuctl run has set it")
+    assert answer["waiting"] is False
+
+
+def test_without_a_vpmu_there_is_no_window() -> None:
+    vm = SupervisedVm(4121)
+    vm.vpmu = FakeVm(has_pmu=False).vpmu
+    assert query(settings_of(vm))["window"] == "none"
+    assert isinstance(refused(settings_of(vm), A72).cause, UnsupportedError)
+
+
+def test_nothing_is_applied_before_there_is_a_vcpu() -> None:
+    vm = SupervisedVm(4121)
+    settings = settings_of(vm)
+    refusal = refused(settings, FILTERED).cause
+    assert isinstance(refusal, RefusedError)
+    assert refusal.message == "the VM has no vCPU yet"
+    settings.seal("it goes on")
+    refusal = refused(settings, FILTERED).cause
+    assert isinstance(refusal, SealedError)
+    assert "it goes on" in str(refusal.why)
+    assert vm.calls == []
+
+
+def test_a_thread_that_is_not_known_is_not_placed() -> None:
+    vm = SupervisedVm(4121)
+    vm.is_made = True
+    settings = settings_of(vm)
+    assert [its["tid"] for its in query(settings)["vcpus"]] == [None, None]
+    wanted = Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse("2-3"))
+    steps = settings.apply(wanted, dry_run=False)
+    assert all(isinstance(step, SetAttr) for step in steps)
+    assert set(map(str, vm.threads.masks.values())) == {"0-3"}
+    assert settings.placed() == {}
+
+
+def test_who_was_placed_is_told_with_its_mask_before_the_first_time() -> None:
+    vm = FakeVm(cpus="0-2")
+    settings = settings_of(vm)
+    for cpus in ("1-2", "2"):
+        wanted = Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse(cpus))
+        settings.apply(wanted, dry_run=False)
+    assert settings.placed() == {1001: CpuSet.parse("0-2"), 1002: CpuSet.parse("0-2")}
+    assert vm.threads.masks[1001] == CpuSet.parse("2")
+
+
+def test_what_was_applied_by_other_means_stands() -> None:
+    vm = SupervisedVm(4121)
+    settings = settings_of(vm)
+    settings.adopt(FILTERED)
+    settings.seal("pmuctl run has set it")
+    answer = query(settings)
+    assert answer["pmu"] == {"name": PMUS[11], "type": 11, "origin": "applied"}
+    assert answer["filter"] == {"default": "deny", "except": [[0x11, 1]], "origin": "applied"}
+    assert answer["counters"] is None
+    # the same again is no change, anything else is too late
+    assert settings.apply(FILTERED, dry_run=False) == ()
+    assert settings.apply(A72, dry_run=False) == ()
+    other = Wanted(type=11, name=PMUS[11], filter=EventFilter(Action.DENY))
+    assert isinstance(refused(settings, other).cause, SealedError)
+    assert vm.calls == []
+
+
+def test_what_is_not_adopted_stays_as_it_is() -> None:
+    settings = settings_of(FakeVm())
+    settings.adopt(Wanted(type=11, name=PMUS[11], counters=3, filter=ONE_EVENT))
+    settings.adopt(A72)
+    answer = query(settings)
+    assert answer["counters"] == {"value": 3, "origin": "applied"}
+    assert answer["filter"] == {"default": "deny", "except": [[0x11, 1]], "origin": "applied"}
+
+
+@pytest.mark.parametrize("default", Action)
+@pytest.mark.parametrize("ranges", [[], [(0x11, 1)]])
+def test_an_adopted_filter_is_changed_by_the_difference_as_an_applied_one(
+    default: Action, ranges: list[tuple[int, int]]
+) -> None:
+    before = EventFilter(default, EventSet.of_ranges(ranges))
+    after = Wanted(
+        type=11,
+        name=PMUS[11],
+        filter=EventFilter(Action.DENY, EventSet.of_ranges([(0x8, 1), (0x11, 1)])),
+    )
+    wanted = Wanted(type=11, name=PMUS[11], filter=before)
+    applied, adopted = settings_of(FakeVm()), settings_of(FakeVm())
+    applied.apply(wanted, dry_run=False)
+    adopted.adopt(wanted)
+    assert query(adopted)["filter"] == query(applied)["filter"]
+    assert adopted.apply(after, dry_run=True) == applied.apply(after, dry_run=True)
