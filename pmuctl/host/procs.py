@@ -9,6 +9,8 @@ from pathlib import Path
 KVM_VM_LINK = "anon_inode:kvm-vm"
 """What /proc/PID/fd/N of a VM's file descriptor points to (virt/kvm/kvm_main.c)."""
 
+_VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
+_SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
 _TID = re.compile(r"[1-9][0-9]{0,9}")
 _UIDS = re.compile(rb"^Uid:\t[0-9]+\t([0-9]{1,10})\t", re.MULTILINE)
 
@@ -42,6 +44,83 @@ class Procfs:
             )
         except OSError:
             return frozenset()
+
+    def tgid(self, tid: int) -> int | None:
+        """The process a thread belongs to; None where it is gone."""
+        return self._status_number(tid, b"Tgid")
+
+    def tracer(self, tid: int) -> int | None:
+        """Who traces a thread, 0 for nobody; None where it is gone."""
+        return self._status_number(tid, b"TracerPid")
+
+    def is_zombie(self, pid: int, tid: int) -> bool:
+        """Whether a thread has ended, though it is still there."""
+        fields = self._stat(self.root / str(pid) / "task" / str(tid) / "stat")
+        return not fields or fields[0] in (b"Z", b"X")
+
+    def guest_time(self, pid: int, tid: int) -> int:
+        """Clock ticks a thread ran guest code (proc_pid_stat(5), field 43); 0 where it is gone."""
+        fields = self._stat(self.root / str(pid) / "task" / str(tid) / "stat")
+        return int(fields[40]) if len(fields) > 40 and fields[40].isdigit() else 0
+
+    def syscall(self, pid: int, tid: int) -> tuple[int, ...]:
+        """The system call a thread sleeps in: its number and arguments (proc_pid_syscall(5)).
+
+        Empty where it runs, is gone, or this user may not look.
+        """
+        try:
+            words = (self.root / str(pid) / "task" / str(tid) / "syscall").read_bytes().split()
+            return (int(words[0]), *(int(word, 16) for word in words[1:7]))
+        except (OSError, ValueError, IndexError):
+            return ()
+
+    def comm(self, pid: int, tid: int) -> str:
+        """The name of a thread, empty where it is gone."""
+        try:
+            raw = (self.root / str(pid) / "task" / str(tid) / "comm").read_bytes()
+        except OSError:
+            return ""
+        return raw.rstrip(b"\n").decode(errors="replace")
+
+    def vcpu_fds(self, pid: int) -> dict[int, int]:
+        """The vCPUs a process has open: file descriptor to the number KVM_CREATE_VCPU was given.
+
+        Raises PermissionError where this user may not look; empty where it is gone.
+        """
+        found: dict[int, int] = {}
+        folder = self.root / str(pid) / "fd"
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, ProcessLookupError):
+            return found
+        for name in names:
+            if match := _VCPU_LINK.fullmatch(self._link(str(folder / name))):
+                found[int(name)] = int(match[1])
+        return found
+
+    def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
+        """The signals a thread has pending, blocks, ignores and catches (proc_pid_status(5)).
+
+        Under SigPnd, ShdPnd (of its whole process), SigBlk, SigIgn and SigCgt; empty sets where
+        it is gone.
+        """
+        try:
+            status = (self.root / str(pid) / "task" / str(tid) / "status").read_bytes()
+        except OSError:
+            status = b""
+        found = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"), frozenset[int]())
+        for name, mask in _SIGNALS.findall(status):
+            bits = int(mask, 16)
+            found[name.decode()] = frozenset(n + 1 for n in range(64) if bits >> n & 1)
+        return found
+
+    def _status_number(self, tid: int, name: bytes) -> int | None:
+        try:
+            status = (self.root / str(tid) / "status").read_bytes()
+        except OSError:
+            return None
+        found = re.search(rb"^%s:\t([0-9]{1,10})$" % name, status, re.MULTILINE)
+        return int(found[1]) if found else None
 
     def uid(self, pid: int) -> int | None:
         """The effective user of a process (proc_pid_status(5)); None where it cannot be told."""

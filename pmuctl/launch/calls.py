@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls put into a VMM at each vCPU's window, from the settings that are wanted."""
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pmuctl.control.settings import payload
+from pmuctl.errors import PmuctlError, RefusedError
+from pmuctl.launch.orders import Orders
+from pmuctl.model.event import WIDEST_BITS
+from pmuctl.model.filter import Action, FilterRange
+from pmuctl.model.kernel import Kernel
+from pmuctl.model.plan import Current, SetAttr, Wanted, plan, refusal
+from pmuctl.model.vpmu import Vcpu, Vpmu
+from pmuctl.uapi.kvm import KVM_SET_DEVICE_ATTR, kvm_device_attr
+from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_FILTER
+
+LOCK = FilterRange(base=0, nevents=0, action=Action.DENY)
+"""A filter of no events that denies: it allows all, and from then on KVM refuses another PMU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One ioctl, of the vCPU or of its VM: the struct, and what follows it for `pointer`.
+
+    `pointer` is the offset of the member that is to point behind the first 24 bytes.
+    """
+
+    words: str
+    request: int
+    argument: bytes
+    pointer: int | None = None
+    is_of_vm: bool = False
+    step: SetAttr | None = None
+
+    def refusal(self, number: int) -> PmuctlError:
+        """What it means that the kernel gave this errno."""
+        if self.step is None:
+            return RefusedError(f"{self.words} was refused", errno=errno.errorcode.get(number))
+        return refusal(self.step, number, _fresh(Kernel(counters={})))
+
+
+def steps(orders: Orders) -> tuple[SetAttr, ...]:
+    """What is set at each window, in KVM's order, the lock last where there is no filter.
+
+    None where the VM is to keep what KVM chooses. Raises what plan() raises.
+    """
+    if orders.pmu is None:
+        return ()
+    number, name = orders.pmu
+    kernel = Kernel(
+        counters={number: None},
+        attributes=orders.attributes,
+        event_bits=orders.event_bits or WIDEST_BITS,
+    )
+    wanted = Wanted(type=number, name=name, filter=orders.filter)
+    planned = plan(Current(vpmu=_fresh(kernel), threads={}), wanted)
+    return tuple(_locked(its for its in planned if isinstance(its, SetAttr)))
+
+
+def _locked(planned: Iterator[SetAttr]) -> Iterator[SetAttr]:
+    has_filter = False
+    for step in planned:
+        has_filter |= step.attr == KVM_ARM_VCPU_PMU_V3_FILTER
+        yield step
+    if not has_filter:
+        yield lock()
+
+
+def lock() -> SetAttr:
+    """The step after which KVM keeps the PMU as it is."""
+    return SetAttr(0, KVM_ARM_VCPU_PMU_V3_FILTER, LOCK)
+
+
+def _fresh(kernel: Kernel) -> Vpmu:
+    return Vpmu(kernel=kernel, vcpus=(Vcpu(has_pmu=True, initialised=False),))
+
+
+def call_of(step: SetAttr) -> Call:
+    """A step as the ioctl that it is."""
+    return attr_call(step.attr, payload(step), step)
+
+
+def attr_call(attr: int, data: bytes, step: SetAttr | None = None) -> Call:
+    """KVM_SET_DEVICE_ATTR of a vCPU's PMU."""
+    its = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
+    return Call(
+        words=step.words() if step else f"KVM_SET_DEVICE_ATTR {attr}",
+        request=KVM_SET_DEVICE_ATTR,
+        argument=bytes(its) + data,
+        pointer=kvm_device_attr.addr.offset,
+        step=step,
+    )

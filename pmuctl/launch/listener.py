@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate itself: a seccomp filter that stops one ioctl, and its listener."""
+
+import ctypes
+import errno
+import os
+import select
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pmuctl.launch.machine import Machine
+from pmuctl.uapi.ioctl import ioctl
+from pmuctl.uapi.kvm import KVM_CREATE_VCPU
+from pmuctl.uapi.ptrace import PR_SET_NO_NEW_PRIVS, prctl
+from pmuctl.uapi.seccomp import (
+    BPF_JMP_JEQ_K,
+    BPF_LD_W_ABS,
+    BPF_RET_K,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_IOCTL_NOTIF_RECV,
+    SECCOMP_IOCTL_NOTIF_SEND,
+    SECCOMP_RET_ALLOW,
+    SECCOMP_RET_USER_NOTIF,
+    SECCOMP_SET_MODE_FILTER,
+    SECCOMP_USER_NOTIF_FLAG_CONTINUE,
+    seccomp,
+    seccomp_data,
+    seccomp_notif,
+    seccomp_notif_resp,
+    sock_filter,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A thread that waits at the gate: with KVM_CREATE_VCPU on its file descriptor `vm_fd`.
+
+    `ident` names this one wait: a signal ends it, and the call made again is another.
+    """
+
+    ident: int
+    tid: int
+    vm_fd: int
+    index: int
+
+
+def install(machine: Machine) -> int:
+    """Put the gate in front of this thread and all it will become; its listener.
+
+    Without CAP_SYS_ADMIN the kernel asks for no_new_privs first, which then stays. Raises OSError
+    (EBUSY where another filter with a listener is in the way).
+    """
+    program = _program(machine)
+    operation, flags = SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
+    try:
+        return seccomp(machine.nr_seccomp, operation, flags, program)
+    except PermissionError:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        return seccomp(machine.nr_seccomp, operation, flags, program)
+
+
+def _program(machine: Machine) -> "ctypes.Array[sock_filter]":
+    """KVM_CREATE_VCPU of this architecture goes to the listener, all else is none of its business.
+
+    Of a request only the low 32 bits count (virt/kvm/kvm_main.c takes an unsigned int).
+    """
+    second = seccomp_data.args.offset + 8
+    wanted = (
+        (seccomp_data.arch.offset, machine.audit_arch),
+        (seccomp_data.nr.offset, machine.nr_ioctl),
+        (second, KVM_CREATE_VCPU),
+    )
+    code = []
+    for position, (offset, value) in enumerate(wanted):
+        to_the_end = 2 * (len(wanted) - position) - 1
+        code.append(sock_filter(BPF_LD_W_ABS, 0, 0, offset))
+        code.append(sock_filter(BPF_JMP_JEQ_K, 0, to_the_end, value))
+    code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_USER_NOTIF))
+    code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW))
+    return (sock_filter * len(code))(*code)
+
+
+class Listener:
+    """The supervisor's end of the gate."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def take(self) -> Notification | None:
+        """The next thread that waits, None where there is none (any more).
+
+        Raises EOFError once nobody stands behind the gate: to ask again then would wait for ever
+        on 6.1 and spin on 7.3.
+        """
+        ready = self._poll.poll(0)
+        if not ready:
+            return None
+        if not ready[0][1] & select.POLLIN:
+            raise EOFError
+        its = seccomp_notif()
+        try:
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, its, what="SECCOMP_IOCTL_NOTIF_RECV")
+        except (FileNotFoundError, InterruptedError):
+            return None  # a signal took the call away between poll and this
+        return Notification(its.id, its.pid, its.data.args[0], its.data.args[2])
+
+    def let_on(self, waiting: Notification) -> None:
+        """Let the call be made."""
+        self._answer(waiting, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+
+    def deny(self, waiting: Notification) -> None:
+        """Let the call fail with EPERM."""
+        self._answer(waiting, -errno.EPERM, 0)
+
+    def _answer(self, waiting: Notification, error: int, flags: int) -> None:
+        its = seccomp_notif_resp(waiting.ident, 0, error, flags)
+        with suppress(FileNotFoundError):  # the wait was interrupted: another one will come
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, its, what="SECCOMP_IOCTL_NOTIF_SEND")
+
+    def close(self) -> None:
+        """Whoever comes to the gate from here on gets ENOSYS."""
+        os.close(self.fd)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a process may not be traced, or no gate be put up: the reason by name."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pmuctl.errors import DeniedError, PmuctlError, RefusedError
+from pmuctl.host.procs import Procfs
+
+PATH_YAMA = "sys/kernel/yama/ptrace_scope"
+CAP_SYS_PTRACE = 19
+"""include/uapi/linux/capability.h"""
+
+
+def yama_scope(procs: Procfs) -> int:
+    """Yama's restriction of ptrace, 0-3; 0 where there is no Yama."""
+    with suppress(OSError, ValueError):
+        return int((Path(procs.root) / PATH_YAMA).read_text())
+    return 0
+
+
+def may_trace_all(procs: Procfs) -> bool:
+    """Whether this process has CAP_SYS_PTRACE."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = (Path(procs.root) / "self/status").read_text().splitlines()
+        caps = next(line for line in lines if line.startswith("CapEff:"))
+        return bool(int(caps.split()[1], 16) >> CAP_SYS_PTRACE & 1)
+    return False
+
+
+def not_traceable(procs: Procfs, pid: int) -> PmuctlError:
+    """The error for a process that refused PTRACE_SEIZE with EPERM."""
+    why, fix = "the kernel does not say why (EPERM)", "run pmuctl as root"
+    tracer = procs.tracer(pid)
+    scope = yama_scope(procs)
+    if tracer:
+        why = f"process {tracer} traces it already (EPERM)"
+        fix = "start it without the debugger or strace"
+    elif scope == 3:
+        why = "Yama forbids all tracing until the next boot (kernel.yama.ptrace_scope is 3)"
+        fix = "boot with another kernel.yama.ptrace_scope"
+    elif scope == 2 and not may_trace_all(procs):
+        why = "Yama lets only administrators trace (kernel.yama.ptrace_scope is 2)"
+        fix = "run pmuctl as root, or set kernel.yama.ptrace_scope to 1"
+    elif _owner(procs, pid) not in (None, os.geteuid()):
+        why = "it made itself undumpable (PR_SET_DUMPABLE 0), or belongs to another user (EPERM)"
+        fix = "run pmuctl as root, or start it so that it may be debugged"
+    return DeniedError("the VMM may not be traced", why=why, fix=fix, errno="EPERM")
+
+
+def _owner(procs: Procfs, pid: int) -> int | None:
+    """Whose /proc/PID is: root's, for what is not dumpable (proc_pid(5))."""
+    with suppress(OSError):
+        return os.stat(procs.root / str(pid)).st_uid
+    return None
+
+
+def no_gate(error: OSError) -> PmuctlError:
+    """The error for a seccomp filter that could not be installed."""
+    if error.errno == errno.EBUSY:
+        return RefusedError(
+            "the gate cannot be put up",
+            why="another seccomp filter with a listener stands already (EBUSY): "
+            "pmuctl run inside pmuctl run, or a container runtime's",
+            fix="run pmuctl outside of it",
+            errno="EBUSY",
+        )
+    name = errno.errorcode.get(error.errno or 0, str(error.errno))
+    return DeniedError(
+        "the gate cannot be put up",
+        why=f"seccomp with a listener gives {name}: {error.strerror}",
+        fix="pmuctl run needs Linux 5.5 or newer and the right to use seccomp",
+        errno=name,
+    )

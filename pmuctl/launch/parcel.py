@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What launcher and supervisor hand each other: texts of any length, and descriptors."""
+
+import json
+import socket
+import struct
+
+from pmuctl.errors import PmuctlError
+
+LENGTH = struct.Struct("<I")
+
+
+def send(its: socket.socket, text: bytes, fd: int | None = None) -> None:
+    """Send a text, with a descriptor if there is one; raises OSError."""
+    socket.send_fds(its, [LENGTH.pack(len(text))], [] if fd is None else [fd])
+    if text:  # an empty one has been taken by now, and its receiver may be gone
+        its.sendall(text)
+
+
+def receive(its: socket.socket) -> tuple[bytes, int | None]:
+    """The next text and its descriptor; raises EOFError where the other end is gone."""
+    head, fds, _, _ = socket.recv_fds(its, LENGTH.size, 1)
+    if len(head) < LENGTH.size:
+        raise EOFError
+    left = LENGTH.unpack(head)[0]
+    parts = []
+    while left:
+        part = its.recv(left)
+        if not part:
+            raise EOFError
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts), fds[0] if fds else None
+
+
+def error_text(error: PmuctlError) -> bytes:
+    """An error as a text, which `error_of` reads."""
+    members = (int(error.status), error.message, error.why, error.fix, error.errno)
+    return json.dumps(members).encode()
+
+
+def error_of(text: bytes) -> PmuctlError:
+    """The inverse of `error_text`."""
+    status, message, why, fix, errno = json.loads(text)
+    kinds = {int(kind.status): kind for kind in PmuctlError.__subclasses__()}
+    return kinds[status](message, why=why, fix=fix, errno=errno)

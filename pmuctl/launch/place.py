@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping a VMM's vCPU threads on the CPUs of its PMU, before it is known which they are.
+
+At the window every thread is narrowed to those CPUs, and what it makes later inherits that: no
+vCPU can first run elsewhere. Once the vCPUs run, all other threads get their masks back.
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+
+from pmuctl.errors import PinnedError
+from pmuctl.host.procs import Procfs
+from pmuctl.host.threads import Threads
+from pmuctl.launch.machine import Machine
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.uapi.kvm import KVM_RUN
+
+NAMES = re.compile(r"(?:kvm-vcpu-|crosvm_vcpu|vcpu|fc_vcpu |CPU )([0-9]+)(?:/KVM)?")
+"""What VMMs call the thread of a vCPU: kvmtool, crosvm, cloud-hypervisor, firecracker, QEMU."""
+
+
+class Placement:
+    """The threads of one process and the CPUs they are kept on; None keeps none."""
+
+    def __init__(self, machine: Machine, procs: Procfs, threads: Threads) -> None:
+        self.cpus: CpuSet | None = None
+        self.running: dict[int, int | None] = {}
+        """vCPU number to thread, of the vCPUs that have run; to None where it is not known."""
+        self._machine = machine
+        self._procs = procs
+        self._threads = threads
+        self.is_pending = False
+        """Whether it is yet to be seen that all vCPUs run."""
+        self._before: dict[int, CpuSet] = {}
+        self._pid = 0
+
+    def narrow(self, pid: int, placed: Mapping[int, CpuSet]) -> None:
+        """Cut the mask of every thread of a process down to the CPUs.
+
+        `placed` are masks from before pmuctl changed them, by thread id. Raises PinnedError where
+        a thread may run on none of the CPUs: a mask is never widened.
+        """
+        if pid != self._pid:
+            self._pid, self._before = pid, {}
+        self.running, self.is_pending = {}, True
+        missed = self.cpus is not None
+        while missed:  # a thread that is not narrowed yet can make others
+            missed = False
+            for tid in self._procs.threads(pid) - self._before.keys():
+                missed |= self.narrow_thread(tid, placed.get(tid))
+
+    def narrow_thread(self, tid: int, before: CpuSet | None = None) -> bool:
+        """Narrow one thread; False where it is gone. Raises PinnedError."""
+        if self.cpus is None:
+            return False
+        try:
+            now = self._threads.affinity(tid)
+            if not now & self.cpus:
+                raise PinnedError(
+                    f"thread {tid} may not run on any CPU of the PMU",
+                    why=f"it is pinned to {now}, the PMU's CPUs are {self.cpus}; "
+                    "a mask is never widened",
+                )
+            if not now <= self.cpus:
+                self._threads.place(tid, now & self.cpus)
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            raise PinnedError(
+                f"thread {tid} could not be put on {self.cpus}",
+                why="none of these CPUs is online and in its cpuset cgroup (EINVAL)"
+                if not isinstance(error, PermissionError)
+                else "its mask may not be changed by this user (EPERM)",
+            ) from None
+        self._before[tid] = before or now
+        return True
+
+    def give_back(self, makers: Mapping[int, int]) -> bool:
+        """Once all vCPUs run, give all other threads their masks back; whether that is done.
+
+        `makers` tells which thread made a vCPU. A mask that somebody changed meanwhile stays.
+        """
+        try:
+            fds = self._procs.vcpu_fds(self._pid)
+        except PermissionError:
+            fds = {}
+        tids = self._procs.threads(self._pid)
+        if not tids:
+            self._before, self.is_pending = {}, False
+            return True
+        running = {tid: call for tid in tids if (call := self._runs(tid)) is not None}
+        self.running = self._name(running, fds, makers)
+        if not fds or len(running) < len(fds):
+            return False
+        leader = self._before.get(self._pid)
+        for tid in tids - running.keys():
+            before = self._before.get(tid, leader)
+            with suppress(OSError):
+                if before and self.cpus and self._threads.affinity(tid) == before & self.cpus:
+                    self._threads.place(tid, before)
+        self._before, self.is_pending = {}, False
+        return True
+
+    def _runs(self, tid: int) -> tuple[int, ...] | None:
+        """Whether a thread is a vCPU's: it has run guest code, or is in KVM_RUN right now."""
+        call = self._procs.syscall(self._pid, tid)
+        is_run = len(call) > 2 and call[0] == self._machine.nr_ioctl and call[2] == KVM_RUN
+        if is_run or self._procs.guest_time(self._pid, tid):
+            return call if is_run else ()
+        return None
+
+    def _name(
+        self,
+        running: Mapping[int, tuple[int, ...]],
+        fds: Mapping[int, int],
+        makers: Mapping[int, int],
+    ) -> dict[int, int | None]:
+        """Which vCPU each of these threads runs, by the best evidence there is.
+
+        That is the file descriptor in its KVM_RUN, else that it made the vCPU, else its name.
+        """
+        found: dict[int, int | None] = {}
+        for tid, call in running.items():
+            made = [index for index, maker in makers.items() if maker == tid]
+            name = NAMES.fullmatch(self._procs.comm(self._pid, tid))
+            if call and call[1] in fds:
+                found[fds[call[1]]] = tid
+            elif len(made) == 1:
+                found.setdefault(made[0], tid)
+            elif name and int(name[1]) in fds.values():
+                found.setdefault(int(name[1]), tid)
+        if len(running) >= len(fds):
+            for index in fds.values():
+                found.setdefault(index, None)
+        return found

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vCPUs of the VM that was made last: who made each, and which run."""
+
+from collections.abc import Mapping, Sequence
+
+from pmuctl.control.door import VcpuStatus
+from pmuctl.launch.window import NewVcpu
+
+
+class Roster:
+    """One VM's vCPUs, by number; with the first of another VM the former ones are no more."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+        """The process that made the VM; None before there is one."""
+        self._vm_fd = -1
+        self._vcpus: dict[int, NewVcpu] = {}
+
+    def add(self, vcpu: NewVcpu) -> None:
+        """Take in a vCPU that was made."""
+        # a number that is there already: the descriptor is that of a VM made since
+        if (self.pid, self._vm_fd) != (vcpu.tgid, vcpu.vm_fd) or vcpu.index in self._vcpus:
+            self._vcpus = {}
+        self.pid, self._vm_fd = vcpu.tgid, vcpu.vm_fd
+        self._vcpus[vcpu.index] = vcpu
+
+    @property
+    def first(self) -> NewVcpu:
+        """Any one: the settings of a VM are set through one of its vCPUs."""
+        return next(iter(self._vcpus.values()))
+
+    @property
+    def makers(self) -> dict[int, int]:
+        """The thread that made each vCPU."""
+        return {index: vcpu.tid for index, vcpu in self._vcpus.items()}
+
+    def statuses(self, running: Mapping[int, int | None]) -> Sequence[VcpuStatus]:
+        """Every vCPU; `running` has the threads of those that have run."""
+        return [
+            VcpuStatus(
+                index=index,
+                tid=running.get(index),
+                initialised=index in running,
+                has_run=index in running,
+            )
+            for index in sorted(self._vcpus)
+        ]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the outside sees of a supervised VM: its control socket and its record."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+
+from pmuctl.control.door import VcpuStatus, filter_from
+from pmuctl.control.record import Problem, Record, remove_record, write_record
+from pmuctl.control.registry import record_path
+from pmuctl.control.server import Server
+from pmuctl.errors import ExitStatus, PmuctlError
+from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.procs import Procfs
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.launch.calls import call_of, lock, steps
+from pmuctl.launch.door import SetAttr, SupervisedDoor
+from pmuctl.launch.orders import Orders
+from pmuctl.launch.story import Release
+from pmuctl.model.plan import Wanted
+from pmuctl.model.vm import Applied
+
+BY_RUN = "pmuctl run"
+
+
+class Service:
+    """A Story told over the control socket, and kept in the record beside it."""
+
+    def __init__(
+        self, orders: Orders, pid: int, *, procs: Procfs, wake: Callable[[], None]
+    ) -> None:
+        self._orders = orders
+        self._procs = procs
+        self._door = SupervisedDoor(orders, pid, wake)
+        self._stack: ExitStack | None = None
+        self._path = record_path(orders.socket)
+        self._lock = threading.Lock()
+        self._record = Record(
+            name=orders.name,
+            pid=pid,
+            start=procs.start_time(pid) or 0,
+            supervisor=os.getpid(),
+            command=orders.command,
+            began=int(time.time()),
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process that makes VMs, or is expected to."""
+        return self._door.pid
+
+    def open(self, make: SetAttr) -> None:
+        """Begin to serve; raises what Server does where the socket cannot be had.
+
+        `make` makes a call in the held thread of the VM.
+        """
+        self._door.make = make
+        self._serve()
+        self._write()
+
+    def _serve(self) -> None:
+        with ExitStack() as stack:
+            self._server = Server(self._door, self._orders.socket, on_change=self._changed)
+            stack.enter_context(self._server)
+            if not self._orders.hold:
+                self._server.seal("it was started without --hold")
+            self._stack = stack.pop_all()
+
+    def began(self, pid: int) -> None:
+        """This process makes VMs."""
+        self._door.pid, self._door.known = pid, ()
+        if self._stack is None:  # the one before has ended
+            with suppress(PmuctlError):
+                self._serve()
+        self._write(pid=pid, start=self._procs.start_time(pid) or 0, applied=(), problem=None)
+
+    def ended(self) -> None:
+        """The process is gone. Of a VM that did not start the record stays, to say why."""
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
+        if self._record.problem is None:
+            with suppress(OSError):
+                remove_record(self._path)
+
+    def has(self, vcpus: Sequence[VcpuStatus]) -> None:
+        """These are the vCPUs of the VM made last."""
+        self._door.known = tuple(vcpus)
+
+    def applied(self, words: Sequence[str]) -> None:
+        """The settings were applied to a VM, by these calls."""
+        orders = self._orders
+        if orders.hold or orders.pmu is None or self._record.applied:
+            return
+        number, name = orders.pmu
+        self._server.settings.adopt(Wanted(type=number, name=name, filter=orders.filter))
+        self._write(
+            pmu=orders.pmu,
+            filter=orders.filter,
+            cpus=orders.affinity,
+            applied=(Applied(when=int(time.time()), by=BY_RUN, steps=tuple(words)),),
+        )
+
+    def refused(self, error: PmuctlError) -> None:
+        """The VM does not start."""
+        its = Problem(
+            message=error.message, why=error.why, fix=error.fix, status=int(ExitStatus.ENDED)
+        )
+        self._write(problem=its)
+
+    def held(self) -> None:
+        """The window is open, and stays so; raises PmuctlError where what was ordered fails."""
+        if self._orders.pmu is not None:
+            number, name = self._orders.pmu
+            wanted = Wanted(type=number, name=name, filter=self._orders.filter)
+            done = self._server.settings.apply(wanted, dry_run=False)
+            self._changed(BY_RUN, tuple(step.words() for step in done))
+
+    def carry_out(self) -> None:
+        """Have the calls made that wait for it."""
+        self._door.carry_out()
+
+    def released(self) -> Release | None:
+        """What to go on with once somebody has released the VM; None until then."""
+        settings = self._server.settings
+        if not settings.closed.is_set():
+            return None
+        given = self._given()
+        locks = [] if given.pmu is None or given.filter is not None else [call_of(lock())]
+        return Release(
+            calls=[call_of(step) for step in steps(given)],
+            last=locks,
+            cpus=given.affinity,
+            placed=settings.placed(),
+        )
+
+    def _given(self) -> Orders:
+        """The orders as they would have been with what the VM was given while it was held."""
+        its = self._server.settings.query()
+        pmu, event_filter = its["pmu"], its["filter"]
+        if not isinstance(pmu, dict):
+            return replace(self._orders, pmu=None, filter=None)
+        found = scan_pmus(Sysfs(), [pmu["name"]])
+        cpus = found[0].cpus if found else None
+        if cpus is not None and self._orders.affinity is not None:
+            cpus &= self._orders.affinity
+        return replace(
+            self._orders,
+            pmu=(pmu["type"], pmu["name"]),
+            filter=filter_from(event_filter) if isinstance(event_filter, dict) else None,
+            affinity=cpus,
+        )
+
+    def _changed(self, by: str, words: tuple[str, ...]) -> None:
+        """What stands after a change, by whom; called from any thread."""
+        given = self._given()
+        change = Applied(when=int(time.time()), by=by, steps=words)
+        with self._lock:
+            applied = (*self._record.applied, change)
+        self._write(pmu=given.pmu, filter=given.filter, cpus=given.affinity, applied=applied)
+
+    def _write(self, **changes: object) -> None:
+        with self._lock:
+            self._record = replace(self._record, **changes)  # type: ignore[arg-type]
+            with suppress(OSError):  # it is for those who ask later; the VM does not wait for it
+                write_record(self._path, self._record)

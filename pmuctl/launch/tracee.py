@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One thread of a VMM under ptrace: its registers and memory, and calls put into it.
+
+Whatever raises OSError with ESRCH means that the thread is gone, or was killed meanwhile.
+"""
+
+import ctypes
+import errno
+import os
+import signal
+import struct
+
+from pmuctl.launch.machine import Machine
+from pmuctl.uapi.ptrace import (
+    NT_ARM_SYSTEM_CALL,
+    NT_PRSTATUS,
+    PTRACE_CONT,
+    PTRACE_DETACH,
+    PTRACE_EVENT_STOP,
+    PTRACE_GET_SYSCALL_INFO,
+    PTRACE_GETREGSET,
+    PTRACE_GETSIGMASK,
+    PTRACE_INTERRUPT,
+    PTRACE_SEIZE,
+    PTRACE_SETREGSET,
+    PTRACE_SETSIGMASK,
+    PTRACE_SYSCALL,
+    PTRACE_SYSCALL_INFO_EXIT,
+    iovec,
+    process_vm_read,
+    process_vm_write,
+    ptrace,
+    ptrace_syscall_info,
+)
+
+WALL = 0x40000000
+"""__WALL of wait(2): threads, too, and not only children made with SIGCHLD."""
+SYSCALL_STOP = signal.SIGTRAP | 0x80
+"""The stop signal of system calls under PTRACE_O_TRACESYSGOOD."""
+ALL_SIGNALS = b"\xff" * 8
+BELOW_STACK = 256
+"""Bytes left below the stack pointer, which a function may use unasked (128 on x86-64)."""
+
+
+class ThreadGoneError(Exception):
+    """The traced thread ended while something was done with it."""
+
+
+class Tracee:
+    """A seized thread. `call` is the system call it is in, as (number, arguments).
+
+    `followed` is whether it stops at system calls, `leaving` whether it is let go at the next
+    stop where that does no harm, `parked` whether it is kept stopped, `at_gate` whether it is on
+    its way through the gate, `is_ending` whether it is to end its process.
+    """
+
+    def __init__(self, tid: int, tgid: int, machine: Machine) -> None:
+        self.tid = tid
+        self.tgid = tgid
+        self.followed = False
+        self.leaving = False
+        self.parked = False
+        self.at_gate = False
+        self.is_ending = False
+        self.call: tuple[int, tuple[int, ...]] | None = None
+        self._machine = machine
+        self._mask: bytes | None = None
+
+    def seize(self, options: int) -> None:
+        """Begin to trace it; it goes on running. Raises OSError (EPERM)."""
+        ptrace(PTRACE_SEIZE, self.tid, 0, options)
+
+    def interrupt(self) -> None:
+        """Make it stop soon, with PTRACE_EVENT_STOP."""
+        ptrace(PTRACE_INTERRUPT, self.tid)
+
+    def resume(self, its_signal: int = 0) -> None:
+        """Let it go on, up to its next system call if it is followed."""
+        ptrace(PTRACE_SYSCALL if self.followed else PTRACE_CONT, self.tid, 0, its_signal)
+
+    def detach(self, its_signal: int = 0) -> None:
+        """Trace it no more. Only where it is stopped at a call's exit or by PTRACE_EVENT_STOP.
+
+        Elsewhere it would find a signal pending that is none: KVM_RUN and KVM_CREATE_VM give
+        EINTR then.
+        """
+        self.unblock_signals()
+        ptrace(PTRACE_DETACH, self.tid, 0, its_signal)
+
+    def syscall_info(self) -> ptrace_syscall_info:
+        """Which call it is at the entry or the exit of."""
+        its = ptrace_syscall_info()
+        ptrace(PTRACE_GET_SYSCALL_INFO, self.tid, ctypes.sizeof(its), ctypes.addressof(its))
+        return its
+
+    def block_signals(self) -> None:
+        """Keep handlers from running: each would restart the call it is in, for ever."""
+        if self._mask is None:
+            mask = ctypes.create_string_buffer(8)
+            ptrace(PTRACE_GETSIGMASK, self.tid, 8, ctypes.addressof(mask))
+            self._mask = mask.raw
+            self._set_mask(ALL_SIGNALS)
+
+    def unblock_signals(self) -> None:
+        """Undo `block_signals`."""
+        if self._mask is not None:
+            self._set_mask(self._mask)
+            self._mask = None
+
+    def _set_mask(self, mask: bytes) -> None:
+        its = ctypes.create_string_buffer(mask, 8)
+        ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(its))
+
+    def registers(self) -> list[int]:
+        """Its general registers."""
+        its = (ctypes.c_uint64 * self._machine.words)()
+        vector = iovec(ctypes.addressof(its), ctypes.sizeof(its))
+        ptrace(PTRACE_GETREGSET, self.tid, NT_PRSTATUS, ctypes.addressof(vector))
+        return list(its)
+
+    def set_registers(self, registers: list[int]) -> None:
+        """Write them all."""
+        its = (ctypes.c_uint64 * self._machine.words)(*registers)
+        vector = iovec(ctypes.addressof(its), ctypes.sizeof(its))
+        ptrace(PTRACE_SETREGSET, self.tid, NT_PRSTATUS, ctypes.addressof(vector))
+
+    def read(self, address: int, size: int) -> bytes:
+        """Memory of its process."""
+        return process_vm_read(self.tid, address, size)
+
+    def skip_call(self) -> list[int]:
+        """From a call's entry to its exit without the call; its registers to make it after all."""
+        registers = self.registers()
+        if (register := self._machine.nr_at_entry) is None:
+            number = ctypes.c_int(-1)
+            vector = iovec(ctypes.addressof(number), ctypes.sizeof(number))
+            ptrace(PTRACE_SETREGSET, self.tid, NT_ARM_SYSTEM_CALL, ctypes.addressof(vector))
+        else:
+            none = list(registers)
+            none[register] = (1 << 64) - 1
+            self.set_registers(none)
+        self._step()
+        self.call = None
+        return self._machine.again(registers)
+
+    def ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None = None) -> int:
+        """Make it issue an ioctl while it is stopped at a call's exit, and be there again.
+
+        `argument` is the struct and what may follow it; `pointer` is the offset of a member that
+        is to be the address of what follows the first 24 bytes. Gives back what the ioctl
+        returned, -errno for an error. Raises OSError where its memory may not be written.
+        """
+        saved = self.registers()
+        address = (saved[self._machine.sp] - BELOW_STACK - len(argument)) & ~15
+        if pointer is not None:
+            where = struct.pack("<Q", address + 24)
+            argument = argument[:pointer] + where + argument[pointer + 8 :]
+        before = self.read(address, len(argument))
+        process_vm_write(self.tid, address, argument)
+        args = (fd, request, address)
+        self.set_registers(self._machine.calling(saved, self._machine.nr_ioctl, args))
+        self._step()
+        self._step()
+        info = self.syscall_info()
+        if info.op != PTRACE_SYSCALL_INFO_EXIT:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), f"thread {self.tid}")
+        result: int = info.exit.rval
+        process_vm_write(self.tid, address, before)
+        self.set_registers(saved)
+        return result
+
+    def exit_group(self, status: int) -> None:
+        """Make its process end with this status; it is stopped at a call's exit."""
+        args = (status,)
+        calling = self._machine.calling(self.registers(), self._machine.nr_exit_group, args)
+        self.set_registers(calling)
+        self.followed = False
+        self.parked = self.is_ending = True  # it is on its way: nobody else is to resume it
+        self.resume()
+
+    def _step(self) -> None:
+        """On to the next stop at a system call, whatever comes between."""
+        its_signal = 0
+        while True:
+            try:
+                ptrace(PTRACE_SYSCALL, self.tid, 0, its_signal)
+                _, status = os.waitpid(self.tid, WALL)
+            except (ProcessLookupError, ChildProcessError):
+                raise ThreadGoneError from None
+            if not os.WIFSTOPPED(status):
+                raise ThreadGoneError
+            its_signal = os.WSTOPSIG(status)
+            if its_signal == SYSCALL_STOP:
+                return
+            if status >> 16:  # an event is no signal; a group stop waits until it is let go
+                its_signal = 0
+
+
+def is_group_stop(status: int) -> bool:
+    """Whether a stop is that of job control (SIGSTOP and its kin), seen by the tracer."""
+    kin = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+    return status >> 16 == PTRACE_EVENT_STOP and os.WSTOPSIG(status) in kin
+
+
+def errno_name(result: int) -> str | None:
+    """The name of an error that a call returned ("EBUSY"), None for success."""
+    return errno.errorcode.get(-result, str(-result)) if result < 0 else None

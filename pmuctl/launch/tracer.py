@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The traced threads of a VMM: seized all together, followed, let go; a turn for every stop."""
+
+import os
+from contextlib import suppress
+from typing import Protocol
+
+from pmuctl.host.procs import Procfs
+from pmuctl.launch.machine import Machine
+from pmuctl.launch.tracee import SYSCALL_STOP, WALL, ThreadGoneError, Tracee, is_group_stop
+from pmuctl.uapi.ptrace import (
+    PTRACE_EVENT_EXEC,
+    PTRACE_EVENT_STOP,
+    PTRACE_LISTEN,
+    PTRACE_O_EXITKILL,
+    PTRACE_O_TRACECLONE,
+    PTRACE_O_TRACEEXEC,
+    PTRACE_O_TRACEFORK,
+    PTRACE_O_TRACESYSGOOD,
+    PTRACE_O_TRACEVFORK,
+    PTRACE_SYSCALL_INFO_ENTRY,
+    PTRACE_SYSCALL_INFO_EXIT,
+    ptrace,
+)
+
+OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL
+"""With EXITKILL, whoever ends the tracer ends what it has stopped: no VM starts half prepared."""
+AND_CHILDREN = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
+
+
+class Watcher(Protocol):
+    """What is told of the threads, each time with the thread stopped.
+
+    It may park the thread, or have the tracer let go; else the thread goes on afterwards.
+    """
+
+    def born(self, thread: Tracee) -> None:
+        """A thread came to life under the tracer."""
+
+    def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
+        """At the entry of a system call."""
+
+    def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
+        """At the exit of a system call; `result` is -errno for an error."""
+
+    def stopped(self, thread: Tracee) -> None:
+        """Job control stops its process."""
+
+    def signalled(self, thread: Tracee, its_signal: int) -> int:
+        """Before a signal is delivered; the signal to deliver, 0 for none."""
+
+
+class Tracer:
+    """Every thread that this process traces, by thread id.
+
+    `stops` counts the stops seen. With `children` what they fork is traced as well.
+    """
+
+    def __init__(self, machine: Machine, procs: Procfs, watcher: Watcher) -> None:
+        self.threads: dict[int, Tracee] = {}
+        self.stops = 0
+        self.children = False
+        self._machine = machine
+        self._procs = procs
+        self._watcher = watcher
+
+    @property
+    def is_following(self) -> bool:
+        """Whether any thread stops at its system calls."""
+        return any(thread.followed for thread in self.threads.values())
+
+    def seize(self, tid: int, tgid: int) -> Tracee:
+        """Begin to trace one thread, which runs on; raises OSError."""
+        thread = Tracee(tid, tgid, self._machine)
+        thread.seize(OPTIONS | (AND_CHILDREN if self.children else 0))
+        self.threads[tid] = thread
+        return thread
+
+    def follow(self, tgid: int) -> None:
+        """Trace every thread of a process, and stop each one at its system calls from now on.
+
+        Raises OSError (EPERM) where a thread may not be traced; some may be by then.
+        """
+        missed = True
+        while missed:  # a thread that is not traced yet can make others
+            missed = False
+            for tid in self._procs.threads(tgid) - self.threads.keys():
+                try:
+                    self.seize(tid, tgid)
+                    missed = True
+                except ProcessLookupError:
+                    continue
+                except PermissionError:
+                    if not self._procs.is_zombie(tgid, tid):
+                        raise
+        for thread in self._of(tgid):
+            thread.leaving = False
+            if not thread.followed:
+                thread.followed = True
+                with suppress(ProcessLookupError):
+                    thread.interrupt()
+
+    def let_run(self, tgid: int) -> None:
+        """Keep tracing the threads of a process without stopping them at system calls."""
+        for thread in self._of(tgid):
+            thread.followed = False
+
+    @property
+    def is_letting_go(self) -> bool:
+        """Whether threads are on their way out of the trace."""
+        return any(thread.leaving for thread in self.threads.values())
+
+    def let_go(self) -> None:
+        """Trace nobody any more, each from its next harmless stop on."""
+        for thread in self.threads.values():
+            thread.leaving = True
+            with suppress(ProcessLookupError):
+                thread.interrupt()
+
+    def free(self, thread: Tracee) -> None:
+        """Trace a thread no more that is stopped at a call's exit."""
+        self._detach(thread)
+
+    def take_stops(self) -> None:
+        """Give every thread that has stopped, or ended, its turn."""
+        while self.take_stop(os.WNOHANG):
+            pass
+
+    def take_stop(self, flags: int = 0) -> bool:
+        """Wait for one stop, or not (WNOHANG); whether there was one."""
+        try:
+            tid, status = os.waitpid(-1, WALL | flags)
+        except ChildProcessError:
+            self.threads.clear()
+            return False
+        if not tid:
+            return False
+        try:
+            self._take(tid, status)
+        except ProcessLookupError:
+            pass  # SIGKILL took it out of its stop: its end is yet to be reported
+        except ThreadGoneError:
+            self.threads.pop(tid, None)
+        return True
+
+    def resume(self, thread: Tracee) -> None:
+        """Let a parked thread go on."""
+        thread.parked = False
+        with suppress(ProcessLookupError):
+            thread.resume()
+
+    def _of(self, tgid: int) -> list[Tracee]:
+        return [thread for thread in self.threads.values() if thread.tgid == tgid]
+
+    def _take(self, tid: int, status: int) -> None:
+        if not os.WIFSTOPPED(status):
+            self.threads.pop(tid, None)
+            return
+        self.stops += 1
+        thread = self.threads.get(tid) or self._born(tid)
+        event, its_signal = status >> 16, os.WSTOPSIG(status)
+        if its_signal == SYSCALL_STOP:
+            if self._at_syscall(thread):
+                return
+        elif event == PTRACE_EVENT_STOP:
+            if thread.leaving:
+                self._detach(thread)
+            elif is_group_stop(status):
+                self._watcher.stopped(thread)
+                ptrace(PTRACE_LISTEN, tid)
+            elif not thread.parked:
+                if thread.at_gate:
+                    thread.block_signals()
+                thread.resume()
+            return
+        elif event == PTRACE_EVENT_EXEC:
+            for other in self._of(thread.tgid):  # the kernel ended them without a word
+                if other is not thread:
+                    self.threads.pop(other.tid)
+        elif not event:
+            if thread.leaving:
+                self._detach(thread, its_signal)
+                return
+            its_signal = self._watcher.signalled(thread, its_signal)
+            if thread.tid in self.threads and not thread.parked:
+                thread.resume(its_signal)
+            return
+        if thread.tid in self.threads and not thread.parked:
+            thread.resume()
+
+    def _born(self, tid: int) -> Tracee:
+        thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
+        thread.followed = any(its.followed for its in self._of(thread.tgid))
+        thread.leaving = any(its.leaving for its in self._of(thread.tgid))
+        self.threads[tid] = thread
+        self._watcher.born(thread)
+        return thread
+
+    def _at_syscall(self, thread: Tracee) -> bool:
+        """A stop at a system call; whether the thread was let go there."""
+        info = thread.syscall_info()
+        if info.op == PTRACE_SYSCALL_INFO_ENTRY:
+            thread.call = info.entry.nr, tuple(info.entry.args)
+            self._watcher.entered(thread, *thread.call)
+        elif info.op == PTRACE_SYSCALL_INFO_EXIT and thread.call is not None:
+            call, thread.call = thread.call, None
+            self._watcher.left(thread, *call, info.exit.rval)
+        if thread.leaving and info.op == PTRACE_SYSCALL_INFO_EXIT and not thread.parked:
+            self._detach(thread)
+            return True
+        return False
+
+    def _detach(self, thread: Tracee, its_signal: int = 0) -> None:
+        self.threads.pop(thread.tid, None)
+        thread.detach(its_signal)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor's loop: it sleeps until the gate, a traced thread, a client or a clock calls."""
+
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import Protocol
+
+from pmuctl.launch.listener import Listener
+from pmuctl.launch.supervisor import Supervisor
+
+
+class Watched(Protocol):
+    """What tells which process is the VMM, and wants to know of its end."""
+
+    @property
+    def pid(self) -> int:
+        """The process that makes VMs."""
+
+    def ended(self) -> None:
+        """It is gone."""
+
+
+class Watch:
+    """One loop, of the thread that made this: only that thread may trace."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # without a handler of Python's nothing is written for a signal
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._pid = 0
+        self._pidfd = -1
+
+    def wake(self) -> None:
+        """Have a turn soon; may be called from any thread."""
+        with suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._write, b"\0")
+
+    def over(self, supervisor: Supervisor, listener: Listener, vmm: Watched) -> None:
+        """Give all their turns until nobody stands behind the gate any more."""
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        poll.register(listener.fd, select.POLLIN)
+        stands = True
+        while stands or supervisor.tracer.threads:
+            left = supervisor.turn()
+            self._watch_end(poll, vmm.pid)
+            ready = dict(poll.poll(None if left is None else left * 1000))
+            if self._read in ready:
+                os.read(self._read, 4096)
+            if self._pidfd in ready:
+                poll.unregister(self._pidfd)
+                os.close(self._pidfd)
+                self._pidfd = -1
+                vmm.ended()
+            if listener.fd in ready:
+                try:
+                    waiting = listener.take()
+                except EOFError:
+                    poll.unregister(listener.fd)
+                    stands = False
+                    continue
+                if waiting is not None:
+                    supervisor.at_gate(listener, waiting)
+
+    def _watch_end(self, poll: select.poll, pid: int) -> None:
+        if pid == self._pid:
+            return
+        self._pid = pid
+        if self._pidfd >= 0:
+            poll.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        with suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(pid)
+            poll.register(self._pidfd, select.POLLIN)
