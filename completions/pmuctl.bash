@@ -9,7 +9,7 @@ _pmuctl_tree() {
     commands='' operands=() columns=() options=()
     case $1 in
     '')
-        commands='host pmu vm completion conformance'
+        commands='host pmu vm completion conformance run'
         options=(
             '--version'
             '-h|--help'
@@ -195,6 +195,9 @@ _pmuctl_tree() {
             OWNER
             UUID
             SOCKET
+            COMMAND
+            APPLIED-BY
+            APPLIED-AT
             VCPU-LIST
             PROBLEM
         )
@@ -237,6 +240,9 @@ _pmuctl_tree() {
             OWNER
             UUID
             SOCKET
+            COMMAND
+            APPLIED-BY
+            APPLIED-AT
             VCPU-LIST
             PROBLEM
         )
@@ -368,6 +374,23 @@ _pmuctl_tree() {
             '-h|--help'
         )
         ;;
+    'run')
+        operands=('command...')
+        options=(
+            '--name:text'
+            '--pmu:pmu'
+            '--filter:text'
+            '--affinity:=auto none'
+            '--hold'
+            '--timeout:text'
+            '--best-effort'
+            '-J|--json'
+            '-q|--quiet'
+            '-v|--verbose*'
+            '--dry-run'
+            '-h|--help'
+        )
+        ;;
     esac
 }
 
@@ -385,7 +408,7 @@ _pmuctl() {
 _pmuctl_complete() {
     local -
     set +fu
-    local IFS=$' \t\n' line=${COMP_LINE:0:COMP_POINT} words=() space word i
+    local IFS=$' \t\n' line=${COMP_LINE:0:COMP_POINT} words=() starts=() space word i
     COMPREPLY=()
 
     # the words as they were typed, which COMP_WORDS has cut at = and :
@@ -396,7 +419,7 @@ _pmuctl_complete() {
         if ((i)) && [[ ! $space ]]; then
             words[-1]+=$word
         else
-            words+=("$word")
+            words+=("$word") starts+=("$i")
         fi
         line=${line#"$word"}
     done
@@ -414,17 +437,18 @@ _pmuctl_complete() {
     fi
 
     local commands operands columns options option names value
-    local path='' given='' taken=() ended='' pending='' sysroot='' socket=''
+    local path='' given='' taken=() ended='' pending='' sysroot='' socket='' count=0 first=''
     _pmuctl_tree ''
     for word in "${words[@]:1}"; do
+        count=$((count + 1))
         word=${word//[\\\'\"]/}
         if [[ $pending ]]; then
             _pmuctl_given "$pending" "$word"
             pending=''
             continue
         fi
-        case $ended$word in
-        --) ended=- ;;
+        case ${ended:-$word} in
+        --) ended=operands ;;
         --*=*) _pmuctl_given "${word%%=*}" "${word#*=}" ;;
         --*) _pmuctl_given "$word" && [[ $value ]] && pending=$word ;;
         -?*)
@@ -438,6 +462,10 @@ _pmuctl_complete() {
         *)
             if [[ ! $commands ]]; then
                 taken+=("$word")
+                if [[ ${operands[0]-} == command... ]]; then
+                    first=$count
+                    break
+                fi
             elif [[ $word && " $commands " == *" $word "* ]]; then
                 path+=${path:+ }$word
                 _pmuctl_tree "$path"
@@ -448,7 +476,10 @@ _pmuctl_complete() {
         esac
     done
 
-    if [[ $pending ]]; then
+    if [[ $first ]]; then
+        _pmuctl_command "${starts[first]}"
+        return
+    elif [[ $pending ]]; then
         _pmuctl_option "$pending"
         _pmuctl_value "$value" '' "$cur"
     elif [[ ! $ended && $cur == --*=* ]]; then
@@ -543,7 +574,25 @@ _pmuctl_value() {
     settings) _pmuctl_settings ;;
     file) compopt -o default ;;
     directory) compopt -o dirnames ;;
+    command)
+        if [[ $cur == */* || $cur == '~'* ]]; then
+            compopt -o default
+        else
+            mapfile -t COMPREPLY < <(compgen -c -- "$cur" 2>/dev/null)
+        fi
+        ;;
     esac
+}
+
+# OFFSET: completes the command whose name is the word of this number as if it stood alone
+_pmuctl_command() {
+    if declare -F _comp_command_offset >/dev/null; then
+        _comp_command_offset "$1"
+    elif declare -F _command_offset >/dev/null; then
+        _command_offset "$1"
+    else
+        compopt -o default
+    fi
 }
 
 # NAME: whether nothing in it can mean anything to a shell, and the line does not have it yet

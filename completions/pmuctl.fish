@@ -3,7 +3,8 @@
 # Made by `pmuctl completion fish` from the command tree: do not change it here.
 
 # Sets __pmuctl_words to the words before the cursor that are no options, __pmuctl_given to the
-# options, __pmuctl_sysroot and __pmuctl_socket to the values of these two.
+# options, __pmuctl_sysroot and __pmuctl_socket to the values of these two; __pmuctl_ended where
+# no options of pmuctl can follow.
 function __pmuctl_read
     set -l line (commandline -pc)
     test "$line" = "$__pmuctl_line"; and return
@@ -12,17 +13,17 @@ function __pmuctl_read
     set -g __pmuctl_given
     set -g __pmuctl_sysroot ''
     set -g __pmuctl_socket ''
-    set -l taking -o --output --format --color --sysroot --socket --deadline --for --timeout --apply
+    set -l taking -o --output --format --color --sysroot --socket --deadline --for --timeout --apply --name --pmu --filter --affinity
     set -l pending ''
-    set -l ended ''
+    set -g __pmuctl_ended ''
     for word in (commandline -opc)[2..-1]
         if test -n "$pending"
             __pmuctl_option $pending $word
             set pending ''
-        else if test -n "$ended"
+        else if test -n "$__pmuctl_ended"
             set -a __pmuctl_words $word
         else if test "$word" = --
-            set ended yes
+            set __pmuctl_ended yes
         else if string match -q -- '--*=*' $word
             __pmuctl_option (string split -m 1 = -- $word)
         else if contains -- $word $taking
@@ -45,6 +46,8 @@ function __pmuctl_read
             end
         else
             set -a __pmuctl_words $word
+            # what follows a VMM is the VMM's
+            test "$__pmuctl_words[1]" = run; and set -q __pmuctl_words[2]; and set __pmuctl_ended yes
         end
     end
 end
@@ -74,6 +77,7 @@ end
 # NAME... -- COMMAND...: whether it is one of these commands, and has none of these options yet
 function __pmuctl_takes
     __pmuctl_read
+    test -z "$__pmuctl_ended"; or return
     while test $argv[1] != --
         not contains -- $argv[1] $__pmuctl_given; or return
         set -e argv[1]
@@ -114,9 +118,9 @@ function __pmuctl_columns
         case 'pmu cpus'
             __pmuctl_list CPU 'its number' PMU 'the PMU that counts on it' CORE 'its core model, by MIDR' CAPACITY 'its capacity, 1024 the largest' ONLINE 'whether it is online'
         case 'vm list'
-            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
+            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, orphaned, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' COMMAND 'the command that pmuctl run started' APPLIED-BY 'who set it last under pmuctl run' APPLIED-AT 'when that was, in seconds since the epoch' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
         case 'vm show'
-            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
+            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, orphaned, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' COMMAND 'the command that pmuctl run started' APPLIED-BY 'who set it last under pmuctl run' APPLIED-AT 'when that was, in seconds since the epoch' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
         case 'vm vcpus'
             __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' CPU 'the CPU it was last on' AFFINITY 'the CPUs it may be on' PMU-CPUS 'the CPUs of its PMU' ALIGNED 'whether it cannot leave its PMU'
         case 'vm set'
@@ -170,6 +174,12 @@ function __pmuctl_vms
     end
 end
 
+# The command after `run` as if it stood alone
+function __pmuctl_command
+    __pmuctl_read
+    complete -C (string join ' ' -- (string escape -- $__pmuctl_words[2..-1]) (commandline -ct))
+end
+
 function __pmuctl_settings
     __pmuctl_read
     set -l words $__pmuctl_words[4..-1]
@@ -211,6 +221,7 @@ complete -c pmuctl -n '__pmuctl_next "" 0' -a pmu -d 'The CPU performance monito
 complete -c pmuctl -n '__pmuctl_next "" 0' -a vm -d 'VMs with a control socket: their PMU, counters and event filter'
 complete -c pmuctl -n '__pmuctl_next "" 0' -a completion -d 'Print the TAB completion of a shell, as a script'
 complete -c pmuctl -n '__pmuctl_next "" 0' -a conformance -d 'Check whether a VMM\'s control socket keeps to the protocol'
+complete -c pmuctl -n '__pmuctl_next "" 0' -a run -d 'Start an unmodified VMM with its PMU and its event filter'
 complete -c pmuctl -n '__pmuctl_next "host" 0' -a info -d 'Show this machine: its kernel, its KVM, its CPUs and PMUs'
 complete -c pmuctl -n '__pmuctl_next "host" 0' -a capabilities -d 'Show which PMU attributes this kernel\'s KVM has'
 complete -c pmuctl -n '__pmuctl_next "host" 0' -a snapshot -d 'Capture this machine\'s PMUs and CPUs into a tree for --sysroot'
@@ -236,21 +247,28 @@ complete -c pmuctl -n '__pmuctl_next "vm set" 1 more' -a '(__pmuctl_settings)'
 complete -c pmuctl -n '__pmuctl_next "vm release" 0' -a '(__pmuctl_vms)'
 complete -c pmuctl -n '__pmuctl_next "completion" 0' -a 'bash zsh fish'
 complete -c pmuctl -n '__pmuctl_next "conformance" 0' -F
+complete -c pmuctl -n '__pmuctl_next "run" 0 more' -a '(__pmuctl_command)'
 complete -c pmuctl -n '__pmuctl_takes --version -- ""' -l version -d 'Print it and exit'
-complete -c pmuctl -n '__pmuctl_takes -h --help -- "" "host" "host info" "host capabilities" "host snapshot" "pmu" "pmu list" "pmu show" "pmu cpus" "vm" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "completion" "conformance"' -s h -l help -d 'Show this message and exit'
+complete -c pmuctl -n '__pmuctl_takes -h --help -- "" "host" "host info" "host capabilities" "host snapshot" "pmu" "pmu list" "pmu show" "pmu cpus" "vm" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "completion" "conformance" "run"' -s h -l help -d 'Show this message and exit'
 complete -c pmuctl -n '__pmuctl_takes -o --output -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -s o -l output -x -a '(__pmuctl_columns)' -d 'Columns to show; +COL adds to the usual ones'
 complete -c pmuctl -n '__pmuctl_takes -O --output-all -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -s O -l output-all -d 'Show every column'
-complete -c pmuctl -n '__pmuctl_takes -J --json -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -s J -l json -d 'One JSON object; short for --format json'
+complete -c pmuctl -n '__pmuctl_takes -J --json -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance" "run"' -s J -l json -d 'One JSON object; short for --format json'
 complete -c pmuctl -n '__pmuctl_takes --format -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -l format -x -a 'table json jsonl csv tsv raw name' -d 'One of table, json, jsonl, csv, tsv, raw, name'
 complete -c pmuctl -n '__pmuctl_takes -n --noheadings -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -s n -l noheadings -d 'No line of headings'
 complete -c pmuctl -n '__pmuctl_takes --no-truncate -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -l no-truncate -d 'Cut nothing off on a terminal, either'
 complete -c pmuctl -n '__pmuctl_takes --color -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -l color -x -a 'auto always never' -d 'auto, always or never'
-complete -c pmuctl -n '__pmuctl_takes -q --quiet -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance"' -s q -l quiet -d 'No remarks, and no word of what was changed'
-complete -c pmuctl -n '__pmuctl_takes -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance"' -s v -l verbose -d 'Say more on stderr; -vv: tracebacks of bugs, too'
+complete -c pmuctl -n '__pmuctl_takes -q --quiet -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance" "run"' -s q -l quiet -d 'No remarks, and no word of what was changed'
+complete -c pmuctl -n '__pmuctl_takes -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance" "run"' -s v -l verbose -d 'Say more on stderr; -vv: tracebacks of bugs, too'
 complete -c pmuctl -n '__pmuctl_takes --sysroot -- "host info" "host snapshot" "pmu list" "pmu show" "pmu cpus"' -l sysroot -x -a '(__fish_complete_directories)' -d 'Read another machine\'s captured tree instead of /'
 complete -c pmuctl -n '__pmuctl_takes --socket -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release"' -l socket -r -F -d 'A control socket outside the runtime directory'
 complete -c pmuctl -n '__pmuctl_takes --deadline -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance"' -l deadline -x -d 'Seconds for a whole exchange with each VMM (default 5)'
 complete -c pmuctl -n '__pmuctl_takes --for -- "vm wait"' -l for -x -a 'open sealed running stopped aligned' -d 'One of open, sealed, running, stopped, aligned'
-complete -c pmuctl -n '__pmuctl_takes --timeout -- "vm wait"' -l timeout -x -d 'Give up then; by default never'
-complete -c pmuctl -n '__pmuctl_takes --dry-run -- "vm set" "vm release"' -l dry-run -d 'Print the steps in kernel words, change nothing'
+complete -c pmuctl -n '__pmuctl_takes --timeout -- "vm wait" "run"' -l timeout -x -d 'Give up then; by default never'
+complete -c pmuctl -n '__pmuctl_takes --dry-run -- "vm set" "vm release" "run"' -l dry-run -d 'Print the steps in kernel words, change nothing'
 complete -c pmuctl -n '__pmuctl_takes --apply -- "conformance"' -l apply -x -a '(__pmuctl_pmus)' -d 'Also apply this PMU and a filter, and release the VM: for a throw-away VM'
+complete -c pmuctl -n '__pmuctl_takes --name -- "run"' -l name -x -d 'What the VM is called; by default VMM-PID'
+complete -c pmuctl -n '__pmuctl_takes --pmu -- "run"' -l pmu -x -a '(__pmuctl_pmus)' -d 'The PMU that the VM counts with'
+complete -c pmuctl -n '__pmuctl_takes --filter -- "run"' -l filter -x -d 'What it may count, in one word: \'default deny allow cpu_cycles\''
+complete -c pmuctl -n '__pmuctl_takes --affinity -- "run"' -l affinity -x -a 'auto none' -d 'The CPUs of its vCPUs: auto (the PMU\'s), none or a CPUSET'
+complete -c pmuctl -n '__pmuctl_takes --hold -- "run"' -l hold -d 'Keep the window open until pmuctl vm release'
+complete -c pmuctl -n '__pmuctl_takes --best-effort -- "run"' -l best-effort -d 'Start the VMM also where settings cannot be applied'

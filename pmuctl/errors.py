@@ -19,6 +19,9 @@ class ExitStatus(IntEnum):
     UNKNOWN_OUTCOME = 10
     BUG = 70
     OUTPUT = 74
+    ENDED = 125
+    NOT_EXECUTABLE = 126
+    NO_COMMAND = 127
     INTERRUPTED = 130
     PIPE = 141
     TERMINATED = 143
@@ -127,3 +130,15 @@ class OutputError(PmuctlError):
     """The result could not be written."""
 
     status = ExitStatus.OUTPUT
+
+
+class NotExecutableError(PmuctlError):
+    """The command to start is there, but cannot be executed."""
+
+    status = ExitStatus.NOT_EXECUTABLE
+
+
+class NoCommandError(PmuctlError):
+    """There is no such command to start."""
+
+    status = ExitStatus.NO_COMMAND

@@ -35,7 +35,7 @@ A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 ONLY = f"pmuctl vm set web1 pmu {A72} filter default deny allow"
 EVENTS = ["cpu_cycles", "stall", "stall_backend", "stall_frontend"]
 
-FREE = {"SEC", "CPUSET"}
+FREE = {"SEC", "CPUSET", "FILTER", "NAME"}
 """Values of which nothing can be offered."""
 
 HOSTILE = (
@@ -235,6 +235,8 @@ def test_what_is_offered(shell: LiveShell) -> None:
         "pmuctl vm list --color=a": ["--color=always", "--color=auto"],
         "pmuctl host capabilities IRQ S": ["SET_NR_COUNTERS", "SET_PMU"],
         "pmuctl completion ": ["bash", "fish", "zsh"],
+        "pmuctl run --pmu ": [A53, A72],
+        "pmuctl run --hold --affinity ": ["auto", "none"],
         "pmuctl vm set web1 ": ["counters", "filter", "pmu"],
         "pmuctl vm set web1 pmu ": [A53, A72],
         f"pmuctl vm set web1 pmu {A53} ": ["counters", "filter"],
@@ -259,6 +261,32 @@ def test_an_option_is_offered_once(shell: LiveShell) -> None:
     rest = set(shell.offers("pmuctl pmu list -J --output NAME --color=auto -v -"))
     assert first - rest == {"-J", "--json", "-o", "--output", "--color"}
     assert "-n" not in shell.offers("pmuctl pmu list -nq -")
+
+
+def test_a_vmm_is_completed_as_if_it_stood_alone(host: Host, shell: LiveShell) -> None:
+    vmm = Path(host.environ["PATH"].partition(":")[0]) / "vmm-of-this-test"
+    vmm.write_text("#!/bin/sh\n")
+    vmm.chmod(0o755)
+    if shell.name == "bash":
+        shell.run(
+            "[ ! -e /usr/share/bash-completion/bash_completion ] || "
+            "source /usr/share/bash-completion/bash_completion"
+        )
+    if shell.name == "zsh":
+        shell.run("rehash")
+    typed = {
+        "pmuctl run -- vmm-of-th": "pmuctl run -- vmm-of-this-test ",
+        "pmuctl run --hold vmm-of-th": "pmuctl run --hold vmm-of-this-test ",
+        "pmuctl run --pmu x -- vmm-of-this-test --dry-r": None,
+        "pmuctl run vmm-of-this-test --dry-r": None,
+        "pmuctl run -- vmm-of-this-test -x af": "pmuctl run -- vmm-of-this-test -x afile ",
+        "pmuctl run --dry-r": "pmuctl run --dry-run ",
+    }
+    done = {text: shell.type(text) for text in typed}
+    assert done == {text: line or text for text, line in typed.items()}
+    if shell.name != "bash" or Path("/usr/share/bash-completion/bash_completion").exists():
+        nested = shell.type("pmuctl run --affinity=none -- pmuctl pmu sh")
+        assert nested == "pmuctl run --affinity=none -- pmuctl pmu show "
 
 
 def test_files_are_offered_only_where_a_path_is_wanted(shell: LiveShell) -> None:

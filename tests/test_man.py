@@ -48,7 +48,10 @@ COLUMNS: Mapping[Path_, Sequence[Column[Any]] | None] = {
 }
 """The columns of each command that has the option --output."""
 
-OTHERS = {"flock.2", "perf_event_open.2", "sched_setaffinity.2", "taskset.1", "unix.7"}
+OTHERS = {
+    *("env.1", "taskset.1", "flock.2", "ioctl.2", "perf_event_open.2", "ptrace.2"),
+    *("sched_setaffinity.2", "seccomp.2", "systemd.service.5", "unix.7"),
+}
 """Pages of other projects that ours refer to."""
 
 GROUPS = ("Output", "Talk", "Machine", "Reach", "Change")
@@ -241,7 +244,7 @@ def test_no_page_names_an_option_or_a_command_that_does_not_exist(page: Path) ->
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_command_lines_of_examples_can_be_parsed(page: Path) -> None:
     for line, inside in is_example(page):
-        for words in re.findall(r"\bpmuctl ((?:host|pmu|vm) [^|;&>]+)", plain(line)):
+        for words in re.findall(r"\bpmuctl ((?:host|pmu|vm|run) [^|;&>]+)", plain(line)):
             if inside and not line.startswith(("error:", "  fix:")):
                 parse_words(shlex.split(words))
 
@@ -269,6 +272,7 @@ def test_the_columns_of_a_command_are_those_of_its_page(path: Path_) -> None:
 
 def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
     from pmuctl.cli.words import KEYS
+    from pmuctl.manage import supervised
     from pmuctl.manage.wait import Awaited
     from pmuctl.model.vm import VmState, Window
 
@@ -280,9 +284,8 @@ def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
 
     assert entries(lists, ".It Cm STATE", ".It Cm PID")[1:] == list(VmState)
     assert entries(lists, ".It Cm WINDOW", ".It Cm SEALED-BY")[1:] == list(Window)
-    assert entries(lists, ".It Cm PMU-ORIGIN", ".It Cm COUNTERS")[1:] == list(
-        messages.ORIGIN.words
-    )
+    origins = [*messages.ORIGIN.words, supervised.ORIGIN]
+    assert entries(lists, ".It Cm PMU-ORIGIN", ".It Cm COUNTERS")[1:] == origins
     sets = own_section(("vm", "set"))
     keys = entries(sets, "each key at most once:", "A setting that is not given stays as it is.")
     assert tuple(word.split()[0] for word in keys) == KEYS

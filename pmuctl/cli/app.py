@@ -2,7 +2,7 @@
 """The command tree, lazily: a noun's module is imported when a command of it is run."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Annotated, Any, get_type_hints
@@ -23,8 +23,15 @@ NOUNS = {
 VERBS: dict[str, str] = {
     "completion": "Print the TAB completion of a shell, as a script.",
     "conformance": "Check whether a VMM's control socket keeps to the protocol.",
+    "run": "Start an unmodified VMM with its PMU and its event filter.",
 }
 """Verbs without a noun: each a module of this package whose `app` has that one command."""
+
+CONTEXT: Mapping[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
+"""The settings of every command's parser."""
 
 
 class Command(TyperCommand):
@@ -67,7 +74,7 @@ def make_app(help: str | None = None, cls: type[TyperGroup] = TyperGroup) -> typ
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        context_settings=dict(CONTEXT),
     )
 
 
@@ -82,11 +89,18 @@ Handler = Callable[..., int | None]
 """What carries out a command: it returns an exit status that is no error's, or None for 0."""
 
 
-def command(app: typer.Typer, name: str, *groups: Sequence[str]) -> Callable[[Handler], Handler]:
+def command(
+    app: typer.Typer,
+    name: str,
+    *groups: Sequence[str],
+    parsing: Mapping[str, Any] | None = None,
+) -> Callable[[Handler], Handler]:
     """Declare a handler as the command `name` that takes these groups of shared options.
 
     The handler gets an Env with the options first, then its own parameters.
+    `parsing` are settings of the parser that differ from those of all commands.
     """
+    settings = {**CONTEXT, **parsing} if parsing else None
     hints = get_type_hints(Options, include_extras=True)
     defaults = {field.name: field.default for field in fields(Options)}
     names = [its for group in groups for its in group]
@@ -112,7 +126,7 @@ def command(app: typer.Typer, name: str, *groups: Sequence[str]) -> Callable[[Ha
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {its.name: its.annotation for its in parameters}
         run.__doc__ = handler.__doc__
-        app.command(name, cls=Command)(run)
+        app.command(name, cls=Command, context_settings=settings)(run)
         return handler
 
     return declare
@@ -132,7 +146,8 @@ def root() -> Any:
         help="Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts.",
         epilog="Exit status: 0 done, 1 no, 2 usage, 3 unreachable, 4 not found, 5 sealed, "
         "6 permission, 7 unsupported, 9 refused, 10 outcome unknown, 70 bug, 74 output, "
-        "130 interrupted, 141 closed pipe, 143 terminated.",
+        "125 ended by run, 126 not executable, 127 no command, 130 interrupted, "
+        "141 closed pipe, 143 terminated.",
     )
     def pmuctl(
         *,

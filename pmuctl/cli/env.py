@@ -19,6 +19,8 @@ from pmuctl.render.text import printable
 if TYPE_CHECKING:
     from pmuctl.host.procs import Procfs
     from pmuctl.host.threads import Threads
+    from pmuctl.manage.execute import Starter
+    from pmuctl.manage.preflight import Kvm
 
 Row = TypeVar("Row")
 
@@ -38,6 +40,8 @@ class Env:
     live: Sysfs = field(default_factory=Sysfs)
     processes: "Procfs | None" = None
     masks: "Threads | None" = None
+    hypervisor: "Kvm | None" = None
+    successor: "Starter | None" = None
     command: str = ""
     options: Options = field(default_factory=Options)
 
@@ -70,6 +74,20 @@ class Env:
         from pmuctl.host.threads import Threads
 
         return self.masks or Threads()
+
+    @property
+    def kvm(self) -> "Kvm":
+        """KVM on this machine."""
+        from pmuctl.manage.preflight import Kvm
+
+        return self.hypervisor or Kvm()
+
+    @property
+    def starter(self) -> "Starter":
+        """What executes a VMM in place of this process."""
+        from pmuctl.manage.execute import Starter
+
+        return self.successor or Starter()
 
     @property
     def format(self) -> Format:

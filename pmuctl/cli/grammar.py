@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command tree as completion sees it: what may stand where, and what kind of value it is."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,13 +15,17 @@ KINDS = {
     "VM": "vm",
     "COLS": "columns",
     "KEY VALUE": "settings",
+    "VMM ARG": "command",
     "PATH": "file",
     "SOCKET": "file",
     "DIR": "directory",
 }
 """Metavar → what its values are; one that is not here, and has no choices, is free text."""
 
-WORDS: Mapping[str, Sequence[str]] = {"ATTR": tuple(ATTR_NAMES.values())}
+WORDS: Mapping[str, Sequence[str]] = {
+    "ATTR": tuple(ATTR_NAMES.values()),
+    "WHERE": ("auto", "none"),
+}
 """Metavar → its fixed words, where the parser takes others, too."""
 
 COLUMNS = {
@@ -112,7 +117,7 @@ def _option(param: Any) -> Option | None:
 
 
 def _value(param: Any) -> Value:
-    metavar = (param.metavar or param.name.upper()).strip("[].")
+    metavar = re.sub(r"[\[\].]", "", param.metavar or param.name.upper())
     return Value(
         metavar=metavar,
         kind=KINDS.get(metavar, ""),

@@ -22,6 +22,9 @@ ENDING = {
     signal.SIGHUP: ExitStatus.TERMINATED,
 }
 
+RUN_VALUES = ("--name", "--pmu", "--filter", "--affinity", "--timeout")
+"""The options of `pmuctl run` whose value is the next word, which is no VMM."""
+
 
 def run() -> NoReturn:
     """The console script: run pmuctl and end the process."""
@@ -104,7 +107,8 @@ def _usage_error(error: Any) -> PmuctlError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "pmuctl"
     fix = f"{command} --help"
-    if type(error).__name__ == "NoSuchOption" and context and command.count(" ") < 2:
+    is_group = context is not None and hasattr(context.command, "commands")
+    if type(error).__name__ == "NoSuchOption" and is_group:
         fix = f"options go after the command: pmuctl NOUN VERB {error.option_name}"
     message = " ".join(error.format_message().split())
     return UsageError(message.rstrip("."), fix=fix)
@@ -137,18 +141,29 @@ def _flags(argv: Sequence[str]) -> list[str]:
     """The letters of the short options, long ones as theirs: errors can come up before, or
     because, the options are not parsed."""
     long = {"--json": "J", "--verbose": "v"}
-    words = argv[: argv.index("--")] if "--" in argv else argv
     return [
         long.get(word, "") if word.startswith("--") else word[1:]
-        for word in words
+        for word in own_words(argv)
         if word.startswith("-")
     ]
+
+
+def own_words(argv: Sequence[str]) -> Sequence[str]:
+    """The words that can hold options of pmuctl: what follows `--`, or is a VMM's, cannot."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if not words or words[0] != "run":
+        return words
+    end = 1
+    while end < len(words) and words[end].startswith("-"):
+        end += 2 if words[end] in RUN_VALUES else 1
+    return words[:end]
 
 
 def _wants_json(argv: Sequence[str]) -> bool:
     if any("J" in flags for flags in _flags(argv)):
         return True
+    words = own_words(argv)
     return any(
         f"{word}={after}".startswith(("--format=json", "--format=json="))
-        for word, after in zip(argv, [*argv[1:], ""], strict=True)
+        for word, after in zip(words, [*words[1:], ""], strict=True)
     )

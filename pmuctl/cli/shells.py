@@ -102,6 +102,7 @@ ZSH_ACTIONS = {
     "vm": "_pmuctl_vms",
     "columns": "_pmuctl_columns",
     "settings": "_pmuctl_settings",
+    "command": "_pmuctl_command",
     "file": "_files",
     "directory": "_files -/",
     "": " ",
@@ -124,7 +125,7 @@ def _zsh_node(node: Node) -> Iterator[str]:
     yield f"    ({pattern or quoted(name if len(node.path) == 2 else f'{name} ')})"
     if node.nodes:
         helps = [quoted(f"{its.path[-1]}:{its.help}") for its in node.nodes]
-        yield from _lines("commands", helps, " " * 8)
+        yield from _lines("subcommands", helps, " " * 8)
     if node.columns:
         columns = [quoted(f"{column}:{help}") for column, help in node.columns]
         yield from _lines("columns", columns, " " * 8)
@@ -155,6 +156,9 @@ def _zsh_option(option: Option) -> str:
 def _zsh_repeated(value: Value) -> str:
     if value.words:
         return f"*:{value.metavar}:{{compadd -F words -- {' '.join(value.words)}}}"
+    if value.kind == "command":
+        # it and all that follows are another command's line, whose options are not ours
+        return f"(-)*::{_zsh_value(value)}"
     # with ::: it sees the words of this operand only
     return f"*{':::' if value.kind == 'settings' else ':'}{_zsh_value(value)}"
 
@@ -171,6 +175,7 @@ FISH_VALUES = {
     "vm": "-x -a '(__pmuctl_vms)'",
     "columns": "-x -a '(__pmuctl_columns)'",
     "settings": "-x -a '(__pmuctl_settings)'",
+    "command": "-x -a '(__pmuctl_command)'",
     "file": "-r -F",
     "directory": "-x -a '(__fish_complete_directories)'",
     "": "-x",

@@ -30,7 +30,7 @@ def parse_settings(words: Sequence[str]) -> Request:
         if key in found or (key == "filter" and event_filter):
             raise UsageError(f"{key} is given twice", fix=FORM)
         if key == "filter":
-            event_filter = _parse_filter(list(rest))
+            event_filter = parse_filter(list(rest))
         else:
             found[key] = _value(key, rest)
     if not found and event_filter is None:
@@ -57,7 +57,11 @@ def _parse_counters(text: str | None) -> int | None:
     return int(text)
 
 
-def _parse_filter(words: Sequence[str]) -> FilterWords:
+def parse_filter(words: Sequence[str]) -> FilterWords:
+    """Read `default deny allow EVENTS …`, all that follows the word `filter`.
+
+    Raises UsageError, which names the word that is wrong; the events are read by others.
+    """
     fix = "filter default allow|deny [allow EVENTS|deny EVENTS]..."
     if words[:1] != ["default"]:
         what = (

@@ -3,7 +3,8 @@
 @MADE@
 
 # Sets __pmuctl_words to the words before the cursor that are no options, __pmuctl_given to the
-# options, __pmuctl_sysroot and __pmuctl_socket to the values of these two.
+# options, __pmuctl_sysroot and __pmuctl_socket to the values of these two; __pmuctl_ended where
+# no options of pmuctl can follow.
 function __pmuctl_read
     set -l line (commandline -pc)
     test "$line" = "$__pmuctl_line"; and return
@@ -14,15 +15,15 @@ function __pmuctl_read
     set -g __pmuctl_socket ''
     set -l taking @TAKING@
     set -l pending ''
-    set -l ended ''
+    set -g __pmuctl_ended ''
     for word in (commandline -opc)[2..-1]
         if test -n "$pending"
             __pmuctl_option $pending $word
             set pending ''
-        else if test -n "$ended"
+        else if test -n "$__pmuctl_ended"
             set -a __pmuctl_words $word
         else if test "$word" = --
-            set ended yes
+            set __pmuctl_ended yes
         else if string match -q -- '--*=*' $word
             __pmuctl_option (string split -m 1 = -- $word)
         else if contains -- $word $taking
@@ -45,6 +46,8 @@ function __pmuctl_read
             end
         else
             set -a __pmuctl_words $word
+            # what follows a VMM is the VMM's
+            test "$__pmuctl_words[1]" = run; and set -q __pmuctl_words[2]; and set __pmuctl_ended yes
         end
     end
 end
@@ -74,6 +77,7 @@ end
 # NAME... -- COMMAND...: whether it is one of these commands, and has none of these options yet
 function __pmuctl_takes
     __pmuctl_read
+    test -z "$__pmuctl_ended"; or return
     while test $argv[1] != --
         not contains -- $argv[1] $__pmuctl_given; or return
         set -e argv[1]
@@ -147,6 +151,12 @@ function __pmuctl_vms
             end
         end
     end
+end
+
+# The command after `run` as if it stood alone
+function __pmuctl_command
+    __pmuctl_read
+    complete -C (string join ' ' -- (string escape -- $__pmuctl_words[2..-1]) (commandline -ct))
 end
 
 function __pmuctl_settings

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl run: an unmodified VMM, started in place of this process with its PMU settings."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from pmuctl.cli.app import VERBS, command, make_app
+from pmuctl.cli.env import Env
+from pmuctl.cli.options import CHANGE, TALK, checked_seconds
+from pmuctl.cli.words import parse_filter
+from pmuctl.manage.execute import own_environ, start
+from pmuctl.manage.preflight import AUTO, Site
+from pmuctl.manage.run import Prepared, Request, check_words, prepare
+
+app = make_app(VERBS["run"])
+
+
+@command(app, "run", ("json",), TALK, CHANGE, parsing={"allow_interspersed_args": False})
+def run(
+    env: Env,
+    vmm: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VMM [ARG]...", help="The VMM's command; all words after it are its own."
+        ),
+    ],
+    *,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What the VM is called; by default VMM-PID."),
+    ] = None,
+    pmu: Annotated[
+        str | None, typer.Option("--pmu", metavar="PMU", help="The PMU that the VM counts with.")
+    ] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="FILTER",
+            help="What it may count, in one word: 'default deny allow cpu_cycles'.",
+        ),
+    ] = None,
+    affinity: Annotated[
+        str,
+        typer.Option(
+            "--affinity",
+            metavar="WHERE",
+            help="The CPUs of its vCPUs: auto (the PMU's), none or a CPUSET.",
+        ),
+    ] = AUTO,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Keep the window open until pmuctl vm release.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SEC",
+            callback=checked_seconds,
+            help="Give up then; by default never.",
+        ),
+    ] = None,
+    best_effort: Annotated[
+        bool,
+        typer.Option("--best-effort", help="Start the VMM also where settings cannot be applied."),
+    ] = False,
+) -> None:
+    """Start an unmodified VMM with its PMU and its event filter.
+
+    The VMM takes the place of pmuctl: its process, its terminal, its exit status. A supervisor
+    beside it applies the settings to every VM that it makes.
+    """
+    request = Request(
+        command=tuple(vmm),
+        name=name,
+        pmu=pmu,
+        filter=None if filter is None else parse_filter(filter.split()),
+        affinity=affinity,
+        hold=hold,
+        timeout=timeout,
+        best_effort=best_effort,
+    )
+    check_words(request)
+    site = Site(
+        sysfs=env.sysfs,
+        threads=env.threads,
+        kvm=env.kvm,
+        environ=env.environ,
+        uid=env.uid,
+        pid=os.getpid(),
+    )
+    with env.waiting_for("probes of KVM"):
+        its = prepare(request, site)
+    if env.options.dry_run:
+        _show(env, its)
+        return
+    _warn(env, its)
+    for step in its.steps:
+        env.trace(f"{its.orders.name}: {step}")
+    env.stdout.flush()
+    env.stderr.flush()
+    start(
+        env.starter,
+        its.orders,
+        its.executable,
+        own_environ(),
+        gated=its.obstacle is None,
+        warn=env.warn,
+    )
+
+
+def _warn(env: Env, its: Prepared) -> None:
+    for problem in (*its.warnings, *([its.obstacle] if its.obstacle else [])):
+        env.warn(problem)
+
+
+def _show(env: Env, its: Prepared) -> None:
+    _warn(env, its)
+    if env.options.json:
+        env.write_document({"steps": list(its.steps)})
+    else:
+        env.write_lines([f"{its.orders.name}: {step}" for step in its.steps])

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can stand in the way of a VMM's PMU settings on this host, found before it is started."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pmuctl.errors import (
+    DeniedError,
+    NotFoundError,
+    PinnedError,
+    RefusedError,
+    UnsupportedError,
+    UsageError,
+)
+from pmuctl.host.cpus import read_online, scan_present
+from pmuctl.host.machine import KvmAccess, read_kvm_access
+from pmuctl.host.pmus import scan_other
+from pmuctl.host.probe_cache import read_kernel
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.host.threads import Threads
+from pmuctl.manage.settings import FilterWords
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.event import WIDEST_BITS, parse_events
+from pmuctl.model.filter import EventFilter
+from pmuctl.model.kernel import Probed
+from pmuctl.model.plan import Current, Wanted, no_attribute, plan
+from pmuctl.model.pmu import Pmu
+from pmuctl.model.selector import parse_cpus, select_pmu
+from pmuctl.model.vpmu import Vpmu
+from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
+
+AUTO, NONE = "auto", "none"
+"""The words of --affinity that are no CPUs: those of the PMU, and masks left alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kvm:
+    """KVM on the machine: who may use it, and what probes it where nothing is cached."""
+
+    access: Callable[[], KvmAccess] = read_kvm_access
+    probe: Callable[[Sequence[Pmu]], Probed] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a VMM is to be started: the machine, and the process that is to become it."""
+
+    sysfs: Sysfs
+    threads: Threads
+    kvm: Kvm
+    environ: Mapping[str, str]
+    uid: int
+    pid: int
+
+
+def check_kernel(probed: Probed, pmu: Pmu | None, event_filter: EventFilter | None) -> None:
+    """Refuse what this host's KVM cannot do, by the rules that a VM's settings are planned with.
+
+    Raises UnsupportedError without a vPMU or an attribute, NotFoundError for a PMU that KVM does
+    not know, UsageError past the event space.
+    """
+    if not probed.has_vpmu:
+        raise UnsupportedError(
+            "guests can have no PMU here",
+            why="KVM has no KVM_CAP_ARM_PMU_V3: no arm64 host, or one whose CPUs lack it",
+            fix="start the VMM without pmuctl run",
+        )
+    if KVM_ARM_VCPU_PMU_V3_SET_PMU not in probed.attributes:
+        raise no_attribute("SET_PMU")
+    if pmu is not None and pmu.type is not None:
+        wanted = Wanted(type=pmu.type, name=pmu.name, filter=event_filter)
+        plan(Current(vpmu=Vpmu(kernel=probed.kernel()), threads={}), wanted)
+        # the PMU is locked by one, too
+        if KVM_ARM_VCPU_PMU_V3_FILTER not in probed.attributes:
+            raise no_attribute("FILTER")
+
+
+def event_bits(probed: Probed, pmu: Pmu) -> int:
+    """The width of the event space of a VM with this PMU, the widest where that is not known."""
+    its = probed.event_bits_of.get(pmu.type) if pmu.type is not None else None
+    return its or probed.event_bits or WIDEST_BITS
+
+
+@contextmanager
+def _as_refusal(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RefusedError(what, why=error.strerror or str(error)) from error
+
+
+def ask_kvm(site: Site, pmus: Sequence[Pmu]) -> Probed:
+    """What KVM does here, from the cache or from probes.
+
+    Raises UnsupportedError where there is no KVM, DeniedError, RefusedError.
+    """
+    access = site.kvm.access()
+    if access is KvmAccess.MISSING:
+        raise UnsupportedError(
+            "this host has no KVM", why="there is no /dev/kvm", fix="load KVM, or use another host"
+        )
+    if access is KvmAccess.DENIED:
+        raise DeniedError(
+            "KVM cannot be asked",
+            why="/dev/kvm may not be opened by this user",
+            fix="run pmuctl as root or as a member of group kvm",
+        )
+    with _as_refusal("KVM could not be asked"):
+        return read_kernel(site.sysfs, pmus, site.environ, uid=site.uid, probe=site.kvm.probe)
+
+
+def choose_pmu(text: str | None, pmus: Sequence[Pmu], sysfs: Sysfs, names: Sequence[str]) -> Pmu:
+    """The PMU that is named; else the host's, if it has only one, which a filter is then for.
+
+    Raises NotFoundError, and UsageError where one must be named.
+    """
+    if text is not None:
+        pmu = select_pmu(text, pmus, scan_other(sysfs, names))
+    elif len(pmus) == 1 and _covers_all(pmus[0], sysfs):
+        pmu = pmus[0]
+    else:
+        raise UsageError(
+            "a PMU must be named, too",
+            why=f"this host has {', '.join(pmu.name for pmu in pmus) or 'no CPU PMU'}, "
+            "and events belong to one",
+            fix="give --pmu PMU with --filter",
+        )
+    if pmu.type is None:
+        raise NotFoundError(f"{pmu.name}: its perf type cannot be read", fix="pmuctl pmu list")
+    return pmu
+
+
+def _covers_all(pmu: Pmu, sysfs: Sysfs) -> bool:
+    online = read_online(sysfs)
+    return pmu.cpus is not None and online is not None and online <= pmu.cpus
+
+
+def compile_filter(words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
+    """The filter for a PMU whose event space has so many bits; raises what `parse_events` does."""
+    rules = [(action, parse_events(text, pmu.events, bits=bits)) for action, text in words.rules]
+    return EventFilter.compile(words.default, rules)
+
+
+def chosen_cpus(text: str, pmu: Pmu | None, pmus: Sequence[Pmu], sysfs: Sysfs) -> CpuSet:
+    """The CPUs that --affinity names; raises UsageError unless all are of the PMU."""
+    present = scan_present(sysfs)
+    cpus = parse_cpus(text, pmus, present)
+    if not cpus:
+        raise UsageError(f"--affinity {text}: no CPU is left", fix="name CPUs as 0-3,8")
+    if pmu is not None and pmu.cpus is not None and (outside := cpus - pmu.cpus):
+        raise UsageError(
+            f"--affinity {text}: {_counted(outside)} not of {pmu.name}",
+            why=f"its CPUs are {pmu.cpus}, and a vCPU elsewhere fails to enter the guest",
+            fix=f"name CPUs of {pmu.cpus}, or leave --affinity out",
+        )
+    if outside := cpus - present:
+        raise UsageError(
+            f"--affinity {text}: {_counted(outside)} not of this host",
+            why=f"its CPUs are {present}",
+            fix="pmuctl pmu cpus",
+        )
+    return cpus
+
+
+def _counted(cpus: CpuSet) -> str:
+    return f"CPU {cpus} is" if len(cpus) == 1 else f"CPUs {cpus} are"
+
+
+def cpus_of(pmu: Pmu) -> CpuSet:
+    """The CPUs of a PMU; raises RefusedError where they are not known."""
+    if not pmu.cpus:
+        raise RefusedError(
+            f"{pmu.name}: its CPUs cannot be read",
+            why="its vCPUs must be kept on them",
+            fix="name them: --affinity CPUSET",
+        )
+    return pmu.cpus
+
+
+def check_cpus(cpus: CpuSet, pmu: Pmu | None, site: Site) -> None:
+    """Refuse CPUs that the VMM could not run on: offline ones, and those outside its mask.
+
+    Raises RefusedError and PinnedError.
+    """
+    of = f" of {pmu.name}" if pmu is not None else ""
+    online = read_online(site.sysfs)
+    if online is not None and not cpus & online:
+        raise RefusedError(
+            f"no CPU{of} is online",
+            why=f"wanted are {cpus}, online are {online}",
+            fix=f"echo 1 >/sys/devices/system/cpu/cpu{next(iter(cpus))}/online",
+        )
+    with _as_refusal("the CPUs that this process may run on cannot be read"):
+        mask = site.threads.affinity(site.pid)
+    if not mask & cpus:
+        raise PinnedError(
+            f"the VMM may not run on any CPU{of}",
+            why=f"it inherits the mask {mask}, wanted are {cpus}; a mask is never widened",
+            fix=f"taskset -c {cpus} pmuctl run ...",
+        )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting an unmodified VMM: all that can be refused is refused here, before it is started."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmuctl.control.messages import VM_NAME
+from pmuctl.control.registry import file_name, own_dir
+from pmuctl.errors import PmuctlError, RefusedError, UsageError
+from pmuctl.host.pmus import scan_event_sources, scan_pmus
+from pmuctl.launch.calls import lock, steps
+from pmuctl.launch.orders import Orders
+from pmuctl.manage.execute import find_program, without_settings
+from pmuctl.manage.preflight import (
+    AUTO,
+    NONE,
+    Site,
+    ask_kvm,
+    check_cpus,
+    check_kernel,
+    choose_pmu,
+    chosen_cpus,
+    compile_filter,
+    cpus_of,
+    event_bits,
+)
+from pmuctl.manage.settings import FilterWords
+from pmuctl.model.event import WIDEST_BITS
+from pmuctl.model.kernel import Probed
+from pmuctl.model.pmu import Pmu
+
+NAME_MAX = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `pmuctl run` was asked for; None is what was not mentioned, `timeout` is in seconds."""
+
+    command: tuple[str, ...]
+    name: str | None = None
+    pmu: str | None = None
+    filter: FilterWords | None = None
+    affinity: str = AUTO
+    hold: bool = False
+    timeout: float | None = None
+    best_effort: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A VMM that is ready to be started: its file, its orders, and the steps in kernel words.
+
+    `obstacle` is why the settings cannot be applied, where the VMM is to be started without
+    them; `warnings` are of settings that will be applied.
+    """
+
+    executable: str
+    orders: Orders
+    steps: tuple[str, ...]
+    obstacle: PmuctlError | None = None
+    warnings: tuple[PmuctlError, ...] = ()
+
+
+def prepare(request: Request, site: Site) -> Prepared:
+    """Check everything that can be known before the VMM is started; nothing is changed.
+
+    Raises UsageError, NotFoundError (PMU, event), NoCommandError and NotExecutableError; and
+    DeniedError, UnsupportedError, PinnedError, RefusedError for obstacles of this host, which a
+    request for the best effort is given as `obstacle` instead.
+    """
+    check_words(request)
+    name = request.name
+    if name is None:
+        name = default_name(request.command[0], site.pid)
+    # absolute: the supervisor may be in another directory than the caller
+    socket = Path.cwd() / own_dir(site.environ, site.uid) / file_name(name)
+    names = scan_event_sources(site.sysfs).names
+    pmus = scan_pmus(site.sysfs, names)
+    pmu, event_filter, cpus = None, None, None
+    if request.pmu is not None or request.filter is not None:
+        pmu = choose_pmu(request.pmu, pmus, site.sysfs, names)
+    if request.filter is not None and pmu is not None:
+        event_filter = compile_filter(request.filter, pmu, WIDEST_BITS)
+    if request.affinity not in (AUTO, NONE):
+        cpus = chosen_cpus(request.affinity, pmu, pmus, site.sysfs)
+    executable = find_program(request.command[0], site.environ)
+
+    probed = Probed(has_vpmu=None)
+    obstacle: PmuctlError | None = None
+    try:
+        probed = ask_kvm(site, pmus)
+        if request.filter is not None and pmu is not None:
+            event_filter = compile_filter(request.filter, pmu, event_bits(probed, pmu))
+        check_kernel(probed, pmu, event_filter)
+        if request.affinity == AUTO and pmu is not None:
+            cpus = cpus_of(pmu)
+        if cpus is not None:
+            check_cpus(cpus, pmu, site)
+    except UsageError:
+        raise
+    except PmuctlError as error:
+        if not request.best_effort:
+            raise
+        obstacle = without_settings(error)
+
+    orders = Orders(
+        name=name,
+        socket=socket,
+        command=request.command,
+        pmu=None if pmu is None or pmu.type is None else (pmu.type, pmu.name),
+        filter=event_filter,
+        affinity=cpus,
+        attributes=probed.attributes,
+        event_bits=probed.event_bits if pmu is None else event_bits(probed, pmu),
+        hold=request.hold,
+        timeout=request.timeout,
+        best_effort=request.best_effort,
+    )
+    return Prepared(
+        executable=executable,
+        orders=orders,
+        steps=tuple(_told(orders, executable, gated=obstacle is None)),
+        obstacle=obstacle,
+        warnings=tuple(_warnings(request, pmu)) if obstacle is None else (),
+    )
+
+
+def check_words(request: Request) -> None:
+    """Refuse options that do not go together; raises UsageError."""
+    if request.pmu is None and request.filter is None and not request.hold:
+        raise UsageError(
+            "there is nothing to set for the VM",
+            why="without settings the VMM can be started by itself",
+            fix="give --pmu, --filter or --hold",
+        )
+    if request.timeout is not None and not request.hold:
+        raise UsageError(
+            "--timeout without --hold",
+            why="it ends a VMM that is held, and this one is not",
+            fix="give --hold, too, or leave --timeout out",
+        )
+    if request.hold and request.affinity == NONE:
+        raise UsageError(
+            "--affinity none with --hold",
+            why="a PMU that is set while the VMM is held narrows its threads, too",
+            fix="leave --affinity out",
+        )
+
+
+def default_name(command: str, pid: int) -> str:
+    """The name of a VM that was given none: its VMM's, and the process id that it keeps."""
+    end = f"-{pid}"
+    allowed = "".join(
+        char if VM_NAME.fullmatch(f"x{char}") else "_" for char in Path(command).name
+    )
+    return (allowed.lstrip("_.-") or "vm")[: NAME_MAX - len(end)] + end
+
+
+def _warnings(request: Request, pmu: Pmu | None) -> Iterator[PmuctlError]:
+    if pmu is not None and request.affinity == NONE:
+        yield RefusedError(
+            "the VMM's threads are not kept on the PMU's CPUs (--affinity none)",
+            subject=pmu.name,
+            why="a vCPU off them fails to enter the guest, and QEMU then spins without a word",
+            fix=f"keep the vCPU threads on {pmu.cpus or 'its CPUs'} by other means",
+        )
+
+
+def _told(orders: Orders, executable: str, *, gated: bool) -> Iterator[str]:
+    """What is done from here on, a line each; where it is not `gated` the VMM is only executed."""
+    if gated:
+        yield (
+            "seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER)"
+            "  ioctl KVM_CREATE_VCPU alone is notified"
+        )
+    yield f"execve({executable}, {shlex.join(orders.command)})"
+    if not gated:
+        return
+    if orders.affinity is not None:
+        yield (
+            f"sched_setaffinity(each thread, {orders.affinity})"
+            "  vCPU threads for good, others until the vCPUs run"
+        )
+    for step in steps(orders):
+        yield step.words() + (", locks the PMU" if step == lock() else "")
+    if orders.hold:
+        limit = "" if orders.timeout is None else f", ends it after {orders.timeout:g} s"
+        yield f"hold  until pmu-release at {orders.socket}{limit}"
