@@ -60,7 +60,7 @@ class Builder:
 
     def __init__(self, cache: Cache, environ: Mapping[str, str]) -> None:
         self.cache = cache
-        self._environ = environ
+        self.environ = environ
 
     def kernel(self, series: str) -> Path:
         """The kernel image of a series such as `6.12`, or of the `newest` there is."""
@@ -118,7 +118,7 @@ class Builder:
         return self.cache.make(f"python{PYTHON}", self._build_python)
 
     def _suite(self, name: str, architecture: str = ARCHITECTURE) -> Suite:
-        return Suite(self.cache, find_mirror(self._environ), name, architecture)
+        return Suite(self.cache, find_mirror(self.environ), name, architecture)
 
     def _find_newest(self, out: Path) -> None:
         found: set[tuple[int, ...]] = set()

@@ -2,9 +2,10 @@
 """The labs of a test session: each is booted when first asked for, and shared by all tests."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -12,22 +13,35 @@ from tests.conftest import ALL_KERNELS, KERNELS
 from tests.lab.errors import NoKernelError
 from tests.lab.machine import Lab, boot
 
-# A lab takes half a gigabyte of memory.
+# A lab takes half a gigabyte of memory; with a QEMU inside, up to two.
 ALIVE_MAX = 3
 
-GetLab = Callable[[str, str], Lab]
+# With a QEMU inside, and what its guests take.
+MEMORY_WITH_LAYERS = "3G"
+
+# kernel, host, layers
+Key = tuple[str, str, tuple[str, ...]]
+
+
+class GetLab(Protocol):
+    """How a test asks for a lab: by kernel, host and, if need be, more layers."""
+
+    def __call__(self, kernel: str, host: str, layers: tuple[str, ...] = ()) -> Lab:
+        """The lab; it may have more layers than those."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for `lab` or `kernel` once for each kernel, unless it names its own."""
+    """Run what asks for a `lab` or `kernel` once for each kernel, unless it names its own."""
     marks = metafunc.definition.iter_markers("parametrize")
     named = {name for mark in marks for name in str(mark.args[0]).split(",")}
-    if named & {"lab", "kernel"}:
+    if named & {"lab", "qemu_lab", "kernel"}:
         return
     kernels = ALL_KERNELS if metafunc.config.getoption("--all-kernels") else KERNELS
-    if "lab" in metafunc.fixturenames:
-        metafunc.parametrize("lab", kernels, indirect=True)
-    elif "kernel" in metafunc.fixturenames:
+    for name in ("lab", "qemu_lab"):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, kernels, indirect=True)
+            return
+    if "kernel" in metafunc.fixturenames:
         metafunc.parametrize("kernel", kernels)
 
 
@@ -45,24 +59,26 @@ def get_lab() -> Iterator[GetLab]:
 
     Skips the test where the archive has no such kernel (any more).
     """
-    labs: OrderedDict[tuple[str, str], tuple[Lab, ExitStack]] = OrderedDict()
+    labs: OrderedDict[Key, tuple[Lab, ExitStack]] = OrderedDict()
     missing: dict[str, str] = {}
 
-    def get(kernel: str, host: str) -> Lab:
+    def get(kernel: str, host: str, layers: tuple[str, ...] = ()) -> Lab:
         if kernel in missing:
             pytest.skip(missing[kernel])
-        lab, stack = labs.pop((kernel, host), (None, ExitStack()))
+        key = find_key(labs, (kernel, host, layers))
+        lab, stack = labs.pop(key, (None, ExitStack()))
         if lab is None or not lab.alive:
             stack.close()
             while len(labs) >= ALIVE_MAX:
                 labs.popitem(last=False)[1][1].close()
             stack = ExitStack()
             try:
-                lab = stack.enter_context(boot(kernel, host))
+                memory = MEMORY_WITH_LAYERS if key[2] else "2G"
+                lab = stack.enter_context(boot(kernel, host, memory, layers=key[2]))
             except NoKernelError as error:
                 missing[kernel] = f"not tested: {error}"
                 pytest.skip(missing[kernel])
-        labs[kernel, host] = lab, stack
+        labs[key] = lab, stack
         return lab
 
     try:
@@ -72,10 +88,25 @@ def get_lab() -> Iterator[GetLab]:
             stack.close()
 
 
+def find_key(keys: Iterable[Key], wanted: Key) -> Key:
+    """Of the labs there are, the one that will do; what is wanted, if none will."""
+    kernel, host, layers = wanted
+    for key in keys:
+        if key[:2] == (kernel, host) and set(layers) <= set(key[2]):
+            return key
+    return wanted
+
+
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, get_lab: GetLab) -> Lab:
     """A host with two PMUs; once for each kernel, or as an indirect parameter says."""
     return get_lab(request.param, "two")
+
+
+@pytest.fixture
+def qemu_lab(request: pytest.FixtureRequest, get_lab: GetLab) -> Lab:
+    """The same with QEMU 7.2 inside (tests/lab/layers.py): `qemu-7.2` is its command."""
+    return get_lab(request.param, "two", ("qemu-7.2",))
 
 
 @pytest.fixture

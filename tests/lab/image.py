@@ -4,7 +4,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.build import SITE, Builder, digest, pack, pip_install
@@ -16,13 +16,16 @@ LAB = Path(__file__).resolve().parent
 Source = Path | bytes
 
 
-def initrd(builder: Builder, files: Mapping[str, Source]) -> bytes:
+def initrd(
+    builder: Builder, files: Mapping[str, Source], more_layers: Sequence[Path] = ()
+) -> bytes:
     """The whole image; `files` are added by their absolute path in the lab."""
     layers = [
         builder.userland(),
         builder.packages(ROOT / "pyproject.toml"),
         project_layer(builder),
         lab_layer(builder),
+        *more_layers,
     ]
     parts = [layer.read_bytes() for layer in layers]
     if files:

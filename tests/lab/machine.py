@@ -18,6 +18,7 @@ from tests.lab.channel import ANSWER_TIMEOUT, Channel
 from tests.lab.errors import CommandFailedError, CommandTimeoutError, LabError, Result
 from tests.lab.hosts import HOSTS, Host
 from tests.lab.job import Job, failure
+from tests.lab.layers import find as find_layer
 
 MACHINE = "virt,virtualization=on,gic-version=3"
 BOOT_TIMEOUT = 120.0
@@ -155,16 +156,18 @@ def boot(
     mem: str = "2G",
     *,
     files: Mapping[str, image.Source] | None = None,
+    layers: Sequence[str] = (),
     timeout: float = BOOT_TIMEOUT,
     echo: Callable[[str], None] | None = None,
 ) -> Iterator[Lab]:
     """A lab for as long as the block runs; `files` are put in by their absolute path there.
 
+    `layers` names more of what it can have, such as "qemu-7.2": tests/lab/layers.py.
     `echo` is called with each line the console says.
     """
     builder = Builder(Cache.from_environment(os.environ), os.environ)
     with ExitStack() as stack:
-        command, fds = prepare(stack, builder, kernel, host, mem, files or {})
+        command, fds = prepare(stack, builder, kernel, host, mem, files or {}, layers)
         loglevel = 7 if echo else 1
         channel = Channel(
             [
@@ -196,6 +199,7 @@ def prepare(
     host: str,
     mem: str,
     files: Mapping[str, image.Source],
+    more: Sequence[str] = (),
 ) -> tuple[list[str], list[int]]:
     """QEMU's command line but for the console, and the open files it names.
 
@@ -207,7 +211,8 @@ def prepare(
         if shutil.which(tool) is None:
             raise LabError(f"there is no {tool} here; run tests/setup")
     base = qemu(HOSTS[host], mem)
-    fds = [memory_file(stack, "initrd", image.initrd(builder, files))]
+    found = [find_layer(builder, name, kernel) for name in more]
+    fds = [memory_file(stack, "initrd", image.initrd(builder, files, found))]
     command = [
         *base,
         *("-machine", MACHINE),

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stand-in says: a line of JSON for each thing it did, whatever its threads are."""
+
+import ctypes
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+
+_T = TypeVar("_T")
+_libc = ctypes.CDLL(None, use_errno=True)
+_lock = threading.Lock()
+
+
+def say(**line: object) -> None:
+    """One line, whole and at once."""
+    text = json.dumps(line) + "\n"
+    with _lock:
+        os.write(1, text.encode())
+
+
+def call(name: str, job: Callable[[], _T], /, **about: object) -> _T:
+    """Make a call and say what came of it: OK or the errno's name. Raises what it raises."""
+    try:
+        result = job()
+    except OSError as error:
+        said = errno.errorcode.get(error.errno or 0, str(error))
+        say(call=name, result=said, tid=threading.get_native_id(), **about)
+        raise
+    say(call=name, result="OK", tid=threading.get_native_id(), **about)
+    return result
+
+
+def prctl(option: int, value: int | bytes) -> None:
+    """prctl(2) with one argument; raises OSError."""
+    argument = value if isinstance(value, bytes) else ctypes.c_ulong(value)
+    if _libc.prctl(option, argument, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def current_cpu() -> int:
+    """Where the calling thread is."""
+    return int(_libc.sched_getcpu())
+
+
+def start_thread(name: str, job: Callable[[], None]) -> threading.Thread:
+    """A thread of this name, as /proc/PID/task/TID/comm has it (15 bytes of it)."""
+
+    def run() -> None:
+        prctl(PR_SET_NAME, name.encode())
+        job()
+
+    thread = threading.Thread(target=run, name=name)
+    thread.start()
+    return thread
+
+
+def say_status() -> None:
+    """What the kernel says of tracing and seccomp, of the process and of each of its threads."""
+    words = ("Seccomp", "TracerPid", "NoNewPrivs")
+    threads = {}
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            text = (task / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a vCPU thread that was joined, but is not quite gone
+        lines = dict(line.split(":\t", 1) for line in text.splitlines())
+        threads[int(task.name)] = {word: int(lines[word]) for word in words}
+    say(event="status", pid=os.getpid(), **threads[os.getpid()], threads=threads)
