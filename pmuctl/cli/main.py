@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError
@@ -162,8 +163,8 @@ def own_words(argv: Sequence[str]) -> Sequence[str]:
 def _wants_json(argv: Sequence[str]) -> bool:
     if any("J" in flags for flags in _flags(argv)):
         return True
-    words = own_words(argv)
+    words = [*own_words(argv), ""]
     return any(
         f"{word}={after}".startswith(("--format=json", "--format=json="))
-        for word, after in zip(words, [*words[1:], ""], strict=True)
+        for word, after in pairwise(words)
     )

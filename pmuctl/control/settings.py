@@ -115,7 +115,7 @@ class Settings:
                 "vmm": self._door.vmm,
                 "pid": self._door.pid,
                 "window": window,
-                "waiting": self._seal is None,
+                "waiting": self._seal is None and bool(self._door.vcpus()),
                 "since": self._seal.since if self._seal else None,
                 "by": by,
                 "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.kernel.attributes)],

@@ -36,6 +36,8 @@ class Service:
         self._procs = procs
         self._door = SupervisedDoor(orders, pid, wake)
         self._stack: ExitStack | None = None
+        self._known: tuple[VcpuStatus, ...] = ()
+        self._is_reached = False
         self._path = record_path(orders.socket)
         self._lock = threading.Lock()
         self._record = Record(
@@ -71,7 +73,7 @@ class Service:
 
     def began(self, pid: int) -> None:
         """This process makes VMs."""
-        self._door.pid, self._door.known = pid, ()
+        self._door.pid, self._door.known, self._known = pid, (), ()
         if self._stack is None:  # the one before has ended
             with suppress(PmuctlError):
                 self._serve()
@@ -88,7 +90,9 @@ class Service:
 
     def has(self, vcpus: Sequence[VcpuStatus]) -> None:
         """These are the vCPUs of the VM made last."""
-        self._door.known = tuple(vcpus)
+        self._known = tuple(vcpus)
+        if not self._orders.hold or self._is_reached:
+            self._door.known = self._known
 
     def applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""
@@ -113,6 +117,8 @@ class Service:
 
     def held(self) -> None:
         """The window is open, and stays so; raises PmuctlError where what was ordered fails."""
+        self._is_reached = True
+        self._door.known = self._known
         if self._orders.pmu is not None:
             number, name = self._orders.pmu
             wanted = Wanted(type=number, name=name, filter=self._orders.filter)

@@ -278,11 +278,11 @@ class Supervisor:
 
     def _tend_hold(self) -> None:
         hold = self._hold
-        if hold is None:
-            return
-        if hold.thread.tid not in self.tracer.threads:
+        if hold is not None and hold.thread.tid not in self.tracer.threads:
             self._hold = None
-        elif not hold.is_out:
+        elif hold is not None:
+            if hold.is_out:
+                return
             with suppress(ProcessLookupError):
                 self._tend(hold)
         self._story.carry_out()
