@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 from pmuctl.errors import UsageError
-from pmuctl.manage.settings import FilterWords, Request
+from pmuctl.manage.choice import FilterWords
+from pmuctl.manage.settings import Request
 from pmuctl.model.filter import Action
 
 KEYS = ("pmu", "counters", "filter")

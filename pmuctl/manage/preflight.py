@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from pmuctl.errors import (
     DeniedError,
-    NotFoundError,
     PinnedError,
     RefusedError,
     UnsupportedError,
@@ -15,18 +14,16 @@ from pmuctl.errors import (
 )
 from pmuctl.host.cpus import read_online, scan_present
 from pmuctl.host.machine import KvmAccess, read_kvm_access
-from pmuctl.host.pmus import scan_other
 from pmuctl.host.probe_cache import read_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
-from pmuctl.manage.settings import FilterWords
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.event import WIDEST_BITS, parse_events
+from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.filter import EventFilter
 from pmuctl.model.kernel import Probed
 from pmuctl.model.plan import Current, Wanted, no_attribute, plan
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.selector import parse_cpus, select_pmu
+from pmuctl.model.selector import parse_cpus
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -108,38 +105,6 @@ def ask_kvm(site: Site, pmus: Sequence[Pmu]) -> Probed:
         )
     with _as_refusal("KVM could not be asked"):
         return read_kernel(site.sysfs, pmus, site.environ, uid=site.uid, probe=site.kvm.probe)
-
-
-def choose_pmu(text: str | None, pmus: Sequence[Pmu], sysfs: Sysfs, names: Sequence[str]) -> Pmu:
-    """The PMU that is named; else the host's, if it has only one, which a filter is then for.
-
-    Raises NotFoundError, and UsageError where one must be named.
-    """
-    if text is not None:
-        pmu = select_pmu(text, pmus, scan_other(sysfs, names))
-    elif len(pmus) == 1 and _covers_all(pmus[0], sysfs):
-        pmu = pmus[0]
-    else:
-        raise UsageError(
-            "a PMU must be named, too",
-            why=f"this host has {', '.join(pmu.name for pmu in pmus) or 'no CPU PMU'}, "
-            "and events belong to one",
-            fix="give --pmu PMU with --filter",
-        )
-    if pmu.type is None:
-        raise NotFoundError(f"{pmu.name}: its perf type cannot be read", fix="pmuctl pmu list")
-    return pmu
-
-
-def _covers_all(pmu: Pmu, sysfs: Sysfs) -> bool:
-    online = read_online(sysfs)
-    return pmu.cpus is not None and online is not None and online <= pmu.cpus
-
-
-def compile_filter(words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
-    """The filter for a PMU whose event space has so many bits; raises what `parse_events` does."""
-    rules = [(action, parse_events(text, pmu.events, bits=bits)) for action, text in words.rules]
-    return EventFilter.compile(words.default, rules)
 
 
 def chosen_cpus(text: str, pmu: Pmu | None, pmus: Sequence[Pmu], sysfs: Sysfs) -> CpuSet:

@@ -12,6 +12,7 @@ from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.calls import lock, steps
 from pmuctl.launch.orders import Orders
+from pmuctl.manage.choice import FilterWords, choose_pmu, compile_filter
 from pmuctl.manage.execute import find_program, without_settings
 from pmuctl.manage.preflight import (
     AUTO,
@@ -20,13 +21,10 @@ from pmuctl.manage.preflight import (
     ask_kvm,
     check_cpus,
     check_kernel,
-    choose_pmu,
     chosen_cpus,
-    compile_filter,
     cpus_of,
     event_bits,
 )
-from pmuctl.manage.settings import FilterWords
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
@@ -80,7 +78,8 @@ def prepare(request: Request, site: Site) -> Prepared:
     pmus = scan_pmus(site.sysfs, names)
     pmu, event_filter, cpus = None, None, None
     if request.pmu is not None or request.filter is not None:
-        pmu = choose_pmu(request.pmu, pmus, site.sysfs, names)
+        fix = "give --pmu PMU with --filter"
+        pmu = choose_pmu(request.pmu, pmus, names, site.sysfs, fix=fix)
     if request.filter is not None and pmu is not None:
         event_filter = compile_filter(request.filter, pmu, WIDEST_BITS)
     if request.affinity not in (AUTO, NONE):

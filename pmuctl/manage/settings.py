@@ -9,7 +9,6 @@ from typing import Any
 from pmuctl.control.client import Client
 from pmuctl.control.door import filter_message
 from pmuctl.errors import (
-    NotFoundError,
     PinnedError,
     PmuctlError,
     RefusedError,
@@ -18,15 +17,14 @@ from pmuctl.errors import (
     UnsupportedError,
     UsageError,
 )
-from pmuctl.host.cpus import read_online
-from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
+from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
-from pmuctl.model.event import WIDEST_BITS, parse_events
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.manage.choice import FilterWords, choose_pmu, compile_filter
+from pmuctl.model.event import WIDEST_BITS
+from pmuctl.model.filter import EventFilter
 from pmuctl.model.plan import no_attribute, no_vpmu, sealed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.selector import select_pmu
 from pmuctl.model.vm import Vm, VmState, Window
 
 AFFINITY = "affinity"
@@ -39,14 +37,6 @@ class Machine:
 
     sysfs: Sysfs
     threads: Threads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilterWords:
-    """An inline filter as it was written: its default, and (action, events) rules in order."""
-
-    default: Action
-    rules: tuple[tuple[Action, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +79,9 @@ def set_vm(client: Client, vm: Vm, request: Request, machine: Machine, *, dry_ru
     """
     _check_possible(request, vm)
     pmu = _choose_pmu(request, vm, machine.sysfs)
-    event_filter = _compile(request.filter, pmu, vm.event_bits or WIDEST_BITS)
+    bits = vm.event_bits or WIDEST_BITS
+    words = request.filter
+    event_filter = None if words is None else compile_filter(words, pmu, bits)
     arguments: dict[str, object] = {"type": pmu.type, "name": pmu.name, "dry-run": dry_run}
     if request.counters is not None:
         arguments["counters"] = request.counters
@@ -150,42 +142,17 @@ def _no_lasting_counters() -> UnsupportedError:
 
 
 def _choose_pmu(request: Request, vm: Vm, sysfs: Sysfs) -> Pmu:
-    """The PMU asked for; else the one the VM was given; else the host's, if it has only one.
-
-    To name a PMU turns KVM's silent default into the strict mode, so where there are several
-    nobody gets one by accident.
-    """
+    """The PMU asked for, else the one the VM was given, else the host's only one."""
     names = scan_event_sources(sysfs).names
-    pmus = scan_pmus(sysfs, names)
-    if request.pmu is not None:
-        pmu = select_pmu(request.pmu, pmus, scan_other(sysfs, names))
-    elif vm.pmu is not None:
-        pmu = select_pmu(vm.pmu.name, pmus)
-    elif len(pmus) == 1 and _covers_all(pmus[0], sysfs):
-        pmu = pmus[0]
-    else:
-        raise UsageError(
-            "a PMU must be named, too",
-            subject=vm.name,
-            why=f"this host has {', '.join(pmu.name for pmu in pmus) or 'no CPU PMU'}, "
-            "and counters and events belong to one",
-            fix=f"pmuctl vm set {vm.name} pmu PMU …",
-        )
-    if pmu.type is None:
-        raise NotFoundError(f"{pmu.name}: its perf type cannot be read", fix="pmuctl pmu list")
-    return pmu
-
-
-def _covers_all(pmu: Pmu, sysfs: Sysfs) -> bool:
-    online = read_online(sysfs)
-    return pmu.cpus is not None and online is not None and online <= pmu.cpus
-
-
-def _compile(words: FilterWords | None, pmu: Pmu, bits: int) -> EventFilter | None:
-    if words is None:
-        return None
-    rules = [(action, parse_events(text, pmu.events, bits=bits)) for action, text in words.rules]
-    return EventFilter.compile(words.default, rules)
+    text = request.pmu
+    if text is None and vm.pmu is not None:
+        text = vm.pmu.name
+    try:
+        fix = f"pmuctl vm set {vm.name} pmu PMU …"
+        return choose_pmu(text, scan_pmus(sysfs, names), names, sysfs, fix=fix)
+    except UsageError as error:
+        error.subject = error.subject or vm.name
+        raise
 
 
 def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: Threads) -> PmuctlError:
