@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differs between the machines a VMM can be traced on: one row each."""
 
-import platform
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,7 +94,7 @@ MACHINES = {
 
 def this_machine() -> Machine:
     """The row of the machine this runs on; raises UnsupportedError where there is none."""
-    name = platform.machine()
+    name = os.uname().machine
     try:
         return MACHINES[name]
     except KeyError:

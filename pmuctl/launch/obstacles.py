@@ -51,9 +51,12 @@ def not_traceable(procs: Procfs, pid: int) -> PmuctlError:
 
 
 def _owner(procs: Procfs, pid: int) -> int | None:
-    """Whose /proc/PID is: root's, for what is not dumpable (proc_pid(5))."""
+    """Whose files in /proc/PID are: root's, for what is not dumpable (proc_pid(5)).
+
+    The directory itself stays its user's (task_dump_owner() in fs/proc/base.c).
+    """
     with suppress(OSError):
-        return os.stat(procs.root / str(pid)).st_uid
+        return os.stat(procs.root / str(pid) / "status").st_uid
     return None
 
 

@@ -5,7 +5,6 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Self
 
 from pmuctl.errors import NotFoundError, UsageError
@@ -143,6 +142,8 @@ def _range(word: str, first: int, last: int, bits: int) -> EventSet:
 
 
 def _unknown(word: str, names: Mapping[str, int]) -> NotFoundError:
+    from difflib import get_close_matches  # only for words that are wrong
+
     near = get_close_matches(word.lower(), names, n=3, cutoff=0.6)
     few = list(names) if len(names) <= FEW else []
     told = f"near: {', '.join(near)}" if near else f"they are {', '.join(few)}" if few else ""
