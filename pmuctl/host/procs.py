@@ -3,23 +3,99 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from pmuctl.model.cpuset import CpuSet
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
 """What /proc/PID/fd/N of a VM's file descriptor points to (virt/kvm/kvm_main.c)."""
 
+READ_LIMIT = 1 << 20
+"""Bytes of one file that are read: only command lines can have more."""
+
 _VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
-_TID = re.compile(r"[1-9][0-9]{0,9}")
+_ID = re.compile(r"[1-9][0-9]{0,9}")
 _UIDS = re.compile(rb"^Uid:\t[0-9]+\t([0-9]{1,10})\t", re.MULTILINE)
+_CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvmHolder:
+    """A process that has KVM VMs open: since when it runs (`start_time`), and its descriptors.
+
+    `vcpus` maps the file descriptor of each vCPU to the number KVM_CREATE_VCPU was given.
+    """
+
+    pid: int
+    start: int | None
+    vms: tuple[int, ...]
+    vcpus: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvmScan:
+    """Every process that is seen to have a VM open, and how many could not be looked at.
+
+    `is_partial` tells that /proc does not even show the processes of other users (hidepid).
+    """
+
+    holders: tuple[KvmHolder, ...]
+    unreadable: int = 0
+    is_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadStat:
+    """Some of proc_pid_stat(5): the state's letter, clock ticks of guest code, the last CPU."""
+
+    state: str
+    guest_time: int
+    last_cpu: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Procfs:
-    """Readers of a mounted procfs, or of another machine's captured one."""
+    """Readers of a mounted procfs. What has vanished, or may not be read, is none or empty."""
 
     root: Path = Path("/proc")
+
+    def scan_kvm(self) -> KvmScan:
+        """Who has KVM VMs open: one pass, in which nothing is opened but the lists of
+        descriptors.
+        """
+        try:
+            names = self._names("")
+        except OSError:
+            return KvmScan(holders=(), is_partial=True)
+        holders, unreadable = [], 0
+        for name in names:
+            if not _ID.fullmatch(name):
+                continue
+            try:
+                if not any(its == KVM_VM_LINK for its in self._links(f"{name}/fd").values()):
+                    continue
+                # between two looks at the start time it is one process
+                start = self.start_time(int(name))
+                links = self._links(f"{name}/fd")
+            except PermissionError:
+                unreadable += 1
+                continue
+            except OSError:
+                continue
+            vms = tuple(sorted(fd for fd, its in links.items() if its == KVM_VM_LINK))
+            if vms and start is not None and self.start_time(int(name)) == start:
+                pid, vcpus = int(name), _vcpus(links)
+                holders.append(KvmHolder(pid=pid, start=start, vms=vms, vcpus=vcpus))
+        # whoever mounts it with hidepid keeps the first process from others, too
+        is_partial = self.root == Path("/proc") and "1" not in names
+        return KvmScan(
+            holders=tuple(sorted(holders, key=lambda its: its.pid)),
+            unreadable=unreadable,
+            is_partial=is_partial,
+        )
 
     def holds_kvm(self, pid: int) -> bool | None:
         """Whether a process has a KVM VM open; None where this user may not look.
@@ -27,8 +103,7 @@ class Procfs:
         A process that does not exist (any more) holds nothing.
         """
         try:
-            with os.scandir(self.root / str(pid) / "fd") as links:
-                return any(self._link(link.path) == KVM_VM_LINK for link in links)
+            return KVM_VM_LINK in self._links(f"{pid}/fd").values()
         except PermissionError:
             return None
         except OSError:
@@ -38,9 +113,7 @@ class Procfs:
         """The thread ids of a process; none where it is gone."""
         try:
             return frozenset(
-                int(name)
-                for name in os.listdir(self.root / str(pid) / "task")
-                if _TID.fullmatch(name)
+                int(name) for name in self._names(f"{pid}/task") if _ID.fullmatch(name)
             )
         except OSError:
             return frozenset()
@@ -53,15 +126,26 @@ class Procfs:
         """Who traces a thread, 0 for nobody; None where it is gone."""
         return self._status_number(tid, b"TracerPid")
 
+    def parent(self, pid: int) -> int | None:
+        """The parent of a process; None where it is gone."""
+        return self._status_number(pid, b"PPid")
+
     def is_zombie(self, pid: int, tid: int) -> bool:
         """Whether a thread has ended, though it is still there."""
-        fields = self._stat(self.root / str(pid) / "task" / str(tid) / "stat")
+        fields = self._stat(f"{pid}/task/{tid}/stat")
         return not fields or fields[0] in (b"Z", b"X")
+
+    def thread_stat(self, pid: int, tid: int) -> ThreadStat | None:
+        """How a thread is; None where it is gone."""
+        fields = self._stat(f"{pid}/task/{tid}/stat")
+        if not fields:
+            return None
+        state = fields[0].decode("ascii", "replace")
+        return ThreadStat(state, _number(fields, 40) or 0, _number(fields, 36))
 
     def guest_time(self, pid: int, tid: int) -> int:
         """Clock ticks a thread ran guest code (proc_pid_stat(5), field 43); 0 where it is gone."""
-        fields = self._stat(self.root / str(pid) / "task" / str(tid) / "stat")
-        return int(fields[40]) if len(fields) > 40 and fields[40].isdigit() else 0
+        return _number(self._stat(f"{pid}/task/{tid}/stat"), 40) or 0
 
     def syscall(self, pid: int, tid: int) -> tuple[int, ...]:
         """The system call a thread sleeps in: its number and arguments (proc_pid_syscall(5)).
@@ -69,7 +153,9 @@ class Procfs:
         Empty where it runs, is gone, or this user may not look.
         """
         try:
-            words = (self.root / str(pid) / "task" / str(tid) / "syscall").read_bytes().split()
+            words = self._read(f"{pid}/task/{tid}/syscall").split()
+            if max(map(len, words[:7]), default=0) > 20:
+                return ()
             return (int(words[0]), *(int(word, 16) for word in words[1:7]))
         except (OSError, ValueError, IndexError):
             return ()
@@ -77,26 +163,40 @@ class Procfs:
     def comm(self, pid: int, tid: int) -> str:
         """The name of a thread, empty where it is gone."""
         try:
-            raw = (self.root / str(pid) / "task" / str(tid) / "comm").read_bytes()
+            raw = self._read(f"{pid}/task/{tid}/comm")
         except OSError:
             return ""
         return raw.rstrip(b"\n").decode(errors="replace")
+
+    def command_line(self, pid: int) -> tuple[str, ...]:
+        """The words a process was started with, as it has them now; none where it is gone."""
+        try:
+            raw = self._read(f"{pid}/cmdline")
+        except OSError:
+            return ()
+        words = raw.removesuffix(b"\0").split(b"\0") if raw else []
+        return tuple(word.decode(errors="surrogateescape") for word in words)
+
+    def affinity(self, pid: int, tid: int) -> CpuSet | None:
+        """The CPUs a thread may run on, offline ones included (proc_pid_status(5)).
+
+        None where it is gone.
+        """
+        try:
+            found = _CPUS.search(self._read(f"{pid}/task/{tid}/status"))
+            return CpuSet.parse(found[1].decode("ascii")) if found else None
+        except (OSError, ValueError):
+            return None
 
     def vcpu_fds(self, pid: int) -> dict[int, int]:
         """The vCPUs a process has open: file descriptor to the number KVM_CREATE_VCPU was given.
 
         Raises PermissionError where this user may not look; empty where it is gone.
         """
-        found: dict[int, int] = {}
-        folder = self.root / str(pid) / "fd"
         try:
-            names = os.listdir(folder)
+            return _vcpus(self._links(f"{pid}/fd"))
         except (FileNotFoundError, ProcessLookupError):
-            return found
-        for name in names:
-            if match := _VCPU_LINK.fullmatch(self._link(str(folder / name))):
-                found[int(name)] = int(match[1])
-        return found
+            return {}
 
     def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
         """The signals a thread has pending, blocks, ignores and catches (proc_pid_status(5)).
@@ -105,7 +205,7 @@ class Procfs:
         it is gone.
         """
         try:
-            status = (self.root / str(pid) / "task" / str(tid) / "status").read_bytes()
+            status = self._read(f"{pid}/task/{tid}/status")
         except OSError:
             status = b""
         found = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"), frozenset[int]())
@@ -116,7 +216,7 @@ class Procfs:
 
     def _status_number(self, tid: int, name: bytes) -> int | None:
         try:
-            status = (self.root / str(tid) / "status").read_bytes()
+            status = self._read(f"{tid}/status")
         except OSError:
             return None
         found = re.search(rb"^%s:\t([0-9]{1,10})$" % name, status, re.MULTILINE)
@@ -125,7 +225,7 @@ class Procfs:
     def uid(self, pid: int) -> int | None:
         """The effective user of a process (proc_pid_status(5)); None where it cannot be told."""
         try:
-            status = (self.root / str(pid) / "status").read_bytes()
+            status = self._read(f"{pid}/status")
         except OSError:
             return None
         uids = _UIDS.search(status)
@@ -136,27 +236,79 @@ class Procfs:
 
         None where there is no such process. Together with the pid it names a process for good.
         """
-        fields = self._stat(self.root / str(pid) / "stat")
-        return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
+        return _number(self._stat(f"{pid}/stat"), 19)
 
     def last_cpu(self, pid: int, tid: int) -> int | None:
         """The CPU a thread last ran on (proc_pid_stat(5), field 39); None where it is gone."""
-        fields = self._stat(self.root / str(pid) / "task" / str(tid) / "stat")
-        return int(fields[36]) if len(fields) > 36 and fields[36].isdigit() else None
+        return _number(self._stat(f"{pid}/task/{tid}/stat"), 36)
 
-    @staticmethod
-    def _stat(path: Path) -> list[bytes]:
+    def links(self, pid: int) -> dict[int, str]:
+        """The file descriptors of a process that lead to KVM, and where: none where it is gone."""
+        try:
+            links = self._links(f"{pid}/fd")
+        except OSError:
+            return {}
+        return {fd: its for fd, its in links.items() if its.startswith("anon_inode:kvm-")}
+
+    def read_text(self, path: str) -> str | None:
+        """All of a file below the root; None where that cannot be read.
+
+        Bytes that are not UTF-8 come as lone surrogates.
+        """
+        try:
+            return self._read(path).decode(errors="surrogateescape")
+        except OSError:
+            return None
+
+    def _stat(self, path: str) -> list[bytes]:
         """The fields from the third on; none where there is no such process."""
         try:
-            stat = path.read_bytes()
+            stat = self._read(path)
         except OSError:
             return []
         # the second field is the command in parentheses, which may itself hold anything
         return stat.rpartition(b")")[2].split()
 
-    @staticmethod
-    def _link(path: str) -> str:
+    def _read(self, path: str) -> bytes:
+        """What a file has, as far as READ_LIMIT; raises OSError."""
+        fd = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.readlink(path)
-        except OSError:
-            return ""
+            return read_all(fd)
+        finally:
+            os.close(fd)
+
+    def _names(self, path: str) -> list[str]:
+        """The names in a directory; raises OSError."""
+        return os.listdir(f"{self.root}/{path}")
+
+    def _links(self, path: str) -> dict[int, str]:
+        """Where the links in a directory of descriptors point to; raises OSError."""
+        folder = f"{self.root}/{path}"
+        found = {}
+        for name in os.listdir(folder):
+            try:
+                found[int(name)] = os.readlink(f"{folder}/{name}")
+            except (OSError, ValueError):
+                continue
+        return found
+
+
+def read_all(fd: int) -> bytes:
+    """The bytes of an open file, as far as READ_LIMIT; raises OSError."""
+    data = os.read(fd, 1 << 16)
+    more = data
+    while more and len(data) < READ_LIMIT:
+        more = os.read(fd, 1 << 16)
+        data += more
+    return data
+
+
+def _vcpus(links: Mapping[int, str]) -> dict[int, int]:
+    return {fd: int(its[1]) for fd, link in links.items() if (its := _VCPU_LINK.fullmatch(link))}
+
+
+def _number(fields: list[bytes], at: int) -> int | None:
+    """The number in a field of stat, None for what is none of 64 bits."""
+    if len(fields) > at and len(fields[at]) <= 20 and fields[at].isdigit():
+        return int(fields[at])
+    return None

@@ -5,7 +5,6 @@ At the window every thread is narrowed to those CPUs, and what it makes later in
 vCPU can first run elsewhere. Once the vCPUs run, all other threads get their masks back.
 """
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -14,10 +13,8 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.launch.machine import Machine
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.vmm import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN
-
-NAMES = re.compile(r"(?:kvm-vcpu-|crosvm_vcpu|vcpu|fc_vcpu |CPU )([0-9]+)(?:/KVM)?")
-"""What VMMs call the thread of a vCPU: kvmtool, crosvm, cloud-hypervisor, firecracker, QEMU."""
 
 
 class Placement:
@@ -123,13 +120,13 @@ class Placement:
         found: dict[int, int | None] = {}
         for tid, call in running.items():
             made = [index for index, maker in makers.items() if maker == tid]
-            name = NAMES.fullmatch(self._procs.comm(self._pid, tid))
+            named = vcpu_of_thread(self._procs.comm(self._pid, tid))
             if call and call[1] in fds:
                 found[fds[call[1]]] = tid
             elif len(made) == 1:
                 found.setdefault(made[0], tid)
-            elif name and int(name[1]) in fds.values():
-                found.setdefault(int(name[1]), tid)
+            elif named is not None and named in fds.values():
+                found.setdefault(named, tid)
         if len(running) >= len(fds):
             for index in fds.values():
                 found.setdefault(index, None)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs' processes of another machine: their capture, and /proc as it shows in one.
+
+A captured tree is read as hostile: no link in it is followed, and only regular files are opened.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from pmuctl.host.machine import Captured
+from pmuctl.host.procs import KvmScan, Procfs, read_all
+
+UNREADABLE = "pmuctl-unreadable"
+"""In a captured /proc: how many processes could not be looked at when it was made."""
+
+OF_PROCESS = ("status", "stat", "cmdline", "comm", "cgroup")
+OF_THREAD = ("stat", "status", "comm", "cgroup", "syscall")
+
+_NUMBER = re.compile(rb"([0-9]{1,9})\n?")
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedProcfs(Procfs):
+    """A captured /proc, `root`; that must be no link either."""
+
+    def scan_kvm(self) -> KvmScan:
+        """As it was when the capture was made."""
+        # super() alone does not know the class that slots=True makes
+        found = super(CapturedProcfs, self).scan_kvm()
+        try:
+            number = _NUMBER.fullmatch(self._read(UNREADABLE))
+        except OSError:
+            number = None
+        more = int(number[1]) if number else 0
+        return replace(found, unreadable=found.unreadable + more, is_partial=False)
+
+    def _read(self, path: str) -> bytes:
+        with self._parent(path) as (directory, name):
+            # opening a device node can already do something, opening a FIFO waits
+            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, dir_fd=directory)
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
+                return read_all(fd)
+            finally:
+                os.close(fd)
+
+    def _names(self, path: str) -> list[str]:
+        with self._directory(path) as fd:
+            return os.listdir(fd)
+
+    def _links(self, path: str) -> dict[int, str]:
+        found = {}
+        with self._directory(path) as fd:
+            for name in os.listdir(fd):
+                try:
+                    found[int(name)] = os.readlink(name, dir_fd=fd)
+                except (OSError, ValueError):
+                    continue
+        return found
+
+    @contextmanager
+    def _directory(self, path: str) -> Iterator[int]:
+        with self._parent(path) as (directory, name):
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, dir_fd=directory)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    @contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """The directory that a path's last part is in, and that part."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        *parts, name = path.split("/")
+        fd = os.open(self.root, flags)
+        try:
+            for part in parts:
+                below = os.open(part, flags, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd, name or "."
+        finally:
+            os.close(fd)
+
+
+def scan_captured_vms(procs: Procfs) -> Iterator[Captured]:
+    """What pmuctl reads of the processes that have KVM VMs open; the others are only counted.
+
+    That names VMs, and has the command lines of their VMMs.
+    """
+    found = procs.scan_kvm()
+    for holder in found.holders:
+        its = [*_process(procs, holder.pid)]
+        # another process may have its pid by now
+        if procs.start_time(holder.pid) == holder.start:
+            yield from its
+    if found.unreadable:
+        yield Captured(path=f"proc/{UNREADABLE}", text=f"{found.unreadable}\n")
+
+
+def _process(procs: Procfs, pid: int) -> Iterator[Captured]:
+    for fd, target in sorted(procs.links(pid).items()):
+        yield Captured(path=f"proc/{pid}/fd/{fd}", text=target, is_link=True)
+    paths = [f"{pid}/{name}" for name in OF_PROCESS]
+    for tid in sorted(procs.threads(pid)):
+        paths += [f"{pid}/task/{tid}/{name}" for name in OF_THREAD]
+    for path in paths:
+        text = procs.read_text(path)
+        if text is not None:
+            yield Captured(path=f"proc/{path}", text=text)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What VMMs are called, and what their command lines and threads tell of their VMs.
+
+All of it is a process's own word for itself: good for names on a screen, never for trust.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+NAME_MAX = 255
+"""Characters of a name that is shown; QEMU and others set no limit of their own."""
+
+VCPU_THREAD = re.compile(r"(?:kvm-vcpu-|crosvm_vcpu|vcpu|fc_vcpu |CPU )([0-9]{1,9})(?:/KVM)?")
+"""What VMMs call the thread of a vCPU: kvmtool, crosvm, cloud-hypervisor, firecracker, QEMU."""
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_SINGLE_COMMA = re.compile(r"(?<!,),(?!,)")
+
+
+class VmmKind(StrEnum):
+    """A VMM that pmuctl knows something of."""
+
+    QEMU = "qemu"
+    KVMTOOL = "kvmtool"
+    CROSVM = "crosvm"
+    CLOUD_HYPERVISOR = "cloud-hypervisor"
+    FIRECRACKER = "firecracker"
+
+
+_PROGRAMS: Sequence[tuple[str, VmmKind]] = (
+    (r"qemu-system-.+|qemu-kvm|kvm|kvm-spice", VmmKind.QEMU),
+    (r"lkvm|lkvm-static|kvmtool", VmmKind.KVMTOOL),
+    (r"crosvm", VmmKind.CROSVM),
+    (r"cloud-hypervisor|cloud-hyperviso", VmmKind.CLOUD_HYPERVISOR),
+    (r"firecracker", VmmKind.FIRECRACKER),
+)
+"""Names of programs; a thread's name has at most 15 bytes of one (TASK_COMM_LEN)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a process says it is; all None where it is no VMM that is known.
+
+    `monitors` are the paths of the sockets at which QEMU serves QMP. `has_vpmu` is False where
+    its options rule a PMU out, True where they ask for one, None where they leave it open.
+    `sets_pmu` tells that the VMM chooses the PMU itself, as kvmtool does.
+    """
+
+    kind: VmmKind | None = None
+    name: str | None = None
+    uuid: str | None = None
+    monitors: tuple[str, ...] = ()
+    has_vpmu: bool | None = None
+    sets_pmu: bool = False
+
+
+def vcpu_of_thread(comm: str) -> int | None:
+    """The number of the vCPU whose thread has this name, None where it is no such name."""
+    match = VCPU_THREAD.fullmatch(comm)
+    return int(match[1]) if match else None
+
+
+def is_pmuctl(argv: Sequence[str], comm: str) -> bool:
+    """Whether a process calls itself pmuctl: its VMs are the scratch VMs of its probes."""
+    program = _basename(argv[0]) if argv else comm
+    if program.startswith("python"):
+        return any(_basename(word) == "pmuctl" for word in argv[1:6])
+    return program == "pmuctl"
+
+
+def identify(argv: Sequence[str], comm: str) -> Identity:
+    """What a process's command line, or else the name of its first thread, tells of it."""
+    program = _basename(argv[0]) if argv else comm
+    kind = next((its for form, its in _PROGRAMS if re.fullmatch(form, program)), None)
+    match kind:
+        case VmmKind.QEMU:
+            return _identify_qemu(argv)
+        case VmmKind.KVMTOOL:
+            has_pmu = "--pmu" in argv or "--pm" in argv
+            name = _value(argv, "--name", "-n")
+            return Identity(kind=kind, name=_name(name), has_vpmu=has_pmu, sets_pmu=has_pmu)
+        case VmmKind.CROSVM:
+            has_vpmu = False if "--no-pmu" in argv else None
+            return Identity(kind=kind, name=_name(_value(argv, "--name")), has_vpmu=has_vpmu)
+        case VmmKind.CLOUD_HYPERVISOR:
+            platform = _options(_value(argv, "--platform") or "")
+            return Identity(kind=kind, uuid=_uuid(platform.get("uuid")))
+        case VmmKind.FIRECRACKER:
+            # it refuses the vCPU feature (UnsupportedPmuV3)
+            return Identity(kind=kind, name=_name(_value(argv, "--id")), has_vpmu=False)
+    return Identity()
+
+
+def _identify_qemu(argv: Sequence[str]) -> Identity:
+    name = uuid = None
+    has_vpmu: bool | None = None
+    for option, value in _qemu_options(argv):
+        if option == "name":
+            name = _options(value, implied="guest").get("guest", name)
+        elif option == "uuid":
+            uuid = value
+        elif option == "cpu":
+            word = _options(value, implied="model").get("pmu")
+            has_vpmu = None if word is None else word in ("on", "yes", "true", "y")
+    return Identity(
+        kind=VmmKind.QEMU,
+        name=_name(name),
+        uuid=_uuid(uuid),
+        monitors=tuple(_qmp_sockets(argv)),
+        has_vpmu=has_vpmu,
+    )
+
+
+def _qmp_sockets(argv: Sequence[str]) -> Iterator[str]:
+    """Paths at which QEMU itself listens for QMP: `-qmp`, or a `-chardev` with a `-mon`."""
+    chardevs: dict[str, str] = {}
+    monitors: set[str] = set()
+    for option, value in _qemu_options(argv):
+        if option in ("qmp", "qmp-pretty"):
+            kind, colon, rest = value.partition(":")
+            its = _options(rest, implied="path")
+            if colon and kind == "unix" and _serves(its):
+                yield its["path"]
+            elif colon and kind == "chardev":
+                monitors.add(rest)
+        elif option == "chardev":
+            its = _options(value, implied="backend")
+            if its.get("backend") == "socket" and _serves(its):
+                chardevs[its.get("id", "")] = its["path"]
+        elif option == "mon":
+            its = _options(value, implied="chardev")
+            if its.get("mode") == "control":
+                monitors.add(its.get("chardev", ""))
+    yield from (path for name, path in chardevs.items() if name in monitors)
+
+
+def _serves(options: Mapping[str, str]) -> bool:
+    """Whether it is a named socket that QEMU listens at; others it connects to."""
+    return (
+        bool(options.get("path"))
+        and "\0" not in options["path"]
+        and options.get("server") in ("on", "yes", "true", "y")
+        and options.get("abstract", "off") in ("off", "no", "false", "n")
+    )
+
+
+def _qemu_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options with the word that follows; QEMU takes one dash or two."""
+    for word, value in zip(argv[1:], [*argv[2:], ""], strict=False):
+        if word.startswith("-"):
+            yield word.removeprefix("-").removeprefix("-"), value
+
+
+def _options(text: str, *, implied: str = "") -> dict[str, str]:
+    """QEMU's `key=value,...` (qemu_opts_parse()): `,,` is a comma, a bare word is "on"."""
+    found: dict[str, str] = {}
+    for number, part in enumerate(_SINGLE_COMMA.split(text)):
+        key, equals, value = part.replace(",,", ",").partition("=")
+        if equals:
+            found[key] = value
+        elif number == 0 and implied:
+            found[implied] = key
+        elif key:
+            found[key] = "on"
+    return found
+
+
+def _value(argv: Sequence[str], *names: str) -> str | None:
+    """The value of a long or a short option: `--name X`, `--name=X`, `-n X`."""
+    for word, value in zip(argv[1:], [*argv[2:], None], strict=False):
+        if word in names:
+            return value
+        name, equals, rest = word.partition("=")
+        if equals and name in names and name.startswith("--"):
+            return rest
+    return None
+
+
+def _name(text: str | None) -> str | None:
+    """A name that can stand beside others: none that looks like pid/N or uuid/..."""
+    return text if text and len(text) <= NAME_MAX and "/" not in text else None
+
+
+def _uuid(text: str | None) -> str | None:
+    return text.lower() if text and _UUID.fullmatch(text) else None
+
+
+def _basename(path: str) -> str:
+    return path.rpartition("/")[2]
