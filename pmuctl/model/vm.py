@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM of this host as its control socket, or its record, tells of it."""
+"""A VM of a host, as its control socket, its record or its process tells of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pmuctl.errors import PmuctlError
 from pmuctl.model.filter import EventFilter
+from pmuctl.model.vmm import VmmKind
 
 
 class VmState(StrEnum):
@@ -18,6 +19,8 @@ class VmState(StrEnum):
     STARTING = "starting"
     """its window is closed or it does not wait, or its VMM has not made it yet; no vCPU has run"""
     RUNNING = "running"
+    PAUSED = "paused"
+    """a vCPU has run, and its VMM says that none does now, or the process is stopped"""
     ORPHANED = "orphaned"
     """the process goes on without its supervisor: it cannot be asked, only its record is known"""
     DEAD = "dead"
@@ -37,14 +40,33 @@ class Window(StrEnum):
     """the VM has no vPMU"""
 
 
+class Evidence(StrEnum):
+    """How it is known which thread runs a vCPU, the best first."""
+
+    SOCKET = "socket"
+    """the VM's control socket says so"""
+    QMP = "qmp"
+    """QEMU's own monitor says so"""
+    DEBUGFS = "debugfs"
+    """KVM's debugfs names the thread that ran it last"""
+    KVM_RUN = "kvm-run"
+    """the thread sleeps in KVM_RUN of that vCPU"""
+    NAME = "name"
+    """the thread is named as its VMM names those of vCPUs"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmVcpu:
-    """One vCPU; `tid` is None where the thread the VMM names is not one of its own, or unknown."""
+    """One vCPU; `tid` is None where the thread the VMM names is not one of its own, or unknown.
+
+    `initialised` and `has_run` are None where nobody can tell, `evidence` where `tid` is.
+    """
 
     index: int
     tid: int | None
-    initialised: bool
-    has_run: bool
+    initialised: bool | None
+    has_run: bool | None
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +91,22 @@ class Vm:
     """One VM. `owner` is the user id its VMM runs as; `since` is in seconds since the epoch, `by`
     what sealed its window.
 
+    A VM without a `socket` was found by its process, `pid`, which `started` at a time in clock
+    ticks since boot; its VMM is then of the `kind` that its command line tells, and what that
+    says of a PMU is in `has_vpmu` and `sets_pmu` (see vmm.Identity).
+
     `counters` and `filter` are None where they were never set; `event_names` maps the names of
-    its PMU's events to codes, where they were looked up. `supervised` tells that another process
-    than the VMM serves its socket (pmuctl run); from the record of such a VM come the `command`
-    that started it and the changes that were `applied`. `problem` is why a VM could not be asked,
-    and then all else but its name and socket is unknown (None); of an orphaned one that is known
+    its PMU's events to codes, where they were looked up. `candidates` are the PMUs it can have
+    where it is not known which, `aligned` and `means` whether a vCPU can leave its PMU, and what
+    that does to the guest. `supervised` tells that another process than the VMM serves its socket
+    (pmuctl run); from the record of such a VM come the `command` that started it and the changes
+    that were `applied`. `problem` is why a VM could not be asked, and then all else but its name
+    and socket, and what its process tells, is unknown (None); of an orphaned one that is known
     which its record has.
     """
 
     name: str
-    socket: str
+    socket: str | None
     state: VmState
     uuid: str | None = None
     vmm: str | None = None
@@ -100,3 +128,15 @@ class Vm:
     command: tuple[str, ...] | None = None
     applied: tuple[Applied, ...] = ()
     problem: PmuctlError | None = None
+    started: int | None = None
+    kind: VmmKind | None = None
+    has_vpmu: bool | None = None
+    sets_pmu: bool = False
+    candidates: tuple[str, ...] = ()
+    aligned: bool | None = None
+    means: str | None = None
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether it has a control socket."""
+        return self.socket is not None

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A look at a QEMU through a monitor of its own that nobody holds (QEMU's docs/interop/qmp-spec).
+
+Its socket is one that a process names on its command line: nothing is believed of it, nor sent to
+it, before the kernel has told that this very process listens there.
+"""
+
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pmuctl.control import wire
+from pmuctl.control.wire import WireError
+
+DEADLINE = 0.5
+"""Seconds for all of it: a monitor that somebody holds lets others wait, and does not say so."""
+
+MANAGERS = ("libvirtd", "virtqemud")
+"""Parents whose monitors are left alone, as their thread names."""
+
+_COMMANDS = ("query-name", "query-uuid", "query-status", "query-cpus-fast")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitor:
+    """What a QEMU says: its name, UUID and run state ("running", "paused", ...), and the thread
+    of each vCPU by its number. What it did not say is None."""
+
+    name: str | None = None
+    uuid: str | None = None
+    status: str | None = None
+    threads: Mapping[int, int] = field(default_factory=dict)
+
+
+def is_free(path: str, parent: str) -> bool:
+    """Whether a monitor may be asked: none that libvirt has made, by its path or its parent."""
+    return "libvirt" not in path.split("/") and parent not in MANAGERS
+
+
+def read_monitor(
+    path: str, process: Path, *, pid: int, uid: int | None, deadline: float = DEADLINE
+) -> Monitor | None:
+    """What the QEMU that listens at `path` says of itself; None where it says nothing in time.
+
+    `process` is its directory in /proc, below which the path is looked up as QEMU sees it. It must
+    be a socket of QEMU's own user `uid`, and process `pid` must listen at it: to connect to
+    another one, such as a service that starts when somebody does, would already be an act.
+    """
+    until = time.monotonic() + deadline
+    inside = process / ("root" if path.startswith("/") else "cwd") / path.lstrip("/")
+    try:
+        fd = os.open(inside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        its = os.fstat(fd)
+        if not stat.S_ISSOCK(its.st_mode) or uid is None or its.st_uid != uid:
+            return None
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(deadline)
+            # by descriptor: what was looked at is what is connected to, whatever the path's length
+            peer.connect(f"/proc/self/fd/{fd}")
+            ucred = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            if struct.unpack("3i", ucred)[0] != pid:
+                return None
+            return _ask(peer, until)
+    except (OSError, EOFError, WireError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _ask(peer: socket.socket, until: float) -> Monitor | None:
+    decoder = wire.Decoder()
+    if "QMP" not in _next(peer, decoder, until):
+        return None
+    requests = [{"execute": "qmp_capabilities"}]
+    requests += [{"execute": name, "id": name} for name in _COMMANDS]
+    peer.sendall(b"".join(wire.encode(dict(its)) for its in requests), socket.MSG_NOSIGNAL)
+    answers: dict[object, object] = {}
+    while len(answers) < len(_COMMANDS):
+        message = _next(peer, decoder, until)
+        tag = message.get("id")
+        if isinstance(tag, str) and tag in _COMMANDS:
+            answers[tag] = message.get("return")  # None where it does not know the command
+    return Monitor(
+        name=_text(answers["query-name"], "name"),
+        uuid=_text(answers["query-uuid"], "UUID"),
+        status=_text(answers["query-status"], "status"),
+        threads=dict(_threads(answers["query-cpus-fast"])),
+    )
+
+
+def _next(peer: socket.socket, decoder: wire.Decoder, until: float) -> wire.Message:
+    while (message := decoder.next()) is None:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        peer.settimeout(left)
+        data = peer.recv(1 << 16)
+        if not data:
+            raise EOFError
+        decoder.feed(data)
+    return message
+
+
+def _text(answer: object, key: str) -> str | None:
+    value = answer.get(key) if isinstance(answer, dict) else None
+    return wire.peer_text(value) or None
+
+
+def _threads(answer: object) -> Iterable[tuple[int, int]]:
+    for cpu in answer if isinstance(answer, list) else ():
+        if isinstance(cpu, dict):
+            index, tid = cpu.get("cpu-index"), cpu.get("thread-id")
+            if type(index) is int and type(tid) is int and index >= 0 and tid > 0:
+                yield index, tid

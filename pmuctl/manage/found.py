@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs found by their processes: every one on the host, whether or not it has a control socket."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from pmuctl.control.qmp import Monitor, is_free, read_monitor
+from pmuctl.host import debugfs
+from pmuctl.host.procs import KvmHolder, Procfs
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
+from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread
+from pmuctl.uapi.kvm import KVM_RUN
+
+ASKED_AT_ONCE = 32
+NR_IOCTL = (29, 16)
+"""ioctl(2) as a number: arm64's (asm-generic/unistd.h) and x86-64's."""
+STOPPED = "T"
+"""The state of a process that a signal has stopped (proc_pid_stat(5))."""
+
+Tids = Mapping[int, tuple[int, Evidence]]
+"""vCPU number → the thread that runs it, and how that is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmProcess:
+    """A process that has VMs open, and what it says it is."""
+
+    holder: KvmHolder
+    identity: Identity
+    is_pmuctl: bool
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.holder.pid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """The processes of a host that have VMs open, and how many could not be looked at.
+
+    `is_partial` tells that other users' processes are hidden altogether.
+    """
+
+    processes: tuple[VmProcess, ...] = ()
+    unreadable: int = 0
+    is_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Where VMs are looked for: /proc, the rest of that machine, and whether it is this one."""
+
+    procs: Procfs
+    sysfs: Sysfs
+    is_live: bool = True
+    names: debugfs.Names = field(default_factory=dict)
+
+
+def survey(procs: Procfs) -> Survey:
+    """Look once at all processes; files are read only of those that have a VM."""
+    scan = procs.scan_kvm()
+    found = []
+    for holder in scan.holders:
+        argv, comm = procs.command_line(holder.pid), procs.comm(holder.pid, holder.pid)
+        its = VmProcess(
+            holder=holder, identity=identify(argv, comm), is_pmuctl=is_pmuctl(argv, comm)
+        )
+        found.append(its)
+    return Survey(processes=tuple(found), unreadable=scan.unreadable, is_partial=scan.is_partial)
+
+
+def find_vms(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
+    """The VMs of these processes.
+
+    What has ended meanwhile is left out, and so are the scratch VMs of pmuctl's own probes, which
+    never run.
+    """
+    monitors = _ask(processes, scene)
+    if processes:
+        scene = replace(scene, names=debugfs.scan_names(scene.sysfs))
+    found: list[Vm] = []
+    for process in processes:
+        its = list(_vms(process, scene, monitors.get(process.pid)))
+        # another process may have its pid by now
+        if scene.procs.start_time(process.pid) == process.holder.start:
+            found += its
+    return found
+
+
+def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, Monitor]:
+    """What QEMUs say at monitors that are free, asked side by side.
+
+    A QEMU that has no vCPU yet may wait for its monitor's first client, and is left alone.
+    """
+    asked = [its for its in processes if its.identity.monitors and its.holder.vcpus]
+    if not asked or not scene.is_live:
+        return {}
+    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+    try:
+        answers = list(pool.map(lambda its: _monitor(its, scene.procs), asked))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return {its.pid: answer for its, answer in zip(asked, answers, strict=True) if answer}
+
+
+def _monitor(process: VmProcess, procs: Procfs) -> Monitor | None:
+    pid = process.pid
+    parent = procs.parent(pid)
+    above = procs.comm(parent, parent) if parent else ""
+    for path in process.identity.monitors:
+        if is_free(path, above):
+            place = procs.root / str(pid)
+            if its := read_monitor(path, place, pid=pid, uid=procs.uid(pid)):
+                return its
+    return None
+
+
+def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[Vm]:
+    """One VM for a process, or one for each VM descriptor where vCPUs can be told apart."""
+    procs, holder = scene.procs, process.holder
+    tids = procs.threads(holder.pid)
+    told = {
+        fd: debugfs.read_vcpus(scene.sysfs, name)
+        for fd, name in debugfs.names_of(scene.names, holder, tids)
+    }
+    apart = {fd: its for fd, its in told.items() if its}
+    if len(apart) > 1:
+        for fd, its in apart.items():
+            threads = {n: (tid, Evidence.DEBUGFS) for n, tid in its.items() if tid in tids}
+            vm = _vm(process, procs, None, sorted(its), threads)
+            yield replace(vm, name=f"{vm.name if vm.name[:4] == 'pid/' else f'pid/{vm.pid}'}/{fd}")
+        return
+    last = {index: tid for its in apart.values() for index, tid in its.items()}
+    indices = sorted(set(holder.vcpus.values()))
+    threads = dict(_threads(procs, holder, tids, indices, monitor, last))
+    vm = _vm(process, procs, monitor, indices, threads)
+    if not process.is_pmuctl or vm.state is not VmState.STARTING:
+        yield vm
+
+
+def _threads(
+    procs: Procfs,
+    holder: KvmHolder,
+    tids: Collection[int],
+    indices: Sequence[int],
+    monitor: Monitor | None,
+    last: Mapping[int, int],
+) -> Tids:
+    """The threads of vCPUs, each by the best evidence there is; no thread is two vCPUs'."""
+    found: dict[int, tuple[int, Evidence]] = {}
+    used: set[int] = set()
+
+    def take(index: int | None, tid: int, evidence: Evidence) -> None:
+        if index is None or index not in indices or index in found:
+            return
+        if tid in tids and tid not in used:
+            found[index] = (tid, evidence)
+            used.add(tid)
+
+    for index, tid in (monitor.threads if monitor else {}).items():
+        take(index, tid, Evidence.QMP)
+    for index, tid in last.items():
+        take(index, tid, Evidence.DEBUGFS)
+    if len(found) < len(indices):
+        for tid in sorted(tids):
+            call = procs.syscall(holder.pid, tid)
+            if len(call) > 2 and call[0] in NR_IOCTL and call[2] == KVM_RUN:
+                take(holder.vcpus.get(call[1]), tid, Evidence.KVM_RUN)
+    if len(found) < len(indices):
+        for tid in sorted(tids):
+            take(vcpu_of_thread(procs.comm(holder.pid, tid)), tid, Evidence.NAME)
+    return found
+
+
+def _vm(
+    process: VmProcess,
+    procs: Procfs,
+    monitor: Monitor | None,
+    indices: Sequence[int],
+    threads: Tids,
+) -> Vm:
+    pid, identity = process.pid, process.identity
+    vcpus = tuple(_vcpu(procs, pid, index, threads.get(index)) for index in indices)
+    has_run = any(its.has_run for its in vcpus)
+    leader = procs.thread_stat(pid, pid)
+    state = VmState.STARTING
+    if has_run or (monitor and monitor.status == "running"):
+        pauses = monitor is not None and monitor.status not in (None, "running")
+        is_stopped = leader is not None and leader.state == STOPPED
+        state = VmState.PAUSED if pauses or is_stopped else VmState.RUNNING
+    window = None if state is VmState.STARTING else Window.SEALED
+    monitor = monitor or Monitor()
+    return Vm(
+        name=identity.name or monitor.name or f"pid/{pid}",
+        socket=None,
+        state=state,
+        uuid=identity.uuid or monitor.uuid,
+        vmm=identity.kind,
+        pid=pid,
+        owner=procs.uid(pid),
+        window=Window.NONE if identity.has_vpmu is False else window,
+        vcpus=vcpus,
+        started=process.holder.start,
+        kind=identity.kind,
+        has_vpmu=identity.has_vpmu,
+        sets_pmu=identity.sets_pmu,
+    )
+
+
+def _vcpu(procs: Procfs, pid: int, index: int, thread: tuple[int, Evidence] | None) -> VmVcpu:
+    """A vCPU has run if its thread spent time in a guest, or KVM_RUN was seen of it."""
+    if thread is None:
+        return VmVcpu(index=index, tid=None, initialised=None, has_run=None)
+    tid, evidence = thread
+    its = procs.thread_stat(pid, tid)
+    has_run = evidence in (Evidence.DEBUGFS, Evidence.KVM_RUN) or bool(its and its.guest_time)
+    return VmVcpu(
+        index=index, tid=tid, initialised=None, has_run=has_run or None, evidence=evidence
+    )
