@@ -10,12 +10,13 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, OUTPUT, REACH, TALK, checked_seconds
+from pmuctl.cli.reach import VM_HELP, reach_of
 from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.errors import ExitStatus, OutputError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.settings import Change, Machine, release_vm, set_vm
 from pmuctl.manage.vcpus import is_aligned, scan_vcpus
-from pmuctl.manage.vms import Reach, connected, list_vms
+from pmuctl.manage.vms import connected, list_vms
 from pmuctl.manage.wait import Awaited, wait_for
 from pmuctl.model.vm import Vm
 from pmuctl.render.formats import Format
@@ -23,7 +24,6 @@ from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
 
 app = make_noun("vm")
 
-VM_HELP = "A name, uuid/UUID or pid/PID."
 VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 
 
@@ -34,7 +34,7 @@ def vm_list(
 ) -> None:
     """List the VMs that have a control socket, or those that are named."""
     with env.waiting_for("control sockets"):
-        vms = list_vms(_reach(env), vm or ())
+        vms = list_vms(reach_of(env), vm or ())
     env.write_rows("vms", VM_COLUMNS, vms, empty="no VM with a control socket")
     _warn_of(env, vms)
 
@@ -45,7 +45,7 @@ def vm_show(env: Env, vm: VmName) -> None:
 
     Its window, its settings with the origin of each, and its vCPUs.
     """
-    with env.waiting_for(vm), connected(_reach(env), vm) as (_, its):
+    with env.waiting_for(vm), connected(reach_of(env), vm) as (_, its):
         pass
     if its.filter is not None and its.pmu is not None:
         pmus = scan_pmus(env.sysfs, [its.pmu.name])
@@ -60,7 +60,7 @@ def vm_vcpus(
 ) -> None:
     """List vCPUs: where their threads may be, and whether they can leave their PMU."""
     with env.waiting_for("control sockets"):
-        vms = list_vms(_reach(env), vm or ())
+        vms = list_vms(reach_of(env), vm or ())
     for its in vms if vm else ():
         # of one that is named, no answer is no list
         if its.problem is not None:
@@ -98,7 +98,7 @@ def vm_wait(
         return is_aligned(its, list(placed))
 
     with env.waiting_for(f"{vm} to be {awaited}"):
-        seen = wait_for(_reach(env), vm, awaited, timeout=timeout, is_aligned=aligned)
+        seen = wait_for(reach_of(env), vm, awaited, timeout=timeout, is_aligned=aligned)
     if seen is None:
         return ExitStatus.OK
     env.say(f"{vm}: not {awaited} after {timeout:g} s: {seen}")
@@ -123,7 +123,7 @@ def vm_set(
     request = parse_settings(settings)
     dry_run = env.options.dry_run
     machine = Machine(sysfs=env.sysfs, threads=env.threads)
-    with env.waiting_for(vm), connected(_reach(env), vm, strictly=True) as (client, its):
+    with env.waiting_for(vm), connected(reach_of(env), vm, strictly=True) as (client, its):
         done = set_vm(client, its, request, machine, dry_run=dry_run)
     if dry_run and env.format is Format.TABLE:
         steps = done.steps or ("nothing to do: all of it holds already",)
@@ -141,7 +141,7 @@ def vm_release(env: Env, vm: VmName) -> None:
     Its window closes: from then on KVM takes no settings.
     """
     env.check_columns(CHANGE_COLUMNS)
-    with env.waiting_for(vm), connected(_reach(env), vm, strictly=True) as (client, its):
+    with env.waiting_for(vm), connected(reach_of(env), vm, strictly=True) as (client, its):
         change = release_vm(client, its, dry_run=env.options.dry_run)
     _write_changes(env, [change], ())
 
@@ -150,17 +150,6 @@ def _warn_of(env: Env, vms: Sequence[Vm]) -> None:
     for vm in vms:
         if vm.problem is not None:
             env.warn(vm.problem)
-
-
-def _reach(env: Env) -> Reach:
-    return Reach(
-        environ=env.environ,
-        uid=env.uid,
-        deadline=env.options.deadline,
-        socket=env.options.socket,
-        procs=env.procs,
-        trace=env.trace,
-    )
 
 
 def _write_changes(env: Env, changes: Sequence[Change], steps: Sequence[str]) -> None:
