@@ -17,6 +17,7 @@ class ExitStatus(IntEnum):
     UNSUPPORTED = 7
     REFUSED = 9
     UNKNOWN_OUTCOME = 10
+    PARTIAL = 64
     BUG = 70
     OUTPUT = 74
     ENDED = 125

@@ -16,7 +16,8 @@ from pmuctl.cli.options import Options
 NOUNS = {
     "host": "This machine: its kernel, its KVM, its CPUs.",
     "pmu": "The CPU performance monitors of this host.",
-    "vm": "VMs with a control socket: their PMU, counters and event filter.",
+    "vm": "The VMs of this host: their PMU, counters and event filter.",
+    "affinity": "The CPUs that vCPU threads may be on, held against their PMU.",
 }
 """Nouns are groups of verbs: each a module of this package with an `app`."""
 
@@ -145,8 +146,8 @@ def root() -> Any:
     @app.callback(
         help="Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts.",
         epilog="Exit status: 0 done, 1 no, 2 usage, 3 unreachable, 4 not found, 5 sealed, "
-        "6 permission, 7 unsupported, 9 refused, 10 outcome unknown, 70 bug, 74 output, "
-        "125 ended by run, 126 not executable, 127 no command, 130 interrupted, "
+        "6 permission, 7 unsupported, 9 refused, 10 outcome unknown, 64 partly done, 70 bug, "
+        "74 output, 125 ended by run, 126 not executable, 127 no command, 130 interrupted, "
         "141 closed pipe, 143 terminated.",
     )
     def pmuctl(

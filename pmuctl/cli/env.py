@@ -203,6 +203,11 @@ class Env:
         import threading
 
         text = printable(f"waiting for {what} ...")
+    def fail(self, problem: PmuctlError) -> None:
+        """The failure of one target of several, on stderr; the command goes on."""
+        with contextlib.suppress(OSError):
+            write_problem(problem, self.stderr, as_json=self.format.is_json)
+
         shown = threading.Event()
 
         def show() -> None:

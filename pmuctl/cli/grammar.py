@@ -39,6 +39,9 @@ COLUMNS = {
     "vm vcpus": "vm.PLACED_COLUMNS",
     "vm set": "vm.CHANGE_COLUMNS",
     "vm release": "vm.CHANGE_COLUMNS",
+    "affinity set": "affinity.PLACING_COLUMNS",
+    "affinity align": "affinity.PLACING_COLUMNS",
+    "affinity check": "affinity.CHECK_COLUMNS",
     "conformance": "conformance.FINDING_COLUMNS",
 }
 """Command → the columns it shows, below pmuctl.render."""

@@ -110,6 +110,12 @@ class Options:
         bool,
         typer.Option("--dry-run", help="Print the steps in kernel words, change nothing."),
     ] = False
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going", "-k", help="Go on after a VM that fails; exit status 64 if one did."
+        ),
+    ] = False
 
 
 TALK = ("quiet", "verbose")

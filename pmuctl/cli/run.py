@@ -10,8 +10,9 @@ from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, TALK, checked_seconds
 from pmuctl.cli.words import parse_filter
+from pmuctl.manage.choice import AUTO
 from pmuctl.manage.execute import own_environ, start
-from pmuctl.manage.preflight import AUTO, Site
+from pmuctl.manage.preflight import Site
 from pmuctl.manage.run import Prepared, Request, check_words, prepare
 
 app = make_app(VERBS["run"])

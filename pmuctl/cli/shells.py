@@ -14,6 +14,7 @@ TEMPLATES = Path(__file__).parents[1] / "data" / "completion"
 KEY_HELP = {
     "pmu": "the PMU its counters are of",
     "counters": "how many counters it has",
+    "affinity": "the CPUs its vCPUs may be on",
     "filter": "which events it can count, last on the line",
 }
 """Key of `vm set` → what it is, in the shells that show it."""

@@ -9,10 +9,13 @@ from pmuctl.manage.choice import FilterWords
 from pmuctl.manage.settings import Request
 from pmuctl.model.filter import Action
 
-KEYS = ("pmu", "counters", "filter")
+KEYS = ("pmu", "counters", "affinity", "filter")
 COUNTERS_MAX = 31
 
-FORM = "pmu PMU | counters N | filter default allow|deny [allow EVENTS|deny EVENTS]... (last)"
+FORM = (
+    "pmu PMU | counters N | affinity auto|none|CPUSET | "
+    "filter default allow|deny [allow|deny EVENTS]..."
+)
 
 
 def parse_settings(words: Sequence[str]) -> Request:
@@ -37,7 +40,10 @@ def parse_settings(words: Sequence[str]) -> Request:
     if not found and event_filter is None:
         raise UsageError("a setting is missing", fix=FORM)
     return Request(
-        pmu=found.get("pmu"), counters=_parse_counters(found.get("counters")), filter=event_filter
+        pmu=found.get("pmu"),
+        counters=_parse_counters(found.get("counters")),
+        filter=event_filter,
+        affinity=found.get("affinity"),
     )
 
 

@@ -49,6 +49,7 @@ class Settings:
         self._threads = threads
         self._lock = threading.Lock()
         self._pmu: tuple[int, str] | None = None
+        self._cpus: CpuSet | None = None
         self._counters: int | None = None
         self._filter: EventFilter | None = None
         self._allowed: EventSet | None = None
@@ -96,6 +97,11 @@ class Settings:
         """The threads that were put on other CPUs, each with its mask before the first time."""
         with self._lock:
             return {tid: its.before for tid, its in self._placed.items()}
+
+    @property
+    def cpus(self) -> CpuSet | None:
+        """The CPUs that the vCPU threads are to stay on; None where they are left alone."""
+        return self._cpus
 
     @property
     def closed_by(self) -> str | None:
@@ -152,7 +158,10 @@ class Settings:
             except PmuctlError as error:
                 raise ApplyError(error, None, (), dry_run=dry_run) from error
             if not dry_run:
+                is_kept = self._pmu is not None and self._pmu[0] == wanted.type
                 self._carry_out(steps, current)
+                if wanted.cpus is not None or not is_kept:
+                    self._cpus = wanted.cpus
                 self._pmu = (wanted.type, wanted.name)
                 if wanted.filter is not None:
                     self._filter = wanted.filter

@@ -13,9 +13,7 @@ from pmuctl.control.record import Problem, Record, remove_record, write_record
 from pmuctl.control.registry import record_path
 from pmuctl.control.server import Server
 from pmuctl.errors import ExitStatus, PmuctlError
-from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procs import Procfs
-from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.calls import call_of, lock, steps
 from pmuctl.launch.door import SetAttr, SupervisedDoor
 from pmuctl.launch.orders import Orders
@@ -121,7 +119,8 @@ class Service:
         self._door.known = self._known
         if self._orders.pmu is not None:
             number, name = self._orders.pmu
-            wanted = Wanted(type=number, name=name, filter=self._orders.filter)
+            orders = self._orders
+            wanted = Wanted(type=number, name=name, filter=orders.filter, cpus=orders.affinity)
             done = self._server.settings.apply(wanted, dry_run=False)
             self._changed(BY_RUN, tuple(step.words() for step in done))
 
@@ -149,8 +148,7 @@ class Service:
         pmu, event_filter = its["pmu"], its["filter"]
         if not isinstance(pmu, dict):
             return replace(self._orders, pmu=None, filter=None)
-        found = scan_pmus(Sysfs(), [pmu["name"]])
-        cpus = found[0].cpus if found else None
+        cpus = self._server.settings.cpus
         if cpus is not None and self._orders.affinity is not None:
             cpus &= self._orders.affinity
         return replace(

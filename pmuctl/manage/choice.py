@@ -5,13 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pmuctl.errors import NotFoundError, UsageError
-from pmuctl.host.cpus import read_online
+from pmuctl.host.cpus import read_online, scan_present
 from pmuctl.host.pmus import scan_other
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import parse_events
 from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.selector import select_pmu
+from pmuctl.model.selector import parse_cpus, select_pmu
+
+AUTO, NONE = "auto", "none"
+"""The words for an affinity that are no CPUs: those of the PMU, and masks left alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +60,30 @@ def compile_filter(words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
     """The filter for a PMU whose event space has so many bits; raises what `parse_events` does."""
     rules = [(action, parse_events(text, pmu.events, bits=bits)) for action, text in words.rules]
     return EventFilter.compile(words.default, rules)
+
+
+def present_cpus(text: str, pmus: Sequence[Pmu], sysfs: Sysfs, *, subject: str) -> CpuSet:
+    """The CPUs of this host that a CPUSET names, at least one; raises UsageError.
+
+    `subject` is the VM they are for. Raises what `select_pmu` does, too.
+    """
+    present = scan_present(sysfs)
+    try:
+        cpus = parse_cpus(text, pmus, present)
+        if not cpus:
+            raise UsageError(f"{text}: no CPU is left", fix="name CPUs as 0-3,8")
+        if outside := cpus - present:
+            raise UsageError(
+                f"{cpus_words(outside)} not of this host",
+                why=f"its CPUs are {present}",
+                fix="pmuctl pmu cpus",
+            )
+    except UsageError as error:
+        error.subject = error.subject or subject
+        raise
+    return cpus
+
+
+def cpus_words(cpus: CpuSet) -> str:
+    """ "CPU 3 is" or "CPUs 2-3 are"."""
+    return f"CPU {cpus} is" if len(cpus) == 1 else f"CPUs {cpus} are"

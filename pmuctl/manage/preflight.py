@@ -17,6 +17,7 @@ from pmuctl.host.machine import KvmAccess, read_kvm_access
 from pmuctl.host.probe_cache import read_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
+from pmuctl.manage.choice import cpus_words
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.filter import EventFilter
@@ -26,9 +27,6 @@ from pmuctl.model.pmu import Pmu
 from pmuctl.model.selector import parse_cpus
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
-
-AUTO, NONE = "auto", "none"
-"""The words of --affinity that are no CPUs: those of the PMU, and masks left alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,21 +113,17 @@ def chosen_cpus(text: str, pmu: Pmu | None, pmus: Sequence[Pmu], sysfs: Sysfs) -
         raise UsageError(f"--affinity {text}: no CPU is left", fix="name CPUs as 0-3,8")
     if pmu is not None and pmu.cpus is not None and (outside := cpus - pmu.cpus):
         raise UsageError(
-            f"--affinity {text}: {_counted(outside)} not of {pmu.name}",
+            f"--affinity {text}: {cpus_words(outside)} not of {pmu.name}",
             why=f"its CPUs are {pmu.cpus}, and a vCPU elsewhere fails to enter the guest",
             fix=f"name CPUs of {pmu.cpus}, or leave --affinity out",
         )
     if outside := cpus - present:
         raise UsageError(
-            f"--affinity {text}: {_counted(outside)} not of this host",
+            f"--affinity {text}: {cpus_words(outside)} not of this host",
             why=f"its CPUs are {present}",
             fix="pmuctl pmu cpus",
         )
     return cpus
-
-
-def _counted(cpus: CpuSet) -> str:
-    return f"CPU {cpus} is" if len(cpus) == 1 else f"CPUs {cpus} are"
 
 
 def cpus_of(pmu: Pmu) -> CpuSet:

@@ -12,11 +12,9 @@ from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.calls import lock, steps
 from pmuctl.launch.orders import Orders
-from pmuctl.manage.choice import FilterWords, choose_pmu, compile_filter
+from pmuctl.manage.choice import AUTO, NONE, FilterWords, choose_pmu, compile_filter
 from pmuctl.manage.execute import find_program, without_settings
 from pmuctl.manage.preflight import (
-    AUTO,
-    NONE,
     Site,
     ask_kvm,
     check_cpus,

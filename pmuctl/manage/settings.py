@@ -20,7 +20,16 @@ from pmuctl.errors import (
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
-from pmuctl.manage.choice import FilterWords, choose_pmu, compile_filter
+from pmuctl.manage.choice import (
+    AUTO,
+    NONE,
+    FilterWords,
+    choose_pmu,
+    compile_filter,
+    present_cpus,
+)
+from pmuctl.manage.placing import NOTHING_CHANGED, check_inside
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.filter import EventFilter
 from pmuctl.model.plan import no_attribute, no_vpmu, sealed
@@ -28,7 +37,6 @@ from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmState, Window
 
 AFFINITY = "affinity"
-NOTHING_CHANGED = "nothing was changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +49,20 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What `vm set` was asked for; None is what was not mentioned."""
+    """What `vm set` was asked for; None is what was not mentioned.
+
+    `affinity` is `auto`, `none` or CPUs as a user writes them.
+    """
 
     pmu: str | None = None
     counters: int | None = None
     filter: FilterWords | None = None
+    affinity: str | None = None
+
+    @property
+    def is_affinity_only(self) -> bool:
+        """Whether nothing is asked that KVM has a say in."""
+        return self.pmu is None and self.counters is None and self.filter is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +80,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What became of a request: a change for each key, and the steps in the kernel's words."""
+    """What became of a request: a change for each key, and the steps in the kernel's words.
+
+    `is_placed` tells that the VM's vCPU threads are to stay on CPUs that were chosen with it.
+    """
 
     vm: str
     changes: tuple[Change, ...]
     steps: tuple[str, ...]
+    is_placed: bool = False
 
 
 def set_vm(client: Client, vm: Vm, request: Request, machine: Machine, *, dry_run: bool) -> Done:
@@ -87,13 +108,31 @@ def set_vm(client: Client, vm: Vm, request: Request, machine: Machine, *, dry_ru
         arguments["counters"] = request.counters
     if event_filter is not None:
         arguments["filter"] = filter_message(event_filter)
-    if pmu.cpus:
-        arguments["cpus"] = list(pmu.cpus)
+    cpus = _wanted_cpus(request, vm, pmu, machine.sysfs)
+    if cpus:
+        arguments["cpus"] = list(cpus)
     try:
         answer: Any = client.execute("pmu-apply", arguments)
     except PmuctlError as error:
         raise _explained(error, vm, pmu, machine.threads) from error
-    return _done(vm, answer, request, pmu, event_filter)
+    return _done(vm, answer, request, pmu, event_filter, cpus)
+
+
+def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, sysfs: Sysfs) -> CpuSet | None:
+    """The CPUs that the vCPU threads are to stay on, None where their masks are left alone.
+
+    To set a PMU implies `auto`: its CPUs, for KVM runs the VM nowhere else. With a setting that
+    leaves the PMU as it is the affinity stays, too.
+    """
+    if request.affinity == NONE:
+        return None
+    if request.affinity not in (None, AUTO):
+        cpus = present_cpus(request.affinity or "", scan_pmus(sysfs), sysfs, subject=vm.name)
+        if pmu.cpus is not None:
+            check_inside(cpus, pmu.cpus, vm.name, pmu.name)
+        return cpus
+    is_new = vm.pmu is None or vm.pmu.name != pmu.name
+    return pmu.cpus if request.affinity or request.pmu or is_new else None
 
 
 def release_vm(client: Client, vm: Vm, *, dry_run: bool) -> Change:
@@ -198,7 +237,12 @@ _KEYS = {"SET_PMU": "pmu", "SET_NR_COUNTERS": "counters", "FILTER": "filter"}
 
 
 def _done(
-    vm: Vm, answer: Any, request: Request, pmu: Pmu, event_filter: EventFilter | None
+    vm: Vm,
+    answer: Any,
+    request: Request,
+    pmu: Pmu,
+    event_filter: EventFilter | None,
+    cpus: CpuSet | None,
 ) -> Done:
     """What became of each key: of those asked for, and of what else was changed with them."""
     changed = {_KEYS.get(step["attribute"], AFFINITY) for step in answer["steps"]}
@@ -208,9 +252,14 @@ def _done(
         # another PMU gets the counters again that had been asked for
         "counters": str(vm.counters if request.counters is None else request.counters),
         "filter": event_filter.words(pmu.events) if event_filter is not None else "",
-        AFFINITY: f"within {pmu.cpus}",
+        AFFINITY: f"within {cpus}" if cpus else "left alone",
     }
-    asked = {"pmu": request.pmu, "counters": request.counters, "filter": request.filter}
+    asked = {
+        "pmu": request.pmu,
+        "counters": request.counters,
+        "filter": request.filter,
+        AFFINITY: request.affinity,
+    }
     changes = tuple(
         Change(
             vm=vm.name, key=key, outcome=outcome if key in changed else "unchanged", value=value
@@ -218,4 +267,5 @@ def _done(
         for key, value in values.items()
         if key in changed or asked.get(key) is not None
     )
-    return Done(vm=vm.name, changes=changes, steps=tuple(its["words"] for its in answer["steps"]))
+    steps = tuple(its["words"] for its in answer["steps"])
+    return Done(vm=vm.name, changes=changes, steps=steps, is_placed=bool(cpus))

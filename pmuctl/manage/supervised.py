@@ -4,11 +4,13 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from pmuctl.control.record import Record, read_record
 from pmuctl.control.registry import Entry, file_name, record_path, runtime_dirs
 from pmuctl.errors import NotFoundError, UnreachableError, UsageError
 from pmuctl.host.procs import Procfs
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
 
 ORIGIN = "recorded"
@@ -30,6 +32,17 @@ def with_record(vm: Vm, entry: Entry, procs: Procfs) -> Vm:
     if procs.start_time(vm.pid) != record.start:
         return vm
     return replace(vm, command=record.command, applied=record.applied)
+
+
+def recorded_cpus(vm: Vm, procs: Procfs) -> CpuSet | None:
+    """What a supervisor has narrowed the threads of its vCPUs to; None where that is not known."""
+    if not vm.supervised or not vm.socket or vm.pid is None:
+        return None
+    entry = Entry(name=vm.name, path=Path(vm.socket))
+    record = _record_of(entry, _owner(entry))
+    if record is None or record.pid != vm.pid or procs.start_time(vm.pid) != record.start:
+        return None
+    return record.cpus
 
 
 def orphan(entry: Entry, procs: Procfs) -> Vm | None:

@@ -43,6 +43,8 @@ class Machine:
     stack: ExitStack
     servers: dict[str, Server] = field(default_factory=dict)
     vms: list[FakeVm] = field(default_factory=list)
+    threads: FakeThreads | None = None
+    """What pmuctl itself sees of the threads; by default a copy of what the VMs have."""
 
     def run(self, *argv: str, uid: int = 0) -> Ran:
         """One command line on this machine."""
@@ -59,7 +61,8 @@ class Machine:
             uid=uid,
             processes=Procfs(self.proc),
             live=Sysfs(self.root),
-            masks=FakeThreads({k: v for its in self.vms for k, v in its.threads.masks.items()}),
+            masks=self.threads
+            or FakeThreads({k: v for its in self.vms for k, v in its.threads.masks.items()}),
         )
 
     def start(self, vm: FakeVm, path: Path | None = None) -> FakeVm:

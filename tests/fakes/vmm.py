@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VMM whose KVM is the model: the true server in front of pmuctl.model.vpmu."""
 
+import errno
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,32 @@ class FakeThreads(Threads):
         if error := self.refuses.get(tid):
             raise OSError(error, os.strerror(error))
         self.masks[tid] = cpus
+
+
+class KernelThreads(FakeThreads):
+    """Masks that are taken as the kernel takes them (__sched_setaffinity()).
+
+    `online` are the active CPUs, `cpusets` maps a thread to the CPUs its cpuset allows.
+    """
+
+    def __init__(self, masks: Mapping[int, CpuSet], *, online: str = "0-3") -> None:
+        super().__init__(masks)
+        self.online = CpuSet.parse(online)
+        self.cpusets: dict[int, CpuSet] = {}
+        self.calls: list[tuple[int, CpuSet]] = []
+
+    def affinity(self, tid: int) -> CpuSet:
+        if tid not in self.masks:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return self.masks[tid] & self.online
+
+    def place(self, tid: int, cpus: CpuSet) -> None:
+        self.affinity(tid)
+        cpus &= self.cpusets.get(tid, cpus)
+        if not cpus & self.online:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        super().place(tid, cpus)
+        self.calls.append((tid, cpus))
 
 
 class FakeVm:

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Affinity of a VM's vCPU threads: choosing it, bringing it back onto the PMU, checking it."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+from pmuctl.control.placings import forget_placings, write_placings
+from pmuctl.errors import (
+    NotFoundError,
+    PinnedError,
+    PmuctlError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
+from pmuctl.host.cpus import read_online
+from pmuctl.host.probe_cache import read_cached
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.host.threads import Threads
+from pmuctl.manage.blocker import Host
+from pmuctl.manage.choice import AUTO, NONE, cpus_words, present_cpus
+from pmuctl.manage.placing import (
+    NOTHING_CHANGED,
+    Crew,
+    Placed,
+    check_inside,
+    current_masks,
+    place_threads,
+)
+from pmuctl.manage.settings import AFFINITY, Change, Done
+from pmuctl.manage.standing import Standing, pmu_of, recorded_masks
+from pmuctl.manage.vms import Reach, connected, list_vms
+from pmuctl.model.align import Consequence, aligned_mask, judge
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.plan import no_vpmu
+from pmuctl.model.pmu import Pmu
+from pmuctl.model.vm import Vm, Window
+
+
+def read_host(reach: Reach, sysfs: Sysfs, threads: Threads, pmus: Sequence[Pmu]) -> Host:
+    """The machine as it is now, for one command."""
+    return Host(
+        sysfs=sysfs,
+        procs=reach.procs,
+        threads=threads,
+        environ=reach.environ,
+        uid=reach.uid,
+        pmus=pmus,
+        online=read_online(sysfs),
+        probed=read_cached(sysfs, pmus, reach.environ, uid=reach.uid),
+    )
+
+
+def find_vm(reach: Reach, name: str) -> Vm:
+    """The one VM whose threads are to be placed, also one without a control socket.
+
+    As where settings are to be changed, another user's has to be named by its process. Raises
+    what `connected` raises.
+    """
+    try:
+        with connected(reach, name, strictly=True) as (_, vm):
+            return vm
+    except (NotFoundError, UnreachableError):
+        found: list[Vm] = []
+        with suppress(NotFoundError):
+            found = [vm for vm in list_vms(reach, [name]) if not vm.socket]
+        if len(found) != 1:
+            raise
+    vm = found[0]
+    if not name.startswith("pid/") and vm.owner not in (None, reach.uid):
+        raise UsageError(
+            "only another user's VM is called so",
+            subject=name,
+            why=f"process {vm.pid} is uid {vm.owner}'s, and anybody can take a name",
+            fix=f"name it by its process: pid/{vm.pid}",
+        )
+    return vm
+
+
+def set_affinity(
+    vm: Vm, text: str, host: Host, *, vcpus: CpuSet | None = None, dry_run: bool
+) -> list[Placed]:
+    """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
+
+    Raises UsageError and RefusedError for CPUs that will not do, and what `place_threads` does.
+    """
+    cpus = choose_cpus(text, vm, host)
+    crew = Crew.of(vm, host, only=vcpus)
+    placed = place_threads(crew, dict.fromkeys(crew.tids, cpus), host, dry_run=dry_run)
+    if not dry_run:
+        record = {its.vcpu: its.wanted for its in placed}
+        write_placings(host.environ, host.uid, crew.pid, record, host.procs)
+    return placed
+
+
+def choose_cpus(text: str, vm: Vm, host: Host) -> CpuSet:
+    """The CPUs that a text names, which have to be of the VM's PMU where one was set."""
+    cpus = present_cpus(text, host.pmus, host.sysfs, subject=vm.name)
+    standing = pmu_of(vm, host)
+    if standing.is_explicit and standing.only is not None:
+        check_inside(cpus, standing.only, vm.name, standing.name or "its PMU")
+    elif standing.is_explicit and judge(cpus, standing.cpus, is_explicit=True).aligned is False:
+        raise RefusedError(
+            f"{cpus_words(cpus)} not of one PMU",
+            subject=vm.name,
+            why=f"its VMM has chosen one of {' and '.join(map(str, standing.cpus))}; "
+            + Consequence.FAIL_ENTRY.words(),
+            now=NOTHING_CHANGED,
+            fix=f"pmuctl affinity set {vm.name} pmu/PMU",
+        )
+    return cpus
+
+
+def align_vm(vm: Vm, host: Host, *, dry_run: bool) -> list[Placed]:
+    """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
+
+    Raises UnsupportedError without a vPMU, RefusedError where it is not known which PMU it has,
+    PinnedError for a pin that is not pmuctl's, and what `place_threads` does.
+    """
+    standing = pmu_of(vm, host)
+    if standing.only is None:
+        raise _no_pmu(vm, standing)
+    crew = Crew.of(vm, host)
+    recorded = recorded_masks(vm, host)
+    wanted: dict[int, CpuSet] = {}
+    pinned: dict[int, CpuSet] = {}
+    for vcpu, now in current_masks(crew, host).items():
+        mask = now if now <= standing.only else None
+        mask = mask or aligned_mask(now, standing.only, recorded.get(vcpu))
+        if mask is None:
+            pinned[vcpu] = now
+        else:
+            wanted[vcpu] = mask
+    if pinned:
+        raise _pinned(vm, standing, pinned)
+    placed = place_threads(crew, wanted, host, dry_run=dry_run)
+    if not dry_run:
+        record = {its.vcpu: its.wanted for its in placed if its.outcome == "set"}
+        write_placings(host.environ, host.uid, crew.pid, record, host.procs)
+    return placed
+
+
+def change_affinity(vm: Vm, text: str, host: Host, *, dry_run: bool) -> Done:
+    """What `vm set` does where only the affinity is asked for: at once, whatever the window.
+
+    `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
+    """
+    placed: list[Placed] = []
+    value = "left alone"
+    if text == NONE:
+        if not dry_run:
+            forget(vm, host)
+    else:
+        change = align_vm if text == AUTO else partial(set_affinity, text=text)
+        placed = change(vm, host=host, dry_run=dry_run)
+        value = "; ".join(dict.fromkeys(f"within {its.wanted}" for its in placed))
+    outcomes = {its.outcome for its in placed} - {"unchanged"}
+    return Done(
+        vm=vm.name,
+        changes=(
+            Change(
+                vm=vm.name,
+                key=AFFINITY,
+                outcome=outcomes.pop() if outcomes else "unchanged",
+                value=value,
+            ),
+        ),
+        steps=tuple(its.words() for its in placed if its.outcome != "unchanged"),
+    )
+
+
+def remember(vm: Vm, host: Host) -> None:
+    """Record where a VM's vCPU threads are, having been put there with its PMU."""
+    masks: dict[int, CpuSet] = {}
+    for vcpu in vm.vcpus or ():
+        with suppress(OSError):
+            if vcpu.tid is not None:
+                masks[vcpu.index] = host.threads.affinity(vcpu.tid)
+    if vm.pid is not None:
+        write_placings(host.environ, host.uid, vm.pid, masks, host.procs)
+
+
+def forget(vm: Vm, host: Host) -> None:
+    """Drop what was recorded: the masks of a VM's vCPU threads are the admin's from now on."""
+    if vm.pid is not None:
+        forget_placings(host.environ, host.uid, vm.pid)
+
+
+def unkept(name: str) -> RefusedError:
+    """The warning of a VM whose vCPU threads are not kept on the CPUs of a PMU that was set."""
+    return RefusedError(
+        "its vCPU threads are not kept on the CPUs of its PMU (affinity none)",
+        subject=name,
+        why=Consequence.FAIL_ENTRY.words(),
+        fix=f"keep them there by other means; pmuctl affinity check {name}",
+    )
+
+
+def _no_pmu(vm: Vm, standing: Standing) -> PmuctlError:
+    error: PmuctlError
+    if vm.problem is not None and not vm.vcpus:
+        return vm.problem
+    if vm.window is Window.NONE:
+        error = no_vpmu()
+    elif not standing.cpus:
+        error = RefusedError(
+            "it has no PMU yet that its vCPUs could be aligned to",
+            why="its window is open, and none was chosen",
+            fix=f"pmuctl vm set {vm.name} pmu PMU",
+        )
+    elif standing.name is not None:
+        error = RefusedError(f"the CPUs of {standing.name} cannot be read", fix="pmuctl pmu list")
+    else:
+        error = RefusedError(
+            "which PMU it has is not known",
+            why="KVM chose one by itself, and does not tell which",
+            fix=f"pmuctl affinity set {vm.name} pmu/PMU",
+        )
+    error.subject, error.now = vm.name, NOTHING_CHANGED
+    return error
+
+
+def _pinned(vm: Vm, standing: Standing, pinned: dict[int, CpuSet]) -> PinnedError:
+    vcpus = CpuSet.of(pinned)
+    masks = ", ".join(dict.fromkeys(map(str, pinned.values())))
+    only = "" if len(pinned) == len(vm.vcpus or ()) else f" --vcpu {vcpus}"
+    return PinnedError(
+        f"vCPU {vcpus} may not run on any CPU of {standing.name}",
+        subject=vm.name,
+        why=f"pinned to {masks}, that PMU's CPUs are {standing.only}; "
+        "pmuctl did not make this pin, and a pin is never widened",
+        now=NOTHING_CHANGED,
+        fix=f"pmuctl affinity set {vm.name} {standing.only}{only}",
+    )

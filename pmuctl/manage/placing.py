@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting the vCPU threads of one VM on CPUs: all of them or none, and why it cannot be."""
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pmuctl.errors import DeniedError, NotFoundError, PmuctlError, RefusedError
+from pmuctl.host.cgroup import read_cpuset
+from pmuctl.manage.blocker import Blocker, Host, cpuset_words, find_blocker
+from pmuctl.manage.choice import cpus_words
+from pmuctl.model.align import Consequence
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.plan import Place
+from pmuctl.model.vm import Vm
+
+NOTHING_CHANGED = "nothing was changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """What became of a vCPU's thread: `set`, `unchanged` or `planned`.
+
+    `cpus` is its mask now, or as it would be, `before` the one it had; `wanted` are the CPUs that
+    were asked for, of which the kernel leaves out what is offline or not in the cpuset.
+    """
+
+    vm: str
+    vcpu: int
+    tid: int
+    outcome: str
+    cpus: CpuSet
+    before: CpuSet
+    wanted: CpuSet
+
+    def words(self) -> str:
+        """The step in the kernel's words."""
+        return Place(self.vcpu, self.tid, self.wanted, self.before).words()
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The vCPU threads of a VM as they were found: vCPU number to thread id, and since when.
+
+    A thread's id can be given to another one once it has ended; its start time tells.
+    """
+
+    vm: Vm
+    pid: int
+    tids: Mapping[int, int]
+    starts: Mapping[int, int | None]
+
+    @classmethod
+    def of(cls, vm: Vm, host: Host, *, only: CpuSet | None = None) -> "Crew":
+        """The threads of these vCPUs, by default all.
+
+        Raises NotFoundError for a vCPU that is not there, what the VM could not be asked for, and
+        RefusedError where a thread is not known.
+        """
+        if vm.pid is None or not vm.vcpus:
+            raise vm.problem or no_threads(vm)
+        indices = [vcpu.index for vcpu in vm.vcpus]
+        if only is not None and (absent := only - CpuSet.of(indices)):
+            raise NotFoundError(
+                f"there is no vCPU {absent}",
+                subject=vm.name,
+                why=f"its vCPUs are {CpuSet.of(indices)}",
+                fix=f"pmuctl vm vcpus {vm.name}",
+            )
+        tids = {its.index: its.tid for its in vm.vcpus if only is None or its.index in only.cpus}
+        known = {index: tid for index, tid in tids.items() if tid is not None}
+        if len(known) < len(tids):
+            raise no_threads(vm, CpuSet.of(tids.keys() - known.keys()))
+        starts = {tid: host.procs.start_time(tid) for tid in (vm.pid, *known.values())}
+        return cls(vm, vm.pid, known, starts)
+
+    def check(self, host: Host, vcpu: int) -> None:
+        """Raise NotFoundError unless the thread of a vCPU is still the one that was found."""
+        tid = self.tids[vcpu]
+        is_same = all(host.procs.start_time(its) == self.starts[its] for its in (self.pid, tid))
+        if not is_same or tid not in host.procs.threads(self.pid):
+            raise _gone(self.vm, vcpu, tid)
+
+
+def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> RefusedError:
+    """The refusal of a VM whose vCPU threads are not known."""
+    whose = f"of vCPU {vcpus} " if vcpus else ""
+    return RefusedError(
+        f"which thread {whose}is to be placed is not known",
+        subject=vm.name,
+        why="its VMM does not tell, or no vCPU has run yet",
+        now=NOTHING_CHANGED,
+        fix=f"pmuctl vm wait {vm.name} --for running",
+    )
+
+
+def current_masks(crew: Crew, host: Host) -> dict[int, CpuSet]:
+    """The mask of each vCPU's thread; raises NotFoundError where one is gone."""
+    masks: dict[int, CpuSet] = {}
+    for vcpu, tid in sorted(crew.tids.items()):
+        try:
+            masks[vcpu] = host.threads.affinity(tid)
+        except OSError as error:
+            raise _explained(crew, host, Place(vcpu, tid, CpuSet(), CpuSet()), error) from error
+    return masks
+
+
+def place_threads(
+    crew: Crew, wanted: Mapping[int, CpuSet], host: Host, *, dry_run: bool
+) -> list[Placed]:
+    """Put each vCPU's thread on the CPUs that are wanted, all or none.
+
+    What is known to be in the way is refused before any is touched. Raises DeniedError,
+    NotFoundError and RefusedError; where threads could not be put back, `now` tells which.
+    """
+    masks = current_masks(crew, host)
+    steps = [Place(n, crew.tids[n], cpus, masks[n]) for n, cpus in sorted(wanted.items())]
+    todo = [step for step in steps if step.cpus != step.before]
+    for step in todo:
+        if blocker := find_blocker(crew.pid, step.tid, step.cpus, host):
+            raise _blocked(crew.vm, step, blocker)
+    done: list[Place] = []
+    for step in () if dry_run else todo:
+        try:
+            crew.check(host, step.vcpu)
+            host.threads.place(step.tid, step.cpus)
+        except (OSError, NotFoundError) as error:
+            problem: PmuctlError
+            if isinstance(error, OSError):
+                problem = _explained(crew, host, step, error)
+            else:
+                problem = error
+            left = [its.words() for its in done if not _undo(its, crew, host)]
+            problem.now = f"left so: {'; '.join(left)}" if left else _put_back(done)
+            raise problem from None
+        done.append(step)
+    return [_placed(crew, step, host, dry_run=dry_run) for step in steps]
+
+
+def check_inside(cpus: CpuSet, pmu: CpuSet, vm: str, name: str) -> None:
+    """Raise RefusedError unless all of these CPUs are of the PMU `name`, which was set."""
+    if outside := cpus - pmu:
+        raise RefusedError(
+            f"{cpus_words(outside)} not of {name}",
+            subject=vm,
+            why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.words()}",
+            now=NOTHING_CHANGED,
+            fix=f"pmuctl affinity set {vm} {cpus & pmu or pmu}",
+        )
+
+
+def reductions(placed: Sequence[Placed], pid: int, host: Host) -> Iterator[RefusedError]:
+    """What the kernel left out of the CPUs that were wanted, each with who took it."""
+    for its in placed:
+        missing = its.wanted - its.cpus
+        if host.online is not None:
+            missing &= host.online
+        if not missing or its.outcome == "planned":
+            continue
+        cpuset = read_cpuset(host.sysfs, pid, its.tid)
+        by = "the kernel left them out"
+        if cpuset is not None and not missing <= cpuset.cpus:
+            by = f"{cpuset_words(cpuset)} allows only {cpuset.cpus}"
+        yield RefusedError(
+            f"vCPU {its.vcpu} was put on {its.cpus} only",
+            subject=its.vm,
+            why=f"wanted were {its.wanted}; {by}",
+        )
+
+
+def _placed(crew: Crew, step: Place, host: Host, *, dry_run: bool) -> Placed:
+    now = step.before
+    if dry_run:
+        now = step.cpus
+    elif step.cpus != step.before:
+        with suppress(OSError):  # it may have ended since
+            now = host.threads.affinity(step.tid)
+    outcome = "unchanged" if now == step.before else "planned" if dry_run else "set"
+    return Placed(
+        vm=crew.vm.name,
+        vcpu=step.vcpu,
+        tid=step.tid,
+        outcome=outcome,
+        cpus=now,
+        before=step.before,
+        wanted=step.cpus,
+    )
+
+
+def _undo(step: Place, crew: Crew, host: Host) -> bool:
+    """Put a thread back; one that has ended needs it no more."""
+    try:
+        crew.check(host, step.vcpu)
+        host.threads.place(step.tid, step.before)
+    except (NotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _put_back(done: Sequence[Place]) -> str:
+    vcpus = CpuSet.of(step.vcpu for step in done)
+    return f"vCPU {vcpus} put back; nothing else was changed" if done else NOTHING_CHANGED
+
+
+def _gone(vm: Vm, vcpu: int, tid: int) -> NotFoundError:
+    return NotFoundError(
+        f"vCPU {vcpu}: its thread {tid} is gone",
+        subject=vm.name,
+        why="it has ended since the VM was asked",
+        fix=f"pmuctl vm vcpus {vm.name}",
+        errno="ESRCH",
+    )
+
+
+def _blocked(vm: Vm, step: Place, blocker: Blocker) -> RefusedError:
+    return RefusedError(
+        f"vCPU {step.vcpu} cannot be put on {step.cpus}",
+        subject=vm.name,
+        why=f"{blocker.words} (sched_setaffinity gives EINVAL)",
+        now=NOTHING_CHANGED,
+        fix=blocker.fix,
+        errno="EINVAL",
+    )
+
+
+def _explained(crew: Crew, host: Host, step: Place, error: OSError) -> PmuctlError:
+    """What the kernel's answer to sched_setaffinity(2) means."""
+    vm, number = crew.vm, error.errno or errno.EINVAL
+    name = errno.errorcode.get(number, str(number))
+    if number == errno.ESRCH:
+        return _gone(vm, step.vcpu, step.tid)
+    if number in (errno.EPERM, errno.EACCES):
+        whose = "another user" if vm.owner is None else f"uid {vm.owner}"
+        return DeniedError(
+            f"vCPU {step.vcpu}: its thread may not be placed by this user",
+            subject=vm.name,
+            why=f"process {crew.pid} is of {whose}: that takes CAP_SYS_NICE ({name})",
+            fix=f"run pmuctl as root or as {whose if vm.owner is not None else 'that user'}",
+            errno=name,
+        )
+    if number == errno.EINVAL and (its := find_blocker(crew.pid, step.tid, step.cpus, host)):
+        return _blocked(vm, step, its)
+    return RefusedError(
+        f"vCPU {step.vcpu} cannot be put on {step.cpus}",
+        subject=vm.name,
+        why=f"sched_setaffinity gives {name}"
+        + (": no CPU of these is online and in its cpuset" if number == errno.EINVAL else ""),
+        errno=name,
+    )

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PMU a VM stands on, which of its vCPU threads can leave it, and what keeps them away."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pmuctl.control.placings import read_placings
+from pmuctl.manage.blocker import Host, find_blocker
+from pmuctl.manage.supervised import recorded_cpus
+from pmuctl.manage.vcpus import PlacedVcpu, scan_vcpus
+from pmuctl.model.align import Judgement, aligned_mask, judge
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.truth import Ground, chosen_pmu
+from pmuctl.model.vm import Vm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """The PMUs that a VM may count with: one, several where KVM chose, none where it has none.
+
+    `cpus` are those of each, None where they are not known. `name` is that of the only one.
+    """
+
+    cpus: tuple[CpuSet | None, ...] = ()
+    name: str | None = None
+    is_explicit: bool = False
+
+    @property
+    def only(self) -> CpuSet | None:
+        """The CPUs of its PMU, where it is known which that is."""
+        return self.cpus[0] if len(self.cpus) == 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """One vCPU, held against its PMU; `blocker` says what is in the way of `affinity align`."""
+
+    placed: PlacedVcpu
+    standing: Standing
+    judgement: Judgement
+    blocker: str | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it has a PMU, and nobody knows whether it stays there."""
+        return self.judgement.aligned is None and bool(self.standing.cpus)
+
+
+def pmu_of(vm: Vm, host: Host) -> Standing:
+    """The PMU of a VM, or those it may have: see `chosen_pmu`."""
+    ground = Ground(pmus=host.pmus, online=host.online, probed=host.probed)
+    chosen = chosen_pmu(vm, ground)
+    return Standing(
+        cpus=tuple(map(ground.cpus_of, chosen.names)),
+        name=chosen.pmu.name if chosen.pmu else None,
+        is_explicit=chosen.is_explicit,
+    )
+
+
+def recorded_masks(vm: Vm, host: Host) -> dict[int, CpuSet]:
+    """The CPUs that pmuctl put the vCPUs on: by its own record, or its supervisor's."""
+    if vm.pid is None:
+        return {}
+    found: dict[int, CpuSet] = {}
+    if (cpus := recorded_cpus(vm, host.procs)) is not None:
+        found = {vcpu.index: cpus for vcpu in vm.vcpus or ()}
+    start = host.procs.start_time(vm.pid)
+    return found | read_placings(host.environ, host.uid, vm.pid, start)
+
+
+def check_vms(vms: Sequence[Vm], host: Host) -> Iterator[Checked]:
+    """Every vCPU of these VMs, in order: whether it can leave its PMU, and what then."""
+    for vm in vms:
+        standing = pmu_of(vm, host)
+        recorded: dict[int, CpuSet] | None = None
+        for placed in scan_vcpus([vm], host.pmus, host.procs, host.threads):
+            its = judge(placed.affinity, standing.cpus, is_explicit=standing.is_explicit)
+            blocker = None
+            if its.aligned is False:
+                recorded = recorded_masks(vm, host) if recorded is None else recorded
+                blocker = _blocker(vm, placed, standing, recorded, host)
+            yield Checked(placed=placed, standing=standing, judgement=its, blocker=blocker)
+
+
+def _blocker(
+    vm: Vm, placed: PlacedVcpu, standing: Standing, recorded: dict[int, CpuSet], host: Host
+) -> str | None:
+    """What `affinity align` would fail for, None where nothing is known to be in its way."""
+    tid, now = placed.vcpu.tid, placed.affinity
+    if standing.only is None:
+        return "which PMU KVM chose is not known"
+    if tid is None or now is None or vm.pid is None:
+        return None
+    mask = aligned_mask(now, standing.only, recorded.get(placed.vcpu.index))
+    # what is in the way of the whole PMU is worth more than that a pin is not known
+    if found := find_blocker(vm.pid, tid, mask or standing.only, host):
+        return found.words
+    if mask is None:
+        return f"a pin to {now} that pmuctl did not make"
+    if host.uid != 0 and vm.owner not in (None, host.uid):
+        return f"not permitted: it is uid {vm.owner}'s, that takes CAP_SYS_NICE"
+    return None

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pmuctl affinity` and the key `affinity` of `vm set`, on threads that behave as the kernel's."""
+
+import errno
+import json
+import os
+from typing import Any
+
+import pytest
+
+from pmuctl.model.cpuset import CpuSet
+from tests.cli.conftest import Machine, Ran
+from tests.fakes.vmm import FakeVm, KernelThreads, fake_proc
+
+A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
+TIDS = (1001, 1002)
+MOUNT = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+
+
+def write(machine: Machine, path: str, text: str) -> None:
+    """A file of the machine, whose every link is its own."""
+    (machine.root / path).parent.mkdir(parents=True, exist_ok=True)
+    (machine.root / path).write_text(text)
+
+
+def put_online(machine: Machine, cpus: str) -> None:
+    write(machine, "sys/devices/system/cpu/online", f"{cpus}\n")
+    threads_of(machine).online = CpuSet.parse(cpus)
+
+
+def put_cpuset(machine: Machine, cpus: str, *tids: int) -> str:
+    """Put threads into a cpuset; its directory."""
+    write(machine, "proc/self/mountinfo", MOUNT)
+    group = machine.root / "sys/fs/cgroup"
+    for name, text in (("", "0-3"), ("vm/", cpus)):
+        write(machine, f"sys/fs/cgroup/{name}cpuset.cpus.effective", f"{text}\n")
+    write(machine, "sys/fs/cgroup/vm/cpuset.cpus", f"{cpus}\n")
+    assert group.is_dir()
+    for tid in tids:
+        write(machine, f"proc/{os.getpid()}/task/{tid}/cgroup", "0::/vm\n")
+        threads_of(machine).cpusets[tid] = CpuSet.parse(cpus)
+    return "/sys/fs/cgroup/vm"
+
+
+def threads_of(machine: Machine) -> KernelThreads:
+    assert isinstance(machine.threads, KernelThreads)
+    return machine.threads
+
+
+def masks(machine: Machine) -> list[str]:
+    return [str(threads_of(machine).masks[tid]) for tid in TIDS]
+
+
+def set_masks(machine: Machine, *texts: str) -> None:
+    for tid, text in zip(TIDS, texts, strict=True):
+        threads_of(machine).masks[tid] = CpuSet.parse(text)
+
+
+def checked(machine: Machine, *words: str, status: int = 0) -> list[dict[str, Any]]:
+    ran = machine.run("affinity", "check", *words, "-J", "-O")
+    assert ran.status == status, ran
+    found: list[dict[str, Any]] = json.loads(ran.stdout)["vcpus"]
+    return found
+
+
+def refused(ran: Ran, status: int, *words: str) -> None:
+    assert ran.status == status, ran
+    assert ran.stderr.startswith("error: ")
+    for word in words:
+        assert word in ran.stderr, ran.stderr
+
+
+def new_vm(machine: Machine, name: str = "web1") -> FakeVm:
+    vm = FakeVm(name)
+    if machine.threads is None:
+        machine.threads = KernelThreads(vm.threads.masks)
+        fake_proc(machine.proc, os.getpid(), tids=TIDS, uid=os.geteuid(), start=5)
+    vm.threads = threads_of(machine)
+    return machine.start(vm)
+
+
+def running(machine: Machine, pmu: str | None = A72, name: str = "web1") -> FakeVm:
+    """A VM that runs, with this PMU set."""
+    vm = new_vm(machine, name)
+    if pmu:
+        assert machine.run("vm", "set", name, "pmu", pmu).status == 0
+    machine.servers[name].seal("it was released")
+    vm.initialise()
+    vm.run()
+    return vm
+
+
+# check
+
+
+def test_a_vm_on_its_pmu_is_aligned(machine: Machine) -> None:
+    running(machine)
+    rows = checked(machine)
+    assert [(its["consequence"], its["blocker"], its["aligned"]) for its in rows] == [
+        (None, None, True)
+    ] * 2
+    assert rows[0]["pmu_cpus"] == [2, 3]
+    assert machine.run("affinity", "check").stderr == ""
+
+
+def test_a_vcpu_that_can_leave_a_pmu_that_was_set(machine: Machine) -> None:
+    running(machine)
+    set_masks(machine, "2-3", "0-2")
+    rows = checked(machine, status=1)
+    assert [its["aligned"] for its in rows] == [True, False]
+    assert (rows[1]["consequence"], rows[1]["outside"]) == ("fail-entry", [0, 1])
+    ran = machine.run("affinity", "check", "web1")
+    assert ran.status == 1
+    assert ran.lines[2].split() == ["web1", "1", "1002", "0-2", "2-3", "?", "fail-entry", "-"]
+    assert "KVM_EXIT_FAIL_ENTRY" in ran.stderr
+
+
+def test_a_pmu_that_kvm_chose_is_judged_over_all_it_can_be(machine: Machine) -> None:
+    running(machine, None)
+    set_masks(machine, "1-2", "2-3")
+    ran = machine.run("affinity", "check", "-O", "-J")
+    assert ran.status == 1
+    rows = json.loads(ran.stdout)["vcpus"]
+    assert [its["consequence"] for its in rows] == ["counters-stop", None]
+    assert "which PMU" in rows[0]["blocker"]
+    assert "not known of 1 vCPU" in ran.stderr
+    assert machine.run("affinity", "check").lines[2].split()[6] == "?"
+
+
+def test_a_vm_without_a_pmu_has_nothing_to_leave(machine: Machine) -> None:
+    new_vm(machine)
+    assert [its["aligned"] for its in checked(machine)] == [None, None]
+    ran = machine.run("affinity", "check")
+    assert (ran.status, ran.stderr) == (0, "")
+    assert ran.lines[1].split()[4:] == ["-", "?", "-", "-"]
+
+
+def test_the_last_cpu_of_the_pmu_goes_offline(machine: Machine) -> None:
+    running(machine)
+    put_online(machine, "0-1")
+    set_masks(machine, "0-3", "0-3")  # what select_fallback_rq() does
+    rows = checked(machine, status=1)
+    assert [its["outside"] for its in rows] == [[0, 1]] * 2
+    assert all("CPUs 2-3 are offline" in its["blocker"] for its in rows)
+
+
+def test_a_cpuset_in_the_way_is_named(machine: Machine) -> None:
+    running(machine)
+    path = put_cpuset(machine, "0-1", *TIDS)
+    set_masks(machine, "0-1", "0-1")
+    for its in checked(machine, status=1):
+        assert its["blocker"] == f"the cpuset cgroup (v2) {path} allows only 0-1"
+    refused(machine.run("affinity", "align", "web1"), 9, path, "EINVAL", f"echo 0-3 >{path}/")
+    assert masks(machine) == ["0-1", "0-1"]
+
+
+def test_what_another_user_cannot_do_is_a_blocker(machine: Machine) -> None:
+    running(machine)
+    fake_proc(machine.proc, os.getpid(), tids=TIDS, uid=77, start=5)
+    set_masks(machine, "0-3", "0-3")
+    rows = json.loads(machine.run("affinity", "check", "-J", uid=1001).stdout)["vcpus"]
+    assert "CAP_SYS_NICE" in rows[0]["blocker"] or rows[0]["blocker"] is None
+
+
+def test_who_cannot_be_asked_is_an_error_if_it_was_named(machine: Machine) -> None:
+    running(machine)
+    refused(machine.run("affinity", "check", "web1", "web2"), 4, "web2")
+    ran = machine.run("affinity", "check", "web2", "web1", "-k")
+    assert (ran.status, "web1" in ran.stdout) == (64, True)
+    assert machine.run("affinity", "check", "web2", "-k").status == 4
+
+
+# align
+
+
+def test_align_cuts_the_mask_down(machine: Machine) -> None:
+    running(machine)
+    set_masks(machine, "0-3", "1-2")
+    ran = machine.run("affinity", "align", "web1")
+    assert ran.status == 0, ran
+    assert [line.split() for line in ran.lines] == [
+        ["web1", "0", "1001", "set", "2-3"],
+        ["web1", "1", "1002", "set", "2"],
+    ]
+    assert masks(machine) == ["2-3", "2"]
+    again = machine.run("affinity", "align", "--all")
+    assert [line.split()[3] for line in again.lines] == ["unchanged"] * 2
+
+
+def test_align_restores_what_pmuctl_had_set(machine: Machine) -> None:
+    running(machine)
+    assert machine.run("affinity", "set", "web1", "3", "--vcpu", "1").status == 0
+    set_masks(machine, "0-1", "0-1")
+    assert machine.run("affinity", "align", "web1").status == 0
+    assert masks(machine) == ["2-3", "3"]
+
+
+def test_align_leaves_a_pin_it_does_not_know(machine: Machine) -> None:
+    vm = new_vm(machine)
+    assert machine.run("vm", "set", "web1", "pmu", A72, "affinity", "none").status == 0
+    vm.initialise()
+    vm.run()
+    set_masks(machine, "0-1", "2-3")
+    ran = machine.run("affinity", "align", "web1")
+    refused(ran, 9, "never widened", "fix: pmuctl affinity set web1 2-3 --vcpu 0")
+    assert masks(machine) == ["0-1", "2-3"]
+    assert checked(machine, status=1)[0]["blocker"] == "a pin to 0-1 that pmuctl did not make"
+
+
+def test_the_record_of_another_process_is_none(machine: Machine) -> None:
+    running(machine)
+    set_masks(machine, "0-1", "0-1")
+    fake_proc(machine.proc, os.getpid(), tids=TIDS, uid=os.geteuid(), start=6)
+    refused(machine.run("affinity", "align", "web1"), 9, "never widened")
+
+
+def test_align_without_a_pmu(machine: Machine) -> None:
+    new_vm(machine)
+    refused(machine.run("affinity", "align", "web1"), 9, "no PMU yet", "vm set web1 pmu PMU")
+    assert machine.run("affinity", "align", "--all").status == 0
+
+
+def test_align_where_kvm_chose(machine: Machine) -> None:
+    running(machine, None)
+    refused(machine.run("affinity", "align", "web1"), 9, "not known", "affinity set web1 pmu/PMU")
+    ran = machine.run("affinity", "align", "--all")
+    assert ran.status == 0
+    assert "web1: left alone" in ran.stderr
+
+
+def test_align_takes_names_or_all(machine: Machine) -> None:
+    refused(machine.run("affinity", "align"), 2, "--all")
+    refused(machine.run("affinity", "align", "web1", "--all"), 2, "--all")
+
+
+def test_several_vms(machine: Machine) -> None:
+    running(machine)
+    set_masks(machine, "0-3", "0-3")
+    assert machine.run("affinity", "align", "gone", "web1").status == 4
+    assert masks(machine) == ["0-3", "0-3"]
+    ran = machine.run("affinity", "align", "gone", "web1", "-k")
+    assert ran.status == 64
+    assert "gone" in ran.stderr
+    assert masks(machine) == ["2-3", "2-3"]
+    ran = machine.run("affinity", "align", "web1", "gone", "-J")
+    assert (ran.status, len(json.loads(ran.stdout)["results"])) == (4, 2)
+    assert machine.run("affinity", "align", "gone", "-k").status == 4
+
+
+# set
+
+
+@pytest.mark.parametrize(
+    ("cpuset", "mask"), [("2", "2"), ("2-3", "2-3"), (f"pmu/{A72},^2", "3"), ("^0-1", "2-3")]
+)
+def test_set(machine: Machine, cpuset: str, mask: str) -> None:
+    running(machine)
+    assert machine.run("affinity", "set", "web1", cpuset).status == 0
+    assert masks(machine) == [mask, mask]
+
+
+def test_set_places_the_vcpus_that_are_named(machine: Machine) -> None:
+    running(machine)
+    assert machine.run("affinity", "set", "web1", "3", "--vcpu", "1").status == 0
+    assert masks(machine) == ["2-3", "3"]
+    refused(machine.run("affinity", "set", "web1", "3", "--vcpu", "1-2"), 4, "no vCPU 2")
+    refused(machine.run("affinity", "set", "web1", "3", "--vcpu", "x"), 2, "list of vCPUs")
+
+
+def test_set_does_not_leave_a_pmu_that_was_set(machine: Machine) -> None:
+    running(machine)
+    ran = machine.run("affinity", "set", "web1", "1-2")
+    refused(ran, 9, "CPU 1 is not of", "FAIL_ENTRY", "fix: pmuctl affinity set web1 2")
+    refused(machine.run("affinity", "set", "web1", "all"), 9, "CPUs 0-1 are not of")
+    assert masks(machine) == ["2-3", "2-3"]
+
+
+def test_set_where_kvm_chose_is_free(machine: Machine) -> None:
+    running(machine, None)
+    assert machine.run("affinity", "set", "web1", f"pmu/{A53}").status == 0
+    assert masks(machine) == ["0-1", "0-1"]
+
+
+@pytest.mark.parametrize("cpuset", ["9", "", "x", "2,^2", "0-"])
+def test_no_list_of_this_hosts_cpus(machine: Machine, cpuset: str) -> None:
+    running(machine)
+    assert machine.run("affinity", "set", "web1", cpuset).status == 2
+
+
+def test_dry_run_shows_the_calls(machine: Machine) -> None:
+    running(machine)
+    ran = machine.run("affinity", "set", "web1", "3", "--dry-run")
+    assert ran.lines == [
+        f"web1: sched_setaffinity({tid}, 3)  vCPU {n}, was 2-3" for n, tid in enumerate(TIDS)
+    ]
+    assert masks(machine) == ["2-3", "2-3"]
+    ran = machine.run("affinity", "align", "web1", "--dry-run")
+    assert ran.lines == ["nothing to do: all of it holds already"]
+    rows = json.loads(machine.run("affinity", "set", "web1", "3", "--dry-run", "-J").stdout)
+    assert [its["outcome"] for its in rows["results"]] == ["planned"] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [
+        (errno.EINVAL, 9, "EINVAL"),
+        (errno.EPERM, 6, "CAP_SYS_NICE"),
+        (errno.ESRCH, 4, "is gone"),
+        (errno.EBUSY, 9, "EBUSY"),
+    ],
+)
+def test_all_or_nothing(machine: Machine, error: int, status: int, word: str) -> None:
+    running(machine)
+    threads_of(machine).refuses[1002] = error
+    ran = machine.run("affinity", "set", "web1", "3")
+    refused(ran, status, "vCPU 1", word, "now: vCPU 0 put back; nothing else was changed")
+    assert masks(machine) == ["2-3", "2-3"]
+    threads_of(machine).refuses = {1001: error}
+    refused(machine.run("affinity", "set", "web1", "3"), status, "now: nothing was changed")
+
+
+def test_what_cannot_be_put_back_is_told(machine: Machine) -> None:
+    running(machine)
+
+    class Stuck(KernelThreads):
+        def place(self, tid: int, cpus: CpuSet) -> None:
+            if tid == 1002 or (tid, CpuSet.parse("3")) in self.calls:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            super().place(tid, cpus)
+
+    machine.threads = Stuck(threads_of(machine).masks)
+    ran = machine.run("affinity", "set", "web1", "3")
+    refused(ran, 9, "now: left so: sched_setaffinity(1001, 3)")
+    assert masks(machine) == ["3", "2-3"]
+
+
+def test_a_thread_id_that_means_another_thread_now_is_not_touched(machine: Machine) -> None:
+    running(machine)
+
+    class Reused(KernelThreads):
+        def affinity(self, tid: int) -> CpuSet:
+            if tid == 1002:  # it ends after the VM was asked
+                (machine.proc / str(os.getpid()) / "task/1002").rmdir()
+            return super().affinity(tid)
+
+    machine.threads = Reused(threads_of(machine).masks)
+    ran = machine.run("affinity", "set", "web1", "3")
+    refused(ran, 4, "thread 1002 is gone", "vCPU 0 put back")
+    assert masks(machine) == ["2-3", "2-3"]
+
+
+def test_what_the_cpuset_leaves_out_is_a_warning(machine: Machine) -> None:
+    running(machine)
+    path = put_cpuset(machine, "0-2", 1001)
+    set_masks(machine, "2", "2")
+    ran = machine.run("affinity", "set", "web1", "2-3")
+    assert ran.status == 0
+    assert "warning: web1: vCPU 0 was put on 2 only" in ran.stderr
+    assert path in ran.stderr
+    assert [line.split()[3:] for line in ran.lines] == [["unchanged", "2"], ["set", "2-3"]]
+
+
+# the key of vm set
+
+
+def test_vm_set_with_a_pmu_implies_auto(machine: Machine) -> None:
+    new_vm(machine)
+    ran = machine.run("vm", "set", "web1", "pmu", A72, "affinity", "auto")
+    assert ran.lines[-1].split() == ["web1", "affinity", "set", "within", "2-3"]
+    assert masks(machine) == ["2-3", "2-3"]
+
+
+def test_vm_set_with_a_pmu_and_cpus(machine: Machine) -> None:
+    new_vm(machine)
+    ran = machine.run("vm", "set", "web1", "pmu", A72, "affinity", "3")
+    assert ran.lines[-1].split() == ["web1", "affinity", "set", "within", "3"]
+    assert masks(machine) == ["3", "3"]
+    assert machine.run("vm", "set", "web1", "filter", "default", "deny").status == 0
+    assert masks(machine) == ["3", "3"]
+    refused(machine.run("vm", "set", "web1", "pmu", A72, "affinity", "0"), 9, "CPU 0 is not of")
+
+
+def test_vm_set_with_a_pmu_that_leaves_the_masks_alone(machine: Machine) -> None:
+    new_vm(machine)
+    ran = machine.run("vm", "set", "web1", "pmu", A72, "affinity", "none")
+    assert ran.lines[-1].split() == ["web1", "affinity", "unchanged", "left", "alone"]
+    assert "FAIL_ENTRY" in ran.stderr
+    assert masks(machine) == ["0-3", "0-3"]
+
+
+def test_vm_set_of_the_affinity_alone_is_done_at_once(machine: Machine) -> None:
+    running(machine)
+    ran = machine.run("vm", "set", "web1", "affinity", "3")
+    assert [line.split() for line in ran.lines] == [["web1", "affinity", "set", "within", "3"]]
+    assert masks(machine) == ["3", "3"]
+    ran = machine.run("vm", "set", "web1", "affinity", "2", "--dry-run")
+    assert ran.lines[0] == "web1: sched_setaffinity(1001, 2)  vCPU 0, was 3"
+    set_masks(machine, "0-1", "0-3")
+    assert machine.run("vm", "set", "web1", "affinity", "auto").status == 0
+    assert masks(machine) == ["3", "2-3"]
+    assert machine.run("vm", "set", "web1", "affinity", "none").status == 0
+    set_masks(machine, "0-1", "0-3")
+    refused(machine.run("vm", "set", "web1", "affinity", "auto"), 9, "never widened")
+    refused(machine.run("vm", "set", "web1", "affinity", "1-2"), 9, "CPU 1 is not of")
