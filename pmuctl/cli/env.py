@@ -63,7 +63,11 @@ class Env:
 
     @property
     def procs(self) -> "Procfs":
-        """The processes of this machine."""
+        """The processes of this machine, or those in the captured tree of another."""
+        if self.options.sysroot is not None:
+            from pmuctl.host.captured import CapturedProcfs
+
+            return CapturedProcfs(self.sysfs.root / "proc")
         from pmuctl.host.procs import Procfs
 
         return self.processes or Procfs()
@@ -138,7 +142,12 @@ class Env:
         Without `headings` a table has none, whatever the options say. An empty list still has
         headings in csv and tsv, which programs read. `more` are further members in JSON.
         """
-        chosen = choose(columns, self.options.columns, every=self.options.every_column)
+        chosen = choose(
+            columns,
+            self.options.columns,
+            every=self.options.every_column,
+            as_json=self.format.is_json,
+        )
         if self.format is Format.JSON:
             self.write_document({key: [as_object(chosen, row) for row in rows], **(more or {})})
             return
@@ -194,6 +203,11 @@ class Env:
         with contextlib.suppress(OSError):
             write_problem(problem, self.stderr, as_json=self.format.is_json, word="warning")
 
+    def fail(self, problem: PmuctlError) -> None:
+        """The failure of one target of several, on stderr; the command goes on."""
+        with contextlib.suppress(OSError):
+            write_problem(problem, self.stderr, as_json=self.format.is_json)
+
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
         """While the body takes over a second, a terminal shows what is waited for."""
@@ -203,11 +217,6 @@ class Env:
         import threading
 
         text = printable(f"waiting for {what} ...")
-    def fail(self, problem: PmuctlError) -> None:
-        """The failure of one target of several, on stderr; the command goes on."""
-        with contextlib.suppress(OSError):
-            write_problem(problem, self.stderr, as_json=self.format.is_json)
-
         shown = threading.Event()
 
         def show() -> None:

@@ -15,5 +15,7 @@ def reach_of(env: Env) -> Reach:
         deadline=env.options.deadline,
         socket=env.options.socket,
         procs=env.procs,
+        sysfs=env.sysfs,
+        is_live=env.options.sysroot is None,
         trace=env.trace,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl vm: VMs with a control socket, and their PMU settings."""
+"""pmuctl vm: the VMs of a host, and their PMU settings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,14 +9,17 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import CHANGE, OUTPUT, REACH, TALK, checked_seconds
+from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, checked_seconds
 from pmuctl.cli.reach import VM_HELP, reach_of
 from pmuctl.cli.words import FORM, parse_settings
-from pmuctl.errors import ExitStatus, OutputError
+from pmuctl.errors import ExitStatus, OutputError, UsageError
 from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.threads import Threads
+from pmuctl.manage.affinity import change_affinity, find_vm, forget, read_host, remember, unkept
+from pmuctl.manage.choice import NONE
 from pmuctl.manage.settings import Change, Machine, release_vm, set_vm
-from pmuctl.manage.vcpus import is_aligned, scan_vcpus
-from pmuctl.manage.vms import connected, list_vms
+from pmuctl.manage.vcpus import read_ground, scan_vcpus, with_truth
+from pmuctl.manage.vms import Listing, connected, look, take_stock
 from pmuctl.manage.wait import Awaited, wait_for
 from pmuctl.model.vm import Vm
 from pmuctl.render.formats import Format
@@ -27,47 +30,69 @@ app = make_noun("vm")
 VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 
 
-@command(app, "list", OUTPUT, REACH)
+@command(app, "list", OUTPUT, REACH, MACHINE)
 def vm_list(
     env: Env,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
-    """List the VMs that have a control socket, or those that are named."""
-    with env.waiting_for("control sockets"):
-        vms = list_vms(reach_of(env), vm or ())
-    env.write_rows("vms", VM_COLUMNS, vms, empty="no VM with a control socket")
+    """List the VMs of this host, or those that are named.
+
+    Those that have a control socket are asked, the others are found by their processes.
+    """
+    env.check_columns(VM_COLUMNS)
+    seen = _take_stock(env, vm)
+    ground = read_ground(env.sysfs, env.environ)
+    vms = [with_truth(its, ground, env.procs, _threads(env)) for its in seen.vms]
+    env.write_rows("vms", VM_COLUMNS, vms, empty="no VM", more=_missing(seen))
     _warn_of(env, vms)
+    if not vm:
+        _tell_missing(env, seen)
 
 
-@command(app, "show", OUTPUT, REACH)
+@command(app, "show", OUTPUT, REACH, MACHINE)
 def vm_show(env: Env, vm: VmName) -> None:
     """Show one VM in full.
 
     Its window, its settings with the origin of each, and its vCPUs.
     """
-    with env.waiting_for(vm), connected(reach_of(env), vm) as (_, its):
-        pass
+    _check_place(env)
+    with env.waiting_for(vm):
+        its = look(reach_of(env), vm)
+    pmus = scan_pmus(env.sysfs)
+    its = with_truth(its, read_ground(env.sysfs, env.environ, pmus=pmus), env.procs, _threads(env))
     if its.filter is not None and its.pmu is not None:
-        pmus = scan_pmus(env.sysfs, [its.pmu.name])
-        its = replace(its, event_names=pmus[0].events if pmus else {})
+        names = [pmu.events for pmu in pmus if pmu.name == its.pmu.name]
+        its = replace(its, event_names=names[0] if names else {})
     env.write_one("vm", VM_COLUMNS, its)
 
 
-@command(app, "vcpus", OUTPUT, REACH)
+@command(app, "vcpus", OUTPUT, REACH, MACHINE)
 def vm_vcpus(
     env: Env,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
     """List vCPUs: where their threads may be, and whether they can leave their PMU."""
-    with env.waiting_for("control sockets"):
-        vms = list_vms(reach_of(env), vm or ())
-    for its in vms if vm else ():
+    env.check_columns(PLACED_COLUMNS)
+    seen = _take_stock(env, vm)
+    for its in seen.vms if vm else ():
         # of one that is named, no answer is no list
-        if its.problem is not None:
+        if its.problem is not None and not its.vcpus:
             raise its.problem
-    rows = list(scan_vcpus(vms, scan_pmus(env.sysfs), env.procs, env.threads))
-    env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU of a VM with a control socket")
-    _warn_of(env, vms)
+    ground = read_ground(env.sysfs, env.environ)
+    rows = list(
+        scan_vcpus(
+            seen.vms,
+            ground.pmus,
+            env.procs,
+            _threads(env),
+            online=ground.online,
+            probed=ground.probed,
+        )
+    )
+    env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))
+    _warn_of(env, seen.vms)
+    if not vm:
+        _tell_missing(env, seen)
 
 
 @command(app, "wait", TALK, REACH)
@@ -94,8 +119,8 @@ def vm_wait(
     """
 
     def aligned(its: Vm) -> bool | None:
-        placed = scan_vcpus([its], scan_pmus(env.sysfs), env.procs, env.threads)
-        return is_aligned(its, list(placed))
+        ground = read_ground(env.sysfs, env.environ)
+        return with_truth(its, ground, env.procs, env.threads).aligned
 
     with env.waiting_for(f"{vm} to be {awaited}"):
         seen = wait_for(reach_of(env), vm, awaited, timeout=timeout, is_aligned=aligned)
@@ -113,18 +138,30 @@ def vm_set(
         list[str], typer.Argument(metavar="KEY VALUE...", help=FORM, show_default=False)
     ],
 ) -> None:
-    """Set a VM's PMU, counters and event filter.
+    """Set a VM's PMU, counters, affinity and event filter.
 
     All is done in one transaction, or nothing is. EVENTS is a comma list of names of the PMU's
     events, codes and ranges (0x10-0x1f) and quoted globs. vCPU threads are kept on the CPUs of
-    the PMU.
+    the PMU, unless affinity says otherwise.
     """
     env.check_columns(CHANGE_COLUMNS)
     request = parse_settings(settings)
     dry_run = env.options.dry_run
     machine = Machine(sysfs=env.sysfs, threads=env.threads)
-    with env.waiting_for(vm), connected(reach_of(env), vm, strictly=True) as (client, its):
-        done = set_vm(client, its, request, machine, dry_run=dry_run)
+    host = read_host(reach_of(env), env.sysfs, env.threads, scan_pmus(env.sysfs))
+    with env.waiting_for(vm):
+        if request.affinity is not None and request.is_affinity_only:
+            its = find_vm(reach_of(env), vm)
+            done = change_affinity(its, request.affinity, host, dry_run=dry_run)
+        else:
+            with connected(reach_of(env), vm, strictly=True) as (client, its):
+                done = set_vm(client, its, request, machine, dry_run=dry_run)
+            if done.is_placed and not dry_run:
+                remember(its, host)
+            elif request.affinity == NONE and not dry_run:
+                forget(its, host)
+    if request.affinity == NONE and not request.is_affinity_only:
+        env.warn(unkept(vm))
     if dry_run and env.format is Format.TABLE:
         steps = done.steps or ("nothing to do: all of it holds already",)
         env.write_lines([f"{done.vm}: {step}" for step in steps])
@@ -144,6 +181,38 @@ def vm_release(env: Env, vm: VmName) -> None:
     with env.waiting_for(vm), connected(reach_of(env), vm, strictly=True) as (client, its):
         change = release_vm(client, its, dry_run=env.options.dry_run)
     _write_changes(env, [change], ())
+
+
+def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
+    _check_place(env)
+    with env.waiting_for("VMs"):
+        return take_stock(reach_of(env), vms or ())
+
+
+def _check_place(env: Env) -> None:
+    if env.options.sysroot is not None and env.options.socket is not None:
+        raise UsageError(
+            "--socket is a control socket of this machine, --sysroot is another one",
+            fix="leave one of them out",
+        )
+
+
+def _threads(env: Env) -> Threads | None:
+    """The threads of this machine; those of another one's tree have only what is written there."""
+    return env.threads if env.options.sysroot is None else None
+
+
+def _missing(seen: Listing) -> dict[str, object]:
+    return {"unreadable": seen.unreadable, "partial": seen.is_partial}
+
+
+def _tell_missing(env: Env, seen: Listing) -> None:
+    """What this user cannot see: that there are no other VMs is not said."""
+    if seen.unreadable:
+        which = "process" if seen.unreadable == 1 else "processes"
+        env.say(f"{seen.unreadable} {which} may not be read: VMs of theirs are not listed")
+    if seen.is_partial:
+        env.say("other users' processes are hidden here: VMs of theirs are not listed")
 
 
 def _warn_of(env: Env, vms: Sequence[Vm]) -> None:

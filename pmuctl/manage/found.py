@@ -202,6 +202,7 @@ def _vm(
         pid=pid,
         owner=procs.uid(pid),
         window=Window.NONE if identity.has_vpmu is False else window,
+        by="a vCPU has run" if window and identity.has_vpmu is not False else None,
         vcpus=vcpus,
         started=process.holder.start,
         kind=identity.kind,

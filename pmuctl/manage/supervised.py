@@ -51,14 +51,10 @@ def orphan(entry: Entry, procs: Procfs) -> Vm | None:
     That is so if the process that the record names still lives, by its start time, and runs as
     the owner of the directory, unless that is root's.
     """
-    owner = _owner(entry)
-    record = _record_of(entry, owner)
-    if record is None or record.ended or entry.name not in (None, record.name):
+    found = _living(entry, procs)
+    if found is None:
         return None
-    # the user first: that the process is the same afterwards tells that it was its user
-    uid = procs.uid(record.pid)
-    if uid is None or owner not in (0, uid) or procs.start_time(record.pid) != record.start:
-        return None
+    record, uid = found
     pmu = record.pmu
     return Vm(
         name=record.name,
@@ -84,6 +80,25 @@ def orphan(entry: Entry, procs: Procfs) -> Vm | None:
     )
 
 
+def recorded_pid(entry: Entry, procs: Procfs) -> int | None:
+    """The process of the VM with this socket, as its record names it, if it still lives."""
+    found = _living(entry, procs)
+    return found[0].pid if found else None
+
+
+def _living(entry: Entry, procs: Procfs) -> tuple[Record, int] | None:
+    """The record of a socket's VM, and the user of its process, if that still lives."""
+    owner = _owner(entry)
+    record = _record_of(entry, owner)
+    if record is None or record.ended or entry.name not in (None, record.name):
+        return None
+    # the user first: that the process is the same afterwards tells that it was its user
+    uid = procs.uid(record.pid)
+    if uid is None or owner not in (0, uid) or procs.start_time(record.pid) != record.start:
+        return None
+    return record, uid
+
+
 def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedStartError | None:
     """Why there is no VM of this name, where a record tells that its last start was refused.
 
@@ -103,7 +118,7 @@ def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedSta
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.began))
         why = f": {problem.why}" if problem.why else ""
         return RefusedStartError(
-            "there is no such VM with a control socket",
+            "there is no such VM",
             subject=name,
             why=f"its last start, {when}, was refused: {problem.message}{why}",
             fix=problem.fix or "start it anew with pmuctl run",

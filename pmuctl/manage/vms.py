@@ -1,83 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMs of this host that have a control socket: finding them, asking them."""
+"""The VMs of a host: those with a control socket, those found by their processes, and finding one
+of them by its name."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
 
-from pmuctl.control.client import Client, socket_at
-from pmuctl.control.door import filter_from
-from pmuctl.control.registry import Entry, scan_sockets
-from pmuctl.errors import (
-    DeniedError,
-    NotFoundError,
-    PmuctlError,
-    RefusedError,
-    UnreachableError,
-    UsageError,
-)
-from pmuctl.host.procs import Procfs
+from pmuctl.control.client import Client
+from pmuctl.control.registry import Entry
+from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError
+from pmuctl.manage.found import ASKED_AT_ONCE, Survey, VmProcess, find_vms, survey
+from pmuctl.manage.reach import Reach as Reach
+from pmuctl.manage.reach import is_dead, read_vm, try_read
 from pmuctl.manage.supervised import orphan, refused_start, with_record
-from pmuctl.model.event import WIDEST_BITS, EventSet
-from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
-
-ASKED_AT_ONCE = 32
+from pmuctl.model.vm import Vm, VmState, VmVcpu
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_PID = re.compile(r"[0-9]{1,10}(/[0-9]{1,10})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How this user's VMs are reached: where to look, and how long to wait (seconds).
+class Listing:
+    """VMs, and how many processes could not be looked at: whether those have VMs is not known.
 
-    `trace` is told every request as it is sent.
+    `is_partial` tells that other users' processes are hidden altogether.
     """
 
-    environ: Mapping[str, str]
-    uid: int
-    deadline: float
-    socket: Path | None = None
-    procs: Procfs = field(default_factory=Procfs)
-    trace: Callable[[str], None] = field(default=lambda _: None)
-
-    def entries(self) -> list[Entry]:
-        """The sockets to look at: the one that was named, or all there are."""
-        if self.socket is not None:
-            return [socket_at(self.socket)]
-        return scan_sockets(self.environ, self.uid)
-
-    def client(self, entry: Entry) -> Client:
-        """A connection, not yet made, to a VM's control socket."""
-        return Client(entry, deadline=self.deadline, procs=self.procs, trace=self.trace)
+    vms: list[Vm]
+    unreadable: int = 0
+    is_partial: bool = False
 
 
 def list_vms(reach: Reach, names: Sequence[str] = ()) -> list[Vm]:
+    """The VMs that the names stand for, by default all; see `take_stock`."""
+    return take_stock(reach, names).vms
+
+
+def take_stock(reach: Reach, names: Sequence[str] = ()) -> Listing:
     """The VMs that the names stand for, by default all, each with its problem if it has one.
 
-    They are asked side by side: the silent ones cost one deadline, not one each. Raises
-    NotFoundError for a name that stands for none.
+    Those with a control socket are asked side by side: the silent ones cost one deadline, not one
+    each. All others are found by their processes, unless a socket was named. Raises NotFoundError
+    for a name that stands for none.
     """
     for name in names:
         _check_form(name)
+    seen = _survey(reach)
     entries = reach.entries()
-    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
-    try:
-        found = list(pool.map(lambda entry: _try_read(reach, entry), entries))
-    finally:
-        # whoever is stopped by a signal does not wait for the silent ones
-        pool.shutdown(wait=False, cancel_futures=True)
-    if not names:
+    managed: list[Vm] = []
+    if entries:
+        pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+        try:
+            managed = list(pool.map(lambda entry: try_read(reach, entry), entries))
+        finally:
+            # whoever is stopped by a signal does not wait for the silent ones
+            pool.shutdown(wait=False, cancel_futures=True)
+    found = _merge(reach, managed, seen.processes)
+    if names:
+        matched = [[vm for vm in found if _is_called(vm, name)] for name in names]
+        for name, its in zip(names, matched, strict=True):
+            if not its:
+                raise _not_found(reach, name, [vm.name for vm in found], seen)
+        found = [vm for vm in found if any(vm in its for its in matched)]
+    return Listing(vms=found, unreadable=seen.unreadable, is_partial=seen.is_partial)
+
+
+def _survey(reach: Reach) -> Survey:
+    return Survey() if reach.socket is not None else survey(reach.procs)
+
+
+def _merge(reach: Reach, managed: Sequence[Vm], processes: Sequence[VmProcess]) -> list[Vm]:
+    """Every VM once: one with a control socket is the one that its process has."""
+    incomplete = {vm.pid for vm in managed if _lacks(vm)}
+    known = {vm.pid for vm in managed if vm.pid is not None}
+    wanted = [its for its in processes if its.pid not in known or its.pid in incomplete]
+    found = find_vms(wanted, reach.scene)
+    by_pid = {vm.pid: vm for vm in found}
+    merged = [_filled(vm, by_pid[vm.pid]) if vm.pid in by_pid else vm for vm in managed]
+    merged += [vm for vm in found if vm.pid not in known]
+    return sorted(merged, key=_order)
+
+
+def _lacks(vm: Vm) -> bool:
+    """Whether its process can tell more of a VM than its socket has."""
+    return vm.vcpus is None or any(its.tid is None for its in vm.vcpus)
+
+
+def _filled(vm: Vm, found: Vm) -> Vm:
+    """A VM with a control socket, and what only its process tells: threads of its vCPUs."""
+    if vm.vcpus is None:
+        kind, sets_pmu = found.kind, found.sets_pmu
+        return replace(vm, vcpus=found.vcpus or None, kind=kind, sets_pmu=sets_pmu)
+    its = {vcpu.index: vcpu for vcpu in found.vcpus or ()}
+    return replace(vm, vcpus=tuple(_with_thread(vcpu, its.get(vcpu.index)) for vcpu in vm.vcpus))
+
+
+def _with_thread(vcpu: VmVcpu, found: VmVcpu | None) -> VmVcpu:
+    if vcpu.tid is not None or found is None:
+        return vcpu
+    return replace(vcpu, tid=found.tid, evidence=found.evidence)
+
+
+def _order(vm: Vm) -> tuple[bool, str, int]:
+    """By name; those that have none behind the others, by process."""
+    has_none = vm.socket is None and vm.name.startswith("pid/")
+    return has_none, "" if has_none else vm.name, vm.pid or 0
+
+
+def look(reach: Reach, name: str) -> Vm:
+    """The one VM that a name, `uuid/...` or `pid/N` stands for, whether it can be asked or not.
+
+    Raises NotFoundError where there is none, UsageError where two VMs hold the name, and what
+    Client raises of one with a control socket.
+    """
+    found = _find(reach, name, strictly=False)
+    if isinstance(found, Vm):
         return found
-    matched = [[vm for vm in found if _is_called(vm, name)] for name in names]
-    for name, its in zip(names, matched, strict=True):
-        if not its:
-            raise _not_found(reach, name, [vm.name for vm in found])
-    return [vm for vm in found if any(vm in its for its in matched)]
+    with _asked(reach, name, found, strictly=False) as (_, vm):
+        pass
+    seen = _survey(reach)
+    if not _lacks(vm):
+        return vm
+    its = find_vms([process for process in seen.processes if process.pid == vm.pid], reach.scene)
+    return _filled(vm, its[0]) if its else vm
 
 
 @contextmanager
@@ -88,15 +136,32 @@ def connected(reach: Reach, name: str, *, strictly: bool = False) -> Iterator[tu
     With `strictly`, where something is to be changed, its peer must be known to be a VMM, and a
     VM of another user's directory is not meant by a name or a UUID, which anybody can claim.
     To an orphaned VM there is no connection: its client is not to be used. Raises NotFoundError
-    where there is none, UsageError where two VMs hold the name, and what Client raises.
+    where there is none, UsageError where two VMs hold the name, UnsupportedError for one without a
+    control socket, and what Client raises.
     """
-    entry = _find(reach, name, strictly=strictly)
+    found = _find(reach, name, strictly=strictly)
+    if isinstance(found, Vm):
+        raise UnsupportedError(
+            "it has no control socket",
+            subject=found.name,
+            why="KVM takes PMU settings only from the process that made the VM, and nobody "
+            f"listens for pmuctl in process {found.pid}",
+            fix="start the VM with pmuctl run",
+        )
+    with _asked(reach, name, found, strictly=strictly) as its:
+        yield its
+
+
+@contextmanager
+def _asked(
+    reach: Reach, name: str, entry: Entry, *, strictly: bool
+) -> Iterator[tuple[Client, Vm]]:
     with ExitStack() as stack:
         client = reach.client(entry)
         try:
             stack.enter_context(client)
         except UnreachableError as error:
-            its = orphan(entry, reach.procs) if _is_dead(error) else None
+            its = orphan(entry, reach.procs) if is_dead(error) else None
             if its is None:
                 raise
             vm = its
@@ -109,31 +174,86 @@ def connected(reach: Reach, name: str, *, strictly: bool = False) -> Iterator[tu
                 why=f"the VM at {entry.path} is named {vm.name}",
                 fix=f"pmuctl vm list --socket {entry.path}" if reach.socket else "pmuctl vm list",
             )
+        _check_rivals(reach, name, entry, vm)
         yield client, vm
 
 
-def _find(reach: Reach, name: str, *, strictly: bool) -> Entry:
+def _check_rivals(reach: Reach, name: str, entry: Entry, vm: Vm) -> None:
+    """Raise UsageError where a VM without a control socket has the same claim to the name."""
+    if "/" in name or reach.socket is not None:
+        return
+    others = [its for its in survey(reach.procs).processes if its.pid != vm.pid]
+    if any(its.identity.name == name for its in others):
+        # some of them may have a control socket under another name
+        rivals = [its for its in list_vms(reach) if its.socket is None and its.name == name]
+        _choose([entry], rivals, name, uid=reach.uid, strictly=False)
+
+
+def _find(reach: Reach, name: str, *, strictly: bool) -> Entry | Vm:
+    """The control socket of the VM that is meant, or the VM where that has none."""
     _check_form(name)
     entries = reach.entries()
     if reach.socket is not None:
         return entries[0]
-    if "/" not in name:
-        found = [entry for entry in entries if entry.name == name]
-    else:
-        vms = list_vms(reach)
-        paths = {vm.socket for vm in vms if _is_called(vm, name)}
-        found = [entry for entry in entries if str(entry.path) in paths]
-        unasked = [vm for vm in vms if vm.state in (VmState.SILENT, VmState.DENIED)]
-        if not found and unasked:
-            raise UnreachableError(
-                "it may be one of the VMs that cannot be asked",
-                subject=name,
-                why=", ".join(f"{vm.name} is {vm.state}" for vm in unasked),
-                fix="pmuctl vm list",
-            )
-    if not found:
-        raise _not_found(reach, name, [entry.name for entry in entries if entry.name])
-    return choose_entry(found, name, uid=reach.uid, strictly=strictly)
+    if by_name := [entry for entry in entries if entry.name == name]:
+        return choose_entry(by_name, name, uid=reach.uid, strictly=strictly)
+    seen = _survey(reach)
+    # a name is what a process says of itself; QEMU's monitor can say it, too
+    namesakes = (its.identity.name == name or _may_tell(its) for its in seen.processes)
+    vms: list[Vm] = []
+    if "/" in name or any(namesakes):
+        vms = [vm for vm in list_vms(reach) if _is_called(vm, name)]
+    paths = {vm.socket for vm in vms}
+    named = [entry for entry in entries if "/" in name and str(entry.path) in paths]
+    unmanaged = [vm for vm in vms if vm.socket is None]
+    if not named and not unmanaged:
+        if "/" in name:
+            _refuse_unasked(reach, name)
+        names = [entry.name for entry in entries if entry.name]
+        names += [its.identity.name or f"pid/{its.pid}" for its in seen.processes]
+        raise _not_found(reach, name, names, seen)
+    return _choose(named, unmanaged, name, uid=reach.uid, strictly=strictly)
+
+
+def _may_tell(process: VmProcess) -> bool:
+    return process.identity.name is None and bool(process.identity.monitors)
+
+
+def _refuse_unasked(reach: Reach, name: str) -> None:
+    """Raise UnreachableError where a VM that cannot be asked may be the one that is meant."""
+    unasked = [vm for vm in list_vms(reach) if vm.state in (VmState.SILENT, VmState.DENIED)]
+    if unasked:
+        raise UnreachableError(
+            "it may be one of the VMs that cannot be asked",
+            subject=name,
+            why=", ".join(f"{vm.name} is {vm.state}" for vm in unasked),
+            fix="pmuctl vm list",
+        )
+
+
+def _choose(
+    entries: Sequence[Entry], vms: Sequence[Vm], name: str, *, uid: int, strictly: bool
+) -> Entry | Vm:
+    """The one of these that is meant: sockets, and VMs that have none, all called so.
+
+    Root's and one's own go before another user's. Raises UsageError where that leaves several.
+    """
+    own = [vm for vm in vms if vm.owner in (0, uid)]
+    has_own_entry = any(entry.owner in (None, uid) for entry in entries)
+    rivals = own if own or has_own_entry else vms
+    if not rivals:
+        return choose_entry(entries, name, uid=uid, strictly=strictly)
+    if own and not has_own_entry:
+        entries = ()
+    if len(rivals) + len(entries) > 1:
+        places = [*(str(its.path) for its in entries), *(f"pid/{vm.pid}" for vm in rivals)]
+        raise UsageError(
+            "two VMs hold this name",
+            subject=name,
+            why=", ".join(places),
+            fix="name it by its process: pid/N",
+        )
+    return rivals[0]
 
 
 def choose_entry(found: Sequence[Entry], name: str, *, uid: int, strictly: bool) -> Entry:
@@ -166,104 +286,8 @@ def _check_form(name: str) -> None:
     kind, slash, rest = name.partition("/")
     if slash and (kind not in ("pid", "uuid") or not rest):
         raise UsageError(f"{name}: not a VM", why="a VM is NAME, uuid/UUID or pid/PID")
-    if kind == "pid" and slash and not (rest.isascii() and rest.isdigit()):
+    if kind == "pid" and slash and not _PID.fullmatch(rest):
         raise UsageError(f"{name}: {rest} is not a process id")
-
-
-def read_vm(client: Client, *, strictly: bool = False) -> Vm:
-    """What a VM says of itself, as far as its peer can be believed.
-
-    With `strictly` a peer that cannot be checked is refused. Raises what Client raises, and
-    RefusedError for a VM that answers to another name than its socket has.
-    """
-    answer: Any = client.execute("query-pmu")
-    vmm = client.believe(answer["pid"], strictly=strictly)
-    entry = client.entry
-    if entry.name not in (None, answer["name"]):
-        raise RefusedError(
-            "its control socket answers for another VM",
-            subject=entry.name,
-            why=f"it calls itself {answer['name']}",
-            fix=f"look at who made {entry.path}",
-        )
-    threads = client.threads(vmm)
-    # of a supervised process that has no VM yet nothing is true of one
-    is_made = vmm.has_vm is not False
-    window = Window(answer["window"])
-    vcpus = tuple(
-        VmVcpu(
-            index=its["index"],
-            tid=its["tid"] if its["tid"] in threads else None,
-            initialised=its["initialised"],
-            has_run=its["has-run"],
-        )
-        for its in (answer["vcpus"] if is_made else ())
-    )
-    if answer["filter"] and filter_from(answer["filter"]).exceptions - EventSet.space(WIDEST_BITS):
-        raise RefusedError(
-            "its answer to query-pmu is wrong",
-            subject=client.subject,
-            why="its filter names events past 0xffff",
-            fix=f"look at what listens at {entry.path}",
-        )
-    pmu, counters, its_filter = answer["pmu"], answer["counters"], answer["filter"]
-    return Vm(
-        name=answer["name"],
-        socket=str(entry.path),
-        state=_state(answer, vcpus) if is_made else VmState.STARTING,
-        uuid=answer["uuid"],
-        vmm=answer["vmm"],
-        pid=vmm.pid,
-        owner=vmm.uid,
-        window=None if window is Window.OPEN and not vcpus else window,
-        since=answer["since"],
-        by=answer["by"],
-        attributes=tuple(answer["attributes"]),
-        event_bits=answer.get("event-bits"),
-        pmu=pmu and VmPmu(name=pmu["name"], type=pmu["type"], origin=pmu["origin"]),
-        counters=counters and counters["value"],
-        counters_origin=counters and counters["origin"],
-        filter=its_filter and filter_from(its_filter),
-        filter_origin=its_filter and its_filter["origin"],
-        vcpus=vcpus,
-        supervised=vmm.is_supervised,
-    )
-
-
-def _state(answer: Any, vcpus: Sequence[VmVcpu]) -> VmState:
-    if any(vcpu.has_run for vcpu in vcpus):
-        return VmState.RUNNING
-    # a peer that does not say whether it waits has still its window to say so
-    waits = answer.get("waiting", answer["window"] == Window.OPEN)
-    return VmState.WAITING if waits else VmState.STARTING
-
-
-def _try_read(reach: Reach, entry: Entry) -> Vm:
-    client = reach.client(entry)
-    try:
-        with client:
-            return with_record(read_vm(client), entry, reach.procs)
-    except PmuctlError as error:
-        if _is_dead(error) and (vm := orphan(entry, reach.procs)):
-            return vm
-        peer = getattr(client, "peer", None)
-        state = VmState.SILENT
-        if isinstance(error, DeniedError):
-            state = VmState.DENIED
-        elif _is_dead(error):
-            state = VmState.DEAD
-        return Vm(
-            name=entry.name or str(entry.path),
-            socket=str(entry.path),
-            state=state,
-            pid=peer.pid if peer else None,
-            owner=peer.uid if peer else entry.owner,
-            problem=error,
-        )
-
-
-def _is_dead(error: PmuctlError) -> bool:
-    return isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED"
 
 
 def _is_called(vm: Vm, name: str) -> bool:
@@ -271,20 +295,19 @@ def _is_called(vm: Vm, name: str) -> bool:
     if slash and kind == "uuid":
         return vm.uuid is not None and vm.uuid.lower() == rest.lower()
     if slash and kind == "pid":
-        return vm.pid is not None and str(vm.pid) == rest
+        # pid/PID/FD is the name of one of several VMs of a process
+        return (vm.pid is not None and str(vm.pid) == rest) or vm.name == name
     return vm.name == name
 
 
-def _not_found(reach: Reach, name: str, names: Sequence[str]) -> NotFoundError:
+def _not_found(reach: Reach, name: str, names: Sequence[str], seen: Survey) -> NotFoundError:
     if reach.socket is None and (refused := refused_start(name, reach.environ, reach.uid)):
         return refused
     near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
     near = [its for its in names if its.lower() in near]
     if _UUID.fullmatch(name):
         near = [f"uuid/{name}"]
-    return NotFoundError(
-        "there is no such VM with a control socket",
-        subject=name,
-        why=f"near: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}",
-        fix="pmuctl vm list",
-    )
+    why = f"near: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}"
+    if seen.unreadable or seen.is_partial:
+        why += "; other users' processes may not be read"
+    return NotFoundError("there is no such VM", subject=name, why=why, fix="pmuctl vm list")

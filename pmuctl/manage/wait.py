@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pmuctl.errors import NotFoundError, NoVmError, UnreachableError
 from pmuctl.manage.supervised import RefusedStartError
-from pmuctl.manage.vms import Reach, connected
+from pmuctl.manage.vms import Reach, look
 from pmuctl.model.vm import Vm, VmState, Window
 
 POLL_SECONDS = 0.2
@@ -45,13 +45,15 @@ def wait_for(
         if until is not None:
             left = max(until - time.monotonic(), ANSWER_SECONDS)
             reach = replace(reach, deadline=min(reach.deadline, left))
+        begin = time.monotonic()
         vm, seen = _ask(reach, name)
         if _holds(vm, awaited, is_aligned):
             return None
         if seen != told:
             reach.trace(f"{name}: {seen}")
             told = seen
-        pause = POLL_SECONDS
+        # on a host of very many processes looking takes time: no more than half of it all
+        pause = max(POLL_SECONDS, time.monotonic() - begin)
         if until is not None:
             left = until - time.monotonic()
             if left <= 0:
@@ -66,8 +68,8 @@ def _ask(reach: Reach, name: str) -> tuple[Vm | None, str]:
     A silent one is neither.
     """
     try:
-        with connected(reach, name) as (_, vm):
-            return vm, f"{vm.state}, window {vm.window}"
+        vm = look(reach, name)
+        return vm, f"{vm.state}, window {vm.window or '?'}"
     except RefusedStartError as error:
         return None, error.why or error.message
     except NotFoundError:

@@ -60,7 +60,7 @@ def chosen_pmu(vm: Vm, ground: Ground) -> Chosen:
     that sets a PMU by itself, as kvmtool does, can have taken any.
     """
     if vm.pmu is not None:
-        return Chosen(pmu=vm.pmu, is_explicit=vm.pmu.origin != DERIVED)
+        return Chosen(pmu=vm.pmu, is_explicit=vm.sets_pmu or vm.pmu.origin != DERIVED)
     if _has_none(vm) or not ground.pmus:
         return Chosen()
     only = _only(ground)

@@ -27,8 +27,9 @@ class Column(Generic[Row]):
     """One column: its heading, and how to get a row's value.
 
     Its JSON key is the heading in lower case, with `_` for `-`. A column that is not `shown` has
-    to be asked for. Where the value is itself a list of rows, `nested` are their columns; where
-    it is of a type that has a form of its own, `shape` gives that: as text and as JSON.
+    to be asked for, but for one that is always `in_json`. Where the value is itself a list of
+    rows, `nested` are their columns; where it is of a type that has a form of its own, `shape`
+    gives that: as text and as JSON.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Column(Generic[Row]):
     value: Callable[[Row], object]
     is_number: bool = False
     shown: bool = True
+    in_json: bool = False
     nested: "Sequence[Column[Any]] | None" = None
     shape: "Shape | None" = None
 
@@ -81,15 +83,16 @@ def as_object(columns: Sequence[Column[Row]], row: Row) -> dict[str, Any]:
 
 
 def choose(
-    columns: Sequence[Column[Row]], asked: str | None, *, every: bool
+    columns: Sequence[Column[Row]], asked: str | None, *, every: bool, as_json: bool = False
 ) -> Sequence[Column[Row]]:
     """The columns to show: those asked for by name, `+COL` beside the usual ones, or `every` one.
 
-    Raises UsageError for a name that is no column.
+    With `as_json` those that are always in JSON are usual, too. Raises UsageError for a name that
+    is no column.
     """
     if every:
         return columns
-    usual = [column for column in columns if column.shown]
+    usual = [column for column in columns if column.shown or (as_json and column.in_json)]
     if asked is None:
         return usual
     by_name = {column.name: column for column in columns}

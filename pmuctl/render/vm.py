@@ -2,13 +2,14 @@
 """What is shown of VMs: their columns, and those of their vCPUs and of changes to them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pmuctl.manage.settings import Change
 from pmuctl.manage.vcpus import PlacedVcpu
 from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, VmVcpu, Window
-from pmuctl.render.columns import UNKNOWN, Column, Shape, known
+from pmuctl.render.columns import UNKNOWN, Column, Shape, cell, known, plain
 from pmuctl.render.text import printable
 
 VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
@@ -17,10 +18,36 @@ VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
     Column(
         name="INITIALISED",
         help="whether its PMU is initialised",
-        value=lambda vcpu: vcpu.initialised,
+        value=lambda vcpu: known(vcpu.initialised),
     ),
-    Column(name="HAS-RUN", help="whether it has run", value=lambda vcpu: vcpu.has_run),
+    Column(name="HAS-RUN", help="whether it has run", value=lambda vcpu: known(vcpu.has_run)),
+    Column(
+        name="EVIDENCE",
+        help="who tells which thread it is: socket, qmp, debugfs, kvm-run, name",
+        value=lambda vcpu: vcpu.evidence,
+    ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Values of which one is true, and nobody knows which: none in JSON."""
+
+    values: Sequence[object]
+
+    def __str__(self) -> str:
+        return " or ".join(cell(known(its)) for its in self.values) + "?"
+
+
+def _as_text(value: object) -> str:
+    return str(value) if isinstance(value, Candidates) else cell(value)
+
+
+def _as_plain(value: object) -> object:
+    return None if isinstance(value, Candidates) else plain(value)
+
+
+CANDIDATES_SHAPE = Shape(text=_as_text, plain=_as_plain)
 
 
 def filter_summary(value: EventFilter) -> str:
@@ -46,14 +73,34 @@ FILTER_SHAPE = Shape(text=filter_summary, plain=filter_plain)
 _UNASKED = (VmState.DEAD, VmState.DENIED, VmState.SILENT)
 
 
+def _is_blank(vm: Vm) -> bool:
+    """Whether nothing is known of a VM that could not be asked, not even by its process."""
+    return vm.state in _UNASKED and not vm.vcpus
+
+
 def _if_known(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
-    """Of a VM that could not be asked nothing is known, but for what a record tells."""
-    return lambda vm: UNKNOWN if vm.state in _UNASKED else get(vm)
+    """What a VM's socket, its record or its process tells."""
+    return lambda vm: UNKNOWN if _is_blank(vm) else get(vm)
+
+
+def _if_told(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
+    """What a VM itself can tell, or a record of its start."""
+
+    def value(vm: Vm) -> object:
+        return UNKNOWN if vm.state in _UNASKED or not vm.is_managed else get(vm)
+
+    return value
 
 
 def _if_asked(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
     """What only a VM itself can tell."""
-    return lambda vm: UNKNOWN if vm.state in (*_UNASKED, VmState.ORPHANED) else get(vm)
+    return _if_told(lambda vm: UNKNOWN if vm.state is VmState.ORPHANED else get(vm))
+
+
+def _source(vm: Vm) -> str:
+    if vm.state is VmState.ORPHANED:
+        return "record"
+    return "socket" if vm.is_managed else "process"
 
 
 def _command_line(words: Sequence[str]) -> str:
@@ -65,34 +112,57 @@ def _command_line(words: Sequence[str]) -> str:
 def _pmu_name(vm: Vm) -> object:
     if vm.pmu is not None:
         return vm.pmu.name
-    # once it has started, KVM has chosen one, and cannot be asked which
-    return None if vm.state is VmState.WAITING or vm.window is Window.NONE else UNKNOWN
+    if vm.candidates:
+        return Candidates(vm.candidates)
+    # a VM of a host without a PMU can have none
+    has_none = vm.state is VmState.WAITING or vm.window in (Window.NONE, Window.OPEN)
+    return None if has_none or not vm.is_managed else UNKNOWN
+
+
+def _pmu_origin(vm: Vm) -> object:
+    return UNKNOWN if vm.candidates else vm.pmu and vm.pmu.origin
+
+
+def _uuid(vm: Vm) -> object:
+    return UNKNOWN if vm.state in (*_UNASKED, VmState.ORPHANED) else vm.uuid
+
+
+def _aligned(vm: Vm) -> object:
+    """Of a VM that has no PMU there is nothing to say."""
+    if vm.pmu is None and not vm.candidates:
+        return None if _pmu_name(vm) is None else UNKNOWN
+    return known(vm.aligned)
 
 
 VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(name="NAME", help="the VM's name", value=lambda vm: vm.name),
     Column(
         name="STATE",
-        help="waiting, starting, running, orphaned, dead, denied, silent",
+        help="waiting, starting, running, paused, orphaned, dead, denied, silent",
         value=lambda vm: vm.state,
     ),
     Column(
         name="PID",
         help="the process of its VMM",
-        value=_if_known(lambda vm: vm.pid),
+        value=lambda vm: known(vm.pid),
         is_number=True,
     ),
     Column(
         name="VCPUS",
         help="how many vCPUs it has",
-        value=_if_asked(lambda vm: len(vm.vcpus or ())),
+        value=lambda vm: UNKNOWN if vm.vcpus is None else len(vm.vcpus),
         is_number=True,
     ),
-    Column(name="PMU", help="the PMU it was given", value=_if_known(_pmu_name)),
+    Column(
+        name="PMU",
+        help="the PMU it has, or those it can have",
+        value=_if_known(_pmu_name),
+        shape=CANDIDATES_SHAPE,
+    ),
     Column(
         name="FILTER",
         help="its event filter",
-        value=_if_known(lambda vm: vm.filter),
+        value=_if_told(lambda vm: vm.filter),
         shape=FILTER_SHAPE,
     ),
     Column(
@@ -100,6 +170,25 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
         help="whether KVM still takes settings: open, sealed, none",
         value=_if_known(lambda vm: known(vm.window)),
     ),
+    Column(
+        name="ALIGNED",
+        help="whether no vCPU can leave its PMU",
+        value=_if_known(_aligned),
+    ),
+    Column(
+        name="MEANS",
+        help="what it means where its vCPUs may be",
+        value=_if_known(lambda vm: vm.means),
+        shown=False,
+    ),
+    Column(
+        name="CANDIDATES",
+        help="the PMUs that KVM can have chosen",
+        value=_if_known(lambda vm: vm.candidates),
+        shown=False,
+        in_json=True,
+    ),
+    Column(name="SOURCE", help="who tells of it", value=_source, shown=False),
     Column(
         name="SEALED-BY",
         help="what closed its window",
@@ -123,7 +212,7 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="PMU-ORIGIN",
         help="who says which PMU it has",
-        value=_if_known(lambda vm: vm.pmu and vm.pmu.origin),
+        value=_if_known(_pmu_origin),
         shown=False,
     ),
     Column(
@@ -142,13 +231,13 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="RULES",
         help="its event filter, as vm set takes it",
-        value=_if_known(lambda vm: vm.filter and vm.filter.words(vm.event_names)),
+        value=_if_told(lambda vm: vm.filter and vm.filter.words(vm.event_names)),
         shown=False,
     ),
     Column(
         name="FILTER-ORIGIN",
         help="who says which filter it has",
-        value=_if_known(lambda vm: vm.filter_origin),
+        value=_if_told(lambda vm: vm.filter_origin),
         shown=False,
     ),
     Column(
@@ -167,7 +256,7 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="VMM",
         help="what its VMM calls itself",
-        value=_if_asked(lambda vm: vm.vmm),
+        value=_if_known(lambda vm: known(vm.vmm) if vm.state is not VmState.ORPHANED else UNKNOWN),
         shown=False,
     ),
     Column(
@@ -177,7 +266,7 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
         is_number=True,
         shown=False,
     ),
-    Column(name="UUID", help="its UUID", value=_if_asked(lambda vm: vm.uuid), shown=False),
+    Column(name="UUID", help="its UUID", value=_uuid, shown=False),
     Column(name="SOCKET", help="its control socket", value=lambda vm: vm.socket, shown=False),
     Column(
         name="COMMAND",
@@ -202,7 +291,7 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="VCPU-LIST",
         help="its vCPUs",
-        value=_if_asked(lambda vm: vm.vcpus or ()),
+        value=lambda vm: known(vm.vcpus),
         shown=False,
         nested=VCPU_COLUMNS,
     ),
@@ -225,11 +314,22 @@ PLACED_COLUMNS: Sequence[Column[PlacedVcpu]] = (
         is_number=True,
     ),
     Column(name="AFFINITY", help="the CPUs it may be on", value=lambda its: known(its.affinity)),
-    Column(name="PMU-CPUS", help="the CPUs of its PMU", value=lambda its: its.pmu_cpus),
+    Column(
+        name="PMU-CPUS",
+        help="the CPUs of its PMU, or of those it can have",
+        value=lambda its: Candidates(its.candidates) if its.candidates else its.pmu_cpus,
+        shape=CANDIDATES_SHAPE,
+    ),
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=lambda its: known(its.aligned) if its.pmu_cpus else None,
+        value=lambda its: known(its.aligned) if its.pmu_cpus or its.candidates else None,
+    ),
+    Column(
+        name="EVIDENCE",
+        help="who tells which thread it is: socket, qmp, debugfs, kvm-run, name",
+        value=lambda its: its.vcpu.evidence,
+        shown=False,
     ),
 )
 

@@ -215,7 +215,7 @@ def test_it_is_listed_with_a_warning(host: Machine) -> None:
     ran = host.run("vm", "list")
     assert ran.status == 0
     assert ran.lines[1].split() == [
-        *("web1", "orphaned", str(VMM), "?", A72, "1", "allowed", "sealed")
+        *("web1", "orphaned", str(VMM), "?", A72, "1", "allowed", "sealed", "?")
     ]
     assert ran.stderr.startswith("warning: web1: its supervisor has ended")
     assert "KVM_CREATE_VCPU gives ENOSYS" in ran.stderr
@@ -294,7 +294,7 @@ def test_a_dead_socket_is_dead_without_a_record_to_believe(host: Machine, kind: 
             path.write_text(path.read_text()[:-9])
         case _:
             path.write_text(" " * (3 << 20))
-    ran = host.run("vm", "list", "-o", "STATE,PID", "-n")
+    ran = host.run("vm", "list", "web1", "-o", "STATE,PID", "-n")
     assert ran.stdout.split() == ["dead", "?"]
     ran = host.run("vm", "show", "web1")
     assert ran.status == 3
@@ -307,11 +307,11 @@ def test_the_process_of_another_user_than_the_directorys_is_no_orphan(host: Mach
     recorded(host)
     dead_socket(host)
     os.chown(host.runtime, 4321, 4321)
-    assert host.run("vm", "list", "-o", "STATE", "-n").stdout == "dead\n"
+    assert host.run("vm", "list", "web1", "-o", "STATE", "-n").stdout == "dead\n"
     fake_proc(host.proc, VMM, uid=4321)
     assert shown(host)["owner"] == 4321
     os.chown(host.runtime / "web1.json", 4322, 4322)
-    assert host.run("vm", "list", "-o", "STATE", "-n").stdout == "dead\n"
+    assert host.run("vm", "list", "web1", "-o", "STATE", "-n").stdout == "dead\n"
 
 
 @as_root
@@ -346,7 +346,7 @@ def test_a_name_without_a_vm_tells_why_its_last_start_was_refused(host: Machine)
         ran = host.run("vm", *words)
         assert (ran.status, ran.stdout) == (4, "")
         assert ran.stderr.splitlines() == [
-            "error: web1: there is no such VM with a control socket",
+            "error: web1: there is no such VM",
             f"  why: its last start, {when}, was refused: KVM has no such PMU: ENXIO",
             "  fix: pmuctl pmu list",
         ]

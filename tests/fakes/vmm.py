@@ -200,3 +200,55 @@ def fake_proc(
     for tid in tids:
         (root / str(pid) / "task" / str(tid)).mkdir(parents=True, exist_ok=True)
     return root
+
+
+def fake_vmm(
+    root: Path,
+    pid: int,
+    argv: Sequence[str] = (),
+    *,
+    vcpus: Mapping[int, str] | None = None,
+    comm: str = "vmm",
+    masks: str = "0-3",
+    ran: int = 7,
+    state: str = "S",
+    uid: int = 0,
+    start: int = 100,
+    has_names: bool = True,
+) -> Path:
+    """A procfs in which `pid` is a VMM without a control socket: its vCPUs' threads are pid + 1
+    and so on, beside one thread more.
+
+    `vcpus` maps a vCPU to the mask of its thread, `ran` are its clock ticks of guest code. Without
+    `has_names` all threads are named as the process.
+    """
+    vcpus = {0: masks, 1: masks} if vcpus is None else vcpus
+    tids = {pid: None, **{pid + 1 + n: index for n, index in enumerate(vcpus)}}
+    tids[pid + 1 + len(vcpus)] = None
+    fake_proc(root, pid, tids=list(tids), uid=uid, start=start)
+    folder = root / str(pid)
+    for index in vcpus:
+        (folder / "fd" / str(20 + index)).symlink_to(f"anon_inode:kvm-vcpu:{index}")
+        # newer QEMUs hold the statistics of each vCPU, too, and those of the VM
+        (folder / "fd" / str(50 + index)).symlink_to(f"anon_inode:kvm-vcpu-stats:{index}")
+    (folder / "fd" / "90").symlink_to("anon_inode:kvm-vm-stats")
+    (folder / "cmdline").write_bytes(b"".join(os.fsencode(word) + b"\0" for word in argv))
+    (folder / "comm").write_text(f"{comm}\n")
+    (folder / "cgroup").write_text("0::/machine.slice\n")
+    for tid, index in tids.items():
+        name = f"CPU {index}/KVM" if index is not None and has_names else comm
+        fields = [state, *["0"] * 18, str(start), *["0"] * 16, str(tid % 4), *["0"] * 3]
+        fields += [str(ran if index is not None else 0), "0"]
+        task = folder / "task" / str(tid)
+        (task / "stat").write_text(f"{tid} ({name}) {' '.join(fields)}\n")
+        mask = masks if index is None else vcpus[index]
+        (task / "status").write_text(
+            f"Name:\t{name}\nTgid:\t{pid}\nPPid:\t1\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
+            f"Cpus_allowed_list:\t{mask}\n"
+        )
+        (task / "comm").write_text(f"{name}\n")
+        (task / "cgroup").write_text("0::/machine.slice\n")
+    for name in ("stat", "status"):
+        text = (folder / "task" / str(pid) / name).read_text()
+        (folder / name).write_text(text)
+    return root

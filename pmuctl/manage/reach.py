@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking one VM over its control socket, as far as its peer can be believed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pmuctl.control.client import Client, socket_at
+from pmuctl.control.door import filter_from
+from pmuctl.control.registry import Entry, scan_sockets
+from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UnreachableError
+from pmuctl.host.procs import Procfs
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.manage.found import Scene
+from pmuctl.manage.supervised import orphan, recorded_pid, with_record
+from pmuctl.model.event import WIDEST_BITS, EventSet
+from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How this user's VMs are reached: where to look, and how long to wait (seconds).
+
+    `sysfs` is the machine that `procs` are of; where that is not this one (`is_live`), VMs are
+    only found by their processes, and none is asked. `trace` is told every request as it is sent.
+    """
+
+    environ: Mapping[str, str]
+    uid: int
+    deadline: float
+    socket: Path | None = None
+    procs: Procfs = field(default_factory=Procfs)
+    sysfs: Sysfs = field(default_factory=Sysfs)
+    is_live: bool = True
+    trace: Callable[[str], None] = field(default=lambda _: None)
+
+    def entries(self) -> list[Entry]:
+        """The sockets to look at: the one that was named, or all there are."""
+        if self.socket is not None:
+            return [socket_at(self.socket)]
+        if not self.is_live:
+            return []
+        return scan_sockets(self.environ, self.uid)
+
+    @property
+    def scene(self) -> Scene:
+        """Where VMs are found by their processes."""
+        return Scene(procs=self.procs, sysfs=self.sysfs, is_live=self.is_live)
+
+    def client(self, entry: Entry) -> Client:
+        """A connection, not yet made, to a VM's control socket."""
+        return Client(entry, deadline=self.deadline, procs=self.procs, trace=self.trace)
+
+
+def read_vm(client: Client, *, strictly: bool = False) -> Vm:
+    """What a VM says of itself, as far as its peer can be believed.
+
+    With `strictly` a peer that cannot be checked is refused. Raises what Client raises, and
+    RefusedError for a VM that answers to another name than its socket has.
+    """
+    answer: Any = client.execute("query-pmu")
+    vmm = client.believe(answer["pid"], strictly=strictly)
+    entry = client.entry
+    if entry.name not in (None, answer["name"]):
+        raise RefusedError(
+            "its control socket answers for another VM",
+            subject=entry.name,
+            why=f"it calls itself {answer['name']}",
+            fix=f"look at who made {entry.path}",
+        )
+    threads = client.threads(vmm)
+    # of a supervised process that has no VM yet nothing is true of one
+    is_made = vmm.has_vm is not False
+    window = Window(answer["window"])
+    vcpus = tuple(
+        VmVcpu(
+            index=its["index"],
+            tid=its["tid"] if its["tid"] in threads else None,
+            initialised=its["initialised"],
+            has_run=its["has-run"],
+            evidence=Evidence.SOCKET if its["tid"] in threads else None,
+        )
+        for its in (answer["vcpus"] if is_made else ())
+    )
+    if answer["filter"] and filter_from(answer["filter"]).exceptions - EventSet.space(WIDEST_BITS):
+        raise RefusedError(
+            "its answer to query-pmu is wrong",
+            subject=client.subject,
+            why="its filter names events past 0xffff",
+            fix=f"look at what listens at {entry.path}",
+        )
+    pmu, counters, its_filter = answer["pmu"], answer["counters"], answer["filter"]
+    return Vm(
+        name=answer["name"],
+        socket=str(entry.path),
+        state=_state(answer, vcpus) if is_made else VmState.STARTING,
+        uuid=answer["uuid"],
+        vmm=answer["vmm"],
+        pid=vmm.pid,
+        owner=vmm.uid,
+        window=None if window is Window.OPEN and not vcpus else window,
+        since=answer["since"],
+        by=answer["by"],
+        attributes=tuple(answer["attributes"]),
+        event_bits=answer.get("event-bits"),
+        pmu=pmu and VmPmu(name=pmu["name"], type=pmu["type"], origin=pmu["origin"]),
+        counters=counters and counters["value"],
+        counters_origin=counters and counters["origin"],
+        filter=its_filter and filter_from(its_filter),
+        filter_origin=its_filter and its_filter["origin"],
+        vcpus=vcpus,
+        supervised=vmm.is_supervised,
+    )
+
+
+def _state(answer: Any, vcpus: Sequence[VmVcpu]) -> VmState:
+    if any(vcpu.has_run for vcpu in vcpus):
+        return VmState.RUNNING
+    # a peer that does not say whether it waits has still its window to say so
+    waits = answer.get("waiting", answer["window"] == Window.OPEN)
+    return VmState.WAITING if waits else VmState.STARTING
+
+
+def try_read(reach: Reach, entry: Entry) -> Vm:
+    """What a VM says of itself, or its record of it, or why neither does."""
+    client = reach.client(entry)
+    try:
+        with client:
+            return with_record(read_vm(client), entry, reach.procs)
+    except PmuctlError as error:
+        if is_dead(error) and (vm := orphan(entry, reach.procs)):
+            return vm
+        peer = getattr(client, "peer", None)
+        state = VmState.SILENT
+        if isinstance(error, DeniedError):
+            state = VmState.DENIED
+        elif is_dead(error):
+            state = VmState.DEAD
+        return Vm(
+            name=entry.name or str(entry.path),
+            socket=str(entry.path),
+            state=state,
+            pid=recorded_pid(entry, reach.procs) or (peer.pid if peer else None),
+            owner=peer.uid if peer else entry.owner,
+            problem=error,
+        )
+
+
+def is_dead(error: PmuctlError) -> bool:
+    """Whether nobody listens at the control socket."""
+    return isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED"
