@@ -9,7 +9,7 @@ _pmuctl_tree() {
     commands='' operands=() columns=() options=()
     case $1 in
     '')
-        commands='host pmu vm completion conformance run'
+        commands='host pmu vm affinity completion conformance run'
         options=(
             '--version'
             '-h|--help'
@@ -145,7 +145,7 @@ _pmuctl_tree() {
         )
         ;;
     'pmu cpus')
-        operands=('text')
+        operands=('cpus')
         columns=(
             CPU
             PMU
@@ -181,6 +181,10 @@ _pmuctl_tree() {
             PMU
             FILTER
             WINDOW
+            ALIGNED
+            MEANS
+            CANDIDATES
+            SOURCE
             SEALED-BY
             SINCE
             PMU-TYPE
@@ -213,6 +217,7 @@ _pmuctl_tree() {
             '-v|--verbose*'
             '--socket:file'
             '--deadline:text'
+            '--sysroot:directory'
             '-h|--help'
         )
         ;;
@@ -226,6 +231,10 @@ _pmuctl_tree() {
             PMU
             FILTER
             WINDOW
+            ALIGNED
+            MEANS
+            CANDIDATES
+            SOURCE
             SEALED-BY
             SINCE
             PMU-TYPE
@@ -258,6 +267,7 @@ _pmuctl_tree() {
             '-v|--verbose*'
             '--socket:file'
             '--deadline:text'
+            '--sysroot:directory'
             '-h|--help'
         )
         ;;
@@ -271,6 +281,7 @@ _pmuctl_tree() {
             AFFINITY
             PMU-CPUS
             ALIGNED
+            EVIDENCE
         )
         options=(
             '-o|--output:columns'
@@ -284,6 +295,7 @@ _pmuctl_tree() {
             '-v|--verbose*'
             '--socket:file'
             '--deadline:text'
+            '--sysroot:directory'
             '-h|--help'
         )
         ;;
@@ -344,6 +356,96 @@ _pmuctl_tree() {
             '--socket:file'
             '--deadline:text'
             '--dry-run'
+            '-h|--help'
+        )
+        ;;
+    'affinity')
+        commands='set align check'
+        options=('-h|--help')
+        ;;
+    'affinity set')
+        operands=('vm' 'cpus')
+        columns=(
+            VM
+            VCPU
+            TID
+            OUTCOME
+            AFFINITY
+            BEFORE
+        )
+        options=(
+            '--vcpu:text'
+            '-o|--output:columns'
+            '-O|--output-all'
+            '-J|--json'
+            '--format:=table json jsonl csv tsv raw name'
+            '-n|--noheadings'
+            '--no-truncate'
+            '--color:=auto always never'
+            '-q|--quiet'
+            '-v|--verbose*'
+            '--socket:file'
+            '--deadline:text'
+            '--dry-run'
+            '-h|--help'
+        )
+        ;;
+    'affinity align')
+        operands=('vm...')
+        columns=(
+            VM
+            VCPU
+            TID
+            OUTCOME
+            AFFINITY
+            BEFORE
+        )
+        options=(
+            '--all'
+            '-o|--output:columns'
+            '-O|--output-all'
+            '-J|--json'
+            '--format:=table json jsonl csv tsv raw name'
+            '-n|--noheadings'
+            '--no-truncate'
+            '--color:=auto always never'
+            '-q|--quiet'
+            '-v|--verbose*'
+            '--socket:file'
+            '--deadline:text'
+            '--dry-run'
+            '-k|--keep-going'
+            '-h|--help'
+        )
+        ;;
+    'affinity check')
+        operands=('vm...')
+        columns=(
+            VM
+            VCPU
+            TID
+            AFFINITY
+            PMU-CPUS
+            CPU
+            CONSEQUENCE
+            BLOCKER
+            PMU
+            OUTSIDE
+            ALIGNED
+        )
+        options=(
+            '-o|--output:columns'
+            '-O|--output-all'
+            '-J|--json'
+            '--format:=table json jsonl csv tsv raw name'
+            '-n|--noheadings'
+            '--no-truncate'
+            '--color:=auto always never'
+            '-q|--quiet'
+            '-v|--verbose*'
+            '--socket:file'
+            '--deadline:text'
+            '-k|--keep-going'
             '-h|--help'
         )
         ;;
@@ -571,6 +673,12 @@ _pmuctl_value() {
         _pmuctl_vms
         _pmuctl_offer "$prefix" "$cur" "${names[@]}"
         ;;
+    cpus)
+        mapfile -t names < <(
+            command pmuctl __complete cpus "--socket=$socket" "${taken[@]}" 2>/dev/null
+        )
+        _pmuctl_offer_list "$prefix" "$cur" "${names[@]%%$'\t'*}"
+        ;;
     settings) _pmuctl_settings ;;
     file) compopt -o default ;;
     directory) compopt -o dirnames ;;
@@ -629,7 +737,7 @@ _pmuctl_vms() {
 }
 
 _pmuctl_settings() {
-    local words=("${taken[@]:1}") left=' pmu counters filter ' events i count
+    local words=("${taken[@]:1}") left=' pmu counters affinity filter ' events i count
     count=${#words[@]}
     for ((i = 0; i < count; i += 2)); do
         if [[ ${words[i]} == filter ]]; then
@@ -645,8 +753,13 @@ _pmuctl_settings() {
             fi
             return
         elif ((i + 1 == count)); then
-            taken=()
-            [[ ${words[i]} != pmu ]] || _pmuctl_value pmu '' "$cur"
+            case ${words[i]} in
+            pmu)
+                taken=()
+                _pmuctl_value pmu '' "$cur"
+                ;;
+            affinity) _pmuctl_value cpus '' "$cur" ;;
+            esac
             return
         fi
         left=${left/ ${words[i]} / }

@@ -13,7 +13,7 @@ function __pmuctl_read
     set -g __pmuctl_given
     set -g __pmuctl_sysroot ''
     set -g __pmuctl_socket ''
-    set -l taking -o --output --format --color --sysroot --socket --deadline --for --timeout --apply --name --pmu --filter --affinity
+    set -l taking -o --output --format --color --sysroot --socket --deadline --for --timeout --vcpu --apply --name --pmu --filter --affinity
     set -l pending ''
     set -g __pmuctl_ended ''
     for word in (commandline -opc)[2..-1]
@@ -118,15 +118,21 @@ function __pmuctl_columns
         case 'pmu cpus'
             __pmuctl_list CPU 'its number' PMU 'the PMU that counts on it' CORE 'its core model, by MIDR' CAPACITY 'its capacity, 1024 the largest' ONLINE 'whether it is online'
         case 'vm list'
-            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, orphaned, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' COMMAND 'the command that pmuctl run started' APPLIED-BY 'who set it last under pmuctl run' APPLIED-AT 'when that was, in seconds since the epoch' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
+            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, paused, orphaned, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it has, or those it can have' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' ALIGNED 'whether no vCPU can leave its PMU' MEANS 'what it means where its vCPUs may be' CANDIDATES 'the PMUs that KVM can have chosen' SOURCE 'who tells of it' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' COMMAND 'the command that pmuctl run started' APPLIED-BY 'who set it last under pmuctl run' APPLIED-AT 'when that was, in seconds since the epoch' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
         case 'vm show'
-            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, orphaned, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it was given' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' COMMAND 'the command that pmuctl run started' APPLIED-BY 'who set it last under pmuctl run' APPLIED-AT 'when that was, in seconds since the epoch' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
+            __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, paused, orphaned, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it has, or those it can have' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' ALIGNED 'whether no vCPU can leave its PMU' MEANS 'what it means where its vCPUs may be' CANDIDATES 'the PMUs that KVM can have chosen' SOURCE 'who tells of it' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' COMMAND 'the command that pmuctl run started' APPLIED-BY 'who set it last under pmuctl run' APPLIED-AT 'when that was, in seconds since the epoch' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
         case 'vm vcpus'
-            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' CPU 'the CPU it was last on' AFFINITY 'the CPUs it may be on' PMU-CPUS 'the CPUs of its PMU' ALIGNED 'whether it cannot leave its PMU'
+            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' CPU 'the CPU it was last on' AFFINITY 'the CPUs it may be on' PMU-CPUS 'the CPUs of its PMU, or of those it can have' ALIGNED 'whether it cannot leave its PMU' EVIDENCE 'who tells which thread it is: socket, qmp, debugfs, kvm-run, name'
         case 'vm set'
             __pmuctl_list VM 'the VM' KEY 'the setting' OUTCOME 'set, released, unchanged or planned' VALUE 'what it is now'
         case 'vm release'
             __pmuctl_list VM 'the VM' KEY 'the setting' OUTCOME 'set, released, unchanged or planned' VALUE 'what it is now'
+        case 'affinity set'
+            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' OUTCOME 'set, unchanged or planned' AFFINITY 'the CPUs it may be on now' BEFORE 'the CPUs it might be on before'
+        case 'affinity align'
+            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' OUTCOME 'set, unchanged or planned' AFFINITY 'the CPUs it may be on now' BEFORE 'the CPUs it might be on before'
+        case 'affinity check'
+            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' AFFINITY 'the CPUs it may be on' PMU-CPUS 'the CPUs of its PMU' CPU 'the CPU it was last on' CONSEQUENCE 'what happens off its PMU, if it can leave it' BLOCKER 'what is in the way of affinity align' PMU 'its PMU' OUTSIDE 'the CPUs it may be on that are not of its PMU' ALIGNED 'whether it cannot leave its PMU'
         case 'conformance'
             __pmuctl_list CHECK 'its name' RESULT 'pass, fail or skip' DETAIL 'why it did not pass' RULE 'what has to hold'
     end
@@ -180,10 +186,16 @@ function __pmuctl_command
     complete -C (string join ' ' -- (string escape -- $__pmuctl_words[2..-1]) (commandline -ct))
 end
 
+function __pmuctl_cpus
+    __pmuctl_read
+    __pmuctl_list (command pmuctl __complete cpus --socket=$__pmuctl_socket \
+        $__pmuctl_words[3..-1] 2>/dev/null | string split \t)
+end
+
 function __pmuctl_settings
     __pmuctl_read
     set -l words $__pmuctl_words[4..-1]
-    set -l keys pmu counters filter
+    set -l keys pmu counters affinity filter
     while set -q words[1]
         set -l count (count $words)
         if test $words[1] = filter
@@ -198,6 +210,7 @@ function __pmuctl_settings
             return
         else if test $count -eq 1
             test $words[1] = pmu; and __pmuctl_pmus
+            test $words[1] = affinity; and __pmuctl_cpus
             return
         end
         set keys (string match -v -- $words[1] $keys)
@@ -209,6 +222,8 @@ function __pmuctl_settings
                 printf '%s\t%s\n' pmu 'the PMU its counters are of'
             case counters
                 printf '%s\t%s\n' counters 'how many counters it has'
+            case affinity
+                printf '%s\t%s\n' affinity 'the CPUs its vCPUs may be on'
             case filter
                 printf '%s\t%s\n' filter 'which events it can count, last on the line'
         end
@@ -218,13 +233,14 @@ end
 complete -c pmuctl -f
 complete -c pmuctl -n '__pmuctl_next "" 0' -a host -d 'This machine: its kernel, its KVM, its CPUs'
 complete -c pmuctl -n '__pmuctl_next "" 0' -a pmu -d 'The CPU performance monitors of this host'
-complete -c pmuctl -n '__pmuctl_next "" 0' -a vm -d 'VMs with a control socket: their PMU, counters and event filter'
+complete -c pmuctl -n '__pmuctl_next "" 0' -a vm -d 'The VMs of this host: their PMU, counters and event filter'
+complete -c pmuctl -n '__pmuctl_next "" 0' -a affinity -d 'The CPUs that vCPU threads may be on, held against their PMU'
 complete -c pmuctl -n '__pmuctl_next "" 0' -a completion -d 'Print the TAB completion of a shell, as a script'
 complete -c pmuctl -n '__pmuctl_next "" 0' -a conformance -d 'Check whether a VMM\'s control socket keeps to the protocol'
 complete -c pmuctl -n '__pmuctl_next "" 0' -a run -d 'Start an unmodified VMM with its PMU and its event filter'
 complete -c pmuctl -n '__pmuctl_next "host" 0' -a info -d 'Show this machine: its kernel, its KVM, its CPUs and PMUs'
 complete -c pmuctl -n '__pmuctl_next "host" 0' -a capabilities -d 'Show which PMU attributes this kernel\'s KVM has'
-complete -c pmuctl -n '__pmuctl_next "host" 0' -a snapshot -d 'Capture this machine\'s PMUs and CPUs into a tree for --sysroot'
+complete -c pmuctl -n '__pmuctl_next "host" 0' -a snapshot -d 'Capture this machine\'s PMUs, CPUs and VMs into a tree for --sysroot'
 complete -c pmuctl -n '__pmuctl_next "host capabilities" 0 more' -a '(__pmuctl_unused IRQ INIT FILTER SET_PMU SET_NR_COUNTERS)'
 complete -c pmuctl -n '__pmuctl_next "host snapshot" 0' -a '(__fish_complete_directories)'
 complete -c pmuctl -n '__pmuctl_next "pmu" 0' -a list -d 'List the CPU PMUs of this host, or those that are named'
@@ -232,11 +248,12 @@ complete -c pmuctl -n '__pmuctl_next "pmu" 0' -a show -d 'Show one PMU in full'
 complete -c pmuctl -n '__pmuctl_next "pmu" 0' -a cpus -d 'List the CPUs: the PMU, the core model and the capacity of each'
 complete -c pmuctl -n '__pmuctl_next "pmu list" 0 more' -a '(__pmuctl_pmus)'
 complete -c pmuctl -n '__pmuctl_next "pmu show" 0' -a '(__pmuctl_pmus)'
-complete -c pmuctl -n '__pmuctl_next "vm" 0' -a list -d 'List the VMs that have a control socket, or those that are named'
+complete -c pmuctl -n '__pmuctl_next "pmu cpus" 0' -a '(__pmuctl_cpus)'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a list -d 'List the VMs of this host, or those that are named'
 complete -c pmuctl -n '__pmuctl_next "vm" 0' -a show -d 'Show one VM in full'
 complete -c pmuctl -n '__pmuctl_next "vm" 0' -a vcpus -d 'List vCPUs: where their threads may be, and whether they can leave their PMU'
 complete -c pmuctl -n '__pmuctl_next "vm" 0' -a wait -d 'Wait until a VM is in a state; it need not be there yet'
-complete -c pmuctl -n '__pmuctl_next "vm" 0' -a set -d 'Set a VM\'s PMU, counters and event filter'
+complete -c pmuctl -n '__pmuctl_next "vm" 0' -a set -d 'Set a VM\'s PMU, counters, affinity and event filter'
 complete -c pmuctl -n '__pmuctl_next "vm" 0' -a release -d 'Let a VM that waits go on'
 complete -c pmuctl -n '__pmuctl_next "vm list" 0 more' -a '(__pmuctl_vms)'
 complete -c pmuctl -n '__pmuctl_next "vm show" 0' -a '(__pmuctl_vms)'
@@ -245,26 +262,36 @@ complete -c pmuctl -n '__pmuctl_next "vm wait" 0' -a '(__pmuctl_vms)'
 complete -c pmuctl -n '__pmuctl_next "vm set" 0' -a '(__pmuctl_vms)'
 complete -c pmuctl -n '__pmuctl_next "vm set" 1 more' -a '(__pmuctl_settings)'
 complete -c pmuctl -n '__pmuctl_next "vm release" 0' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "affinity" 0' -a set -d 'Pin the vCPU threads of a VM, and no other threads of its VMM'
+complete -c pmuctl -n '__pmuctl_next "affinity" 0' -a align -d 'Bring vCPU threads back onto the CPUs of their PMU'
+complete -c pmuctl -n '__pmuctl_next "affinity" 0' -a check -d 'Tell whether vCPUs can leave their PMU, what happens then, and what is in the way'
+complete -c pmuctl -n '__pmuctl_next "affinity set" 0' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "affinity set" 1' -a '(__pmuctl_cpus)'
+complete -c pmuctl -n '__pmuctl_next "affinity align" 0 more' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "affinity check" 0 more' -a '(__pmuctl_vms)'
 complete -c pmuctl -n '__pmuctl_next "completion" 0' -a 'bash zsh fish'
 complete -c pmuctl -n '__pmuctl_next "conformance" 0' -F
 complete -c pmuctl -n '__pmuctl_next "run" 0 more' -a '(__pmuctl_command)'
 complete -c pmuctl -n '__pmuctl_takes --version -- ""' -l version -d 'Print it and exit'
-complete -c pmuctl -n '__pmuctl_takes -h --help -- "" "host" "host info" "host capabilities" "host snapshot" "pmu" "pmu list" "pmu show" "pmu cpus" "vm" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "completion" "conformance" "run"' -s h -l help -d 'Show this message and exit'
-complete -c pmuctl -n '__pmuctl_takes -o --output -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -s o -l output -x -a '(__pmuctl_columns)' -d 'Columns to show; +COL adds to the usual ones'
-complete -c pmuctl -n '__pmuctl_takes -O --output-all -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -s O -l output-all -d 'Show every column'
-complete -c pmuctl -n '__pmuctl_takes -J --json -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance" "run"' -s J -l json -d 'One JSON object; short for --format json'
-complete -c pmuctl -n '__pmuctl_takes --format -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -l format -x -a 'table json jsonl csv tsv raw name' -d 'One of table, json, jsonl, csv, tsv, raw, name'
-complete -c pmuctl -n '__pmuctl_takes -n --noheadings -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -s n -l noheadings -d 'No line of headings'
-complete -c pmuctl -n '__pmuctl_takes --no-truncate -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -l no-truncate -d 'Cut nothing off on a terminal, either'
-complete -c pmuctl -n '__pmuctl_takes --color -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "conformance"' -l color -x -a 'auto always never' -d 'auto, always or never'
-complete -c pmuctl -n '__pmuctl_takes -q --quiet -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance" "run"' -s q -l quiet -d 'No remarks, and no word of what was changed'
-complete -c pmuctl -n '__pmuctl_takes -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance" "run"' -s v -l verbose -d 'Say more on stderr; -vv: tracebacks of bugs, too'
-complete -c pmuctl -n '__pmuctl_takes --sysroot -- "host info" "host snapshot" "pmu list" "pmu show" "pmu cpus"' -l sysroot -x -a '(__fish_complete_directories)' -d 'Read another machine\'s captured tree instead of /'
-complete -c pmuctl -n '__pmuctl_takes --socket -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release"' -l socket -r -F -d 'A control socket outside the runtime directory'
-complete -c pmuctl -n '__pmuctl_takes --deadline -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "conformance"' -l deadline -x -d 'Seconds for a whole exchange with each VMM (default 5)'
+complete -c pmuctl -n '__pmuctl_takes -h --help -- "" "host" "host info" "host capabilities" "host snapshot" "pmu" "pmu list" "pmu show" "pmu cpus" "vm" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity" "affinity set" "affinity align" "affinity check" "completion" "conformance" "run"' -s h -l help -d 'Show this message and exit'
+complete -c pmuctl -n '__pmuctl_takes -o --output -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance"' -s o -l output -x -a '(__pmuctl_columns)' -d 'Columns to show; +COL adds to the usual ones'
+complete -c pmuctl -n '__pmuctl_takes -O --output-all -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance"' -s O -l output-all -d 'Show every column'
+complete -c pmuctl -n '__pmuctl_takes -J --json -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance" "run"' -s J -l json -d 'One JSON object; short for --format json'
+complete -c pmuctl -n '__pmuctl_takes --format -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance"' -l format -x -a 'table json jsonl csv tsv raw name' -d 'One of table, json, jsonl, csv, tsv, raw, name'
+complete -c pmuctl -n '__pmuctl_takes -n --noheadings -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance"' -s n -l noheadings -d 'No line of headings'
+complete -c pmuctl -n '__pmuctl_takes --no-truncate -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance"' -l no-truncate -d 'Cut nothing off on a terminal, either'
+complete -c pmuctl -n '__pmuctl_takes --color -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance"' -l color -x -a 'auto always never' -d 'auto, always or never'
+complete -c pmuctl -n '__pmuctl_takes -q --quiet -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance" "run"' -s q -l quiet -d 'No remarks, and no word of what was changed'
+complete -c pmuctl -n '__pmuctl_takes -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance" "run"' -s v -l verbose -d 'Say more on stderr; -vv: tracebacks of bugs, too'
+complete -c pmuctl -n '__pmuctl_takes --sysroot -- "host info" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus"' -l sysroot -x -a '(__fish_complete_directories)' -d 'Read another machine\'s captured tree instead of /'
+complete -c pmuctl -n '__pmuctl_takes --socket -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check"' -l socket -r -F -d 'A control socket outside the runtime directory'
+complete -c pmuctl -n '__pmuctl_takes --deadline -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance"' -l deadline -x -d 'Seconds for a whole exchange with each VMM (default 5)'
 complete -c pmuctl -n '__pmuctl_takes --for -- "vm wait"' -l for -x -a 'open sealed running stopped aligned' -d 'One of open, sealed, running, stopped, aligned'
 complete -c pmuctl -n '__pmuctl_takes --timeout -- "vm wait" "run"' -l timeout -x -d 'Give up then; by default never'
-complete -c pmuctl -n '__pmuctl_takes --dry-run -- "vm set" "vm release" "run"' -l dry-run -d 'Print the steps in kernel words, change nothing'
+complete -c pmuctl -n '__pmuctl_takes --dry-run -- "vm set" "vm release" "affinity set" "affinity align" "run"' -l dry-run -d 'Print the steps in kernel words, change nothing'
+complete -c pmuctl -n '__pmuctl_takes --vcpu -- "affinity set"' -l vcpu -x -d 'Only these vCPUs, as 0-1,3'
+complete -c pmuctl -n '__pmuctl_takes --all -- "affinity align"' -l all -d 'All VMs that have a PMU'
+complete -c pmuctl -n '__pmuctl_takes -k --keep-going -- "affinity align" "affinity check"' -s k -l keep-going -d 'Go on after a VM that fails; exit status 64 if one did'
 complete -c pmuctl -n '__pmuctl_takes --apply -- "conformance"' -l apply -x -a '(__pmuctl_pmus)' -d 'Also apply this PMU and a filter, and release the VM: for a throw-away VM'
 complete -c pmuctl -n '__pmuctl_takes --name -- "run"' -l name -x -d 'What the VM is called; by default VMM-PID'
 complete -c pmuctl -n '__pmuctl_takes --pmu -- "run"' -l pmu -x -a '(__pmuctl_pmus)' -d 'The PMU that the VM counts with'

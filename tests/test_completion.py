@@ -33,9 +33,10 @@ ROOT = Path(__file__).parents[1]
 PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.start import run; run()"]
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 ONLY = f"pmuctl vm set web1 pmu {A72} filter default deny allow"
+CPUS = ["2", "2-3", "3", "auto", "none", f"pmu/{A72}"]
 EVENTS = ["cpu_cycles", "stall", "stall_backend", "stall_frontend"]
 
-FREE = {"SEC", "CPUSET", "FILTER", "NAME"}
+FREE = {"SEC", "LIST", "FILTER", "NAME"}
 """Values of which nothing can be offered."""
 
 HOSTILE = (
@@ -237,9 +238,15 @@ def test_what_is_offered(shell: LiveShell) -> None:
         "pmuctl completion ": ["bash", "fish", "zsh"],
         "pmuctl run --pmu ": [A53, A72],
         "pmuctl run --hold --affinity ": ["auto", "none"],
-        "pmuctl vm set web1 ": ["counters", "filter", "pmu"],
+        "pmuctl affinity ": ["align", "check", "set"],
+        "pmuctl affinity set web1 2": ["2", "2-3"],
+        "pmuctl affinity set web1 2,p": [f"2,pmu/{A53}", f"2,pmu/{A72}"],
+        "pmuctl pmu cpus p": [f"pmu/{A53}", f"pmu/{A72}"],
+        "pmuctl pmu cpus 0": ["0", "0-1"],
+        f"pmuctl vm set web1 pmu {A72} affinity ": CPUS,
+        "pmuctl vm set web1 ": ["affinity", "counters", "filter", "pmu"],
         "pmuctl vm set web1 pmu ": [A53, A72],
-        f"pmuctl vm set web1 pmu {A53} ": ["counters", "filter"],
+        f"pmuctl vm set web1 pmu {A53} ": ["affinity", "counters", "filter"],
         "pmuctl vm set web1 filter ": ["default"],
         "pmuctl vm set web1 filter default ": ["allow", "deny"],
         f"{ONLY} cpu_cycles ": ["allow", "deny"],
@@ -435,6 +442,22 @@ def test_events_are_those_of_the_pmu_that_the_vm_has(
     assert "only_here" in names("--socket=", "asked", "pmu", A72, "filter", "default")
 
 
+def test_cpus_are_those_of_the_pmu_that_the_vm_has(host: Host) -> None:
+    vm = FakeVm("asked")
+    host.stack.enter_context(
+        Server(vm, host.runtime / "asked.sock", sysfs=Sysfs(host.root), threads=vm.threads)
+    )
+    every = [f"pmu/{A53}\tCPUs 0-1", f"0-1\t{A53}", f"0\t{A53}", f"1\t{A53}"]
+    assert host.complete("cpus", "--socket=", "asked")[:4] == every
+    assert len(host.complete("cpus", "--socket=")) == 8
+    set_pmu(host, "asked", A53)
+    assert host.complete("cpus", "--socket=", "asked") == every
+    assert host.complete("cpus", "--socket=", "asked", "pmu", A72, "affinity")[:2] == [
+        "auto\tthe CPUs of its PMU",
+        "none\tleft alone",
+    ]
+
+
 def set_pmu(host: Host, vm: str, pmu: str) -> None:
     """Through its control socket, with the type that this PMU has in the dump."""
     requests: list[dict[str, object]] = [
@@ -490,7 +513,7 @@ def answered(
         thread.join()
 
 
-@pytest.mark.parametrize("words", [(), ("events",), ("nonsense", "x"), ("events", "x")])
+@pytest.mark.parametrize("words", [(), ("events",), ("nonsense", "x"), ("events", "x"), ("cpus",)])
 def test_errors_are_silent(host: Host, words: tuple[str, ...]) -> None:
     assert host.complete(*words) == []
 

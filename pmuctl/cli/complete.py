@@ -18,7 +18,9 @@ ASKING_SECONDS = 0.1
 """For a VM's whole answer; one that needs longer is taken to have no PMU."""
 ANSWER_MAX = 1 << 20
 CODE_MAX = 256
-"""Bytes read of events/NAME: what it says is one short line."""
+"""Bytes read of events/NAME and of cpus: what they say is one short line."""
+CPUS_MAX = 64
+"""CPUs of a range that are offered one by one."""
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
@@ -26,10 +28,10 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 def run() -> None:
     """Answer the question in argv, silently with nothing where that fails; ends the process."""
     try:
-        if sys.argv[2:3] == ["events"]:
-            lines = complete_events(sys.argv[3:])
-            sys.stdout.write("".join(f"{name}\t{code}\n" for name, code in lines))
-            sys.stdout.flush()
+        kinds = {"events": complete_events, "cpus": complete_cpus}
+        lines = kinds[sys.argv[2]](sys.argv[3:])
+        sys.stdout.write("".join(f"{name}\t{what}\n" for name, what in lines))
+        sys.stdout.flush()
     except BaseException:
         pass  # nobody wants to read a traceback in a half-typed line
     os._exit(0)
@@ -42,15 +44,39 @@ def complete_events(words: list[str]) -> list[tuple[str, str]]:
     that is set, else of the one that the VM has, else of all CPU PMUs.
     """
     socket, vm, *settings = words
+    pmus = _pmus_of(vm, socket, settings)
+    events = {name: pmu for pmu in pmus for name in _names(f"{DEVICES}/{pmu}/events")}
+    return [(name, _read_code(f"{DEVICES}/{events[name]}/events/{name}")) for name in events]
+
+
+def complete_cpus(words: list[str]) -> list[tuple[str, str]]:
+    """The CPU lists that a VM's vCPUs can be put on, each with its PMU: those inside its PMU.
+
+    `words` are as those of `complete_events`; where there is no VM among them, or its PMU is not
+    known, they are those of all CPU PMUs. As the value of a setting it can be a word, too.
+    """
+    socket, vm, *settings = [*words, ""][: max(len(words), 2)]
+    found = [("auto", "the CPUs of its PMU"), ("none", "left alone")] if settings else []
+    for name in _pmus_of(vm, socket, settings):
+        cpus = _read_line(f"{DEVICES}/{name}/cpus")
+        if not cpus or set(cpus) - set("0123456789,-"):
+            continue
+        found += [(f"pmu/{name}", f"CPUs {cpus}"), (cpus, name)]
+        for part in cpus.split(","):
+            first, dash, last = part.partition("-")
+            if dash and first.isdigit() and last.isdigit() and int(last) - int(first) < CPUS_MAX:
+                found += [(str(cpu), name) for cpu in range(int(first), int(last) + 1)]
+    return list(dict(found).items())
+
+
+def _pmus_of(vm: str, socket: str, settings: list[str]) -> list[str]:
+    """The PMU among the settings, else that of the VM, else all."""
     pmus = [name for name in _names(DEVICES) if os.path.exists(f"{DEVICES}/{name}/cpus")]
     chosen = _chosen_pmu(settings)
     if chosen is not None:
-        pmus = [chosen] if chosen in pmus else _select(chosen)
-    elif len(pmus) > 1:
-        pmu = _ask(_socket(vm, socket.removeprefix("--socket=")))
-        pmus = [pmu] if pmu in pmus else pmus
-    events = {name: pmu for pmu in pmus for name in _names(f"{DEVICES}/{pmu}/events")}
-    return [(name, _read_code(f"{DEVICES}/{events[name]}/events/{name}")) for name in events]
+        return [chosen] if chosen in pmus else _select(chosen)
+    pmu = _ask(_socket(vm, socket.removeprefix("--socket="))) if len(pmus) > 1 else None
+    return [pmu] if pmu in pmus else pmus
 
 
 def is_name(text: str) -> bool:
@@ -67,12 +93,17 @@ def _names(directory: str) -> list[str]:
 
 def _read_code(path: str) -> str:
     """ "event=0x0011" as it stands there, empty where it is not one word of plain text."""
+    text = _read_line(path)
+    return text if not set(text) - LETTERS - set("=,_") else ""
+
+
+def _read_line(path: str) -> str:
+    """The short text in a regular file, empty where there is none."""
     try:
         with open(path, "rb", buffering=0) as file:
-            text = file.read(CODE_MAX).decode("ascii", "replace").strip()
+            return file.read(CODE_MAX).decode("ascii", "replace").strip()
     except OSError:
         return ""
-    return text if not set(text) - LETTERS - set("=,_") else ""
 
 
 def _chosen_pmu(settings: list[str]) -> str | None:

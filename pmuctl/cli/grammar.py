@@ -14,6 +14,7 @@ KINDS = {
     "PMU": "pmu",
     "VM": "vm",
     "COLS": "columns",
+    "CPUSET": "cpus",
     "KEY VALUE": "settings",
     "VMM ARG": "command",
     "PATH": "file",

@@ -189,6 +189,12 @@ _pmuctl_value() {
         _pmuctl_vms
         _pmuctl_offer "$prefix" "$cur" "${names[@]}"
         ;;
+    cpus)
+        mapfile -t names < <(
+            command pmuctl __complete cpus "--socket=$socket" "${taken[@]}" 2>/dev/null
+        )
+        _pmuctl_offer_list "$prefix" "$cur" "${names[@]%%$'\t'*}"
+        ;;
     settings) _pmuctl_settings ;;
     file) compopt -o default ;;
     directory) compopt -o dirnames ;;
@@ -263,8 +269,13 @@ _pmuctl_settings() {
             fi
             return
         elif ((i + 1 == count)); then
-            taken=()
-            [[ ${words[i]} != pmu ]] || _pmuctl_value pmu '' "$cur"
+            case ${words[i]} in
+            pmu)
+                taken=()
+                _pmuctl_value pmu '' "$cur"
+                ;;
+            affinity) _pmuctl_value cpus '' "$cur" ;;
+            esac
             return
         fi
         left=${left/ ${words[i]} / }

@@ -159,6 +159,12 @@ function __pmuctl_command
     complete -C (string join ' ' -- (string escape -- $__pmuctl_words[2..-1]) (commandline -ct))
 end
 
+function __pmuctl_cpus
+    __pmuctl_read
+    __pmuctl_list (command pmuctl __complete cpus --socket=$__pmuctl_socket \
+        $__pmuctl_words[3..-1] 2>/dev/null | string split \t)
+end
+
 function __pmuctl_settings
     __pmuctl_read
     set -l words $__pmuctl_words[4..-1]
@@ -177,6 +183,7 @@ function __pmuctl_settings
             return
         else if test $count -eq 1
             test $words[1] = pmu; and __pmuctl_pmus
+            test $words[1] = affinity; and __pmuctl_cpus
             return
         end
         set keys (string match -v -- $words[1] $keys)
