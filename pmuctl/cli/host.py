@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """pmuctl host: this machine, what its KVM can do, and a capture of it."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, TALK
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
+from pmuctl.host.captured import scan_captured_vms
 from pmuctl.host.machine import KvmAccess, read_kvm_access, scan_captured, write_capture
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.host import read_host
@@ -79,12 +81,13 @@ def host_snapshot(
         Path, typer.Argument(metavar="DIR", readable=False, help="A new or empty directory.")
     ],
 ) -> None:
-    """Capture this machine's PMUs and CPUs into a tree for --sysroot.
+    """Capture this machine's PMUs, CPUs and VMs into a tree for --sysroot.
 
-    For bug reports, and to look at this host from elsewhere.
+    For bug reports, and to look at this host from elsewhere. It has the command lines of VMMs.
     """
+    captured = chain(scan_captured(env.sysfs), scan_captured_vms(env.procs))
     try:
-        count = write_capture(scan_captured(env.sysfs), directory)
+        count = write_capture(captured, directory)
     except OSError as error:
         cls = DeniedError if isinstance(error, PermissionError) else RefusedError
         raise cls(

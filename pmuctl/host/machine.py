@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm import PATH_DEV_KVM
 from pmuctl.host.sysfs import PATH_CPU, PATH_EVENT_SOURCE, Sysfs
 
@@ -99,6 +100,9 @@ def scan_captured(sysfs: Sysfs) -> Iterator[Captured]:
             for file in ("online", "cpu_capacity", "regs/identification/midr_el1"):
                 yield from _file(sysfs, f"{PATH_CPU}/{cpu}/{file}")
     yield from _file(sysfs, PATH_OSRELEASE)
+    for vm in sysfs.entries(PATH_KVM):
+        for vcpu in sysfs.entries(f"{PATH_KVM}/{vm}"):
+            yield from _file(sysfs, f"{PATH_KVM}/{vm}/{vcpu}/pid")
 
 
 def _file(sysfs: Sysfs, path: str) -> Iterator[Captured]:

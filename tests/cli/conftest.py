@@ -15,9 +15,9 @@ from pmuctl.cli.env import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
 from pmuctl.control.server import Server
-from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from tests.fakes.vmm import FakeThreads, FakeVm, fake_proc
+from pmuctl.model.cpuset import CpuSet
+from tests.fakes.vmm import ClosedProcfs, FakeThreads, FakeVm, fake_proc
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Ran:
 
 @dataclass
 class Machine:
-    """A captured machine with a runtime directory of its own."""
+    """A captured machine with a runtime directory of its own.
+
+    `masks` are those of threads that no fake VM has, `unreadable` the processes that may not be
+    looked at.
+    """
 
     root: Path
     runtime: Path
@@ -43,6 +47,8 @@ class Machine:
     stack: ExitStack
     servers: dict[str, Server] = field(default_factory=dict)
     vms: list[FakeVm] = field(default_factory=list)
+    masks: dict[int, CpuSet] = field(default_factory=dict)
+    unreadable: set[int] = field(default_factory=set)
     threads: FakeThreads | None = None
     """What pmuctl itself sees of the threads; by default a copy of what the VMs have."""
 
@@ -59,10 +65,12 @@ class Machine:
             stderr=stderr,
             environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},
             uid=uid,
-            processes=Procfs(self.proc),
+            processes=ClosedProcfs(self.proc, frozenset(self.unreadable)),
             live=Sysfs(self.root),
             masks=self.threads
-            or FakeThreads({k: v for its in self.vms for k, v in its.threads.masks.items()}),
+            or FakeThreads(
+                self.masks | {k: v for its in self.vms for k, v in its.threads.masks.items()}
+            ),
         )
 
     def start(self, vm: FakeVm, path: Path | None = None) -> FakeVm:

@@ -5,10 +5,11 @@ import errno
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pmuctl.control.server import VcpuStatus
+from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
@@ -30,6 +31,8 @@ class FakeThreads(Threads):
         self.refuses: dict[int, int] = {}
 
     def affinity(self, tid: int) -> CpuSet:
+        if tid not in self.masks:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return self.masks[tid]
 
     def place(self, tid: int, cpus: CpuSet) -> None:
@@ -171,6 +174,18 @@ class SupervisedVm(FakeVm):
     def vcpus(self) -> Sequence[VcpuStatus]:
         its = super().vcpus() if self.is_made else []
         return [vcpu if vcpu.has_run else replace(vcpu, tid=None) for vcpu in its]
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedProcfs(Procfs):
+    """A procfs in which nobody may look at the descriptors of some processes."""
+
+    unreadable: frozenset[int] = frozenset()
+
+    def _links(self, path: str) -> dict[int, str]:
+        if int(path.partition("/")[0]) in self.unreadable:
+            raise PermissionError
+        return super(ClosedProcfs, self)._links(path)
 
 
 def fake_proc(

@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs without a control socket: found by their processes, shown, named, and not to be changed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmuctl.model.cpuset import CpuSet
+from tests.cli.conftest import Machine
+from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
+
+A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
+QEMU = "qemu-system-aarch64"
+UUID = "11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture
+def host(machine: Machine) -> Machine:
+    """A host with a QEMU that is named, as pid 5120, and whose vCPU threads are 5121 and 5122."""
+    return with_vmm(machine, 5120, QEMU, "-name", "guest=db1,debug-threads=on", "-uuid", UUID)
+
+
+def with_vmm(machine: Machine, pid: int, *argv: str, **how: Any) -> Machine:
+    """One VMM more on a machine."""
+    fake_vmm(machine.proc, pid, argv, **how)
+    for status in (machine.proc / str(pid) / "task").glob("*/status"):
+        mask = status.read_text().partition("list:\t")[2]
+        machine.masks[int(status.parent.name)] = CpuSet.parse(mask)
+    return machine
+
+
+def listed(machine: Machine, *words: str) -> list[dict[str, Any]]:
+    ran = machine.run("vm", "list", *words, "-O", "-J")
+    assert ran.status == 0, ran
+    found: list[dict[str, Any]] = json.loads(ran.stdout)["vms"]
+    return found
+
+
+def shown(machine: Machine, name: str) -> dict[str, Any]:
+    ran = machine.run("vm", "show", name, "-J")
+    assert ran.status == 0, ran
+    found: dict[str, Any] = json.loads(ran.stdout)["vm"]
+    return found
+
+
+def test_it_is_listed_beside_those_with_a_socket(host: Machine) -> None:
+    host.start(FakeVm())
+    with_vmm(host, 6000, "vmm", vcpus={0: "2-3"}, comm="vmm")
+    ran = host.run("vm", "list")
+    assert (ran.status, ran.stderr) == (0, "")
+    assert [line.split() for line in ran.lines] == [
+        ["NAME", "STATE", "PID", "VCPUS", "PMU", "FILTER", "WINDOW", "ALIGNED"],
+        ["db1", "running", "5120", "2", A53, "or", f"{A72}?", "?", "sealed", "no"],
+        ["web1", "waiting", str(os.getpid()), "2", "-", "-", "open", "-"],
+        ["pid/6000", "running", "6000", "1", A53, "or", f"{A72}?", "?", "sealed", "?"],
+    ]
+    document = json.loads(host.run("vm", "list", "-J").stdout)
+    assert [(its["pmu"], its["candidates"]) for its in document["vms"]] == [
+        (None, [A53, A72]),
+        (None, []),
+        (None, [A53, A72]),
+    ]
+    assert (document["unreadable"], document["partial"]) == (0, False)
+
+
+def test_a_vm_with_a_socket_is_its_process_and_listed_once(machine: Machine) -> None:
+    machine.start(FakeVm())
+    pid = os.getpid()
+    with_vmm(machine, pid, QEMU, "-name", "other")
+    assert [its["name"] for its in listed(machine)] == ["web1"]
+    vcpus = shown(machine, "web1")["vcpu_list"]
+    assert [(its["tid"], its["evidence"]) for its in vcpus] == [(1001, "socket"), (1002, "socket")]
+    # a thread that the socket names is taken if it is the process's own
+    (machine.proc / str(pid) / "task/1002").rmdir()
+    vcpus = shown(machine, "web1")["vcpu_list"]
+    assert [(its["tid"], its["evidence"]) for its in vcpus] == [
+        (1001, "socket"),
+        (pid + 2, "name"),
+    ]
+
+
+def test_all_that_is_known_of_it(host: Machine) -> None:
+    its = shown(host, "db1")
+    assert (its["vmm"], its["uuid"], its["owner"], its["source"]) == ("qemu", UUID, 0, "process")
+    assert (its["state"], its["window"], its["sealed_by"]) == (
+        *("running", "sealed", "a vCPU has run"),
+    )
+    assert its["socket"] is its["filter"] is its["counters"] is its["pmu_origin"] is None
+    assert its["vcpu_list"] == [
+        {"vcpu": n, "tid": 5121 + n, "initialised": None, "has_run": True, "evidence": "name"}
+        for n in range(2)
+    ]
+    assert its["means"] == (
+        f"counters stop silently on the CPUs outside its PMU: 2-3 ({A53}) or 0-1 ({A72})"
+    )
+
+
+@pytest.mark.parametrize("name", ["db1", f"uuid/{UUID.upper()}", "pid/5120"])
+def test_it_is_named_as_any_other(host: Machine, name: str) -> None:
+    host.start(FakeVm())
+    assert shown(host, name)["pid"] == 5120
+    assert [its["pid"] for its in listed(host, name)] == [5120]
+
+
+@pytest.mark.parametrize("words", [("set", "db1", "pmu", A72), ("release", "db1")])
+def test_it_takes_no_settings(host: Machine, words: tuple[str, ...]) -> None:
+    for options in ((), ("--dry-run",)):
+        ran = host.run("vm", *words, *options)
+        assert (ran.status, ran.stdout) == (7, "")
+        assert "it has no control socket" in ran.stderr
+        assert "KVM takes PMU settings only from the process that made the VM" in ran.stderr
+        assert "fix: start the VM with pmuctl run" in ran.stderr
+
+
+def test_two_of_a_name_are_ambiguous(host: Machine) -> None:
+    with_vmm(host, 6000, QEMU, "-name", "db1")
+    assert [its["pid"] for its in listed(host, "db1")] == [5120, 6000]
+    for words in (("show", "db1"), ("set", "db1", "pmu", A72), ("release", "db1")):
+        ran = host.run("vm", *words)
+        assert (ran.status, ran.stdout) == (2, "")
+        assert "two VMs hold this name" in ran.stderr
+        assert "pid/5120, pid/6000" in ran.stderr
+    assert shown(host, "pid/6000")["pid"] == 6000
+
+
+def test_a_name_that_a_socket_has_too_is_ambiguous(machine: Machine) -> None:
+    vm = machine.start(FakeVm())
+    with_vmm(machine, 6000, QEMU, "-name", "web1")
+    for words in (("show", "web1"), ("set", "web1", "pmu", A72), ("release", "web1")):
+        ran = machine.run("vm", *words)
+        assert (ran.status, ran.stdout) == (2, "")
+        assert "pid/6000" in ran.stderr
+    assert vm.calls == []
+    assert machine.run("vm", "set", f"pid/{os.getpid()}", "pmu", A72).status == 0
+
+
+def test_another_users_vm_takes_nobodys_name(machine: Machine) -> None:
+    machine.start(FakeVm())
+    with_vmm(machine, 6000, QEMU, "-name", "web1", uid=1234)
+    assert shown(machine, "web1")["pid"] == os.getpid()
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+    with_vmm(machine, 6001, QEMU, "-name", "db1", uid=1234)
+    with_vmm(machine, 6002, QEMU, "-name", "db1", uid=0)
+    assert shown(machine, "db1")["pid"] == 6002
+
+
+def test_what_is_not_found_is_told_with_what_is(host: Machine) -> None:
+    ran = host.run("vm", "show", "db2")
+    assert (ran.status, ran.stdout) == (4, "")
+    assert "near: db1" in ran.stderr
+    assert host.run("vm", "list", "nothing").status == 4
+
+
+def test_a_named_socket_is_the_only_vm(host: Machine, tmp_path: Path) -> None:
+    host.start(FakeVm(), tmp_path / "its.sock")
+    assert [its["name"] for its in listed(host, "--socket", str(tmp_path / "its.sock"))] == [
+        "web1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "state", "window"),
+    [
+        ({}, "running", "sealed"),
+        ({"ran": 0}, "starting", None),
+        ({"vcpus": {}}, "starting", None),
+        ({"state": "T"}, "paused", "sealed"),
+        ({"state": "T", "ran": 0}, "starting", None),
+    ],
+)
+def test_states(machine: Machine, how: dict[str, Any], state: str, window: str | None) -> None:
+    with_vmm(machine, 6000, "vmm", **how)
+    (its,) = listed(machine)
+    assert (its["state"], its["window"]) == (state, window)
+
+
+def test_a_vm_without_a_pmu_has_none(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-cpu", "host,pmu=off")
+    (its,) = listed(machine)
+    assert (its["window"], its["pmu"], its["candidates"], its["aligned"]) == (
+        "none",
+        None,
+        [],
+        None,
+    )
+    assert machine.run("vm", "list").lines[1].split()[4:] == ["-", "?", "none", "-"]
+
+
+def test_kvmtool_sets_a_pmu_by_itself(machine: Machine) -> None:
+    with_vmm(machine, 6000, "lkvm", "run", "--pmu", "--name", "k1")
+    (its,) = listed(machine)
+    assert its["means"] == (
+        "KVM_RUN fails on the CPUs outside its PMU: "
+        f"2-3 ({A53}) or 0-1 ({A72}) (KVM_EXIT_FAIL_ENTRY); kvmtool ends the VM"
+    )
+
+
+def test_on_a_host_of_one_pmu_that_is_the_vms(machine: Machine, dump: Any) -> None:
+    machine.root = dump("one-pmu")
+    with_vmm(machine, 6000, QEMU)
+    (its,) = listed(machine)
+    assert (its["pmu"], its["pmu_origin"], its["aligned"]) == ("armv8_pmuv3", "derived", True)
+    assert its["means"] == "no vCPU can leave its PMU"
+
+
+def test_vcpus_with_the_pmus_they_can_have(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1", vcpus={0: "2-3", 1: "0-3"})
+    ran = machine.run("vm", "vcpus", "-o", "+EVIDENCE")
+    assert [line.split() for line in ran.lines[1:]] == [
+        *(
+            ["db1", "0", "6001", "1", "2-3", "0-1", "or", "2-3?", "?", "name"],
+            ["db1", "1", "6002", "2", "0-3", "0-1", "or", "2-3?", "no", "name"],
+        )
+    ]
+    rows = json.loads(machine.run("vm", "vcpus", "-J").stdout)["vcpus"]
+    assert [row["pmu_cpus"] for row in rows] == [None, None]
+
+
+def test_waiting_for_one(host: Machine) -> None:
+    for state, status in (("running", 0), ("sealed", 0), ("aligned", 1), ("stopped", 1)):
+        words = ("vm", "wait", "db1", "--for", state, "--timeout", "0")
+        assert host.run(*words).status == status, state
+    fake_proc(host.proc, 5120, holds_kvm=False)
+    assert host.run("vm", "wait", "db1", "--for", "stopped", "--timeout", "0").status == 0
+
+
+# Evidence
+
+
+def debugfs(machine: Machine, pid: int, fd: int, threads: dict[int, int]) -> None:
+    for vcpu, tid in threads.items():
+        folder = machine.root / f"sys/kernel/debug/kvm/{pid}-{fd}/vcpu{vcpu}"
+        folder.mkdir(parents=True)
+        (folder / "pid").write_text(f"{tid}\n")
+
+
+def kvm_run(machine: Machine, pid: int, tid: int, fd: int) -> None:
+    path = machine.proc / str(pid) / "task" / str(tid) / "syscall"
+    path.write_text(f"29 {fd:#x} 0xae80 0x0 0x0 0x0 0x0 0xffff 0xffff\n")
+
+
+def evidence(machine: Machine) -> list[tuple[int | None, str | None]]:
+    (its,) = listed(machine)
+    return [(vcpu["tid"], vcpu["evidence"]) for vcpu in its["vcpu_list"]]
+
+
+def test_the_best_evidence_is_taken(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, vcpus={0: "0-3", 1: "0-3", 2: "0-3"})
+    assert evidence(machine) == [(6001, "name"), (6002, "name"), (6003, "name")]
+    kvm_run(machine, 6000, 6003, 21)
+    kvm_run(machine, 6000, 6002, 22)
+    assert evidence(machine) == [(6001, "name"), (6003, "kvm-run"), (6002, "kvm-run")]
+    debugfs(machine, 6000, 9, {1: 6002})
+    assert evidence(machine)[:2] == [(6001, "name"), (6002, "debugfs")]
+
+
+def test_without_evidence_nothing_is_said(machine: Machine) -> None:
+    with_vmm(machine, 6000, "vmm", has_names=False)
+    assert evidence(machine) == [(None, None), (None, None)]
+    assert [its["state"] for its in listed(machine)] == ["starting"]
+    assert machine.run("vm", "vcpus").lines[1].split()[2:5] == ["?", "?", "?"]
+
+
+def test_evidence_of_other_processes_is_none(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, has_names=False)
+    debugfs(machine, 6000, 9, {0: 1, 1: 6002})
+    debugfs(machine, 7000, 9, {0: 6001})
+    kvm_run(machine, 6000, 6001, 9)
+    assert evidence(machine) == [(None, None), (6002, "debugfs")]
+
+
+def test_the_maker_of_a_vm_can_be_another_thread(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, has_names=False)
+    debugfs(machine, 6001, 9, {0: 6001, 1: 6002})
+    assert evidence(machine) == [(6001, "debugfs"), (6002, "debugfs")]
+
+
+def test_two_vms_of_a_process_are_two_where_they_can_be_told_apart(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1", has_names=False)
+    (machine.proc / "6000/fd/10").symlink_to("anon_inode:kvm-vm")
+    assert [its["name"] for its in listed(machine)] == ["db1"]
+    debugfs(machine, 6000, 9, {0: 6001})
+    debugfs(machine, 6000, 10, {1: 6002})
+    assert [(its["name"], its["vcpus"]) for its in listed(machine)] == [
+        *(("pid/6000/9", 1), ("pid/6000/10", 1))
+    ]
+    assert machine.run("vm", "show", "pid/6000").status == 2
+    assert shown(machine, "pid/6000/10")["vcpu_list"][0]["vcpu"] == 1
+
+
+# What is no VM
+
+
+def test_probes_of_pmuctl_are_no_vms(machine: Machine) -> None:
+    argv = ("/usr/bin/python3", "/usr/bin/pmuctl", "host", "info")
+    with_vmm(machine, 6000, *argv, vcpus={0: "0-3"}, ran=0, comm="pmuctl")
+    assert listed(machine) == []
+    # whoever calls itself so and runs a guest hides nothing
+    with_vmm(machine, 6001, *argv, vcpus={0: "0-3"}, comm="pmuctl")
+    assert [its["pid"] for its in listed(machine)] == [6001]
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "anon_inode:kvm-vcpu:0",
+        "anon_inode:kvm-vcpu-stats:0",
+        "anon_inode:kvm-vm-stats",
+        "anon_inode:kvm-vm (deleted)",
+        "/tmp/anon_inode:kvm-vm",
+        "anon_inode:[kvm-vm]",
+    ],
+)
+def test_other_descriptors_are_no_vm(machine: Machine, link: str) -> None:
+    fake_proc(machine.proc, 6000, holds_kvm=False, tids=[6000], start=1)
+    (machine.proc / "6000/fd/4").symlink_to(link)
+    assert listed(machine) == []
+
+
+def test_statistics_are_no_vcpus(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, vcpus={0: "0-3"})
+    (machine.proc / "6000/fd/70").symlink_to("anon_inode:kvm-vcpu-stats:7")
+    (its,) = listed(machine)
+    assert its["vcpus"] == 1
+
+
+def test_what_vanishes_during_the_scan_is_not_there(host: Machine) -> None:
+    with_vmm(host, 6000, QEMU, "-name", "gone")
+    (host.proc / "6000/stat").unlink()
+    assert [its["name"] for its in listed(host)] == ["db1"]
+    (host.proc / "5120/task/5122/stat").unlink()
+    (host.proc / "5120/task/5122/comm").unlink()
+    assert evidence(host) == [(5121, "name"), (None, None)]
+
+
+def test_a_name_that_looks_like_another_vm_is_not_shown(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "pid/1")
+    with_vmm(machine, 6001, QEMU, "-name", "a\x1b]0;owned\x07\nb")
+    ran = machine.run("vm", "list", "-o", "NAME", "-n")
+    assert ran.lines == [r"a\x1b]0;owned\x07\nb", "pid/6000"]
+
+
+# Who may not look
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what it may not read")
+def test_processes_that_may_not_be_read_are_counted(host: Machine) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom pmuctl.host.procs import Procfs\n"
+        "os.setgroups([])\nos.setresgid(4321, 4321, 4321)\nos.setresuid(4321, 4321, 4321)\n"
+        "its = Procfs(Path(sys.argv[1])).scan_kvm()\nprint(len(its.holders), its.unreadable)"
+    )
+    root = host.proc
+    for folder in list(root.parents)[:-2]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    (host.proc / "5120/fd").chmod(0o700)
+    (host.proc / str(os.getpid()) / "fd").chmod(0o755)
+    argv = [sys.executable, "-P", "-c", code, str(root)]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ran.stdout == "0 1\n", ran
+
+
+def test_a_user_is_told_what_is_missing(host: Machine) -> None:
+    (host.proc / "7000").mkdir()
+    host.unreadable.add(7000)
+    ran = host.run("vm", "list")
+    assert ran.status == 0
+    assert ran.stderr == "1 process may not be read: VMs of theirs are not listed\n"
+    assert host.run("vm", "list", "-q").stderr == ""
+    assert json.loads(host.run("vm", "list", "-J").stdout)["unreadable"] == 1
+    assert json.loads(host.run("vm", "vcpus", "-J").stdout)["unreadable"] == 1
+    assert "other users' processes may not be read" in host.run("vm", "show", "x").stderr
+    assert host.run("vm", "list", "db1").stderr == ""
+
+
+def test_a_silent_socket_hides_no_vcpus(host: Machine) -> None:
+    host.runtime.mkdir()
+    fake_vmm(host.proc, os.getpid(), [QEMU, "-name", "web1"], vcpus={0: "0-3"})
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(host.runtime / "web1.sock"))
+        silent.listen()
+        vms = listed(host, "--deadline", "0.2")
+    assert [(its["name"], its["state"], its["vcpus"]) for its in vms] == [
+        *(("db1", "running", 2), ("web1", "silent", 1))
+    ]
+
+
+# Another machine's
+
+
+def test_a_snapshot_shows_the_vms_elsewhere(host: Machine, tmp_path: Path) -> None:
+    with_vmm(host, 6000, "lkvm", "run", "--pmu", vcpus={0: "2-3"}, state="T")
+    debugfs(host, 5120, 9, {0: 5122, 1: 5121})
+    out = str(tmp_path / "out")
+    live = [host.run("vm", *words) for words in LOOKS]
+    assert host.run("host", "snapshot", out).status == 0
+    host.start(FakeVm())
+    assert [host.run("vm", *words, "--sysroot", out) for words in LOOKS] == live
+    for words in (
+        ("set", "db1", "pmu", A72),
+        ("release", "db1"),
+        ("wait", "db1", "--for", "open"),
+    ):
+        ran = host.run("vm", *words, "--sysroot", out)
+        assert (ran.status, ran.stdout) == (2, "")
+    ran = host.run("vm", "list", "--sysroot", out, "--socket", "x")
+    assert (ran.status, ran.stdout) == (2, "")
+
+
+LOOKS = [
+    *(("list", "-O"), ("list", "-J", "-O"), ("vcpus", "-O"), ("vcpus", "db1", "-J")),
+    *(("show", "db1"), ("show", "pid/6000"), ("show", "nothing")),
+]
+
+
+def test_a_snapshot_of_a_snapshot_is_the_same(host: Machine, tmp_path: Path) -> None:
+    debugfs(host, 5120, 9, {0: 5122, 1: 5121})
+    host.unreadable.add(7000)
+    (host.proc / "7000").mkdir()
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert host.run("host", "snapshot", str(first)).status == 0
+    ran = host.run("host", "snapshot", str(second), "--sysroot", str(first))
+    assert ran.status == 0
+    names = {its.relative_to(first) for its in first.rglob("*")}
+    assert names == {its.relative_to(second) for its in second.rglob("*")}
+    ran = host.run("vm", "list", "--sysroot", str(second))
+    assert ran.stderr == "1 process may not be read: VMs of theirs are not listed\n"
+
+
+def test_a_tree_without_processes_has_no_vms(machine: Machine) -> None:
+    ran = machine.run("vm", "list", "--sysroot", str(machine.root))
+    assert (ran.status, ran.stdout, ran.stderr) == (0, "", "no VM\n")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of VMs, live and captured: found in one pass, and no captured link is followed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pmuctl.host.captured import CapturedProcfs, scan_captured_vms
+from pmuctl.host.machine import write_capture
+from pmuctl.host.procs import KvmHolder, Procfs
+from pmuctl.model.cpuset import CpuSet
+from tests.fakes.vmm import fake_proc, fake_vmm
+
+QEMU = ("qemu-system-aarch64", "-name", "db1")
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A procfs with a VMM, pid 5120, and a process that is none."""
+    root = fake_vmm(tmp_path / "proc", 5120, QEMU, vcpus={0: "0-3", 1: "2-3"})
+    fake_proc(root, 6000, holds_kvm=False, start=1)
+    (root / "self").symlink_to("5120")
+    (root / "uptime").write_text("1 1\n")
+    return root
+
+
+HOLDER = KvmHolder(pid=5120, start=100, vms=(9,), vcpus={20: 0, 21: 1})
+
+
+@pytest.mark.parametrize("kind", [Procfs, CapturedProcfs])
+def test_who_holds_vms(proc: Path, kind: type[Procfs]) -> None:
+    its = kind(proc)
+    scan = its.scan_kvm()
+    assert (scan.holders, scan.unreadable, scan.is_partial) == ((HOLDER,), 0, False)
+    assert its.command_line(5120) == QEMU
+    assert its.comm(5120, 5121) == "CPU 0/KVM"
+    assert its.threads(5120) == {5120, 5121, 5122, 5123}
+    assert its.affinity(5120, 5122) == CpuSet.parse("2-3")
+    assert (its.uid(5120), its.parent(5120), its.start_time(5120)) == (0, 1, 100)
+    assert (its.guest_time(5120, 5121), its.last_cpu(5120, 5121)) == (7, 1)
+    assert its.holds_kvm(5120) is True
+    assert its.holds_kvm(6000) is its.holds_kvm(1) is False
+
+
+@pytest.mark.parametrize("kind", [Procfs, CapturedProcfs])
+def test_without_anything_there_is_nothing(tmp_path: Path, kind: type[Procfs]) -> None:
+    its = kind(tmp_path / "none")
+    assert its.scan_kvm().holders == ()
+    assert its.command_line(1) == ()
+    assert its.affinity(1, 1) is its.thread_stat(1, 1) is its.read_text("1/stat") is None
+    assert its.links(1) == {}
+
+
+def test_files_are_read_of_vms_only(proc: Path) -> None:
+    read: list[str] = []
+
+    class Watched(Procfs):
+        def _read(self, path: str) -> bytes:
+            read.append(path)
+            return super()._read(path)
+
+    Watched(proc).scan_kvm()
+    assert {path.partition("/")[0] for path in read} == {"5120"}
+
+
+def test_a_reused_pid_is_not_taken_for_the_vm(proc: Path) -> None:
+    starts = iter(["100", "101"])
+
+    class Reused(Procfs):
+        def _read(self, path: str) -> bytes:
+            return super()._read(path).replace(b" 100 ", f" {next(starts)} ".encode())
+
+    assert Reused(proc).scan_kvm().holders == ()
+
+
+def test_a_capture_holds_what_is_read(proc: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_capture(scan_captured_vms(Procfs(proc)), out)
+    assert CapturedProcfs(out / "proc").scan_kvm().holders == (HOLDER,)
+    assert sorted(os.listdir(out / "proc")) == ["5120"]
+    assert sorted(os.listdir(out / "proc/5120/fd")) == ["20", "21", "50", "51", "9", "90"]
+    again = tmp_path / "again"
+    write_capture(scan_captured_vms(CapturedProcfs(out / "proc")), again)
+    names = {path.relative_to(out) for path in out.rglob("*")}
+    assert names == {path.relative_to(again) for path in again.rglob("*")}
+    assert (again / "proc/5120/cmdline").read_bytes() == (proc / "5120/cmdline").read_bytes()
+
+
+def test_a_capture_tells_how_many_could_not_be_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    for text, count in (("12\n", 12), ("", 0), ("-1", 0), ("x", 0), ("9" * 5000, 0)):
+        (tmp_path / "proc/pmuctl-unreadable").write_text(text)
+        assert CapturedProcfs(tmp_path / "proc").scan_kvm().unreadable == count
+
+
+def test_no_captured_link_is_followed(proc: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    fake_vmm(secret, 7000, QEMU)
+    (proc / "7000").symlink_to(secret / "7000")
+    task = proc / "5120/task/5121"
+    for name in ("comm", "status", "stat"):
+        (task / name).unlink()
+        (task / name).symlink_to(secret / "7000/task/7001" / name)
+    (task / "syscall").symlink_to("/proc/self/syscall")
+    its = CapturedProcfs(proc)
+    assert its.scan_kvm().holders == (HOLDER,)
+    assert its.comm(5120, 5121) == ""
+    assert its.affinity(5120, 5121) is its.last_cpu(5120, 5121) is None
+    assert its.syscall(5120, 5121) == ()
+    (tmp_path / "link").symlink_to(proc)
+    assert CapturedProcfs(tmp_path / "link").scan_kvm().holders == ()
+
+
+def test_only_regular_files_are_opened(proc: Path) -> None:
+    task = proc / "5120/task/5121"
+    (task / "comm").unlink()
+    os.mkfifo(task / "comm")
+    (task / "stat").unlink()
+    (task / "stat").mkdir()
+    assert CapturedProcfs(proc).comm(5120, 5121) == ""
+    assert CapturedProcfs(proc).thread_stat(5120, 5121) is None
+
+
+@pytest.mark.parametrize("field", [b"9" * 5000, b"-1", b"x", "٣".encode(), b""])
+def test_odd_numbers_are_none(proc: Path, field: bytes) -> None:
+    fields = [b"S", *[field] * 50]
+    (proc / "5120/task/5121/stat").write_bytes(b"1 (x) " + b" ".join(fields))
+    (proc / "5120/stat").write_bytes(b"1 (x) " + b" ".join(fields))
+    its = Procfs(proc)
+    assert its.start_time(5120) is its.last_cpu(5120, 5121) is None
+    assert its.guest_time(5120, 5121) == 0
+    (proc / "5120/task/5121/syscall").write_bytes(field * 2)
+    assert its.syscall(5120, 5121) in ((), (-1,))

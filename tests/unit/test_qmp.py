@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking a QEMU's own monitor: only one that is QEMU's, that is free, and not for long."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmuctl.control.qmp import Monitor, is_free, read_monitor
+from tests.fakes.peers import GREETING, RawClient, bad_server
+
+PID, UID = os.getpid(), os.geteuid()
+ANSWERS: dict[str, Any] = {
+    "qmp_capabilities": {},
+    "query-name": {"name": "web1"},
+    "query-uuid": {"UUID": "6695eb01-f6a4-8304-79aa-97f2502e193f"},
+    "query-status": {"status": "running", "running": True},
+    "query-cpus-fast": [
+        {"cpu-index": n, "thread-id": 5121 + n, "qom-path": "/", "target": "aarch64"}
+        for n in range(2)
+    ],
+}
+
+
+def serve(client: RawClient, answers: dict[str, Any] = ANSWERS) -> None:
+    client.send(GREETING)
+    while True:
+        request = client.read()
+        name = request["execute"]
+        client.send(b'{"event":"RESUME","data":{},"timestamp":{"seconds":1}}')
+        error = {"error": {"class": "CommandNotFound", "desc": "x"}}
+        body = {"return": answers[name]} if name in answers else error
+        tag = {"id": request["id"]} if "id" in request else {}
+        client.send(json.dumps(body | tag).encode())
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Path:
+    """The directory in /proc of a process whose root and working directory are these."""
+    folder = tmp_path / "proc"
+    folder.mkdir()
+    (folder / "root").symlink_to("/")
+    (folder / "cwd").symlink_to(tmp_path)
+    return folder
+
+
+def ask(path: str, process: Path, **how: Any) -> Monitor | None:
+    return read_monitor(path, process, **({"pid": PID, "uid": UID, "deadline": 5} | how))
+
+
+def test_what_qemu_says(process: Path, tmp_path: Path) -> None:
+    wanted = Monitor(
+        name="web1",
+        uuid="6695eb01-f6a4-8304-79aa-97f2502e193f",
+        status="running",
+        threads={0: 5121, 1: 5122},
+    )
+    for path in (str(tmp_path / "q"), "q", "./q"):
+        with bad_server(tmp_path / "q", serve):
+            assert ask(path, process) == wanted
+        (tmp_path / "q").unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("query-cpus-fast", []),
+        ("query-cpus-fast", {"a": 1}),
+        ("query-cpus-fast", [1, None, {}, {"cpu-index": True, "thread-id": 5}]),
+        ("query-cpus-fast", [{"cpu-index": -1, "thread-id": 5}, {"cpu-index": 0, "thread-id": 0}]),
+        ("query-cpus-fast", None),
+    ],
+)
+def test_odd_answers_are_none(process: Path, tmp_path: Path, name: str, answer: object) -> None:
+    with bad_server(tmp_path / "q", lambda its: serve(its, ANSWERS | {name: answer})):
+        its = ask("q", process)
+    assert its is not None
+    assert (its.name, its.threads) == ("web1", {})
+
+
+def test_commands_that_it_does_not_know_are_passed_over(process: Path, tmp_path: Path) -> None:
+    with bad_server(tmp_path / "q", lambda its: serve(its, {"qmp_capabilities": {}})):
+        assert ask("q", process) == Monitor()
+
+
+@pytest.mark.parametrize("first", [b"", b"(qemu) ", b'{"return":{}}', b"{" * 99, b"\xff"])
+def test_what_does_not_greet_is_not_asked(process: Path, tmp_path: Path, first: bytes) -> None:
+    said: list[bytes] = []
+
+    def script(client: RawClient) -> None:
+        client.send(first)
+        said.append(client.socket.recv(100))
+
+    begin = time.monotonic()
+    with bad_server(tmp_path / "q", script):
+        assert ask("q", process, deadline=0.3) is None
+    assert time.monotonic() - begin < 3
+    assert b"".join(said) == b""
+
+
+def test_a_monitor_that_somebody_holds_costs_no_more_than_the_deadline(
+    process: Path, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(tmp_path / "q"))
+        held.listen()
+        begin = time.monotonic()
+        assert ask("q", process, deadline=0.2) is None
+        assert time.monotonic() - begin < 2
+
+
+def test_what_the_process_does_not_listen_at_is_sent_nothing(
+    process: Path, tmp_path: Path
+) -> None:
+    said: list[bytes] = []
+
+    def script(client: RawClient) -> None:
+        client.send(GREETING)
+        said.append(client.socket.recv(100))
+
+    with bad_server(tmp_path / "q", script):
+        assert ask("q", process, pid=1) is None
+    assert b"".join(said) == b""
+
+
+def test_what_is_no_socket_of_its_user_is_not_connected_to(process: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as its:
+        its.bind(str(tmp_path / "q"))
+        its.listen()
+        its.settimeout(0.05)
+        (tmp_path / "link").symlink_to("q")
+        for path, uid in (("q", 4321), ("q", None), ("link", UID), ("file", UID), ("fifo", UID)):
+            assert ask(path, process, uid=uid) is None
+        assert ask("a\0b", process) is None
+        assert ask("none", process) is None
+        with pytest.raises(TimeoutError):
+            its.accept()
+
+
+def test_libvirts_monitors_are_left_alone() -> None:
+    for path in (
+        "/var/lib/libvirt/qemu/domain-1-a/monitor.sock",
+        "/run/libvirt/qemu/x",
+        "/root/.config/libvirt/qemu/lib/x",
+        "/run/user/1000/libvirt/q",
+    ):
+        assert not is_free(path, "systemd")
+    assert not is_free("/run/q", "libvirtd")
+    assert not is_free("/run/q", "virtqemud")
+    assert is_free("/run/q", "systemd")
+    assert is_free("q", "")
