@@ -20,6 +20,7 @@ from pmuctl.control.messages import COMMANDS, EVENTS
 from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.columns import Column
 from pmuctl.render.conformance import FINDING_COLUMNS
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
@@ -44,13 +45,16 @@ COLUMNS: Mapping[Path_, Sequence[Column[Any]] | None] = {
     ("vm", "vcpus"): PLACED_COLUMNS,
     ("vm", "set"): CHANGE_COLUMNS,
     ("vm", "release"): None,  # those of vm set
+    ("affinity", "set"): PLACING_COLUMNS,
+    ("affinity", "align"): None,  # those of affinity set
+    ("affinity", "check"): CHECK_COLUMNS,
     ("conformance",): FINDING_COLUMNS,
 }
 """The columns of each command that has the option --output."""
 
 OTHERS = {
     *("env.1", "taskset.1", "flock.2", "ioctl.2", "perf_event_open.2", "ptrace.2"),
-    *("sched_setaffinity.2", "seccomp.2", "systemd.service.5", "unix.7"),
+    *("sched_setaffinity.2", "seccomp.2", "systemd.service.5", "unix.7", "cgroups.7"),
 }
 """Pages of other projects that ours refer to."""
 
@@ -244,7 +248,7 @@ def test_no_page_names_an_option_or_a_command_that_does_not_exist(page: Path) ->
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_command_lines_of_examples_can_be_parsed(page: Path) -> None:
     for line, inside in is_example(page):
-        for words in re.findall(r"\bpmuctl ((?:host|pmu|vm|run) [^|;&>]+)", plain(line)):
+        for words in re.findall(r"\bpmuctl ((?:host|pmu|vm|affinity|run) [^|;&>]+)", plain(line)):
             if inside and not line.startswith(("error:", "  fix:")):
                 parse_words(shlex.split(words))
 
@@ -330,7 +334,7 @@ def with_status(status: int, text: str) -> str:
     return text + (f"(exit status {status})\n" if status else "")
 
 
-@pytest.mark.parametrize("name", ["pmuctl.1", "pmuctl-vm.1"])
+@pytest.mark.parametrize("name", ["pmuctl.1", "pmuctl-vm.1", "pmuctl-affinity.1"])
 def test_the_output_of_the_examples_with_vms(
     name: str,
     machine: Machine,  # noqa: F811
@@ -347,6 +351,12 @@ def test_the_output_of_the_examples_with_vms(
         build.initialise()
         build.run()
     machine.start(web1)  # the last one's threads count: both have the same ids
+    if name == "pmuctl-affinity.1":
+        machine.threads = web1.threads
+        assert machine.run("vm", "set", "web1", "pmu", "armv8_cortex_a72").status == 0
+        machine.servers["web1"].seal("it was released")
+        web1.threads.masks[1002] = CpuSet.parse("0-3")
+        put_threads_on(machine.proc, {1001: 2, 1002: 3})
     for words, out in examples(ROOT / "man" / name):
         if words.startswith("vm wait"):
             web1.initialise()

@@ -85,7 +85,11 @@ def set_affinity(
 
     Raises UsageError and RefusedError for CPUs that will not do, and what `place_threads` does.
     """
-    cpus = choose_cpus(text, vm, host)
+    try:
+        cpus = choose_cpus(text, vm, host)
+    except RefusedError as error:
+        error.fix = f"{error.fix} --vcpu {vcpus}" if vcpus else error.fix
+        raise
     crew = Crew.of(vm, host, only=vcpus)
     placed = place_threads(crew, dict.fromkeys(crew.tids, cpus), host, dry_run=dry_run)
     if not dry_run:
