@@ -15,7 +15,7 @@ from pmuctl.model.align import Judgement
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.truth import Chosen, Ground, all_aligned, chosen_pmu, judge_mask, meaning
+from pmuctl.model.truth import Chosen, Ground, chosen_pmu, judge_mask, judge_vm, meaning
 from pmuctl.model.vm import Vm, VmVcpu
 
 
@@ -109,19 +109,12 @@ def with_truth(vm: Vm, ground: Ground, procs: Procfs, threads: Threads | None) -
     chosen = chosen_pmu(vm, ground)
     if not chosen.names:
         return vm
-    judged = [
-        judge_mask(_affinity(vm, its.tid, procs, threads), chosen, ground)
-        for its in vm.vcpus or ()
-    ]
+    masks = [_affinity(vm, its.tid, procs, threads) for its in vm.vcpus or ()]
+    judged = judge_vm(masks, chosen, ground)
     return replace(
         vm,
         pmu=chosen.pmu,
         candidates=chosen.candidates,
-        aligned=all_aligned(judged),
+        aligned=judged.aligned,
         means=meaning(judged, chosen, ground, vm.kind),
     )
-
-
-def is_aligned(vm: Vm, vcpus: Sequence[PlacedVcpu]) -> bool | None:
-    """Whether no vCPU of the VM can leave its PMU; None where that is not known."""
-    return all_aligned([its.judgement for its in vcpus if its.vm == vm.name])

@@ -112,12 +112,17 @@ def judge_mask(mask: CpuSet | None, chosen: Chosen, ground: Ground) -> Judgement
     return judge(mask, choices, is_explicit=chosen.is_explicit)
 
 
-def all_aligned(judged: Sequence[Judgement]) -> bool | None:
-    """Whether none of a VM's vCPUs can leave its PMU; None where that is not known."""
-    answers = [its.aligned for its in judged]
-    if False in answers:
-        return False
-    return None if None in answers or not answers else True
+def judge_vm(masks: Sequence[CpuSet | None], chosen: Chosen, ground: Ground) -> Judgement:
+    """Whether all of a VM's vCPUs, which have these masks, stay on its PMU.
+
+    Of several PMUs that it can have it stays on each, or on none, or it is not known: a PMU is
+    the whole VM's, so one vCPU that leaves the first and one that leaves the second are `no`.
+    """
+    if not masks:
+        return Judgement(aligned=None)
+    known = CpuSet.of(cpu for mask in masks if mask is not None for cpu in mask.cpus)
+    judged = judge_mask(known, chosen, ground)
+    return judged if judged.aligned is False or None not in masks else Judgement(aligned=None)
 
 
 _ON_FAIL_ENTRY = {
@@ -129,26 +134,29 @@ _ON_FAIL_ENTRY = {
 }
 
 
-def meaning(
-    judged: Sequence[Judgement], chosen: Chosen, ground: Ground, kind: VmmKind | None
-) -> str | None:
-    """What it means for the guest where its vCPUs may run; None of a VM without a PMU."""
-    if not chosen.names:
+def meaning(judged: Judgement, chosen: Chosen, ground: Ground, kind: VmmKind | None) -> str | None:
+    """What it means for the guest where its vCPUs may run; None of a VM without a PMU.
+
+    `judged` is as `judge_vm` has it.
+    """
+    cpus = [ground.cpus_of(name) for name in chosen.names]
+    if not cpus:
         return None
-    aligned = all_aligned(judged)
-    if aligned:
+    if judged.aligned:
         return "no vCPU can leave its PMU"
-    if aligned is None:
-        if not judged or any(not its for its in map(ground.cpus_of, chosen.names)):
-            return "it is not known where its vCPUs may run, or where its PMU is"
-        if len(chosen.names) > 1:
-            return f"{_effect(chosen, kind, 'outside its PMU')}, if it is the wrong one of these"
-        return "it is not known where all its vCPUs may run"
-    outside = CpuSet.of(cpu for its in judged if its.outside for cpu in its.outside)
-    if len(chosen.names) == 1:
-        where = f"on CPUs {outside}" if len(outside) > 1 else f"on CPU {outside}"
-        return _effect(chosen, kind, where)
-    places = [f"{outside - (ground.cpus_of(name) or CpuSet())} ({name})" for name in chosen.names]
+    if judged.outside is None:
+        if len(cpus) > 1 and None not in cpus:
+            return (
+                f"{_effect(chosen, kind, 'outside its PMU')}, unless it is kept to the right one"
+            )
+        return "it is not known where its vCPUs may run, or where its PMU is"
+    if len(cpus) == 1:
+        where = "CPUs" if len(judged.outside) > 1 else "CPU"
+        return _effect(chosen, kind, f"on {where} {judged.outside}")
+    places = [
+        f"{judged.outside - (its or CpuSet())} ({name})"
+        for name, its in zip(chosen.names, cpus, strict=True)
+    ]
     return _effect(chosen, kind, f"on the CPUs outside its PMU: {' or '.join(places)}")
 
 

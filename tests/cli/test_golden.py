@@ -34,7 +34,7 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.conftest import DUMPS
-from tests.fakes.vmm import FakeThreads, FakeVm, fake_proc
+from tests.fakes.vmm import FakeThreads, FakeVm, fake_proc, fake_vmm
 
 EXPECTED = Path(__file__).parents[1] / "expected"
 NAMES = sorted(str(path.relative_to(DUMPS))[:-4] for path in DUMPS.rglob("*.txt"))
@@ -203,6 +203,10 @@ def vms(
             fields = ["S", *"0" * 35, str(tid % 4), *"0" * 13]
             stat = machine.proc / str(PID) / "task" / str(tid) / "stat"
             stat.write_text(f"{tid} (a ) b) {' '.join(fields)}\n")
+        # one that has no control socket, and is not kept to a PMU
+        argv = ("qemu-system-aarch64", "-name", "guest=db1", "-cpu", "host")
+        fake_vmm(machine.proc, 5120, argv)
+        machine.masks = dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
         build = Vm("build", 5001, machine)
         for vm in (build, Vm("new-1", 5003, machine), Vm("no-vpmu", 5005, machine, has_pmu=False)):
             machine.start(vm)
@@ -226,7 +230,7 @@ def test_vms(vms: Callable[[str], Machine], command: str, name: str) -> None:
     machine = vms(name)
     targets: list[tuple[str, ...]] = [()]
     if command == "vm show":
-        targets = [("build",), ("new-1",), ("no-vpmu",), ("dead",), ("nothing",)]
+        targets = [("build",), ("db1",), ("new-1",), ("no-vpmu",), ("dead",), ("nothing",)]
     text = "".join(transcript(machine, (*command.split(), *words)) for words in targets)
     compare(path_of(command, name), text)
 

@@ -12,8 +12,9 @@ from pmuctl.control.server import VcpuStatus
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.vcpus import is_aligned, scan_vcpus
+from pmuctl.manage.vcpus import with_truth
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.truth import Ground
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeThreads, FakeVm
@@ -130,7 +131,7 @@ def test_a_vm_is_aligned_if_all_its_vcpus_are(machine: Machine) -> None:
 
     def aligned(vm: Vm, masks: Mapping[int, str]) -> bool | None:
         threads = Threads({tid: CpuSet.parse(text) for tid, text in masks.items()})
-        return is_aligned(vm, list(scan_vcpus([vm], pmus, procs, threads)))
+        return with_truth(vm, Ground(pmus=pmus), procs, threads).aligned
 
     vm, on_it = vm_with(A72, 1, 2), {1: "2-3", 2: "2"}
     assert aligned(vm, on_it) is True

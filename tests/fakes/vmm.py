@@ -238,7 +238,10 @@ def fake_vmm(
     `has_names` all threads are named as the process.
     """
     vcpus = {0: masks, 1: masks} if vcpus is None else vcpus
-    tids = {pid: None, **{pid + 1 + n: index for n, index in enumerate(vcpus)}}
+    tids: dict[int, int | None] = {
+        pid: None,
+        **{pid + 1 + n: index for n, index in enumerate(vcpus)},
+    }
     tids[pid + 1 + len(vcpus)] = None
     fake_proc(root, pid, tids=list(tids), uid=uid, start=start)
     folder = root / str(pid)
@@ -250,13 +253,13 @@ def fake_vmm(
     (folder / "cmdline").write_bytes(b"".join(os.fsencode(word) + b"\0" for word in argv))
     (folder / "comm").write_text(f"{comm}\n")
     (folder / "cgroup").write_text("0::/machine.slice\n")
-    for tid, index in tids.items():
-        name = f"CPU {index}/KVM" if index is not None and has_names else comm
+    for tid, vcpu in tids.items():
+        name = f"CPU {vcpu}/KVM" if vcpu is not None and has_names else comm
         fields = [state, *["0"] * 18, str(start), *["0"] * 16, str(tid % 4), *["0"] * 3]
-        fields += [str(ran if index is not None else 0), "0"]
+        fields += [str(0 if vcpu is None else ran), "0"]
         task = folder / "task" / str(tid)
         (task / "stat").write_text(f"{tid} ({name}) {' '.join(fields)}\n")
-        mask = masks if index is None else vcpus[index]
+        mask = masks if vcpu is None else vcpus[vcpu]
         (task / "status").write_text(
             f"Name:\t{name}\nTgid:\t{pid}\nPPid:\t1\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
             f"Cpus_allowed_list:\t{mask}\n"

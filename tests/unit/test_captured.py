@@ -48,7 +48,9 @@ def test_without_anything_there_is_nothing(tmp_path: Path, kind: type[Procfs]) -
     its = kind(tmp_path / "none")
     assert its.scan_kvm().holders == ()
     assert its.command_line(1) == ()
-    assert its.affinity(1, 1) is its.thread_stat(1, 1) is its.read_text("1/stat") is None
+    assert its.affinity(1, 1) is None
+    assert its.thread_stat(1, 1) is None
+    assert its.read_text("1/stat") is None
     assert its.links(1) == {}
 
 
@@ -107,7 +109,8 @@ def test_no_captured_link_is_followed(proc: Path, tmp_path: Path) -> None:
     its = CapturedProcfs(proc)
     assert its.scan_kvm().holders == (HOLDER,)
     assert its.comm(5120, 5121) == ""
-    assert its.affinity(5120, 5121) is its.last_cpu(5120, 5121) is None
+    assert its.affinity(5120, 5121) is None
+    assert its.last_cpu(5120, 5121) is None
     assert its.syscall(5120, 5121) == ()
     (tmp_path / "link").symlink_to(proc)
     assert CapturedProcfs(tmp_path / "link").scan_kvm().holders == ()

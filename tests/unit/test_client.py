@@ -34,7 +34,7 @@ from pmuctl.errors import (
 )
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.vms import read_vm
+from pmuctl.manage.reach import read_vm
 from tests.fakes.peers import GREETING, PATIENCE, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc
 

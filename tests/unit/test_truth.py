@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from pmuctl.model.align import Judgement
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
@@ -13,9 +12,9 @@ from pmuctl.model.truth import (
     DERIVED,
     Chosen,
     Ground,
-    all_aligned,
     chosen_pmu,
     judge_mask,
+    judge_vm,
     meaning,
 )
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
@@ -43,9 +42,7 @@ TWO = Ground(pmus=(A53, A72), online=ALL)
 ONE = Ground(pmus=(pmu("one", 8, "0-3"),), online=ALL)
 OLD = replace(
     TWO,
-    probed=Probed(
-        has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10
-    ),
+    probed=Probed(has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10),
 )
 VM = Vm(
     name="web1",
@@ -123,36 +120,42 @@ DEFAULT = Chosen(pmu=VmPmu(name="a72", type=11, origin=DERIVED))
 EITHER = Chosen(candidates=("a53", "a72"))
 
 
-def judged(mask: str | None, chosen: Chosen, ground: Ground = TWO) -> Judgement:
-    return judge_mask(None if mask is None else CpuSet.parse(mask), chosen, ground)
+def aligned(chosen: Chosen, *masks: str | None, ground: Ground = TWO) -> bool | None:
+    its = [None if mask is None else CpuSet.parse(mask) for mask in masks]
+    return judge_vm(its, chosen, ground).aligned
 
 
-@pytest.mark.parametrize(
-    ("mask", "chosen", "aligned"),
-    [
-        ("2-3", SET, True),
-        ("2", DEFAULT, True),
-        ("1-2", SET, False),
-        ("0-1", DEFAULT, False),
-        ("2-9", SET, True),  # CPUs 4-9 are offline
-        ("0-3", EITHER, False),
-        ("2-3", EITHER, None),
-        (None, SET, None),
-        ("0-3", Chosen(pmu=VmPmu(name="gone", type=9, origin="applied")), None),
-    ],
-)
-def test_a_vcpu_is_aligned_if_it_is_so_for_every_pmu_it_can_have(
-    mask: str | None, chosen: Chosen, aligned: bool | None
-) -> None:
-    assert judged(mask, chosen).aligned is aligned
+def test_a_vcpu_is_aligned_if_it_is_so_for_every_pmu_it_can_have() -> None:
+    gone = Chosen(pmu=VmPmu(name="gone", type=9, origin="applied"))
+    for chosen, mask, wanted in (
+        (SET, "2-3", True),
+        (DEFAULT, "2", True),
+        (SET, "1-2", False),
+        (DEFAULT, "0-1", False),
+        (SET, "2-9", True),  # CPUs 4-9 are offline
+        (EITHER, "0-3", False),
+        (EITHER, "2-3", None),
+        (SET, None, None),
+        (gone, "0-3", None),
+    ):
+        cpus = None if mask is None else CpuSet.parse(mask)
+        assert judge_mask(cpus, chosen, TWO).aligned is wanted, (chosen, mask)
+        assert aligned(chosen, mask) is wanted
 
 
 def test_a_vm_is_aligned_if_all_its_vcpus_are() -> None:
-    yes, no, unknown = judged("2", SET), judged("1", SET), judged(None, SET)
-    assert all_aligned([yes, yes]) is True
-    assert all_aligned([yes, unknown, no]) is False
-    assert all_aligned([yes, unknown]) is None
-    assert all_aligned([]) is None
+    assert aligned(SET, "2", "2-3") is True
+    assert aligned(SET, "2", None, "1") is False
+    assert aligned(SET, "2", None) is None
+    assert aligned(SET) is None
+
+
+def test_vcpus_on_both_sides_are_not_aligned_whichever_pmu_it_is() -> None:
+    assert aligned(EITHER, "0-1", "2-3") is False
+    assert aligned(EITHER, "2", "3") is None
+    overlapping = replace(TWO, pmus=(A53, replace(A72, cpus=CpuSet.parse("0-3"))))
+    assert aligned(EITHER, "0", "1", ground=overlapping) is True
+    assert aligned(EITHER, "0", "2", ground=overlapping) is None
 
 
 @pytest.mark.parametrize(
@@ -178,9 +181,9 @@ def test_a_vm_is_aligned_if_all_its_vcpus_are() -> None:
             EITHER,
             ["2-3"],
             None,
-            "counters stop silently outside its PMU, if it is the wrong one of these",
+            "counters stop silently outside its PMU, unless it is kept to the right one",
         ),
-        (SET, [None], None, "it is not known where all its vCPUs may run"),
+        (SET, [None], None, "it is not known where its vCPUs may run, or where its PMU is"),
         (SET, [], None, "it is not known where its vCPUs may run, or where its PMU is"),
         (Chosen(), ["0-3"], None, None),
     ],
@@ -188,5 +191,5 @@ def test_a_vm_is_aligned_if_all_its_vcpus_are() -> None:
 def test_what_it_means(
     chosen: Chosen, masks: list[str | None], kind: VmmKind | None, words: str | None
 ) -> None:
-    its = [judged(mask, chosen) for mask in masks]
-    assert meaning(its, chosen, TWO, kind) == words
+    its = [None if mask is None else CpuSet.parse(mask) for mask in masks]
+    assert meaning(judge_vm(its, chosen, TWO), chosen, TWO, kind) == words

@@ -91,22 +91,22 @@ def test_monitors_at_which_qemu_listens(words: str, paths: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "has_vpmu", "sets_pmu"),
+    ("words", "told"),
     [
-        (f"{QEMU} -cpu host,pmu=off", False, False),
-        (f"{QEMU} -cpu host,pmu=on", True, False),
-        (f"{QEMU} -cpu host", None, False),
-        ("lkvm run", False, False),
-        ("lkvm run --pmu", True, True),
-        ("crosvm run --no-pmu", False, False),
-        ("crosvm run", None, False),
-        ("cloud-hypervisor", None, False),
-        ("firecracker", False, False),
+        (f"{QEMU} -cpu host,pmu=off", (False, False)),
+        (f"{QEMU} -cpu host,pmu=on", (True, False)),
+        (f"{QEMU} -cpu host", (None, False)),
+        ("lkvm run", (False, False)),
+        ("lkvm run --pmu", (True, True)),
+        ("crosvm run --no-pmu", (False, False)),
+        ("crosvm run", (None, False)),
+        ("cloud-hypervisor", (None, False)),
+        ("firecracker", (False, False)),
     ],
 )
-def test_what_options_say_of_a_pmu(words: str, has_vpmu: bool | None, sets_pmu: bool) -> None:
+def test_what_options_say_of_a_pmu(words: str, told: tuple[bool | None, bool]) -> None:
     its = identify(words.split(), "x")
-    assert (its.has_vpmu, its.sets_pmu) == (has_vpmu, sets_pmu)
+    assert (its.has_vpmu, its.sets_pmu) == told
 
 
 def test_pmuctl_itself() -> None:
