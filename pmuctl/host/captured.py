@@ -9,7 +9,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pmuctl.host.machine import Captured
@@ -40,57 +39,61 @@ class CapturedProcfs(Procfs):
         return replace(found, unreadable=found.unreadable + more, is_partial=False)
 
     def _read(self, path: str) -> bytes:
-        with self._parent(path) as (directory, name):
+        directory, name = self._parent(path)
+        try:
             # opening a device node can already do something, opening a FIFO waits
             if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(name, flags, dir_fd=directory)
-            try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
-                return read_all(fd)
-            finally:
-                os.close(fd)
+        finally:
+            os.close(directory)
+        try:
+            return read_all(fd)
+        finally:
+            os.close(fd)
 
     def _names(self, path: str) -> list[str]:
-        with self._directory(path) as fd:
+        fd = self._directory(path)
+        try:
             return os.listdir(fd)
+        finally:
+            os.close(fd)
 
     def _links(self, path: str) -> dict[int, str]:
         found = {}
-        with self._directory(path) as fd:
+        fd = self._directory(path)
+        try:
             for name in os.listdir(fd):
                 try:
                     found[int(name)] = os.readlink(name, dir_fd=fd)
                 except (OSError, ValueError):
                     continue
+        finally:
+            os.close(fd)
         return found
 
-    @contextmanager
-    def _directory(self, path: str) -> Iterator[int]:
-        with self._parent(path) as (directory, name):
+    def _directory(self, path: str) -> int:
+        directory, name = self._parent(path)
+        try:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name, flags, dir_fd=directory)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
+            return os.open(name, flags, dir_fd=directory)
+        finally:
+            os.close(directory)
 
-    @contextmanager
-    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """The directory that a path's last part is in, and that part."""
+    def _parent(self, path: str) -> tuple[int, str]:
+        """The directory that a path's last part is in, for the caller to close, and that part."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         *parts, name = path.split("/")
         fd = os.open(self.root, flags)
         try:
             for part in parts:
-                below = os.open(part, flags, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            yield fd, name or "."
-        finally:
+                above, fd = fd, os.open(part, flags, dir_fd=fd)
+                os.close(above)
+        except OSError:
             os.close(fd)
+            raise
+        return fd, name or "."
 
 
 def scan_captured_vms(procs: Procfs) -> Iterator[Captured]:

@@ -14,6 +14,8 @@ KVM_VM_LINK = "anon_inode:kvm-vm"
 
 READ_LIMIT = 1 << 20
 """Bytes of one file that are read: only command lines can have more."""
+PAGE = 4096
+"""Bytes: the smallest pages there are."""
 
 _VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
@@ -295,9 +297,9 @@ class Procfs:
 
 def read_all(fd: int) -> bytes:
     """The bytes of an open file, as far as READ_LIMIT; raises OSError."""
-    data = os.read(fd, 1 << 16)
-    more = data
-    while more and len(data) < READ_LIMIT:
+    data = more = os.read(fd, 1 << 16)
+    # less than a page is all: a file of /proc is made whole, or page by page
+    while len(more) >= PAGE and len(data) < READ_LIMIT:
         more = os.read(fd, 1 << 16)
         data += more
     return data
