@@ -25,6 +25,7 @@ from pmuctl.control.schema import SchemaError
 from pmuctl.control.server import Server
 from pmuctl.control.wire import MESSAGE_MAX, Decoder, WireError, encode, error_from
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
+from pmuctl.host.cgroup import read_cpuset
 from pmuctl.host.cpus import scan_present
 from pmuctl.host.machine import scan_captured, write_capture
 from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
@@ -284,6 +285,68 @@ def test_trees(tmp_path: Path) -> None:
                     write_capture(scan_captured(sysfs), tmp_path / f"out{seed}")
 
 
+GROUPS = [
+    *"0 1 3 : :: cpuset cpuset,memory name=systemd / /vm /vm/t /.. /../x /. // (deleted)".split(),
+    "0::/vm\n",
+    "0::/vm/t\n",
+    "3:cpuset:/vm\n",
+]
+MOUNTS = [
+    *"30 23 0:26 / /vm /sys/fs/cgroup rw shared:9 - cgroup2 cgroup cpuset noprefix ext4".split(),
+    *(r"\040", r"\134", r"\777", "rw,cpuset"),
+    "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+    "31 23 0:27 / /sys/fs/cgroup rw shared:9 - cgroup none rw,cpuset\n",
+    "31 23 0:27 /vm /sys/fs/cgroup rw - cgroup2 none rw\n",
+]
+CPUSET_FILES = [
+    f"{group}{name}"
+    for group in ("", "vm/", "vm/t/")
+    for name in (
+        *("cpuset.cpus", "cpuset.cpus.effective", "cpuset.effective_cpus"),
+        *("cpus", "effective_cpus"),
+    )
+]
+
+
+def test_cpusets(tmp_path: Path) -> None:
+    cgroup, group, mounts = (
+        tmp_path / name
+        for name in ("sys/fs/cgroup", "proc/1/task/2/cgroup", "proc/self/mountinfo")
+    )
+    for path in (cgroup / "vm/t/x", group, mounts):
+        path.parent.mkdir(parents=True)
+    found = 0
+    for seed, rng in seeds(1_500):
+        with told(seed, "a cgroup tree"):
+            for file, words in ((group, GROUPS), (mounts, MOUNTS)):
+                text = rng.choice(words[-3:]) if rng.random() < 0.7 else ""
+                text += odd_text(rng, words, separators=" :\n/")
+                file.write_bytes(text.encode(errors="surrogateescape"))
+            for name in rng.sample(CPUSET_FILES, 4):
+                grow_file(cgroup / name, rng)
+            if its := read_cpuset(Sysfs(tmp_path), 1, 2):
+                found += 1
+                assert its.version in (1, 2)
+                assert its.path.startswith("/")
+                assert printable(its.path).isprintable()
+    assert found > 100
+
+
+def grow_file(path: Path, rng: random.Random) -> None:
+    """A list of CPUs, or what is none."""
+    with suppress(OSError):
+        path.unlink()
+    kind = rng.random()
+    if kind < 0.05:
+        path.symlink_to(rng.choice(("/", "..", "/etc/passwd", "cpus", "/sys/fs/cgroup/vm")))
+    elif kind < 0.1:
+        os.mkfifo(path)
+    elif kind < 0.8:
+        path.write_text(rng.choice(("0-3\n", "0-1\n", "2\n", "\n")))
+    else:
+        path.write_bytes(odd_text(rng, NUMBERS).encode(errors="surrogateescape"))
+
+
 ANSWER: Mapping[str, object] = {
     "name": "web1",
     "uuid": None,
@@ -408,17 +471,21 @@ def test_members_of_messages() -> None:
 
 COMMAND_WORDS = [
     *"host info capabilities snapshot pmu list show cpus vm set release wait vcpus".split(),
+    *"affinity align check".split(),
     *"web1 uuid/1 pid/1 pid/x no/way".split(),
 ]
 OPTION_WORDS = [
     *"-J -O -n -q -v -vv -Jq -z -h -o name +all --format csv json --format=tsv --json=1".split(),
     *"--color always --no-truncate --sysroot root -- --socket run/x.sock --deadline 1 nan".split(),
-    *"--dry-run --for open --version --help --timeout 0 --zzz".split(),
+    *"-k --vcpu 0 --all --dry-run --for open --version --help --timeout 0 --zzz".split(),
 ]
 LEAVES = [
     *("host info", "host capabilities", "host snapshot out", "pmu list", "pmu show", "pmu cpus"),
     *("vm list", "vm show", "vm vcpus", "vm set", "vm release", "vm wait web1 --for open"),
     *("vm show web1", "vm set web1", "vm set web1 pmu armv8_cortex_a72", "vm set web1 filter"),
+    *("affinity check", "affinity align", "affinity align --all", "affinity set web1"),
+    *("affinity set web1 2-3", "affinity check web1 -k", "vm set web1 affinity"),
+    *("vm release web1", "vm set web1 pmu armv8_cortex_a72 filter default deny"),
     *("vm set web1 pmu armv8_cortex_a53 counters 2 filter default deny allow", "vm release web1"),
 ]
 ALL_WORDS = [*COMMAND_WORDS, *OPTION_WORDS, *SETTING_WORDS, *PMU_WORDS[:8], *NUMBERS[:8]]

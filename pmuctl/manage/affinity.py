@@ -7,11 +7,9 @@ from functools import partial
 
 from pmuctl.control.placings import forget_placings, write_placings
 from pmuctl.errors import (
-    NotFoundError,
     PinnedError,
     PmuctlError,
     RefusedError,
-    UnreachableError,
     UsageError,
 )
 from pmuctl.host.cpus import read_online
@@ -28,9 +26,10 @@ from pmuctl.manage.placing import (
     current_masks,
     place_threads,
 )
+from pmuctl.manage.reach import Reach
 from pmuctl.manage.settings import AFFINITY, Change, Done
 from pmuctl.manage.standing import Standing, pmu_of, recorded_masks
-from pmuctl.manage.vms import Reach, connected, list_vms
+from pmuctl.manage.vms import look
 from pmuctl.model.align import Consequence, aligned_mask, judge
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import no_vpmu
@@ -56,19 +55,10 @@ def find_vm(reach: Reach, name: str) -> Vm:
     """The one VM whose threads are to be placed, also one without a control socket.
 
     As where settings are to be changed, another user's has to be named by its process. Raises
-    what `connected` raises.
+    what `look` raises.
     """
-    try:
-        with connected(reach, name, strictly=True) as (_, vm):
-            return vm
-    except (NotFoundError, UnreachableError):
-        found: list[Vm] = []
-        with suppress(NotFoundError):
-            found = [vm for vm in list_vms(reach, [name]) if not vm.socket]
-        if len(found) != 1:
-            raise
-    vm = found[0]
-    if not name.startswith("pid/") and vm.owner not in (None, reach.uid):
+    vm = look(reach, name, strictly=True)
+    if not vm.socket and not name.startswith("pid/") and vm.owner not in (None, reach.uid):
         raise UsageError(
             "only another user's VM is called so",
             subject=name,

@@ -8,7 +8,7 @@ from pmuctl.control.placings import read_placings
 from pmuctl.manage.blocker import Host, find_blocker
 from pmuctl.manage.supervised import recorded_cpus
 from pmuctl.manage.vcpus import PlacedVcpu, scan_vcpus
-from pmuctl.model.align import Judgement, aligned_mask, judge
+from pmuctl.model.align import Judgement, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.truth import Ground, chosen_pmu
 from pmuctl.model.vm import Vm
@@ -37,8 +37,12 @@ class Checked:
 
     placed: PlacedVcpu
     standing: Standing
-    judgement: Judgement
     blocker: str | None = None
+
+    @property
+    def judgement(self) -> Judgement:
+        """Whether it can leave its PMU, where to, and what then."""
+        return self.placed.judgement
 
     @property
     def is_unknown(self) -> bool:
@@ -73,13 +77,15 @@ def check_vms(vms: Sequence[Vm], host: Host) -> Iterator[Checked]:
     for vm in vms:
         standing = pmu_of(vm, host)
         recorded: dict[int, CpuSet] | None = None
-        for placed in scan_vcpus([vm], host.pmus, host.procs, host.threads):
-            its = judge(placed.affinity, standing.cpus, is_explicit=standing.is_explicit)
+        for placed in scan_vcpus(
+            [vm], host.pmus, host.procs, host.threads, online=host.online, probed=host.probed
+        ):
+            its = placed.judgement
             blocker = None
             if its.aligned is False:
                 recorded = recorded_masks(vm, host) if recorded is None else recorded
                 blocker = _blocker(vm, placed, standing, recorded, host)
-            yield Checked(placed=placed, standing=standing, judgement=its, blocker=blocker)
+            yield Checked(placed=placed, standing=standing, blocker=blocker)
 
 
 def _blocker(

@@ -110,16 +110,16 @@ def _order(vm: Vm) -> tuple[bool, str, int]:
     return has_none, "" if has_none else vm.name, vm.pid or 0
 
 
-def look(reach: Reach, name: str) -> Vm:
+def look(reach: Reach, name: str, *, strictly: bool = False) -> Vm:
     """The one VM that a name, `uuid/...` or `pid/N` stands for, whether it can be asked or not.
 
-    Raises NotFoundError where there is none, UsageError where two VMs hold the name, and what
-    Client raises of one with a control socket.
+    `strictly` as for `connected`. Raises NotFoundError where there is none, UsageError where two
+    VMs hold the name, and what Client raises of one with a control socket.
     """
-    found = _find(reach, name, strictly=False)
+    found = _find(reach, name, strictly=strictly)
     if isinstance(found, Vm):
         return found
-    with _asked(reach, name, found, strictly=False) as (_, vm):
+    with _asked(reach, name, found, strictly=strictly) as (_, vm):
         pass
     seen = _survey(reach)
     if not _lacks(vm):

@@ -10,7 +10,7 @@ import pytest
 
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
-from tests.fakes.vmm import FakeVm, KernelThreads, fake_proc
+from tests.fakes.vmm import FakeVm, KernelThreads, fake_proc, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 TIDS = (1001, 1002)
@@ -402,3 +402,39 @@ def test_vm_set_of_the_affinity_alone_is_done_at_once(machine: Machine) -> None:
     set_masks(machine, "0-1", "0-3")
     refused(machine.run("vm", "set", "web1", "affinity", "auto"), 9, "never widened")
     refused(machine.run("vm", "set", "web1", "affinity", "1-2"), 9, "CPU 1 is not of")
+
+
+# VMs without a control socket
+
+
+@pytest.fixture
+def unmanaged(machine: Machine) -> Machine:
+    """A QEMU, pid 5120, whose vCPU threads are 5121 and 5122; KVM has chosen the PMU."""
+    argv = ("qemu-system-aarch64", "-name", "guest=db1,debug-threads=on")
+    fake_vmm(machine.proc, 5120, argv)
+    machine.threads = KernelThreads(dict.fromkeys((5120, 5121, 5122, 5123), CpuSet.parse("0-3")))
+    return machine
+
+
+def test_a_vm_without_a_socket_is_checked_and_placed(unmanaged: Machine) -> None:
+    rows = checked(unmanaged, "db1", status=1)
+    assert [(its["tid"], its["consequence"]) for its in rows] == [
+        (5121, "counters-stop"),
+        (5122, "counters-stop"),
+    ]
+    refused(unmanaged.run("affinity", "align", "db1"), 9, "not known", "affinity set db1 pmu/PMU")
+    assert unmanaged.run("affinity", "set", "db1", f"pmu/{A72}").status == 0
+    assert unmanaged.run("vm", "set", "pid/5120", "affinity", "3").status == 0
+    assert {tid: str(its) for tid, its in threads_of(unmanaged).masks.items()} == {
+        5120: "0-3",
+        5121: "3",
+        5122: "3",
+        5123: "0-3",
+    }
+    refused(unmanaged.run("vm", "set", "db1", "pmu", A72), 7, "no control socket")
+
+
+def test_another_users_vm_is_named_by_its_process(unmanaged: Machine) -> None:
+    fake_vmm(unmanaged.proc, 5120, ("qemu-system-aarch64", "-name", "db1"), uid=1001)
+    refused(unmanaged.run("affinity", "set", "db1", "3"), 2, "fix: name it by its process: pid/")
+    assert unmanaged.run("affinity", "set", "pid/5120", "3").status == 0
