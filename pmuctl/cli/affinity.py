@@ -10,14 +10,14 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, reach_of
+from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.affinity import align_vm, find_vm, read_host, set_affinity
 from pmuctl.manage.blocker import Host
 from pmuctl.manage.placing import Placed, reductions
 from pmuctl.manage.standing import check_vms, pmu_of
-from pmuctl.manage.vms import list_vms
+from pmuctl.manage.vms import list_vms, take_stock
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
@@ -76,7 +76,9 @@ def affinity_align(
     with env.waiting_for("control sockets"):
         targets: list[Callable[[], Vm]] = [partial(find_vm, reach, name) for name in vm or ()]
         if every:
-            targets = [partial(_same, its) for its in _alignable(env, list_vms(reach), host)]
+            seen = take_stock(reach)
+            tell_missing(env, seen)
+            targets = [partial(_same, its) for its in _alignable(env, seen.vms, host)]
     placed: list[Placed] = []
     failed: list[PmuctlError] = []
     for target in targets:
@@ -106,12 +108,15 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
     env.check_columns(CHECK_COLUMNS)
     failed: list[PmuctlError] = []
     with env.waiting_for("control sockets"):
-        vms = _named(env, vm, failed) if vm else list_vms(reach_of(env))
+        seen = None if vm else take_stock(reach_of(env))
+        vms = seen.vms if seen else _named(env, vm or (), failed)
     rows = list(check_vms(vms, host_of(env)))
     env.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
     for its in vms:
         if its.problem is not None:
             env.warn(its.problem)
+    if seen:
+        tell_missing(env, seen)
     if unknown := sum(row.is_unknown for row in rows):
         env.say(f"not known of {_counted(unknown, 'vCPU')}: whether it can leave its PMU")
     strays = [row for row in rows if row.judgement.aligned is False]

@@ -2,7 +2,7 @@
 """How commands reach VMs: what a VM is called, and where this run of pmuctl looks for them."""
 
 from pmuctl.cli.env import Env
-from pmuctl.manage.vms import Reach
+from pmuctl.manage.vms import Listing, Reach
 
 VM_HELP = "A name, uuid/UUID or pid/PID."
 
@@ -19,3 +19,12 @@ def reach_of(env: Env) -> Reach:
         is_live=env.options.sysroot is None,
         trace=env.trace,
     )
+
+
+def tell_missing(env: Env, seen: Listing) -> None:
+    """What this user cannot see: that there are no other VMs is not said."""
+    if seen.unreadable:
+        which = "process" if seen.unreadable == 1 else "processes"
+        env.say(f"{seen.unreadable} {which} may not be read: VMs of theirs are not listed")
+    if seen.is_partial:
+        env.say("other users' processes are hidden here: VMs of theirs are not listed")

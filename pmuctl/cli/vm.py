@@ -10,7 +10,7 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, checked_seconds
-from pmuctl.cli.reach import VM_HELP, reach_of
+from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
 from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.errors import ExitStatus, OutputError, UsageError
 from pmuctl.host.pmus import scan_pmus
@@ -46,7 +46,7 @@ def vm_list(
     env.write_rows("vms", VM_COLUMNS, vms, empty="no VM", more=_missing(seen))
     _warn_of(env, vms)
     if not vm:
-        _tell_missing(env, seen)
+        tell_missing(env, seen)
 
 
 @command(app, "show", OUTPUT, REACH, MACHINE)
@@ -92,7 +92,7 @@ def vm_vcpus(
     env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))
     _warn_of(env, seen.vms)
     if not vm:
-        _tell_missing(env, seen)
+        tell_missing(env, seen)
 
 
 @command(app, "wait", TALK, REACH)
@@ -204,15 +204,6 @@ def _threads(env: Env) -> Threads | None:
 
 def _missing(seen: Listing) -> dict[str, object]:
     return {"unreadable": seen.unreadable, "partial": seen.is_partial}
-
-
-def _tell_missing(env: Env, seen: Listing) -> None:
-    """What this user cannot see: that there are no other VMs is not said."""
-    if seen.unreadable:
-        which = "process" if seen.unreadable == 1 else "processes"
-        env.say(f"{seen.unreadable} {which} may not be read: VMs of theirs are not listed")
-    if seen.is_partial:
-        env.say("other users' processes are hidden here: VMs of theirs are not listed")
 
 
 def _warn_of(env: Env, vms: Sequence[Vm]) -> None:
