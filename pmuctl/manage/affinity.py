@@ -16,12 +16,13 @@ from pmuctl.host.cpus import read_online
 from pmuctl.host.probe_cache import read_cached
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
-from pmuctl.manage.blocker import Host
+from pmuctl.manage.blocker import Host, find_blocker
 from pmuctl.manage.choice import AUTO, NONE, cpus_words, present_cpus
 from pmuctl.manage.placing import (
     NOTHING_CHANGED,
     Crew,
     Placed,
+    blocked,
     check_inside,
     current_masks,
     place_threads,
@@ -32,7 +33,7 @@ from pmuctl.manage.standing import Standing, pmu_of, recorded_masks
 from pmuctl.manage.vms import look
 from pmuctl.model.align import Consequence, aligned_mask, judge
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.plan import no_vpmu
+from pmuctl.model.plan import Place, no_vpmu
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, Window
 
@@ -126,6 +127,10 @@ def align_vm(vm: Vm, host: Host, *, dry_run: bool) -> list[Placed]:
             pinned[vcpu] = now
         else:
             wanted[vcpu] = mask
+    for vcpu, now in pinned.items():
+        # that there is no CPU for it is worth more than whose pin it is
+        if blocker := find_blocker(crew.pid, crew.tids[vcpu], standing.only, host):
+            raise blocked(vm, Place(vcpu, crew.tids[vcpu], standing.only, now), blocker)
     if pinned:
         raise _pinned(vm, standing, pinned)
     placed = place_threads(crew, wanted, host, dry_run=dry_run)
@@ -217,7 +222,7 @@ def _no_pmu(vm: Vm, standing: Standing) -> PmuctlError:
 
 def _pinned(vm: Vm, standing: Standing, pinned: dict[int, CpuSet]) -> PinnedError:
     vcpus = CpuSet.of(pinned)
-    masks = ", ".join(dict.fromkeys(map(str, pinned.values())))
+    masks = ", ".join(dict.fromkeys(str(its) or "offline CPUs" for its in pinned.values()))
     only = "" if len(pinned) == len(vm.vcpus or ()) else f" --vcpu {vcpus}"
     return PinnedError(
         f"vCPU {vcpus} may not run on any CPU of {standing.name}",

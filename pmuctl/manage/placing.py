@@ -119,7 +119,7 @@ def place_threads(
     todo = [step for step in steps if step.cpus != step.before]
     for step in todo:
         if blocker := find_blocker(crew.pid, step.tid, step.cpus, host):
-            raise _blocked(crew.vm, step, blocker)
+            raise blocked(crew.vm, step, blocker)
     done: list[Place] = []
     for step in () if dry_run else todo:
         try:
@@ -215,7 +215,8 @@ def _gone(vm: Vm, vcpu: int, tid: int) -> NotFoundError:
     )
 
 
-def _blocked(vm: Vm, step: Place, blocker: Blocker) -> RefusedError:
+def blocked(vm: Vm, step: Place, blocker: Blocker) -> RefusedError:
+    """The refusal of a step that something on this machine is in the way of."""
     return RefusedError(
         f"vCPU {step.vcpu} cannot be put on {step.cpus}",
         subject=vm.name,
@@ -242,7 +243,7 @@ def _explained(crew: Crew, host: Host, step: Place, error: OSError) -> PmuctlErr
             errno=name,
         )
     if number == errno.EINVAL and (its := find_blocker(crew.pid, step.tid, step.cpus, host)):
-        return _blocked(vm, step, its)
+        return blocked(vm, step, its)
     return RefusedError(
         f"vCPU {step.vcpu} cannot be put on {step.cpus}",
         subject=vm.name,

@@ -102,7 +102,7 @@ def _blocker(
     if found := find_blocker(vm.pid, tid, mask or standing.only, host):
         return found.words
     if mask is None:
-        return f"a pin to {now} that pmuctl did not make"
+        return f"a pin to {now or 'offline CPUs'} that pmuctl did not make"
     if host.uid != 0 and vm.owner not in (None, host.uid):
         return f"not permitted: it is uid {vm.owner}'s, that takes CAP_SYS_NICE"
     return None

@@ -31,7 +31,8 @@ class Judgement:
     """Whether a thread stays on its PMU's CPUs: None where that cannot be known.
 
     `outside` are the CPUs it may be on that are not of its PMU, `consequence` is what happens
-    there; both are None unless it can leave.
+    there; both are None unless it can leave. `outside` is None, too, where all CPUs that it may
+    be on are offline: once it wakes up the kernel lets it run anywhere (select_fallback_rq()).
     """
 
     aligned: bool | None
@@ -44,12 +45,16 @@ def judge(
 ) -> Judgement:
     """Hold a thread's mask against the CPUs of its PMU, or of each that may be its PMU.
 
-    With several choices it is certain only that a thread leaves whichever it is. A PMU whose CPUs
+    A mask is what sched_getaffinity(2) tells, so without the CPUs that are offline. With several
+    choices it is certain only that a thread leaves whichever it is. A PMU whose CPUs
     are not known (None) leaves it open.
     """
     cpus = [its for its in choices if its is not None]
     if affinity is None or not cpus or len(cpus) < len(choices):
         return Judgement(aligned=None)
+    consequence = Consequence.FAIL_ENTRY if is_explicit else Consequence.COUNTERS_STOP
+    if not affinity:
+        return Judgement(aligned=False, consequence=consequence)
     inside = [its for its in cpus if affinity <= its]
     if len(inside) == len(cpus):
         return Judgement(aligned=True)
@@ -58,7 +63,7 @@ def judge(
     return Judgement(
         aligned=False,
         outside=affinity - cpus[0] if len(cpus) == 1 else affinity,
-        consequence=Consequence.FAIL_ENTRY if is_explicit else Consequence.COUNTERS_STOP,
+        consequence=consequence,
     )
 
 

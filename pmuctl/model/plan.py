@@ -41,7 +41,8 @@ class Place:
 
     def words(self) -> str:
         """The step in the kernel's words."""
-        return f"sched_setaffinity({self.tid}, {self.cpus})  vCPU {self.vcpu}, was {self.before}"
+        was = self.before or "on offline CPUs"
+        return f"sched_setaffinity({self.tid}, {self.cpus})  vCPU {self.vcpu}, was {was}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,10 +118,15 @@ def judge_vm(masks: Sequence[CpuSet | None], chosen: Chosen, ground: Ground) -> 
     Of several PMUs that it can have it stays on each, or on none, or it is not known: a PMU is
     the whole VM's, so one vCPU that leaves the first and one that leaves the second are `no`.
     """
-    if not masks:
+    known = [mask for mask in masks if mask is not None]
+    if not known:
         return Judgement(aligned=None)
-    known = CpuSet.of(cpu for mask in masks if mask is not None for cpu in mask.cpus)
-    judged = judge_mask(known, chosen, ground)
+    judged = judge_mask(CpuSet.of(cpu for mask in known for cpu in mask.cpus), chosen, ground)
+    if judged.aligned is not False:
+        # one that has no CPU left can be anywhere once it wakes up
+        online = ground.online
+        stranded = [mask for mask in known if not (mask if online is None else mask & online)]
+        judged = judge_mask(stranded[0], chosen, ground) if stranded else judged
     return judged if judged.aligned is False or None not in masks else Judgement(aligned=None)
 
 
@@ -144,6 +149,8 @@ def meaning(judged: Judgement, chosen: Chosen, ground: Ground, kind: VmmKind | N
         return None
     if judged.aligned:
         return "no vCPU can leave its PMU"
+    if judged.aligned is False and judged.outside is None:
+        return _effect(chosen, kind, "off its PMU, for no CPU that a vCPU may be on is online")
     if judged.outside is None:
         if len(cpus) > 1 and None not in cpus:
             return (

@@ -144,6 +144,21 @@ def test_the_last_cpu_of_the_pmu_goes_offline(machine: Machine) -> None:
     assert all("CPUs 2-3 are offline" in its["blocker"] for its in rows)
 
 
+def test_a_thread_that_sleeps_has_no_cpu_left_then(machine: Machine) -> None:
+    """Its mask is as it was, without what is offline; it is moved when it wakes up."""
+    running(machine)
+    put_online(machine, "0-1")
+    rows = checked(machine, status=1)
+    assert [(its["affinity"], its["outside"]) for its in rows] == [([], None)] * 2
+    assert all("CPUs 2-3 are offline" in its["blocker"] for its in rows)
+    fix = "fix: echo 1 >/sys/devices/system/cpu/cpu2/online"
+    refused(machine.run("affinity", "align", "web1"), 9, "CPUs 2-3 are offline", fix)
+    assert machine.run("vm", "set", "web1", "affinity", "none").status == 0
+    refused(machine.run("affinity", "align", "web1"), 9, "CPUs 2-3 are offline", fix)
+    ran = machine.run("affinity", "set", "web1", "2", "--dry-run")
+    refused(ran, 9, "CPU 2 is offline")
+
+
 def test_a_cpuset_in_the_way_is_named(machine: Machine) -> None:
     running(machine)
     path = put_cpuset(machine, "0-1", *TIDS)

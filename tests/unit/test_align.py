@@ -85,3 +85,9 @@ def test_what_is_in_the_way() -> None:
 def test_a_consequence_says_what_it_means() -> None:
     assert "KVM_EXIT_FAIL_ENTRY" in Consequence.FAIL_ENTRY.words()
     assert "silently" in Consequence.COUNTERS_STOP.words()
+
+
+def test_a_thread_of_which_all_cpus_are_offline_can_be_anywhere_next() -> None:
+    its = judge(cpus(""), [cpus("2-3")], is_explicit=True)
+    assert its == Judgement(aligned=False, consequence=Consequence.FAIL_ENTRY)
+    assert judge(cpus(""), [cpus("0-1"), cpus("2-3")], is_explicit=False).aligned is False

@@ -100,6 +100,30 @@ def test_who_was_placed_is_told_with_its_mask_before_the_first_time() -> None:
     assert vm.threads.masks[1001] == CpuSet.parse("2")
 
 
+def test_the_cpus_stand_until_others_are_chosen() -> None:
+    """Also with a supervised VM, whose threads are not known before they run."""
+    vm = SupervisedVm(4121)
+    vm.is_made = True
+    settings = settings_of(vm)
+    assert settings.cpus is None
+    on_one = CpuSet.parse("3")
+    settings.apply(Wanted(type=11, name=PMUS[11], cpus=on_one), dry_run=False)
+    settings.apply(FILTERED, dry_run=False)
+    settings.apply(Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse("2")), dry_run=True)
+    assert settings.cpus == on_one
+    settings.apply(Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse("2-3")), dry_run=False)
+    assert settings.cpus == CpuSet.parse("2-3")
+
+
+def test_a_pmu_without_cpus_leaves_the_threads_alone() -> None:
+    vm = SupervisedVm(4121)
+    vm.is_made = True
+    settings = settings_of(vm)
+    settings.apply(Wanted(type=10, name=PMUS[10], cpus=CpuSet.parse("0-1")), dry_run=False)
+    settings.apply(A72, dry_run=False)
+    assert settings.cpus is None
+
+
 def test_what_was_applied_by_other_means_stands() -> None:
     vm = SupervisedVm(4121)
     settings = settings_of(vm)

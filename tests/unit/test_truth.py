@@ -150,6 +150,16 @@ def test_a_vm_is_aligned_if_all_its_vcpus_are() -> None:
     assert aligned(SET) is None
 
 
+def test_a_vcpu_whose_cpus_are_all_offline_can_be_anywhere_next() -> None:
+    for chosen in (SET, DEFAULT, EITHER):
+        assert aligned(chosen, "2-3", "9") is False
+        assert aligned(chosen, "") is False
+    judged = judge_vm([CpuSet.parse("9"), CpuSet.parse("2")], SET, TWO)
+    words = meaning(judged, SET, TWO, None)
+    assert words is not None
+    assert "no CPU that a vCPU may be on is online" in words
+
+
 def test_vcpus_on_both_sides_are_not_aligned_whichever_pmu_it_is() -> None:
     assert aligned(EITHER, "0-1", "2-3") is False
     assert aligned(EITHER, "2", "3") is None
