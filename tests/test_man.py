@@ -20,6 +20,7 @@ from pmuctl.control.messages import COMMANDS, EVENTS
 from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.truth import DERIVED
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.columns import Column
 from pmuctl.render.conformance import FINDING_COLUMNS
@@ -287,8 +288,8 @@ def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
         return [line[7:] for line in between if line.startswith(".It Cm ")]
 
     assert entries(lists, ".It Cm STATE", ".It Cm PID")[1:] == list(VmState)
-    assert entries(lists, ".It Cm WINDOW", ".It Cm SEALED-BY")[1:] == list(Window)
-    origins = [*messages.ORIGIN.words, supervised.ORIGIN]
+    assert entries(lists, ".It Cm WINDOW", ".It Cm ALIGNED")[1:] == list(Window)
+    origins = [*messages.ORIGIN.words, supervised.ORIGIN, DERIVED]
     assert entries(lists, ".It Cm PMU-ORIGIN", ".It Cm COUNTERS")[1:] == origins
     sets = own_section(("vm", "set"))
     keys = entries(sets, "each key at most once:", "A setting that is not given stays as it is.")
