@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one importer of pyudev: what libudev knows of the perf event sources of this machine."""
+"""The one importer of pyudev: the perf event sources of this machine, and the kernel's events."""
 
+import errno
 import os.path
+import select
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+RECEIVED_AT_ONCE = 1000
+"""Events that are read before they are answered: a storm of them is no reason to read on."""
 
 
 def list_event_sources() -> list[str] | None:
@@ -26,3 +34,105 @@ def list_event_sources() -> list[str] | None:
         # Context() raises ImportError where it finds no libudev.so.1, ctypes raises OSError for
         # one that does not load and AttributeError for one without the functions
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uevent:
+    """What the kernel tells of a device: `kvm` with `create` or `destroy`, or a CPU.
+
+    Of a VM `tid` is the thread that called KVM_CREATE_VM, not always the process's first one, as
+    numbered in the first pid namespace (kvm_uevent_notify_change(), virt/kvm/kvm_main.c).
+    """
+
+    device: str
+    action: str
+    tid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What was heard in a while; `is_lossy` tells that the kernel dropped some of it."""
+
+    events: tuple[Uevent, ...] = ()
+    is_lossy: bool = False
+
+
+class Ear:
+    """Waits, and hears nothing."""
+
+    is_open = False
+
+    def wait(self, seconds: float) -> Heard:
+        """Wait for so long, or until something is heard."""
+        time.sleep(seconds)
+        return Heard()
+
+
+class Uevents(Ear):
+    """Hears, from the kernel itself, of VMs that are made and ended, and of CPUs.
+
+    No udevd is needed. Raises OSError or ImportError where that cannot be: no netlink sockets in
+    this sandbox, no libudev. In another network or user namespace the kernel tells nothing, which
+    looks like a host where nothing happens.
+    """
+
+    is_open = True
+
+    def __init__(self) -> None:
+        import pyudev
+
+        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
+        for subsystem in ("misc", "cpu"):
+            self._monitor.filter_by(subsystem)
+        self._monitor.start()
+
+    def wait(self, seconds: float) -> Heard:
+        """Wait for so long, or until something is heard; what is there at once is one answer."""
+        until = time.monotonic() + seconds
+        poller = select.poll()
+        if self.is_open:
+            poller.register(self._monitor.fileno(), select.POLLIN)
+        while (left := until - time.monotonic()) > 0:
+            poller.poll(left * 1000)
+            heard = self._receive() if self.is_open else Heard()
+            if heard.events or heard.is_lossy:
+                return heard
+        return Heard()
+
+    def _receive(self) -> Heard:
+        events: list[Uevent] = []
+        is_lossy = False
+        for _ in range(RECEIVED_AT_ONCE):
+            try:
+                device = self._monitor.poll(0)
+            except OSError as error:
+                is_lossy = True
+                if error.errno == errno.ENOBUFS:
+                    continue
+                self.is_open = False
+                break
+            if device is None:
+                break
+            if its := _uevent(device.sys_name, device.action, dict(device.properties)):
+                events.append(its)
+        return Heard(events=tuple(events), is_lossy=is_lossy)
+
+
+def _uevent(name: str, action: str | None, properties: Mapping[str, str]) -> Uevent | None:
+    """An event that is about a VM or about a CPU that comes or goes; None for any other."""
+    if name == "kvm":
+        event, pid = properties.get("EVENT"), properties.get("PID", "")
+        if event in ("create", "destroy"):
+            tid = int(pid) if pid.isascii() and pid.isdigit() and len(pid) <= 10 else None
+            return Uevent(device=name, action=event, tid=tid)
+    elif action in ("online", "offline") and name.startswith("cpu"):
+        return Uevent(device=name, action=action)
+    return None
+
+
+def listen() -> Ear:
+    """The kernel's events, or an ear that hears nothing where they cannot be had."""
+    try:
+        return Uevents()
+    except (ImportError, OSError, AttributeError, UnicodeError):
+        return Ear()

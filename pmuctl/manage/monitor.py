@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watching a host: looking again and again, and at once when the kernel tells of something."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pmuctl.errors import PmuctlError
+from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.host.threads import Threads
+from pmuctl.host.udev import Ear
+from pmuctl.manage.affinity import align_vm, read_host
+from pmuctl.manage.vcpus import read_ground, scan_vcpus
+from pmuctl.manage.vms import Listing, Reach, take_stock
+from pmuctl.model.changes import (
+    Change,
+    ChangeKind,
+    SeenVcpu,
+    SeenVm,
+    Snapshot,
+    find_changes,
+    stray,
+    with_silent,
+)
+from pmuctl.model.truth import Ground, chosen_pmu, judge_vm
+from pmuctl.model.vm import Vm, VmState
+
+SETTLE_SECONDS = 0.05
+"""The least pause between two looks: what the kernel told of may not be to be seen at once."""
+
+UNASKED = (VmState.SILENT, VmState.DENIED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A change, and when it was seen, in seconds since the epoch."""
+
+    when: float
+    change: Change
+
+    @property
+    def time(self) -> str:
+        """When that was, by the local clock (ISO 8601)."""
+        return datetime.fromtimestamp(self.when).astimezone().isoformat(timespec="milliseconds")
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """One host that is watched: how its VMs are reached, and what hears of changes.
+
+    With `repairs` vCPU threads that can leave their PMU are brought back onto it, by the rule of
+    `affinity align`.
+    """
+
+    reach: Reach
+    sysfs: Sysfs
+    threads: Threads
+    ear: Ear
+    interval: float = 1.0
+    repairs: bool = False
+    clock: Callable[[], float] = time.time
+    seen: Listing = field(default_factory=lambda: Listing(vms=[]))
+    """What the last look has found."""
+    _before: Snapshot | None = None
+    _failed: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def watch(self, until: float | None = None) -> Iterator[Event]:
+        """What changes after a first `look`, until that moment of the monotonic clock.
+
+        At its end it looks once more: what was there to be seen is told.
+        """
+        took = 0.0
+        is_over = False
+        while not is_over:
+            # on a host of very many processes looking takes time: no more than half of it all
+            pause = max(SETTLE_SECONDS, took)
+            end = time.monotonic() + max(self.interval - took, pause)
+            if until is not None and until <= end:
+                end, is_over = until, True
+            yield from self._wait(end, pause)
+            is_over = is_over and time.monotonic() >= end
+            began = time.monotonic()
+            yield from self.look()
+            took = time.monotonic() - began
+
+    def look(self) -> Iterator[Event]:
+        """What has changed since the last look, and what is done about it."""
+        self.seen, ground, after = self._read()
+        after = with_silent(self._before, after)
+        changes = find_changes(self._before, after)
+        self._before = after
+        yield from map(self._event, changes)
+        if self.repairs:
+            yield from map(self._event, self._repair(after, ground))
+
+    def _wait(self, end: float, pause: float) -> Iterator[Event]:
+        heard = self.ear.wait(max(end - time.monotonic(), 0))
+        for event in heard.events:
+            self.reach.trace(f"the kernel: {event.device} {event.action}{self._whose(event.tid)}")
+        if heard.is_lossy:
+            yield self._event(Change(kind=ChangeKind.LOST, what=_lost(self.ear)))
+        if heard.events or heard.is_lossy:
+            time.sleep(max(min(pause, end - time.monotonic()), 0))
+
+    def _whose(self, tid: int | None) -> str:
+        if tid is None:
+            return ""
+        pid = self.reach.procs.tgid(tid)
+        return f", thread {tid}" + (f" of process {pid}" if pid else "")
+
+    def _event(self, change: Change) -> Event:
+        return Event(when=self.clock(), change=change)
+
+    def _read(self) -> tuple[Listing, Ground, Snapshot]:
+        seen = take_stock(self.reach)
+        ground = read_ground(self.sysfs, self.reach.environ)
+        vms = [self._seen(vm, ground) for vm in seen.vms if vm.state is not VmState.DEAD]
+        pmus = {pmu.name: pmu.cpus for pmu in ground.pmus}
+        return seen, ground, Snapshot(vms=vms, online=ground.online, pmus=pmus)
+
+    def _seen(self, vm: Vm, ground: Ground) -> SeenVm:
+        chosen = chosen_pmu(vm, ground)
+        procs = self.reach.procs
+        placed = list(
+            scan_vcpus(
+                [vm],
+                ground.pmus,
+                procs,
+                self.threads,
+                online=ground.online,
+                probed=ground.probed,
+            )
+        )
+        start = vm.started
+        if start is None and vm.pid is not None:
+            start = procs.start_time(vm.pid)
+        return SeenVm(
+            name=vm.name,
+            pid=vm.pid,
+            start=start,
+            part="/".join(vm.name.split("/")[2:]) if vm.name.startswith("pid/") else "",
+            socket=vm.socket,
+            state=vm.state,
+            window=vm.window,
+            pmus=chosen.names,
+            vcpus=tuple(
+                SeenVcpu(
+                    index=its.vcpu.index,
+                    tid=its.vcpu.tid,
+                    judgement=its.judgement,
+                    affinity=its.affinity,
+                )
+                for its in placed
+            ),
+            judgement=judge_vm([its.affinity for its in placed], chosen, ground),
+            is_silent=vm.state in UNASKED,
+        )
+
+    def _repair(self, after: Snapshot, ground: Ground) -> Iterator[Change]:
+        """Align what strays; what fails is tried again at each look, and told once."""
+        strays = {vm.key: vm for vm in stray(after)}
+        self._failed = {key: words for key, words in self._failed.items() if key in strays}
+        if not strays:
+            return
+        # PMUs and CPUs as they were at this look
+        host = read_host(self.reach, self.sysfs, self.threads, ground.pmus)
+        vms = {vm.name: vm for vm in self.seen.vms}
+        for key, its in strays.items():
+            try:
+                placed = align_vm(vms[its.name], host, dry_run=False)
+            except PmuctlError as error:
+                words = _problem(error)
+                if self._failed.get(key) != words:
+                    self._failed[key] = words
+                    yield _about(its, ChangeKind.REPAIR_FAILED, words)
+                continue
+            self._failed.pop(key, None)
+            for thread in placed:
+                if thread.outcome == "set":
+                    what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
+                    yield Change(
+                        kind=ChangeKind.REPAIRED,
+                        what=f"{what}, was {thread.before}",
+                        vm=its.name,
+                        pid=its.pid,
+                        vcpu=thread.vcpu,
+                        tid=thread.tid,
+                        pmu=its.pmus[0] if len(its.pmus) == 1 else None,
+                        cpus=thread.cpus,
+                    )
+
+
+def scope(watch: Watch) -> str:
+    """What is watched, in words, after the first look."""
+    count = len(watch.seen.vms)
+    pmus = len(scan_pmus(watch.sysfs))
+    ways = f"looking every {watch.interval:g} s"
+    if watch.ear.is_open:
+        ways += ", and when the kernel tells of a VM or a CPU"
+    else:
+        ways += "; the kernel's own events cannot be heard here"
+    return f"watching {_counted(count, 'VM')} and {_counted(pmus, 'PMU')}: {ways}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _lost(ear: Ear) -> str:
+    if not ear.is_open:
+        return "the kernel's events cannot be heard any more: looking at each interval only"
+    return "the kernel dropped events (ENOBUFS): everything is looked at anew"
+
+
+def _about(vm: SeenVm, kind: ChangeKind, what: str) -> Change:
+    pmu = vm.pmus[0] if len(vm.pmus) == 1 else None
+    return Change(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=pmu)
+
+
+def _problem(error: PmuctlError) -> str:
+    parts: Sequence[str | None] = (error.message, error.why, error.fix and f"fix: {error.fix}")
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is shown of changes, each as it happens: columns, and lines that do not wait for others."""
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from pmuctl.manage.monitor import Event
+from pmuctl.model.changes import ChangeKind
+from pmuctl.render.columns import Column
+from pmuctl.render.formats import Format, Layout, write_rows
+
+EVENT_COLUMNS: Sequence[Column[Event]] = (
+    Column(name="TIME", help="when it was seen", value=lambda its: its.time),
+    Column(name="EVENT", help="what has happened", value=lambda its: its.change.kind),
+    Column(name="VM", help="the VM", value=lambda its: its.change.vm),
+    Column(name="WHAT", help="the change, in words", value=lambda its: its.change.what),
+    Column(
+        name="PID",
+        help="the process of its VMM",
+        value=lambda its: its.change.pid,
+        is_number=True,
+        shown=False,
+        in_json=True,
+    ),
+    Column(
+        name="VCPU",
+        help="the vCPU",
+        value=lambda its: its.change.vcpu,
+        is_number=True,
+        shown=False,
+        in_json=True,
+    ),
+    Column(
+        name="TID",
+        help="its thread",
+        value=lambda its: its.change.tid,
+        is_number=True,
+        shown=False,
+        in_json=True,
+    ),
+    Column(
+        name="PMU",
+        help="the PMU",
+        value=lambda its: its.change.pmu,
+        shown=False,
+        in_json=True,
+    ),
+    Column(
+        name="CPUS",
+        help="the CPUs",
+        value=lambda its: its.change.cpus,
+        shown=False,
+        in_json=True,
+    ),
+)
+
+_WIDTHS = {
+    "TIME": len("2026-01-02T03:04:05.678+00:00"),
+    "EVENT": max(map(len, ChangeKind)),
+    "VM": 12,
+    "PID": 7,
+    "VCPU": 4,
+    "TID": 7,
+    "PMU": 18,
+    "CPUS": 5,
+}
+"""Of the columns of a table whose later rows nobody knows; longer texts push the rest along."""
+
+
+def write_head(columns: Sequence[Column[Event]], out: TextIO, *, format: Format) -> None:
+    """The line of headings, in the formats that have one."""
+    if format is Format.TABLE:
+        _write_line(columns, [column.name for column in columns], out)
+    else:
+        write_rows(columns, [], out, format=format, layout=Layout())
+
+
+def write_event(
+    columns: Sequence[Column[Event]], event: Event, out: TextIO, *, format: Format
+) -> None:
+    """One line, whole and flushed."""
+    if format is Format.TABLE:
+        _write_line(columns, [column.text(event) for column in columns], out)
+    else:
+        write_rows(columns, [event], out, format=format, layout=_BARE)
+    out.flush()
+
+
+_BARE = Layout(headings=False)
+
+
+def _write_line(columns: Sequence[Column[Event]], texts: Sequence[str], out: TextIO) -> None:
+    cells = [
+        text.ljust(_WIDTHS.get(column.name, 0))
+        for column, text in zip(columns, texts, strict=True)
+    ]
+    out.write("  ".join(cells).rstrip() + "\n")
