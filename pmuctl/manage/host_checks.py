@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of a host: each looks at facts that were read before, and at nothing else."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pmuctl.host.machine import KvmAccess
+from pmuctl.host.sysfs import PATH_CPU
+from pmuctl.manage.choice import cpus_words
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.finding import Finding, Result
+from pmuctl.model.kernel import Probed
+from pmuctl.model.pmu import Pmu
+from pmuctl.uapi.kvm_arm64 import (
+    KVM_ARM_VCPU_PMU_V3_FILTER,
+    KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
+    KVM_ARM_VCPU_PMU_V3_SET_PMU,
+)
+
+HOST = "host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeDir:
+    """A directory of control sockets, and the users who may own it; None is not there (yet)."""
+
+    path: str
+    owners: tuple[int, ...]
+    owner: int | None = None
+    mode: int = 0o755
+    is_directory: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What the checks of a host judge; None is what could not be found out, or not of this one.
+
+    `processes` are those that could not be looked at, `is_partial` that others are hidden.
+    """
+
+    uid: int
+    pmus: Sequence[Pmu]
+    online: CpuSet | None = None
+    kvm: KvmAccess | None = None
+    probed: Probed | None = None
+    directories: Sequence[RuntimeDir] = ()
+    processes: int = 0
+    is_partial: bool = False
+    has_debugfs: bool | None = None
+
+
+def check_host(facts: HostFacts) -> list[Finding]:
+    """Every check of a host, in the order of CHECKS; what nothing is known of has no finding."""
+    return [finding for check in CHECKS.values() for finding in check(facts)]
+
+
+def _kvm(facts: HostFacts) -> Iterator[Finding]:
+    match facts.kvm:
+        case KvmAccess.USABLE:
+            yield _passed("host.kvm", "/dev/kvm can be used")
+        case KvmAccess.DENIED:
+            yield _warned(
+                "host.kvm",
+                "/dev/kvm may not be opened by this user: neither it nor its VMMs have KVM",
+                fix="usermod -aG kvm USER",
+            )
+        case KvmAccess.MISSING:
+            yield _failed(
+                "host.kvm",
+                "there is no /dev/kvm: the kernel has no KVM, or was not started at EL2",
+                fix="dmesg | grep -i kvm",
+            )
+
+
+def _vpmu(facts: HostFacts) -> Iterator[Finding]:
+    if facts.kvm is not KvmAccess.USABLE:
+        return
+    if facts.probed is None or facts.probed.has_vpmu is None:
+        why = "KVM could not be asked whether guests can have a PMU"
+        yield _warned("host.vpmu", why, fix="pmuctl host info")
+    elif facts.probed.has_vpmu:
+        yield _passed("host.vpmu", "KVM gives guests a PMU (KVM_CAP_ARM_PMU_V3)")
+    else:
+        why = f"KVM has no KVM_CAP_ARM_PMU_V3: guests have no PMU; {_cause(facts.pmus)}"
+        yield _failed("host.vpmu", why, fix="pmuctl host info")
+
+
+def _cause(pmus: Sequence[Pmu]) -> str:
+    """What is known to take the capability away, as far as there is evidence of it."""
+    if not pmus:
+        return "the kernel has found no PMU of its own CPUs"
+    if all(pmu.name.startswith("apple_") for pmu in pmus):
+        return "before v6.15 KVM has none for Apple's PMUs"
+    if len(pmus) > 1:
+        names = ", ".join(pmu.name for pmu in pmus)
+        return (
+            f"there are several PMUs ({names}), and since v6.6 there is none where their versions "
+            "differ (ID_AA64DFR0_EL1.PMUVer)"
+        )
+    return "no arm64 host, or CPUs without PMUv3"
+
+
+def _attributes(facts: HostFacts) -> Iterator[Finding]:
+    if facts.probed is None or not facts.probed.has_vpmu:
+        return
+    attributes = facts.probed.attributes
+    missing = [
+        f"{name} (since {since})"
+        for name, number, since in (
+            ("SET_PMU", KVM_ARM_VCPU_PMU_V3_SET_PMU, "v5.18"),
+            ("FILTER", KVM_ARM_VCPU_PMU_V3_FILTER, "v5.10"),
+        )
+        if number not in attributes
+    ]
+    fix = "pmuctl host capabilities"
+    if missing:
+        why = f"this KVM lacks {', '.join(missing)}: a newer kernel is needed"
+        yield _failed("host.attributes", why, fix=fix)
+    elif KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS not in attributes:
+        yield _passed("host.attributes", "SET_PMU and FILTER; the number of counters stays fixed")
+    else:
+        yield _passed("host.attributes", "SET_PMU, FILTER and SET_NR_COUNTERS")
+
+
+def _pmus(facts: HostFacts) -> Iterator[Finding]:
+    if not facts.pmus:
+        why = "the kernel has no CPU PMU: no guest can count"
+        yield _failed("host.pmus", why, fix="dmesg | grep -i pmu")
+        return
+    covered = CpuSet.of(cpu for pmu in facts.pmus if pmu.cpus for cpu in pmu.cpus)
+    bare = facts.online - covered if facts.online is not None else CpuSet()
+    if any(pmu.cpus is None for pmu in facts.pmus):
+        why = "the CPUs of a PMU cannot be read"
+        yield _warned("host.pmus", why, fix="pmuctl pmu list")
+    elif bare:
+        why = f"{cpus_words(bare)} of no PMU: a VM that is made or runs there does not count"
+        yield _warned("host.pmus", why, fix="pmuctl pmu cpus")
+    elif len(facts.pmus) > 1:
+        names = ", ".join(f"{pmu.name} ({pmu.cpus})" for pmu in facts.pmus)
+        why = f"{len(facts.pmus)} PMUs, of which a VM has one: {names}"
+        yield _passed("host.pmus", why)
+    else:
+        yield _passed("host.pmus", f"{facts.pmus[0].name} is the PMU of all CPUs")
+
+
+def _pmu_online(facts: HostFacts) -> Iterator[Finding]:
+    for pmu in facts.pmus:
+        if not pmu.cpus or pmu.online is None:
+            continue
+        if pmu.online:
+            why = f"CPUs {pmu.online} of {pmu.cpus} are online"
+            yield Finding(id="host.pmu-online", subject=pmu.name, result=Result.PASS, why=why)
+        else:
+            yield Finding(
+                id="host.pmu-online",
+                subject=pmu.name,
+                result=Result.WARN,
+                why=f"none of its CPUs {pmu.cpus} is online: no VM can count with it",
+                fix=bring_online(pmu.cpus),
+            )
+
+
+def _runtime_dir(facts: HostFacts) -> Iterator[Finding]:
+    for its in facts.directories:
+        why, fix = "only its owner can put control sockets there", None
+        path = shlex.quote(its.path)
+        if its.owner is None:
+            why = "it is not there; the first VM makes it"
+        elif not its.is_directory:
+            why, fix = "it is no directory: control sockets in it are not believed", f"rm {path}"
+        elif its.owner not in its.owners:
+            why = f"it is uid {its.owner}'s, who could speak for VMs of others"
+            fix = f"chown {its.owners[-1]} {path}"
+        elif its.mode & 0o022:
+            why = f"others may write to it (mode {its.mode & 0o7777:o}): anybody could be a VM"
+            fix = f"chmod go-w {path}"
+        yield Finding(
+            id="host.runtime-dir",
+            subject=its.path,
+            result=Result.WARN if fix else Result.PASS,
+            why=why,
+            fix=fix,
+        )
+
+
+def _processes(facts: HostFacts) -> Iterator[Finding]:
+    if facts.processes or facts.is_partial:
+        what = f"{facts.processes} processes may not be read"
+        if facts.is_partial:
+            what = "the processes of other users are hidden"
+        yield _warned("host.processes", f"{what}: VMs of theirs are not seen", fix=_as_root(facts))
+    else:
+        yield _passed("host.processes", "all processes can be looked at")
+
+
+def _debugfs(facts: HostFacts) -> Iterator[Finding]:
+    if facts.has_debugfs is None:
+        return
+    if facts.has_debugfs:
+        yield _passed("host.debugfs", "KVM tells there which thread runs which vCPU")
+    else:
+        why = "KVM's debugfs cannot be read: which thread runs a vCPU is known from less"
+        yield _warned("host.debugfs", why, fix=_as_root(facts) or MOUNT_DEBUGFS)
+
+
+MOUNT_DEBUGFS = "mount -t debugfs none /sys/kernel/debug"
+
+Check = Callable[[HostFacts], Iterator[Finding]]
+
+CHECKS: Mapping[str, Check] = {
+    "host.kvm": _kvm,
+    "host.vpmu": _vpmu,
+    "host.attributes": _attributes,
+    "host.pmus": _pmus,
+    "host.pmu-online": _pmu_online,
+    "host.runtime-dir": _runtime_dir,
+    "host.processes": _processes,
+    "host.debugfs": _debugfs,
+}
+
+
+def bring_online(cpus: CpuSet) -> str:
+    """The command that brings the first of these CPUs online."""
+    return f"echo 1 >/{PATH_CPU}/cpu{next(iter(cpus))}/online"
+
+
+def _as_root(facts: HostFacts) -> str | None:
+    return "sudo pmuctl doctor" if facts.uid != 0 else None
+
+
+def _passed(id: str, why: str) -> Finding:
+    return Finding(id=id, subject=HOST, result=Result.PASS, why=why)
+
+
+def _warned(id: str, why: str, *, fix: str | None) -> Finding:
+    return Finding(id=id, subject=HOST, result=Result.WARN, why=why, fix=fix)
+
+
+def _failed(id: str, why: str, *, fix: str | None) -> Finding:
+    return Finding(id=id, subject=HOST, result=Result.FAIL, why=why, fix=fix)
