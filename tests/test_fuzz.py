@@ -25,6 +25,7 @@ from pmuctl.control.schema import SchemaError
 from pmuctl.control.server import Server
 from pmuctl.control.wire import MESSAGE_MAX, Decoder, WireError, encode, error_from
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
+from pmuctl.host.captured import CapturedProcfs, scan_captured_vms
 from pmuctl.host.cgroup import read_cpuset
 from pmuctl.host.cpus import scan_present
 from pmuctl.host.machine import scan_captured, write_capture
@@ -36,6 +37,7 @@ from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
 from pmuctl.model.event import format_events, parse_events
 from pmuctl.model.pmu import OtherPmu, Pmu
 from pmuctl.model.selector import match_pmus, select_pmu
+from pmuctl.model.vmm import identify
 from pmuctl.render.text import printable
 from tests.fakes.vmm import FakeVm, fake_proc
 
@@ -345,6 +347,102 @@ def grow_file(path: Path, rng: random.Random) -> None:
         path.write_text(rng.choice(("0-3\n", "0-1\n", "2\n", "\n")))
     else:
         path.write_bytes(odd_text(rng, NUMBERS).encode(errors="surrogateescape"))
+
+
+PROC_WORDS = [
+    *"0 1 7 5120 5121 -1 S T Z (x) ) ( 0-3 2-3 0,2 29 0x14 0xae80 running".split(),
+    *"Uid:\t0\t0\t0\t0 Cpus_allowed_list:\t0-3 PPid:\t1 Name:\tx Tgid:\t5120".split(" "),
+    *("qemu-system-aarch64\0-name\0a", "lkvm\0run\0--pmu", "CPU 0/KVM", "vcpu1", "kvm-vcpu-2"),
+    *("-qmp\0unix:q,server=on", "-cpu\0host,pmu=off", "-name\0guest=a,,b,x=", "firecracker"),
+]
+PROC_LINKS = (
+    *("anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "anon_inode:kvm-vcpu:1", "/dev/null", "/"),
+    *("anon_inode:kvm-vcpu:" + "9" * 30, "anon_inode:kvm-vcpu-stats:0", "socket:[1]", ".."),
+)
+PROC_FILES = (
+    *(f"5120/{name}" for name in ("status", "stat", "cmdline", "comm", "cgroup")),
+    *(f"5120/task/{tid}/{name}" for tid in (5120, 5121) for name in ("stat", "status", "comm")),
+    *("5120/task/5121/syscall", "5120/task/x/comm", "pmuctl-unreadable", "1/stat"),
+    *("../sys/kernel/debug/kvm/5120-9/vcpu0/pid", "../sys/kernel/debug/kvm/5120-8/vcpu1/pid"),
+)
+
+
+def grow_processes(proc: Path, rng: random.Random, *, is_live: bool) -> None:
+    """A /proc of a VMM and others, in which whatever can be bent may be so.
+
+    A live one has no FIFOs, at which a reader would wait.
+    """
+    for folder in ("5120/fd", "1/fd"):
+        for old in (proc / folder).iterdir():
+            old.unlink()
+        for _ in range(rng.randrange(6)):
+            name = rng.choice(("9", "8", "20", "21", "x", "-1", "٣", "9" * 200, "1_0"))
+            with suppress(FileExistsError):
+                (proc / folder / name).symlink_to(rng.choice(PROC_LINKS))
+    if rng.random() < 0.7:
+        with suppress(FileExistsError):
+            (proc / "5120/fd/9").symlink_to(PROC_LINKS[0])
+    good = f"5120 (a) b) S {'0 ' * 18}7 {'0 ' * 16}1 0 0 0 7 0\n"
+    for file in PROC_FILES:
+        path = proc / file
+        with suppress(FileNotFoundError):
+            path.unlink()
+        kind = rng.random()
+        if kind < 0.1:
+            continue
+        if kind < 0.15:
+            path.symlink_to(rng.choice(("/", "..", "/etc/passwd", "stat", "x" * 200)))
+        elif kind < 0.18 and not is_live:
+            os.mkfifo(path)
+        elif kind < 0.3:
+            path.write_bytes(rng.randbytes(rng.randrange(60)))
+        elif kind < 0.9 and file.endswith("stat"):
+            path.write_text(good)
+        else:
+            text = odd_text(rng, PROC_WORDS, separators=" \n\0\t")
+            path.write_bytes(text.encode(errors="surrogateescape"))
+
+
+def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
+    root = dump("two-pmus-6.12")
+    for file in PROC_FILES:
+        (root / "proc" / "x").mkdir(parents=True, exist_ok=True)
+        (root / "proc" / file).parent.mkdir(parents=True, exist_ok=True)
+    for pid in ("5120", "1"):
+        (root / "proc" / pid / "fd").mkdir()
+    seen = 0
+    for seed, rng in seeds(600):
+        is_live = seed % 3 == 0
+        grow_processes(root / "proc", rng, is_live=is_live)
+        verb = rng.choice(("list", "vcpus", "show a", "show pid/5120", "list -O", "list -J -O"))
+        out, err = io.StringIO(), io.StringIO()
+        env = Env(
+            stdout=guarded(out),
+            stderr=err,
+            environ={"PMUCTL_RUNTIME_DIR": str(tmp_path / "none")},
+            uid=0,
+            processes=Procfs(root / "proc"),
+            live=Sysfs(root),
+        )
+        with told(seed, verb):
+            place = () if is_live else ("--sysroot", str(root))
+            status = main(["vm", *verb.split(), *place], env)
+            assert status in (0, 2, 4), err.getvalue()
+            seen += "5120" in out.getvalue()
+            assert "\x1b" not in out.getvalue() + err.getvalue()
+            if seed % 50 == 0 and not is_live:
+                procs = CapturedProcfs(root / "proc")
+                write_capture(scan_captured_vms(procs), tmp_path / f"proc{seed}")
+    assert seen > 50
+
+
+def test_command_lines_of_vmms() -> None:
+    for seed, rng in seeds(10_000):
+        words = odd_text(rng, PROC_WORDS, separators="\0").split("\0")
+        with told(seed, words):
+            its = identify(words, odd_text(rng, PROC_WORDS))
+            assert its.name is None or (its.name and "/" not in its.name)
+            assert all(path and "\0" not in path for path in its.monitors)
 
 
 ANSWER: Mapping[str, object] = {
