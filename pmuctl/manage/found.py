@@ -184,7 +184,10 @@ def _vm(
 ) -> Vm:
     pid, identity = process.pid, process.identity
     vcpus = tuple(_vcpu(procs, pid, index, threads.get(index)) for index in indices)
-    has_run = any(its.has_run for its in vcpus)
+    # a thread that spent time in a guest is a vCPU's, though it may not be known of which
+    has_run = any(its.has_run for its in vcpus) or (
+        bool(vcpus) and any(procs.guest_time(pid, tid) for tid in procs.threads(pid))
+    )
     leader = procs.thread_stat(pid, pid)
     state = VmState.STARTING
     if has_run or (monitor and monitor.status == "running"):

@@ -263,7 +263,8 @@ def test_the_best_evidence_is_taken(machine: Machine) -> None:
 def test_without_evidence_nothing_is_said(machine: Machine) -> None:
     with_vmm(machine, 6000, "vmm", has_names=False)
     assert evidence(machine) == [(None, None), (None, None)]
-    assert [its["state"] for its in listed(machine)] == ["starting"]
+    # that a thread of it was in a guest is known all the same
+    assert [its["state"] for its in listed(machine)] == ["running"]
     assert machine.run("vm", "vcpus").lines[1].split()[2:5] == ["?", "?", "?"]
 
 
