@@ -62,7 +62,7 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
     )
     try:
         try_to_trace(supervisor, int(pid), procs, stay=must_stay)
-        service.open(supervisor.set_attr)
+        service.open(supervisor.set_attr, lambda: supervisor.tracer.stops)
     except PmuctlError as error:
         parcel.send(launcher, parcel.error_text(error))
         return

@@ -54,12 +54,13 @@ class Service:
         """The process that makes VMs, or is expected to."""
         return self._door.pid
 
-    def open(self, make: SetAttr) -> None:
+    def open(self, make: SetAttr, stops: Callable[[], int]) -> None:
         """Begin to serve; raises what Server does where the socket cannot be had.
 
-        `make` makes a call in the held thread of the VM.
+        `make` makes a call in the held thread of the VM, `stops` counts the stops so far.
         """
         self._door.make = make
+        self._stops = stops
         self._serve()
         self._write()
 
@@ -77,7 +78,9 @@ class Service:
         if self._stack is None:  # the one before has ended
             with suppress(PmuctlError):
                 self._serve()
-        self._write(pid=pid, start=self._procs.start_time(pid) or 0, applied=(), problem=None)
+        self._write(
+            pid=pid, start=self._procs.start_time(pid) or 0, applied=(), problem=None, stops=None
+        )
 
     def ended(self) -> None:
         """The process is gone. Of a VM that did not start the record stays, to say why."""
@@ -93,6 +96,8 @@ class Service:
         self._known = tuple(vcpus)
         if not self._orders.hold or self._is_reached:
             self._door.known = self._known
+        if self._record.stops is None and all(vcpu.has_run for vcpu in vcpus):
+            self._write(stops=self._stops())
 
     def applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""

@@ -40,7 +40,7 @@ def orphan(entry: Entry, procs: Procfs) -> Vm | None:
     """
     owner = _owner(entry)
     record = _record_of(entry, owner)
-    if record is None or record.ended or entry.name not in (None, record.name):
+    if record is None or entry.name not in (None, record.name):
         return None
     # the user first: that the process is the same afterwards tells that it was its user
     uid = procs.uid(record.pid)
