@@ -12,6 +12,7 @@ if __name__ == "__main__":
     # run by its path, for the interpreter to look nowhere else
     sys.path.insert(0, __file__.rpartition("/pmuctl/")[0])
 
+import gc
 import os
 import socket
 from contextlib import suppress
@@ -72,6 +73,7 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
         if listener is not None:
             parcel.send(launcher, b"")
             launcher.close()
+            gc.freeze()  # what is here stays: no VMM is to wait for a look at all of it
             watch.over(supervisor, Listener(listener), service)
     finally:
         service.ended()

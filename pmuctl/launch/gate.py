@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executing a VMM in place, with the gate in front of it and a supervisor beside it."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -38,7 +39,7 @@ def launch(
     nothing was started.
     """
     machine = this_machine()
-    ours, theirs = socket.socketpair()
+    ours, theirs = map(_clear_of_the_streams, socket.socketpair())
     with ours:
         with theirs:
             _start_supervisor(orders.name, theirs, supervisor)
@@ -58,6 +59,12 @@ def launch(
                 fix="check that this Python can be run by this user",
             ) from None
     execute(executable, argv, environ)
+
+
+def _clear_of_the_streams(its: socket.socket) -> socket.socket:
+    """The socket where no closed stdin, stdout or stderr is, nor what the supervisor has as 3."""
+    with its:
+        return socket.socket(fileno=fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 4))
 
 
 def _introduce(ours: socket.socket, orders: Orders) -> None:
@@ -89,6 +96,7 @@ def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> Non
             null = os.open(os.devnull, os.O_RDWR)
             for fd in range(3):
                 os.dup2(null, fd)
+                os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
             os.dup2(theirs.fileno(), 3)
             os.closerange(4, os.sysconf("SC_OPEN_MAX"))
             words = [sys.executable, "-I", "-S", str(supervisor), name, "3"]

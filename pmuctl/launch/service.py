@@ -37,6 +37,7 @@ class Service:
         self._door = SupervisedDoor(orders, pid, wake)
         self._stack: ExitStack | None = None
         self._known: tuple[VcpuStatus, ...] = ()
+        self._is_behind = False
         self._is_reached = False
         self._path = record_path(orders.socket)
         self._lock = threading.Lock()
@@ -62,7 +63,8 @@ class Service:
         self._door.make = make
         self._stops = stops
         self._serve()
-        self._write()
+        self._note()
+        self.rest()
 
     def _serve(self) -> None:
         with ExitStack() as stack:
@@ -78,7 +80,7 @@ class Service:
         if self._stack is None:  # the one before has ended
             with suppress(PmuctlError):
                 self._serve()
-        self._write(
+        self._note(
             pid=pid, start=self._procs.start_time(pid) or 0, applied=(), problem=None, stops=None
         )
 
@@ -87,9 +89,11 @@ class Service:
         if self._stack is not None:
             self._stack.close()
             self._stack = None
-        if self._record.problem is None:
-            with suppress(OSError):
-                remove_record(self._path)
+        if self._record.problem is not None:
+            self.rest()
+            return
+        with suppress(OSError):
+            remove_record(self._path)
 
     def has(self, vcpus: Sequence[VcpuStatus]) -> None:
         """These are the vCPUs of the VM made last."""
@@ -97,7 +101,7 @@ class Service:
         if not self._orders.hold or self._is_reached:
             self._door.known = self._known
         if self._record.stops is None and all(vcpu.has_run for vcpu in vcpus):
-            self._write(stops=self._stops())
+            self._note(stops=self._stops())
 
     def applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""
@@ -106,7 +110,7 @@ class Service:
             return
         number, name = orders.pmu
         self._server.settings.adopt(Wanted(type=number, name=name, filter=orders.filter))
-        self._write(
+        self._note(
             pmu=orders.pmu,
             filter=orders.filter,
             cpus=orders.affinity,
@@ -118,7 +122,7 @@ class Service:
         its = Problem(
             message=error.message, why=error.why, fix=error.fix, status=int(ExitStatus.ENDED)
         )
-        self._write(problem=its)
+        self._note(problem=its)
 
     def held(self) -> None:
         """The window is open, and stays so; raises PmuctlError where what was ordered fails."""
@@ -171,10 +175,18 @@ class Service:
         change = Applied(when=int(time.time()), by=by, steps=words)
         with self._lock:
             applied = (*self._record.applied, change)
-        self._write(pmu=given.pmu, filter=given.filter, cpus=given.affinity, applied=applied)
+        self._note(pmu=given.pmu, filter=given.filter, cpus=given.affinity, applied=applied)
 
-    def _write(self, **changes: object) -> None:
+    def _note(self, **changes: object) -> None:
+        """For the record, once nobody waits for the supervisor."""
         with self._lock:
             self._record = replace(self._record, **changes)  # type: ignore[arg-type]
-            with suppress(OSError):  # it is for those who ask later; the VM does not wait for it
-                write_record(self._path, self._record)
+            self._is_behind = True
+
+    def rest(self) -> None:
+        """Nobody is stopped: there is time to write down what became of the VM."""
+        with self._lock:
+            if self._is_behind:
+                self._is_behind = False
+                with suppress(OSError):  # it is for those who ask later
+                    write_record(self._path, self._record)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor's rules: when to attach to a VMM, what to do at a window, when to let go."""
 
-import errno
 import os
 import signal
 import time
@@ -9,19 +8,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pmuctl.errors import (
-    DeniedError,
     ExitStatus,
     PmuctlError,
-    UnreachableError,
-    UnsupportedError,
 )
 from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
-from pmuctl.launch.calls import Call
+from pmuctl.launch.calls import Call, attr_call
 from pmuctl.launch.hold import HOLD_SECONDS, Hold
 from pmuctl.launch.listener import Listener, Notification
 from pmuctl.launch.machine import Machine
-from pmuctl.launch.obstacles import not_traceable
+from pmuctl.launch.obstacles import no_memory, no_vpmu, not_released, not_traceable
 from pmuctl.launch.orders import Orders
 from pmuctl.launch.place import Placement
 from pmuctl.launch.roster import Roster
@@ -30,6 +26,8 @@ from pmuctl.launch.tracee import Tracee
 from pmuctl.launch.tracer import Tracer
 from pmuctl.launch.voice import Voice
 from pmuctl.launch.window import NewVcpu, Windows
+from pmuctl.uapi.kvm import KVM_HAS_DEVICE_ATTR
+from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
 LOOK_SECONDS = 0.2
 """How long after its window a VMM is first looked at for vCPUs that run."""
@@ -73,6 +71,11 @@ class Supervisor:
         self._look_at = float("inf")
         self._look_again = LOOK_SECONDS
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a VMM waits for what is done here."""
+        return self._hold is None and self.tracer.is_following
+
     # --- turns ---------------------------------------------------------------------------------
 
     def turn(self) -> float | None:
@@ -87,12 +90,15 @@ class Supervisor:
         left = self._look_at - time.monotonic()
         return None if left == float("inf") else max(0.0, left)
 
+    def hush(self) -> None:
+        """The VMM has ended, perhaps before it made any vCPU: whoever reads its stderr waits."""
+        self._voice.close()
+
     def at_gate(self, listener: Listener, waiting: Notification) -> None:
         """A thread waits for its KVM_CREATE_VCPU: let it on only where that is followed."""
         thread = self.tracer.threads.get(waiting.tid)
         if thread is not None and thread.followed and thread.call is not None:
-            if thread.leaving:  # it had stopped at the entry just before it was to be let go
-                self._follow(listener, waiting, thread.tgid)
+            thread.leaving = False  # it had stopped at the entry just before it was to be let go
             listener.let_on(waiting)
             return
         tgid = self._procs.tgid(waiting.tid)
@@ -104,7 +110,9 @@ class Supervisor:
 
     def _follow(self, listener: Listener, waiting: Notification, tgid: int) -> bool:
         try:
-            self.tracer.follow(tgid)
+            self.tracer.follow(waiting.tid, tgid)
+        except ProcessLookupError:
+            return False
         except PermissionError:
             self._cannot_follow(listener, waiting, tgid)
             return False
@@ -156,6 +164,7 @@ class Supervisor:
         self._meet(vcpu)
         if self._awaits_hold:
             self._windows.awaits_attribute = True
+            self._follow_all(thread)
             return
         try:
             words = self._apply(thread, vcpu, self._calls)
@@ -169,15 +178,33 @@ class Supervisor:
     def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """A vCPU was made to run without a vPMU."""
         self._meet(vcpu)
-        self._fail(
-            thread,
-            UnsupportedError(
-                "its VMM makes vCPUs without a vPMU",
-                why="KVM_ARM_VCPU_INIT came without the feature KVM_ARM_VCPU_PMU_V3",
-                fix="give the VM a PMU by the VMM's own option (QEMU: -cpu host,pmu=on)",
-                errno="ENODEV",
-            ),
-        )
+        self._fail(thread, no_vpmu())
+
+    def spread(self, thread: Tracee) -> None:
+        """Other threads can learn of a new vCPU from here on: miss none of them.
+
+        One that knew of it before may have initialised it already; KVM has the PMU's attributes
+        for such a vCPU only.
+        """
+        tgid = thread.tgid
+        if self.tracer.follows_all(tgid) or not self._follow_all(thread):
+            return
+        again = thread.skip_call()
+        for vcpu in self._windows.of_process(tgid):
+            call = attr_call(KVM_ARM_VCPU_PMU_V3_SET_PMU, b"")
+            if thread.ioctl(vcpu.fd, KVM_HAS_DEVICE_ATTR, call.argument) == 0:
+                self._windows.reach(thread, vcpu)
+            if thread.is_ending:
+                return
+        thread.set_registers(again)
+
+    def _follow_all(self, thread: Tracee) -> bool:
+        try:
+            self.tracer.follow_all(thread.tgid)
+        except PermissionError:
+            self._fail(thread, not_traceable(self._procs, thread.tgid))
+            return False
+        return True
 
     def at_attribute(self, thread: Tracee, fd: int) -> None:
         """A call for an attribute: if a vCPU's, this is where the VMM is held."""
@@ -231,7 +258,7 @@ class Supervisor:
             try:
                 result = thread.ioctl(fd, call.request, call.argument, call.pointer)
             except OSError as error:
-                raise _no_memory(error) from error
+                raise no_memory(error) from error
             if result < 0:
                 raise call.refusal(-result)
         return [call.words for call in calls]
@@ -291,7 +318,7 @@ class Supervisor:
         if ending := hold.asked_to_end():
             hold.end_by(ending)
         elif time.monotonic() >= hold.until:
-            self._fail(hold.thread, _not_released(self._orders.timeout or 0), is_final=True)
+            self._fail(hold.thread, not_released(self._orders.timeout or 0), is_final=True)
         elif released := self._story.released():
             self._release(hold, released)
         elif hold.is_wanted():
@@ -322,21 +349,3 @@ class Supervisor:
         self.tracer.let_go()
         self.tracer.free(hold.thread)
         self._look_soon()
-
-
-def _not_released(seconds: float) -> PmuctlError:
-    return UnreachableError(
-        "nobody released it",
-        why=f"it was held for {seconds:g} s (--timeout)",
-        fix="pmuctl vm set and pmuctl vm release while it is held",
-    )
-
-
-def _no_memory(error: OSError) -> PmuctlError:
-    return DeniedError(
-        "no call can be put into the VMM",
-        why=f"its memory may not be written: {error.strerror}; it may have made itself "
-        "undumpable (PR_SET_DUMPABLE 0)",
-        fix="run pmuctl as root, or start the VMM so that it may be debugged",
-        errno=errno.errorcode.get(error.errno or 0),
-    )

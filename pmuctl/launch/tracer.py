@@ -63,6 +63,7 @@ class Tracer:
         self._machine = machine
         self._procs = procs
         self._watcher = watcher
+        self._whole: set[int] = set()
 
     @property
     def is_following(self) -> bool:
@@ -76,11 +77,20 @@ class Tracer:
         self.threads[tid] = thread
         return thread
 
-    def follow(self, tgid: int) -> None:
-        """Trace every thread of a process, and stop each one at its system calls from now on.
+    def follow(self, tid: int, tgid: int) -> None:
+        """Stop one thread at its system calls from now on; raises OSError (EPERM, ESRCH)."""
+        thread = self.threads.get(tid) or self.seize(tid, tgid)
+        thread.leaving = False
+        if not thread.followed:
+            thread.followed = True
+            thread.interrupt()
+
+    def follow_all(self, tgid: int) -> None:
+        """Stop every thread of a process at its system calls; from the return on, none is missed.
 
         Raises OSError (EPERM) where a thread may not be traced; some may be by then.
         """
+        self._whole.add(tgid)
         missed = True
         while missed:  # a thread that is not traced yet can make others
             missed = False
@@ -95,10 +105,16 @@ class Tracer:
                         raise
         for thread in self._of(tgid):
             thread.leaving = False
-            if not thread.followed:
-                thread.followed = True
-                with suppress(ProcessLookupError):
-                    thread.interrupt()
+            if thread.followed:
+                continue
+            thread.followed = True
+            with suppress(ProcessLookupError):
+                thread.interrupt()
+                self.take_stop(thread.tid)
+
+    def follows_all(self, tgid: int) -> bool:
+        """Whether no thread of a process is missed."""
+        return tgid in self._whole
 
     def let_run(self, tgid: int) -> None:
         """Keep tracing the threads of a process without stopping them at system calls."""
@@ -112,6 +128,7 @@ class Tracer:
 
     def let_go(self) -> None:
         """Trace nobody any more, each from its next harmless stop on."""
+        self._whole.clear()
         for thread in self.threads.values():
             thread.leaving = True
             with suppress(ProcessLookupError):
@@ -123,15 +140,16 @@ class Tracer:
 
     def take_stops(self) -> None:
         """Give every thread that has stopped, or ended, its turn."""
-        while self.take_stop(os.WNOHANG):
+        while self.take_stop(-1, os.WNOHANG):
             pass
 
-    def take_stop(self, flags: int = 0) -> bool:
-        """Wait for one stop, or not (WNOHANG); whether there was one."""
+    def take_stop(self, which: int = -1, flags: int = 0) -> bool:
+        """Wait for a stop of one thread, or any (-1), or do not wait; whether there was one."""
         try:
-            tid, status = os.waitpid(-1, WALL | flags)
+            tid, status = os.waitpid(which, WALL | flags)
         except ChildProcessError:
-            self.threads.clear()
+            if which < 0:
+                self.threads.clear()
             return False
         if not tid:
             return False
@@ -190,7 +208,7 @@ class Tracer:
 
     def _born(self, tid: int) -> Tracee:
         thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
-        thread.followed = any(its.followed for its in self._of(thread.tgid))
+        thread.followed = thread.tgid in self._whole
         thread.leaving = any(its.leaving for its in self._of(thread.tgid))
         self.threads[tid] = thread
         self._watcher.born(thread)

@@ -21,6 +21,9 @@ class Watched(Protocol):
     def ended(self) -> None:
         """It is gone."""
 
+    def rest(self) -> None:
+        """None of its threads is stopped."""
+
 
 class Watch:
     """One loop, of the thread that made this: only that thread may trace."""
@@ -46,6 +49,8 @@ class Watch:
         stands = True
         while stands or supervisor.tracer.threads:
             left = supervisor.turn()
+            if not supervisor.is_busy:
+                vmm.rest()
             self._watch_end(poll, vmm.pid)
             ready = dict(poll.poll(None if left is None else left * 1000))
             if self._read in ready:
@@ -54,6 +59,7 @@ class Watch:
                 poll.unregister(self._pidfd)
                 os.close(self._pidfd)
                 self._pidfd = -1
+                supervisor.hush()
                 vmm.ended()
             if listener.fd in ready:
                 try:

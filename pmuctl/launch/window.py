@@ -46,6 +46,9 @@ class Master(Protocol):
     def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """It was made to run without a vPMU: there will be no window."""
 
+    def spread(self, thread: Tracee) -> None:
+        """At the entry of a call by which other threads could learn of a vCPU that is new."""
+
     def at_attribute(self, thread: Tracee, fd: int) -> None:
         """At the entry of a call for an attribute that is, if `fd` is a vCPU, one of its PMU."""
 
@@ -65,6 +68,10 @@ class Windows:
 
     def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """At the entry of a call of a thread that is followed."""
+        mine = any(vcpu.tgid == thread.tgid for vcpu in self._new)
+        quiet = (self._machine.nr_ioctl, self._machine.nr_mmap, self._machine.nr_close)
+        if mine and nr not in self._machine.private and nr not in quiet:
+            self._master.spread(thread)
         if nr == self._machine.nr_ioctl:
             self._entered_ioctl(thread, args[0], args[1] & REQUEST_BITS, args[2])
         elif nr == self._machine.nr_mmap and (vcpu := self._find(thread.tgid, args[4])):
@@ -122,6 +129,15 @@ class Windows:
     def is_idle(self) -> bool:
         """Whether there is nothing to follow any thread for."""
         return not self._new and not self.awaits_attribute
+
+    def of_process(self, tgid: int) -> list[NewVcpu]:
+        """The vCPUs of a process that wait for their window and are not initialised yet."""
+        return [vcpu for vcpu in self._new if vcpu.tgid == tgid and vcpu.has_vpmu is None]
+
+    def reach(self, thread: Tracee, vcpu: NewVcpu) -> None:
+        """A vCPU turned out to be initialised with a vPMU, by a thread that was not followed."""
+        vcpu.has_vpmu = True
+        self._reach(thread, vcpu)
 
     def ended(self, tgid: int) -> None:
         """A process is gone, and its vCPUs with it."""
