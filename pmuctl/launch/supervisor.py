@@ -129,9 +129,9 @@ class Supervisor:
         has_run = self._roster.pid == tgid and self._placement.running
         error.now = "no further vCPU was made" if has_run else "the VMM was ended"
         self._voice.say(error, tgid)
-        self._story.refused(error)
         listener.deny(waiting)
         if not has_run:
+            self._story.refused(error)
             with suppress(ProcessLookupError):
                 os.kill(tgid, signal.SIGKILL)
 
