@@ -92,7 +92,8 @@ class Hold:
             self.thread.exit_group(128 + its_signal)
             self.is_out = True
         else:
-            self._resume(followed=False)
+            # not only let go: another thread may have taken it, and be slower than this one
+            self._resume(followed=False, its_signal=its_signal)
 
     def asked_to_end(self) -> int | None:
         """The signal that asks the VMM to end, None where there is none."""
@@ -106,8 +107,8 @@ class Hold:
         pending = (masks["SigPnd"] | masks["ShdPnd"]) - masks["SigBlk"]
         return self.is_to_stop or bool(pending)
 
-    def _resume(self, *, followed: bool) -> None:
+    def _resume(self, *, followed: bool, its_signal: int = 0) -> None:
         self.is_out = True
         self.release()
         self.thread.followed = followed
-        self.thread.resume()
+        self.thread.resume(its_signal)

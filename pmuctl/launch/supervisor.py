@@ -308,7 +308,7 @@ class Supervisor:
         if hold is not None and hold.thread.tid not in self.tracer.threads:
             self._hold = None
         elif hold is not None:
-            if hold.is_out:
+            if hold.is_out or hold.thread.is_ending:
                 return
             with suppress(ProcessLookupError):
                 self._tend(hold)

@@ -176,6 +176,9 @@ class Tracer:
             return
         self.stops += 1
         thread = self.threads.get(tid) or self._born(tid)
+        if thread.is_ending:  # a signal came between: it is to make its call all the same
+            thread.resume()
+            return
         event, its_signal = status >> 16, os.WSTOPSIG(status)
         if its_signal == SYSCALL_STOP:
             if self._at_syscall(thread):

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         choices=("start", "init", "round"),
-        help="wait for a byte of input before the VM, the first KVM_ARM_VCPU_INIT, the second round",
+        help="wait for a byte of input: before the VM, after its first vCPU, or its first round",
     )
     add("--after", type=float, default=0, metavar="SEC", help="stay so long at the end")
     add("--rounds", type=int, default=1, metavar="N", help="rounds each vCPU runs (1)")
