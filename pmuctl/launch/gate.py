@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import resource
 import signal
 import socket
 import sys
@@ -98,11 +99,17 @@ def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> Non
                 os.dup2(null, fd)
                 os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
             os.dup2(theirs.fileno(), 3)
-            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+            os.closerange(4, _descriptors_max())
             words = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
             os.execve(sys.executable, words, {"LC_ALL": "C.UTF-8"})
     finally:
         os._exit(0)
+
+
+def _descriptors_max() -> int:
+    """One more than any descriptor can be; the soft limit may be below what is open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
 def execute(executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]) -> NoReturn:

@@ -76,15 +76,18 @@ class Placement:
         self._before[tid] = before or now
         return True
 
-    def give_back(self, makers: Mapping[int, int]) -> bool:
+    def give_back(self, made: Mapping[int, int], makers: Mapping[int, int]) -> bool:
         """Once all vCPUs run, give all other threads their masks back; whether that is done.
 
-        `makers` tells which thread made a vCPU. A mask that somebody changed meanwhile stays.
+        `made` maps the descriptors that KVM_CREATE_VCPU gave to the vCPUs' numbers, `makers`
+        those to the threads that asked. A mask that somebody changed meanwhile stays.
         """
         try:
-            fds = self._procs.vcpu_fds(self._pid)
+            found = self._procs.vcpu_fds(self._pid)
         except PermissionError:
-            fds = {}
+            found = {}
+        # a duplicate of a descriptor is no other vCPU
+        fds = {fd: index for fd, index in found.items() if made.get(fd) == index}
         tids = self._procs.threads(self._pid)
         if not tids:
             self._before, self.is_pending = {}, False

@@ -13,11 +13,16 @@ class Roster:
     def __init__(self) -> None:
         self.pid: int | None = None
         """The process that made the VM; None before there is one."""
+        self.made: dict[int, int] = {}
+        """Of that process, for all its VMs: descriptor of a vCPU to the vCPU's number."""
         self._vm_fd = -1
         self._vcpus: dict[int, NewVcpu] = {}
 
     def add(self, vcpu: NewVcpu) -> None:
         """Take in a vCPU that was made."""
+        if self.pid != vcpu.tgid:
+            self.made = {}
+        self.made[vcpu.fd] = vcpu.index
         # a number that is there already: the descriptor is that of a VM made since
         if (self.pid, self._vm_fd) != (vcpu.tgid, vcpu.vm_fd) or vcpu.index in self._vcpus:
             self._vcpus = {}

@@ -186,6 +186,7 @@ class Supervisor:
         One that knew of it before may have initialised it already; KVM has the PMU's attributes
         for such a vCPU only.
         """
+        thread.unblock_signals()  # a thread it makes would inherit that for good
         tgid = thread.tgid
         if self.tracer.follows_all(tgid) or not self._follow_all(thread):
             return
@@ -284,7 +285,7 @@ class Supervisor:
 
     def _look(self) -> None:
         """See which vCPUs run; once all do, threads that are none get their masks back."""
-        is_done = self._placement.give_back(self._roster.makers)
+        is_done = self._placement.give_back(self._roster.made, self._roster.makers)
         if self._placement.running:
             self._story.has(self._roster.statuses(self._placement.running))
         if is_done:
