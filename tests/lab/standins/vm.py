@@ -109,6 +109,11 @@ class StandinVm:
             self._memory = undo.enter_context(Memory(self._fd))
             self._undo = undo.pop_all()
 
+    @property
+    def fd(self) -> int:
+        """The VM's file descriptor."""
+        return self._fd
+
     def _create(self) -> int:
         while True:
             try:
