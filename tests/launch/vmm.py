@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 
 KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_GET_VCPU_MMAP_SIZE, KVM_RUN = 0xAE01, 0xAE41, 0xAE04, 0xAE80
 KVM_SET_USER_MEMORY_REGION, KVM_HAS_DEVICE_ATTR = 0x4020AE46, 0x4018AEE3
@@ -118,7 +119,9 @@ def make_vm(options: argparse.Namespace) -> None:
         ready.wait()
         ready.wait()
         if page is not None and (options.run or stays):
-            say(running=index, tid=threading.get_native_id(), mask=sorted(os.sched_getaffinity(0)))
+            mask = sorted(os.sched_getaffinity(0))
+            now = time.monotonic()
+            say(running=index, tid=threading.get_native_id(), mask=mask, at=now)
             result = ioctl(vcpu, KVM_RUN)
             say(ran=index, result=result, reason=page[2])
 
