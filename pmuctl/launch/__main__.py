@@ -52,7 +52,7 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
     must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
     supervisor = Supervisor(
         its,
-        [] if its.hold else [call_of(step) for step in steps(its)],
+        [call_of(step) for step in steps(its)],
         service,
         voice,
         this_machine(),
@@ -63,7 +63,8 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
     )
     try:
         try_to_trace(supervisor, int(pid), procs, stay=must_stay)
-        service.open(supervisor.set_attr, lambda: supervisor.tracer.stops)
+        keeper = supervisor.keeper
+        service.open(keeper.set_attr, keeper.check_cpus, lambda: supervisor.tracer.stops)
     except PmuctlError as error:
         parcel.send(launcher, parcel.error_text(error))
         return

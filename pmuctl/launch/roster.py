@@ -29,10 +29,9 @@ class Roster:
         self.pid, self._vm_fd = vcpu.tgid, vcpu.vm_fd
         self._vcpus[vcpu.index] = vcpu
 
-    @property
-    def first(self) -> NewVcpu:
-        """Any one: the settings of a VM are set through one of its vCPUs."""
-        return next(iter(self._vcpus.values()))
+    def find(self, fd: int) -> NewVcpu | None:
+        """The one with this descriptor."""
+        return next((vcpu for vcpu in self._vcpus.values() if vcpu.fd == fd), None)
 
     @property
     def makers(self) -> dict[int, int]:

@@ -28,7 +28,6 @@ from pmuctl.launch.listener import Listener
 from pmuctl.launch.machine import this_machine
 from pmuctl.launch.orders import Orders
 from pmuctl.launch.start import ignore_signals, own_socket, try_to_trace
-from pmuctl.launch.story import Release
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.voice import Voice
 from pmuctl.launch.watch import Watch
@@ -44,17 +43,16 @@ def filter_call(action: int) -> Call:
         words="KVM_SET_PMU_EVENT_FILTER",
         request=KVM_SET_PMU_EVENT_FILTER,
         argument=struct.pack("<IIIIIIIIQ", action, 1, 0, 0, 0, 0, 0, 0, 0xC0),
-        is_of_vm=True,
     )
 
 
 class Log:
     """A story as lines of a file."""
 
-    def __init__(self, path: Path, pid: int, calls: Sequence[Call]) -> None:
+    def __init__(self, orders: Orders, pid: int) -> None:
         self.pid = pid
-        self._path = path
-        self._calls = calls
+        self._path = orders.socket
+        self._orders = orders
         self.tell("ready", supervisor=os.getpid())
 
     def tell(self, what: str, **more: object) -> None:
@@ -74,16 +72,15 @@ class Log:
     def refused(self, error: PmuctlError) -> None:
         self.tell("refused", message=error.message, why=error.why)
 
-    def held(self) -> None:
+    def held(self, words: Sequence[str]) -> None:
+        self.tell("applied", words=list(words))
         self.tell("held")
 
     def carry_out(self) -> None:
         pass
 
-    def released(self) -> Release | None:
-        if not self._path.with_suffix(".release").exists():
-            return None
-        return Release(calls=self._calls, last=self._calls, cpus=None, placed={})
+    def released(self) -> Orders | None:
+        return self._orders if self._path.with_suffix(".release").exists() else None
 
     def ended(self) -> None:
         self.tell("ended")
@@ -100,7 +97,7 @@ def main(fd: int) -> None:
         pid, orders = text.split(b"\n", 1)
         its, watch = Orders.decode(orders), Watch()
         calls = [filter_call(7 if its.name.startswith("wrong") else 0)]
-        log = Log(its.socket, int(pid), calls)
+        log = Log(its, int(pid))
         supervisor = Supervisor(
             its,
             calls,
@@ -110,6 +107,7 @@ def main(fd: int) -> None:
             pid=int(pid),
             procs=Procfs(),
             threads=Threads(),
+            fd_of=lambda vcpu: vcpu.vm_fd,
         )
         try:
             try_to_trace(supervisor, int(pid), Procfs(), stay=False)

@@ -29,7 +29,7 @@ def states(its: Gated) -> set[str]:
 def test_released_it_makes_its_call_and_goes_on(kvm: Start) -> None:
     its = kvm(*HELD, orders=HOLD)
     its.event("held")
-    assert its.events("applied") == []
+    assert len(its.events("applied")) == 1
     release(its)
     assert "attribute" in its.hear("attribute")
     assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
@@ -124,10 +124,8 @@ def test_a_held_vmm_ends_with_its_supervisor(kvm: Start) -> None:
     assert its.status() == -signal.SIGKILL
 
 
-def test_what_cannot_be_set_at_release_ends_it(kvm: Start) -> None:
+def test_what_was_ordered_and_cannot_be_set_ends_it(kvm: Start) -> None:
     its = kvm(*HELD, prefix="wrong", orders=HOLD)
-    its.event("held")
-    release(its)
     assert its.status() == 125
     assert "KVM_SET_PMU_EVENT_FILTER was refused" in its.complaint()
     assert its.all_said("ran") == []

@@ -112,7 +112,6 @@ def test_a_step_as_the_ioctl_that_it_is() -> None:
     # struct kvm_device_attr: flags, group, attr, addr; then what addr is to point to
     assert its.argument == bytes(8) + bytes([3]) + bytes(15) + bytes([11, 0, 0, 0])
     assert its.pointer == 16
-    assert not its.is_of_vm
     assert call_of(lock()).argument[24:] == bytes([0, 0, 0, 0, 1, 0, 0, 0])
 
 
@@ -157,7 +156,7 @@ def test_a_vcpu_of_another_vm_begins_a_new_roster(other: NewVcpu) -> None:
     its.add(vcpu(1))
     its.add(other)
     assert list(its.makers) == [other.index]
-    assert its.first is other
+    assert its.find(other.fd) is other
     assert its.pid == other.tgid
 
 

@@ -91,14 +91,13 @@ def placement(process: Process) -> Placement:
 
 def test_all_threads_are_narrowed(process: Process, placement: Placement) -> None:
     process.masks[102] = CpuSet.parse("1-2")
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     assert process.shown() == {100: "2-3", 101: "2-3", 102: "2"}
-    assert placement.is_pending
 
 
 def test_without_cpus_none_is(process: Process, placement: Placement) -> None:
     placement.cpus = None
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     assert set(process.shown().values()) == {"0-3"}
 
 
@@ -106,21 +105,21 @@ def test_a_thread_that_is_born_meanwhile_is_narrowed_too(
     process: Process, placement: Placement
 ) -> None:
     process.on_place = lambda tid: process.thread(tid + 10) if tid < 130 else None
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     assert set(process.shown()) > {130, 131, 132}
     assert set(process.shown().values()) == {"2-3"}
 
 
 def test_a_thread_that_has_gone_is_passed_over(process: Process, placement: Placement) -> None:
     del process.masks[101]
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     assert process.shown() == {100: "2-3", 102: "2-3"}
 
 
 def test_a_mask_is_never_widened(process: Process, placement: Placement) -> None:
     process.masks[101] = CpuSet.parse("0-1")
     with pytest.raises(PinnedError) as error:
-        placement.narrow(PID, {})
+        placement.narrow(PID)
     assert error.value.message == "thread 101 may not run on any CPU of the PMU"
     assert error.value.why == (
         "it is pinned to 0-1, the PMU's CPUs are 2-3; a mask is never widened"
@@ -136,13 +135,13 @@ def test_a_mask_that_the_kernel_refuses(
 ) -> None:
     process.refuses[102] = number
     with pytest.raises(PinnedError) as error:
-        placement.narrow(PID, {})
+        placement.narrow(PID)
     assert error.value.message == "thread 102 could not be put on 2-3"
     assert why in str(error.value.why)
 
 
 def test_masks_come_back_only_once_all_vcpus_run(process: Process, placement: Placement) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     assert not placement.give_back(MADE, {})
     process.runs(101, 10)
     assert not placement.give_back(MADE, {})
@@ -152,22 +151,28 @@ def test_masks_come_back_only_once_all_vcpus_run(process: Process, placement: Pl
     assert placement.give_back(MADE, {1: 102})
     assert placement.running == {0: 101, 1: 102}
     assert process.shown() == {100: "0-3", 101: "2-3", 102: "2-3"}
-    assert not placement.is_pending
 
 
-def test_masks_from_before_somebody_else_placed_them_come_back(
+def test_a_mask_narrowed_to_other_cpus_counts_as_it_was_before(
     process: Process, placement: Placement
 ) -> None:
-    process.masks[100] = CpuSet.parse("2")
-    placement.narrow(PID, {100: CpuSet.parse("0,2")})
+    process.masks[100] = CpuSet.parse("0,2")
+    placement.narrow(PID)
+    assert process.shown() == {100: "2", 101: "2-3", 102: "2-3"}
+    placement.check(PID, CpuSet.parse("0-1"))
+    with pytest.raises(PinnedError):
+        placement.check(PID, CpuSet.parse("1"))
+    placement.cpus = CpuSet.parse("0-1")
+    placement.narrow(PID)
+    assert process.shown() == {100: "0", 101: "0-1", 102: "0-1"}
     process.runs(101, 10)
     process.runs(102, 11)
     assert placement.give_back(MADE, {})
-    assert process.shown()[100] == "0,2"
+    assert process.shown() == {100: "0,2", 101: "0-1", 102: "0-1"}
 
 
 def test_a_thread_born_later_gets_the_leaders_mask(process: Process, placement: Placement) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.thread(103, "2-3")
     process.runs(101, 10)
     process.runs(102, 11)
@@ -177,7 +182,7 @@ def test_a_thread_born_later_gets_the_leaders_mask(process: Process, placement: 
 
 def test_what_somebody_changed_meanwhile_stays(process: Process, placement: Placement) -> None:
     process.thread(103)
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.masks[100], process.masks[103] = CpuSet.parse("3"), CpuSet.parse("0")
     process.runs(101, 10)
     process.runs(102, 11)
@@ -186,17 +191,16 @@ def test_what_somebody_changed_meanwhile_stays(process: Process, placement: Plac
 
 
 def test_a_process_that_has_gone_is_done_with(process: Process, placement: Placement) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     for path in (process.root / str(PID) / "task").iterdir():
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
     assert placement.give_back(MADE, {})
-    assert not placement.is_pending
 
 
 def test_a_process_without_vcpus_waits(process: Process, placement: Placement) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     for link in (process.root / str(PID) / "fd").iterdir():
         link.unlink()
     assert not placement.give_back(MADE, {})
@@ -206,7 +210,7 @@ def test_a_process_without_vcpus_waits(process: Process, placement: Placement) -
 def test_the_name_of_a_thread_is_the_least_evidence(
     process: Process, placement: Placement, name: str
 ) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.thread(101, guest_time=5, name=name)
     process.thread(102, guest_time=5, name="CPU 9/KVM")  # there is no such vCPU
     assert placement.give_back(MADE, {})
@@ -214,7 +218,7 @@ def test_the_name_of_a_thread_is_the_least_evidence(
 
 
 def test_who_made_it_is_better_evidence(process: Process, placement: Placement) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.thread(101, guest_time=5, name="CPU 1/KVM")
     process.thread(102, guest_time=5, name="CPU 0/KVM")
     assert placement.give_back(MADE, {0: 101, 1: 102})
@@ -224,7 +228,7 @@ def test_who_made_it_is_better_evidence(process: Process, placement: Placement) 
 def test_a_maker_of_many_runs_none_of_them_for_that(
     process: Process, placement: Placement
 ) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.thread(100, guest_time=5, name="CPU 1/KVM")
     process.thread(101, guest_time=5)
     placement.give_back(MADE, {0: 100, 1: 100})
@@ -234,7 +238,7 @@ def test_a_maker_of_many_runs_none_of_them_for_that(
 def test_the_call_it_sleeps_in_is_the_best_evidence(
     process: Process, placement: Placement
 ) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.thread(101, call=RUN.format(fd=11), name="CPU 0/KVM")
     process.thread(102, call=RUN.format(fd=10), guest_time=7, name="CPU 1/KVM")
     assert placement.give_back(MADE, {0: 101, 1: 102})
@@ -242,7 +246,7 @@ def test_the_call_it_sleeps_in_is_the_best_evidence(
 
 
 def test_another_call_is_no_evidence(process: Process, placement: Placement) -> None:
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.thread(101, call=IDLE)
     process.thread(102, call=RUN.format(fd=10).replace("0xae80", "0xae41"))
     assert not placement.give_back(MADE, {})
@@ -253,7 +257,7 @@ def test_a_duplicate_of_a_descriptor_is_no_further_vcpu(
     process: Process, placement: Placement
 ) -> None:
     process.vcpu(20, 0)
-    placement.narrow(PID, {})
+    placement.narrow(PID)
     process.runs(101, 10)
     process.runs(102, 11)
     assert placement.give_back(MADE, {0: 100, 1: 100})
@@ -266,6 +270,6 @@ def test_descriptors_that_may_not_be_seen(process: Process, placement: Placement
 
     its = Placement(MACHINES["aarch64"], Hidden(process.root), process)
     its.cpus = placement.cpus
-    its.narrow(PID, {})
+    its.narrow(PID)
     process.runs(101, 10)
     assert not its.give_back(MADE, {})

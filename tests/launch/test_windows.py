@@ -2,9 +2,11 @@
 """Which calls of a VMM open a window, as VMMs make them; the threads are scripted."""
 
 import struct
+from pathlib import Path
 
 import pytest
 
+from pmuctl.host.procs import Procfs
 from pmuctl.launch.machine import MACHINES
 from pmuctl.launch.tracee import Tracee
 from pmuctl.launch.window import NewVcpu, Windows
@@ -29,14 +31,17 @@ class FakeTracee(Tracee):
         self.blocked = False
 
     def read(self, address: int, size: int) -> bytes:
-        assert address == ADDRESS
-        return self.memory[:size].ljust(size, b"\0")
+        offset = address - ADDRESS
+        return self.memory[offset : offset + size].ljust(size, b"\0")
 
     def block_signals(self) -> None:
         self.blocked = True
 
     def unblock_signals(self) -> None:
         self.blocked = False
+
+
+NOWHERE = Path("/nonexistent")
 
 
 class Master:
@@ -67,7 +72,7 @@ class Vmm:
 
     def __init__(self, windows: Windows | None = None, *, tid: int = 1, tgid: int = 1) -> None:
         self.master = Master()
-        self.windows = windows or Windows(ARM64, self.master)
+        self.windows = windows or Windows(ARM64, Procfs(NOWHERE), self.master)
         self.thread = FakeTracee(tid, tgid)
 
     def call(self, nr: int, *args: int, result: int = 0) -> None:
@@ -201,7 +206,7 @@ def test_a_vcpu_that_could_not_be_made_is_none(vmm: Vmm) -> None:
     vmm.ioctl(4, KVM_CREATE_VCPU, 0, result=-17)
     assert vmm.master.told == ["settled"]
     assert not vmm.thread.blocked
-    assert not vmm.thread.at_gate
+    assert not vmm.thread.is_entering
 
 
 def test_only_32_bits_of_a_request_and_of_a_descriptor_count(vmm: Vmm) -> None:
@@ -222,7 +227,7 @@ def test_the_same_descriptor_in_two_processes(vmm: Vmm) -> None:
 
 def test_a_process_that_has_ended_is_not_waited_for(vmm: Vmm) -> None:
     vmm.create(0)
-    vmm.windows.ended(1)
+    vmm.windows.gone(1)
     assert vmm.windows.is_idle
 
 
@@ -239,7 +244,7 @@ def test_a_hold_is_past_the_windows(vmm: Vmm) -> None:
 
 def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
     master = Master()
-    windows = Windows(MACHINES["x86_64"], master)
+    windows = Windows(MACHINES["x86_64"], Procfs(NOWHERE), master)
     args = (4, KVM_CREATE_VCPU, 2, 0, 0, 0)
     thread = FakeTracee()
     windows.entered(thread, 16, args)
