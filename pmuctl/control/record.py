@@ -13,7 +13,7 @@ from typing import Any
 
 from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.messages import FILTER, NAME, PERF_TYPE, PMU_NAME
-from pmuctl.control.schema import LIST_MAX, Bool, Int, List, Nullable, Obj, Str
+from pmuctl.control.schema import LIST_MAX, Int, List, Nullable, Obj, Str
 from pmuctl.host import kept
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
@@ -47,7 +47,8 @@ class Record:
     `pid` is the VMM's process, `start` when that began in clock ticks since boot
     (Procfs.start_time), `supervisor` the supervisor's pid and `began` the time of the start in
     seconds since the epoch. `pmu` is a perf type and its PMU's name, `cpus` what the threads of
-    vCPUs were narrowed to. `ended` tells that the VMM has ended.
+    vCPUs were narrowed to, `stops` how often its threads were stopped until its vCPUs ran, None
+    before that.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Record:
     cpus: CpuSet | None = None
     applied: tuple[Applied, ...] = ()
     problem: Problem | None = None
-    ended: bool = False
+    stops: int | None = None
 
 
 _PID = Int(least=1, most=0x7FFFFFFF)
@@ -94,7 +95,7 @@ _FORM = Obj(
                 }
             )
         ),
-        "ended": Bool(),
+        "stops": Nullable(Int()),
     },
     is_open=True,
 )
@@ -152,7 +153,7 @@ def to_json(record: Record) -> dict[str, object]:
             "fix": problem.fix,
             "status": problem.status,
         },
-        "ended": record.ended,
+        "stops": record.stops,
     }
 
 
@@ -177,7 +178,7 @@ def from_json(document: object) -> Record:
             Applied(one["when"], one["by"], tuple(one["steps"])) for one in its["applied"]
         ),
         problem=its["problem"] and Problem(**its["problem"]),
-        ended=its["ended"],
+        stops=its["stops"],
     )
 
 

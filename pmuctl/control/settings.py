@@ -84,7 +84,7 @@ class Settings:
         What is None stays as it is; a filter takes the place of the one that stood.
         """
         with self._lock:
-            self._pmu = (wanted.type, wanted.name)
+            self._pmu, self._cpus = (wanted.type, wanted.name), wanted.cpus
             if wanted.counters is not None:
                 self._counters = wanted.counters
             if wanted.filter is not None:

@@ -221,8 +221,9 @@ class Procfs:
             status = self._read(f"{tid}/status")
         except OSError:
             return None
-        found = re.search(rb"^%s:\t([0-9]{1,10})$" % name, status, re.MULTILINE)
-        return int(found[1]) if found else None
+        # a thread's name, the one line that anybody may write, has its line ends escaped
+        value = status.partition(b"\n" + name + b":\t")[2].partition(b"\n")[0]
+        return int(value) if value.isdigit() else None
 
     def uid(self, pid: int) -> int | None:
         """The effective user of a process (proc_pid_status(5)); None where it cannot be told."""

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     # run by its path, for the interpreter to look nowhere else
     sys.path.insert(0, __file__.rpartition("/pmuctl/")[0])
 
+import gc
 import os
 import socket
 from contextlib import suppress
@@ -51,7 +52,7 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
     must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
     supervisor = Supervisor(
         its,
-        [] if its.hold else [call_of(step) for step in steps(its)],
+        [call_of(step) for step in steps(its)],
         service,
         voice,
         this_machine(),
@@ -62,7 +63,8 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
     )
     try:
         try_to_trace(supervisor, int(pid), procs, stay=must_stay)
-        service.open(supervisor.set_attr)
+        keeper = supervisor.keeper
+        service.open(keeper.set_attr, keeper.check_cpus, lambda: supervisor.tracer.stops)
     except PmuctlError as error:
         parcel.send(launcher, parcel.error_text(error))
         return
@@ -72,6 +74,7 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
         if listener is not None:
             parcel.send(launcher, b"")
             launcher.close()
+            gc.freeze()  # what is here stays: no VMM is to wait for a look at all of it
             watch.over(supervisor, Listener(listener), service)
     finally:
         service.ended()

@@ -22,7 +22,7 @@ LOCK = FilterRange(base=0, nevents=0, action=Action.DENY)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One ioctl, of the vCPU or of its VM: the struct, and what follows it for `pointer`.
+    """One ioctl: the struct, and what follows it for `pointer`.
 
     `pointer` is the offset of the member that is to point behind the first 24 bytes.
     """
@@ -31,7 +31,6 @@ class Call:
     request: int
     argument: bytes
     pointer: int | None = None
-    is_of_vm: bool = False
     step: SetAttr | None = None
 
     def refusal(self, number: int) -> PmuctlError:

@@ -11,11 +11,14 @@ from pmuctl.control.door import VcpuStatus
 from pmuctl.launch.orders import Orders
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 
-SetAttr = Callable[[int, int, bytes], None]
+GONE_SECONDS = 0.5
+"""How often a call that waits looks whether there is still anybody to make it."""
+
+MakeCall = Callable[[int, int, bytes], None]
 
 
 @dataclass(slots=True)
-class Call:
+class Waiting:
     """A call that waits to be made, and what came of it."""
 
     vcpu: int
@@ -26,10 +29,12 @@ class Call:
 
 
 class SupervisedDoor:
-    """What the server may know and do. The supervisor keeps `pid`, `known` and `vpmu` up to date.
+    """What the server may know and do.
 
-    Only the thread that made this may touch a tracee, by `make`: `set_attr` from another one
-    waits its turn, and `wake` tells that it does.
+    The supervisor keeps `pid`, `known` and `is_gone` up to date.
+
+    Only its own thread may touch a tracee: what `set_attr` is asked for waits until that calls
+    `carry_out`, which has `make` do it; `wake` tells that something waits.
     """
 
     uuid: str | None = None
@@ -39,20 +44,19 @@ class SupervisedDoor:
         self.vmm = os.path.basename(orders.command[0])[:64]
         self.pid = pid
         self.known: tuple[VcpuStatus, ...] = ()
-        self.vpmu = True
-        self._calls: deque[Call] = deque()
+        self._calls: deque[Waiting] = deque()
         self._orders = orders
         self._wake = wake
-        self._tracer = threading.get_ident()
-        self.make: SetAttr | None = None
+        self.make: MakeCall | None = None
+        self.is_gone = False
 
     def vcpus(self) -> Sequence[VcpuStatus]:
         """Those of the VM made last."""
         return self.known
 
     def has_vpmu(self) -> bool:
-        """Whether they have one; before there are any, whether one is expected."""
-        return self.vpmu
+        """They have: a VM without one is not started."""
+        return True
 
     def event_bits(self) -> int | None:
         """As found by a probe before the start."""
@@ -71,13 +75,12 @@ class SupervisedDoor:
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         """Have the held thread make the call; raises OSError with KVM's errno."""
-        if threading.get_ident() == self._tracer and self.make is not None:
-            self.make(vcpu, attr, payload)
-            return
-        call = Call(vcpu, attr, payload)
+        call = Waiting(vcpu, attr, payload)
         self._calls.append(call)
         self._wake()
-        call.is_done.wait()
+        while not call.is_done.wait(GONE_SECONDS):
+            if self.is_gone:
+                raise ProcessLookupError("its VMM is gone")
         if call.error is not None:
             raise call.error
 

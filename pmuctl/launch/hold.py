@@ -39,6 +39,11 @@ class Hold:
         self._ending: int | None = None
         self.catch()
 
+    @property
+    def vcpu_fd(self) -> int:
+        """Of any of its vCPUs: the settings of a VM are set through one."""
+        return next(iter(self._vcpus.values()))
+
     def catch(self) -> None:
         """Stop the thread, which is at the entry of a call, before that call."""
         self._again = self.thread.skip_call()
@@ -64,10 +69,8 @@ class Hold:
             raise ProcessLookupError("it is not held just now")
         call = attr_call(attr, payload)
         try:
-            self.thread.block_signals()
             fd = self._vcpus[vcpu]
             result = self.thread.ioctl(fd, call.request, call.argument, call.pointer)
-            self.thread.unblock_signals()
         except ThreadGoneError:
             raise ProcessLookupError("its VMM is gone") from None
         if result < 0:
@@ -80,6 +83,8 @@ class Hold:
         """
         if thread.tgid != self.thread.tgid or its_signal not in ENDING:
             return its_signal
+        if self.is_out and thread is self.thread:  # it may never come back from its handler
+            return its_signal
         if its_signal not in self._procs.signals(thread.tgid, thread.tid)["SigCgt"]:
             return its_signal
         self._ending = its_signal
@@ -90,9 +95,9 @@ class Hold:
         masks = self._procs.signals(self.thread.tgid, self.thread.tid)
         if its_signal == self._ending or its_signal in masks["SigCgt"] | masks["SigBlk"]:
             self.thread.exit_group(128 + its_signal)
-            self.is_out = True
         else:
-            self._resume(followed=False)
+            # not only let go: another thread may have taken it, and be slower than this one
+            self._resume(followed=False, its_signal=its_signal)
 
     def asked_to_end(self) -> int | None:
         """The signal that asks the VMM to end, None where there is none."""
@@ -106,8 +111,8 @@ class Hold:
         pending = (masks["SigPnd"] | masks["ShdPnd"]) - masks["SigBlk"]
         return self.is_to_stop or bool(pending)
 
-    def _resume(self, *, followed: bool) -> None:
+    def _resume(self, *, followed: bool, its_signal: int = 0) -> None:
         self.is_out = True
         self.release()
         self.thread.followed = followed
-        self.thread.resume()
+        self.thread.resume(its_signal)

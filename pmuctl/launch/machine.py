@@ -16,7 +16,8 @@ class Machine:
 
     `instruction` is the length of the instruction that makes a system call, in bytes.
     `nr_at_entry` is the register whose value is the call's number once it is made, None where
-    that is a register set of its own. `window` is the ioctl whose end opens the window: there
+    that is a register set of its own. `private` are calls that no other thread hears of, which
+    concern memory only. `window` is the ioctl whose end opens the window: there
     KVM takes the settings of a VM, and nothing has been derived from them yet.
     """
 
@@ -26,6 +27,7 @@ class Machine:
     nr_mmap: int
     nr_exit_group: int
     nr_seccomp: int
+    private: frozenset[int]
     words: int
     instruction: int
     pc: int
@@ -62,6 +64,7 @@ MACHINES = {
         nr_mmap=222,
         nr_exit_group=94,
         nr_seccomp=277,
+        private=frozenset({214, 215, 226, 233}),  # brk, munmap, mprotect, madvise
         words=34,
         instruction=4,
         pc=32,
@@ -80,6 +83,7 @@ MACHINES = {
         nr_mmap=9,
         nr_exit_group=231,
         nr_seccomp=317,
+        private=frozenset({12, 11, 10, 28}),
         words=27,
         instruction=2,
         pc=16,

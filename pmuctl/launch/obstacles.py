@@ -6,7 +6,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.errors import DeniedError, PmuctlError, RefusedError
+from pmuctl.errors import (
+    DeniedError,
+    PmuctlError,
+    RefusedError,
+    UnreachableError,
+    UnsupportedError,
+)
 from pmuctl.host.procs import Procfs
 
 PATH_YAMA = "sys/kernel/yama/ptrace_scope"
@@ -76,4 +82,34 @@ def no_gate(error: OSError) -> PmuctlError:
         why=f"seccomp with a listener gives {name}: {error.strerror}",
         fix="pmuctl run needs Linux 5.5 or newer and the right to use seccomp",
         errno=name,
+    )
+
+
+def no_vpmu() -> PmuctlError:
+    """The error for a VMM that makes a vCPU to run without a vPMU."""
+    return UnsupportedError(
+        "its VMM makes vCPUs without a vPMU",
+        why="KVM_ARM_VCPU_INIT came without the feature KVM_ARM_VCPU_PMU_V3",
+        fix="give the VM a PMU by the VMM's own option (QEMU: -cpu host,pmu=on)",
+        errno="ENODEV",
+    )
+
+
+def not_released(seconds: float) -> PmuctlError:
+    """The error for a VMM that was held for long enough."""
+    return UnreachableError(
+        "nobody released it",
+        why=f"it was held for {seconds:g} s (--timeout)",
+        fix="pmuctl vm set and pmuctl vm release while it is held",
+    )
+
+
+def no_memory(error: OSError) -> PmuctlError:
+    """The error for a VMM whose memory may not be written."""
+    return DeniedError(
+        "no call can be put into the VMM",
+        why=f"its memory may not be written: {error.strerror}; it may have made itself "
+        "undumpable (PR_SET_DUMPABLE 0)",
+        fix="run pmuctl as root, or start the VMM so that it may be debugged",
+        errno=errno.errorcode.get(error.errno or 0),
     )

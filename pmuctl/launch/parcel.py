@@ -19,7 +19,7 @@ def send(its: socket.socket, text: bytes, fd: int | None = None) -> None:
 
 def receive(its: socket.socket) -> tuple[bytes, int | None]:
     """The next text and its descriptor; raises EOFError where the other end is gone."""
-    head, fds, _, _ = socket.recv_fds(its, LENGTH.size, 1)
+    head, fds, _, _ = socket.recv_fds(its, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
     if len(head) < LENGTH.size:
         raise EOFError
     left = LENGTH.unpack(head)[0]

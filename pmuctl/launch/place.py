@@ -27,64 +27,70 @@ class Placement:
         self._machine = machine
         self._procs = procs
         self._threads = threads
-        self.is_pending = False
-        """Whether it is yet to be seen that all vCPUs run."""
         self._before: dict[int, CpuSet] = {}
+        self._placed: dict[int, CpuSet] = {}
         self._pid = 0
 
-    def narrow(self, pid: int, placed: Mapping[int, CpuSet]) -> None:
+    def narrow(self, pid: int) -> None:
         """Cut the mask of every thread of a process down to the CPUs.
 
-        `placed` are masks from before pmuctl changed them, by thread id. Raises PinnedError where
-        a thread may run on none of the CPUs: a mask is never widened.
+        A mask that was narrowed to other CPUs here counts as it was before. Raises PinnedError
+        where a thread may run on none of the CPUs: a mask is never widened.
         """
         if pid != self._pid:
-            self._pid, self._before = pid, {}
-        self.running, self.is_pending = {}, True
-        missed = self.cpus is not None
-        while missed:  # a thread that is not narrowed yet can make others
-            missed = False
-            for tid in self._procs.threads(pid) - self._before.keys():
-                missed |= self.narrow_thread(tid, placed.get(tid))
-
-    def narrow_thread(self, tid: int, before: CpuSet | None = None) -> bool:
-        """Narrow one thread; False where it is gone. Raises PinnedError."""
+            self._pid, self._before, self._placed = pid, {}, {}
+        self.running = {}
         if self.cpus is None:
-            return False
-        try:
-            now = self._threads.affinity(tid)
-            if not now & self.cpus:
-                raise PinnedError(
-                    f"thread {tid} may not run on any CPU of the PMU",
-                    why=f"it is pinned to {now}, the PMU's CPUs are {self.cpus}; "
-                    "a mask is never widened",
-                )
-            if not now <= self.cpus:
-                self._threads.place(tid, now & self.cpus)
-        except ProcessLookupError:
-            return False
-        except OSError as error:
-            raise PinnedError(
-                f"thread {tid} could not be put on {self.cpus}",
-                why="none of these CPUs is online and in its cpuset cgroup (EINVAL)"
-                if not isinstance(error, PermissionError)
-                else "its mask may not be changed by this user (EPERM)",
-            ) from None
-        self._before[tid] = before or now
-        return True
+            return
+        seen: set[int] = set()
+        while more := self._procs.threads(pid) - seen:  # the first ones can have made others
+            for tid in more:
+                with suppress(ProcessLookupError):
+                    self._narrow_thread(tid, self.cpus)
+            seen |= more
 
-    def give_back(self, makers: Mapping[int, int]) -> bool:
+    def check(self, pid: int, cpus: CpuSet) -> None:
+        """Refuse CPUs to which a thread could not be narrowed; raises PinnedError."""
+        for tid in self._procs.threads(pid):
+            with suppress(ProcessLookupError):
+                if not self._may(tid) & cpus:
+                    raise _pinned(tid, self._may(tid), cpus)
+
+    def _may(self, tid: int) -> CpuSet:
+        """Where a thread may be, but for what was narrowed here."""
+        now = self._threads.affinity(tid)
+        return self._before[tid] if now == self._placed.get(tid) else now
+
+    def _narrow_thread(self, tid: int, cpus: CpuSet) -> None:
+        may = self._may(tid)
+        if not may & cpus:
+            raise _pinned(tid, may, cpus)
+        try:
+            if self._threads.affinity(tid) != may & cpus:
+                self._threads.place(tid, may & cpus)
+        except ProcessLookupError:
+            raise
+        except OSError as error:
+            why = "none of these CPUs is online and in its cpuset cgroup (EINVAL)"
+            if isinstance(error, PermissionError):
+                why = "its mask may not be changed by this user (EPERM)"
+            raise PinnedError(f"thread {tid} could not be put on {cpus}", why=why) from None
+        self._before[tid], self._placed[tid] = may, may & cpus
+
+    def give_back(self, made: Mapping[int, int], makers: Mapping[int, int]) -> bool:
         """Once all vCPUs run, give all other threads their masks back; whether that is done.
 
-        `makers` tells which thread made a vCPU. A mask that somebody changed meanwhile stays.
+        `made` maps the descriptors that KVM_CREATE_VCPU gave to the vCPUs' numbers, `makers`
+        those to the threads that asked. A mask that somebody changed meanwhile stays.
         """
         try:
-            fds = self._procs.vcpu_fds(self._pid)
+            found = self._procs.vcpu_fds(self._pid)
         except PermissionError:
-            fds = {}
+            found = {}
+        # a duplicate of a descriptor is no other vCPU
+        fds = {fd: index for fd, index in found.items() if made.get(fd) == index}
         tids = self._procs.threads(self._pid)
         if not tids:
-            self._before, self.is_pending = {}, False
             return True
         running = {tid: call for tid in tids if (call := self._runs(tid)) is not None}
         self.running = self._name(running, fds, makers)
@@ -96,7 +102,7 @@ class Placement:
             with suppress(OSError):
                 if before and self.cpus and self._threads.affinity(tid) == before & self.cpus:
                     self._threads.place(tid, before)
-        self._before, self.is_pending = {}, False
+        self._before, self._placed = {}, {}
         return True
 
     def _runs(self, tid: int) -> tuple[int, ...] | None:
@@ -131,3 +137,10 @@ class Placement:
             for index in fds.values():
                 found.setdefault(index, None)
         return found
+
+
+def _pinned(tid: int, may: CpuSet, cpus: CpuSet) -> PinnedError:
+    return PinnedError(
+        f"thread {tid} may not run on any CPU of the PMU",
+        why=f"it is pinned to {may}, the PMU's CPUs are {cpus}; a mask is never widened",
+    )

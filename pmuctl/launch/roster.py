@@ -13,21 +13,25 @@ class Roster:
     def __init__(self) -> None:
         self.pid: int | None = None
         """The process that made the VM; None before there is one."""
+        self.made: dict[int, int] = {}
+        """Of that process, for all its VMs: descriptor of a vCPU to the vCPU's number."""
         self._vm_fd = -1
         self._vcpus: dict[int, NewVcpu] = {}
 
     def add(self, vcpu: NewVcpu) -> None:
         """Take in a vCPU that was made."""
+        if self.pid != vcpu.tgid:
+            self.made = {}
+        self.made[vcpu.fd] = vcpu.index
         # a number that is there already: the descriptor is that of a VM made since
         if (self.pid, self._vm_fd) != (vcpu.tgid, vcpu.vm_fd) or vcpu.index in self._vcpus:
             self._vcpus = {}
         self.pid, self._vm_fd = vcpu.tgid, vcpu.vm_fd
         self._vcpus[vcpu.index] = vcpu
 
-    @property
-    def first(self) -> NewVcpu:
-        """Any one: the settings of a VM are set through one of its vCPUs."""
-        return next(iter(self._vcpus.values()))
+    def find(self, fd: int) -> NewVcpu | None:
+        """The one with this descriptor."""
+        return next((vcpu for vcpu in self._vcpus.values() if vcpu.fd == fd), None)
 
     @property
     def makers(self) -> dict[int, int]:

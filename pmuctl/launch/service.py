@@ -2,6 +2,7 @@
 """What the outside sees of a supervised VM: its control socket and its record."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +14,15 @@ from pmuctl.control.record import Problem, Record, remove_record, write_record
 from pmuctl.control.registry import record_path
 from pmuctl.control.server import Server
 from pmuctl.errors import ExitStatus, PmuctlError
+from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procs import Procfs
-from pmuctl.launch.calls import call_of, lock, steps
-from pmuctl.launch.door import SetAttr, SupervisedDoor
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.launch.door import MakeCall, SupervisedDoor
 from pmuctl.launch.orders import Orders
-from pmuctl.launch.story import Release
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Wanted
 from pmuctl.model.vm import Applied
+from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
 BY_RUN = "pmuctl run"
 
@@ -35,6 +38,7 @@ class Service:
         self._door = SupervisedDoor(orders, pid, wake)
         self._stack: ExitStack | None = None
         self._known: tuple[VcpuStatus, ...] = ()
+        self._is_behind = False
         self._is_reached = False
         self._path = record_path(orders.socket)
         self._lock = threading.Lock()
@@ -52,18 +56,25 @@ class Service:
         """The process that makes VMs, or is expected to."""
         return self._door.pid
 
-    def open(self, make: SetAttr) -> None:
+    def open(
+        self, make: MakeCall, check: Callable[[CpuSet], None], stops: Callable[[], int]
+    ) -> None:
         """Begin to serve; raises what Server does where the socket cannot be had.
 
-        `make` makes a call in the held thread of the VM.
+        `make` makes a call in the held thread of the VM, `check` raises PinnedError for CPUs its
+        threads may not be put on, `stops` counts the stops so far.
         """
-        self._door.make = make
+        self._make = make
+        self._check = check
+        self._door.make = self._checked
+        self._stops = stops
         self._serve()
-        self._write()
+        self._note()
+        self.rest()
 
     def _serve(self) -> None:
         with ExitStack() as stack:
-            self._server = Server(self._door, self._orders.socket, on_change=self._changed)
+            self._server = Server(self._door, self._orders.socket, on_change=self._changed_by)
             stack.enter_context(self._server)
             if not self._orders.hold:
                 self._server.seal("it was started without --hold")
@@ -72,75 +83,76 @@ class Service:
     def began(self, pid: int) -> None:
         """This process makes VMs."""
         self._door.pid, self._door.known, self._known = pid, (), ()
-        if self._stack is None:  # the one before has ended
-            with suppress(PmuctlError):
+        self._door.is_gone = False
+        if self._stack is None:  # the one before has ended; its name may be another's by now
+            with suppress(PmuctlError, OSError):
                 self._serve()
-        self._write(pid=pid, start=self._procs.start_time(pid) or 0, applied=(), problem=None)
+        start = self._procs.start_time(pid) or 0
+        self._note(pid=pid, start=start, applied=(), problem=None, stops=None)
 
     def ended(self) -> None:
         """The process is gone. Of a VM that did not start the record stays, to say why."""
-        if self._stack is not None:
-            self._stack.close()
-            self._stack = None
-        if self._record.problem is None:
+        if self._stack is None:
+            return
+        if self._record.problem is not None:
+            self.rest()
+        else:
             with suppress(OSError):
                 remove_record(self._path)
+        self._door.is_gone = True
+        self._stack.close()
+        self._stack = None
 
     def has(self, vcpus: Sequence[VcpuStatus]) -> None:
         """These are the vCPUs of the VM made last."""
         self._known = tuple(vcpus)
         if not self._orders.hold or self._is_reached:
             self._door.known = self._known
+        if self._record.stops is None and all(vcpu.has_run for vcpu in vcpus):
+            self._note(stops=self._stops())
 
     def applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""
-        orders = self._orders
-        if orders.hold or orders.pmu is None or self._record.applied:
-            return
-        number, name = orders.pmu
-        self._server.settings.adopt(Wanted(type=number, name=name, filter=orders.filter))
-        self._write(
-            pmu=orders.pmu,
-            filter=orders.filter,
-            cpus=orders.affinity,
-            applied=(Applied(when=int(time.time()), by=BY_RUN, steps=tuple(words)),),
-        )
+        if not self._orders.hold and not self._record.applied:
+            self._adopt(words)
+
+    def _adopt(self, words: Sequence[str]) -> None:
+        if self._orders.pmu is not None:
+            number, name = self._orders.pmu
+            cpus = self._cpus_of(name) if self._orders.hold else self._orders.affinity
+            wanted = Wanted(type=number, name=name, filter=self._orders.filter, cpus=cpus)
+            self._server.settings.adopt(wanted)
+            self._changed(BY_RUN, tuple(words))
 
     def refused(self, error: PmuctlError) -> None:
         """The VM does not start."""
         its = Problem(
             message=error.message, why=error.why, fix=error.fix, status=int(ExitStatus.ENDED)
         )
-        self._write(problem=its)
+        self._note(problem=its)
 
-    def held(self) -> None:
-        """The window is open, and stays so; raises PmuctlError where what was ordered fails."""
+    def held(self, words: Sequence[str]) -> None:
+        """The window is open, and stays so; what was ordered was applied by these calls."""
+        self._adopt(words)
         self._is_reached = True
-        self._door.known = self._known
-        if self._orders.pmu is not None:
-            number, name = self._orders.pmu
-            orders = self._orders
-            wanted = Wanted(type=number, name=name, filter=orders.filter, cpus=orders.affinity)
-            done = self._server.settings.apply(wanted, dry_run=False)
-            self._changed(BY_RUN, tuple(step.words() for step in done))
+        self._door.known = self._known  # from here on clients find somebody to ask
 
     def carry_out(self) -> None:
         """Have the calls made that wait for it."""
         self._door.carry_out()
 
-    def released(self) -> Release | None:
-        """What to go on with once somebody has released the VM; None until then."""
-        settings = self._server.settings
-        if not settings.closed.is_set():
-            return None
-        given = self._given()
-        locks = [] if given.pmu is None or given.filter is not None else [call_of(lock())]
-        return Release(
-            calls=[call_of(step) for step in steps(given)],
-            last=locks,
-            cpus=given.affinity,
-            placed=settings.placed(),
-        )
+    def _checked(self, vcpu: int, attr: int, payload: bytes) -> None:
+        """Make a call of the held VM; first see that its threads can follow the PMU."""
+        if attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
+            number = int.from_bytes(payload, sys.byteorder)
+            name = scan_pmu_types(Sysfs()).get(number)
+            if name is not None and (cpus := self._cpus_of(name)) is not None:
+                self._check(cpus)
+        self._make(vcpu, attr, payload)
+
+    def released(self) -> Orders | None:
+        """Once somebody has released the VM, the orders as they are to go on; None until then."""
+        return self._given() if self._server.settings.closed.is_set() else None
 
     def _given(self) -> Orders:
         """The orders as they would have been with what the VM was given while it was held."""
@@ -158,16 +170,35 @@ class Service:
             affinity=cpus,
         )
 
+    def _cpus_of(self, name: str) -> CpuSet | None:
+        """Where the threads of a VM with this PMU are kept: its CPUs, of those that were named."""
+        found = scan_pmus(Sysfs(), [name])
+        cpus, named = found[0].cpus if found else None, self._orders.affinity
+        return named if cpus is None else cpus if named is None else cpus & named
+
+    def _changed_by(self, client: str, words: tuple[str, ...]) -> None:
+        """A client's change is in the record before the client hears of it."""
+        self._changed(client, words)
+        self.rest()
+
     def _changed(self, by: str, words: tuple[str, ...]) -> None:
         """What stands after a change, by whom; called from any thread."""
         given = self._given()
         change = Applied(when=int(time.time()), by=by, steps=words)
         with self._lock:
             applied = (*self._record.applied, change)
-        self._write(pmu=given.pmu, filter=given.filter, cpus=given.affinity, applied=applied)
+        self._note(pmu=given.pmu, filter=given.filter, cpus=given.affinity, applied=applied)
 
-    def _write(self, **changes: object) -> None:
+    def _note(self, **changes: object) -> None:
+        """For the record, once nobody waits for the supervisor."""
         with self._lock:
             self._record = replace(self._record, **changes)  # type: ignore[arg-type]
-            with suppress(OSError):  # it is for those who ask later; the VM does not wait for it
-                write_record(self._path, self._record)
+            self._is_behind = True
+
+    def rest(self) -> None:
+        """Nobody is stopped: there is time to write down what became of the VM."""
+        with self._lock:
+            if self._is_behind and self._stack is not None:
+                self._is_behind = False
+                with suppress(OSError):  # it is for those who ask later
+                    write_record(self._path, self._record)

@@ -23,6 +23,7 @@ IGNORED = (
 
 def ignore_signals() -> None:
     """Outlive what ends all of a service or a terminal's job."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked SIGCHLD would never wake this
     for its in IGNORED:
         signal.signal(its, signal.SIG_IGN)
 

@@ -1,28 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a supervisor tells of its VM, and what it is told in return."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 from pmuctl.control.door import VcpuStatus
 from pmuctl.errors import PmuctlError
-from pmuctl.launch.calls import Call
-from pmuctl.model.cpuset import CpuSet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """What a held VM was given before it was released.
-
-    `calls` are for the VMs its process makes later, `last` for the one that is held; `placed`
-    has the masks of threads from before they were placed, by thread id.
-    """
-
-    calls: Sequence[Call]
-    last: Sequence[Call]
-    cpus: CpuSet | None
-    placed: Mapping[int, CpuSet]
+from pmuctl.launch.orders import Orders
 
 
 class Story(Protocol):
@@ -40,14 +24,11 @@ class Story(Protocol):
     def refused(self, error: PmuctlError) -> None:
         """The VM does not start."""
 
-    def held(self) -> None:
-        """The window is open, and stays so; raises PmuctlError where what was ordered fails."""
+    def held(self, words: Sequence[str]) -> None:
+        """The window is open, and stays so; what was ordered was applied by these calls."""
 
     def carry_out(self) -> None:
         """Have the calls made that wait for it."""
 
-    def released(self) -> Release | None:
-        """What to go on with once somebody has released the VM; None until then."""
-
-    def ended(self) -> None:
-        """The process is gone."""
+    def released(self) -> Orders | None:
+        """Once somebody has released the VM, the orders as they are to go on; None until then."""

@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import struct
+from contextlib import suppress
 
 from pmuctl.launch.machine import Machine
 from pmuctl.uapi.ptrace import (
@@ -50,8 +51,9 @@ class Tracee:
     """A seized thread. `call` is the system call it is in, as (number, arguments).
 
     `followed` is whether it stops at system calls, `leaving` whether it is let go at the next
-    stop where that does no harm, `parked` whether it is kept stopped, `at_gate` whether it is on
-    its way through the gate, `is_ending` whether it is to end its process.
+    stop where that does no harm, `parked` whether it is kept stopped, `is_entering` whether
+    it is on its way through the gate, `is_ending` whether it is to end its process; `stops` is
+    how often it stopped.
     """
 
     def __init__(self, tid: int, tgid: int, machine: Machine) -> None:
@@ -60,8 +62,9 @@ class Tracee:
         self.followed = False
         self.leaving = False
         self.parked = False
-        self.at_gate = False
+        self.is_entering = False
         self.is_ending = False
+        self.stops = 0
         self.call: tuple[int, tuple[int, ...]] | None = None
         self._machine = machine
         self._mask: bytes | None = None
@@ -79,10 +82,10 @@ class Tracee:
         ptrace(PTRACE_SYSCALL if self.followed else PTRACE_CONT, self.tid, 0, its_signal)
 
     def detach(self, its_signal: int = 0) -> None:
-        """Trace it no more. Only where it is stopped at a call's exit or by PTRACE_EVENT_STOP.
+        """Trace it no more: at a call's exit, at PTRACE_EVENT_STOP or before a signal.
 
-        Elsewhere it would find a signal pending that is none: KVM_RUN and KVM_CREATE_VM give
-        EINTR then.
+        At a call's entry it would find a signal pending that is none: KVM_RUN and KVM_CREATE_VM
+        give EINTR then.
         """
         self.unblock_signals()
         ptrace(PTRACE_DETACH, self.tid, 0, its_signal)
@@ -148,8 +151,19 @@ class Tracee:
 
         `argument` is the struct and what may follow it; `pointer` is the offset of a member that
         is to be the address of what follows the first 24 bytes. Gives back what the ioctl
-        returned, -errno for an error. Raises OSError where its memory may not be written.
+        returned, -errno for an error. Handlers of signals wait. Raises OSError where its memory
+        may not be written.
         """
+        was_open = self._mask is None
+        self.block_signals()
+        try:
+            return self._ioctl(fd, request, argument, pointer)
+        finally:
+            if was_open:
+                with suppress(ProcessLookupError):
+                    self.unblock_signals()
+
+    def _ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None) -> int:
         saved = self.registers()
         address = (saved[self._machine.sp] - BELOW_STACK - len(argument)) & ~15
         if pointer is not None:
@@ -200,8 +214,3 @@ def is_group_stop(status: int) -> bool:
     """Whether a stop is that of job control (SIGSTOP and its kin), seen by the tracer."""
     kin = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
     return status >> 16 == PTRACE_EVENT_STOP and os.WSTOPSIG(status) in kin
-
-
-def errno_name(result: int) -> str | None:
-    """The name of an error that a call returned ("EBUSY"), None for success."""
-    return errno.errorcode.get(-result, str(-result)) if result < 0 else None

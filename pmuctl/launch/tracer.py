@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The traced threads of a VMM: seized all together, followed, let go; a turn for every stop."""
+"""The traced threads of VMMs: seized, followed, let go; a turn for every stop."""
 
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Protocol
 
@@ -28,20 +29,24 @@ OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTR
 AND_CHILDREN = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
 
 
-class Watcher(Protocol):
-    """What is told of the threads, each time with the thread stopped.
+class Calls(Protocol):
+    """What is told of system calls and processes, each time with the thread stopped.
 
     It may park the thread, or have the tracer let go; else the thread goes on afterwards.
     """
-
-    def born(self, thread: Tracee) -> None:
-        """A thread came to life under the tracer."""
 
     def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """At the entry of a system call."""
 
     def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """At the exit of a system call; `result` is -errno for an error."""
+
+    def gone(self, tgid: int) -> None:
+        """No thread of this process is traced any more, or it executes another program."""
+
+
+class Signals(Protocol):
+    """What is told of signals, each time with the thread stopped."""
 
     def stopped(self, thread: Tracee) -> None:
         """Job control stops its process."""
@@ -53,16 +58,21 @@ class Watcher(Protocol):
 class Tracer:
     """Every thread that this process traces, by thread id.
 
-    `stops` counts the stops seen. With `children` what they fork is traced as well.
+    `stops` counts the stops seen. With `children` what they fork is traced as well. Who is told
+    what, `calls` and `signals`, is set before the first thread is traced.
     """
 
-    def __init__(self, machine: Machine, procs: Procfs, watcher: Watcher) -> None:
+    calls: Calls
+    signals: Signals
+
+    def __init__(self, machine: Machine, procs: Procfs) -> None:
         self.threads: dict[int, Tracee] = {}
         self.stops = 0
         self.children = False
         self._machine = machine
         self._procs = procs
-        self._watcher = watcher
+        self._whole: set[int] = set()
+        self._leaving: set[int] = set()
 
     @property
     def is_following(self) -> bool:
@@ -76,11 +86,21 @@ class Tracer:
         self.threads[tid] = thread
         return thread
 
-    def follow(self, tgid: int) -> None:
-        """Trace every thread of a process, and stop each one at its system calls from now on.
+    def follow(self, tid: int, tgid: int) -> None:
+        """Stop one thread at its system calls from now on; raises OSError (EPERM, ESRCH)."""
+        self._leaving.discard(tgid)
+        thread = self.threads.get(tid) or self.seize(tid, tgid)
+        thread.leaving = False
+        if not thread.followed:
+            thread.followed = True
+            thread.interrupt()
+
+    def follow_all(self, tgid: int) -> None:
+        """Stop every thread of a process at its system calls; from the return on, none is missed.
 
         Raises OSError (EPERM) where a thread may not be traced; some may be by then.
         """
+        self._leaving.discard(tgid)
         missed = True
         while missed:  # a thread that is not traced yet can make others
             missed = False
@@ -93,15 +113,26 @@ class Tracer:
                 except PermissionError:
                     if not self._procs.is_zombie(tgid, tid):
                         raise
+        stops: dict[Tracee, int] = {}
         for thread in self._of(tgid):
             thread.leaving = False
-            if not thread.followed:
+            if not thread.followed and not thread.parked:
                 thread.followed = True
+                stops[thread] = thread.stops
                 with suppress(ProcessLookupError):
                     thread.interrupt()
+        self._whole.add(tgid)
+        # any stop, for one may have to wait for another: a parent for the child it has vforked
+        while any(its.tid in self.threads and its.stops == n for its, n in stops.items()):
+            self.take_stop()
+
+    def follows_all(self, tgid: int) -> bool:
+        """Whether no thread of a process is missed."""
+        return tgid in self._whole
 
     def let_run(self, tgid: int) -> None:
         """Keep tracing the threads of a process without stopping them at system calls."""
+        self._whole.discard(tgid)
         for thread in self._of(tgid):
             thread.followed = False
 
@@ -110,9 +141,16 @@ class Tracer:
         """Whether threads are on their way out of the trace."""
         return any(thread.leaving for thread in self.threads.values())
 
-    def let_go(self) -> None:
-        """Trace nobody any more, each from its next harmless stop on."""
+    def let_go(self, keep: Collection[int] = ()) -> None:
+        """Trace nobody any more, each from its next harmless stop on.
+
+        But for the processes to `keep`, and for threads that are on their way through the gate.
+        """
+        self._whole &= set(keep)
         for thread in self.threads.values():
+            if thread.tgid in keep or thread.is_entering:
+                continue
+            self._leaving.add(thread.tgid)
             thread.leaving = True
             with suppress(ProcessLookupError):
                 thread.interrupt()
@@ -127,11 +165,12 @@ class Tracer:
             pass
 
     def take_stop(self, flags: int = 0) -> bool:
-        """Wait for one stop, or not (WNOHANG); whether there was one."""
+        """Wait for a stop, or do not wait (WNOHANG); whether there was one."""
         try:
             tid, status = os.waitpid(-1, WALL | flags)
         except ChildProcessError:
-            self.threads.clear()
+            for tid in list(self.threads):
+                self._forget(tid)
             return False
         if not tid:
             return False
@@ -140,24 +179,22 @@ class Tracer:
         except ProcessLookupError:
             pass  # SIGKILL took it out of its stop: its end is yet to be reported
         except ThreadGoneError:
-            self.threads.pop(tid, None)
+            self._forget(tid)
         return True
-
-    def resume(self, thread: Tracee) -> None:
-        """Let a parked thread go on."""
-        thread.parked = False
-        with suppress(ProcessLookupError):
-            thread.resume()
 
     def _of(self, tgid: int) -> list[Tracee]:
         return [thread for thread in self.threads.values() if thread.tgid == tgid]
 
     def _take(self, tid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):
-            self.threads.pop(tid, None)
+            self._forget(tid)
             return
         self.stops += 1
         thread = self.threads.get(tid) or self._born(tid)
+        thread.stops += 1
+        if thread.is_ending:  # a signal came between: it is to make its call all the same
+            thread.resume()
+            return
         event, its_signal = status >> 16, os.WSTOPSIG(status)
         if its_signal == SYSCALL_STOP:
             if self._at_syscall(thread):
@@ -166,10 +203,10 @@ class Tracer:
             if thread.leaving:
                 self._detach(thread)
             elif is_group_stop(status):
-                self._watcher.stopped(thread)
+                self.signals.stopped(thread)
                 ptrace(PTRACE_LISTEN, tid)
             elif not thread.parked:
-                if thread.at_gate:
+                if thread.is_entering:
                     thread.block_signals()
                 thread.resume()
             return
@@ -177,11 +214,12 @@ class Tracer:
             for other in self._of(thread.tgid):  # the kernel ended them without a word
                 if other is not thread:
                     self.threads.pop(other.tid)
+            self.calls.gone(thread.tgid)
         elif not event:
             if thread.leaving:
                 self._detach(thread, its_signal)
                 return
-            its_signal = self._watcher.signalled(thread, its_signal)
+            its_signal = self.signals.signalled(thread, its_signal)
             if thread.tid in self.threads and not thread.parked:
                 thread.resume(its_signal)
             return
@@ -190,21 +228,28 @@ class Tracer:
 
     def _born(self, tid: int) -> Tracee:
         thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
-        thread.followed = any(its.followed for its in self._of(thread.tgid))
-        thread.leaving = any(its.leaving for its in self._of(thread.tgid))
+        thread.followed = thread.tgid in self._whole
+        thread.leaving = thread.tgid in self._leaving
         self.threads[tid] = thread
-        self._watcher.born(thread)
         return thread
+
+    def _forget(self, tid: int) -> None:
+        """A thread is gone."""
+        thread = self.threads.pop(tid, None)
+        if thread is not None and not self._of(thread.tgid):
+            self._whole.discard(thread.tgid)
+            self._leaving.discard(thread.tgid)
+            self.calls.gone(thread.tgid)
 
     def _at_syscall(self, thread: Tracee) -> bool:
         """A stop at a system call; whether the thread was let go there."""
         info = thread.syscall_info()
         if info.op == PTRACE_SYSCALL_INFO_ENTRY:
             thread.call = info.entry.nr, tuple(info.entry.args)
-            self._watcher.entered(thread, *thread.call)
+            self.calls.entered(thread, *thread.call)
         elif info.op == PTRACE_SYSCALL_INFO_EXIT and thread.call is not None:
             call, thread.call = thread.call, None
-            self._watcher.left(thread, *call, info.exit.rval)
+            self.calls.left(thread, *call, info.exit.rval)
         if thread.leaving and info.op == PTRACE_SYSCALL_INFO_EXIT and not thread.parked:
             self._detach(thread)
             return True

@@ -21,6 +21,9 @@ class Watched(Protocol):
     def ended(self) -> None:
         """It is gone."""
 
+    def rest(self) -> None:
+        """None of its threads is stopped."""
+
 
 class Watch:
     """One loop, of the thread that made this: only that thread may trace."""
@@ -46,7 +49,9 @@ class Watch:
         stands = True
         while stands or supervisor.tracer.threads:
             left = supervisor.turn()
-            self._watch_end(poll, vmm.pid)
+            if not supervisor.is_busy:
+                vmm.rest()
+            self._watch_end(poll, vmm)
             ready = dict(poll.poll(None if left is None else left * 1000))
             if self._read in ready:
                 os.read(self._read, 4096)
@@ -54,6 +59,7 @@ class Watch:
                 poll.unregister(self._pidfd)
                 os.close(self._pidfd)
                 self._pidfd = -1
+                supervisor.hush()
                 vmm.ended()
             if listener.fd in ready:
                 try:
@@ -65,7 +71,8 @@ class Watch:
                 if waiting is not None:
                     supervisor.at_gate(listener, waiting)
 
-    def _watch_end(self, poll: select.poll, pid: int) -> None:
+    def _watch_end(self, poll: select.poll, vmm: Watched) -> None:
+        pid = vmm.pid
         if pid == self._pid:
             return
         self._pid = pid
@@ -73,6 +80,9 @@ class Watch:
             poll.unregister(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        with suppress(ProcessLookupError):
+        try:
             self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            vmm.ended()
+        else:
             poll.register(self._pidfd, select.POLLIN)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a vCPU's making to its window: what is followed of a VMM, and when it has been enough."""
 
-import struct
 from dataclasses import dataclass
 from typing import Protocol
 
+from pmuctl.host.procs import Procfs
 from pmuctl.launch.machine import Machine
 from pmuctl.launch.tracee import Tracee
 from pmuctl.uapi.kvm import (
@@ -16,8 +16,8 @@ from pmuctl.uapi.kvm import (
 )
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL
 
-REQUEST_BITS = 0xFFFFFFFF
-"""Of an ioctl's request the kernel looks at an unsigned int."""
+BITS = 0xFFFFFFFF
+"""Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +46,9 @@ class Master(Protocol):
     def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """It was made to run without a vPMU: there will be no window."""
 
+    def spread(self, thread: Tracee) -> None:
+        """At the entry of a call by which other threads could learn of a vCPU that is new."""
+
     def at_attribute(self, thread: Tracee, fd: int) -> None:
         """At the entry of a call for an attribute that is, if `fd` is a vCPU, one of its PMU."""
 
@@ -56,56 +59,66 @@ class Master(Protocol):
 class Windows:
     """Follows the calls that make vCPUs, in every process behind the gate."""
 
-    def __init__(self, machine: Machine, master: Master) -> None:
+    def __init__(self, machine: Machine, procs: Procfs, master: Master) -> None:
         self.awaits_attribute = False
         """Whether to follow on to the first call for a PMU attribute, past the windows."""
         self._machine = machine
+        self._procs = procs
         self._master = master
         self._new: list[NewVcpu] = []
 
     def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """At the entry of a call of a thread that is followed."""
-        if nr == self._machine.nr_ioctl:
-            self._entered_ioctl(thread, args[0], args[1] & REQUEST_BITS, args[2])
-        elif nr == self._machine.nr_mmap and (vcpu := self._find(thread.tgid, args[4])):
+        is_ioctl, request = nr == self._machine.nr_ioctl, args[1] & BITS
+        if thread.is_entering and not (is_ioctl and request == KVM_CREATE_VCPU):
+            thread.is_entering = False  # a signal took it away from the gate
+            thread.unblock_signals()
+        mine = any(vcpu.tgid == thread.tgid for vcpu in self._new)
+        quiet = (self._machine.nr_ioctl, self._machine.nr_mmap, self._machine.nr_close)
+        if mine and nr not in self._machine.private and nr not in quiet:
+            self._master.spread(thread)
+        if is_ioctl:
+            self._entered_ioctl(thread, args[0] & BITS, request, args[2])
+        elif nr == self._machine.nr_mmap and (vcpu := self._find(thread.tgid, args[4] & BITS)):
             vcpu.is_mapped = True
-        elif nr == self._machine.nr_close and (vcpu := self._find(thread.tgid, args[0])):
-            self._settle(vcpu)
-            self._check_settled()
 
     def _entered_ioctl(self, thread: Tracee, fd: int, request: int, address: int) -> None:
         if request == KVM_CREATE_VCPU:
-            thread.at_gate = True
+            thread.is_entering = True
             thread.block_signals()
         elif request in (KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR) and self.awaits_attribute:
-            group = struct.unpack_from("<I", thread.read(address, 24), 4)[0]
-            if group == KVM_ARM_VCPU_PMU_V3_CTRL:
+            if _word(thread, address + 4) == KVM_ARM_VCPU_PMU_V3_CTRL:
                 self._master.at_attribute(thread, fd)
-        elif request == KVM_ARM_VCPU_INIT and (vcpu := self._find(thread.tgid, fd)):
-            features = struct.unpack_from("<I", thread.read(address, 8), 4)[0]
-            vcpu.has_vpmu = bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
+        elif request == KVM_ARM_VCPU_INIT and (vcpu := self._find_any(thread.tgid, fd)):
+            features = _word(thread, address + 4)
+            # what cannot be read is found out when the calls are made
+            vcpu.has_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
             thread.block_signals()
-        elif request == KVM_RUN and (vcpu := self._find(thread.tgid, fd)):
+        elif request == KVM_RUN and (vcpu := self._find_any(thread.tgid, fd)):
             self._settle(vcpu)
             self._master.without_vpmu(thread, vcpu)
 
     def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """At the exit of that call."""
+        fd, request = args[0] & BITS, args[1] & BITS
+        if nr == self._machine.nr_close and (vcpu := self._find(thread.tgid, fd)):
+            if vcpu.index not in self._open(thread.tgid).values():
+                self._settle(vcpu)
+                self._check_settled()
         if nr != self._machine.nr_ioctl:
             return
-        fd, request = args[0], args[1] & REQUEST_BITS
         if request == KVM_CREATE_VCPU:
-            thread.at_gate = False
+            thread.is_entering = False
             if result >= 0:
                 made = NewVcpu(
-                    tgid=thread.tgid, tid=thread.tid, vm_fd=fd, fd=result, index=args[2]
+                    tgid=thread.tgid, tid=thread.tid, vm_fd=fd, fd=result, index=args[2] & BITS
                 )
                 self._new.append(made)
         if request == self._machine.window and result >= 0:
             wanted = result if request == KVM_CREATE_VCPU else fd
             if vcpu := self._find(thread.tgid, wanted):
                 self._reach(thread, vcpu)
-        if thread.call is None and not any(vcpu.tid == thread.tid for vcpu in self._new):
+        if not thread.is_ending and not any(vcpu.tid == thread.tid for vcpu in self._new):
             thread.unblock_signals()
         self._check_settled()
 
@@ -123,14 +136,42 @@ class Windows:
         """Whether there is nothing to follow any thread for."""
         return not self._new and not self.awaits_attribute
 
-    def ended(self, tgid: int) -> None:
-        """A process is gone, and its vCPUs with it."""
+    def of_process(self, tgid: int) -> list[NewVcpu]:
+        """The vCPUs of a process that wait for their window and are not initialised yet."""
+        return [vcpu for vcpu in self._new if vcpu.tgid == tgid and vcpu.has_vpmu is None]
+
+    def reach(self, thread: Tracee, vcpu: NewVcpu) -> None:
+        """A vCPU turned out to be initialised with a vPMU, by a thread that was not followed."""
+        vcpu.has_vpmu = True
+        self._reach(thread, vcpu)
+
+    def awaited(self) -> set[int]:
+        """The processes that have a window to come."""
+        return {vcpu.tgid for vcpu in self._new}
+
+    def gone(self, tgid: int) -> None:
+        """A process is gone, or is another program now, and its vCPUs with it."""
         self._new = [vcpu for vcpu in self._new if vcpu.tgid != tgid]
 
     def _find(self, tgid: int, fd: int) -> NewVcpu | None:
-        # int arguments are 32 bits, the registers 64
-        its = (vcpu for vcpu in self._new if vcpu.tgid == tgid and vcpu.fd == fd & REQUEST_BITS)
-        return next(its, None)
+        return next((its for its in self._new if (its.tgid, its.fd) == (tgid, fd)), None)
+
+    def _find_any(self, tgid: int, fd: int) -> NewVcpu | None:
+        """The same, also by a duplicate of the descriptor, which then takes its place."""
+        if (known := self._find(tgid, fd)) or tgid not in self.awaited():
+            return known
+        index = self._open(tgid).get(fd)
+        for vcpu in self._new:
+            if (vcpu.tgid, vcpu.index) == (tgid, index):
+                vcpu.fd = fd
+                return vcpu
+        return None
+
+    def _open(self, tgid: int) -> dict[int, int]:
+        try:
+            return self._procs.vcpu_fds(tgid)
+        except PermissionError:
+            return {}
 
     def _settle(self, vcpu: NewVcpu) -> None:
         self._new.remove(vcpu)
@@ -138,3 +179,11 @@ class Windows:
     def _check_settled(self) -> None:
         if self.is_idle:
             self._master.settled()
+
+
+def _word(thread: Tracee, address: int) -> int | None:
+    """A 32-bit word of its memory; None where that cannot be read."""
+    try:
+        return int.from_bytes(thread.read(address, 4), "little")
+    except OSError:
+        return None

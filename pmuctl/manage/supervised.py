@@ -90,7 +90,7 @@ def _living(entry: Entry, procs: Procfs) -> tuple[Record, int] | None:
     """The record of a socket's VM, and the user of its process, if that still lives."""
     owner = _owner(entry)
     record = _record_of(entry, owner)
-    if record is None or record.ended or entry.name not in (None, record.name):
+    if record is None or entry.name not in (None, record.name):
         return None
     # the user first: that the process is the same afterwards tells that it was its user
     uid = procs.uid(record.pid)

@@ -126,7 +126,7 @@ def medians(cases: dict[str, Sequence[str]], rounds: int) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and return 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests/bench/run listing", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
     rounds = parser.parse_args(argv).rounds
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

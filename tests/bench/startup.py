@@ -101,7 +101,7 @@ def measure(its: Sequence[Case], rounds: int) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print a table, and return 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests/bench/run startup", description=__doc__)
     parser.add_argument("--rounds", type=int, default=25, help="(%(default)s)")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

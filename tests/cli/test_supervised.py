@@ -269,7 +269,7 @@ def test_of_a_socket_by_its_path_the_record_beside_it_counts(host: Machine) -> N
 
 @pytest.mark.parametrize(
     "kind",
-    ["gone", "pid reused", "ended", "another name", "mode", "link", "fifo", "no json", "huge"],
+    ["gone", "pid reused", "another name", "mode", "link", "fifo", "no json", "huge"],
 )
 def test_a_dead_socket_is_dead_without_a_record_to_believe(host: Machine, kind: str) -> None:
     path = recorded(host)
@@ -279,8 +279,6 @@ def test_a_dead_socket_is_dead_without_a_record_to_believe(host: Machine, kind: 
             (host.proc / str(VMM) / "stat").unlink()
         case "pid reused":
             fake_proc(host.proc, VMM, start=START + 1)
-        case "ended":
-            recorded(host, replace(RECORD, ended=True))
         case "another name":
             write_record(path, replace(RECORD, name="web2"))
         case "mode":
@@ -340,7 +338,7 @@ REFUSED = Problem(message="KVM has no such PMU", why="ENXIO", fix="pmuctl pmu li
 
 
 def test_a_name_without_a_vm_tells_why_its_last_start_was_refused(host: Machine) -> None:
-    recorded(host, replace(RECORD, problem=REFUSED, ended=True))
+    recorded(host, replace(RECORD, problem=REFUSED))
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(RECORD.began))
     for words in (("show", "web1"), ("list", "web1"), ("set", "web1", "pmu", A72)):
         ran = host.run("vm", *words)

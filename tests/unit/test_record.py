@@ -51,7 +51,7 @@ FULL = Record(
         Applied(1_700_000_099, "uid 0, pid 9", ()),
     ),
     problem=Problem(message="it was refused", why="because", fix=None, status=9),
-    ended=True,
+    stops=78,
 )
 LEAST = Record(name="a", pid=1, start=0, supervisor=1, command=(), began=0)
 
@@ -104,7 +104,7 @@ RECORDS = st.builds(
         fix=st.none() | TEXTS,
         status=st.integers(0, 255),
     ),
-    ended=st.booleans(),
+    stops=st.none() | st.integers(0, 1 << 31),
 )
 
 

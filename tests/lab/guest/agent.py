@@ -164,6 +164,8 @@ class Job:
             os.close(self._pidfd)
 
     def _write(self) -> None:
+        if self._stdin.closed:  # its command ended in the same round
+            return
         try:
             self._input = self._input[os.write(self._stdin.fileno(), self._input) :]
         except BrokenPipeError:

@@ -15,19 +15,22 @@ from collections.abc import Sequence
 
 from pmuctl.model.cpuset import CpuSet
 from tests.lab.standins.kinds import KINDS, Course
-from tests.lab.standins.talk import PR_SET_DUMPABLE, prctl, say, say_status
+from tests.lab.standins.talk import PR_SET_DUMPABLE, Waits, prctl, say, say_status
 from tests.lab.standins.vm import Plan, StandinVm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the VMM that these words ask for; returns the exit status."""
     options = _parser().parse_args(argv)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a program that is not Python's
     ready = _daemonize() if options.fork else None
     if options.nodump:
         prctl(PR_SET_DUMPABLE, 0)
     if options.signal_ms:
         _send_signals(options.signal_ms / 1000)
+    waits = Waits(options.wait_at)
     say(event="started", pid=os.getpid())
+    waits.at("start")
     if options.never:
         time.sleep(1)
         return 0
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pause=options.pause,
         affinity=options.vcpu_affinity,
         move=dict(options.move),
+        waits=waits,
     )
     course = Course(pmu_type=options.pmu_type, reboot=options.reboot, second_vm=options.second_vm)
 
@@ -99,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--signal-ms", type=float, metavar="MS", help="have a SIGALRM that often")
     add("--second-vm", action="store_true", help="make another VM once the first has run")
     add("--reboot", action="store_true", help="the same, and the first is closed before")
+    add(
+        "--wait-at",
+        action="append",
+        default=[],
+        choices=("start", "init", "round"),
+        help="wait for a byte of input: before the VM, after its first vCPU, or its first round",
+    )
     add("--after", type=float, default=0, metavar="SEC", help="stay so long at the end")
     add("--rounds", type=int, default=1, metavar="N", help="rounds each vCPU runs (1)")
     add("--pause", type=float, default=0.2, metavar="SEC", help="between two rounds (0.2)")

@@ -81,7 +81,7 @@ def crosvm(plan: Plan, course: Course, started: Started) -> None:
         for vcpu in vm.vcpus:
             vcpu.init(vpmu=plan.vpmu)
         vm.create_gic()
-        _init_pmu(vm)
+        init_pmu(vm)
         return vm
 
     def failed(vcpu: int, exit_: FailEntry) -> None:
@@ -100,7 +100,7 @@ def cloud_hypervisor(plan: Plan, course: Course, started: Started) -> None:
         for _ in range(plan.vcpus):
             vm.create_vcpu().init(vpmu=plan.vpmu)
         vm.create_gic()
-        _init_pmu(vm)
+        init_pmu(vm)
         return vm
 
     def failed(_vcpu: int, exit_: FailEntry) -> None:
@@ -121,7 +121,7 @@ def cloud_hypervisor(plan: Plan, course: Course, started: Started) -> None:
         raise failures[0]
 
 
-def _init_pmu(vm: StandinVm) -> None:
+def init_pmu(vm: StandinVm) -> None:
     for vcpu in vm.vcpus:
         if vm.plan.vpmu and vcpu.has_attr(KVM_ARM_VCPU_PMU_V3_IRQ):
             vcpu.set_attr(KVM_ARM_VCPU_PMU_V3_IRQ, IRQ)

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +35,22 @@ def call(name: str, job: Callable[[], _T], /, **about: object) -> _T:
         raise
     say(call=name, result="OK", tid=threading.get_native_id(), **about)
     return result
+
+
+class Waits:
+    """Points at which to wait until standard input has a byte for each: a test says when."""
+
+    def __init__(self, points: Collection[str] = ()) -> None:
+        self._left = set(points)
+        self._lock = threading.Lock()
+
+    def at(self, point: str) -> None:
+        """The first thread here says so and waits, others wait with it; later it is passed by."""
+        with self._lock:
+            if point in self._left:
+                say(event="waits", at=point)
+                os.read(0, 1)
+                self._left.remove(point)
 
 
 def prctl(option: int, value: int | bytes) -> None:

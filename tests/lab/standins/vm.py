@@ -19,7 +19,7 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
-from tests.lab.standins.talk import call, current_cpu, say, start_thread
+from tests.lab.standins.talk import Waits, call, current_cpu, say, start_thread
 from tests.lab.vmm.guest import Guest, Report, program
 from tests.lab.vmm.machine import MMIO, RAM, Memory, create_gic, init_gic
 from tests.lab.vmm.vcpu import PMU_IRQ, FailEntry, Vcpu
@@ -45,6 +45,7 @@ class Plan:
     pause: float = 0.2
     affinity: frozenset[int] | None = None
     move: dict[int, frozenset[int]] = field(default_factory=dict)
+    waits: Waits = field(default_factory=Waits)
 
 
 class StandinVcpu(Vcpu):
@@ -108,6 +109,11 @@ class StandinVm:
             self._memory = undo.enter_context(Memory(self._fd))
             self._undo = undo.pop_all()
 
+    @property
+    def fd(self) -> int:
+        """The VM's file descriptor."""
+        return self._fd
+
     def _create(self) -> int:
         while True:
             try:
@@ -120,6 +126,7 @@ class StandinVm:
         vcpu = StandinVcpu(self._kvm, self._fd, len(self.vcpus), self.number)
         self._undo.push(vcpu)
         self.vcpus.append(vcpu)
+        self.plan.waits.at("init")
         return vcpu
 
     def create_gic(self) -> None:
@@ -154,6 +161,7 @@ class StandinVm:
             if number == 1 and vcpu.index in self.plan.move:
                 os.sched_setaffinity(0, self.plan.move[vcpu.index])
             if number:
+                self.plan.waits.at("round")
                 time.sleep(self.plan.pause)
             about: dict[str, object] = {"vm": self.number, "vcpu": vcpu.index, "round": number}
             about |= {"tid": threading.get_native_id(), "mask": sorted(os.sched_getaffinity(0))}

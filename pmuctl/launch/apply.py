@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making the calls in a stopped thread, and what becomes of a VMM in which that fails."""
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+
+from pmuctl.errors import ExitStatus, PmuctlError
+from pmuctl.host.procs import Procfs
+from pmuctl.launch.calls import Call
+from pmuctl.launch.listener import Listener, Notification
+from pmuctl.launch.obstacles import no_memory, not_traceable
+from pmuctl.launch.orders import Orders
+from pmuctl.launch.story import Story
+from pmuctl.launch.tracee import Tracee
+from pmuctl.launch.voice import Voice
+
+
+class Applier:
+    """Fails closed: a VM that could not be set up does not start, but with the best effort."""
+
+    def __init__(self, orders: Orders, story: Story, voice: Voice, procs: Procfs) -> None:
+        self.voice = voice
+        self._orders = orders
+        self._story = story
+        self._procs = procs
+
+    def apply(self, thread: Tracee, fd: int, calls: Sequence[Call]) -> list[str]:
+        """Make the calls on a descriptor; their words. Raises PmuctlError at the first refusal."""
+        for call in calls:
+            try:
+                result = thread.ioctl(fd, call.request, call.argument, call.pointer)
+            except ProcessLookupError:
+                raise
+            except OSError as error:
+                raise no_memory(error) from error
+            if result < 0:
+                raise call.refusal(-result)
+        return [call.words for call in calls]
+
+    def fail(self, thread: Tracee, error: PmuctlError, *, is_final: bool = False) -> None:
+        """Tell an error, and end the VMM for it unless it was to be started all the same."""
+        error.subject = self._orders.name
+        if self._orders.best_effort and not is_final:
+            error.now = "the VM starts without it"
+            self.voice.say(error, thread.tgid, word="warning")
+            return
+        error.now = "the VM was not started"
+        self.voice.say(error, thread.tgid)
+        self._story.refused(error)
+        if thread.call is not None:
+            thread.skip_call()
+        thread.exit_group(ExitStatus.ENDED)
+
+    def turn_away(
+        self, listener: Listener, waiting: Notification, tgid: int, *, has_run: bool
+    ) -> None:
+        """A thread that may not be traced makes no vCPU; nor does its VMM start, if it has not."""
+        error = not_traceable(self._procs, waiting.tid)
+        error.subject = self._orders.name
+        if self._orders.best_effort:
+            error.now = "the vCPU is made without settings"
+            self.voice.say(error, tgid, word="warning")
+            listener.let_on(waiting)
+            return
+        error.now = "no further vCPU was made" if has_run else "the VMM was ended"
+        self.voice.say(error, tgid)
+        listener.deny(waiting)
+        if not has_run:
+            self._story.refused(error)
+            with suppress(ProcessLookupError):
+                os.kill(tgid, signal.SIGKILL)

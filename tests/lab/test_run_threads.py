@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pmuctl run` misses no vCPU, whichever thread makes it and whichever initialises it."""
+
+from tests.lab.machine import Lab
+from tests.lab.vmms import lines, runs
+
+RUN = ("pmuctl", "run", "--pmu", "armv8_cortex_a72", "--filter", "default deny allow cpu_cycles")
+
+
+def test_a_thread_that_is_not_followed_initialises_the_vcpu(lab: Lab) -> None:
+    """Before its maker goes on: the settings are made all the same, and nobody stays traced."""
+    ran = lab.run([*RUN, "--", "python3", "-m", "tests.lab.standins.hasty"], timeout=60)
+    assert ran.status == 0, ran
+    (run,) = runs(ran.stdout)
+    assert (run["exit"], run["pmceid0"], run["mask"]) == ("KVM_EXIT_MMIO", "0x20000", [2, 3])
+    assert run["cycles"] > 0
+    (status,) = [its for its in lines(ran.stdout) if its.get("event") == "status"]
+    assert {its["TracerPid"] for its in status["threads"].values()} == {0}

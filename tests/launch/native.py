@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting commands behind the gate on this machine, and looking at them from outside."""
+
+import functools
+import itertools
+import json
+import os
+import platform
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from pmuctl.launch.machine import MACHINES
+from pmuctl.launch.orders import Orders
+from pmuctl.uapi.ioctl import ioctl
+from tests.fakes.peers import PATIENCE
+
+HERE = Path(__file__).parent
+STARTER, TEST_SUPERVISOR, VMM = HERE / "starter.py", HERE / "supervisor.py", HERE / "vmm.py"
+KVM_CREATE_VM = 0xAE01
+NOT_ALLOWED = ("EPERM", "EACCES", "ENOSYS", "EBUSY")
+"""What a sandbox around these tests gives: anything else is a fault of the engine."""
+
+_count = itertools.count()
+T = TypeVar("T")
+
+
+def python(path: Path, *words: str, executable: str = sys.executable) -> tuple[str, ...]:
+    """A command that runs one of the programs here."""
+    return (executable, "-I", "-S", str(path), *words)
+
+
+def vmm(*words: str, executable: str = sys.executable) -> tuple[str, ...]:
+    """The command of the VMM of these tests."""
+    return python(VMM, *words, executable=executable)
+
+
+def spec(orders: Orders, supervisor: Path | None, *, announce: bool = False) -> str:
+    """What the starter is told."""
+    its = {"orders": json.loads(orders.encode()), "announce": announce}
+    return json.dumps(its | {"supervisor": supervisor and str(supervisor)})
+
+
+def fresh_name(prefix: str = "t") -> str:
+    """A name that no other process has in its command line."""
+    return f"{prefix}-{os.getpid()}-{next(_count)}-{time.monotonic_ns()}"
+
+
+@functools.cache
+def no_gate() -> str | None:
+    """Why no gate can be had on this machine, None where it can."""
+    if platform.machine() not in MACHINES:
+        return f"pmuctl run does not know {platform.machine()} machines"
+    orders = Orders(name=fresh_name(), socket=Path(os.devnull), command=("true",))
+    argv = python(STARTER, spec(orders, TEST_SUPERVISOR))
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    with suppress(ValueError):
+        error = json.loads(done.stderr)
+        if error["errno"] in NOT_ALLOWED:
+            return f"seccomp or ptrace is not allowed here: {error['why']}"
+    return None
+
+
+@functools.cache
+def no_kvm() -> str | None:
+    """Why the VMM of these tests cannot run here, None where it can."""
+    if platform.machine() != "x86_64":
+        return f"the VMM of these tests is for x86-64, this is {platform.machine()}"
+    try:
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.close(ioctl(kvm, KVM_CREATE_VM, what="KVM_CREATE_VM"))
+        finally:
+            os.close(kvm)
+    except OSError as error:
+        return f"there is no KVM to be used: {error}"
+    return no_gate()
+
+
+def need(reason: str | None) -> None:
+    """Skip the test, aloud, if there is a reason to."""
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def wait_for(what: Callable[[], T], why: str) -> T:
+    """The first true value, or a failure after a while."""
+    until = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < until, f"in vain: {why}"
+        time.sleep(0.005)
+    return found
+
+
+def processes_of(name: str) -> list[int]:
+    """The living processes with this word in their command line: a supervisor, mostly."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if name.encode() in words:  # a zombie has none
+                found.append(int(pid))
+    return found
+
+
+def tracers(pid: int) -> dict[int, str]:
+    """Who traces each thread of a process."""
+    found = {}
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        with suppress(OSError):
+            text = Path(f"/proc/{pid}/task/{tid}/status").read_text()
+            found[int(tid)] = text.split("TracerPid:\t", 1)[1].split("\n", 1)[0]
+    return found
+
+
+class Gated:
+    """A command behind the gate: its process, and what its supervisor tells."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        *,
+        supervisor: Path | None = TEST_SUPERVISOR,
+        announce: bool = False,
+        executable: str = sys.executable,
+        environ: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        preexec: Callable[[], None] | None = None,
+    ) -> None:
+        self.orders = orders
+        self.name = orders.name
+        text = spec(orders, supervisor, announce=announce)
+        self.process = subprocess.Popen(
+            python(STARTER, text, executable=executable),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environ,
+            pass_fds=pass_fds,
+            preexec_fn=preexec,
+        )
+        self.pid = self.process.pid
+        self.said: list[dict[str, Any]] = []
+        self._buffer = b""
+
+    def line(self) -> bytes:
+        """The next line of its output; EOFError where there is none."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._buffer:
+            fd = self.process.stdout.fileno()
+            assert select.select([fd], [], [], PATIENCE)[0], f"silent after {self.said}"
+            part = os.read(fd, 1 << 16)
+            if not part:
+                raise EOFError(f"its output ended after {self.said}")
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def hear(self, key: str, value: object = None) -> dict[str, Any]:
+        """The next thing it says with this member (of this value)."""
+        while True:
+            its = json.loads(self.line())
+            self.said.append(its)
+            if key in its and value in (None, its[key]):
+                return its  # type: ignore[no-any-return]
+
+    def go_on(self) -> None:
+        """Let it go on from where it pauses."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def all_said(self, key: str) -> list[dict[str, Any]]:
+        """What it has said with this member, after hearing it to its end."""
+        with suppress(EOFError):
+            while True:
+                self.said.append(json.loads(self.line()))
+        return [its for its in self.said if key in its]
+
+    def status(self) -> int:
+        """Its exit status."""
+        return self.process.wait(PATIENCE)
+
+    def complaint(self) -> str:
+        """All of its standard error, once it has ended."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
+    def events(self, what: str) -> list[dict[str, Any]]:
+        """What the test's supervisor has logged under this name."""
+        try:
+            lines = self.orders.socket.read_text().splitlines(keepends=True)
+        except OSError:
+            return []
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [its for its in found if its["what"] == what]
+
+    def event(self, what: str) -> dict[str, Any]:
+        """The first one of these, waited for."""
+        return wait_for(lambda: self.events(what), f"{what} in the log of {self.name}")[0]
+
+    @property
+    def supervisor(self) -> int:
+        """Its supervisor's process."""
+        return int(self.event("ready")["supervisor"])
+
+    def is_left_alone(self) -> None:
+        """Its supervisor leaves."""
+        wait_for(lambda: not processes_of(self.name), f"the supervisor of {self.name} leaves")
+
+    def close(self) -> None:
+        """End what is left of it: the process that was started, its daemon, its supervisor."""
+        if self.process.poll() is None:
+            self.process.kill()
+        with suppress(EOFError, ValueError, AssertionError):
+            self.all_said("pid")
+        pids = {its["pid"] for its in self.said if "pid" in its} - {self.pid}
+        for pid in (*pids, *processes_of(self.name)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A supervisor for the engine's tests: the real rules and loop, a story that is a log.
+
+Started by `pmuctl.launch.gate.launch` as the real one is. What happens goes to the file that the
+orders have as their socket, a JSON object a line. At each window it sets an event filter, which
+x86-64 has for a VM: allow one event, none of whose counting matters here. Orders whose name
+begins with "wrong" get a filter that KVM refuses. A held VM is released by a file `….release`.
+"""
+
+import json
+import os
+import struct
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pmuctl.control.door import VcpuStatus
+from pmuctl.errors import PmuctlError
+from pmuctl.host.procs import Procfs
+from pmuctl.host.threads import Threads
+from pmuctl.launch import parcel
+from pmuctl.launch.calls import Call
+from pmuctl.launch.listener import Listener
+from pmuctl.launch.machine import this_machine
+from pmuctl.launch.orders import Orders
+from pmuctl.launch.start import ignore_signals, own_socket, try_to_trace
+from pmuctl.launch.supervisor import Supervisor
+from pmuctl.launch.voice import Voice
+from pmuctl.launch.watch import Watch
+from pmuctl.uapi.ioctl import _IOC, _IOC_WRITE
+from pmuctl.uapi.kvm import KVMIO
+
+KVM_SET_PMU_EVENT_FILTER = _IOC(_IOC_WRITE, KVMIO, 0xB2, 32)
+
+
+def filter_call(action: int) -> Call:
+    """Struct kvm_pmu_event_filter of x86: action, nevents, fixed bitmap, flags, pad, events."""
+    return Call(
+        words="KVM_SET_PMU_EVENT_FILTER",
+        request=KVM_SET_PMU_EVENT_FILTER,
+        argument=struct.pack("<IIIIIIIIQ", action, 1, 0, 0, 0, 0, 0, 0, 0xC0),
+    )
+
+
+class Log:
+    """A story as lines of a file."""
+
+    def __init__(self, orders: Orders, pid: int) -> None:
+        self.pid = pid
+        self._path = orders.socket
+        self._orders = orders
+        self.tell("ready", supervisor=os.getpid())
+
+    def tell(self, what: str, **more: object) -> None:
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"what": what} | more) + "\n")
+
+    def began(self, pid: int) -> None:
+        self.pid = pid
+        self.tell("began", pid=pid)
+
+    def has(self, vcpus: Sequence[VcpuStatus]) -> None:
+        self.tell("has", vcpus=[[its.index, its.tid, its.has_run] for its in vcpus])
+
+    def applied(self, words: Sequence[str]) -> None:
+        self.tell("applied", words=list(words))
+
+    def refused(self, error: PmuctlError) -> None:
+        self.tell("refused", message=error.message, why=error.why)
+
+    def held(self, words: Sequence[str]) -> None:
+        self.tell("applied", words=list(words))
+        self.tell("held")
+
+    def carry_out(self) -> None:
+        pass
+
+    def released(self) -> Orders | None:
+        return self._orders if self._path.with_suffix(".release").exists() else None
+
+    def ended(self) -> None:
+        self.tell("ended")
+
+    def rest(self) -> None:
+        pass
+
+
+def main(fd: int) -> None:
+    ignore_signals()
+    with own_socket(fd) as launcher:
+        parcel.send(launcher, str(os.getpid()).encode())
+        text, stderr = parcel.receive(launcher)
+        pid, orders = text.split(b"\n", 1)
+        its, watch = Orders.decode(orders), Watch()
+        calls = [filter_call(7 if its.name.startswith("wrong") else 0)]
+        log = Log(its, int(pid))
+        supervisor = Supervisor(
+            its,
+            calls,
+            log,
+            Voice(-1 if stderr is None else stderr),
+            this_machine(),
+            pid=int(pid),
+            procs=Procfs(),
+            threads=Threads(),
+            fd_of=lambda vcpu: vcpu.vm_fd,
+        )
+        try:
+            try_to_trace(supervisor, int(pid), Procfs(), stay=False)
+        except PmuctlError as error:
+            parcel.send(launcher, parcel.error_text(error))
+            return
+        parcel.send(launcher, b"")
+        _, listener = parcel.receive(launcher)
+        assert listener is not None
+        parcel.send(launcher, b"")
+        launcher.close()
+        try:
+            watch.over(supervisor, Listener(listener), log)
+        except BaseException:
+            log.tell("failed", traceback=traceback.format_exc())
+            raise
+        finally:
+            log.ended()
+        log.tell("left", stops=supervisor.tracer.stops)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[2]))

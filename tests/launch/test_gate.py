@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gate, window and injected call, with the VMM of these tests and this machine's KVM."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pmuctl.launch.orders import Orders
+from tests.launch.conftest import Start
+from tests.launch.native import (
+    STARTER,
+    TEST_SUPERVISOR,
+    Gated,
+    python,
+    spec,
+    tracers,
+    vmm,
+    wait_for,
+)
+
+HLT = 5
+"""KVM_EXIT_HLT: the guest came as far as its one instruction."""
+
+
+def check_applied(its: Gated, vcpus: int) -> None:
+    """Every vCPU was made as it should be and ran, and each time the filter was taken."""
+    made = its.all_said("vcpu")
+    assert its.status() == 0, its.complaint()
+    assert [vcpu["link"] for vcpu in made] == [
+        f"anon_inode:kvm-vcpu:{vcpu['vcpu']}" for vcpu in made
+    ]
+    assert len(made) == vcpus
+    assert [(ran["result"], ran["reason"]) for ran in its.all_said("ran")] == [(0, HLT)] * vcpus
+    its.is_left_alone()
+    assert (
+        its.events("applied")
+        == [{"what": "applied", "words": ["KVM_SET_PMU_EVENT_FILTER"]}] * vcpus
+    )
+    assert its.events("failed") == its.events("refused") == []
+    assert len(its.events("left")) == 1
+    assert its.complaint() == ""
+
+
+def test_main_thread(kvm: Start) -> None:
+    check_applied(kvm(*vmm("--vcpus", "3", "--run")), 3)
+
+
+def test_a_thread_for_each(kvm: Start) -> None:
+    check_applied(kvm(*vmm("--vcpus", "6", "--threads", "--run")), 6)
+
+
+def test_a_second_vm_of_the_same_process(kvm: Start) -> None:
+    check_applied(kvm(*vmm("--vcpus", "2", "--vms", "3", "--run")), 6)
+
+
+def test_registers_and_the_stack_are_as_they_were(kvm: Start) -> None:
+    its = kvm(*vmm("--vcpus", "2", "--registers", "--run"))
+    check_applied(its, 2)
+    assert [vcpu["wrong"] for vcpu in its.all_said("vcpu")] == [[], []]
+
+
+@pytest.mark.parametrize("threads", [(), ("--threads",)], ids=["main", "threads"])
+def test_a_daemon(kvm: Start, threads: tuple[str, ...]) -> None:
+    its = kvm(*vmm("--fork", "--vcpus", "2", "--run", *threads, "--pause", "before,last"))
+    assert its.status() == 0  # that of the process that was started, which is gone
+    its.hear("at", "before")
+    daemon = its.said[-2 if "pid" in its.said[-2] else -1]["pid"]
+    assert daemon != its.pid
+    its.go_on()
+    its.hear("at", "last")
+    wait_for(lambda: set(tracers(daemon).values()) == {"0"}, "nobody traces it")
+    its.go_on()
+    check_applied(its, 2)
+    assert [event["pid"] for event in its.events("began")] == [daemon]
+
+
+def test_nobody_traces_it_afterwards(kvm: Start) -> None:
+    its = kvm(*vmm("--vcpus", "2", "--threads", "--idle", "2", "--pause", "before,made,last"))
+    its.hear("at", "before")
+    assert set(tracers(its.pid).values()) == {"0"}
+    its.go_on()
+    its.hear("at", "made")
+    wait_for(lambda: set(tracers(its.pid).values()) == {"0"}, "nobody traces it")
+    assert len(tracers(its.pid)) == 5
+    its.go_on()
+    its.hear("at", "last")
+    assert its.supervisor in [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
+    its.go_on()
+    assert its.all_said("end")[0]["end"] == {
+        "TracerPid": "0",
+        "Seccomp": "2",
+        "NoNewPrivs": "0" if os.geteuid() == 0 else "1",
+    }
+
+
+@pytest.mark.parametrize("kind", ["restart", "interrupt"])
+def test_signals_do_not_starve_it(kvm: Start, kind: str) -> None:
+    its = kvm(*vmm("--vcpus", "8", "--signals", kind, "--run"))
+    check_applied(its, 8)
+    interrupted = sum(vcpu["interrupted"] for vcpu in its.all_said("vcpu"))
+    assert interrupted == 0 if kind == "restart" else interrupted < 100
+
+
+def test_a_status_is_the_vmms_own(kvm: Start) -> None:
+    its = kvm(*vmm("--run", "--status", "3"))
+    assert its.status() == 3
+
+
+def test_what_kvm_refuses_ends_the_vmm(kvm: Start) -> None:
+    its = kvm(*vmm("--vcpus", "2", "--run"), prefix="wrong")
+    assert its.status() == 125
+    assert its.complaint() == (
+        f"error: {its.name}: KVM_SET_PMU_EVENT_FILTER was refused\n  now: the VM was not started\n"
+    )
+    assert its.all_said("vcpu") == its.all_said("ran") == []
+    its.is_left_alone()
+    assert its.events("refused")[0]["message"] == "KVM_SET_PMU_EVENT_FILTER was refused"
+    assert its.events("applied") == its.events("failed") == []
+
+
+def test_what_kvm_refuses_a_thread_ends_the_vmm(kvm: Start) -> None:
+    its = kvm(*vmm("--vcpus", "4", "--threads", "--run"), prefix="wrong")
+    assert its.status() == 125
+    assert "the VM was not started" in its.complaint()
+    assert its.all_said("ran") == []
+    its.is_left_alone()
+    assert its.events("failed") == []
+
+
+def test_best_effort_goes_on_with_a_warning(kvm: Start) -> None:
+    its = kvm(*vmm("--run"), prefix="wrong", orders={"best_effort": True})
+    assert [ran["result"] for ran in its.all_said("ran")] == [0]
+    assert its.status() == 0
+    assert its.complaint() == (
+        f"warning: {its.name}: KVM_SET_PMU_EVENT_FILTER was refused\n"
+        "  now: the VM starts without it\n"
+    )
+
+
+def test_a_gate_inside_a_gate_is_refused(gate: Start) -> None:
+    inner = Orders(name="inner", socket=Path(os.devnull), command=("echo", '{"pid": 1}'))
+    its = gate(*python(STARTER, spec(inner, TEST_SUPERVISOR)))
+    assert its.status() == 9
+    complaint = its.complaint()
+    assert "the gate cannot be put up" in complaint
+    assert "EBUSY" in complaint
+    assert its.all_said("pid") == []
+    its.is_left_alone()
+
+
+def test_qemu(kvm: Start) -> None:
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        pytest.skip("qemu-system-x86_64 is not installed")
+    words = (
+        "-accel",
+        "kvm",
+        "-smp",
+        "2",
+        "-display",
+        "none",
+        "-nodefaults",
+        "-S",
+        "-qmp",
+        "stdio",
+    )
+    its = kvm(qemu, *words)
+    its.hear("QMP")
+    assert its.events("applied")
+    wait_for(lambda: set(tracers(its.pid).values()) == {"0"}, "nobody traces it")
+    its.process.terminate()
+    assert its.status() == 0
+    its.is_left_alone()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VMM held at its first call for an attribute: released, asked to end, stopped, forgotten."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pmuctl.host.procs import Procfs
+from tests.launch.conftest import Start
+from tests.launch.native import Gated, vmm, wait_for
+
+HELD = vmm("--vcpus", "2", "--attribute", "--run", "--idle", "1")
+HOLD = {"hold": True}
+
+
+def release(its: Gated) -> None:
+    """What pmuctl vm release does."""
+    its.orders.socket.with_suffix(".release").touch()
+
+
+def states(its: Gated) -> set[str]:
+    """What its threads do, in the letters of proc_pid_stat(5)."""
+    stats = Path(f"/proc/{its.pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+
+
+def test_released_it_makes_its_call_and_goes_on(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD)
+    its.event("held")
+    assert len(its.events("applied")) == 1
+    release(its)
+    assert "attribute" in its.hear("attribute")
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+    assert len(its.events("applied")) == 1
+    assert its.events("failed") == []
+
+
+def test_the_call_has_the_result_it_has_without_a_hold(kvm: Start) -> None:
+    its = kvm(*HELD)
+    without = its.hear("attribute")["attribute"]
+    held = kvm(*HELD, orders=HOLD)
+    held.event("held")
+    release(held)
+    assert held.hear("attribute")["attribute"] == without
+
+
+@pytest.mark.parametrize("its_signal", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_that_ends_a_vmm_ends_a_held_one(kvm: Start, its_signal: int) -> None:
+    its = kvm(*HELD, orders=HOLD)
+    its.event("held")
+    its.process.send_signal(its_signal)
+    assert its.status() == -its_signal
+    its.is_left_alone()
+    assert its.events("failed") == []
+
+
+def test_one_that_it_would_catch_ends_it_as_well(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD)  # Python catches SIGINT
+    its.event("held")
+    its.process.send_signal(signal.SIGINT)
+    assert its.status() == 128 + signal.SIGINT
+    its.is_left_alone()
+
+
+def test_a_signal_that_is_caught_is_taken_while_it_is_held(kvm: Start) -> None:
+    its = kvm(*HELD, "--signals", "restart", orders=HOLD)
+    its.event("held")
+    its.process.send_signal(signal.SIGALRM)
+    wait_for(
+        lambda: signal.SIGALRM not in Procfs().signals(its.pid, its.pid)["ShdPnd"], "it is taken"
+    )
+    release(its)
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+    assert its.events("failed") == []
+
+
+def test_job_control_stops_a_held_vmm(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD)
+    its.event("held")
+    its.process.send_signal(signal.SIGSTOP)
+    _, status = os.waitpid(its.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    its.process.send_signal(signal.SIGCONT)
+    release(its)
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+
+
+def test_released_while_it_is_stopped_it_goes_on_when_continued(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD)
+    its.event("held")
+    its.process.send_signal(signal.SIGSTOP)
+    os.waitpid(its.pid, os.WUNTRACED)
+    release(its)
+    wait_for(lambda: states(its) <= {"T", "t"}, "all of it has stopped")
+    its.process.send_signal(signal.SIGCONT)
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+
+
+def test_nobody_releases_it_in_time(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD | {"timeout": 0.1})
+    assert its.status() == 125
+    assert its.complaint() == (
+        f"error: {its.name}: nobody released it\n"
+        "  why: it was held for 0.1 s (--timeout)\n"
+        "  now: the VM was not started\n"
+        "  fix: pmuctl vm set and pmuctl vm release while it is held\n"
+    )
+    its.is_left_alone()
+
+
+def test_a_held_vmm_ends_with_its_supervisor(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD)
+    its.event("held")
+    os.kill(its.supervisor, signal.SIGKILL)
+    assert its.status() == -signal.SIGKILL
+
+
+def test_what_was_ordered_and_cannot_be_set_ends_it(kvm: Start) -> None:
+    its = kvm(*HELD, prefix="wrong", orders=HOLD)
+    assert its.status() == 125
+    assert "KVM_SET_PMU_EVENT_FILTER was refused" in its.complaint()
+    assert its.all_said("ran") == []
+    its.is_left_alone()

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads narrowed to a PMU's CPUs, and given their masks back: by what /proc would show."""
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from pmuctl.errors import PinnedError
+from pmuctl.host.procs import Procfs
+from pmuctl.launch.machine import MACHINES
+from pmuctl.launch.place import Placement
+from pmuctl.model.cpuset import CpuSet
+from tests.fakes.vmm import FakeThreads
+
+PID = 100
+RUN = "29 {fd:#x} 0xae80 0x0 0x0 0x0 0x0 0xffff 0xaaaa"
+IDLE = "98 0x1 0x80 0x0 0x0 0x0 0x0 0xffff 0xaaaa"
+
+
+class Process(FakeThreads):
+    """One process of a /proc, and the masks of its threads; `on_place` is told of each change."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__({})
+        self.root = root
+        self.on_place: Callable[[int], None] = lambda _: None
+
+    def affinity(self, tid: int) -> CpuSet:
+        if tid not in self.masks:
+            raise ProcessLookupError(errno.ESRCH, "gone")
+        return super().affinity(tid)
+
+    def place(self, tid: int, cpus: CpuSet) -> None:
+        super().place(tid, cpus)
+        self.on_place(tid)
+
+    def thread(
+        self,
+        tid: int,
+        cpus: str = "0-3",
+        *,
+        call: str = "running",
+        guest_time: int = 0,
+        name: str = "qemu",
+    ) -> None:
+        """A thread that there is, or what it does now."""
+        its = self.root / str(PID) / "task" / str(tid)
+        its.mkdir(parents=True, exist_ok=True)
+        (its / "stat").write_text(f"{tid} ({name}) S {'0 ' * 39}{guest_time} 0\n")
+        (its / "comm").write_text(f"{name}\n")
+        (its / "syscall").write_text(f"{call}\n")
+        self.masks.setdefault(tid, CpuSet.parse(cpus))
+
+    def runs(self, tid: int, fd: int) -> None:
+        """It sleeps in KVM_RUN of that descriptor."""
+        self.thread(tid, call=RUN.format(fd=fd))
+
+    def vcpu(self, fd: int, index: int) -> None:
+        """A descriptor of a vCPU that is open."""
+        (self.root / str(PID) / "fd").mkdir(parents=True, exist_ok=True)
+        (self.root / str(PID) / "fd" / str(fd)).symlink_to(f"anon_inode:kvm-vcpu:{index}")
+
+    def shown(self) -> Mapping[int, str]:
+        return {tid: str(cpus) for tid, cpus in sorted(self.masks.items())}
+
+
+MADE = {10: 0, 11: 1}
+"""The descriptors of both vCPUs."""
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Process:
+    """Of three threads: the main one, and two that will be vCPUs."""
+    its = Process(tmp_path)
+    for tid in (100, 101, 102):
+        its.thread(tid)
+    for index in range(2):
+        its.vcpu(10 + index, index)
+    return its
+
+
+@pytest.fixture
+def placement(process: Process) -> Placement:
+    its = Placement(MACHINES["aarch64"], Procfs(process.root), process)
+    its.cpus = CpuSet.parse("2-3")
+    return its
+
+
+def test_all_threads_are_narrowed(process: Process, placement: Placement) -> None:
+    process.masks[102] = CpuSet.parse("1-2")
+    placement.narrow(PID)
+    assert process.shown() == {100: "2-3", 101: "2-3", 102: "2"}
+
+
+def test_without_cpus_none_is(process: Process, placement: Placement) -> None:
+    placement.cpus = None
+    placement.narrow(PID)
+    assert set(process.shown().values()) == {"0-3"}
+
+
+def test_a_thread_that_is_born_meanwhile_is_narrowed_too(
+    process: Process, placement: Placement
+) -> None:
+    process.on_place = lambda tid: process.thread(tid + 10) if tid < 130 else None
+    placement.narrow(PID)
+    assert set(process.shown()) > {130, 131, 132}
+    assert set(process.shown().values()) == {"2-3"}
+
+
+def test_a_thread_that_has_gone_is_passed_over(process: Process, placement: Placement) -> None:
+    del process.masks[101]
+    placement.narrow(PID)
+    assert process.shown() == {100: "2-3", 102: "2-3"}
+
+
+def test_a_mask_is_never_widened(process: Process, placement: Placement) -> None:
+    process.masks[101] = CpuSet.parse("0-1")
+    with pytest.raises(PinnedError) as error:
+        placement.narrow(PID)
+    assert error.value.message == "thread 101 may not run on any CPU of the PMU"
+    assert error.value.why == (
+        "it is pinned to 0-1, the PMU's CPUs are 2-3; a mask is never widened"
+    )
+    assert process.shown()[101] == "0-1"
+
+
+@pytest.mark.parametrize(
+    ("number", "why"), [(errno.EINVAL, "(EINVAL)"), (errno.EPERM, "(EPERM)")], ids=["cpus", "user"]
+)
+def test_a_mask_that_the_kernel_refuses(
+    process: Process, placement: Placement, number: int, why: str
+) -> None:
+    process.refuses[102] = number
+    with pytest.raises(PinnedError) as error:
+        placement.narrow(PID)
+    assert error.value.message == "thread 102 could not be put on 2-3"
+    assert why in str(error.value.why)
+
+
+def test_masks_come_back_only_once_all_vcpus_run(process: Process, placement: Placement) -> None:
+    placement.narrow(PID)
+    assert not placement.give_back(MADE, {})
+    process.runs(101, 10)
+    assert not placement.give_back(MADE, {})
+    assert placement.running == {0: 101}
+    assert set(process.shown().values()) == {"2-3"}
+    process.thread(102, guest_time=1)
+    assert placement.give_back(MADE, {1: 102})
+    assert placement.running == {0: 101, 1: 102}
+    assert process.shown() == {100: "0-3", 101: "2-3", 102: "2-3"}
+
+
+def test_a_mask_narrowed_to_other_cpus_counts_as_it_was_before(
+    process: Process, placement: Placement
+) -> None:
+    process.masks[100] = CpuSet.parse("0,2")
+    placement.narrow(PID)
+    assert process.shown() == {100: "2", 101: "2-3", 102: "2-3"}
+    placement.check(PID, CpuSet.parse("0-1"))
+    with pytest.raises(PinnedError):
+        placement.check(PID, CpuSet.parse("1"))
+    placement.cpus = CpuSet.parse("0-1")
+    placement.narrow(PID)
+    assert process.shown() == {100: "0", 101: "0-1", 102: "0-1"}
+    process.runs(101, 10)
+    process.runs(102, 11)
+    assert placement.give_back(MADE, {})
+    assert process.shown() == {100: "0,2", 101: "0-1", 102: "0-1"}
+
+
+def test_a_thread_born_later_gets_the_leaders_mask(process: Process, placement: Placement) -> None:
+    placement.narrow(PID)
+    process.thread(103, "2-3")
+    process.runs(101, 10)
+    process.runs(102, 11)
+    assert placement.give_back(MADE, {})
+    assert process.shown()[103] == "0-3"
+
+
+def test_what_somebody_changed_meanwhile_stays(process: Process, placement: Placement) -> None:
+    process.thread(103)
+    placement.narrow(PID)
+    process.masks[100], process.masks[103] = CpuSet.parse("3"), CpuSet.parse("0")
+    process.runs(101, 10)
+    process.runs(102, 11)
+    assert placement.give_back(MADE, {})
+    assert process.shown() == {100: "3", 101: "2-3", 102: "2-3", 103: "0"}
+
+
+def test_a_process_that_has_gone_is_done_with(process: Process, placement: Placement) -> None:
+    placement.narrow(PID)
+    for path in (process.root / str(PID) / "task").iterdir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert placement.give_back(MADE, {})
+
+
+def test_a_process_without_vcpus_waits(process: Process, placement: Placement) -> None:
+    placement.narrow(PID)
+    for link in (process.root / str(PID) / "fd").iterdir():
+        link.unlink()
+    assert not placement.give_back(MADE, {})
+
+
+@pytest.mark.parametrize("name", ["CPU 1/KVM", "kvm-vcpu-1", "vcpu1", "crosvm_vcpu1", "fc_vcpu 1"])
+def test_the_name_of_a_thread_is_the_least_evidence(
+    process: Process, placement: Placement, name: str
+) -> None:
+    placement.narrow(PID)
+    process.thread(101, guest_time=5, name=name)
+    process.thread(102, guest_time=5, name="CPU 9/KVM")  # there is no such vCPU
+    assert placement.give_back(MADE, {})
+    assert placement.running == {1: 101, 0: None}
+
+
+def test_who_made_it_is_better_evidence(process: Process, placement: Placement) -> None:
+    placement.narrow(PID)
+    process.thread(101, guest_time=5, name="CPU 1/KVM")
+    process.thread(102, guest_time=5, name="CPU 0/KVM")
+    assert placement.give_back(MADE, {0: 101, 1: 102})
+    assert placement.running == {0: 101, 1: 102}
+
+
+def test_a_maker_of_many_runs_none_of_them_for_that(
+    process: Process, placement: Placement
+) -> None:
+    placement.narrow(PID)
+    process.thread(100, guest_time=5, name="CPU 1/KVM")
+    process.thread(101, guest_time=5)
+    placement.give_back(MADE, {0: 100, 1: 100})
+    assert placement.running == {1: 100, 0: None}
+
+
+def test_the_call_it_sleeps_in_is_the_best_evidence(
+    process: Process, placement: Placement
+) -> None:
+    placement.narrow(PID)
+    process.thread(101, call=RUN.format(fd=11), name="CPU 0/KVM")
+    process.thread(102, call=RUN.format(fd=10), guest_time=7, name="CPU 1/KVM")
+    assert placement.give_back(MADE, {0: 101, 1: 102})
+    assert placement.running == {1: 101, 0: 102}
+
+
+def test_another_call_is_no_evidence(process: Process, placement: Placement) -> None:
+    placement.narrow(PID)
+    process.thread(101, call=IDLE)
+    process.thread(102, call=RUN.format(fd=10).replace("0xae80", "0xae41"))
+    assert not placement.give_back(MADE, {})
+    assert placement.running == {}
+
+
+def test_a_duplicate_of_a_descriptor_is_no_further_vcpu(
+    process: Process, placement: Placement
+) -> None:
+    process.vcpu(20, 0)
+    placement.narrow(PID)
+    process.runs(101, 10)
+    process.runs(102, 11)
+    assert placement.give_back(MADE, {0: 100, 1: 100})
+
+
+def test_descriptors_that_may_not_be_seen(process: Process, placement: Placement) -> None:
+    class Hidden(Procfs):
+        def vcpu_fds(self, pid: int) -> dict[int, int]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    its = Placement(MACHINES["aarch64"], Hidden(process.root), process)
+    its.cpus = placement.cpus
+    its.narrow(PID)
+    process.runs(101, 10)
+    assert not its.give_back(MADE, {})

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user without privileges: what works behind the gate, and what is named when it does not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from pmuctl.host.procs import Procfs
+from pmuctl.launch.obstacles import yama_scope
+from tests.launch.conftest import Start
+from tests.launch.native import HERE, tracers, vmm, wait_for
+
+NOBODY = 65534
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Somebody without privileges: how to become them, a Python they can run, their KVM."""
+
+    become: Callable[[], None]
+    python: str
+    kvm: int
+
+    def vmm(self, *words: str) -> tuple[str, ...]:
+        """The VMM of these tests, as they run it."""
+        return vmm("--kvm", str(self.kvm), *words, executable=self.python)
+
+
+def become_nobody() -> None:
+    """For good, and without any group."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def usable_python(become: Callable[[], None]) -> str | None:
+    """An interpreter that can import the engine as that user."""
+    code = f"import sys; sys.path.insert(0, {str(HERE.parents[1])!r}); import pmuctl.launch.gate"
+    for path in (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin")):
+        if path is None:
+            continue
+        try:
+            argv = [path, "-I", "-S", "-c", code]
+            subprocess.run(argv, preexec_fn=become, check=True, capture_output=True)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return path
+    return None
+
+
+@pytest.fixture
+def user(kvm: Start) -> Iterator[User]:
+    """This user, or nobody where this is root; KVM comes as an open descriptor."""
+    if yama_scope(Procfs()) > 1:
+        pytest.skip("Yama lets only administrators trace")
+    become = become_nobody if os.geteuid() == 0 else lambda: None
+    python = usable_python(become)
+    if python is None:
+        pytest.skip(f"no Python of this machine can read {HERE.parents[1]} as user {NOBODY}")
+    fd = os.open("/dev/kvm", os.O_RDWR)
+    yield User(become=become, python=python, kvm=fd)
+    os.close(fd)
+
+
+def test_a_user_needs_no_new_privs_and_no_more(kvm: Start, user: User) -> None:
+    its = kvm(
+        *user.vmm("--vcpus", "2", "--threads", "--run", "--pause", "last"),
+        executable=user.python,
+        preexec=user.become,
+        pass_fds=[user.kvm],
+    )
+    its.hear("at", "last")
+    wait_for(lambda: set(tracers(its.pid).values()) == {"0"}, "nobody traces it")
+    its.go_on()
+    end = its.all_said("end")[0]["end"]
+    assert end == {"TracerPid": "0", "Seccomp": "2", "NoNewPrivs": "1"}
+    assert its.status() == 0
+    its.is_left_alone()
+    assert len(its.events("applied")) == 2
+
+
+def test_a_users_daemon(kvm: Start, user: User) -> None:
+    its = kvm(
+        *user.vmm("--fork", "--vcpus", "2", "--run"),
+        executable=user.python,
+        preexec=user.become,
+        pass_fds=[user.kvm],
+    )
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    its.is_left_alone()
+    assert len(its.events("applied")) == 2
+
+
+def test_a_vmm_that_is_not_dumpable_is_ended_and_told_why(kvm: Start, user: User) -> None:
+    its = kvm(
+        *user.vmm("--nodump", "--run"),
+        executable=user.python,
+        preexec=user.become,
+        pass_fds=[user.kvm],
+    )
+    assert its.status() == -signal.SIGKILL
+    assert its.all_said("ran") == []
+    complaint = its.complaint()
+    assert complaint.startswith(f"error: {its.name}: the VMM may not be traced\n"), complaint
+    assert "PR_SET_DUMPABLE 0" in complaint
+    assert "  now: the VMM was ended\n" in complaint
+    its.is_left_alone()
+    assert its.events("refused")
+    assert its.events("failed") == []
+
+
+def test_a_vmm_that_is_not_dumpable_starts_at_best_effort(kvm: Start, user: User) -> None:
+    its = kvm(
+        *user.vmm("--nodump", "--run", "--vcpus", "2"),
+        executable=user.python,
+        preexec=user.become,
+        pass_fds=[user.kvm],
+        orders={"best_effort": True},
+    )
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    assert its.complaint().startswith(f"warning: {its.name}: the VMM may not be traced\n")
+    its.is_left_alone()
+
+
+def test_root_may_trace_what_is_not_dumpable(kvm: Start) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("this is not root")
+    its = kvm(*vmm("--nodump", "--run"))
+    assert [ran["result"] for ran in its.all_said("ran")] == [0]
+    its.is_left_alone()
+    assert len(its.events("applied")) == 1

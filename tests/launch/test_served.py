@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pmuctl vm list sees of a VM behind the true supervisor, from its start to its end."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pmuctl.launch.orders import Orders
+from pmuctl.manage.vms import Reach, list_vms
+from pmuctl.model.vm import Vm, VmState, VmVcpu
+from tests.launch.native import Gated, fresh_name, need, no_kvm, processes_of, vmm, wait_for
+
+Serve = Callable[..., Gated]
+
+
+@pytest.fixture
+def serve(room: Path) -> Iterator[Serve]:
+    """Starts the VMM with these words, the true supervisor beside it."""
+    need(no_kvm())
+    room.chmod(0o755)
+    started: list[Gated] = []
+
+    def start(*words: str) -> Gated:
+        name = fresh_name("vm")
+        orders = Orders(name=name, socket=room / f"{name}.sock", command=vmm(*words))
+        started.append(Gated(orders, supervisor=None))
+        return started[-1]
+
+    yield start
+    for its in started:
+        its.close()
+
+
+def listed(room: Path) -> list[Vm]:
+    """What an admin would see."""
+    environ = {"PMUCTL_RUNTIME_DIR": str(room)}
+    return list_vms(Reach(environ=environ, uid=os.geteuid(), deadline=5))
+
+
+def vcpus(vm: Vm) -> list[VmVcpu]:
+    """Those that are known of."""
+    return list(vm.vcpus or ())
+
+
+def files(room: Path) -> list[str]:
+    return sorted(path.name for path in room.iterdir() if path.suffix in (".sock", ".json"))
+
+
+def test_a_vm_from_its_start_to_its_end(serve: Serve, room: Path) -> None:
+    its = serve("--vcpus", "2", "--sleep", "--pause", "before,made,ran")
+    its.hear("at", "before")
+    assert files(room) == [f"{its.name}.json", f"{its.name}.sock"]
+    [vm] = listed(room)
+    assert (vm.name, vm.pid, vm.state) == (its.name, its.pid, VmState.STARTING)
+    assert (vcpus(vm), vm.problem) == ([], None)
+    its.go_on()
+    its.hear("at", "made")
+    [vm] = wait_for(lambda: [vm for vm in listed(room) if len(vcpus(vm)) == 2], "two vCPUs")
+    assert (vm.name, vm.pid, vm.state) == (its.name, its.pid, VmState.STARTING)
+    assert vm.supervised
+    assert vm.command == its.orders.command
+    assert [vcpu.tid for vcpu in vcpus(vm)] == [None, None]
+    its.go_on()
+    running = {its.hear("running")["tid"] for _ in range(2)}
+    assert len(running) == 2
+    [vm] = wait_for(
+        lambda: [vm for vm in listed(room) if all(vcpu.has_run for vcpu in vcpus(vm))], "they run"
+    )
+    assert vm.state is VmState.RUNNING
+    its.go_on()
+    assert its.status() == 0
+    wait_for(lambda: not files(room), "socket and record are gone")
+    assert listed(room) == []
+    its.is_left_alone()
+
+
+def test_one_that_is_killed_leaves_nothing(serve: Serve, room: Path) -> None:
+    its = serve("--vcpus", "2", "--pause", "made")
+    its.hear("at", "made")
+    its.process.kill()
+    its.is_left_alone()
+    assert files(room) == []
+
+
+def test_one_without_its_supervisor_is_told_from_its_record(serve: Serve, room: Path) -> None:
+    its = serve("--vcpus", "2", "--pause", "made,last")
+    its.hear("at", "made")
+    [vm] = wait_for(lambda: [vm for vm in listed(room) if len(vcpus(vm)) == 2], "two vCPUs")
+    [supervisor] = [pid for pid in processes_of(its.name) if pid != its.pid]
+    os.kill(supervisor, signal.SIGKILL)
+    its.is_left_alone()
+    [vm] = listed(room)
+    assert (vm.name, vm.pid, vm.state) == (its.name, its.pid, VmState.ORPHANED)
+
+
+def test_a_daemons_vm_is_that_of_the_daemon(serve: Serve, room: Path) -> None:
+    its = serve("--fork", "--vcpus", "1", "--pause", "made")
+    its.hear("at", "made")
+    daemon = [said["pid"] for said in its.said if "pid" in said][-1]
+    [vm] = wait_for(lambda: [vm for vm in listed(room) if vcpus(vm)], "its vCPU")
+    assert vm.pid == daemon != its.pid
+    its.go_on()
+    wait_for(lambda: not files(room), "socket and record are gone")
+    its.is_left_alone()
+
+
+def test_a_name_that_is_taken_is_refused_before_the_start(serve: Serve, room: Path) -> None:
+    first = serve("--pause", "before")
+    first.hear("at", "before")
+    second = Gated(replace(first.orders, name=fresh_name("vm")), supervisor=None)
+    try:
+        assert second.status() == 9
+        assert "is taken" in second.complaint()
+        assert second.all_said("pid") == []
+        second.is_left_alone()
+    finally:
+        second.close()
+    first.go_on()
+    assert first.status() == 0
+    first.is_left_alone()

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which calls of a VMM open a window, as VMMs make them; the threads are scripted."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from pmuctl.host.procs import Procfs
+from pmuctl.launch.machine import MACHINES
+from pmuctl.launch.tracee import Tracee
+from pmuctl.launch.window import NewVcpu, Windows
+from pmuctl.uapi.kvm import (
+    KVM_ARM_VCPU_INIT,
+    KVM_CREATE_VCPU,
+    KVM_HAS_DEVICE_ATTR,
+    KVM_RUN,
+    KVM_SET_DEVICE_ATTR,
+)
+
+ARM64 = MACHINES["aarch64"]
+WITH, WITHOUT, ADDRESS = 1 << 3, 0, 0xFFFF_0000
+
+
+class FakeTracee(Tracee):
+    """A thread whose memory is what a test says, and whose signals are only noted."""
+
+    def __init__(self, tid: int = 1, tgid: int = 1) -> None:
+        super().__init__(tid, tgid, ARM64)
+        self.memory = b""
+        self.blocked = False
+
+    def read(self, address: int, size: int) -> bytes:
+        offset = address - ADDRESS
+        return self.memory[offset : offset + size].ljust(size, b"\0")
+
+    def block_signals(self) -> None:
+        self.blocked = True
+
+    def unblock_signals(self) -> None:
+        self.blocked = False
+
+
+NOWHERE = Path("/nonexistent")
+
+
+class Master:
+    """Writes down what the windows tell."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def opened(self, thread: Tracee, vcpu: NewVcpu) -> None:
+        self.told.append(("opened", vcpu.index))
+
+    def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
+        self.told.append(("without", vcpu.index))
+
+    def spread(self, thread: Tracee) -> None:
+        self.told.append("spread")
+
+    def at_attribute(self, thread: Tracee, fd: int) -> None:
+        self.told.append(("attribute", fd))
+
+    def settled(self) -> None:
+        if self.told[-1:] != ["settled"]:
+            self.told.append("settled")
+
+
+class Vmm:
+    """Makes the calls of one thread, one after the other."""
+
+    def __init__(self, windows: Windows | None = None, *, tid: int = 1, tgid: int = 1) -> None:
+        self.master = Master()
+        self.windows = windows or Windows(ARM64, Procfs(NOWHERE), self.master)
+        self.thread = FakeTracee(tid, tgid)
+
+    def call(self, nr: int, *args: int, result: int = 0) -> None:
+        its = (*args, *[0] * (6 - len(args)))
+        self.thread.call = nr, its
+        self.windows.entered(self.thread, nr, its)
+        self.thread.call = None
+        self.windows.left(self.thread, nr, its, result)
+
+    def ioctl(self, fd: int, request: int, argument: int = ADDRESS, result: int = 0) -> None:
+        self.call(ARM64.nr_ioctl, fd, request, argument, result=result)
+
+    def create(self, index: int, *, fd: int = 0, vm_fd: int = 4) -> None:
+        self.ioctl(vm_fd, KVM_CREATE_VCPU, index, result=fd or 10 + index)
+
+    def init(self, fd: int, features: int = WITH, result: int = 0) -> None:
+        self.thread.memory = struct.pack("<II", 5, features)  # target, features[0]
+        self.ioctl(fd, KVM_ARM_VCPU_INIT, result=result)
+
+    def map(self, fd: int) -> None:
+        self.call(ARM64.nr_mmap, 0, 4096, 3, 1, fd, 0)
+
+    def close(self, fd: int) -> None:
+        self.call(ARM64.nr_close, fd)
+
+
+@pytest.fixture
+def vmm() -> Vmm:
+    return Vmm()
+
+
+def test_the_window_opens_where_init_has_returned(vmm: Vmm) -> None:
+    vmm.create(0)
+    assert vmm.master.told == []
+    assert vmm.thread.blocked
+    assert not vmm.windows.is_idle
+    vmm.init(10)
+    assert vmm.master.told == [("opened", 0), "settled"]
+    assert not vmm.thread.blocked
+    assert vmm.windows.is_idle
+
+
+def test_qemus_probe_without_a_pmu_is_closed_without_being_mapped(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.init(10, WITHOUT)
+    assert vmm.master.told == []
+    vmm.close(10)
+    assert vmm.master.told == ["settled"]
+
+
+def test_another_thread_can_learn_of_it_by_any_other_call(vmm: Vmm) -> None:
+    futex = 98
+    vmm.call(futex, ADDRESS)
+    assert vmm.master.told == []  # there is no vCPU yet
+    vmm.create(0)
+    for nr in ARM64.private:
+        vmm.call(nr, ADDRESS)
+    assert vmm.master.told == []
+    vmm.call(futex, ADDRESS)
+    assert vmm.master.told == ["spread"]
+
+
+def test_qemu_probes_then_makes_the_true_one(vmm: Vmm) -> None:
+    vmm.create(0, fd=8, vm_fd=7)
+    vmm.init(8, WITHOUT)
+    vmm.close(8)
+    for index in range(2):
+        vmm.create(index)
+        vmm.map(10 + index)
+        vmm.init(10 + index)
+    assert vmm.master.told == ["settled", ("opened", 0), "settled", ("opened", 1), "settled"]
+
+
+def test_one_that_is_mapped_has_no_vpmu_for_good(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.map(10)
+    vmm.init(10, WITHOUT)
+    assert vmm.master.told == [("without", 0), "settled"]
+
+
+def test_one_that_runs_has_no_vpmu_for_good(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.init(10, WITHOUT)
+    vmm.ioctl(10, KVM_RUN, 0)
+    assert vmm.master.told == [("without", 0), "settled"]
+
+
+def test_crosvm_makes_all_and_initialises_them_afterwards(vmm: Vmm) -> None:
+    for index in range(3):
+        vmm.create(index)
+    for index in range(3):
+        assert vmm.thread.blocked
+        vmm.init(10 + index)
+    assert vmm.master.told == [("opened", 0), ("opened", 1), ("opened", 2), "settled"]
+    assert not vmm.thread.blocked
+
+
+def test_an_init_that_fails_is_followed_by_another(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.init(10, WITH | 1 << 7, result=-22)
+    assert vmm.master.told == []
+    vmm.init(10)
+    assert vmm.master.told == [("opened", 0), "settled"]
+
+
+def test_an_init_with_it_that_fails_and_one_without_it(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.map(10)
+    vmm.init(10, WITH, result=-22)
+    vmm.init(10, WITHOUT)
+    assert vmm.master.told == [("without", 0), "settled"]
+
+
+def test_a_descriptor_is_used_again(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.close(10)
+    vmm.create(3, fd=10)
+    vmm.init(10)
+    assert vmm.master.told == ["settled", ("opened", 3), "settled"]
+
+
+def test_a_second_init_of_a_vcpu_is_a_reset(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.init(10)
+    vmm.init(10)
+    vmm.ioctl(10, KVM_RUN, 0)
+    assert vmm.master.told == [("opened", 0), "settled"]
+
+
+def test_a_vcpu_that_could_not_be_made_is_none(vmm: Vmm) -> None:
+    vmm.ioctl(4, KVM_CREATE_VCPU, 0, result=-17)
+    assert vmm.master.told == ["settled"]
+    assert not vmm.thread.blocked
+    assert not vmm.thread.is_entering
+
+
+def test_only_32_bits_of_a_request_and_of_a_descriptor_count(vmm: Vmm) -> None:
+    vmm.ioctl(4, 0xDEAD << 32 | KVM_CREATE_VCPU, 0, result=10)
+    vmm.init(0xBEEF << 32 | 10)
+    assert vmm.master.told == [("opened", 0), "settled"]
+
+
+def test_the_same_descriptor_in_two_processes(vmm: Vmm) -> None:
+    other = Vmm(vmm.windows, tid=9, tgid=9)
+    vmm.create(0)
+    other.create(1, fd=10)
+    other.init(10)
+    assert vmm.master.told == [("opened", 1)]
+    vmm.init(10)
+    assert vmm.master.told == [("opened", 1), ("opened", 0), "settled"]
+
+
+def test_a_process_that_has_ended_is_not_waited_for(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.windows.gone(1)
+    assert vmm.windows.is_idle
+
+
+def test_a_hold_is_past_the_windows(vmm: Vmm) -> None:
+    vmm.windows.awaits_attribute = True
+    vmm.create(0)
+    vmm.init(10)
+    assert vmm.master.told == [("opened", 0)]  # it is followed further
+    for group, request in ((1, KVM_SET_DEVICE_ATTR), (0, KVM_HAS_DEVICE_ATTR)):
+        vmm.thread.memory = struct.pack("<IIQQ", 0, group, 0, 0)
+        vmm.ioctl(10, request)
+    assert vmm.master.told == [("opened", 0), ("attribute", 10)]
+
+
+def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
+    master = Master()
+    windows = Windows(MACHINES["x86_64"], Procfs(NOWHERE), master)
+    args = (4, KVM_CREATE_VCPU, 2, 0, 0, 0)
+    thread = FakeTracee()
+    windows.entered(thread, 16, args)
+    windows.left(thread, 16, args, 9)
+    assert master.told == [("opened", 2), "settled"]
