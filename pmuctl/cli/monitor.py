@@ -2,6 +2,8 @@
 """pmuctl monitor: what changes on this host, as it happens."""
 
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -11,9 +13,9 @@ from pmuctl.cli.env import Env
 from pmuctl.cli.options import OUTPUT, REACH, checked_seconds
 from pmuctl.cli.reach import reach_of, tell_missing
 from pmuctl.errors import UsageError
-from pmuctl.manage.monitor import Watch, scope
+from pmuctl.manage.monitor import Event, Watch, scope
 from pmuctl.model.changes import ChangeKind
-from pmuctl.render.columns import choose
+from pmuctl.render.columns import Column, choose
 from pmuctl.render.formats import Format
 from pmuctl.render.monitor import EVENT_COLUMNS, write_event, write_head
 
@@ -77,15 +79,25 @@ def monitor(
         every=env.options.every_column,
         as_json=env.format.is_json,
     )
+    wanted = set(event or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
-    watch = Watch(
-        reach=reach_of(env),
-        sysfs=env.sysfs,
-        threads=env.threads,
-        ear=env.ear,
-        interval=interval,
-        repairs=repair,
-    )
+    with closing(env.ear) as ear:
+        watch = Watch(
+            reach=reach_of(env),
+            sysfs=env.sysfs,
+            threads=env.threads,
+            ear=ear,
+            interval=interval,
+            repairs=repair,
+        )
+        for its in _begin(env, watch, columns), watch.watch(until):
+            for one in its:
+                if one.change.kind in wanted:
+                    write_event(columns, one, env.stdout, format=env.format)
+
+
+def _begin(env: Env, watch: Watch, columns: Sequence[Column[Event]]) -> list[Event]:
+    """The first look; what is watched is said, and the headings are written."""
     with env.waiting_for("VMs"):
         first = list(watch.look())
     env.say(scope(watch))
@@ -96,10 +108,4 @@ def monitor(
     if not env.options.no_headings:
         write_head(columns, env.stdout, format=env.format)
         env.stdout.flush()
-    wanted = set(event or ChangeKind)
-    for its in first:
-        if its.change.kind in wanted:
-            write_event(columns, its, env.stdout, format=env.format)
-    for its in watch.watch(until):
-        if its.change.kind in wanted:
-            write_event(columns, its, env.stdout, format=env.format)
+    return first
