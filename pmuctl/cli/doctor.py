@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """pmuctl doctor: what is wrong with this host and its VMs, and what mends it."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,9 @@ from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
 from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.formats import Format
 from pmuctl.render.table import write_record
+
+if TYPE_CHECKING:
+    from pmuctl.model.finding import Finding
 
 app = make_app(VERBS["doctor"])
 
@@ -58,8 +62,18 @@ def doctor(
             threads=env.threads if is_live else None,
         )
     env.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
+    if env.format is Format.TABLE and env.layout.width is not None:
+        _tell_in_full(env, findings)
     failed = any(its.result is Result.FAIL for its in findings)
     return ExitStatus.NO if failed else ExitStatus.OK
+
+
+def _tell_in_full(env: Env, findings: "Sequence[Finding]") -> None:
+    """What a terminal's table has cut off: half a command cannot be typed."""
+    for its in findings:
+        if its.fix is not None:
+            head = f"{its.result} {its.id} {its.subject}"
+            env.write_lines(["", head, f"  why: {its.why}", f"  fix: {its.fix}"])
 
 
 def _tell_symptoms(env: Env, text: str) -> None:
