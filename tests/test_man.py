@@ -63,6 +63,9 @@ OTHERS = {
 }
 """Pages of other projects that ours refer to."""
 
+COMMAND_WORDS = "host|pmu|vm|affinity|run|monitor|doctor"
+"""The first words of the command lines in examples that are parsed."""
+
 GROUPS = ("Output", "Talk", "Machine", "Reach", "Change")
 
 
@@ -253,7 +256,7 @@ def test_no_page_names_an_option_or_a_command_that_does_not_exist(page: Path) ->
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_command_lines_of_examples_can_be_parsed(page: Path) -> None:
     for line, inside in is_example(page):
-        for words in re.findall(r"\bpmuctl ((?:host|pmu|vm|affinity|run|monitor|doctor) [^|;&>]+)", plain(line)):
+        for words in re.findall(rf"\bpmuctl ((?:{COMMAND_WORDS}) [^|;&>]+)", plain(line)):
             if inside and not line.startswith(("error:", "  fix:")):
                 parse_words(shlex.split(words))
 
