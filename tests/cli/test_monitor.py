@@ -190,6 +190,18 @@ def test_repair_puts_it_back_and_says_so(host: Machine) -> None:
     assert str(host.threads and host.threads.masks[1001]) == "2-3"
 
 
+def test_repair_is_not_misled_by_a_name(host: Machine) -> None:
+    """Another VM calls itself web1, too, and is where it should be, or is not known to be."""
+    fake_vmm(host.proc, 6000, ("qemu-system-aarch64", "-name", "web1"), masks="0-1")
+    for tid in range(6000, 6004):
+        put(host, tid, "0-1")()
+    acts = (put(host, 1001, "1-3"), lambda: None)
+    seen = events(monitor(host, "--repair", "--format", "jsonl", ear=Script(*acts)))
+    assert [(its["event"], its["pid"]) for its in seen] == [
+        *(("vcpu-left", os.getpid()), ("repaired", os.getpid()), ("vcpu-returned", os.getpid())),
+    ]
+
+
 def test_without_repair_nothing_is_changed(host: Machine) -> None:
     assert told(host, put(host, 1001, "1-3")) == [("vcpu-left", "web1", 0)]
     assert isinstance(host.threads, KernelThreads)
