@@ -9,7 +9,7 @@ _pmuctl_tree() {
     commands='' operands=() columns=() options=()
     case $1 in
     '')
-        commands='host pmu vm affinity completion conformance run'
+        commands='host pmu vm affinity completion conformance doctor monitor run'
         options=(
             '--version'
             '-h|--help'
@@ -472,6 +472,63 @@ _pmuctl_tree() {
             '--color:=auto always never'
             '-q|--quiet'
             '-v|--verbose*'
+            '--deadline:text'
+            '-h|--help'
+        )
+        ;;
+    'doctor')
+        operands=('vm...')
+        columns=(
+            ID
+            SUBJECT
+            RESULT
+            WHY
+            FIX
+        )
+        options=(
+            '--symptom:text'
+            '-o|--output:columns'
+            '-O|--output-all'
+            '-J|--json'
+            '--format:=table json jsonl csv tsv raw name'
+            '-n|--noheadings'
+            '--no-truncate'
+            '--color:=auto always never'
+            '-q|--quiet'
+            '-v|--verbose*'
+            '--socket:file'
+            '--deadline:text'
+            '--sysroot:directory'
+            '-h|--help'
+        )
+        ;;
+    'monitor')
+        columns=(
+            TIME
+            EVENT
+            VM
+            WHAT
+            PID
+            VCPU
+            TID
+            PMU
+            CPUS
+        )
+        options=(
+            '--event*:=vm-started vm-ended vcpu-left vcpu-returned window cpu-offline cpu-online pmu-offline repaired repair-failed lost'
+            '--timeout:text'
+            '--interval:text'
+            '--repair'
+            '-o|--output:columns'
+            '-O|--output-all'
+            '-J|--json'
+            '--format:=table json jsonl csv tsv raw name'
+            '-n|--noheadings'
+            '--no-truncate'
+            '--color:=auto always never'
+            '-q|--quiet'
+            '-v|--verbose*'
+            '--socket:file'
             '--deadline:text'
             '-h|--help'
         )

@@ -36,7 +36,7 @@ ONLY = f"pmuctl vm set web1 pmu {A72} filter default deny allow"
 CPUS = ["2", "2-3", "3", "auto", "none", f"pmu/{A72}"]
 EVENTS = ["cpu_cycles", "stall", "stall_backend", "stall_frontend"]
 
-FREE = {"SEC", "LIST", "FILTER", "NAME"}
+FREE = {"SEC", "LIST", "FILTER", "NAME", "TEXT"}
 """Values of which nothing can be offered."""
 
 HOSTILE = (

@@ -24,7 +24,9 @@ from pmuctl.model.truth import DERIVED
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.columns import Column
 from pmuctl.render.conformance import FINDING_COLUMNS
+from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
+from pmuctl.render.monitor import EVENT_COLUMNS
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
@@ -50,6 +52,8 @@ COLUMNS: Mapping[Path_, Sequence[Column[Any]] | None] = {
     ("affinity", "align"): None,  # those of affinity set
     ("affinity", "check"): CHECK_COLUMNS,
     ("conformance",): FINDING_COLUMNS,
+    ("doctor",): (*DOCTOR_COLUMNS, *SYMPTOM_COLUMNS),
+    ("monitor",): EVENT_COLUMNS,
 }
 """The columns of each command that has the option --output."""
 
@@ -58,6 +62,9 @@ OTHERS = {
     *("sched_setaffinity.2", "seccomp.2", "systemd.service.5", "unix.7", "cgroups.7"),
 }
 """Pages of other projects that ours refer to."""
+
+COMMAND_WORDS = "host|pmu|vm|affinity|run|monitor|doctor"
+"""The first words of the command lines in examples that are parsed."""
 
 GROUPS = ("Output", "Talk", "Machine", "Reach", "Change")
 
@@ -249,7 +256,7 @@ def test_no_page_names_an_option_or_a_command_that_does_not_exist(page: Path) ->
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_command_lines_of_examples_can_be_parsed(page: Path) -> None:
     for line, inside in is_example(page):
-        for words in re.findall(r"\bpmuctl ((?:host|pmu|vm|affinity|run) [^|;&>]+)", plain(line)):
+        for words in re.findall(rf"\bpmuctl ((?:{COMMAND_WORDS}) [^|;&>]+)", plain(line)):
             if inside and not line.startswith(("error:", "  fix:")):
                 parse_words(shlex.split(words))
 
@@ -295,6 +302,20 @@ def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
     keys = entries(sets, "each key at most once:", "A setting that is not given stays as it is.")
     assert tuple(word.split()[0] for word in keys) == KEYS
     assert entries(waits, ".It Fl \\-for Ar STATE", ".It Fl \\-timeout Ar SEC") == list(Awaited)
+
+
+def entries_of(page: str, heading: str) -> list[str]:
+    """The words that have an entry in one section of a page."""
+    lines = sections(ROOT / "man" / page)[heading]
+    return [line[7:] for line in lines if line.startswith(".It Cm ")]
+
+
+def test_the_events_and_the_checks_are_those_of_their_pages() -> None:
+    from pmuctl.manage import host_checks, vm_checks
+    from pmuctl.model.changes import ChangeKind
+
+    assert entries_of("pmuctl-monitor.1", "EVENTS") == list(ChangeKind)
+    assert entries_of("pmuctl-doctor.1", "CHECKS") == [*host_checks.CHECKS, *vm_checks.CHECKS]
 
 
 def test_the_formats_are_those_of_the_page() -> None:

@@ -24,6 +24,8 @@ NOUNS = {
 VERBS: dict[str, str] = {
     "completion": "Print the TAB completion of a shell, as a script.",
     "conformance": "Check whether a VMM's control socket keeps to the protocol.",
+    "doctor": "Find what is wrong with this host and its VMs, and what mends it.",
+    "monitor": "Tell what changes on this host, as it happens.",
     "run": "Start an unmodified VMM with its PMU and its event filter.",
 }
 """Verbs without a noun: each a module of this package whose `app` has that one command."""

@@ -19,6 +19,7 @@ from pmuctl.render.text import printable
 if TYPE_CHECKING:
     from pmuctl.host.procs import Procfs
     from pmuctl.host.threads import Threads
+    from pmuctl.host.udev import Ear
     from pmuctl.manage.execute import Starter
     from pmuctl.manage.preflight import Kvm
 
@@ -42,6 +43,7 @@ class Env:
     masks: "Threads | None" = None
     hypervisor: "Kvm | None" = None
     successor: "Starter | None" = None
+    listener: "Ear | None" = None
     command: str = ""
     options: Options = field(default_factory=Options)
 
@@ -92,6 +94,13 @@ class Env:
         from pmuctl.manage.execute import Starter
 
         return self.successor or Starter()
+
+    @property
+    def ear(self) -> "Ear":
+        """What hears of this machine's VMs and CPUs; a captured one is silent."""
+        from pmuctl.host.udev import Ear, listen
+
+        return self.listener or (listen() if self.live.is_live else Ear())
 
     @property
     def format(self) -> Format:

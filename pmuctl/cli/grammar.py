@@ -44,6 +44,8 @@ COLUMNS = {
     "affinity align": "affinity.PLACING_COLUMNS",
     "affinity check": "affinity.CHECK_COLUMNS",
     "conformance": "conformance.FINDING_COLUMNS",
+    "doctor": "doctor.DOCTOR_COLUMNS",
+    "monitor": "monitor.EVENT_COLUMNS",
 }
 """Command → the columns it shows, below pmuctl.render."""
 

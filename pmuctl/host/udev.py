@@ -2,8 +2,9 @@
 """The one importer of pyudev: the perf event sources of this machine, and the kernel's events."""
 
 import errno
-import os.path
+import os
 import select
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,10 @@ class Ear:
         time.sleep(seconds)
         return Heard()
 
+    def close(self) -> None:
+        """Hear nothing any more."""
+        self.is_open = False
+
 
 class Uevents(Ear):
     """Hears, from the kernel itself, of VMs that are made and ended, and of CPUs.
@@ -85,6 +90,7 @@ class Uevents(Ear):
         for subsystem in ("misc", "cpu"):
             self._monitor.filter_by(subsystem)
         self._monitor.start()
+        self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
 
     def wait(self, seconds: float) -> Heard:
         """Wait for so long, or until something is heard; what is there at once is one answer."""
@@ -99,23 +105,38 @@ class Uevents(Ear):
                 return heard
         return Heard()
 
+    def close(self) -> None:
+        """Hear nothing any more."""
+        self.is_open = False
+        self._socket.close()
+
     def _receive(self) -> Heard:
         events: list[Uevent] = []
         is_lossy = False
         for _ in range(RECEIVED_AT_ONCE):
             try:
+                # pyudev does not look where poll(2) tells of an error, so it is taken away first
+                if number := self._take_error():
+                    raise OSError(number, os.strerror(number))
                 device = self._monitor.poll(0)
             except OSError as error:
                 is_lossy = True
-                if error.errno == errno.ENOBUFS:
+                if (error.errno or self._take_error()) == errno.ENOBUFS:
                     continue
-                self.is_open = False
+                self.close()
                 break
             if device is None:
                 break
             if its := _uevent(device.sys_name, device.action, dict(device.properties)):
                 events.append(its)
         return Heard(events=tuple(events), is_lossy=is_lossy)
+
+    def _take_error(self) -> int:
+        """What is wrong with the socket, 0 for nothing: ENOBUFS where the kernel dropped events.
+
+        Reading it clears it (socket(7), SO_ERROR); until then every poll(2) fails.
+        """
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _uevent(name: str, action: str | None, properties: Mapping[str, str]) -> Uevent | None:

@@ -64,6 +64,7 @@ class Watch:
     seen: Listing = field(default_factory=lambda: Listing(vms=[]))
     """What the last look has found."""
     _before: Snapshot | None = None
+    _vms: dict[tuple[object, ...], Vm] = field(default_factory=dict)
     _failed: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def watch(self, until: float | None = None) -> Iterator[Event]:
@@ -116,9 +117,15 @@ class Watch:
     def _read(self) -> tuple[Listing, Ground, Snapshot]:
         seen = take_stock(self.reach)
         ground = read_ground(self.sysfs, self.reach.environ)
-        vms = [self._seen(vm, ground) for vm in seen.vms if vm.state is not VmState.DEAD]
+        pairs = [(self._seen(vm, ground), vm) for vm in seen.vms if vm.state is not VmState.DEAD]
+        # by their keys, for anybody can take the name of another VM
+        self._vms = {its.key: vm for its, vm in pairs}
         pmus = {pmu.name: pmu.cpus for pmu in ground.pmus}
-        return seen, ground, Snapshot(vms=vms, online=ground.online, pmus=pmus)
+        return (
+            seen,
+            ground,
+            Snapshot(vms=[its for its, _ in pairs], online=ground.online, pmus=pmus),
+        )
 
     def _seen(self, vm: Vm, ground: Ground) -> SeenVm:
         chosen = chosen_pmu(vm, ground)
@@ -166,10 +173,9 @@ class Watch:
             return
         # PMUs and CPUs as they were at this look
         host = read_host(self.reach, self.sysfs, self.threads, ground.pmus)
-        vms = {vm.name: vm for vm in self.seen.vms}
         for key, its in strays.items():
             try:
-                placed = align_vm(vms[its.name], host, dry_run=False)
+                placed = align_vm(self._vms[key], host, dry_run=False)
             except PmuctlError as error:
                 words = _problem(error)
                 if self._failed.get(key) != words:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differs between two looks at a host: its VMs, their vCPUs, its CPUs and PMUs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -70,7 +70,12 @@ class SeenVm:
     @property
     def key(self) -> tuple[object, ...]:
         """What makes it the same VM at two looks."""
-        return (self.socket,) if self.pid is None else (self.pid, self.start, self.part)
+        return (self.pid, self.start, self.part, self.socket)
+
+    @property
+    def process(self) -> tuple[object, ...]:
+        """The process that has it, where that is known."""
+        return () if self.pid is None else (self.pid, self.start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +116,9 @@ def with_silent(before: Snapshot | None, after: Snapshot) -> Snapshot:
 
     That nobody answers is no change of what there is.
     """
-    known = _by_key(before)
-    by_socket = {vm.socket: vm for vm in known.values() if vm.socket is not None}
     vms: list[SeenVm] = []
-    for vm in after.vms:
-        its = known.get(vm.key) or (by_socket.get(vm.socket) if vm.socket else None)
-        is_same = its is not None and vm.pid in (None, its.pid)
-        vms.append(replace(its, is_silent=True) if vm.is_silent and its and is_same else vm)
+    for its, vm in _pair(before, after)[0]:
+        vms.append(replace(its, is_silent=True) if vm.is_silent and its else vm)
     return replace(after, vms=vms)
 
 
@@ -127,14 +128,12 @@ def find_changes(before: Snapshot | None, after: Snapshot) -> list[Change]:
     With no look before only what is wrong already counts: vCPUs that can leave their PMU, and
     PMUs without a CPU.
     """
-    old, new = _by_key(before), _by_key(after)
-    found = list(_cpu_changes(before, after))
-    if before is not None:
-        found += [_ended(vm) for key, vm in old.items() if key not in new]
-    for key, vm in new.items():
-        if before is not None and key not in old:
+    pairs, ended = _pair(before, after)
+    found = [*_cpu_changes(before, after), *map(_ended, ended)]
+    for old, vm in pairs:
+        if before is not None and old is None:
             found.append(_started(vm))
-        found += _vm_changes(old.get(key), vm, after)
+        found += _vm_changes(old, vm, after)
     return found
 
 
@@ -148,8 +147,35 @@ def stray(snapshot: Snapshot) -> list[SeenVm]:
     ]
 
 
-def _by_key(snapshot: Snapshot | None) -> dict[tuple[object, ...], SeenVm]:
-    return {vm.key: vm for vm in snapshot.vms} if snapshot else {}
+Pairs = list[tuple[SeenVm | None, SeenVm]]
+
+
+def _pair(before: Snapshot | None, after: Snapshot) -> tuple[Pairs, list[SeenVm]]:
+    """Each VM of the second look with what it was at the first, and those that are gone.
+
+    One that has got a control socket meanwhile, or another place among the VMs of its process, is
+    the same; so is one of which nothing but its socket is known now.
+    """
+    old = {vm.key: vm for vm in before.vms} if before else {}
+    found: dict[int, SeenVm] = {}
+    for number, vm in enumerate(after.vms):
+        if its := old.pop(vm.key, None):
+            found[number] = its
+    for number, vm in enumerate(after.vms):
+        if number not in found and (its := _like(vm, old.values())):
+            found[number] = old.pop(its.key)
+    pairs = [(found.get(number), vm) for number, vm in enumerate(after.vms)]
+    return pairs, list(old.values())
+
+
+def _like(vm: SeenVm, others: Iterable[SeenVm]) -> SeenVm | None:
+    for its in others:
+        has_same_socket = vm.socket is not None and vm.socket == its.socket
+        if vm.process and vm.process == its.process:
+            return its
+        if has_same_socket and not (vm.process and its.process):
+            return its
+    return None
 
 
 def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:

@@ -52,7 +52,7 @@ PIPED: Sequence[tuple[str, ...]] = (
     ("--format", "raw"),
     ("--format", "name"),
 )
-COMMANDS = ("host info", "pmu list", "pmu show", "pmu cpus")
+COMMANDS = ("host info", "pmu list", "pmu show", "pmu cpus", "doctor")
 VM_COMMANDS = ("vm list", "vm vcpus", "affinity check", "vm show")
 VMS_ON = ("one-pmu", "rk3588-like", "two-pmus-6.12")
 
@@ -166,8 +166,17 @@ def arguments(command: str, root: Path) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_hosts(machine: Machine, dump: Callable[[str], Path], command: str, name: str) -> None:
+def test_hosts(
+    machine: Machine,
+    dump: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    name: str,
+) -> None:
     machine.root = machine.root if name == machine.root.name else dump(name)
+    monkeypatch.chdir(tmp_path)
+    machine.runtime = Path("none")
     text = "".join(
         transcript(machine, (*command.split(), *words))
         for words in arguments(command, machine.root)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl doctor: what is wrong with this host and its VMs, and what mends it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pmuctl.cli.app import VERBS, command, make_app
+from pmuctl.cli.env import Env
+from pmuctl.cli.options import MACHINE, OUTPUT, REACH
+from pmuctl.cli.reach import VM_HELP, reach_of
+from pmuctl.errors import ExitStatus, NotFoundError, UsageError
+from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
+from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
+from pmuctl.render.formats import Format
+from pmuctl.render.table import write_record
+
+if TYPE_CHECKING:
+    from pmuctl.model.finding import Finding
+
+app = make_app(VERBS["doctor"])
+
+
+@command(app, "doctor", OUTPUT, REACH, MACHINE)
+def doctor(
+    env: Env,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
+    *,
+    symptom: Annotated[
+        str | None,
+        typer.Option(
+            "--symptom", metavar="TEXT", help="Tell what a message of a VMM or a guest means."
+        ),
+    ] = None,
+) -> int:
+    """Find what is wrong with this host and its VMs, and what mends it.
+
+    With VMs named, only those are looked at. Exit status 1 if a check fails.
+    """
+    if symptom is not None:
+        if vm:
+            raise UsageError("--symptom is about no VM of this host", fix="leave the VM out")
+        _tell_symptoms(env, symptom)
+        return ExitStatus.OK
+    # here, because a symptom needs nothing of it
+    from pmuctl.manage.doctor import diagnose
+    from pmuctl.model.finding import Result
+
+    env.check_columns(DOCTOR_COLUMNS)
+    is_live = env.options.sysroot is None
+    if not is_live and env.options.socket is not None:
+        raise UsageError(
+            "--socket is a control socket of this machine, --sysroot is another one",
+            fix="leave one of them out",
+        )
+    with env.waiting_for("KVM and VMs"):
+        findings = diagnose(
+            reach_of(env),
+            vm or (),
+            kvm=env.hypervisor or (env.kvm if env.sysfs.is_live else None),
+            threads=env.threads if is_live else None,
+        )
+    env.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
+    if env.format is Format.TABLE and env.layout.width is not None:
+        _tell_in_full(env, findings)
+    failed = any(its.result is Result.FAIL for its in findings)
+    return ExitStatus.NO if failed else ExitStatus.OK
+
+
+def _tell_in_full(env: Env, findings: "Sequence[Finding]") -> None:
+    """What a terminal's table has cut off: half a command cannot be typed."""
+    for its in findings:
+        if its.fix is not None:
+            head = f"{its.result} {its.id} {its.subject}"
+            env.write_lines(["", head, f"  why: {its.why}", f"  fix: {its.fix}"])
+
+
+def _tell_symptoms(env: Env, text: str) -> None:
+    """What a text can mean; in a table, each in full: these are sentences."""
+    env.check_columns(SYMPTOM_COLUMNS)
+    found = match_symptoms(text)
+    if not found:
+        raise NotFoundError(
+            "no symptom that is known",
+            subject=text,
+            why="known are: " + "; ".join(f"{its.by}: {its.seen}" for its in SYMPTOMS),
+            fix="pmuctl doctor",
+        )
+    if env.format is not Format.TABLE or env.options.columns is not None:
+        env.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")
+        return
+    for number, its in enumerate(found):
+        if number:
+            env.stdout.write("\n")
+        write_record(SYMPTOM_COLUMNS, its, env.stdout)
+    env.stdout.flush()

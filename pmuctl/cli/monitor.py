@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pmuctl monitor: what changes on this host, as it happens."""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from pmuctl.cli.app import VERBS, command, make_app
+from pmuctl.cli.env import Env
+from pmuctl.cli.options import OUTPUT, REACH, checked_seconds
+from pmuctl.cli.reach import reach_of, tell_missing
+from pmuctl.errors import UsageError
+from pmuctl.manage.monitor import Event, Watch, scope
+from pmuctl.model.changes import ChangeKind
+from pmuctl.render.columns import Column, choose
+from pmuctl.render.formats import Format
+from pmuctl.render.monitor import EVENT_COLUMNS, write_event, write_head
+
+app = make_app(VERBS["monitor"])
+
+MIN_INTERVAL, MAX_INTERVAL = 0.1, 3600.0
+
+
+def checked_interval(value: float) -> float:
+    """Seconds between two looks, as typer's callback."""
+    if not MIN_INTERVAL <= value <= MAX_INTERVAL:
+        raise typer.BadParameter(f"{value:g}: must be {MIN_INTERVAL:g}-{MAX_INTERVAL:g} seconds")
+    return value
+
+
+@command(app, "monitor", OUTPUT, REACH)
+def monitor(
+    env: Env,
+    *,
+    event: Annotated[
+        list[ChangeKind] | None,
+        typer.Option("--event", metavar="TYPE", help="Only these; may be given several times."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SEC",
+            callback=checked_seconds,
+            help="Give up then; by default never.",
+        ),
+    ] = None,
+    interval: Annotated[
+        float,
+        typer.Option(
+            "--interval",
+            metavar="SEC",
+            callback=checked_interval,
+            show_default=False,
+            help="Seconds from one look to the next (default 1).",
+        ),
+    ] = 1.0,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Bring vCPUs that leave their PMU back, as affinity align."),
+    ] = False,
+) -> None:
+    """Tell what changes on this host, as it happens.
+
+    VMs that start and end, vCPUs that can leave their PMU, CPUs that go offline, windows. It goes
+    on until it is ended.
+    """
+    if env.format is Format.JSON:
+        raise UsageError(
+            "what goes on without an end is no one JSON object",
+            fix="--format jsonl: one object a line",
+        )
+    columns = choose(
+        EVENT_COLUMNS,
+        env.options.columns,
+        every=env.options.every_column,
+        as_json=env.format.is_json,
+    )
+    wanted = set(event or ChangeKind)
+    until = None if timeout is None else time.monotonic() + timeout
+    with closing(env.ear) as ear:
+        watch = Watch(
+            reach=reach_of(env),
+            sysfs=env.sysfs,
+            threads=env.threads,
+            ear=ear,
+            interval=interval,
+            repairs=repair,
+        )
+        for its in _begin(env, watch, columns), watch.watch(until):
+            for one in its:
+                if one.change.kind in wanted:
+                    write_event(columns, one, env.stdout, format=env.format)
+
+
+def _begin(env: Env, watch: Watch, columns: Sequence[Column[Event]]) -> list[Event]:
+    """The first look; what is watched is said, and the headings are written."""
+    with env.waiting_for("VMs"):
+        first = list(watch.look())
+    env.say(scope(watch))
+    tell_missing(env, watch.seen)
+    for vm in watch.seen.vms:
+        if vm.problem is not None:
+            env.warn(vm.problem)
+    if not env.options.no_headings:
+        write_head(columns, env.stdout, format=env.format)
+        env.stdout.flush()
+    return first

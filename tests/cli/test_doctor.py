@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pmuctl doctor`: the findings of a host and its VMs, and what messages mean."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmuctl.cli.main import main
+from pmuctl.host.machine import KvmAccess
+from pmuctl.manage.preflight import Kvm
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kernel import Probed
+from pmuctl.model.symptoms import SYMPTOMS
+from tests.cli.conftest import Machine
+from tests.cli.test_affinity import put_cpuset, put_online
+from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm
+
+A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
+
+
+def findings(machine: Machine, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
+    """The findings by id and, where that is of another subject, by id and subject."""
+    ran = machine.run("doctor", *words, "-J", uid=os.getuid())
+    assert ran.status == status, ran
+    rows = json.loads(ran.stdout)["findings"]
+    return {**{f"{its['id']} {its['subject']}": its for its in rows}}
+
+
+@pytest.fixture
+def host(machine: Machine) -> Machine:
+    """A host with a VM that has run on CPUs 2-3, where its PMU is."""
+    vm = machine.start(FakeVm("web1"))
+    machine.threads = KernelThreads(vm.threads.masks)
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+    assert machine.run("vm", "release", "web1").status == 0
+    vm.initialise()
+    vm.run()
+    set_mask(machine, "2-3")
+    return machine
+
+
+def set_mask(machine: Machine, mask: str, *tids: int) -> None:
+    assert machine.threads is not None
+    for tid in tids or (1001, 1002):
+        machine.threads.masks[tid] = CpuSet.parse(mask)
+
+
+def test_a_host_and_a_vm_that_are_well(host: Machine) -> None:
+    found = findings(host)
+    assert {its["result"] for its in found.values()} == {"PASS"}
+    assert list(found) == [
+        *("host.pmus host", f"host.pmu-online {A53}", f"host.pmu-online {A72}"),
+        *(f"host.runtime-dir {host.runtime}", "host.processes host"),
+        *("vm.socket web1", "vm.window web1", "vm.pmu-online web1", "vm.aligned web1"),
+    ]
+
+
+def test_only_the_vms_that_are_named(host: Machine) -> None:
+    found = findings(host, "web1")
+    assert {its["subject"] for its in found.values()} == {"web1"}
+    ran = host.run("doctor", "nothing")
+    assert (ran.status, ran.stdout) == (4, "")
+
+
+def test_a_widened_mask_is_a_fail_that_names_the_spin(host: Machine) -> None:
+    set_mask(host, "0-3", 1002)
+    its = findings(host, status=1)["vm.aligned web1"]
+    assert (its["result"], its["fix"]) == ("FAIL", "pmuctl affinity align web1")
+    assert "vCPU 1 may run on CPUs 0-1" in its["why"]
+    assert "KVM_EXIT_FAIL_ENTRY" in its["why"]
+    assert "QEMU spins at 100 %" in its["why"]
+    assert host.run(*its["fix"].split()[1:]).status == 0
+    assert findings(host)["vm.aligned web1"]["result"] == "PASS"
+
+
+def test_a_default_pmu_is_a_warning(machine: Machine) -> None:
+    fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"))
+    machine.masks = dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
+    its = findings(machine)["vm.aligned db1"]
+    assert its["result"] == "WARN"
+    assert "counters stop there silently" in its["why"]
+
+
+def test_a_cpuset_in_the_way(host: Machine) -> None:
+    path = put_cpuset(host, "0-1", 1001, 1002)
+    set_mask(host, "0-1")
+    found = findings(host, "web1", status=1)
+    assert f"{path} allows only 0-1" in found["vm.blocked web1"]["why"]
+    assert found["vm.blocked web1"]["fix"] == f"echo 0-3 >{path}/cpuset.cpus"
+
+
+def test_the_last_cpu_of_its_pmu(host: Machine) -> None:
+    put_online(host, "0-1")
+    found = findings(host, status=1)
+    assert found["vm.pmu-online web1"]["result"] == "FAIL"
+    assert found[f"host.pmu-online {A72}"]["result"] == "WARN"
+    assert found["vm.aligned web1"]["result"] == "FAIL"
+
+
+@contextmanager
+def ticking(machine: Machine, tid: int, *, guest: int) -> Iterator[None]:
+    """A thread that takes all of a CPU, and these clock ticks of it in its guest."""
+    stat = machine.proc / str(os.getpid()) / "task" / str(tid) / "stat"
+    is_over = threading.Event()
+
+    def write(ticks: int) -> None:
+        fields = ["R", *["0"] * 10, str(ticks), "0", *["0"] * 27, str(min(ticks, guest)), "0"]
+        new = stat.with_name("stat.new")
+        new.write_text(f"{tid} (CPU 0/KVM) {' '.join(fields)}\n")
+        new.rename(stat)
+
+    def tick() -> None:
+        began = time.monotonic()
+        while not is_over.wait(0.01):
+            write(1 + int((time.monotonic() - began) * 100))
+
+    write(1)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_a_thread_that_spins_is_found(host: Machine) -> None:
+    set_mask(host, "0-3", 1001)
+    with ticking(host, 1001, guest=0):
+        its = findings(host, "web1", status=1)["vm.spinning web1"]
+    assert (its["result"], its["fix"]) == ("FAIL", "pmuctl affinity align web1")
+    assert "and runs no guest" in its["why"]
+    with ticking(host, 1001, guest=10**9):
+        assert findings(host, "web1", status=1)["vm.spinning web1"]["result"] == "PASS"
+
+
+def test_a_window_that_is_held_for_long(machine: Machine) -> None:
+    machine.start(FakeVm("new1"))
+    pid = os.getpid()
+    fields = ["S", *["0"] * 18, "1000", *["0"] * 30]
+    (machine.proc / str(pid) / "stat").write_text(f"{pid} (x) {' '.join(fields)}\n")
+    (machine.proc / "uptime").write_text("70.00 100.00\n")
+    assert findings(machine)["vm.window new1"]["result"] == "PASS"
+    (machine.proc / "uptime").write_text("4210.00 100.00\n")
+    its = findings(machine)["vm.window new1"]
+    assert (its["result"], its["fix"]) == ("WARN", "pmuctl vm release new1")
+    assert "70 min" in its["why"]
+
+
+def test_a_dead_socket(host: Machine) -> None:
+    path = host.runtime / "old1.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    its = findings(host)["vm.socket old1"]
+    assert (its["result"], its["fix"]) == ("WARN", f"rm {path}")
+
+
+def test_a_runtime_directory_of_all(host: Machine) -> None:
+    host.runtime.chmod(0o777)
+    its = findings(host)[f"host.runtime-dir {host.runtime}"]
+    assert (its["result"], its["fix"]) == ("WARN", f"chmod go-w {host.runtime}")
+
+
+def test_processes_that_may_not_be_read(host: Machine) -> None:
+    fake_vmm(host.proc, 5120)
+    host.unreadable = {5120}
+    its = findings(host)["host.processes host"]
+    assert its["result"] == "WARN"
+
+
+@pytest.mark.parametrize(
+    ("access", "probed", "results"),
+    [
+        (KvmAccess.MISSING, Probed(has_vpmu=None), {"host.kvm": "FAIL"}),
+        (KvmAccess.DENIED, Probed(has_vpmu=None), {"host.kvm": "WARN"}),
+        (
+            KvmAccess.USABLE,
+            Probed(has_vpmu=False),
+            {"host.kvm": "PASS", "host.vpmu": "FAIL"},
+        ),
+        (
+            KvmAccess.USABLE,
+            Probed(has_vpmu=True, attributes=frozenset({0, 1, 2, 3})),
+            {"host.kvm": "PASS", "host.vpmu": "PASS", "host.attributes": "PASS"},
+        ),
+    ],
+)
+def test_kvm(
+    machine: Machine, access: KvmAccess, probed: Probed, results: dict[str, str], tmp_path: Path
+) -> None:
+    out, err = open(tmp_path / "out", "w+"), open(tmp_path / "err", "w+")
+    with out, err:
+        kvm = Kvm(access=lambda: access, probe=lambda _: probed)
+        env = replace(machine.env(out, err), hypervisor=kvm)
+        status = main(["doctor", "--format", "jsonl"], env)
+        out.seek(0)
+        rows = [json.loads(line) for line in out]
+    seen = {its["id"]: its["result"] for its in rows}
+    ids = ("host.kvm", "host.vpmu", "host.attributes")
+    assert {id: seen[id] for id in ids if id in seen} == results
+    assert status == (1 if "FAIL" in results.values() else 0)
+
+
+def test_another_machines_tree(host: Machine, dump: Callable[[str], Path]) -> None:
+    ran = host.run("doctor", "--sysroot", str(dump("rk3588-like")), "-o", "ID,RESULT", "-n")
+    assert (ran.status, ran.stderr) == (0, "")
+    assert {line.split()[0] for line in ran.lines} == {
+        *("host.pmus", "host.pmu-online", "host.processes"),
+    }
+    ran = host.run("doctor", "--sysroot", str(host.root), "--socket", "/x.sock")
+    assert ran.status == 2
+
+
+def test_nothing_is_changed(host: Machine) -> None:
+    set_mask(host, "0-3")
+    assert host.run("doctor").status == 1
+    assert isinstance(host.threads, KernelThreads)
+    assert host.threads.calls == []
+
+
+# --- symptoms ---
+
+
+def test_a_message_is_explained_in_full(machine: Machine) -> None:
+    ran = machine.run("doctor", "--symptom", "[ERROR] vcpu hw run failure: 0x1")
+    assert (ran.status, ran.stderr) == (0, "")
+    assert [line.split()[0] for line in ran.lines] == [
+        *("SYMPTOM", "SEEN", "BY", "MEANS", "CHECK", "FIX"),
+    ]
+    assert "KVM_EXIT_FAIL_ENTRY" in ran.stdout
+
+
+def test_several_answers(machine: Machine) -> None:
+    ran = machine.run("doctor", "--symptom", "qemu", "-J")
+    document = json.loads(ran.stdout)
+    assert [its["symptom"] for its in document["symptoms"]] == [
+        *("qemu-spins", "qemu-init-vcpu", "no-vpmu"),
+    ]
+    records = machine.run("doctor", "--symptom", "qemu").stdout
+    assert records.count("\n\n") == 2
+
+
+def test_a_message_that_nobody_knows(machine: Machine) -> None:
+    ran = machine.run("doctor", "--symptom", "disk full")
+    assert (ran.status, ran.stdout) == (4, "")
+    assert ran.stderr.startswith("error: disk full: no symptom that is known\n  why: known are: ")
+    assert all(its.seen in ran.stderr for its in SYMPTOMS)
+    assert machine.run("doctor", "--symptom", "").status == 4
+    assert machine.run("doctor", "web1", "--symptom", "qemu").status == 2

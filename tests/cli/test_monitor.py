@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pmuctl monitor`: what changes, as it happens, on machines that change while it looks."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmuctl.cli.main import main
+from pmuctl.host.udev import Ear, Heard, Uevent
+from pmuctl.model.cpuset import CpuSet
+from tests.cli.conftest import Machine, Ran
+from tests.cli.test_affinity import put_online
+from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm
+
+A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
+PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.main import run; run()"]
+
+
+class Script(Ear):
+    """Instead of waiting it does what is to happen next; once nothing is left, time is up."""
+
+    def __init__(self, *acts: Callable[[], object], is_open: bool = True) -> None:
+        self.acts = list(acts)
+        self.is_open = is_open
+
+    def wait(self, seconds: float) -> Heard:
+        if self.acts:
+            heard = self.acts.pop(0)()
+            return heard if isinstance(heard, Heard) else Heard()
+        time.sleep(max(seconds, 0))
+        return Heard()
+
+
+def monitor(machine: Machine, *words: str, ear: Ear | None = None, timeout: str = "0.2") -> Ran:
+    """What is told while an ear acts, and until there is nothing more to come."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    env = replace(machine.env(stdout, stderr), listener=ear or Script())
+    status = main(["monitor", "--interval", "0.1", "--timeout", timeout, *words], env)
+    return Ran(int(status), stdout.getvalue(), stderr.getvalue())
+
+
+def events(ran: Ran) -> list[dict[str, Any]]:
+    assert ran.status == 0, ran
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def told(machine: Machine, *acts: Callable[[], Any], words: tuple[str, ...] = ()) -> list[Any]:
+    """Each event with its VM and vCPU."""
+    seen = events(monitor(machine, "--format", "jsonl", *words, ear=Script(*acts)))
+    return [(its["event"], its["vm"], its["vcpu"]) for its in seen]
+
+
+@pytest.fixture
+def host(machine: Machine) -> Machine:
+    """A host with a VM that has run, on CPUs 2-3, where its PMU is."""
+    vm = machine.start(FakeVm("web1"))
+    machine.threads = KernelThreads(vm.threads.masks)
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+    assert machine.run("vm", "release", "web1").status == 0
+    vm.initialise()
+    vm.run()
+    # what the VM's own process has put its threads on
+    for tid in (1001, 1002):
+        machine.threads.masks[tid] = CpuSet.parse("2-3")
+    return machine
+
+
+def put(machine: Machine, tid: int, mask: str) -> Callable[[], None]:
+    """Somebody else gives a thread another mask."""
+
+    def act() -> None:
+        assert machine.threads is not None
+        machine.threads.masks[tid] = CpuSet.parse(mask)
+
+    return act
+
+
+def start_qemu(machine: Machine) -> None:
+    fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"), masks="0-1")
+    for tid in range(5120, 5124):
+        put(machine, tid, "0-1")()
+
+
+def end_qemu(machine: Machine) -> None:
+    for link in (machine.proc / "5120/fd").iterdir():
+        link.unlink()
+
+
+def test_nothing_happens(host: Machine) -> None:
+    ran = monitor(host)
+    assert ran.status == 0
+    assert ran.stdout.split() == ["TIME", "EVENT", "VM", "WHAT"]
+    assert ran.stderr == (
+        "watching 1 VM and 2 PMUs: looking every 0.1 s, and when the kernel tells of a VM or a "
+        "CPU\n"
+    )
+
+
+def test_without_the_kernels_events_it_says_so_and_looks(host: Machine) -> None:
+    ran = monitor(host, ear=Script(lambda: start_qemu(host), is_open=False))
+    assert "; the kernel's own events cannot be heard here\n" in ran.stderr
+    assert "vm-started" in ran.stdout
+
+
+def test_a_vcpu_that_leaves_and_returns(host: Machine) -> None:
+    ran = monitor(host, ear=Script(put(host, 1002, "0-3"), put(host, 1002, "3")))
+    _, left, returned = ran.lines
+    assert left.split()[1:3] == ["vcpu-left", "web1"]
+    assert (
+        f"vCPU 1 (thread 1002) may run on CPUs 0-1, outside {A72} (2-3): KVM_RUN fails there "
+        "with KVM_EXIT_FAIL_ENTRY" in left
+    )
+    assert "QEMU spins at 100 %" in left
+    assert returned.endswith(f"vCPU 1 (thread 1002) stays on CPUs 3, of {A72}")
+
+
+def test_what_is_wrong_already_is_told_first(host: Machine) -> None:
+    put(host, 1001, "0")()
+    assert told(host) == [("vcpu-left", "web1", 0)]
+
+
+def test_vms_start_and_end(host: Machine) -> None:
+    acts = (lambda: start_qemu(host), lambda: end_qemu(host))
+    assert told(host, *acts) == [("vm-started", "db1", None), ("vm-ended", "db1", None)]
+
+
+def test_the_kernel_wakes_it(host: Machine) -> None:
+    """A look follows at once, though the next one would be an hour away."""
+
+    def create() -> Heard:
+        start_qemu(host)
+        return Heard(events=(Uevent(device="kvm", action="create", tid=5121),))
+
+    words = ("--interval", "3600", "-v", "--event", "vm-started")
+    ran = monitor(host, *words, ear=Script(create), timeout="0.5")
+    assert ran.lines[1].split()[1:3] == ["vm-started", "db1"]
+    assert "the kernel: kvm create, thread 5121" in ran.stderr
+
+
+def test_windows_and_cpus(host: Machine) -> None:
+    vm = FakeVm("new1")
+
+    def release() -> None:
+        assert host.run("vm", "release", "new1").status == 0
+
+    seen = told(
+        host,
+        lambda: host.start(vm),
+        release,
+        lambda: put_online(host, "0-2"),
+        lambda: put_online(host, "0-3"),
+    )
+    assert seen == [
+        ("vm-started", "new1", None),
+        ("window", "new1", None),
+        ("cpu-offline", None, None),
+        ("cpu-online", None, None),
+    ]
+
+
+def test_the_last_cpu_of_a_pmu(host: Machine) -> None:
+    seen = told(host, lambda: put_online(host, "0-1"))
+    assert ("pmu-offline", None, None) in seen
+    # no CPU is left to its threads: once they wake up they are anywhere
+    assert ("vcpu-left", "web1", 0) in seen
+
+
+def test_repair_puts_it_back_and_says_so(host: Machine) -> None:
+    ran = monitor(
+        host, "--repair", "--format", "jsonl", ear=Script(put(host, 1001, "1-3"), lambda: None)
+    )
+    left, repaired, returned = events(ran)
+    assert [its["event"] for its in (left, repaired, returned)] == [
+        *("vcpu-left", "repaired", "vcpu-returned"),
+    ]
+    assert repaired["what"] == "vCPU 0 (thread 1001) put on CPUs 2-3, was 1-3"
+    assert (repaired["vcpu"], repaired["tid"], repaired["pmu"]) == (0, 1001, A72)
+    assert (left["cpus"], repaired["cpus"]) == ([1], [2, 3])
+    assert str(host.threads and host.threads.masks[1001]) == "2-3"
+
+
+def test_repair_is_not_misled_by_a_name(host: Machine) -> None:
+    """Another VM calls itself web1, too, and is where it should be, or is not known to be."""
+    fake_vmm(host.proc, 6000, ("qemu-system-aarch64", "-name", "web1"), masks="0-1")
+    for tid in range(6000, 6004):
+        put(host, tid, "0-1")()
+    acts = (put(host, 1001, "1-3"), lambda: None)
+    seen = events(monitor(host, "--repair", "--format", "jsonl", ear=Script(*acts)))
+    assert [(its["event"], its["pid"]) for its in seen] == [
+        *(("vcpu-left", os.getpid()), ("repaired", os.getpid()), ("vcpu-returned", os.getpid())),
+    ]
+
+
+def test_without_repair_nothing_is_changed(host: Machine) -> None:
+    assert told(host, put(host, 1001, "1-3")) == [("vcpu-left", "web1", 0)]
+    assert isinstance(host.threads, KernelThreads)
+    assert host.threads.calls == []
+
+
+def test_a_failed_repair_is_told_once_and_tried_again(host: Machine) -> None:
+    threads = host.threads
+    assert isinstance(threads, KernelThreads)
+    acts = (
+        lambda: put_online(host, "0-1"),
+        put(host, 1001, "0-3"),
+        lambda: None,
+        lambda: put_online(host, "0-3"),
+        lambda: None,
+    )
+    ran = monitor(host, "--repair", "--format", "jsonl", ear=Script(*acts))
+    seen = events(ran)
+    failed = [its for its in seen if its["event"] == "repair-failed"]
+    assert failed
+    assert len({its["what"] for its in failed}) == len(failed)
+    assert "offline" in failed[0]["what"]
+    assert "fix: echo 1 >/sys/devices/system/cpu/cpu2/online" in failed[0]["what"]
+    assert seen[-1]["event"] == "vcpu-returned"
+    assert [its["vcpu"] for its in seen if its["event"] == "repaired"][:1] == [0]
+
+
+def test_a_pin_of_others_is_left_alone(host: Machine) -> None:
+    fake_vmm(host.proc, 6000, ("lkvm", "run", "--name", "kt1", "--pmu"), masks="0,2")
+    for tid in range(6000, 6004):
+        put(host, tid, "0,2")()
+    ran = monitor(host, "--repair", "--format", "jsonl", ear=Script(lambda: None, lambda: None))
+    failed = [its for its in events(ran) if its["event"] == "repair-failed"]
+    assert [its["vm"] for its in failed] == ["kt1"]
+    assert "which PMU it has is not known" in failed[0]["what"]
+
+
+def test_what_the_kernel_drops_is_told(host: Machine) -> None:
+    def drop() -> Heard:
+        return Heard(is_lossy=True)
+
+    (lost,) = events(monitor(host, "--format", "jsonl", ear=Script(drop)))
+    assert (lost["event"], lost["vm"]) == ("lost", None)
+    assert "ENOBUFS" in lost["what"]
+
+
+def test_an_ear_that_closes_is_told(host: Machine) -> None:
+    ear = Script()
+
+    def close() -> Heard:
+        ear.is_open = False
+        return Heard(is_lossy=True)
+
+    ear.acts.append(close)
+    (lost,) = events(monitor(host, "--format", "jsonl", ear=ear))
+    assert "cannot be heard any more" in lost["what"]
+
+
+def test_a_socket_that_falls_silent_is_told(host: Machine) -> None:
+    def stop() -> None:
+        host.servers["web1"].__exit__(None, None, None)
+        (host.runtime / "web1.sock").touch()
+
+    seen = told(host, stop)
+    assert seen[:1] in ([("lost", "web1", None)], [("vm-ended", "web1", None)]), seen
+
+
+def test_only_the_events_that_are_wanted(host: Machine) -> None:
+    acts = (put(host, 1001, "0-3"), put(host, 1001, "2"))
+    words = ("--event", "vcpu-returned", "--event", "window")
+    assert told(host, *acts, words=words) == [("vcpu-returned", "web1", 0)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--event", "vcpu"),
+        ("--interval", "0.05"),
+        ("--interval", "4000"),
+        ("--interval", "nan"),
+        ("--timeout", "-1"),
+        ("-J",),
+        ("--format", "json"),
+        ("-o", "NOTHING"),
+    ],
+)
+def test_wrong_words(host: Machine, words: tuple[str, ...]) -> None:
+    ran = monitor(host, *words)
+    assert (ran.status, ran.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("format", ["csv", "tsv", "raw", "name", "table"])
+def test_each_format_is_a_line_each(host: Machine, format: str) -> None:
+    ran = monitor(host, "--format", format, ear=Script(put(host, 1001, "0-3")))
+    assert ran.status == 0
+    assert len(ran.lines) == (1 if format == "name" else 2)
+    bare = monitor(host, "--format", format, "-n", "-O")
+    assert len(bare.lines) == 1
+
+
+@pytest.fixture
+def spawned(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def spawn(*words: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [*PMUCTL, "monitor", *words],
+            env={**os.environ, "PMUCTL_RUNTIME_DIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield spawn
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
+def test_a_signal_ends_it(
+    spawned: Callable[..., "subprocess.Popen[str]"], number: signal.Signals, status: int
+) -> None:
+    process = spawned("--interval", "3600")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("TIME")  # flushed at once
+    process.send_signal(number)
+    _, text = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert "Traceback" not in text
+
+
+def test_a_reader_that_goes_ends_it_quietly(host: Machine) -> None:
+    read, write = os.pipe()
+    out, err = os.fdopen(write, "w"), io.StringIO()
+    closer = threading.Event()
+
+    def leave() -> None:
+        put(host, 1001, "0-3")()
+        os.close(read)
+        closer.set()
+
+    env = replace(host.env(out, err), listener=Script(leave))
+    status = main(["monitor", "--interval", "0.1", "--timeout", "5", "-q"], env)
+    assert closer.is_set()
+    assert (status, err.getvalue()) == (141, "")
+    with pytest.raises(BrokenPipeError):
+        out.close()
