@@ -183,7 +183,6 @@ class Supervisor:
             if thread.is_ending:
                 return
             thread.set_registers(again)
-        thread.unblock_signals()  # a thread that it makes would inherit that for good
 
     def _find_initialised(self, thread: Tracee) -> None:
         has = attr_call(KVM_ARM_VCPU_PMU_V3_SET_PMU, b"")

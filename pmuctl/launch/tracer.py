@@ -30,7 +30,8 @@ OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTR
 """With EXITKILL, whoever ends the tracer ends what it has stopped: no VM starts half prepared."""
 STOPS_AT_ONCE = 64
 """Of threads that come and go all the time there is always one more: others have a turn, too."""
-FOLLOW_SECONDS = 10.0
+FOLLOW_SECONDS = 5.0
+"""How long threads may take to stop: one can be stuck in the kernel, or they can be too many."""
 
 AND_CHILDREN = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
 

@@ -76,6 +76,8 @@ class Windows:
         if thread.is_entering and not (is_ioctl and request == KVM_CREATE_VCPU):
             thread.is_entering = False  # a signal took it away from the gate
             thread.unblock_signals()
+        if nr in self._machine.masking:
+            thread.unblock_signals()  # a thread that it makes would inherit that for good
         mine = any(vcpu.tgid == thread.tgid for vcpu in self._new)
         quiet = (self._machine.nr_ioctl, self._machine.nr_mmap, self._machine.nr_close)
         if mine and nr not in self._machine.private and nr not in quiet:
@@ -104,6 +106,8 @@ class Windows:
     def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """At the exit of that call."""
         fd, request = args[0] & BITS, args[1] & BITS
+        if nr in self._machine.masking and any(its.tid == thread.tid for its in self._new):
+            thread.block_signals()
         if nr in self._machine.closing and thread.tgid in self.awaited():
             self._drop_closed(thread.tgid)
             self._check_settled()
