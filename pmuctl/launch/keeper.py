@@ -34,11 +34,11 @@ class Keeper:
         orders: Orders,
         calls: Sequence[Call],
         applier: Applier,
-        placement: Placement,
+        placement_of: Callable[[int], Placement],
         story: Story,
         tracer: Tracer,
         procs: Procfs,
-        started: Callable[[Sequence[Call]], None],
+        started: Callable[[Sequence[Call], int], None],
     ) -> None:
         self.hold: Hold | None = None
         self.is_awaited = orders.hold
@@ -46,7 +46,7 @@ class Keeper:
         self._orders = orders
         self._calls = [call for call in calls if call.step != lock()]  # that comes at the end
         self._applier = applier
-        self._placement = placement
+        self._placement_of = placement_of
         self._story = story
         self._tracer = tracer
         self._procs = procs
@@ -87,8 +87,9 @@ class Keeper:
         self._tracer.let_run(thread.tgid)
         hold = Hold(thread, vcpus, self._procs, timeout=self._orders.timeout)
         try:
-            self._placement.cpus = self._orders.affinity
-            self._placement.narrow(thread.tgid)
+            placement = self._placement_of(thread.tgid)
+            placement.cpus = self._orders.affinity
+            placement.narrow()
             words = self._applier.apply(thread, target, self._calls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
@@ -106,7 +107,7 @@ class Keeper:
     def check_cpus(self, cpus: CpuSet) -> None:
         """Refuse CPUs that a thread of the held VMM may not be put on; raises PinnedError."""
         if self.hold is not None:
-            self._placement.check(self.hold.thread.tgid, cpus)
+            self._placement_of(self.hold.thread.tgid).check(cpus)
 
     def tend(self) -> None:
         """Do what is due."""
@@ -144,8 +145,9 @@ class Keeper:
         calls = [call_of(step) for step in steps(given)]
         locks = [call_of(lock())] if given.pmu is not None else []
         try:
-            self._placement.cpus = given.affinity
-            self._placement.narrow(hold.thread.tgid)
+            placement = self._placement_of(hold.thread.tgid)
+            placement.cpus = given.affinity
+            placement.narrow()
             self._applier.apply(hold.thread, hold.vcpu_fd, locks)
         except PmuctlError as error:
             self._applier.fail(hold.thread, error)
@@ -160,4 +162,4 @@ class Keeper:
         hold.release()
         self._tracer.let_go(keep=self.windows.awaited())
         self._tracer.free(hold.thread)
-        self._started(calls)
+        self._started(calls, hold.thread.tgid)

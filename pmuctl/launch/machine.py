@@ -17,13 +17,17 @@ class Machine:
     `instruction` is the length of the instruction that makes a system call, in bytes.
     `nr_at_entry` is the register whose value is the call's number once it is made, None where
     that is a register set of its own. `private` are calls that no other thread hears of, which
-    concern memory only. `window` is the ioctl whose end opens the window: there
-    KVM takes the settings of a VM, and nothing has been derived from them yet.
+    concern memory only, `closing` those that may close a descriptor, `masking`
+    those that a thread's signal mask is handed on by. `window` is the ioctl whose
+    end opens the window: there KVM takes the settings of a VM, and nothing has been derived from
+    them yet.
     """
 
     audit_arch: int
     nr_ioctl: int
     nr_close: int
+    closing: frozenset[int]
+    masking: frozenset[int]
     nr_mmap: int
     nr_exit_group: int
     nr_seccomp: int
@@ -61,6 +65,8 @@ MACHINES = {
         audit_arch=AUDIT_ARCH_AARCH64,
         nr_ioctl=29,
         nr_close=57,
+        closing=frozenset({57, 436, 24}),  # close, close_range, dup3
+        masking=frozenset({135, 220, 435}),  # rt_sigprocmask, clone, clone3
         nr_mmap=222,
         nr_exit_group=94,
         nr_seccomp=277,
@@ -80,6 +86,8 @@ MACHINES = {
         audit_arch=AUDIT_ARCH_X86_64,
         nr_ioctl=16,
         nr_close=3,
+        closing=frozenset({3, 436, 292, 33}),  # dup2, too
+        masking=frozenset({14, 56, 57, 58, 435}),  # fork and vfork, too
         nr_mmap=9,
         nr_exit_group=231,
         nr_seccomp=317,

@@ -113,3 +113,12 @@ def no_memory(error: OSError) -> PmuctlError:
         fix="run pmuctl as root, or start the VMM so that it may be debugged",
         errno=errno.errorcode.get(error.errno or 0),
     )
+
+
+def not_stopped(error: OSError) -> PmuctlError:
+    """The error for a VMM whose threads could not all be followed in time."""
+    return RefusedError(
+        "the VMM's threads cannot be followed",
+        why=f"{error}: one may be stuck in the kernel",
+        fix="start it again on a less busy host",
+    )

@@ -20,38 +20,43 @@ from pmuctl.uapi.kvm import KVM_RUN
 class Placement:
     """The threads of one process and the CPUs they are kept on; None keeps none."""
 
-    def __init__(self, machine: Machine, procs: Procfs, threads: Threads) -> None:
+    def __init__(self, pid: int, machine: Machine, procs: Procfs, threads: Threads) -> None:
         self.cpus: CpuSet | None = None
         self.running: dict[int, int | None] = {}
         """vCPU number to thread, of the vCPUs that have run; to None where it is not known."""
+        self._pid = pid
         self._machine = machine
         self._procs = procs
         self._threads = threads
+        self._made: dict[int, int] = {}
+        self._makers: dict[int, int] = {}
         self._before: dict[int, CpuSet] = {}
         self._placed: dict[int, CpuSet] = {}
-        self._pid = 0
 
-    def narrow(self, pid: int) -> None:
-        """Cut the mask of every thread of a process down to the CPUs.
+    def add(self, fd: int, index: int, maker: int) -> None:
+        """A vCPU was made: its descriptor, its number, and the thread that asked for it."""
+        self._made[fd] = index
+        self._makers[index] = maker
+
+    def narrow(self) -> None:
+        """Cut the mask of every thread of the process down to the CPUs.
 
         A mask that was narrowed to other CPUs here counts as it was before. Raises PinnedError
         where a thread may run on none of the CPUs: a mask is never widened.
         """
-        if pid != self._pid:
-            self._pid, self._before, self._placed = pid, {}, {}
         self.running = {}
         if self.cpus is None:
             return
         seen: set[int] = set()
-        while more := self._procs.threads(pid) - seen:  # the first ones can have made others
+        while more := self._procs.threads(self._pid) - seen:  # the first can have made others
             for tid in more:
                 with suppress(ProcessLookupError):
                     self._narrow_thread(tid, self.cpus)
             seen |= more
 
-    def check(self, pid: int, cpus: CpuSet) -> None:
+    def check(self, cpus: CpuSet) -> None:
         """Refuse CPUs to which a thread could not be narrowed; raises PinnedError."""
-        for tid in self._procs.threads(pid):
+        for tid in self._procs.threads(self._pid):
             with suppress(ProcessLookupError):
                 if not self._may(tid) & cpus:
                     raise _pinned(tid, self._may(tid), cpus)
@@ -77,23 +82,22 @@ class Placement:
             raise PinnedError(f"thread {tid} could not be put on {cpus}", why=why) from None
         self._before[tid], self._placed[tid] = may, may & cpus
 
-    def give_back(self, made: Mapping[int, int], makers: Mapping[int, int]) -> bool:
+    def give_back(self) -> bool:
         """Once all vCPUs run, give all other threads their masks back; whether that is done.
 
-        `made` maps the descriptors that KVM_CREATE_VCPU gave to the vCPUs' numbers, `makers`
-        those to the threads that asked. A mask that somebody changed meanwhile stays.
+        A mask that somebody changed meanwhile stays.
         """
         try:
             found = self._procs.vcpu_fds(self._pid)
         except PermissionError:
             found = {}
         # a duplicate of a descriptor is no other vCPU
-        fds = {fd: index for fd, index in found.items() if made.get(fd) == index}
+        fds = {fd: index for fd, index in found.items() if self._made.get(fd) == index}
         tids = self._procs.threads(self._pid)
         if not tids:
             return True
         running = {tid: call for tid in tids if (call := self._runs(tid)) is not None}
-        self.running = self._name(running, fds, makers)
+        self.running = self._name(running, fds)
         if not fds or len(running) < len(fds):
             return False
         leader = self._before.get(self._pid)
@@ -117,7 +121,6 @@ class Placement:
         self,
         running: Mapping[int, tuple[int, ...]],
         fds: Mapping[int, int],
-        makers: Mapping[int, int],
     ) -> dict[int, int | None]:
         """Which vCPU each of these threads runs, by the best evidence there is.
 
@@ -125,7 +128,7 @@ class Placement:
         """
         found: dict[int, int | None] = {}
         for tid, call in running.items():
-            made = [index for index, maker in makers.items() if maker == tid]
+            made = [index for index, maker in self._makers.items() if maker == tid]
             named = vcpu_of_thread(self._procs.comm(self._pid, tid))
             if call and call[1] in fds:
                 found[fds[call[1]]] = tid

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vCPUs of the VM that was made last: who made each, and which run."""
+"""The vCPUs of the VM that was made last, and which run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,16 +13,11 @@ class Roster:
     def __init__(self) -> None:
         self.pid: int | None = None
         """The process that made the VM; None before there is one."""
-        self.made: dict[int, int] = {}
-        """Of that process, for all its VMs: descriptor of a vCPU to the vCPU's number."""
         self._vm_fd = -1
         self._vcpus: dict[int, NewVcpu] = {}
 
     def add(self, vcpu: NewVcpu) -> None:
         """Take in a vCPU that was made."""
-        if self.pid != vcpu.tgid:
-            self.made = {}
-        self.made[vcpu.fd] = vcpu.index
         # a number that is there already: the descriptor is that of a VM made since
         if (self.pid, self._vm_fd) != (vcpu.tgid, vcpu.vm_fd) or vcpu.index in self._vcpus:
             self._vcpus = {}
@@ -32,11 +27,6 @@ class Roster:
     def find(self, fd: int) -> NewVcpu | None:
         """The one with this descriptor."""
         return next((vcpu for vcpu in self._vcpus.values() if vcpu.fd == fd), None)
-
-    @property
-    def makers(self) -> dict[int, int]:
-        """The thread that made each vCPU."""
-        return {index: vcpu.tid for index, vcpu in self._vcpus.items()}
 
     def statuses(self, running: Mapping[int, int | None]) -> Sequence[VcpuStatus]:
         """Every vCPU; `running` has the threads of those that have run."""

@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procs import Procfs
@@ -13,7 +14,7 @@ from pmuctl.launch.hold import HOLD_SECONDS
 from pmuctl.launch.keeper import Keeper
 from pmuctl.launch.listener import Listener, Notification
 from pmuctl.launch.machine import Machine
-from pmuctl.launch.obstacles import no_memory, no_vpmu, not_traceable
+from pmuctl.launch.obstacles import no_memory, no_vpmu, not_stopped, not_traceable
 from pmuctl.launch.orders import Orders
 from pmuctl.launch.place import Placement
 from pmuctl.launch.roster import Roster
@@ -28,6 +29,18 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 LOOK_SECONDS = 0.2
 """How long after its window a VMM is first looked at for vCPUs that run."""
 LOOK_SECONDS_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """When to look for vCPUs that run (time.monotonic()), and how long after that again."""
+
+    due: float = field(default_factory=lambda: time.monotonic() + LOOK_SECONDS)
+    again: float = LOOK_SECONDS
+
+    def later(self) -> "Look":
+        """The next one: ever more seldom, for a VM may be paused for long."""
+        return Look(time.monotonic() + self.again, min(2 * self.again, LOOK_SECONDS_MAX))
 
 
 class Supervisor:
@@ -59,14 +72,17 @@ class Supervisor:
         self._procs = procs
         self._pid = pid
         self._fd_of = fd_of
-        self._placement = Placement(machine, procs, threads)
-        self._placement.cpus = None if orders.hold else orders.affinity
+        self._orders = orders
+        self._machine = machine
+        self._threads = threads
+        self._placements: dict[int, Placement] = {}
+        self._looks: dict[int, Look] = {}
         self._applier = Applier(orders, story, voice, procs)
         self.keeper = Keeper(
             orders,
             calls,
             self._applier,
-            self._placement,
+            self._placement_of,
             story,
             self.tracer,
             procs,
@@ -75,13 +91,11 @@ class Supervisor:
         self._windows = self.keeper.windows = Windows(machine, procs, self)
         self.tracer.calls, self.tracer.signals = self._windows, self.keeper
         self._roster = Roster()
-        self._look_at = float("inf")
-        self._look_again = LOOK_SECONDS
 
     @property
     def is_busy(self) -> bool:
         """Whether a VMM waits for what is done here."""
-        return self.keeper.hold is None and self.tracer.is_following
+        return self.keeper.hold is None and bool(self.tracer.followed())
 
     def hush(self) -> None:
         """The VMM has ended, perhaps before it made any vCPU: whoever reads its stderr waits."""
@@ -91,15 +105,18 @@ class Supervisor:
 
     def turn(self) -> float | None:
         """Do what is due; the seconds until the next turn at the latest."""
-        self.tracer.take_stops()
+        has_more = self.tracer.take_stops()
         self.keeper.tend()
         self.settled()
-        if time.monotonic() >= self._look_at:
-            self._look()
+        now = time.monotonic()
+        for pid in [pid for pid, look in self._looks.items() if now >= look.due]:
+            self._look(pid)
+        if has_more:
+            return 0.0
+        times = [max(0.0, look.due - now) for look in self._looks.values()]
         if self.keeper.hold is not None:
-            return HOLD_SECONDS
-        left = self._look_at - time.monotonic()
-        return None if left == float("inf") else max(0.0, left)
+            times.append(HOLD_SECONDS)
+        return min(times, default=None)
 
     def at_gate(self, listener: Listener, waiting: Notification) -> None:
         """A thread waits for its KVM_CREATE_VCPU: let it on only where that is followed."""
@@ -116,7 +133,8 @@ class Supervisor:
         except ProcessLookupError:
             return
         except PermissionError:
-            has_run = self._roster.pid == tgid and bool(self._placement.running)
+            its = self._placements.get(tgid)
+            has_run = its is not None and bool(its.running)
             self._applier.turn_away(listener, waiting, tgid, has_run=has_run)
             return
         # it is made to stop: the call begins anew, and this wait is nobody's
@@ -132,13 +150,13 @@ class Supervisor:
             self._follow_all(thread)
             return
         try:
-            self._placement.narrow(vcpu.tgid)
+            self._placement_of(vcpu.tgid).narrow()
             words = self._applier.apply(thread, self._fd_of(vcpu), self._calls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
         else:
             self._story.applied(words)
-        self._look_soon()
+        self._looks[vcpu.tgid] = Look()
 
     def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """A vCPU was made to run without a vPMU."""
@@ -165,7 +183,6 @@ class Supervisor:
             if thread.is_ending:
                 return
             thread.set_registers(again)
-        thread.unblock_signals()  # a thread that it makes would inherit that for good
 
     def _find_initialised(self, thread: Tracee) -> None:
         has = attr_call(KVM_ARM_VCPU_PMU_V3_SET_PMU, b"")
@@ -187,51 +204,66 @@ class Supervisor:
         except PermissionError:
             self._applier.fail(thread, not_traceable(self._procs, thread.tgid))
             return False
+        except TimeoutError as error:
+            self._applier.fail(thread, not_stopped(error))
+            return False
         return True
 
     def settled(self) -> None:
-        """If nobody is on the way to a window any more, trace nobody any more."""
-        tracer = self.tracer
-        if self.keeper.hold is not None or not self._windows.is_idle or not tracer.is_following:
+        """Trace nobody any more of whose process no vCPU is on the way to its window."""
+        tracer, hold = self.tracer, self.keeper.hold
+        if hold is None and self._windows.awaits_attribute:
             return
-        if tracer.is_letting_go or any(its.is_entering for its in tracer.threads.values()):
+        busy = self._windows.awaited() | ({hold.thread.tgid} if hold is not None else set())
+        busy |= {its.tgid for its in tracer.threads.values() if its.is_entering}
+        if not (done := tracer.followed() - busy):
             return
-        if self._roster.pid is not None:
+        if self._roster.pid is not None and hold is None:
             self.hush()
-        if tracer.children and self._roster.pid != self._pid:
-            for thread in list(tracer.threads.values()):
-                tracer.let_run(thread.tgid)
+        if not tracer.children or done == {self._pid}:
+            tracer.let_go(keep=busy)
         else:
-            tracer.let_go()
+            for tgid in done:
+                tracer.let_run(tgid)
 
     # --- what runs -----------------------------------------------------------------------------
 
+    def _placement_of(self, pid: int) -> Placement:
+        """That of a process; those of processes that are gone are forgotten."""
+        if pid not in self._placements:
+            for gone in [its for its in self._placements if not self._procs.threads(its)]:
+                del self._placements[gone]
+            its = Placement(pid, self._machine, self._procs, self._threads)
+            its.cpus = None if self._orders.hold else self._orders.affinity
+            self._placements[pid] = its
+        return self._placements[pid]
+
     def _meet(self, vcpu: NewVcpu) -> None:
-        """Tell of a vCPU whose window has come."""
+        """Tell of a vCPU whose window has come; while a VM is held, of that one's only."""
+        self._placement_of(vcpu.tgid).add(vcpu.fd, vcpu.index, vcpu.tid)
+        hold = self.keeper.hold
+        if hold is not None and hold.thread.tgid != vcpu.tgid:
+            return
         if self._roster.pid != vcpu.tgid:
             self._story.began(vcpu.tgid)
         self._roster.add(vcpu)
         self._story.has(self._roster.statuses({}))
 
-    def _started(self, calls: Sequence[Call]) -> None:
+    def _started(self, calls: Sequence[Call], pid: int) -> None:
         """A VMM that was held goes on."""
         self._calls = calls
         self.hush()
-        self._look_soon()
+        self._looks[pid] = Look()
 
-    def _look_soon(self) -> None:
-        self._look_again = LOOK_SECONDS
-        self._look_at = time.monotonic() + LOOK_SECONDS
-
-    def _look(self) -> None:
+    def _look(self, pid: int) -> None:
         """See which vCPUs run; once all do, threads that are none get their masks back."""
-        is_done = self._placement.give_back(self._roster.made, self._roster.makers)
-        if self._placement.running:
-            self._story.has(self._roster.statuses(self._placement.running))
-        if is_done:
-            self._look_at = float("inf")
-            if self.tracer.children:
-                self.tracer.let_go(keep=self._windows.awaited())
+        its = self._placement_of(pid)
+        is_done = its.give_back()
+        if its.running and self._roster.pid == pid:
+            self._story.has(self._roster.statuses(its.running))
+        if not is_done:
+            self._looks[pid] = self._looks[pid].later()
             return
-        self._look_at = time.monotonic() + self._look_again
-        self._look_again = min(2 * self._look_again, LOOK_SECONDS_MAX)
+        del self._looks[pid]
+        if self.tracer.children and not self._looks:
+            self.tracer.let_go(keep=self._windows.awaited())

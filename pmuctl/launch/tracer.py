@@ -2,6 +2,8 @@
 """The traced threads of VMMs: seized, followed, let go; a turn for every stop."""
 
 import os
+import time
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Protocol
@@ -26,6 +28,11 @@ from pmuctl.uapi.ptrace import (
 
 OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL
 """With EXITKILL, whoever ends the tracer ends what it has stopped: no VM starts half prepared."""
+STOPS_AT_ONCE = 64
+"""Of threads that come and go all the time there is always one more: others have a turn, too."""
+FOLLOW_SECONDS = 5.0
+"""How long threads may take to stop: one can be stuck in the kernel, or they can be too many."""
+
 AND_CHILDREN = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
 
 
@@ -73,18 +80,22 @@ class Tracer:
         self._procs = procs
         self._whole: set[int] = set()
         self._leaving: set[int] = set()
+        self._counts: Counter[int] = Counter()
 
-    @property
-    def is_following(self) -> bool:
-        """Whether any thread stops at its system calls."""
-        return any(thread.followed for thread in self.threads.values())
+    def followed(self) -> set[int]:
+        """The processes of which threads stop at their system calls, and are to do so."""
+        return {its.tgid for its in self.threads.values() if its.followed and not its.leaving}
 
     def seize(self, tid: int, tgid: int) -> Tracee:
         """Begin to trace one thread, which runs on; raises OSError."""
         thread = Tracee(tid, tgid, self._machine)
         thread.seize(OPTIONS | (AND_CHILDREN if self.children else 0))
-        self.threads[tid] = thread
+        self._add(thread)
         return thread
+
+    def _add(self, thread: Tracee) -> None:
+        self.threads[thread.tid] = thread
+        self._counts[thread.tgid] += 1
 
     def follow(self, tid: int, tgid: int) -> None:
         """Stop one thread at its system calls from now on; raises OSError (EPERM, ESRCH)."""
@@ -98,7 +109,8 @@ class Tracer:
     def follow_all(self, tgid: int) -> None:
         """Stop every thread of a process at its system calls; from the return on, none is missed.
 
-        Raises OSError (EPERM) where a thread may not be traced; some may be by then.
+        Raises OSError (EPERM) where a thread may not be traced, TimeoutError where one does not
+        stop in time; some are traced by then.
         """
         self._leaving.discard(tgid)
         missed = True
@@ -111,7 +123,9 @@ class Tracer:
                 except ProcessLookupError:
                     continue
                 except PermissionError:
-                    if not self._procs.is_zombie(tgid, tid):
+                    # one that was born under the tracer is yet to be heard of
+                    is_ours = self._procs.tracer(tid) == os.getpid()
+                    if not is_ours and not self._procs.is_zombie(tgid, tid):
                         raise
         stops: dict[Tracee, int] = {}
         for thread in self._of(tgid):
@@ -122,9 +136,16 @@ class Tracer:
                 with suppress(ProcessLookupError):
                     thread.interrupt()
         self._whole.add(tgid)
-        # any stop, for one may have to wait for another: a parent for the child it has vforked
-        while any(its.tid in self.threads and its.stops == n for its, n in stops.items()):
-            self.take_stop()
+        until = time.monotonic() + FOLLOW_SECONDS
+        while waiting := [
+            its.tid for its, n in stops.items() if its.tid in self.threads and its.stops == n
+        ]:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{len(waiting)} threads do not stop")
+            # these first: the kernel would tell of the youngest ones first, for ever
+            heard = [self.take_stop(tid, os.WNOHANG) for tid in waiting]
+            if not any(heard):  # or any: a parent may wait for the child it has vforked
+                self.take_stop()
 
     def follows_all(self, tgid: int) -> bool:
         """Whether no thread of a process is missed."""
@@ -135,11 +156,6 @@ class Tracer:
         self._whole.discard(tgid)
         for thread in self._of(tgid):
             thread.followed = False
-
-    @property
-    def is_letting_go(self) -> bool:
-        """Whether threads are on their way out of the trace."""
-        return any(thread.leaving for thread in self.threads.values())
 
     def let_go(self, keep: Collection[int] = ()) -> None:
         """Trace nobody any more, each from its next harmless stop on.
@@ -159,17 +175,16 @@ class Tracer:
         """Trace a thread no more that is stopped at a call's exit."""
         self._detach(thread)
 
-    def take_stops(self) -> None:
-        """Give every thread that has stopped, or ended, its turn."""
-        while self.take_stop(os.WNOHANG):
-            pass
+    def take_stops(self) -> bool:
+        """Give threads that have stopped, or ended, their turns; whether there may be more."""
+        return all(self.take_stop(flags=os.WNOHANG) for _ in range(STOPS_AT_ONCE))
 
-    def take_stop(self, flags: int = 0) -> bool:
-        """Wait for a stop, or do not wait (WNOHANG); whether there was one."""
+    def take_stop(self, which: int = -1, flags: int = 0) -> bool:
+        """Wait for a stop of one thread or any (WNOHANG: do not wait); whether there was one."""
         try:
-            tid, status = os.waitpid(-1, WALL | flags)
+            tid, status = os.waitpid(which, WALL | flags)
         except ChildProcessError:
-            for tid in list(self.threads):
+            for tid in [which] if which > 0 else list(self.threads):
                 self._forget(tid)
             return False
         if not tid:
@@ -213,7 +228,8 @@ class Tracer:
         elif event == PTRACE_EVENT_EXEC:
             for other in self._of(thread.tgid):  # the kernel ended them without a word
                 if other is not thread:
-                    self.threads.pop(other.tid)
+                    del self.threads[other.tid]
+                    self._counts[thread.tgid] -= 1
             self.calls.gone(thread.tgid)
         elif not event:
             if thread.leaving:
@@ -230,13 +246,17 @@ class Tracer:
         thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
         thread.followed = thread.tgid in self._whole
         thread.leaving = thread.tgid in self._leaving
-        self.threads[tid] = thread
+        self._add(thread)
         return thread
 
     def _forget(self, tid: int) -> None:
         """A thread is gone."""
         thread = self.threads.pop(tid, None)
-        if thread is not None and not self._of(thread.tgid):
+        if thread is None:
+            return
+        self._counts[thread.tgid] -= 1
+        if not self._counts[thread.tgid]:
+            del self._counts[thread.tgid]
             self._whole.discard(thread.tgid)
             self._leaving.discard(thread.tgid)
             self.calls.gone(thread.tgid)
@@ -256,5 +276,6 @@ class Tracer:
         return False
 
     def _detach(self, thread: Tracee, its_signal: int = 0) -> None:
-        self.threads.pop(thread.tid, None)
+        if self.threads.pop(thread.tid, None) is not None:
+            self._counts[thread.tgid] -= 1
         thread.detach(its_signal)

@@ -2,10 +2,13 @@
 """Telling the user of a VMM what became of it: on the VMM's own standard error."""
 
 import os
+import select
 from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
 from pmuctl.uapi.pidfd import pidfd_getfd
+
+SAY_SECONDS = 0.5
 
 
 class Voice:
@@ -35,7 +38,11 @@ class Voice:
         with suppress(OSError):
             fd = self._fd if self._fd >= 0 else _stderr_of(pid)
             try:
-                os.write(fd, text.encode(errors="backslashreplace"))
+                poll = select.poll()
+                poll.register(fd, select.POLLOUT)
+                # whoever does not read it must not hold up the VMM's end
+                if poll.poll(SAY_SECONDS * 1000):
+                    os.write(fd, text.encode(errors="backslashreplace")[: select.PIPE_BUF])
             finally:
                 if fd != self._fd:
                     os.close(fd)

@@ -15,6 +15,7 @@ from pmuctl.uapi.kvm import (
     KVM_SET_DEVICE_ATTR,
 )
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL
+from pmuctl.uapi.pidfd import kcmp_file
 
 BITS = 0xFFFFFFFF
 """Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
@@ -66,6 +67,8 @@ class Windows:
         self._procs = procs
         self._master = master
         self._new: list[NewVcpu] = []
+        self._given: dict[tuple[int, int], int] = {}
+        """By process and descriptor: the numbers of all vCPUs it was given."""
 
     def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """At the entry of a call of a thread that is followed."""
@@ -73,6 +76,8 @@ class Windows:
         if thread.is_entering and not (is_ioctl and request == KVM_CREATE_VCPU):
             thread.is_entering = False  # a signal took it away from the gate
             thread.unblock_signals()
+        if nr in self._machine.masking:
+            thread.unblock_signals()  # a thread that it makes would inherit that for good
         mine = any(vcpu.tgid == thread.tgid for vcpu in self._new)
         quiet = (self._machine.nr_ioctl, self._machine.nr_mmap, self._machine.nr_close)
         if mine and nr not in self._machine.private and nr not in quiet:
@@ -101,10 +106,11 @@ class Windows:
     def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """At the exit of that call."""
         fd, request = args[0] & BITS, args[1] & BITS
-        if nr == self._machine.nr_close and (vcpu := self._find(thread.tgid, fd)):
-            if vcpu.index not in self._open(thread.tgid).values():
-                self._settle(vcpu)
-                self._check_settled()
+        if nr in self._machine.masking and any(its.tid == thread.tid for its in self._new):
+            thread.block_signals()
+        if nr in self._machine.closing and thread.tgid in self.awaited():
+            self._drop_closed(thread.tgid)
+            self._check_settled()
         if nr != self._machine.nr_ioctl:
             return
         if request == KVM_CREATE_VCPU:
@@ -113,7 +119,10 @@ class Windows:
                 made = NewVcpu(
                     tgid=thread.tgid, tid=thread.tid, vm_fd=fd, fd=result, index=args[2] & BITS
                 )
+                if (closed := self._find(thread.tgid, result)) is not None:
+                    self._settle(closed)
                 self._new.append(made)
+                self._given[thread.tgid, result] = made.index
         if request == self._machine.window and result >= 0:
             wanted = result if request == KVM_CREATE_VCPU else fd
             if vcpu := self._find(thread.tgid, wanted):
@@ -152,6 +161,7 @@ class Windows:
     def gone(self, tgid: int) -> None:
         """A process is gone, or is another program now, and its vCPUs with it."""
         self._new = [vcpu for vcpu in self._new if vcpu.tgid != tgid]
+        self._given = {key: index for key, index in self._given.items() if key[0] != tgid}
 
     def _find(self, tgid: int, fd: int) -> NewVcpu | None:
         return next((its for its in self._new if (its.tgid, its.fd) == (tgid, fd)), None)
@@ -160,12 +170,30 @@ class Windows:
         """The same, also by a duplicate of the descriptor, which then takes its place."""
         if (known := self._find(tgid, fd)) or tgid not in self.awaited():
             return known
-        index = self._open(tgid).get(fd)
+        self._drop_closed(tgid)
+        its_open = self._open(tgid)
         for vcpu in self._new:
-            if (vcpu.tgid, vcpu.index) == (tgid, index):
+            if vcpu.tgid != tgid or vcpu.index != its_open.get(fd):
+                continue
+            is_open = its_open.get(vcpu.fd) == vcpu.index
+            is_same = kcmp_file(tgid, vcpu.fd, fd) if is_open else None
+            # where the kernel does not tell, by what it was not given to another vCPU as
+            if is_same or (is_same is None and self._given.get((tgid, fd)) != vcpu.index):
                 vcpu.fd = fd
                 return vcpu
         return None
+
+    def _drop_closed(self, tgid: int) -> None:
+        """Forget the vCPUs that the process has closed."""
+        its_open = self._open(tgid)
+        for vcpu in [its for its in self._new if its.tgid == tgid]:
+            others = [
+                fd
+                for fd, index in its_open.items()
+                if index == vcpu.index and self._given.get((tgid, fd)) != index
+            ]
+            if its_open.get(vcpu.fd) != vcpu.index and not others:
+                self._settle(vcpu)
 
     def _open(self, tgid: int) -> dict[int, int]:
         try:

@@ -71,7 +71,7 @@ def prepare(request: Request, site: Site) -> Prepared:
     if name is None:
         name = default_name(request.command[0], site.pid)
     # absolute: the supervisor may be in another directory than the caller
-    socket = Path.cwd() / own_dir(site.environ, site.uid) / file_name(name)
+    socket = _absolute(own_dir(site.environ, site.uid)) / file_name(name)
     names = scan_event_sources(site.sysfs).names
     pmus = scan_pmus(site.sysfs, names)
     pmu, event_filter, cpus = None, None, None
@@ -122,6 +122,17 @@ def prepare(request: Request, site: Site) -> Prepared:
         obstacle=obstacle,
         warnings=tuple(_warnings(request, pmu)) if obstacle is None else (),
     )
+
+
+def _absolute(directory: Path) -> Path:
+    try:
+        return directory.absolute()
+    except OSError as error:
+        raise UsageError(
+            f"{directory}: the directory it is below is gone",
+            why=error.strerror or str(error),
+            fix="change to another directory",
+        ) from None
 
 
 def check_words(request: Request) -> None:

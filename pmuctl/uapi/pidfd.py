@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""include/uapi/asm-generic/unistd.h: what os has no function for."""
+"""include/uapi/linux/kcmp.h and asm-generic/unistd.h: what os has no function for."""
 
 import ctypes
 import os
 
 __NR_pidfd_getfd = 438  # on every architecture
+__NR_kcmp = {"aarch64": 272, "x86_64": 312}
+
+KCMP_FILE = 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -19,3 +22,13 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "pidfd_getfd")
     return result
+
+
+def kcmp_file(pid: int, first: int, second: int) -> bool | None:
+    """kcmp(2): whether two descriptors of a process are of one open file; None if not known."""
+    number = __NR_kcmp.get(os.uname().machine)
+    if number is None:
+        return None
+    args = (pid, pid, KCMP_FILE, first, second)
+    result: int = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, args))
+    return None if result == -1 else result == 0

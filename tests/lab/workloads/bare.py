@@ -207,7 +207,8 @@ def parse_reports(console: str) -> list[dict[str, int]]:
 
     `cycles` starts from 0 and `event_0x11` from START; both span the same loop.
     """
-    lines = re.findall(r"^GUEST (.*)\r?\n", console, re.MULTILINE)
+    # a reset can cut a line off, and the next one begin in it
+    lines = re.findall(r"^GUEST ((?:\w+=0x[0-9a-f]+ ?)+)\r?\n", console, re.MULTILINE)
     return [
         {key: int(value, 0) for key, value in (word.split("=") for word in line.split())}
         for line in lines

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMMs under `pmuctl run` in the lab, and what the kernel and pmuctl tell of them."""
+
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.lab.errors import Result
+from tests.lab.job import Job
+from tests.lab.layers import QEMUS
+from tests.lab.machine import Lab
+from tests.lab.tracing import KVM_RUN, TRACING
+from tests.lab.vmms import START_SECONDS
+from tests.lab.vms import pmuctl
+from tests.lab.workloads.bare import START, parse_reports
+
+A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
+PMUS = (A53, A72)
+CPUS = {A53: frozenset({0, 1}), A72: frozenset({2, 3})}
+LISTED = {A53: "0-1", A72: "2-3"}
+ALL_CPUS = "0-3"
+
+ONLY_CYCLES = "default deny allow cpu_cycles"
+NO_CYCLES = "default allow deny cpu_cycles"
+CYCLES_BIT = 1 << 0x11
+
+# The most that any of these tests asks for: they share one lab of each kernel.
+LAYERS = {"newest": (*(its.name for its in QEMUS), "guest-linux")}
+LAYERS_OF_OTHERS = ("qemu-7.2", "guest-linux")
+
+RUNTIME_DIR = "/run/pmuctl"
+# The command lines of supervisors and of VMMs, and not that of who looks for them.
+_OURS = "[l]aunch/__main__|[q]emu-system|[l]ab.standins"
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thread:
+    """A thread as /proc has it; `state` is a letter, `cpus` a list such as "0-3"."""
+
+    tid: int
+    name: str
+    state: str
+    tracer: int
+    cpus: str
+
+
+class Run:
+    """A VMM that `pmuctl run` starts, from before its start on."""
+
+    def __init__(self, lab: Lab, name: str, job: Job) -> None:
+        self.lab = lab
+        self.name = name
+        self.job = job
+
+    @property
+    def pid(self) -> int:
+        """The process: first pmuctl's, then the VMM's."""
+        return self.job.pid
+
+    def vm(self, *words: str) -> Result:
+        """`pmuctl vm VERB NAME …`: the first word is the verb."""
+        return pmuctl(self.lab, "vm", words[0], self.name, *words[1:])
+
+    def done(self, *words: str) -> str:
+        """The same, which must succeed; its standard output."""
+        ran = self.vm(*words)
+        assert ran.status == 0, (ran, self.job.output())
+        return ran.stdout
+
+    def wait_open(self) -> None:
+        """Until it is held."""
+        self.done("wait", "--for", "open", "--timeout", str(START_SECONDS))
+
+    def show(self) -> dict[str, Any]:
+        """What `vm show` tells."""
+        shown: dict[str, Any] = json.loads(self.done("show", "-J"))["vm"]
+        return shown
+
+    def record(self) -> dict[str, Any]:
+        """The record that the supervisor keeps."""
+        record: dict[str, Any] = json.loads(self.lab.read_file(f"{RUNTIME_DIR}/{self.name}.json"))
+        return record
+
+    def wait_reports(self, count: int = 2) -> list[dict[str, int]]:
+        """Until a bare-metal guest has told so many lines; all it has told."""
+        line = r"^GUEST .*\n(?:(?!GUEST ).*\n)*"
+        self.job.wait_for(rf"(?:{line}){{{count}}}", START_SECONDS)
+        return parse_reports(self.job.output())
+
+    def end(self) -> Result:
+        """Until the VMM has ended by itself."""
+        return self.job.wait(START_SECONDS)
+
+    def threads(self) -> list[Thread]:
+        """All of the process."""
+        words = "Name|State|Pid|TracerPid|Cpus_allowed_list"
+        listing = f"grep -hE '^({words}):' /proc/{self.pid}/task/*/status"
+        text = shell(self.lab, listing)
+        its = [
+            dict(re.findall(r"^(\w+):\t(.*)$", one, re.M))
+            for one in re.split(r"^(?=Name:)", text, flags=re.M)
+            if one
+        ]
+        return [
+            Thread(
+                tid=int(one["Pid"]),
+                name=one["Name"],
+                state=one["State"][0],
+                tracer=int(one["TracerPid"]),
+                cpus=one["Cpus_allowed_list"],
+            )
+            for one in its
+        ]
+
+    def wait_given_back(self) -> None:
+        """Until the main thread has its mask back: then all that is no vCPU's has."""
+        wait_until(self.lab, f"grep -q 'Cpus_allowed_list:.{ALL_CPUS}' /proc/{self.pid}/status")
+
+    def wait_applied(self, times: int) -> list[dict[str, Any]]:
+        """Until the record, which is written a moment later, has so many changes; those."""
+        path = f"{RUNTIME_DIR}/{self.name}.json"
+        wait_until(self.lab, f"[ $(grep -c '\"when\":' {path}) = {times} ]")
+        applied: list[dict[str, Any]] = self.record()["applied"]
+        return applied
+
+    def wait_stopped(self) -> None:
+        """Until all its threads are: those that are traced, too."""
+        wait_until(self.lab, f"! {self._states('DRS')}")
+
+    def wait_held(self) -> None:
+        """Until its main thread is held, and others are not."""
+        held = f"grep -q '^State:.t' /proc/{self.pid}/status"
+        wait_until(self.lab, f"{held} && {self._states('RS')}")
+
+    def _states(self, letters: str) -> str:
+        return f"grep -hq '^State:.[{letters}]' /proc/{self.pid}/task/*/status"
+
+    def kill_supervisor(self) -> None:
+        """End it as nothing should."""
+        its = self.record()["supervisor"]
+        shell(self.lab, f"kill -9 {its}; while [ -d /proc/{its} ]; do :; done")
+
+
+@contextmanager
+def running(
+    lab: Lab, *options: str, vmm: Sequence[str], name: str | None = None, stdin: bytes | None = b""
+) -> Iterator[Run]:
+    """A VMM under `pmuctl run`; at the end it is killed, and nothing of it stays."""
+    name = name or f"run{next(_numbers)}"
+    job = lab.start(["pmuctl", "run", "--name", name, *options, "--", *vmm], stdin=stdin)
+    try:
+        yield Run(lab, name, job)
+    finally:
+        if job.status is None:
+            job.kill(9)
+            job.wait(10)
+
+
+def to_the_end(lab: Lab, *options: str, vmm: Sequence[str], name: str | None = None) -> Result:
+    """A VMM under `pmuctl run` that ends by itself."""
+    with running(lab, *options, vmm=vmm, name=name) as run:
+        return run.end()
+
+
+def shell(lab: Lab, script: str) -> str:
+    """What a shell's script says; it must succeed."""
+    return lab.run(["sh", "-e", "-c", script], check=True).stdout
+
+
+def wait_until(lab: Lab, condition: str, seconds: float = 20) -> None:
+    """Until a shell's condition holds in the lab."""
+    lab.run(["sh", "-c", f"until {condition}; do sleep 0.05; done"], timeout=seconds, check=True)
+
+
+def wait_nothing_left(lab: Lab, *names: str) -> None:
+    """Until no supervisor and no VMM is there, and of these VMs no socket and no record."""
+    files = " ".join(f"{RUNTIME_DIR}/{name}.*" for name in names)
+    left = f"grep -laE '{_OURS}' /proc/[0-9]*/cmdline 2>/dev/null; ls -d {files} 2>/dev/null"
+    wait_until(lab, f'[ -z "$({left})" ]')
+
+
+def wait_unsupervised(lab: Lab) -> None:
+    """Until every supervisor has left."""
+    wait_until(lab, '! grep -qa "[l]aunch/__main__" /proc/[0-9]*/cmdline 2>/dev/null')
+
+
+def cpus_of_runs(lab: Lab) -> dict[int, list[int]]:
+    """By thread, the CPUs on which it called KVM_RUN, in order, in the one trace there is."""
+    found: dict[int, list[int]] = {}
+    text = shell(lab, f"cat {TRACING}/instances/*/trace")
+    pattern = rf"^.*-(\d+)\s+\[(\d+)\] .*sys_ioctl\(.*cmd: (?:0x)?{KVM_RUN:x}\b"
+    for tid, cpu in re.findall(pattern, text, re.MULTILINE):
+        found.setdefault(int(tid), []).append(int(cpu))
+    return found
+
+
+def check_counting(reports: Sequence[dict[str, int]], *, times: int = 1) -> None:
+    """Two vCPUs count cycles, which is all that they may."""
+    assert [its["cpu"] for its in reports] == [0, 1] * times
+    for its in reports:
+        assert its["cycles"] > 0
+        assert its["event_0x11"] > START
+        assert (its["pmceid0"], its["pmceid1"]) == (CYCLES_BIT, 0)
+
+
+def check_placed(threads: Iterable[Thread], vcpus: Collection[int], pmu: str) -> None:
+    """The vCPU threads are kept on the PMU's CPUs, no other is, and nobody is traced."""
+    its = list(threads)
+    assert {thread.tid for thread in its} > set(vcpus)
+    for thread in its:
+        assert thread.cpus == (LISTED[pmu] if thread.tid in vcpus else ALL_CPUS), its
+        assert thread.tracer == 0, its

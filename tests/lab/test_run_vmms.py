@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pmuctl run` with VMMs of every kind, and what is told of a VM that has a supervisor."""
+
+import json
+
+import pytest
+
+from tests.lab.machine import Lab
+from tests.lab.runs import (
+    A53,
+    A72,
+    CPUS,
+    CYCLES_BIT,
+    LISTED,
+    ONLY_CYCLES,
+    PMUS,
+    RUNTIME_DIR,
+    check_counting,
+    running,
+    shell,
+    to_the_end,
+    wait_nothing_left,
+    wait_unsupervised,
+)
+from tests.lab.tracing import trace
+from tests.lab.vmms import calls, lines, put_bare_metal, qemu, runs, standin
+from tests.lab.vms import pmuctl
+from tests.lab.workloads.bare import End
+
+RESET = """
+import json, socket
+qmp = socket.socket(socket.AF_UNIX)
+qmp.connect("/tmp/run-qmp")
+for command in "qmp_capabilities", "system_reset":
+    qmp.sendall(json.dumps({"execute": command}).encode())
+    while b'"return"' not in qmp.recv(4096):
+        pass
+"""
+
+
+def check_runs(stdout: str, pmu: str, vms: int = 1) -> None:
+    """Two vCPUs of each VM have counted cycles, which is all they may, where the PMU is."""
+    seen = runs(stdout)
+    assert sorted((its["vm"], its["vcpu"]) for its in seen) == [
+        (vm, vcpu) for vm in range(vms) for vcpu in range(2)
+    ]
+    for its in seen:
+        assert its["exit"] == "KVM_EXIT_MMIO"
+        assert set(its["mask"]) == CPUS[pmu]
+        assert its["cpu"] in CPUS[pmu]
+        assert int(its["pmceid0"], 16) == CYCLES_BIT
+        assert its["cycles"] > 0
+        assert its["event_0x11"]["end"] > its["event_0x11"]["start"]
+    (status,) = [its for its in lines(stdout) if its.get("event") == "status"]
+    assert {its["TracerPid"] for its in status["threads"].values()} == {0}
+    assert (status["Seccomp"], status["NoNewPrivs"]) == (2, 0)
+
+
+@pytest.mark.parametrize("pmu", PMUS)
+def test_kvmtool_chooses_the_wanted_pmu_itself(lab: Lab, pmu: str) -> None:
+    """For it takes that of the CPU it is on, and KVM agrees."""
+    ran = to_the_end(lab, "--pmu", pmu, "--filter", ONLY_CYCLES, vmm=standin("kvmtool"))
+    assert ran.status == 0, ran
+    assert [its for its in calls(ran.stdout) if its[0] == "SET_PMU"] == [("SET_PMU", "OK")] * 2
+    check_runs(ran.stdout, pmu)
+
+
+def test_kvmtool_that_insists_on_another_pmu_says_so_itself(lab: Lab) -> None:
+    """In its own words, with its own exit status."""
+    number = shell(lab, f"cat /sys/bus/event_source/devices/{A53}/type").strip()
+    ran = to_the_end(lab, "--pmu", A72, vmm=standin("kvmtool", "--pmu-type", number))
+    assert ran.status == 1, ran
+    assert ran.stderr == "PMU KVM_SET_DEVICE_ATTR: Device or resource busy\n"
+    assert ("SET_PMU", "EBUSY") in calls(ran.stdout)
+    assert runs(ran.stdout) == []
+
+
+@pytest.mark.parametrize("kind", ["crosvm", "cloud-hypervisor"])
+@pytest.mark.parametrize("pmu", PMUS)
+def test_others_get_the_pmu_as_well(lab: Lab, kind: str, pmu: str) -> None:
+    """All vCPUs made before one is initialised, or all by a thread that is not the first."""
+    ran = to_the_end(lab, "--pmu", pmu, "--filter", ONLY_CYCLES, vmm=standin(kind))
+    assert ran.status == 0, ran
+    assert {result for _, result in calls(ran.stdout)} == {"OK"}
+    check_runs(ran.stdout, pmu)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("cloud-hypervisor", "--reboot"), ("crosvm", "--second-vm")]
+)
+def test_second_vm_gets_the_same(lab: Lab, kind: str, option: str) -> None:
+    """In the same process: in place of the first one, or beside it."""
+    with trace(lab, starts=False) as seen:
+        ran = to_the_end(lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=standin(kind, option))
+        assert ran.status == 0, ran
+        assert (seen.exits(), seen.lost()) == ([], 0)
+    check_runs(ran.stdout, A72, vms=2)
+
+
+def test_supervised_vm_is_told_of(lab: Lab) -> None:
+    """Its name, process, vCPUs, threads, PMU, filter and who says so, its state and its end."""
+    vmm = standin("kvmtool", "--rounds", "1000")
+    with running(lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm, name="told") as run:
+        run.done("wait", "--for", "running", "--timeout", "30")
+        tids = {its["vcpu"]: its["tid"] for its in runs(run.job.output())}
+        (row,) = json.loads(run.done("list", "-J"))["vms"]
+        assert (row["name"], row["state"], row["pid"]) == ("told", "running", run.pid)
+        assert (row["vcpus"], row["pmu"], row["window"]) == (2, A72, "sealed")
+        shown = run.show()
+        assert {its["vcpu"]: its["tid"] for its in shown["vcpu_list"]} == tids
+        assert (shown["pmu_origin"], shown["filter_origin"]) == ("applied", "applied")
+        assert shown["filter"]["default"] == "deny"
+        assert [its["code"] for its in shown["filter"]["except"]] == [0x11]
+        assert (shown["applied_by"], shown["command"]) == ("pmuctl run", vmm)
+        placed = json.loads(run.done("vcpus", "-J"))["vcpus"]
+        assert {its["vcpu"]: its["tid"] for its in placed} == tids
+        assert all(its["aligned"] for its in placed)
+        assert all(its["affinity"] == its["pmu_cpus"] == [2, 3] for its in placed)
+        late = run.vm("set", "pmu", A53)
+        assert (late.status, late.stdout) == (5, "")
+        assert "it was started without --hold" in late.stderr
+        run.job.kill(9)
+        run.done("wait", "--for", "stopped", "--timeout", "10")
+    wait_nothing_left(lab, "told")
+    assert pmuctl(lab, "vm", "show", "told").status == 4
+
+
+def test_qemu_goes_on_without_its_supervisor(qemu_lab: Lab) -> None:
+    """It is told of from its record, and can be reset; its vCPUs stay where they were."""
+    guest = put_bare_metal(qemu_lab, End.SPIN)
+    vmm = qemu("7.2", *guest, "-qmp", "unix:/tmp/run-qmp,server=on,wait=off")
+    with (
+        trace(qemu_lab, starts=False) as seen,
+        running(qemu_lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm) as run,
+    ):
+        run.wait_reports()
+        run.wait_given_back()
+        before = {its.tid: its.cpus for its in run.threads()}
+        run.kill_supervisor()
+        (row,) = json.loads(run.done("list", "-J"))["vms"]
+        assert (row["state"], row["pid"], row["pmu"]) == ("orphaned", run.pid, A72)
+        shown = run.show()
+        assert (shown["pmu_origin"], shown["applied_by"]) == ("recorded", "pmuctl run")
+        assert "its supervisor has ended" in shown["problem"]
+        qemu_lab.run(["python3", "-c", RESET], check=True)
+        check_counting(run.wait_reports(4), times=2)
+        after = {its.tid: its.cpus for its in run.threads()}
+        assert sorted(after.values()).count(LISTED[A72]) == 2
+        assert (
+            before.items() >= {tid: cpus for tid, cpus in after.items() if tid in before}.items()
+        )
+        assert seen.exits() == []
+    shell(qemu_lab, f"rm {RUNTIME_DIR}/{run.name}.*")
+
+
+def test_no_vcpu_is_made_without_the_supervisor(lab: Lab) -> None:
+    """The first VM runs to its end; the second gets ENOSYS at once."""
+    vmm = standin("crosvm", "--second-vm", "--rounds", "20")
+    with running(lab, "--pmu", A72, vmm=vmm) as run:
+        run.job.wait_for('"event": "run"', 30)
+        run.kill_supervisor()
+        assert ("KVM_CREATE_VCPU", "ENOSYS") not in calls(run.job.output())
+        ended = run.end()
+    assert ended.status == 1, ended
+    assert "Function not implemented" in ended.stderr
+    assert calls(ended.stdout)[-1] == ("KVM_CREATE_VCPU", "ENOSYS")
+    assert len(runs(ended.stdout)) == 40
+    assert all(its["exit"] == "KVM_EXIT_MMIO" for its in runs(ended.stdout))
+    shell(lab, f"rm {RUNTIME_DIR}/{run.name}.*")
+
+
+def test_refused_start_is_told_afterwards(lab: Lab) -> None:
+    """Its reason stays until the next start of that name, of which nothing stays."""
+    without = standin("crosvm", "--no-pmu")
+    ran = to_the_end(lab, "--pmu", A72, vmm=without, name="refused")
+    assert (ran.status, runs(ran.stdout)) == (125, []), ran
+    assert "error: refused: its VMM makes vCPUs without a vPMU" in ran.stderr
+    wait_unsupervised(lab)
+    told = pmuctl(lab, "vm", "show", "refused")
+    assert (told.status, told.stdout) == (4, "")
+    assert "its last start, " in told.stderr
+    assert "was refused: its VMM makes vCPUs without a vPMU" in told.stderr
+    again = to_the_end(lab, "--pmu", A72, vmm=standin("crosvm"), name="refused")
+    assert again.status == 0, again
+    wait_nothing_left(lab, "refused")
+    assert "refused: its VMM" not in pmuctl(lab, "vm", "show", "refused").stderr
