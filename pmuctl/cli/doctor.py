@@ -84,8 +84,8 @@ def _tell_symptoms(env: Env, text: str) -> None:
         raise NotFoundError(
             "no symptom that is known",
             subject=text,
-            why="known are: " + "; ".join(f"{its.by}: {its.seen}" for its in SYMPTOMS),
-            fix="pmuctl doctor",
+            why=f"known are {', '.join(its.id for its in SYMPTOMS)}",
+            fix="give fewer words of the message, such as --symptom busy",
         )
     if env.format is not Format.TABLE or env.options.columns is not None:
         env.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")

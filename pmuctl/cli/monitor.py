@@ -45,7 +45,7 @@ def monitor(
             "--timeout",
             metavar="SEC",
             callback=checked_seconds,
-            help="Give up then; by default never.",
+            help="How long to wait at most; by default for ever.",
         ),
     ] = None,
     interval: Annotated[

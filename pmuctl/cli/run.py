@@ -52,7 +52,8 @@ def run(
         ),
     ] = AUTO,
     hold: Annotated[
-        bool, typer.Option("--hold", help="Keep the window open until pmuctl vm release.")
+        bool,
+        typer.Option("--hold", help="Hold the VMM with its window open until pmuctl vm release."),
     ] = False,
     timeout: Annotated[
         float | None,
@@ -60,7 +61,7 @@ def run(
             "--timeout",
             metavar="SEC",
             callback=checked_seconds,
-            help="Give up then; by default never.",
+            help="How long to wait at most; by default for ever.",
         ),
     ] = None,
     best_effort: Annotated[

@@ -109,7 +109,7 @@ def vm_wait(
             "--timeout",
             metavar="SEC",
             callback=checked_seconds,
-            help="Give up then; by default never.",
+            help="How long to wait at most; by default for ever.",
         ),
     ] = None,
 ) -> int:

@@ -59,7 +59,7 @@ def check_kernel(probed: Probed, pmu: Pmu | None, event_filter: EventFilter | No
         raise UnsupportedError(
             "guests can have no PMU here",
             why="KVM has no KVM_CAP_ARM_PMU_V3: no arm64 host, or one whose CPUs lack it",
-            fix="start the VMM without pmuctl run",
+            fix="pmuctl doctor tells why; --best-effort starts the VMM all the same",
         )
     if KVM_ARM_VCPU_PMU_V3_SET_PMU not in probed.attributes:
         raise no_attribute("SET_PMU")

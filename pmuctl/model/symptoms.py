@@ -89,6 +89,8 @@ SYMPTOMS: Sequence[Symptom] = (
         by="QEMU",
         seen="100 % CPU, silent: the guest hangs, no message, the monitor answers",
         words=(
+            "spins",
+            "guest hangs",
             "qemu 100 cpu",
             "qemu 100 silent",
             "qemu spins",
@@ -104,7 +106,11 @@ SYMPTOMS: Sequence[Symptom] = (
         id="kvmtool-pmu-busy",
         by="kvmtool",
         seen="PMU KVM_SET_DEVICE_ATTR: Device or resource busy",
-        words=("pmu kvm_set_device_attr busy", "kvm_set_device_attr device resource busy"),
+        words=(
+            "pmu kvm_set_device_attr busy",
+            "kvm_set_device_attr device resource busy",
+            "ebusy",
+        ),
         means="kvmtool sets the PMU of its own CPU, and the VM has another one with an event "
         "filter already: after a filter KVM takes no other PMU (EBUSY)",
         check="pmuctl vm list",
@@ -138,11 +144,15 @@ SYMPTOMS: Sequence[Symptom] = (
             "no counts guest",
             "counters 0 guest",
             "counts nothing",
+            "counters zero",
+            "counters stop",
+            "perf stat 0",
         ),
         means="the VM has the PMU that KVM chose, and its vCPUs run on CPUs of another one: "
         "counters stop there without an error; or its filter denies the event",
-        check=_CHECK,
-        fix=_ALIGN,
+        check="pmuctl affinity check; pmuctl vm show VM -o NAME,PMU,RULES",
+        fix="pmuctl affinity align --all; where PMU is not known (?): start the VM with "
+        f"{_RUN}; where RULES deny the event: give another filter at its next start",
     ),
     Symptom(
         id="windows-divide-by-zero",
@@ -158,6 +168,30 @@ SYMPTOMS: Sequence[Symptom] = (
         "on CPUs that are not of the VM's PMU",
         check=_CHECK,
         fix="pmuctl run --pmu PMU -- qemu-system-aarch64 ARG...",
+    ),
+    Symptom(
+        id="supervisor-gone",
+        by="a VMM under pmuctl run",
+        seen="KVM_CREATE_VCPU: Function not implemented (ENOSYS)",
+        words=(
+            "kvm_create_vcpu function not implemented",
+            "enosys",
+            "create_vcpu not implemented",
+        ),
+        means="its supervisor was ended: the VM runs on, but its process can make no further vCPU "
+        "until it is started anew",
+        check="pmuctl vm list",
+        fix=_RUN,
+    ),
+    Symptom(
+        id="run-ended",
+        by="a VMM under pmuctl run",
+        seen="exit status 125, code=exited, status=125",
+        words=("exit status 125", "exited status 125"),
+        means="its settings could not be applied, so the VM was not started; most often the VMM "
+        "was not asked for a PMU (QEMU: -cpu host,pmu=on; kvmtool: --pmu)",
+        check="pmuctl vm show VM",
+        fix="pmuctl run -v --pmu PMU -- VMM ARG...",
     ),
     Symptom(
         id="no-vpmu",
