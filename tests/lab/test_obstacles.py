@@ -185,16 +185,19 @@ def test_a_second_gate(lab_newest: Lab) -> None:
     check_refused(lab_newest, ran, 9, "EBUSY", "pmuctl run inside pmuctl run")
 
 
+# of one call only: to stop at each makes a start take a minute here
+STRACE = ["strace", "-f", "--seccomp-bpf", "-e", "trace=execve", "-o", "/dev/null"]
+
+
 def test_a_launcher_that_is_traced(lab_newest: Lab) -> None:
     """Nobody else can trace it: who does is named, before anything is started."""
-    tracer = ["strace", "-f", "-o", "/dev/null"]
-    ran = run(lab_newest, "--pmu", A72, before=tracer)
+    ran = run(lab_newest, "--pmu", A72, before=STRACE)
     check_refused(lab_newest, ran, 6, "the VMM may not be traced", "traces it already", "strace")
 
 
 def test_a_vmm_that_is_traced(lab_newest: Lab) -> None:
     """The same, found when it makes its VM: it is ended."""
-    vmm = ["strace", "-f", "-o", "/dev/null", *crosvm()]
+    vmm = [*STRACE, *crosvm()]
     ran = run(lab_newest, "--pmu", A72, vmm=vmm)
     assert ran.status == -9, ran
     assert "traces it already (EPERM)\n  now: the VMM was ended\n  fix: start it" in ran.stderr
