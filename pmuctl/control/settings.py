@@ -93,11 +93,6 @@ class Settings:
                 # to allow everything takes no call, so there is no filter then
                 self._allowed = wanted.filter.allowed(bits) if wanted.filter.ranges() else None
 
-    def placed(self) -> Mapping[int, CpuSet]:
-        """The threads that were put on other CPUs, each with its mask before the first time."""
-        with self._lock:
-            return {tid: its.before for tid, its in self._placed.items()}
-
     @property
     def cpus(self) -> CpuSet | None:
         """The CPUs that the vCPU threads are to stay on; None where they are left alone."""

@@ -3,7 +3,6 @@
 
 import ctypes
 import errno
-import os
 import select
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,15 +32,13 @@ from pmuctl.uapi.seccomp import (
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """A thread that waits at the gate: with KVM_CREATE_VCPU on its file descriptor `vm_fd`.
+    """A thread that waits at the gate, with its KVM_CREATE_VCPU.
 
     `ident` names this one wait: a signal ends it, and the call made again is another.
     """
 
     ident: int
     tid: int
-    vm_fd: int
-    index: int
 
 
 def install(machine: Machine) -> int:
@@ -104,7 +101,7 @@ class Listener:
             ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, its, what="SECCOMP_IOCTL_NOTIF_RECV")
         except (FileNotFoundError, InterruptedError):
             return None  # a signal took the call away between poll and this
-        return Notification(its.id, its.pid, its.data.args[0], its.data.args[2])
+        return Notification(its.id, its.pid)
 
     def let_on(self, waiting: Notification) -> None:
         """Let the call be made."""
@@ -118,7 +115,3 @@ class Listener:
         its = seccomp_notif_resp(waiting.ident, 0, error, flags)
         with suppress(FileNotFoundError):  # the wait was interrupted: another one will come
             ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, its, what="SECCOMP_IOCTL_NOTIF_SEND")
-
-    def close(self) -> None:
-        """Whoever comes to the gate from here on gets ENOSYS."""
-        os.close(self.fd)
