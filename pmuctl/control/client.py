@@ -94,8 +94,10 @@ class Client:
         self._trace(f"{self.subject} <- {name} {wire.encode(arguments or {}).decode().strip()}")
         try:
             self._send(wire.encode(request))
-        except OSError as error:  # half a request does nothing
-            why = f"{name} could not be sent ({error.strerror or 'no time left'})"
+        except TimeoutError:  # half a request does nothing
+            raise self._unreachable(f"{name} could not be sent in {self._seconds:g} s") from None
+        except OSError as error:
+            why = f"{name} could not be sent ({error.strerror or error})"
             raise self._unreachable(why) from error
         try:
             reply = self._reply(request["id"])

@@ -177,6 +177,18 @@ def test_one_deadline_holds_for_the_whole_exchange(path: Path, script: Script) -
     assert time.monotonic() - begun < PATIENCE / 2
 
 
+def test_a_deadline_that_ends_before_a_request_is_named(path: Path) -> None:
+    def agrees_and_waits(peer: RawClient) -> None:
+        begins(peer)
+        waits(peer)
+
+    with bad_server(path, agrees_and_waits), client(path, deadline=0.5) as its:
+        time.sleep(0.6)
+        with pytest.raises(UnreachableError) as caught:
+            its.execute("query-pmu")
+    assert str(caught.value.why).endswith("query-pmu could not be sent in 0.5 s")
+
+
 def test_no_socket_is_not_found(path: Path) -> None:
     with pytest.raises(NotFoundError), client(path):
         pass
