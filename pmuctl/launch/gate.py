@@ -18,7 +18,7 @@ from pmuctl.launch.listener import install
 from pmuctl.launch.machine import Machine, this_machine
 from pmuctl.launch.obstacles import no_gate
 from pmuctl.launch.orders import Orders
-from pmuctl.uapi.ptrace import PR_SET_PTRACER, prctl
+from pmuctl.uapi.ptrace import PR_SET_PTRACER, PR_SET_THP_DISABLE, prctl
 
 SUPERVISOR = Path(__file__).with_name("__main__.py")
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -123,6 +123,9 @@ def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> Non
                 os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
             os.dup2(theirs.fileno(), 3)
             os.closerange(4, _descriptors_max())
+            # it is small and stays; of a huge page it would have all, and need a part
+            with suppress(OSError):
+                prctl(PR_SET_THP_DISABLE, 1)
             words = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
             os.execve(sys.executable, words, {"LC_ALL": "C.UTF-8"})
     finally:

@@ -203,6 +203,20 @@ def test_a_descriptor_is_inherited_but_not_by_the_supervisor(behind: Behind) -> 
     os.close(read)
 
 
+def test_huge_pages_are_kept_from_the_supervisor_alone(behind: Behind) -> None:
+    """They go to whoever touches a part of one: some MiB, or none, as addresses happen to fall."""
+    command = ("sh", "-c", "grep ^THP_enabled: /proc/self/status; read line")
+    without = run(command)[1]
+    with subprocess.Popen(
+        behind.argv(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as its:
+        assert its.stdout is not None
+        assert its.stdout.readline() == without
+        [supervisor] = [pid for pid in processes_of(behind.names[0]) if pid != its.pid]
+        assert "THP_enabled:\t0\n" in Path(f"/proc/{supervisor}/status").read_text()
+        its.communicate(b"\n", timeout=PATIENCE)
+
+
 def test_a_daemon_is_nobodys_business(behind: Behind) -> None:
     code = (
         "import os, sys, time; os.fork() and os._exit(6); os.setsid(); print(os.getpid()); "
