@@ -16,6 +16,8 @@ status = main(sys.argv[1:], live_env(sys.stdout, sys.stderr))
 print(status, *sorted(sys.modules), file=sys.stderr)
 """
 
+ROOT = Path(__file__).parents[1]
+
 NEVER = {"pydantic", "pygments", "asyncio", "pyudev", "hypothesis", "ctypes"}
 """With --sysroot; the live machine's udev is asked through pyudev, and KVM through ctypes."""
 
@@ -42,6 +44,50 @@ WITHOUT = {
 }
 
 
+OF_SUPERVISOR = {
+    "contextlib",
+    "ctypes",
+    "dataclasses",
+    "enum",
+    "fcntl",
+    "fnmatch",
+    "gc",
+    "json",
+    "pathlib",
+    "selectors",
+    "signal",
+    "socket",
+    "struct",
+    "threading",
+    "typing",
+}
+"""All it has of the standard library, but for what these load: traceback alone is 150 kB."""
+
+WITHOUT_SUPERVISOR = {
+    "cli",
+    "render",
+    "manage",
+    "control.client",
+    "control.qmp",
+    "host.cgroup",
+    "host.machine",
+    "host.probes",
+    "launch.gate",
+    "model.changes",
+    "model.selector",
+    "model.symptoms",
+    "model.vm",
+}
+
+
+def isolated(*names: str) -> set[str]:
+    """What these load in an interpreter such as a supervisor is started in."""
+    code = "import sys; root, *names = sys.argv[1:]; sys.path.insert(0, root)\n"
+    code += "for name in names: __import__(name)\nprint(*sys.modules)"
+    argv = [sys.executable, "-I", "-S", "-c", code, str(ROOT), *names]
+    return set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+
+
 def loaded(*words: str) -> set[str]:
     ran = subprocess.run(
         [sys.executable, "-P", "-c", CODE, *words], capture_output=True, text=True, check=True
@@ -61,6 +107,16 @@ def test_a_command_loads_what_it_needs_and_no_more(
     assert tops.isdisjoint({*NEVER, "rich"})
     assert {f"pmuctl.{name}" for name in OURS[words]} <= modules
     assert {f"pmuctl.{name}" for name in WITHOUT[words]}.isdisjoint(modules)
+
+
+def test_a_supervisor_loads_what_it_needs_and_no_more() -> None:
+    """It stays for the life of a VM, so what it loads is memory that every VM costs."""
+    modules = isolated("pmuctl.launch.__main__")
+    ours = {name for name in modules if name.partition(".")[0] == "pmuctl"}
+    assert OF_SUPERVISOR <= modules
+    assert modules - ours <= isolated(*OF_SUPERVISOR)
+    assert {"pmuctl.launch.supervisor", "pmuctl.control.server", "pmuctl.model.plan"} <= ours
+    assert {f"pmuctl.{name}" for name in WITHOUT_SUPERVISOR}.isdisjoint(ours)
 
 
 def test_json_loads_no_table_and_a_table_no_json(dump: Callable[[str], Path]) -> None:

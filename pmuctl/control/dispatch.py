@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a request to its answer: the commands of the control socket, and who may give them."""
 
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -140,7 +139,10 @@ def _error(name: str, desc: str, *, why: str | None = None) -> Message:
 
 
 def _words(fault: BaseException) -> str:
-    words = "".join(traceback.format_exception_only(fault)).strip()
+    text = ""
+    with suppress(Exception):  # that, too, is the VMM's own code
+        text = str(fault)
+    words = f"{type(fault).__name__}: {text}" if text else type(fault).__name__
     # half a surrogate pair, as in a file name that is not UTF-8, cannot be sent
     return words[:1000].encode(errors="backslashreplace").decode()
 

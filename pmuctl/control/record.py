@@ -15,10 +15,10 @@ from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.messages import FILTER, NAME, PERF_TYPE, PMU_NAME
 from pmuctl.control.schema import LIST_MAX, Int, List, Nullable, Obj, Str
 from pmuctl.host import kept
+from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.filter import EventFilter
-from pmuctl.model.vm import Applied
 
 FORMAT = 1
 SIZE_LIMIT = 2 << 20

@@ -19,9 +19,9 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.door import MakeCall, SupervisedDoor
 from pmuctl.launch.orders import Orders
+from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Wanted
-from pmuctl.model.vm import Applied
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
 BY_RUN = "pmuctl run"

@@ -4,9 +4,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
 
 from pmuctl.errors import PmuctlError
+from pmuctl.model.applied import Applied
 from pmuctl.model.filter import EventFilter
 from pmuctl.model.vmm import VmmKind
 
@@ -76,14 +76,6 @@ class VmPmu:
     name: str
     type: int
     origin: str
-
-
-class Applied(NamedTuple):
-    """A change of a VM's settings: when (seconds since the epoch), by whom, the steps in words."""
-
-    when: int
-    by: str
-    steps: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

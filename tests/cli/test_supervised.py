@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from pmuctl.control.record import Problem, Record, write_record
+from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, EventFilter
-from pmuctl.model.vm import Applied
 from tests.cli.conftest import Machine
 from tests.cli.test_trust import EVIL, answering, query
 from tests.fakes.peers import bad_server

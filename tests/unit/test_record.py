@@ -29,10 +29,10 @@ from pmuctl.control.record import (
     write_record,
 )
 from pmuctl.control.registry import record_path
+from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, EventFilter
-from pmuctl.model.vm import Applied
 from tests.unit.test_wire import QUICKLY
 
 ME = {os.geteuid()}
