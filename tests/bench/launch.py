@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from tests.bench.native import can_be_native, native_seconds
 from tests.lab.errors import LabError
 from tests.lab.machine import Lab, boot
+from tests.lab.runs import RESIDENT_MAX, resident
 from tests.lab.tracing import trace
 from tests.lab.vmms import START_SECONDS, put_bare_metal, qemu
 
 ROUNDS = 9
 PMU = "armv8_cortex_a53"
 GOALS = {"6.1": 1.4, "newest": 1.2, "native": 1.1}
-RESIDENT_GOAL = 16 * 1024
-"""Kilobytes of memory the supervisor may keep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +78,11 @@ def supervisor(lab: Lab) -> tuple[int, int]:
         waited = ["pmuctl", "vm", "wait", "rss", "--for", "running", "--timeout", "20"]
         lab.run(waited, check=True)
         record = json.loads(lab.read_file("/run/pmuctl/rss.json"))
-        status = lab.read_file(f"/proc/{record['supervisor']}/status").decode()
+        kept = resident(lab, record["supervisor"])
     finally:
         job.kill()
         job.wait(START_SECONDS)
-    resident = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return record["stops"], int(resident.split()[1])
+    return record["stops"], kept
 
 
 def natively(rounds: int) -> Cost:
@@ -105,7 +103,7 @@ def lines(cost: Cost) -> Iterator[str]:
     spread = [f"{min(its):.3f}-{max(its):.3f}" for its in (cost.without, cost.gated)]
     yield f"{'':8} lowest and highest: without {spread[0]}, with {spread[1]}"
     if cost.stops is not None and cost.resident is not None:
-        missed = "  missed" if cost.resident >= RESIDENT_GOAL else ""
+        missed = "  missed" if cost.resident >= RESIDENT_MAX else ""
         yield f"{'':8} {cost.stops} stops; supervisor {cost.resident} kB resident{missed}"
 
 

@@ -33,6 +33,8 @@ LAYERS = {"newest": (*(its.name for its in QEMUS), "guest-linux")}
 LAYERS_OF_OTHERS = ("qemu-7.2", "guest-linux")
 
 RUNTIME_DIR = "/run/pmuctl"
+RESIDENT_MAX = 16 * 1024
+"""Kilobytes of memory a supervisor may keep."""
 # The command lines of supervisors and of VMMs, and not that of who looks for them.
 _OURS = "[l]aunch/__main__|[q]emu-system|[l]ab.standins"
 
@@ -160,6 +162,12 @@ def running(
         if job.status is None:
             job.kill(9)
             job.wait(10)
+
+
+def resident(lab: Lab, pid: int) -> int:
+    """The kilobytes of memory a process has; VmRSS may lag by hundreds of them before 6.2."""
+    text = lab.read_file(f"/proc/{pid}/smaps_rollup").decode()
+    return int(re.findall(r"^Rss: +(\d+) kB$", text, re.M)[0])
 
 
 def to_the_end(lab: Lab, *options: str, vmm: Sequence[str], name: str | None = None) -> Result:

@@ -14,8 +14,10 @@ from tests.lab.runs import (
     LISTED,
     ONLY_CYCLES,
     PMUS,
+    RESIDENT_MAX,
     RUNTIME_DIR,
     check_counting,
+    resident,
     running,
     shell,
     to_the_end,
@@ -123,6 +125,17 @@ def test_supervised_vm_is_told_of(lab: Lab) -> None:
         run.done("wait", "--for", "stopped", "--timeout", "10")
     wait_nothing_left(lab, "told")
     assert pmuctl(lab, "vm", "show", "told").status == 4
+
+
+def test_supervisor_stays_small(qemu_lab: Lab) -> None:
+    """Once the VM runs, and clients have asked for all there is."""
+    vmm = qemu("7.2", *put_bare_metal(qemu_lab, End.SPIN))
+    with running(qemu_lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm) as run:
+        run.wait_reports()
+        run.wait_given_back()
+        run.done("wait", "--for", "running", "--timeout", "20")
+        assert run.show()["state"] == "running"
+        assert resident(qemu_lab, run.record()["supervisor"]) < RESIDENT_MAX
 
 
 def test_qemu_goes_on_without_its_supervisor(qemu_lab: Lab) -> None:
