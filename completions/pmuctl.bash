@@ -445,6 +445,7 @@ _pmuctl_tree() {
             '-v|--verbose*'
             '--socket:file'
             '--deadline:text'
+            '--sysroot:directory'
             '-k|--keep-going'
             '-h|--help'
         )

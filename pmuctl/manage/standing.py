@@ -72,18 +72,27 @@ def recorded_masks(vm: Vm, host: Host) -> dict[int, CpuSet]:
     return found | read_placings(host.environ, host.uid, vm.pid, start)
 
 
-def check_vms(vms: Sequence[Vm], host: Host) -> Iterator[Checked]:
-    """Every vCPU of these VMs, in order: whether it can leave its PMU, and what then."""
+def check_vms(vms: Sequence[Vm], host: Host, *, is_live: bool = True) -> Iterator[Checked]:
+    """Every vCPU of these VMs, in order: whether it can leave its PMU, and what then.
+
+    Of another machine's tree masks are those that /proc tells, and no record says what pmuctl did.
+    """
     for vm in vms:
         standing = pmu_of(vm, host)
         recorded: dict[int, CpuSet] | None = None
         for placed in scan_vcpus(
-            [vm], host.pmus, host.procs, host.threads, online=host.online, probed=host.probed
+            [vm],
+            host.pmus,
+            host.procs,
+            host.threads if is_live else None,
+            online=host.online,
+            probed=host.probed,
         ):
             its = placed.judgement
             blocker = None
             if its.aligned is False:
-                recorded = recorded_masks(vm, host) if recorded is None else recorded
+                if recorded is None:
+                    recorded = recorded_masks(vm, host) if is_live else {}
                 blocker = _blocker(vm, placed, standing, recorded, host)
             yield Checked(placed=placed, standing=standing, blocker=blocker)
 
