@@ -18,12 +18,17 @@ from pmuctl.model.vm import Vm
 class Standing:
     """The PMUs that a VM may count with: one, several where KVM chose, none where it has none.
 
-    `cpus` are those of each, None where they are not known. `name` is that of the only one.
+    `cpus` are those of each of `names`, None where they are not known.
     """
 
+    names: tuple[str, ...] = ()
     cpus: tuple[CpuSet | None, ...] = ()
-    name: str | None = None
     is_explicit: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """Its PMU, where it is known which that is."""
+        return self.names[0] if len(self.names) == 1 else None
 
     @property
     def only(self) -> CpuSet | None:
@@ -55,8 +60,8 @@ def pmu_of(vm: Vm, host: Host) -> Standing:
     ground = Ground(pmus=host.pmus, online=host.online, probed=host.probed)
     chosen = chosen_pmu(vm, ground)
     return Standing(
+        names=chosen.names,
         cpus=tuple(map(ground.cpus_of, chosen.names)),
-        name=chosen.pmu.name if chosen.pmu else None,
         is_explicit=chosen.is_explicit,
     )
 
