@@ -306,7 +306,7 @@ complete -c pmuctl -n '__pmuctl_takes --all -- "affinity align"' -l all -d 'All 
 complete -c pmuctl -n '__pmuctl_takes -k --keep-going -- "affinity align" "affinity check"' -s k -l keep-going -d 'Go on after a VM that fails; exit status 64 if one did'
 complete -c pmuctl -n '__pmuctl_takes --apply -- "conformance"' -l apply -x -a '(__pmuctl_pmus)' -d 'Also apply this PMU and a filter, and release the VM: for a throw-away VM'
 complete -c pmuctl -n '__pmuctl_takes --symptom -- "doctor"' -l symptom -x -a 'crosvm-fail-entry kvmtool-fail-entry cloud-hypervisor-fail-entry qemu-spins kvmtool-pmu-busy qemu-init-vcpu guest-counts-nothing windows-divide-by-zero supervisor-gone run-ended no-vpmu' -d 'Tell what a message of a VMM or a guest means'
-complete -c pmuctl -n '__pmuctl_takes -- "monitor"' -l event -x -a 'vm-started vm-ended vcpu-left vcpu-returned window cpu-offline cpu-online pmu-offline repaired repair-failed lost' -d 'Only these, any of vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline, cpu-online, pmu-offline, repaired, repair-failed, lost; may be given several times'
+complete -c pmuctl -n '__pmuctl_takes -- "monitor"' -l event -x -a 'vm-started vm-ended vcpu-left vcpu-returned window cpu-offline cpu-online pmu-offline repaired repair-failed lost' -d 'Only these events, named above; may be given several times'
 complete -c pmuctl -n '__pmuctl_takes --interval -- "monitor"' -l interval -x -d 'Seconds from one look to the next (default 1)'
 complete -c pmuctl -n '__pmuctl_takes --repair -- "monitor"' -l repair -d 'Bring vCPUs that leave their PMU back, as affinity align'
 complete -c pmuctl -n '__pmuctl_takes --name -- "run"' -l name -x -d 'What the VM is called; by default VMM-PID'

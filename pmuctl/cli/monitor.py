@@ -42,7 +42,7 @@ def monitor(
         typer.Option(
             "--event",
             metavar="TYPE",
-            help=f"Only these, any of {', '.join(ChangeKind)}; may be given several times.",
+            help="Only these events, named above; may be given several times.",
         ),
     ] = None,
     timeout: Annotated[
@@ -73,6 +73,9 @@ def monitor(
 
     VMs that start and end, vCPUs that can leave their PMU, CPUs that go offline, windows. It goes
     on until it is ended. With VMs named, which need not be there yet, no others are watched.
+
+    Events are vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline, cpu-online,
+    pmu-offline, repaired, repair-failed and lost.
     """
     for name in vm or ():
         check_form(name)
