@@ -445,6 +445,7 @@ _pmuctl_tree() {
             '-v|--verbose*'
             '--socket:file'
             '--deadline:text'
+            '--sysroot:directory'
             '-k|--keep-going'
             '-h|--help'
         )
@@ -486,7 +487,7 @@ _pmuctl_tree() {
             FIX
         )
         options=(
-            '--symptom:text'
+            '--symptom:=crosvm-fail-entry kvmtool-fail-entry cloud-hypervisor-fail-entry qemu-spins kvmtool-pmu-busy qemu-init-vcpu guest-counts-nothing windows-divide-by-zero supervisor-gone run-ended no-vpmu'
             '-o|--output:columns'
             '-O|--output-all'
             '-J|--json'
@@ -503,6 +504,7 @@ _pmuctl_tree() {
         )
         ;;
     'monitor')
+        operands=('vm...')
         columns=(
             TIME
             EVENT
@@ -539,7 +541,7 @@ _pmuctl_tree() {
             '--name:text'
             '--pmu:pmu'
             '--filter:text'
-            '--affinity:=auto none'
+            '--affinity:where'
             '--hold'
             '--timeout:text'
             '--best-effort'
@@ -734,6 +736,10 @@ _pmuctl_value() {
         mapfile -t names < <(
             command pmuctl __complete cpus "--socket=$socket" "${taken[@]}" 2>/dev/null
         )
+        _pmuctl_offer_list "$prefix" "$cur" "${names[@]%%$'\t'*}"
+        ;;
+    where)
+        mapfile -t names < <(command pmuctl __complete cpus --socket= '' affinity 2>/dev/null)
         _pmuctl_offer_list "$prefix" "$cur" "${names[@]%%$'\t'*}"
         ;;
     settings) _pmuctl_settings ;;

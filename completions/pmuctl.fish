@@ -196,6 +196,10 @@ function __pmuctl_cpus
         $__pmuctl_words[3..-1] 2>/dev/null | string split \t)
 end
 
+function __pmuctl_where
+    __pmuctl_list (command pmuctl __complete cpus --socket= '' affinity 2>/dev/null | string split \t)
+end
+
 function __pmuctl_settings
     __pmuctl_read
     set -l words $__pmuctl_words[4..-1]
@@ -278,6 +282,7 @@ complete -c pmuctl -n '__pmuctl_next "affinity check" 0 more' -a '(__pmuctl_vms)
 complete -c pmuctl -n '__pmuctl_next "completion" 0' -a 'bash zsh fish'
 complete -c pmuctl -n '__pmuctl_next "conformance" 0' -F
 complete -c pmuctl -n '__pmuctl_next "doctor" 0 more' -a '(__pmuctl_vms)'
+complete -c pmuctl -n '__pmuctl_next "monitor" 0 more' -a '(__pmuctl_vms)'
 complete -c pmuctl -n '__pmuctl_next "run" 0 more' -a '(__pmuctl_command)'
 complete -c pmuctl -n '__pmuctl_takes --version -- ""' -l version -d 'Print it and exit'
 complete -c pmuctl -n '__pmuctl_takes -h --help -- "" "host" "host info" "host capabilities" "host snapshot" "pmu" "pmu list" "pmu show" "pmu cpus" "vm" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity" "affinity set" "affinity align" "affinity check" "completion" "conformance" "doctor" "monitor" "run"' -s h -l help -d 'Show this message and exit'
@@ -290,7 +295,7 @@ complete -c pmuctl -n '__pmuctl_takes --no-truncate -- "host info" "host capabil
 complete -c pmuctl -n '__pmuctl_takes --color -- "host info" "host capabilities" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance" "doctor" "monitor"' -l color -x -a 'auto always never' -d 'auto, always or never'
 complete -c pmuctl -n '__pmuctl_takes -q --quiet -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance" "doctor" "monitor" "run"' -s q -l quiet -d 'No remarks, and no word of what was changed'
 complete -c pmuctl -n '__pmuctl_takes -- "host info" "host capabilities" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance" "doctor" "monitor" "run"' -s v -l verbose -d 'Say more on stderr; -vv: tracebacks of bugs, too'
-complete -c pmuctl -n '__pmuctl_takes --sysroot -- "host info" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "doctor"' -l sysroot -x -a '(__fish_complete_directories)' -d 'Read another machine\'s captured tree instead of /'
+complete -c pmuctl -n '__pmuctl_takes --sysroot -- "host info" "host snapshot" "pmu list" "pmu show" "pmu cpus" "vm list" "vm show" "vm vcpus" "affinity check" "doctor"' -l sysroot -x -a '(__fish_complete_directories)' -d 'Read another machine\'s captured tree instead of /'
 complete -c pmuctl -n '__pmuctl_takes --socket -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "doctor" "monitor"' -l socket -r -F -d 'A control socket outside the runtime directory'
 complete -c pmuctl -n '__pmuctl_takes --deadline -- "vm list" "vm show" "vm vcpus" "vm wait" "vm set" "vm release" "affinity set" "affinity align" "affinity check" "conformance" "doctor" "monitor"' -l deadline -x -d 'Seconds for a whole exchange with each VMM (default 5)'
 complete -c pmuctl -n '__pmuctl_takes --for -- "vm wait"' -l for -x -a 'open sealed running stopped aligned' -d 'One of open, sealed, running, stopped, aligned'
@@ -300,13 +305,13 @@ complete -c pmuctl -n '__pmuctl_takes --vcpu -- "affinity set"' -l vcpu -x -d 'O
 complete -c pmuctl -n '__pmuctl_takes --all -- "affinity align"' -l all -d 'All VMs that have a PMU'
 complete -c pmuctl -n '__pmuctl_takes -k --keep-going -- "affinity align" "affinity check"' -s k -l keep-going -d 'Go on after a VM that fails; exit status 64 if one did'
 complete -c pmuctl -n '__pmuctl_takes --apply -- "conformance"' -l apply -x -a '(__pmuctl_pmus)' -d 'Also apply this PMU and a filter, and release the VM: for a throw-away VM'
-complete -c pmuctl -n '__pmuctl_takes --symptom -- "doctor"' -l symptom -x -d 'Tell what a message of a VMM or a guest means'
-complete -c pmuctl -n '__pmuctl_takes -- "monitor"' -l event -x -a 'vm-started vm-ended vcpu-left vcpu-returned window cpu-offline cpu-online pmu-offline repaired repair-failed lost' -d 'Only these; may be given several times'
+complete -c pmuctl -n '__pmuctl_takes --symptom -- "doctor"' -l symptom -x -a 'crosvm-fail-entry kvmtool-fail-entry cloud-hypervisor-fail-entry qemu-spins kvmtool-pmu-busy qemu-init-vcpu guest-counts-nothing windows-divide-by-zero supervisor-gone run-ended no-vpmu' -d 'Tell what a message of a VMM or a guest means'
+complete -c pmuctl -n '__pmuctl_takes -- "monitor"' -l event -x -a 'vm-started vm-ended vcpu-left vcpu-returned window cpu-offline cpu-online pmu-offline repaired repair-failed lost' -d 'Only these events, named above; may be given several times'
 complete -c pmuctl -n '__pmuctl_takes --interval -- "monitor"' -l interval -x -d 'Seconds from one look to the next (default 1)'
 complete -c pmuctl -n '__pmuctl_takes --repair -- "monitor"' -l repair -d 'Bring vCPUs that leave their PMU back, as affinity align'
 complete -c pmuctl -n '__pmuctl_takes --name -- "run"' -l name -x -d 'What the VM is called; by default VMM-PID'
 complete -c pmuctl -n '__pmuctl_takes --pmu -- "run"' -l pmu -x -a '(__pmuctl_pmus)' -d 'The PMU that the VM counts with'
 complete -c pmuctl -n '__pmuctl_takes --filter -- "run"' -l filter -x -d 'What it may count, in one word: \'default deny allow cpu_cycles\''
-complete -c pmuctl -n '__pmuctl_takes --affinity -- "run"' -l affinity -x -a 'auto none' -d 'The CPUs of its vCPUs: auto (the PMU\'s), none or a CPUSET'
+complete -c pmuctl -n '__pmuctl_takes --affinity -- "run"' -l affinity -x -a '(__pmuctl_where)' -d 'The CPUs of its vCPUs: auto (the PMU\'s), none or a CPUSET'
 complete -c pmuctl -n '__pmuctl_takes --hold -- "run"' -l hold -d 'Hold the VMM with its window open until pmuctl vm release'
 complete -c pmuctl -n '__pmuctl_takes --best-effort -- "run"' -l best-effort -d 'Start the VMM also where settings cannot be applied'

@@ -36,7 +36,7 @@ ONLY = f"pmuctl vm set web1 pmu {A72} filter default deny allow"
 CPUS = ["2", "2-3", "3", "auto", "none", f"pmu/{A72}"]
 EVENTS = ["cpu_cycles", "stall", "stall_backend", "stall_frontend"]
 
-FREE = {"SEC", "LIST", "FILTER", "NAME", "TEXT"}
+FREE = {"SEC", "LIST", "FILTER", "NAME"}
 """Values of which nothing can be offered."""
 
 HOSTILE = (
@@ -237,7 +237,13 @@ def test_what_is_offered(shell: LiveShell) -> None:
         "pmuctl host capabilities IRQ S": ["SET_NR_COUNTERS", "SET_PMU"],
         "pmuctl completion ": ["bash", "fish", "zsh"],
         "pmuctl run --pmu ": [A53, A72],
-        "pmuctl run --hold --affinity ": ["auto", "none"],
+        "pmuctl run --hold --affinity ": [
+            *("0", "0-1", "1", "2", "2-3", "3", "auto", "none", f"pmu/{A53}", f"pmu/{A72}"),
+        ],
+        "pmuctl run --affinity=2": ["--affinity=2", "--affinity=2-3"],
+        "pmuctl monitor --event vcpu-": ["vcpu-left", "vcpu-returned"],
+        "pmuctl monitor w": ["web1", "web2"],
+        "pmuctl doctor --symptom n": ["no-vpmu"],
         "pmuctl affinity ": ["align", "check", "set"],
         "pmuctl affinity set web1 2": ["2", "2-3"],
         "pmuctl affinity set web1 2,p": [f"2,pmu/{A53}", f"2,pmu/{A72}"],

@@ -25,7 +25,7 @@ from pmuctl.control.schema import SchemaError
 from pmuctl.control.server import Server
 from pmuctl.control.wire import MESSAGE_MAX, Decoder, WireError, encode, error_from
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
-from pmuctl.host.captured import CapturedProcfs, scan_captured_vms
+from pmuctl.host.captured import CapturedProcfs
 from pmuctl.host.cgroup import read_cpuset
 from pmuctl.host.cpus import scan_present
 from pmuctl.host.machine import scan_captured, write_capture
@@ -33,6 +33,7 @@ from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs, parse_number
 from pmuctl.manage.settings import Request
+from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
 from pmuctl.model.event import format_events, parse_events
 from pmuctl.model.pmu import OtherPmu, Pmu
@@ -363,6 +364,7 @@ PROC_FILES = (
     *(f"5120/{name}" for name in ("status", "stat", "cmdline", "comm", "cgroup")),
     *(f"5120/task/{tid}/{name}" for tid in (5120, 5121) for name in ("stat", "status", "comm")),
     *("5120/task/5121/syscall", "5120/task/x/comm", "pmuctl-unreadable", "1/stat"),
+    *("5120/task/5121/cgroup", "self/mountinfo", "../run/pmuctl/kvm-probe.json"),
     *("../sys/kernel/debug/kvm/5120-9/vcpu0/pid", "../sys/kernel/debug/kvm/5120-8/vcpu1/pid"),
 )
 
@@ -432,7 +434,7 @@ def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
             assert "\x1b" not in out.getvalue() + err.getvalue()
             if seed % 50 == 0 and not is_live:
                 procs = CapturedProcfs(root / "proc")
-                write_capture(scan_captured_vms(procs), tmp_path / f"proc{seed}")
+                write_capture(scan_snapshot(Sysfs(root), procs, {}), tmp_path / f"proc{seed}")
     assert seen > 50
 
 

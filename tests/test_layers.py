@@ -2,6 +2,7 @@
 """Who may import whom, read from the syntax tree: data flows one way, downwards."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,3 +81,11 @@ def test_modules_stay_small() -> None:
     """Over 400 lines a file wants to be two rooms."""
     sizes = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in modules()}
     assert [f"{path}: {size}" for path, size in sizes.items() if size > 400] == []
+
+
+def test_the_house_is_told_room_by_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `([a-z]+)/` \|", text, re.MULTILINE)
+    there = {path.parent.name for path in ROOT.glob("pmuctl/*/__init__.py")}
+    assert told == [*(its for its in LAYERS if its in there), "data"]
+    assert {*told} == there

@@ -9,8 +9,8 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import CHANGE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
+from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.affinity import align_vm, find_vm, read_host, set_affinity
@@ -99,18 +99,19 @@ def affinity_align(
     return _status(failed, len(targets), ExitStatus.OK)
 
 
-@command(app, "check", OUTPUT, REACH, MANY)
+@command(app, "check", OUTPUT, REACH, MACHINE, MANY)
 def affinity_check(env: Env, vm: VmNames = None) -> int:
     """Tell whether vCPUs can leave their PMU, what happens then, and what is in the way.
 
     Exit status 1 if one can.
     """
     env.check_columns(CHECK_COLUMNS)
+    check_place(env)
     failed: list[PmuctlError] = []
     with env.waiting_for("control sockets"):
         seen = None if vm else take_stock(reach_of(env))
         vms = seen.vms if seen else _named(env, vm or (), failed)
-    rows = list(check_vms(vms, host_of(env)))
+    rows = list(check_vms(vms, host_of(env), is_live=env.options.sysroot is None))
     env.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
     for its in vms:
         if its.problem is not None:

@@ -9,7 +9,7 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, reach_of
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
 from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
@@ -48,12 +48,8 @@ def doctor(
     from pmuctl.model.finding import Result
 
     env.check_columns(DOCTOR_COLUMNS)
+    check_place(env)
     is_live = env.options.sysroot is None
-    if not is_live and env.options.socket is not None:
-        raise UsageError(
-            "--socket is a control socket of this machine, --sysroot is another one",
-            fix="leave one of them out",
-        )
     with env.waiting_for("KVM and VMs"):
         findings = diagnose(
             reach_of(env),

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from pmuctl.cli.app import root
+from pmuctl.model.symptoms import SYMPTOMS
 from pmuctl.model.vpmu import ATTR_NAMES
 
 KINDS = {
@@ -15,6 +16,7 @@ KINDS = {
     "VM": "vm",
     "COLS": "columns",
     "CPUSET": "cpus",
+    "WHERE": "where",
     "KEY VALUE": "settings",
     "VMM ARG": "command",
     "PATH": "file",
@@ -25,7 +27,7 @@ KINDS = {
 
 WORDS: Mapping[str, Sequence[str]] = {
     "ATTR": tuple(ATTR_NAMES.values()),
-    "WHERE": ("auto", "none"),
+    "TEXT": tuple(its.id for its in SYMPTOMS),
 }
 """Metavar → its fixed words, where the parser takes others, too."""
 

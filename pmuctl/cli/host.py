@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """pmuctl host: this machine, what its KVM can do, and a capture of it."""
 
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,10 @@ from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, TALK
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
-from pmuctl.host.captured import scan_captured_vms
-from pmuctl.host.machine import KvmAccess, read_kvm_access, scan_captured, write_capture
+from pmuctl.host.machine import KvmAccess, read_kvm_access, write_capture
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.host import read_host
+from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
 
@@ -85,9 +84,10 @@ def host_snapshot(
 
     For bug reports, and to look at this host from elsewhere. It has the command lines of VMMs.
     """
-    captured = chain(scan_captured(env.sysfs), scan_captured_vms(env.procs))
     try:
-        count = write_capture(captured, directory)
+        with env.waiting_for("probes of KVM"):
+            captured = scan_snapshot(env.sysfs, env.procs, env.environ)
+            count = write_capture(captured, directory)
     except OSError as error:
         cls = DeniedError if isinstance(error, PermissionError) else RefusedError
         raise cls(

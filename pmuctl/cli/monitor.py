@@ -11,9 +11,10 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import OUTPUT, REACH, checked_seconds
-from pmuctl.cli.reach import reach_of, tell_missing
+from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
-from pmuctl.manage.monitor import Event, Watch, scope
+from pmuctl.manage.monitor import Event, Watch, absent, scope
+from pmuctl.manage.vms import check_form
 from pmuctl.model.changes import ChangeKind
 from pmuctl.render.columns import Column, choose
 from pmuctl.render.formats import Format
@@ -34,10 +35,15 @@ def checked_interval(value: float) -> float:
 @command(app, "monitor", OUTPUT, REACH)
 def monitor(
     env: Env,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
     *,
     event: Annotated[
         list[ChangeKind] | None,
-        typer.Option("--event", metavar="TYPE", help="Only these; may be given several times."),
+        typer.Option(
+            "--event",
+            metavar="TYPE",
+            help="Only these events, named above; may be given several times.",
+        ),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -66,8 +72,13 @@ def monitor(
     """Tell what changes on this host, as it happens.
 
     VMs that start and end, vCPUs that can leave their PMU, CPUs that go offline, windows. It goes
-    on until it is ended.
+    on until it is ended. With VMs named, which need not be there yet, no others are watched.
+
+    Events are vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline, cpu-online,
+    pmu-offline, repaired, repair-failed and lost.
     """
+    for name in vm or ():
+        check_form(name)
     if env.format is Format.JSON:
         raise UsageError(
             "what goes on without an end is no one JSON object",
@@ -84,6 +95,7 @@ def monitor(
     with closing(env.ear) as ear:
         watch = Watch(
             reach=reach_of(env),
+            names=tuple(vm or ()),
             sysfs=env.sysfs,
             threads=env.threads,
             ear=ear,
@@ -101,6 +113,10 @@ def _begin(env: Env, watch: Watch, columns: Sequence[Column[Event]]) -> list[Eve
     with env.waiting_for("VMs"):
         first = list(watch.look())
     env.say(scope(watch))
+    for name in absent(watch):
+        env.say(f"{name}: there is no such VM yet")
+    for name, why in watch.unjudged():
+        env.say(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
     tell_missing(env, watch.seen)
     for vm in watch.seen.vms:
         if vm.problem is not None:

@@ -2,6 +2,7 @@
 """How commands reach VMs: what a VM is called, and where this run of pmuctl looks for them."""
 
 from pmuctl.cli.env import Env
+from pmuctl.errors import UsageError
 from pmuctl.manage.vms import Listing, Reach
 
 VM_HELP = "A name, uuid/UUID or pid/PID."
@@ -19,6 +20,15 @@ def reach_of(env: Env) -> Reach:
         is_live=env.options.sysroot is None,
         trace=env.trace,
     )
+
+
+def check_place(env: Env) -> None:
+    """Raise UsageError where two machines are named."""
+    if env.options.sysroot is not None and env.options.socket is not None:
+        raise UsageError(
+            "--socket is a control socket of this machine, --sysroot is another one",
+            fix="leave one of them out",
+        )
 
 
 def tell_missing(env: Env, seen: Listing) -> None:

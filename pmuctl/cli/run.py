@@ -78,7 +78,7 @@ def run(
         command=tuple(vmm),
         name=name,
         pmu=pmu,
-        filter=None if filter is None else parse_filter(filter.split()),
+        filter=None if filter is None else parse_filter(filter.split(), is_option=True),
         affinity=affinity,
         hold=hold,
         timeout=timeout,

@@ -10,9 +10,9 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, checked_seconds
-from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of, tell_missing
 from pmuctl.cli.words import FORM, parse_settings
-from pmuctl.errors import ExitStatus, OutputError, UsageError
+from pmuctl.errors import ExitStatus, OutputError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.threads import Threads
 from pmuctl.manage.affinity import change_affinity, find_vm, forget, read_host, remember, unkept
@@ -55,7 +55,7 @@ def vm_show(env: Env, vm: VmName) -> None:
 
     Its window, its settings with the origin of each, and its vCPUs.
     """
-    _check_place(env)
+    check_place(env)
     with env.waiting_for(vm):
         its = look(reach_of(env), vm)
     pmus = scan_pmus(env.sysfs)
@@ -184,17 +184,9 @@ def vm_release(env: Env, vm: VmName) -> None:
 
 
 def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
-    _check_place(env)
+    check_place(env)
     with env.waiting_for("VMs"):
         return take_stock(reach_of(env), vms or ())
-
-
-def _check_place(env: Env) -> None:
-    if env.options.sysroot is not None and env.options.socket is not None:
-        raise UsageError(
-            "--socket is a control socket of this machine, --sysroot is another one",
-            fix="leave one of them out",
-        )
 
 
 def _threads(env: Env) -> Threads | None:

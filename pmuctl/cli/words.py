@@ -27,6 +27,7 @@ def parse_settings(words: Sequence[str]) -> Request:
     event_filter: FilterWords | None = None
     rest = iter(words)
     for key in rest:
+        _check_quotes(key)
         if key not in KEYS:
             near = get_close_matches(key, KEYS, n=1)
             fix = f"did you mean {near[0]}?" if near else FORM
@@ -34,7 +35,10 @@ def parse_settings(words: Sequence[str]) -> Request:
         if key in found or (key == "filter" and event_filter):
             raise UsageError(f"{key} is given twice", fix=FORM)
         if key == "filter":
-            event_filter = parse_filter(list(rest))
+            its = list(rest)
+            for word in its:
+                _check_quotes(word)
+            event_filter = parse_filter(its)
         else:
             found[key] = _value(key, rest)
     if not found and event_filter is None:
@@ -54,6 +58,14 @@ def _value(key: str, rest: Iterator[str]) -> str:
     return value
 
 
+def _check_quotes(word: str) -> None:
+    """Refuse several words that are quoted, as the filter of `run` has to be."""
+    its = word.split()
+    if len(its) > 1 and its[0] in (*KEYS, "default", *Action):
+        words = " ".join(its)
+        raise UsageError(f"{words}: several words in one", fix=f"leave the quotes out: {words}")
+
+
 def _parse_counters(text: str | None) -> int | None:
     if text is None:
         return None
@@ -64,30 +76,33 @@ def _parse_counters(text: str | None) -> int | None:
     return int(text)
 
 
-def parse_filter(words: Sequence[str]) -> FilterWords:
-    """Read `default deny allow EVENTS …`, all that follows the word `filter`.
+def parse_filter(words: Sequence[str], *, is_option: bool = False) -> FilterWords:
+    """Read `default deny allow EVENTS …`, all that follows the word `filter` or is the value of
+    an option.
 
     Raises UsageError, which names the word that is wrong; the events are read by others.
     """
-    fix = "filter default allow|deny [allow EVENTS|deny EVENTS]..."
+    form = "default allow|deny [allow EVENTS|deny EVENTS]..."
+    fix = f"--filter '{form}'" if is_option else f"filter {form}"
     if words[:1] != ["default"]:
         what = (
             f"{words[0]}: not the beginning of a filter"
             if words
-            else "filter: its rules are missing"
+            else f"{'--' * is_option}filter: its rules are missing"
         )
         raise UsageError(what, why="a filter begins with its default", fix=fix)
-    default = _parse_action(words[1:2], fix)
+    keys = () if is_option else KEYS
+    default = _parse_action(words[1:2], keys, fix)
     rules = []
     for index in range(2, len(words), 2):
-        action = _parse_action(words[index : index + 1], fix)
+        action = _parse_action(words[index : index + 1], keys, fix)
         if index + 1 >= len(words):
             raise UsageError(f"{action}: its events are missing", fix=fix)
         rules.append((action, words[index + 1]))
     return FilterWords(default=default, rules=tuple(rules))
 
 
-def _parse_action(word: Sequence[str], fix: str) -> Action:
+def _parse_action(word: Sequence[str], keys: Sequence[str], fix: str) -> Action:
     try:
         return Action(word[0])
     except IndexError:
@@ -95,7 +110,7 @@ def _parse_action(word: Sequence[str], fix: str) -> Action:
     except ValueError:
         hint = (
             "the filter comes last: put other settings before it"
-            if word[0] in KEYS
+            if word[0] in keys
             else "events are one comma list without spaces"
         )
         raise UsageError(f"{word[0]}: allow or deny is expected", why=hint, fix=fix) from None

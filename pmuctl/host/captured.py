@@ -8,11 +8,17 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pmuctl.host.cgroup import PATH_MOUNTS, cpuset_mounts, read_cpuset
 from pmuctl.host.machine import Captured
+from pmuctl.host.probe_cache import to_captured
 from pmuctl.host.procs import KvmScan, Procfs, read_all
+from pmuctl.host.runtime import PATH_CAPTURED
+from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
+from pmuctl.model.kernel import Probed
+from pmuctl.model.pmu import Pmu
 
 UNREADABLE = "pmuctl-unreadable"
 """In a captured /proc: how many processes could not be looked at when it was made."""
@@ -96,17 +102,45 @@ class CapturedProcfs(Procfs):
         return fd, name or "."
 
 
-def scan_captured_vms(procs: Procfs) -> Iterator[Captured]:
+class _Recorder(Sysfs):
+    """A machine, and all texts that were read of it by their paths: each is read once.
+
+    Of mountinfo it has no more than what tells of cpusets.
+    """
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        super().__init__(sysfs.root)
+        self.texts: dict[str, str | None] = {}
+
+    def read_text(self, path: str, *, limit: int = TEXT_LIMIT) -> str | None:
+        """As Sysfs, from the first time on."""
+        if path not in self.texts:
+            text = super().read_text(path, limit=limit)
+            self.texts[path] = cpuset_mounts(text) if text and path == PATH_MOUNTS else text
+        return self.texts[path]
+
+
+def scan_captured_vms(procs: Procfs, sysfs: Sysfs) -> Iterator[Captured]:
     """What pmuctl reads of the processes that have KVM VMs open; the others are only counted.
 
-    That names VMs, and has the command lines of their VMMs.
+    That names VMs, and has the command lines of their VMMs. Of cgroups it has what `read_cpuset`
+    reads for their threads.
     """
     found = procs.scan_kvm()
+    cgroups = _Recorder(sysfs)
     for holder in found.holders:
         its = [*_process(procs, holder.pid)]
         # another process may have its pid by now
         if procs.start_time(holder.pid) == holder.start:
             yield from its
+            for tid in procs.threads(holder.pid):
+                read_cpuset(cgroups, holder.pid, tid)
+    for path, text in cgroups.texts.items():
+        # those of threads are captured above; the kernel names no mount by a link, and the capture
+        # has none of those on the way
+        is_group = not path.startswith("proc/") and sysfs.resolve(path) == f"/{path}"
+        if text is not None and (is_group or path == PATH_MOUNTS):
+            yield Captured(path=path, text=text)
     if found.unreadable:
         yield Captured(path=f"proc/{UNREADABLE}", text=f"{found.unreadable}\n")
 
@@ -121,3 +155,8 @@ def _process(procs: Procfs, pid: int) -> Iterator[Captured]:
         text = procs.read_text(path)
         if text is not None:
             yield Captured(path=f"proc/{path}", text=text)
+
+
+def capture_probed(probed: Probed, pmus: Sequence[Pmu]) -> Captured:
+    """What probes found of KVM, as `read_cached` finds it in a captured tree."""
+    return Captured(path=PATH_CAPTURED, text=to_captured(probed, pmus))

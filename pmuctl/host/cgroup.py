@@ -64,6 +64,11 @@ def read_cpuset(sysfs: Sysfs, pid: int, tid: int) -> Cpuset | None:
     return None
 
 
+def cpuset_mounts(text: str) -> str:
+    """The lines of mountinfo that matter here: the others tell of disks, paths and containers."""
+    return "".join(f"{line}\n" for line in text.split("\n") if _mount(line))
+
+
 def _group(text: str) -> tuple[int, str] | None:
     """The hierarchy's version and the path of the group in /proc/PID/cgroup (cgroups(7)).
 
@@ -86,17 +91,23 @@ def _mounts(sysfs: Sysfs) -> Iterator[_Mount]:
     """The mounts of hierarchies that can have a cpuset, in /proc/self/mountinfo (proc(5))."""
     text = sysfs.read_text(PATH_MOUNTS, limit=MOUNTS_LIMIT)
     for line in (text or "").split("\n"):
-        before, dash, after = line.partition(" - ")
-        fields, its = before.split(" "), after.split(" ")
-        if not dash or len(fields) < 6 or len(its) < 3:
-            continue
-        root, point, options = _unescaped(fields[3]), _unescaped(fields[4]), its[-1].split(",")
-        if its[0] == "cgroup2":
-            yield _Mount(2, root, point)
-        elif (its[0] == "cgroup" and "cpuset" in options) or its[0] == "cpuset":
-            # files without the controller's name are those of the time before cgroups
-            bare = its[0] == "cpuset" or "noprefix" in options
-            yield _Mount(1, root, point, "" if bare else "cpuset.")
+        if mount := _mount(line):
+            yield mount
+
+
+def _mount(line: str) -> _Mount | None:
+    before, dash, after = line.partition(" - ")
+    fields, its = before.split(" "), after.split(" ")
+    if not dash or len(fields) < 6 or len(its) < 3:
+        return None
+    root, point, options = _unescaped(fields[3]), _unescaped(fields[4]), its[-1].split(",")
+    if its[0] == "cgroup2":
+        return _Mount(2, root, point)
+    if (its[0] == "cgroup" and "cpuset" in options) or its[0] == "cpuset":
+        # files without the controller's name are those of the time before cgroups
+        bare = its[0] == "cpuset" or "noprefix" in options
+        return _Mount(1, root, point, "" if bare else "cpuset.")
+    return None
 
 
 def _unescaped(text: str) -> str:

@@ -125,8 +125,11 @@ def write_capture(files: Iterable[Captured], root: Path) -> int:
         raise OSError(errno.EPERM, why, str(root))
     if os.listdir(root):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(root))
-    count = 0
+    written: set[str] = set()
     for file in files:
+        if file.path in written:  # a hostile tree has several names for it
+            continue
+        written.add(file.path)
         target = root / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         if file.is_link:
@@ -134,5 +137,4 @@ def write_capture(files: Iterable[Captured], root: Path) -> int:
         else:
             with open(target, "xb") as out:
                 out.write(file.text.encode(errors="surrogateescape"))
-        count += 1
-    return count
+    return len(written)

@@ -2,13 +2,14 @@
 """What the probes found, kept for as long as this boot lasts: probing takes tenths of a second."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pmuctl.host import kept
-from pmuctl.host.runtime import PATH_RUN, PROBE_CACHE, cache_dirs
+from pmuctl.host.runtime import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DefaultPmu, Probed
@@ -61,9 +62,14 @@ def read_cached(
     run: Path = PATH_RUN,
     uid: int | None = None,
 ) -> Probed | None:
-    """What earlier probes of this boot found, None where there were none; nothing is tried."""
+    """What earlier probes of this boot found, None where there were none; nothing is tried.
+
+    Of another machine's tree it is what was captured with that.
+    """
     uid = os.geteuid() if uid is None else uid
     key = cache_key(sysfs, pmus)
+    if key is None and not sysfs.is_live:
+        return _read_captured(sysfs, pmus)
     for source in cache_dirs(environ, uid, run=run)[0] if key else ():
         if found := _load(source, key or {}, owners={0, uid}):
             return found
@@ -73,8 +79,24 @@ def read_cached(
 def cache_key(sysfs: Sysfs, pmus: Sequence[Pmu]) -> dict[str, object] | None:
     """What a cache must be of; None where this boot cannot be told from another."""
     boot_id = sysfs.read_text(PATH_BOOT_ID)
+    return _key(boot_id.strip(), pmus) if boot_id else None
+
+
+def _key(boot_id: str | None, pmus: Sequence[Pmu]) -> dict[str, object]:
     types = sorted(pmu.type for pmu in pmus if pmu.type is not None)
-    return {"format": FORMAT, "boot_id": boot_id.strip(), "pmus": types} if boot_id else None
+    return {"format": FORMAT, "boot_id": boot_id, "pmus": types}
+
+
+def to_captured(probed: Probed, pmus: Sequence[Pmu]) -> str:
+    """The text of PATH_CAPTURED: a cache that is of no boot."""
+    return json.dumps({"key": _key(None, pmus), "probed": to_json(probed)}, indent=1) + "\n"
+
+
+def _read_captured(sysfs: Sysfs, pmus: Sequence[Pmu]) -> Probed | None:
+    text = sysfs.read_text(PATH_CAPTURED, limit=SIZE_LIMIT)
+    with contextlib.suppress(ValueError, RecursionError):
+        return _of(json.loads(text or ""), _key(None, pmus))
+    return None
 
 
 def to_json(probed: Probed) -> dict[str, object]:
@@ -109,10 +131,9 @@ def from_json(document: Mapping[str, Any]) -> Probed:
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not what probes found: {error!r}") from error
     numbers = [probed.event_bits, probed.default_pmu, *probed.counters.values()]
-    if not all(its is None or (type(its) is int and 0 <= its < 1 << 31) for its in numbers):
-        raise ValueError("not what probes found: a number is none")
-    whole = (*probed.attributes, *probed.event_bits_of.values())
-    if not all(type(its) is int for its in whole):
+    numbers = [its for its in numbers if its is not None]
+    numbers += [*probed.attributes, *probed.event_bits_of.values()]
+    if not all(type(its) is int and 0 <= its < 1 << 31 for its in numbers):
         raise ValueError("not what probes found: a number is none")
     if probed.has_vpmu not in (True, False, None) or probed.has_strict not in (True, False):
         raise ValueError("not what probes found: a truth is none")
@@ -120,7 +141,10 @@ def from_json(document: Mapping[str, Any]) -> Probed:
 
 
 def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> Probed | None:
-    document = kept.load(directory, PROBE_CACHE, owners=owners, limit=SIZE_LIMIT)
+    return _of(kept.load(directory, PROBE_CACHE, owners=owners, limit=SIZE_LIMIT), key)
+
+
+def _of(document: object, key: Mapping[str, object]) -> Probed | None:
     if isinstance(document, dict) and document.get("key") == dict(key):
         with contextlib.suppress(ValueError, KeyError):
             return from_json(document["probed"])

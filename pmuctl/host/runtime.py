@@ -7,6 +7,8 @@ from pathlib import Path
 PATH_RUN = Path("/run/pmuctl")
 PATH_USERS = Path("/run/user")
 PROBE_CACHE = "kvm-probe.json"
+PATH_CAPTURED = f"run/pmuctl/{PROBE_CACHE}"
+"""In a captured tree, which has no boot id: what probes had found where it was made."""
 
 
 def cache_dirs(

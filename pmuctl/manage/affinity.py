@@ -17,7 +17,7 @@ from pmuctl.host.probe_cache import read_cached
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
 from pmuctl.manage.blocker import Host, find_blocker
-from pmuctl.manage.choice import AUTO, NONE, cpus_words, present_cpus
+from pmuctl.manage.choice import AUTO, NONE, cpus_words, pins, present_cpus
 from pmuctl.manage.placing import (
     NOTHING_CHANGED,
     Crew,
@@ -102,7 +102,7 @@ def choose_cpus(text: str, vm: Vm, host: Host) -> CpuSet:
             why=f"its VMM has chosen one of {' and '.join(map(str, standing.cpus))}; "
             + Consequence.FAIL_ENTRY.words(),
             now=NOTHING_CHANGED,
-            fix=f"pmuctl affinity set {vm.name} pmu/PMU",
+            fix=pins(vm.name, standing.cpus),
         )
     return cpus
 
@@ -211,10 +211,14 @@ def _no_pmu(vm: Vm, standing: Standing) -> PmuctlError:
     elif standing.name is not None:
         error = RefusedError(f"the CPUs of {standing.name} cannot be read", fix="pmuctl pmu list")
     else:
+        pairs = zip(standing.names, standing.cpus, strict=True)
+        whose = " or ".join(f"{name} ({cpus})" for name, cpus in pairs)
+        who = "its VMM" if standing.is_explicit else "KVM"
         error = RefusedError(
             "which PMU it has is not known",
-            why="KVM chose one by itself, and does not tell which",
-            fix=f"pmuctl affinity set {vm.name} pmu/PMU",
+            why=f"{who} chose {whose} by itself, and does not tell which",
+            fix=f"{pins(vm.name, standing.cpus) or 'pmuctl pmu list'}, whichever it counts with; "
+            "or start it anew with pmuctl run --pmu PMU",
         )
     error.subject, error.now = vm.name, NOTHING_CHANGED
     return error

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user's words for a PMU and a filter stand for on this host."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pmuctl.errors import NotFoundError, UsageError
@@ -82,6 +83,13 @@ def present_cpus(text: str, pmus: Sequence[Pmu], sysfs: Sysfs, *, subject: str) 
         error.subject = error.subject or subject
         raise
     return cpus
+
+
+def pins(vm: str, choices: Iterable[CpuSet | None]) -> str:
+    """The commands of which one keeps a VM on its PMU, where that is one of several; `choices`
+    are their CPUs."""
+    name = shlex.quote(vm)
+    return " or ".join(f"pmuctl affinity set {name} {cpus}" for cpus in choices if cpus)
 
 
 def cpus_words(cpus: CpuSet) -> str:

@@ -40,13 +40,15 @@ def diagnose(
 ) -> list[Finding]:
     """The findings of the host and of every VM, or of the VMs that are named.
 
-    Without `kvm` nothing is known of that, without `threads` masks are those that /proc tells, as
-    in another machine's tree. Raises NotFoundError for a name that stands for no VM.
+    Without `kvm` of that only what was captured is known, without `threads` masks are those that
+    /proc tells, as in another machine's tree. Raises NotFoundError for a name that stands for no
+    VM.
     """
     seen = take_stock(reach, names)
     pmus = scan_pmus(reach.sysfs)
     access = kvm.access() if kvm else None
-    probed = _probe(reach, pmus, kvm) if access is KvmAccess.USABLE else None
+    may_ask = access in (None, KvmAccess.USABLE)
+    probed = _probe(reach, pmus, kvm) if may_ask else None
     ground = read_ground(reach.sysfs, reach.environ, pmus=pmus)
     found: list[Finding] = []
     if not names:
@@ -58,7 +60,7 @@ def diagnose(
 
 
 def _probe(reach: Reach, pmus: Sequence[Pmu], kvm: Kvm | None) -> Probed | None:
-    """What KVM does, tried on scratch VMs once a boot; None where it could not be."""
+    """What KVM does, tried on scratch VMs once a boot, or captured; None where it could not be."""
     if kvm is None:
         return read_cached(reach.sysfs, pmus, reach.environ, uid=reach.uid)
     try:
@@ -84,7 +86,9 @@ def _host_facts(
         directories=_directories(reach.environ, reach.uid) if reach.is_live else (),
         processes=seen.unreadable,
         is_partial=seen.is_partial,
-        has_debugfs=bool(reach.sysfs.entries(PATH_KVM)) if access is not None else None,
+        # that a capture has none of it can also mean that there was no VM
+        has_debugfs=bool(reach.sysfs.entries(PATH_KVM)) or (None if access is None else False),
+        is_live=reach.is_live,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pmuctl.host.cpus import read_core, read_online, scan_present
 from pmuctl.host.machine import PATH_OSRELEASE, KvmAccess, read_kvm_access, read_kvm_mode
-from pmuctl.host.probe_cache import read_kernel
+from pmuctl.host.probe_cache import read_cached, read_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import Probed
@@ -15,7 +15,7 @@ from pmuctl.model.pmu import CoreModel, Pmu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One machine; `probed` is None where KVM was not asked, as on another machine's tree."""
+    """One machine; `probed` is None where KVM was not asked."""
 
     kernel: str | None
     kvm: KvmAccess | None
@@ -39,8 +39,20 @@ def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> 
         online=read_online(sysfs),
         cores=_cores(sysfs),
         pmus=pmus,
-        probed=read_kernel(sysfs, pmus, environ) if access is KvmAccess.USABLE else None,
+        probed=read_probed(sysfs, pmus, environ, access),
     )
+
+
+def read_probed(
+    sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str], access: KvmAccess | None
+) -> Probed | None:
+    """What KVM does: tried on scratch VMs, once a boot, or what others found before.
+
+    Of a captured tree it is what was captured. Raises OSError as `probe_kernel` does.
+    """
+    if access is KvmAccess.USABLE:
+        return read_kernel(sysfs, pmus, environ)
+    return read_cached(sysfs, pmus, environ)
 
 
 def _cores(sysfs: Sysfs) -> dict[CoreModel | None, CpuSet]:

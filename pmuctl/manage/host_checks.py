@@ -36,7 +36,8 @@ class RuntimeDir:
 class HostFacts:
     """What the checks of a host judge; None is what could not be found out, or not of this one.
 
-    `processes` are those that could not be looked at, `is_partial` that others are hidden.
+    `processes` are those that could not be looked at, `is_partial` that others are hidden,
+    `is_live` that it is this machine.
     """
 
     uid: int
@@ -48,6 +49,7 @@ class HostFacts:
     processes: int = 0
     is_partial: bool = False
     has_debugfs: bool | None = None
+    is_live: bool = True
 
 
 def check_host(facts: HostFacts) -> list[Finding]:
@@ -74,7 +76,9 @@ def _kvm(facts: HostFacts) -> Iterator[Finding]:
 
 
 def _vpmu(facts: HostFacts) -> Iterator[Finding]:
-    if facts.kvm is not KvmAccess.USABLE:
+    if facts.kvm in (KvmAccess.DENIED, KvmAccess.MISSING):
+        return
+    if facts.kvm is None and facts.probed is None:
         return
     if facts.probed is None or facts.probed.has_vpmu is None:
         why = "KVM could not be asked whether guests can have a PMU"
@@ -189,7 +193,8 @@ def _processes(facts: HostFacts) -> Iterator[Finding]:
         what = f"{facts.processes} processes may not be read"
         if facts.is_partial:
             what = "the processes of other users are hidden"
-        yield _warned("host.processes", f"{what}: VMs of theirs are not seen", fix=_as_root(facts))
+        fix = _as_root(facts) if facts.is_live else "sudo pmuctl host snapshot DIR"
+        yield _warned("host.processes", f"{what}: VMs of theirs are not seen", fix=fix)
     else:
         yield _passed("host.processes", "all processes can be looked at")
 

@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pmuctl.errors import PmuctlError
@@ -13,7 +13,7 @@ from pmuctl.host.threads import Threads
 from pmuctl.host.udev import Ear
 from pmuctl.manage.affinity import align_vm, read_host
 from pmuctl.manage.vcpus import read_ground, scan_vcpus
-from pmuctl.manage.vms import Listing, Reach, take_stock
+from pmuctl.manage.vms import Listing, Reach, is_called, take_stock
 from pmuctl.model.changes import (
     Change,
     ChangeKind,
@@ -51,10 +51,11 @@ class Watch:
     """One host that is watched: how its VMs are reached, and what hears of changes.
 
     With `repairs` vCPU threads that can leave their PMU are brought back onto it, by the rule of
-    `affinity align`.
+    `affinity align`. With `names` there are no other VMs than those they stand for, now or later.
     """
 
     reach: Reach
+    names: Sequence[str] = ()
     sysfs: Sysfs
     threads: Threads
     ear: Ear
@@ -96,6 +97,17 @@ class Watch:
         if self.repairs:
             yield from map(self._event, self._repair(after, ground))
 
+    def unjudged(self) -> Iterator[tuple[str, str]]:
+        """The VMs of the last look of which it cannot be told whether a vCPU leaves its PMU, and
+        why not."""
+        for vm in self._before.vms if self._before else ():
+            if vm.is_silent or not vm.pmus or vm.judgement.aligned is not None:
+                continue
+            if any(its.affinity is None for its in vm.vcpus) or not vm.vcpus:
+                yield vm.name, "which threads run its vCPUs is not known"
+            else:
+                yield vm.name, f"it has {' or '.join(vm.pmus)}, and which is not known"
+
     def _wait(self, end: float, pause: float) -> Iterator[Event]:
         heard = self.ear.wait(max(end - time.monotonic(), 0))
         for event in heard.events:
@@ -116,6 +128,9 @@ class Watch:
 
     def _read(self) -> tuple[Listing, Ground, Snapshot]:
         seen = take_stock(self.reach)
+        if self.names:
+            vms = [vm for vm in seen.vms if any(is_called(vm, name) for name in self.names)]
+            seen = replace(seen, vms=vms)
         ground = read_ground(self.sysfs, self.reach.environ)
         pairs = [(self._seen(vm, ground), vm) for vm in seen.vms if vm.state is not VmState.DEAD]
         # by their keys, for anybody can take the name of another VM
@@ -208,6 +223,11 @@ def scope(watch: Watch) -> str:
     else:
         ways += "; the kernel's own events cannot be heard here"
     return f"watching {_counted(count, 'VM')} and {_counted(pmus, 'PMU')}: {ways}"
+
+
+def absent(watch: Watch) -> list[str]:
+    """The names that stand for no VM yet, after the first look."""
+    return [its for its in watch.names if not any(is_called(vm, its) for vm in watch.seen.vms)]
 
 
 def _counted(count: int, what: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.runtime import PATH_RUN, PROBE_CACHE, cache_dirs
+from pmuctl.host.runtime import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.pmu import Pmu
 
@@ -15,13 +15,17 @@ from pmuctl.model.pmu import Pmu
 def scan_probed_pmus(
     sysfs: Sysfs, names: Iterable[str], environ: Mapping[str, str], *, run: Path = PATH_RUN
 ) -> list[Pmu]:
-    """The CPU PMUs; counters and event space as probes of this boot found them, if there were any.
+    """The CPU PMUs; counters and event space as probes found them, if there were any.
 
     No VM is made: looking changes nothing. `run` is root's runtime directory, which has the cache.
     """
     pmus = scan_pmus(sysfs, names)
     caches = cache_dirs(environ, os.geteuid(), run=run)[0]
-    if not sysfs.is_live or not any((cache / PROBE_CACHE).exists() for cache in caches):
+    if sysfs.is_live:
+        is_cached = any((cache / PROBE_CACHE).exists() for cache in caches)
+    else:
+        is_cached = sysfs.resolve(PATH_CAPTURED) is not None
+    if not is_cached:
         return pmus
     # here, because most calls find no cache, and json and what KVM is cost a tenth of the time
     from pmuctl.host.probe_cache import read_cached

@@ -18,12 +18,17 @@ from pmuctl.model.vm import Vm
 class Standing:
     """The PMUs that a VM may count with: one, several where KVM chose, none where it has none.
 
-    `cpus` are those of each, None where they are not known. `name` is that of the only one.
+    `cpus` are those of each of `names`, None where they are not known.
     """
 
+    names: tuple[str, ...] = ()
     cpus: tuple[CpuSet | None, ...] = ()
-    name: str | None = None
     is_explicit: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """Its PMU, where it is known which that is."""
+        return self.names[0] if len(self.names) == 1 else None
 
     @property
     def only(self) -> CpuSet | None:
@@ -55,8 +60,8 @@ def pmu_of(vm: Vm, host: Host) -> Standing:
     ground = Ground(pmus=host.pmus, online=host.online, probed=host.probed)
     chosen = chosen_pmu(vm, ground)
     return Standing(
+        names=chosen.names,
         cpus=tuple(map(ground.cpus_of, chosen.names)),
-        name=chosen.pmu.name if chosen.pmu else None,
         is_explicit=chosen.is_explicit,
     )
 
@@ -72,18 +77,27 @@ def recorded_masks(vm: Vm, host: Host) -> dict[int, CpuSet]:
     return found | read_placings(host.environ, host.uid, vm.pid, start)
 
 
-def check_vms(vms: Sequence[Vm], host: Host) -> Iterator[Checked]:
-    """Every vCPU of these VMs, in order: whether it can leave its PMU, and what then."""
+def check_vms(vms: Sequence[Vm], host: Host, *, is_live: bool = True) -> Iterator[Checked]:
+    """Every vCPU of these VMs, in order: whether it can leave its PMU, and what then.
+
+    Of another machine's tree masks are those that /proc tells, and no record says what pmuctl did.
+    """
     for vm in vms:
         standing = pmu_of(vm, host)
         recorded: dict[int, CpuSet] | None = None
         for placed in scan_vcpus(
-            [vm], host.pmus, host.procs, host.threads, online=host.online, probed=host.probed
+            [vm],
+            host.pmus,
+            host.procs,
+            host.threads if is_live else None,
+            online=host.online,
+            probed=host.probed,
         ):
             its = placed.judgement
             blocker = None
             if its.aligned is False:
-                recorded = recorded_masks(vm, host) if recorded is None else recorded
+                if recorded is None:
+                    recorded = recorded_masks(vm, host) if is_live else {}
                 blocker = _blocker(vm, placed, standing, recorded, host)
             yield Checked(placed=placed, standing=standing, blocker=blocker)
 

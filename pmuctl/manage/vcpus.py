@@ -44,9 +44,8 @@ class PlacedVcpu:
 def read_ground(
     sysfs: Sysfs, environ: Mapping[str, str], *, pmus: Sequence[Pmu] | None = None
 ) -> Ground:
-    """What the truth about VMs rests on. No VM is made: what KVM does is known if it was probed.
-
-    Of another machine's tree nothing is known of that.
+    """What the truth about VMs rests on. No VM is made: what KVM does is known if it was probed,
+    or captured with another machine's tree.
     """
     if pmus is None:
         pmus = scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pmuctl.manage.blocker import Blocker
+from pmuctl.manage.choice import pins
 from pmuctl.manage.host_checks import bring_online
 from pmuctl.manage.vcpus import PlacedVcpu
 from pmuctl.model.align import Consequence, Judgement, aligned_mask
@@ -149,7 +150,7 @@ def _aligned(facts: VmFacts) -> Iterator[Finding]:
 def _alignment(facts: VmFacts) -> str:
     """What brings its vCPUs onto their PMU: align where it would do it, else the pin to make."""
     if facts.chosen.pmu is None:
-        return f"pmuctl affinity set {facts.name} pmu/PMU"
+        return pins(facts.vm.name, facts.pmus.values())
     cpus = facts.pmus.get(facts.chosen.pmu.name) or CpuSet()
     masks = [(its.affinity, facts.recorded.get(its.vcpu.index)) for its in facts.strays]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):

@@ -47,7 +47,7 @@ def take_stock(reach: Reach, names: Sequence[str] = ()) -> Listing:
     for a name that stands for none.
     """
     for name in names:
-        _check_form(name)
+        check_form(name)
     seen = _survey(reach)
     entries = reach.entries()
     managed: list[Vm] = []
@@ -60,7 +60,7 @@ def take_stock(reach: Reach, names: Sequence[str] = ()) -> Listing:
             pool.shutdown(wait=False, cancel_futures=True)
     found = _merge(reach, managed, seen.processes)
     if names:
-        matched = [[vm for vm in found if _is_called(vm, name)] for name in names]
+        matched = [[vm for vm in found if is_called(vm, name)] for name in names]
         for name, its in zip(names, matched, strict=True):
             if not its:
                 raise _not_found(reach, name, [vm.name for vm in found], seen)
@@ -167,7 +167,7 @@ def _asked(
             vm = its
         else:
             vm = with_record(read_vm(client, strictly=strictly), entry, reach.procs)
-        if not _is_called(vm, name):
+        if not is_called(vm, name):
             raise NotFoundError(
                 "there is no such VM with this control socket",
                 subject=name,
@@ -191,7 +191,7 @@ def _check_rivals(reach: Reach, name: str, entry: Entry, vm: Vm) -> None:
 
 def _find(reach: Reach, name: str, *, strictly: bool) -> Entry | Vm:
     """The control socket of the VM that is meant, or the VM where that has none."""
-    _check_form(name)
+    check_form(name)
     entries = reach.entries()
     if reach.socket is not None:
         return entries[0]
@@ -202,7 +202,7 @@ def _find(reach: Reach, name: str, *, strictly: bool) -> Entry | Vm:
     namesakes = (its.identity.name == name or _may_tell(its) for its in seen.processes)
     vms: list[Vm] = []
     if "/" in name or any(namesakes):
-        vms = [vm for vm in list_vms(reach) if _is_called(vm, name)]
+        vms = [vm for vm in list_vms(reach) if is_called(vm, name)]
     paths = {vm.socket for vm in vms}
     named = [entry for entry in entries if "/" in name and str(entry.path) in paths]
     unmanaged = [vm for vm in vms if vm.socket is None]
@@ -282,7 +282,8 @@ def choose_entry(found: Sequence[Entry], name: str, *, uid: int, strictly: bool)
     return found[0]
 
 
-def _check_form(name: str) -> None:
+def check_form(name: str) -> None:
+    """Raise UsageError for what cannot be a VM: NAME, uuid/UUID or pid/PID."""
     kind, slash, rest = name.partition("/")
     if slash and (kind not in ("pid", "uuid") or not rest):
         raise UsageError(f"{name}: not a VM", why="a VM is NAME, uuid/UUID or pid/PID")
@@ -290,7 +291,8 @@ def _check_form(name: str) -> None:
         raise UsageError(f"{name}: {rest} is not a process id")
 
 
-def _is_called(vm: Vm, name: str) -> bool:
+def is_called(vm: Vm, name: str) -> bool:
+    """Whether a NAME, uuid/UUID or pid/PID is this VM's."""
     kind, slash, rest = name.partition("/")
     if slash and kind == "uuid":
         return vm.uuid is not None and vm.uuid.lower() == rest.lower()

@@ -32,7 +32,12 @@ class Symptom:
 
 
 def match_symptoms(text: str) -> list[Symptom]:
-    """The symptoms that a text can be of, whatever its case; none where it has no word."""
+    """The symptom that a text names by its id, else those it can be of, whatever its case.
+
+    None where it has no word.
+    """
+    if named := [its for its in SYMPTOMS if its.id == text.strip().lower()]:
+        return named
     given = _words(text)
     if not given:
         return []

@@ -18,6 +18,7 @@ import pytest
 
 from pmuctl.cli.main import main
 from pmuctl.host.udev import Ear, Heard, Uevent
+from pmuctl.model.changes import ChangeKind
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
 from tests.cli.test_affinity import put_online
@@ -354,3 +355,49 @@ def test_a_reader_that_goes_ends_it_quietly(host: Machine) -> None:
     assert (status, err.getvalue()) == (141, "")
     with pytest.raises(BrokenPipeError):
         out.close()
+
+
+def test_only_the_vms_that_are_named_are_watched_and_repaired(host: Machine) -> None:
+    start_qemu(host)
+
+    def stray() -> None:
+        put(host, 1001, "0-3")()
+        put(host, 5121, "0-3")()
+
+    def kinds(*words: str) -> set[tuple[str, str]]:
+        seen = events(monitor(host, "--format", "jsonl", *words, ear=Script(stray)))
+        put(host, 1001, "2-3")()
+        put(host, 5121, "0-1")()
+        return {(its["event"], its["vm"]) for its in seen}
+
+    assert kinds("web1") == {("vcpu-left", "web1")}
+    assert kinds("pid/5120") == {("vcpu-left", "db1")}
+    assert kinds("web1", "--repair") >= {("vcpu-left", "web1"), ("repaired", "web1")}
+    assert {vm for _, vm in kinds("web1", "--repair")} == {"web1"}
+    assert "watching 1 VM and" in monitor(host, "web1").stderr
+
+
+def test_a_vm_that_is_named_may_come_later(host: Machine) -> None:
+    ran = monitor(host, "db1", ear=Script(lambda: start_qemu(host)))
+    assert "watching 0 VMs" in ran.stderr
+    assert "db1: there is no such VM yet\n" in ran.stderr
+    assert [line.split()[1:3] for line in ran.lines[1:]] == [["vm-started", "db1"]]
+    assert monitor(host, "no/vm").status == 2
+
+
+def test_it_says_at_first_which_vms_it_cannot_judge(host: Machine) -> None:
+    start_qemu(host)
+    whether = "it cannot be told whether a vCPU leaves its PMU"
+    ran = monitor(host)
+    assert f"db1: {whether}: it has {A53} or {A72}, and which is not known\n" in ran.stderr
+    assert "web1:" not in ran.stderr
+    for tid in (5121, 5122):
+        (host.proc / f"5120/task/{tid}/comm").write_text("vmm\n")
+    ran = monitor(host)
+    assert f"db1: {whether}: which threads run its vCPUs is not known\n" in ran.stderr
+
+
+def test_help_lists_the_events(host: Machine) -> None:
+    # it may be wrapped at the hyphen of a word
+    said = "".join(host.run("monitor", "--help").stdout.split())
+    assert all(kind in said for kind in ChangeKind)

@@ -131,11 +131,11 @@ def test_the_last_cpu_of_the_pmu_goes_offline(vm: ReferenceVm) -> None:
 
 
 @contextmanager
-def cpuset_v2(lab: Lab) -> Iterator[str]:
-    """A cpuset of CPUs 0-1 in the unified hierarchy: its directory."""
+def cpuset_v2(lab: Lab, cpus: str = "0-1") -> Iterator[str]:
+    """A cpuset of these CPUs in the unified hierarchy: its directory."""
     sh(lab, f"mkdir -p {V2}; grep -q ' {V2} ' /proc/mounts || mount -t cgroup2 none {V2}")
     sh(lab, f"echo +cpuset >{V2}/cgroup.subtree_control; mkdir {V2}/vm")
-    sh(lab, f"echo 0-1 >{V2}/vm/cpuset.cpus")
+    sh(lab, f"echo {cpus} >{V2}/vm/cpuset.cpus")
     try:
         yield f"{V2}/vm"
     finally:

@@ -3,43 +3,41 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pmuctl.cli.env import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
+from pmuctl.host.cgroup import Cpuset, read_cpuset
 from pmuctl.host.procs import Procfs
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.cpuset import CpuSet
 from tests.lab.machine import Lab
-from tests.lab.vms import pmuctl, reference_vm
+from tests.lab.test_affinity import cpuset_v2
+from tests.lab.vms import ReferenceVm, pmuctl, reference_vm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 MADE_ON_01 = ("--create-cpus", "0-1")
-ALWAYS = {"kernel", "cpus", "online", "pmus", "core_list"}
-"""Keys of `host info` that a captured tree can tell, too; the others are KVM's."""
+OF_USER = {"kvm", "kvm_mode"}
+"""Keys of `host info` that a captured tree cannot tell."""
 
 
-def there(lab: Lab, *words: str) -> Any:
+def there(lab: Lab, *words: str, status: int = 0) -> Any:
     """What pmuctl says on the lab's host, as JSON."""
-    ran = pmuctl(lab, *words, "-J")
-    assert (ran.status, ran.stderr) == (0, ""), ran
+    ran = pmuctl(lab, *words, "-J", "-q")
+    assert (ran.status, ran.stderr) == (status, ""), ran
     return json.loads(ran.stdout)
 
 
-def here(root: Path, *words: str) -> Any:
+def here(root: Path, *words: str, status: int = 0) -> Any:
     """What pmuctl says on this machine of a captured tree, as JSON."""
     out, err = io.StringIO(), io.StringIO()
     env = Env(stdout=guarded(out), stderr=err, environ={}, uid=0, processes=Procfs(root))
-    assert main([*words, "-J", "--sysroot", str(root)], env) == 0, err.getvalue()
+    assert main([*words, "-J", "--sysroot", str(root)], env) == status, err.getvalue()
     return json.loads(out.getvalue())
-
-
-def without_probes(document: dict[str, Any]) -> dict[str, Any]:
-    """All but what only the live machine knows: what its KVM was found to do."""
-    for row in [*document.get("pmus", []), document.get("pmu", {})]:
-        for key in ("counters", "event_bits"):
-            row.pop(key, None)
-    return document
 
 
 def test_a_snapshot_shows_elsewhere_what_the_host_shows(lab: Lab, tmp_path: Path) -> None:
@@ -49,16 +47,47 @@ def test_a_snapshot_shows_elsewhere_what_the_host_shows(lab: Lab, tmp_path: Path
     assert "--sysroot /out/tree" in ran.stderr
     lab.fetch("/out/tree", tmp_path / "tree")
     for words in (("pmu", "list", "-O"), ("pmu", "show", A72), ("pmu", "cpus")):
-        assert without_probes(here(tmp_path / "tree", *words)) == without_probes(
-            there(lab, *words)
-        )
+        assert here(tmp_path / "tree", *words) == there(lab, *words)
     shown = here(tmp_path / "tree", "host", "info")["host"]
     on_host = there(lab, "host", "info")["host"]
-    assert {key: shown[key] for key in ALWAYS} == {key: on_host[key] for key in ALWAYS}
-    assert {shown[key] for key in shown.keys() - ALWAYS} == {None}
+    assert (shown["kvm"], shown["kvm_mode"]) == (None, None)
+    for key in on_host.keys() - OF_USER:
+        assert shown[key] == on_host[key], key
     again = pmuctl(lab, "host", "snapshot", "/out/tree")
     assert again.status == 9
     assert "not empty" in again.stderr
+
+
+@contextmanager
+def stopped(vm: ReferenceVm) -> Iterator[None]:
+    """No thread of it gets to another CPU, or runs longer, between two looks."""
+    vm.lab.run(["kill", "-STOP", str(vm.pid)], check=True)
+    try:
+        yield
+    finally:
+        vm.lab.run(["kill", "-CONT", str(vm.pid)], check=True)
+
+
+def test_a_snapshot_tells_of_a_confined_vm_what_the_host_tells(lab: Lab, tmp_path: Path) -> None:
+    with reference_vm(lab, "--no-socket", "--forever", "--run-cpus", "2-3") as vm:
+        name = f"pid/{vm.pid}"
+        assert pmuctl(lab, "vm", "wait", name, "--for", "running", "--timeout", "60").status == 0
+        with cpuset_v2(lab, "2-3") as path:
+            lab.run(["sh", "-c", f"echo {vm.pid} >{path}/cgroup.procs"], check=True)
+            lab.run(["rm", "-rf", "/out/confined"], check=True)
+            with stopped(vm):
+                assert pmuctl(lab, "host", "snapshot", "/out/confined", "-q").status == 0
+                lab.fetch("/out/confined", tmp_path / "tree")
+                for words in (
+                    *(("vm", "list", "-O"), ("vm", "show", name, "-O"), ("vm", "vcpus", "-O")),
+                    *(("affinity", "check", "-O"), ("doctor", name)),
+                ):
+                    status = pmuctl(lab, *words).status
+                    on_host = there(lab, *words, status=status)
+                    assert here(tmp_path / "tree", *words, status=status) == on_host, words
+    for tid in vm.tids:
+        its = read_cpuset(Sysfs(tmp_path / "tree"), vm.pid, tid)
+        assert its == Cpuset(version=2, path=path, cpus=CpuSet.parse("2-3"))
 
 
 def test_an_offline_cpu_is_in_the_snapshot(lab: Lab, tmp_path: Path) -> None:

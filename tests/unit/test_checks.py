@@ -256,7 +256,7 @@ def test_a_default_pmu_that_can_be_left_warns() -> None:
 
 def test_one_of_several_pmus() -> None:
     assert result("vm.aligned", facts("0-3", chosen=EITHER)) == (
-        *(WARN, "pmuctl affinity set web1 pmu/PMU"),
+        *(WARN, "pmuctl affinity set web1 0-1 or pmuctl affinity set web1 2-3"),
     )
     # each vCPU may be on the right one, both cannot
     torn = of_vm("vm.aligned", facts("0-1", "2-3", chosen=EITHER))

@@ -61,3 +61,8 @@ def test_the_table_is_whole() -> None:
             words = command.split()
             assert words[0] == "pmuctl"
             assert words[1] in {**NOUNS, **VERBS}
+
+
+def test_an_id_is_its_symptom() -> None:
+    for its in SYMPTOMS:
+        assert match_symptoms(its.id) == match_symptoms(f" {its.id.upper()} ") == [its]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmuctl.cli.words import KEYS, parse_settings
+from pmuctl.cli.words import KEYS, parse_filter, parse_settings
 from pmuctl.errors import UsageError
 from pmuctl.manage.choice import FilterWords
 from pmuctl.manage.settings import Request
@@ -50,6 +50,29 @@ def test_a_default_alone_is_a_filter() -> None:
 def test_what_is_wrong_is_named(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         parse_settings(text.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["filter", "default deny allow 0x11"], "default deny allow 0x11"),
+        (["filter default  deny"], "filter default deny"),
+        (["filter", "default", "deny allow", "0x11"], "deny allow"),
+    ],
+)
+def test_quotes_are_to_be_left_out(words: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match="several words in one") as caught:
+        parse_settings(words)
+    assert caught.value.fix == f"leave the quotes out: {told}"
+
+
+@pytest.mark.parametrize("text", ["", "basic", "default", "default deny allow", "default x"])
+def test_a_filter_is_mended_in_the_grammar_of_its_command(text: str) -> None:
+    form = "default allow|deny [allow EVENTS|deny EVENTS]..."
+    for is_option, fix in (False, f"filter {form}"), (True, f"--filter '{form}'"):
+        with pytest.raises(UsageError) as caught:
+            parse_filter(text.split(), is_option=is_option)
+        assert caught.value.fix == fix
 
 
 @given(st.lists(st.sampled_from([*KEYS, "default", "allow", "deny", "0x11", "4", ""]) | st.text()))

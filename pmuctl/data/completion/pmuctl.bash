@@ -195,6 +195,10 @@ _pmuctl_value() {
         )
         _pmuctl_offer_list "$prefix" "$cur" "${names[@]%%$'\t'*}"
         ;;
+    where)
+        mapfile -t names < <(command pmuctl __complete cpus --socket= '' affinity 2>/dev/null)
+        _pmuctl_offer_list "$prefix" "$cur" "${names[@]%%$'\t'*}"
+        ;;
     settings) _pmuctl_settings ;;
     file) compopt -o default ;;
     directory) compopt -o dirnames ;;

@@ -165,6 +165,10 @@ function __pmuctl_cpus
         $__pmuctl_words[3..-1] 2>/dev/null | string split \t)
 end
 
+function __pmuctl_where
+    __pmuctl_list (command pmuctl __complete cpus --socket= '' affinity 2>/dev/null | string split \t)
+end
+
 function __pmuctl_settings
     __pmuctl_read
     set -l words $__pmuctl_words[4..-1]
