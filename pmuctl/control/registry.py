@@ -15,7 +15,7 @@ from pathlib import Path
 from pmuctl.control.messages import VM_NAME
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
-from pmuctl.host.runtime import PATH_RUN, PATH_USERS, PROBE_CACHE
+from pmuctl.host.runtime import PATH_RUN, PATH_USERS
 
 SUFFIX = ".sock"
 RECORD_SUFFIX = ".json"
@@ -61,16 +61,15 @@ def file_name(name: str) -> str:
     """The file name of a VM's socket; raises UsageError for what may not be a VM's name."""
     if not VM_NAME.fullmatch(name):
         raise UsageError(f"{name}: not a name for a VM", why=f"it must match {VM_NAME.pattern}")
-    if name + RECORD_SUFFIX == PROBE_CACHE:
-        raise UsageError(
-            f"{name}: not a name for a VM", why=f"{PROBE_CACHE} is what pmuctl knows of KVM"
-        )
     return name + SUFFIX
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of the VM with this socket is: NAME.json beside NAME.sock."""
-    return path.with_name(path.name.removesuffix(SUFFIX) + RECORD_SUFFIX)
+    """Where the record of the VM with this socket is: NAME.sock.json beside NAME.sock.
+
+    NAME.json could be anybody's, in a directory that is not pmuctl's own.
+    """
+    return path.with_name(path.name + RECORD_SUFFIX)
 
 
 def runtime_dirs(

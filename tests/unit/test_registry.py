@@ -80,10 +80,7 @@ def stat_of(root: Path, pid: int, start: int) -> None:
 
 def test_no_record_takes_the_place_of_what_is_kept_beside_it() -> None:
     name = PROBE_CACHE.removesuffix(".json")
-    assert record_path(Path(f"/run/pmuctl/{name}.sock")).name == PROBE_CACHE
-    with pytest.raises(UsageError, match="not a name for a VM"):
-        file_name(name)
-    assert file_name(f"{name}2") == f"{name}2.sock"
+    assert record_path(Path("/run/pmuctl", file_name(name))).name == f"{name}.sock.json"
 
 
 def test_each_user_looks_in_the_directories_of_root_and_their_own(place: Path) -> None:
