@@ -8,7 +8,9 @@ from typing import Any
 
 from pmuctl.control.client import Client
 from pmuctl.control.door import filter_message
+from pmuctl.control.refusals import no_vcpu
 from pmuctl.errors import (
+    NOTHING_CHANGED,
     PinnedError,
     PmuctlError,
     RefusedError,
@@ -28,7 +30,7 @@ from pmuctl.manage.choice import (
     compile_filter,
     present_cpus,
 )
-from pmuctl.manage.placing import NOTHING_CHANGED, check_inside
+from pmuctl.manage.placing import check_inside
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.filter import EventFilter
@@ -160,6 +162,11 @@ def _check_possible(request: Request, vm: Vm) -> None:
     elif vm.window is Window.SEALED and vm.pmu is None:
         error = sealed(_first_attribute(request), vm.by)
         error.fix = _at_the_next_start(vm)
+    elif vm.window is None:  # it is open once there is a vCPU to set it through
+        error = no_vcpu()
+        if vm.supervised:
+            error.why = "pmuctl run holds its VMM at the first call for its PMU, not reached yet"
+        error.fix = f"pmuctl vm wait {vm.name} --for open"
     if error is not None:
         error.subject = vm.name
         error.now = NOTHING_CHANGED

@@ -139,7 +139,22 @@ def test_before_its_vmm_has_made_the_vm_it_is_starting(host: Machine) -> None:
         ran = host.run("vm", *words)
         assert ran.status == 9
         assert f"process {VMM} has no VM open: not yet" in ran.stderr
-        assert "pmuctl vm wait web1 --for open" in ran.stderr
+        assert "  now: nothing was changed\n  fix: pmuctl vm wait web1 --for open" in ran.stderr
+
+
+def test_before_its_vmm_is_held_nothing_can_be_set(host: Machine) -> None:
+    vm = supervised(host, is_made=False)
+    assert shown(host)["window"] is None
+    for dry in ((), ("--dry-run",)):
+        ran = host.run("vm", "set", "web1", "pmu", A72, *dry)
+        assert (ran.status, ran.stdout) == (9, "")
+        assert ran.stderr.splitlines() == [
+            "error: web1: the VM has no vCPU yet",
+            "  why: pmuctl run holds its VMM at the first call for its PMU, not reached yet",
+            "  now: nothing was changed",
+            "  fix: pmuctl vm wait web1 --for open",
+        ]
+    assert vm.calls == []
 
 
 def test_nothing_is_believed_of_a_vm_that_is_not_made(host: Machine) -> None:
