@@ -16,6 +16,7 @@ from pmuctl.control.messages import VM_NAME
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.runtime import PATH_RUN, PATH_USERS
+from pmuctl.host.shortage import check_shortage
 
 SUFFIX = ".sock"
 RECORD_SUFFIX = ".json"
@@ -99,7 +100,8 @@ def scan_sockets(
 def _listdir(path: Path) -> list[str]:
     try:
         return sorted(os.listdir(path))
-    except OSError:
+    except OSError as error:
+        check_shortage(error)
         return []
 
 
