@@ -76,6 +76,22 @@ def test_a_daemon(kvm: Start, threads: tuple[str, ...]) -> None:
     assert [event["pid"] for event in its.events("began")] == [daemon]
 
 
+@pytest.mark.parametrize("orders", [{}, {"hold": True}], ids=str)
+def test_a_process_that_shares_memory_but_is_no_thread(
+    kvm: Start, orders: dict[str, bool]
+) -> None:
+    """Made by clone() with CLONE_VM and without CLONE_THREAD, as vfork() does."""
+    its = kvm(*vmm("--process", "--vcpus", "2", "--attribute"), orders=orders)
+    its.orders.socket.with_suffix(".release").touch()
+    child = its.hear("child")
+    assert child["status"] == 0
+    assert its.event("began")["pid"] == child["child"] != its.pid
+    assert its.status() == 0
+    its.is_left_alone()
+    assert len(its.events("applied")) == (1 if orders else 2)
+    assert its.events("failed") == []
+
+
 def test_nobody_traces_it_afterwards(kvm: Start) -> None:
     its = kvm(*vmm("--vcpus", "2", "--threads", "--idle", "2", "--pause", "before,made,last"))
     its.hear("at", "before")
