@@ -3,6 +3,9 @@
 
 from enum import IntEnum
 
+NOTHING_CHANGED = "nothing was changed"
+"""The state that a refusal leaves things in where nothing was touched before it."""
+
 
 class ExitStatus(IntEnum):
     """What pmuctl's exit status says."""

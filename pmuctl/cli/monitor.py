@@ -10,7 +10,7 @@ import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import OUTPUT, REACH, checked_seconds
+from pmuctl.cli.options import OUTPUT, REACH, Timeout
 from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
 from pmuctl.manage.monitor import Event, Watch, absent, scope
@@ -45,15 +45,7 @@ def monitor(
             help="Only these events, named above; may be given several times.",
         ),
     ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SEC",
-            callback=checked_seconds,
-            help="How long to wait at most; by default for ever.",
-        ),
-    ] = None,
+    timeout: Timeout = None,
     interval: Annotated[
         float,
         typer.Option(

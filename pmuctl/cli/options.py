@@ -21,11 +21,22 @@ class When(StrEnum):
     NEVER = "never"
 
 
-def checked_seconds(value: float | None) -> float | None:
-    """A number of seconds that can be waited for, as typer's callback."""
+def _checked_seconds(value: float | None) -> float | None:
     if value is not None and not 0 <= value <= MAX_SECONDS:
         raise typer.BadParameter(f"{value:g}: must be 0-{MAX_SECONDS:g} seconds")
     return value
+
+
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="SEC",
+        callback=_checked_seconds,
+        help="How long to wait at most; by default for ever.",
+    ),
+]
+"""How long a command that waits goes on, in seconds."""
 
 
 def _positive(value: float) -> float:

@@ -8,7 +8,7 @@ import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import CHANGE, TALK, checked_seconds
+from pmuctl.cli.options import CHANGE, TALK, Timeout
 from pmuctl.cli.words import parse_filter
 from pmuctl.manage.choice import AUTO
 from pmuctl.manage.execute import own_environ, start
@@ -55,15 +55,7 @@ def run(
         bool,
         typer.Option("--hold", help="Hold the VMM with its window open until pmuctl vm release."),
     ] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SEC",
-            callback=checked_seconds,
-            help="How long to wait at most; by default for ever.",
-        ),
-    ] = None,
+    timeout: Timeout = None,
     best_effort: Annotated[
         bool,
         typer.Option("--best-effort", help="Start the VMM also where settings cannot be applied."),

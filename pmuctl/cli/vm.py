@@ -9,7 +9,7 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, checked_seconds
+from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, Timeout
 from pmuctl.cli.reach import VM_HELP, check_place, reach_of, tell_missing
 from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.errors import ExitStatus, OutputError
@@ -103,15 +103,7 @@ def vm_wait(
     awaited: Annotated[
         Awaited, typer.Option("--for", metavar="STATE", help=f"One of {', '.join(Awaited)}.")
     ],
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SEC",
-            callback=checked_seconds,
-            help="How long to wait at most; by default for ever.",
-        ),
-    ] = None,
+    timeout: Timeout = None,
 ) -> int:
     """Wait until a VM is in a state; it need not be there yet.
 

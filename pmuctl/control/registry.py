@@ -2,28 +2,26 @@
 """Where control sockets live: the runtime directories, the names in them, claiming one."""
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmuctl.control.lock import LOCK_SECONDS, locked
 from pmuctl.control.messages import VM_NAME
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
-from pmuctl.host.runtime import PATH_RUN, PATH_USERS, PROBE_CACHE
+from pmuctl.host.runtime import PATH_RUN, PATH_USERS
+from pmuctl.host.shortage import check_shortage
 
 SUFFIX = ".sock"
 RECORD_SUFFIX = ".json"
 SUN_PATH_MAX = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the terminating zero (unix(7))."""
 LISTEN_BACKLOG = 16
-LOCK_SECONDS = 5.0
-"""How long to wait for others that make or remove a socket in the same directory."""
 
 _UID = re.compile(r"0|[1-9][0-9]{0,9}")
 _RECORD = re.compile(rb"([0-9]{1,10}) ([0-9]{1,20})\n")
@@ -61,16 +59,15 @@ def file_name(name: str) -> str:
     """The file name of a VM's socket; raises UsageError for what may not be a VM's name."""
     if not VM_NAME.fullmatch(name):
         raise UsageError(f"{name}: not a name for a VM", why=f"it must match {VM_NAME.pattern}")
-    if name + RECORD_SUFFIX == PROBE_CACHE:
-        raise UsageError(
-            f"{name}: not a name for a VM", why=f"{PROBE_CACHE} is what pmuctl knows of KVM"
-        )
     return name + SUFFIX
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of the VM with this socket is: NAME.json beside NAME.sock."""
-    return path.with_name(path.name.removesuffix(SUFFIX) + RECORD_SUFFIX)
+    """Where the record of the VM with this socket is: NAME.sock.json beside NAME.sock.
+
+    NAME.json could be anybody's, in a directory that is not pmuctl's own.
+    """
+    return path.with_name(path.name + RECORD_SUFFIX)
 
 
 def runtime_dirs(
@@ -100,7 +97,8 @@ def scan_sockets(
 def _listdir(path: Path) -> list[str]:
     try:
         return sorted(os.listdir(path))
-    except OSError:
+    except OSError as error:
+        check_shortage(error)
         return []
 
 
@@ -143,7 +141,7 @@ def claim(
     with contextlib.ExitStack() as stack:
         try:
             _make_directory(path.parent)
-            with _lock(path.parent, patience):
+            with locked(path.parent, patience):
                 listener = _bind(path, stack, group, procs or Procfs(), patience)
         except OSError as error:
             raise _unusable(path, error) from error
@@ -165,34 +163,11 @@ def _make_directory(path: Path) -> None:
     except FileExistsError:
         return
     # whatever the umask is; by descriptor, for the name may be a link by now
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.fchmod(fd, 0o755)
+        os.chmod(f"/proc/self/fd/{fd}", 0o755)
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _lock(directory: Path, patience: float) -> Iterator[None]:
-    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        # no wait without end: where others may write, they may hold the lock for ever
-        until = time.monotonic() + patience
-        while not _try_lock(fd):
-            if time.monotonic() >= until:
-                raise RefusedError(f"{directory} is locked", why=f"for {patience:g} s and more")
-            time.sleep(0.01)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _bind(
@@ -229,7 +204,7 @@ def _open_to_group(path: Path, its: os.stat_result, group: str) -> None:
 
 
 def _remove(path: Path, its: os.stat_result, patience: float) -> None:
-    with contextlib.suppress(OSError, RefusedError), _lock(path.parent, patience):
+    with contextlib.suppress(OSError, RefusedError), locked(path.parent, patience):
         # no other socket has its inode number as long as the listener is open
         if os.path.samestat(path.lstat(), its):
             path.unlink()
@@ -244,7 +219,8 @@ def _write_process(path: Path, procs: Procfs) -> None:
     pid_file = _pid_file(path)
     pid_file.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(pid_file, flags, 0o644), "w", encoding="ascii") as file:
+    with open(os.open(pid_file, flags, 0o600), "w", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o644)  # whatever the umask is
         file.write(f"{os.getpid()} {procs.start_time(os.getpid())}\n")
 
 

@@ -10,14 +10,17 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from pmuctl.host.shortage import check_shortage
+
 
 def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> object:
     """What the file `name` of that directory says; None where it is not to be believed.
 
     That is unless directory and file are of one of these users and nobody else may write to
     them, no link is in their place, and it is a regular file of at most `limit` bytes of JSON.
+    Raises ShortageError where this process or the machine runs short.
     """
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    try:
         with _opened(directory, os.O_PATH | os.O_DIRECTORY) as folder:
             if not _is_safe(folder, owners):
                 return None
@@ -28,7 +31,11 @@ def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> 
                 with open(fd, "rb", closefd=False) as file:
                     data = file.read(limit + 1)
         return json.loads(data) if len(data) <= limit else None
-    return None
+    except OSError as error:
+        check_shortage(error)
+        return None
+    except (ValueError, RecursionError):
+        return None
 
 
 def store(

@@ -3,10 +3,12 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmuctl.host.shortage import check_shortage
 from pmuctl.model.cpuset import CpuSet
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
@@ -60,7 +62,10 @@ class ThreadStat:
 
 @dataclass(frozen=True, slots=True)
 class Procfs:
-    """Readers of a mounted procfs. What has vanished, or may not be read, is none or empty."""
+    """Readers of a mounted procfs. What has vanished, or may not be read, is none or empty.
+
+    Where this process or the machine runs short, they raise ShortageError.
+    """
 
     root: Path = Path("/proc")
 
@@ -274,26 +279,37 @@ class Procfs:
 
     def _read(self, path: str) -> bytes:
         """What a file has, as far as READ_LIMIT; raises OSError."""
-        fd = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return read_all(fd)
-        finally:
-            os.close(fd)
+        with _telling_shortage():
+            fd = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return read_all(fd)
+            finally:
+                os.close(fd)
 
     def _names(self, path: str) -> list[str]:
         """The names in a directory; raises OSError."""
-        return os.listdir(f"{self.root}/{path}")
+        with _telling_shortage():
+            return os.listdir(f"{self.root}/{path}")
 
     def _links(self, path: str) -> dict[int, str]:
         """Where the links in a directory of descriptors point to; raises OSError."""
         folder = f"{self.root}/{path}"
         found = {}
-        for name in os.listdir(folder):
+        for name in self._names(path):
             try:
                 found[int(name)] = os.readlink(f"{folder}/{name}")
             except (OSError, ValueError):
                 continue
         return found
+
+
+@contextmanager
+def _telling_shortage() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        check_shortage(error)
+        raise
 
 
 def read_all(fd: int) -> bytes:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading of /sys and /proc through a root that can be swapped for another machine's capture.
 
-What cannot be read is None or empty, never an exception: an attribute may be missing on this
-kernel, answer EIO, or go away with a CPU. A captured tree is read as hostile: its links resolve
-inside it, and only regular files are opened.
+What cannot be read is None or empty, no exception: an attribute may be missing on this kernel,
+answer EIO, or go away with a CPU. Where this process or the machine runs short, so that nobody
+knows what is there, ShortageError is raised. A captured tree is read as hostile: its links
+resolve inside it, and only regular files are opened.
 """
 
-import contextlib
 import errno
 import os
 import re
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pmuctl.host.shortage import check_shortage
 from pmuctl.model.cpuset import CpuSet
 
 PATH_EVENT_SOURCE = "sys/bus/event_source/devices"
@@ -57,15 +58,18 @@ class Sysfs:
         None where there is no such file, it cannot be read, or it has more than `limit` bytes:
         the front part of a list looks like a complete, shorter list.
         """
-        with contextlib.suppress(OSError, ValueError):
+        try:
             with self._open(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     return None
                 with open(fd, "rb", closefd=False) as file:
                     data = file.read(limit + 1)
-            if len(data) <= limit:
-                return data.decode(errors="surrogateescape")
-        return None
+        except OSError as error:
+            check_shortage(error, path)
+            return None
+        except ValueError:
+            return None
+        return data.decode(errors="surrogateescape") if len(data) <= limit else None
 
     def read_int(self, path: str) -> int | None:
         """The integer a file holds (see `parse_number`), None where there is none."""
@@ -87,7 +91,10 @@ class Sysfs:
         try:
             with self._open(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
                 return sorted(os.listdir(fd))
-        except (OSError, ValueError):
+        except OSError as error:
+            check_shortage(error, path)
+            return []
+        except ValueError:
             return []
 
     def resolve(self, path: str) -> str | None:
@@ -103,7 +110,10 @@ class Sysfs:
                     os.stat(name, dir_fd=directory, follow_symlinks=False)
                     parts = [*parts, name]
                 return "/" + "/".join(parts)
-        except (OSError, ValueError):
+        except OSError as error:
+            check_shortage(error, path)
+            return None
+        except ValueError:
             return None
 
     @contextmanager

@@ -119,6 +119,6 @@ def not_stopped(error: OSError) -> PmuctlError:
     """The error for a VMM whose threads could not all be followed in time."""
     return RefusedError(
         "the VMM's threads cannot be followed",
-        why=f"{error}: one may be stuck in the kernel",
+        why=str(error),
         fix="start it again on a less busy host",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import ShortageError
 from pmuctl.host.threads import Threads
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.calls import Call, attr_call
@@ -257,8 +258,12 @@ class Supervisor:
 
     def _look(self, pid: int) -> None:
         """See which vCPUs run; once all do, threads that are none get their masks back."""
-        its = self._placement_of(pid)
-        is_done = its.give_back()
+        try:
+            its = self._placement_of(pid)
+            is_done = its.give_back()
+        except ShortageError:  # it will pass: nobody waits for this
+            self._looks[pid] = self._looks[pid].later()
+            return
         if its.running and self._roster.pid == pid:
             self._story.has(self._roster.statuses(its.running))
         if not is_done:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
+from itertools import islice
 from typing import Protocol
 
 from pmuctl.host.procs import Procfs
@@ -72,7 +73,10 @@ class Tracer:
     calls: Calls
     signals: Signals
 
-    def __init__(self, machine: Machine, procs: Procfs) -> None:
+    def __init__(
+        self, machine: Machine, procs: Procfs, *, patience: float = FOLLOW_SECONDS
+    ) -> None:
+        self._patience = patience
         self.threads: dict[int, Tracee] = {}
         self.stops = 0
         self.children = False
@@ -110,11 +114,14 @@ class Tracer:
         """Stop every thread of a process at its system calls; from the return on, none is missed.
 
         Raises OSError (EPERM) where a thread may not be traced, TimeoutError where one does not
-        stop in time; some are traced by then.
+        stop in time, or makes others faster than they can be traced; some are traced by then.
         """
         self._leaving.discard(tgid)
+        until = time.monotonic() + self._patience
         missed = True
         while missed:  # a thread that is not traced yet can make others
+            if time.monotonic() > until:
+                raise TimeoutError("they make others without end")
             missed = False
             for tid in self._procs.threads(tgid) - self.threads.keys():
                 try:
@@ -136,12 +143,11 @@ class Tracer:
                 with suppress(ProcessLookupError):
                     thread.interrupt()
         self._whole.add(tgid)
-        until = time.monotonic() + FOLLOW_SECONDS
         while waiting := [
             its.tid for its, n in stops.items() if its.tid in self.threads and its.stops == n
         ]:
             if time.monotonic() > until:
-                raise TimeoutError(f"{len(waiting)} threads do not stop")
+                raise TimeoutError(f"{len(waiting)} do not stop: one may be stuck in the kernel")
             # these first: the kernel would tell of the youngest ones first, for ever
             heard = [self.take_stop(tid, os.WNOHANG) for tid in waiting]
             if not any(heard):  # or any: a parent may wait for the child it has vforked
@@ -177,7 +183,12 @@ class Tracer:
 
     def take_stops(self) -> bool:
         """Give threads that have stopped, or ended, their turns; whether there may be more."""
-        return all(self.take_stop(flags=os.WNOHANG) for _ in range(STOPS_AT_ONCE))
+        if not all(self.take_stop(flags=os.WNOHANG) for _ in range(STOPS_AT_ONCE)):
+            return False
+        # the kernel tells of the youngest first: where those never end, the oldest have turns, too
+        for tid in list(islice(self.threads, STOPS_AT_ONCE)):
+            self.take_stop(tid, os.WNOHANG)
+        return True
 
     def take_stop(self, which: int = -1, flags: int = 0) -> bool:
         """Wait for a stop of one thread or any (WNOHANG: do not wait); whether there was one."""

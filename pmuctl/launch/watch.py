@@ -47,8 +47,11 @@ class Watch:
         poll.register(self._read, select.POLLIN)
         poll.register(listener.fd, select.POLLIN)
         stands = True
-        while stands or supervisor.tracer.threads:
+        while True:
             left = supervisor.turn()
+            # nothing would wake it any more where the last thread ended in that turn
+            if not stands and not supervisor.tracer.threads:
+                return
             if not supervisor.is_busy:
                 vmm.rest()
             self._watch_end(poll, vmm)

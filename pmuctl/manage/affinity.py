@@ -7,6 +7,7 @@ from functools import partial
 
 from pmuctl.control.placings import forget_placings, write_placings
 from pmuctl.errors import (
+    NOTHING_CHANGED,
     PinnedError,
     PmuctlError,
     RefusedError,
@@ -19,7 +20,6 @@ from pmuctl.host.threads import Threads
 from pmuctl.manage.blocker import Host, find_blocker
 from pmuctl.manage.choice import AUTO, NONE, cpus_words, pins, present_cpus
 from pmuctl.manage.placing import (
-    NOTHING_CHANGED,
     Crew,
     Placed,
     blocked,

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pmuctl.errors import DeniedError, NotFoundError, PmuctlError, RefusedError
+from pmuctl.errors import (
+    NOTHING_CHANGED,
+    DeniedError,
+    NotFoundError,
+    PmuctlError,
+    RefusedError,
+)
 from pmuctl.host.cgroup import read_cpuset
 from pmuctl.manage.blocker import Blocker, Host, cpuset_words, find_blocker
 from pmuctl.manage.choice import cpus_words
@@ -14,8 +20,6 @@ from pmuctl.model.align import Consequence
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Place
 from pmuctl.model.vm import Vm
-
-NOTHING_CHANGED = "nothing was changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

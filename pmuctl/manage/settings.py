@@ -8,7 +8,9 @@ from typing import Any
 
 from pmuctl.control.client import Client
 from pmuctl.control.door import filter_message
+from pmuctl.control.refusals import no_vcpu
 from pmuctl.errors import (
+    NOTHING_CHANGED,
     PinnedError,
     PmuctlError,
     RefusedError,
@@ -28,7 +30,7 @@ from pmuctl.manage.choice import (
     compile_filter,
     present_cpus,
 )
-from pmuctl.manage.placing import NOTHING_CHANGED, check_inside
+from pmuctl.manage.placing import check_inside
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.filter import EventFilter
@@ -91,13 +93,19 @@ class Done:
     is_placed: bool = False
 
 
-def set_vm(client: Client, vm: Vm, request: Request, machine: Machine, *, dry_run: bool) -> Done:
+def set_vm(
+    client: Client | None, vm: Vm, request: Request, machine: Machine, *, dry_run: bool
+) -> Done:
     """Bring the VM at the other end to what is asked, all of it or nothing.
 
-    Raises NotFoundError, UsageError, SealedError, UnsupportedError, DeniedError, RefusedError
-    with nothing changed, or with the state it left in `now`; UnknownOutcomeError where the VMM
-    did not answer.
+    An orphaned VM, which has no other end, is sealed. Raises NotFoundError, UsageError,
+    SealedError, UnsupportedError, DeniedError, RefusedError with nothing changed, or with the
+    state it left in `now`; UnknownOutcomeError where the VMM did not answer.
     """
+    if client is None:
+        by = f"{vm.by}, and only that could make the calls"
+        error = sealed(_first_attribute(request), by)
+        raise _unchanged(error, vm, _at_the_next_start(vm))
     _check_possible(request, vm)
     pmu = _choose_pmu(request, vm, machine.sysfs)
     bits = vm.event_bits or WIDEST_BITS
@@ -135,9 +143,9 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, sysfs: Sysfs) -> CpuSet | N
     return pmu.cpus if request.affinity or request.pmu or is_new else None
 
 
-def release_vm(client: Client, vm: Vm, *, dry_run: bool) -> Change:
+def release_vm(client: Client | None, vm: Vm, *, dry_run: bool) -> Change:
     """Let a VM that waits with its window open go on; `unchanged` where it does not wait."""
-    if vm.state is VmState.ORPHANED:
+    if client is None:  # orphaned
         outcome = "unchanged"
     elif dry_run:
         outcome = "planned" if vm.state is VmState.WAITING else "unchanged"
@@ -149,21 +157,24 @@ def release_vm(client: Client, vm: Vm, *, dry_run: bool) -> Change:
 
 def _check_possible(request: Request, vm: Vm) -> None:
     """Refuse what no PMU could change, before one has to be named."""
-    error: PmuctlError | None = None
-    if vm.state is VmState.ORPHANED:
-        error = sealed(_first_attribute(request), f"{vm.by}, and only that could make the calls")
-        error.fix = _at_the_next_start(vm)
-    elif vm.window is Window.NONE:
-        error = no_vpmu()
-    elif request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
-        error = _no_lasting_counters() if vm.supervised else no_attribute("SET_NR_COUNTERS")
-    elif vm.window is Window.SEALED and vm.pmu is None:
-        error = sealed(_first_attribute(request), vm.by)
-        error.fix = _at_the_next_start(vm)
-    if error is not None:
-        error.subject = vm.name
-        error.now = NOTHING_CHANGED
-        raise error
+    if vm.window is Window.NONE:
+        raise _unchanged(no_vpmu(), vm)
+    if request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
+        its = _no_lasting_counters() if vm.supervised else no_attribute("SET_NR_COUNTERS")
+        raise _unchanged(its, vm)
+    if vm.window is Window.SEALED and vm.pmu is None:
+        raise _unchanged(sealed(_first_attribute(request), vm.by), vm, _at_the_next_start(vm))
+    if vm.window is None:  # it is open once there is a vCPU to set it through
+        error = no_vcpu()
+        if vm.supervised:
+            error.why = "pmuctl run holds its VMM at the first call for its PMU, not reached yet"
+        raise _unchanged(error, vm, f"pmuctl vm wait {vm.name} --for open")
+
+
+def _unchanged(error: PmuctlError, vm: Vm, fix: str | None = None) -> PmuctlError:
+    """A refusal before anything was touched, of this VM."""
+    error.subject, error.now, error.fix = vm.name, NOTHING_CHANGED, fix or error.fix
+    return error
 
 
 def _first_attribute(request: Request) -> str:

@@ -129,15 +129,17 @@ def look(reach: Reach, name: str, *, strictly: bool = False) -> Vm:
 
 
 @contextmanager
-def connected(reach: Reach, name: str, *, strictly: bool = False) -> Iterator[tuple[Client, Vm]]:
+def connected(
+    reach: Reach, name: str, *, strictly: bool = False
+) -> Iterator[tuple[Client | None, Vm]]:
     """The one VM that a name, `uuid/...` or `pid/N` stands for, asked over an open connection.
 
     What is asked and changed on the connection is that VM's: it is named anew by its own answer.
     With `strictly`, where something is to be changed, its peer must be known to be a VMM, and a
     VM of another user's directory is not meant by a name or a UUID, which anybody can claim.
-    To an orphaned VM there is no connection: its client is not to be used. Raises NotFoundError
-    where there is none, UsageError where two VMs hold the name, UnsupportedError for one without a
-    control socket, and what Client raises.
+    To an orphaned VM there is no connection, and None instead. Raises NotFoundError where there is
+    none, UsageError where two VMs hold the name, UnsupportedError for one without a control
+    socket, and what Client raises.
     """
     found = _find(reach, name, strictly=strictly)
     if isinstance(found, Vm):
@@ -155,11 +157,11 @@ def connected(reach: Reach, name: str, *, strictly: bool = False) -> Iterator[tu
 @contextmanager
 def _asked(
     reach: Reach, name: str, entry: Entry, *, strictly: bool
-) -> Iterator[tuple[Client, Vm]]:
+) -> Iterator[tuple[Client | None, Vm]]:
     with ExitStack() as stack:
-        client = reach.client(entry)
+        client: Client | None = None
         try:
-            stack.enter_context(client)
+            client = stack.enter_context(reach.client(entry))
         except UnreachableError as error:
             its = orphan(entry, reach.procs) if is_dead(error) else None
             if its is None:

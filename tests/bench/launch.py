@@ -77,7 +77,7 @@ def supervisor(lab: Lab) -> tuple[int, int]:
         job.wait_for(r"(?s)(GUEST.*\n){2}", START_SECONDS)
         waited = ["pmuctl", "vm", "wait", "rss", "--for", "running", "--timeout", "20"]
         lab.run(waited, check=True)
-        record = json.loads(lab.read_file("/run/pmuctl/rss.json"))
+        record = json.loads(lab.read_file("/run/pmuctl/rss.sock.json"))
         kept = resident(lab, record["supervisor"])
     finally:
         job.kill()

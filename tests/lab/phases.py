@@ -247,8 +247,8 @@ def check_left(lab: Lab, *, record: bool = False) -> None:
     until(lambda: not processes_of(lab, "obstacle"), "its supervisor leaves")
     stems = [f"{folder}/obstacle" for folder in (RUNTIME_DIR, f"{USERS_RUNTIME_DIR}/pmuctl")]
     assert not any(exists(lab, f"{stem}.sock") for stem in stems)
-    assert any(exists(lab, f"{stem}.json") for stem in stems) is record
-    lab.run(["rm", "-f", *(f"{stem}.json" for stem in stems)])
+    assert any(exists(lab, f"{stem}.sock.json") for stem in stems) is record
+    lab.run(["rm", "-f", *(f"{stem}.sock.json" for stem in stems)])
 
 
 def check_console(console: str) -> None:

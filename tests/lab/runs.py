@@ -86,7 +86,8 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """The record that the supervisor keeps."""
-        record: dict[str, Any] = json.loads(self.lab.read_file(f"{RUNTIME_DIR}/{self.name}.json"))
+        text = self.lab.read_file(f"{RUNTIME_DIR}/{self.name}.sock.json")
+        record: dict[str, Any] = json.loads(text)
         return record
 
     def wait_reports(self, count: int = 2) -> list[dict[str, int]]:
@@ -126,7 +127,7 @@ class Run:
 
     def wait_applied(self, times: int) -> list[dict[str, Any]]:
         """Until the record, which is written a moment later, has so many changes; those."""
-        path = f"{RUNTIME_DIR}/{self.name}.json"
+        path = f"{RUNTIME_DIR}/{self.name}.sock.json"
         wait_until(self.lab, f"[ $(grep -c '\"when\":' {path}) = {times} ]")
         applied: list[dict[str, Any]] = self.record()["applied"]
         return applied

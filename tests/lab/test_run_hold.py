@@ -136,7 +136,7 @@ def test_held_vmm_ends_when_its_time_is_over(run_lab: Lab) -> None:
     told = pmuctl(run_lab, "vm", "show", "late")
     assert told.status == 4
     assert "nobody released it" in told.stderr
-    run_lab.run(["rm", "/run/pmuctl/late.json"], check=True)
+    run_lab.run(["rm", "/run/pmuctl/late.sock.json"], check=True)
 
 
 def test_job_control_works_while_it_is_held(run_lab: Lab) -> None:

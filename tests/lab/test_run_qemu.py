@@ -147,7 +147,8 @@ def test_vmm_that_may_not_run_there_is_not_started(run_lab: Lab) -> None:
     assert "it is pinned to 0, the PMU's CPUs are 2-3" in ran.stderr
     assert "now: the VM was not started" in ran.stderr
     wait_unsupervised(run_lab)
-    assert shell(run_lab, f"cd {RUNTIME_DIR}; ls pinned*; rm pinned.json") == "pinned.json\n"
+    record = "pinned.sock.json"
+    assert shell(run_lab, f"cd {RUNTIME_DIR}; ls pinned*; rm {record}") == f"{record}\n"
 
 
 LOOP = """

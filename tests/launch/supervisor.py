@@ -4,7 +4,8 @@
 Started by `pmuctl.launch.gate.launch` as the real one is. What happens goes to the file that the
 orders have as their socket, a JSON object a line. At each window it sets an event filter, which
 x86-64 has for a VM: allow one event, none of whose counting matters here. Orders whose name
-begins with "wrong" get a filter that KVM refuses. A held VM is released by a file `….release`.
+begins with "wrong" get a filter that KVM refuses, "many" get it very many times. A held VM is
+released by a file `….release`.
 """
 
 import json
@@ -34,6 +35,8 @@ from pmuctl.launch.watch import Watch
 from pmuctl.uapi.ioctl import _IOC, _IOC_WRITE
 from pmuctl.uapi.kvm import KVMIO
 
+MANY = 2000
+"""Calls, as for a filter of so many ranges: they take a time that signals can fall into."""
 KVM_SET_PMU_EVENT_FILTER = _IOC(_IOC_WRITE, KVMIO, 0xB2, 32)
 
 
@@ -97,6 +100,7 @@ def main(fd: int) -> None:
         pid, orders = text.split(b"\n", 1)
         its, watch = Orders.decode(orders), Watch()
         calls = [filter_call(7 if its.name.startswith("wrong") else 0)]
+        calls *= MANY if its.name.startswith("many") else 1
         log = Log(its, int(pid))
         supervisor = Supervisor(
             its,

@@ -3,6 +3,8 @@
 
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tests.launch.native import (
     vmm,
     wait_for,
 )
+from tests.launch.supervisor import MANY
 
 HLT = 5
 """KVM_EXIT_HLT: the guest came as far as its one instruction."""
@@ -76,6 +79,22 @@ def test_a_daemon(kvm: Start, threads: tuple[str, ...]) -> None:
     assert [event["pid"] for event in its.events("began")] == [daemon]
 
 
+@pytest.mark.parametrize("orders", [{}, {"hold": True}], ids=str)
+def test_a_process_that_shares_memory_but_is_no_thread(
+    kvm: Start, orders: dict[str, bool]
+) -> None:
+    """Made by clone() with CLONE_VM and without CLONE_THREAD, as vfork() does."""
+    its = kvm(*vmm("--process", "--vcpus", "2", "--attribute"), orders=orders)
+    its.orders.socket.with_suffix(".release").touch()
+    child = its.hear("child")
+    assert child["status"] == 0
+    assert its.event("began")["pid"] == child["child"] != its.pid
+    assert its.status() == 0
+    its.is_left_alone()
+    assert len(its.events("applied")) == (1 if orders else 2)
+    assert its.events("failed") == []
+
+
 def test_nobody_traces_it_afterwards(kvm: Start) -> None:
     its = kvm(*vmm("--vcpus", "2", "--threads", "--idle", "2", "--pause", "before,made,last"))
     its.hear("at", "before")
@@ -101,6 +120,37 @@ def test_signals_do_not_starve_it(kvm: Start, kind: str) -> None:
     check_applied(its, 8)
     interrupted = sum(vcpu["interrupted"] for vcpu in its.all_said("vcpu"))
     assert interrupted == 0 if kind == "restart" else interrupted < 100
+
+
+@pytest.mark.parametrize("kind", ["restart", "interrupt"])
+def test_signals_do_not_starve_very_many_calls(kvm: Start, kind: str) -> None:
+    """A signal every 3 ms, while 2000 calls a vCPU are put into the thread that takes it."""
+    its = kvm(*vmm("--vcpus", "2", "--run", "--signals", kind), prefix="many")
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+    assert [len(event["words"]) for event in its.events("applied")] == [MANY, MANY]
+    assert its.events("failed") == its.events("refused") == []
+
+
+@pytest.mark.parametrize("its_signal", [signal.SIGTSTP, signal.SIGSTOP])
+def test_job_control_while_very_many_calls_are_made(kvm: Start, its_signal: int) -> None:
+    """Stopped and continued again and again, from before the first call to after the last."""
+    # in a group of its own, which is no orphan: in one that is, SIGTSTP does nothing
+    its = kvm(*vmm("--vcpus", "2", "--run", "--idle", "1"), prefix="many", preexec=os.setpgrp)
+    its.event("began")
+    times = 0
+    while not its.events("applied"):
+        its.process.send_signal(its_signal)
+        time.sleep(0.002)  # there is nothing to wait for: a stopped thread may be a traced one
+        its.process.send_signal(signal.SIGCONT)
+        times += 1
+    assert times > 1
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+    assert [len(event["words"]) for event in its.events("applied")] == [MANY, MANY]
+    assert its.events("failed") == its.events("refused") == []
 
 
 def test_a_status_is_the_vmms_own(kvm: Start) -> None:

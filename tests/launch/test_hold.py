@@ -39,6 +39,16 @@ def test_released_it_makes_its_call_and_goes_on(kvm: Start) -> None:
     assert its.events("failed") == []
 
 
+def test_threads_that_make_others_without_end_do_not_keep_it(kvm: Start) -> None:
+    its = kvm(*HELD, "--churn", "4", orders=HOLD)
+    its.event("held")
+    release(its)
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+    assert its.events("failed") == []
+
+
 def test_the_call_has_the_result_it_has_without_a_hold(kvm: Start) -> None:
     its = kvm(*HELD)
     without = its.hear("attribute")["attribute"]

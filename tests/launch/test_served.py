@@ -54,7 +54,7 @@ def files(room: Path) -> list[str]:
 def test_a_vm_from_its_start_to_its_end(serve: Serve, room: Path) -> None:
     its = serve("--vcpus", "2", "--sleep", "--pause", "before,made,ran")
     its.hear("at", "before")
-    assert files(room) == [f"{its.name}.json", f"{its.name}.sock"]
+    assert files(room) == [f"{its.name}.sock", f"{its.name}.sock.json"]
     [vm] = listed(room)
     assert (vm.name, vm.pid, vm.state) == (its.name, its.pid, VmState.STARTING)
     assert (vcpus(vm), vm.problem) == ([], None)
@@ -79,12 +79,19 @@ def test_a_vm_from_its_start_to_its_end(serve: Serve, room: Path) -> None:
     its.is_left_alone()
 
 
-def test_one_that_is_killed_leaves_nothing(serve: Serve, room: Path) -> None:
-    its = serve("--vcpus", "2", "--pause", "made")
+def test_one_that_is_killed_leaves_nothing_but_what_is_not_its_own(
+    serve: Serve, room: Path
+) -> None:
+    its = serve("--vcpus", "2", "--pause", "before,made")
+    its.hear("at", "before")
+    anybodys = room / f"{its.name}.json"
+    anybodys.write_text("{}")
+    its.go_on()
     its.hear("at", "made")
     its.process.kill()
     its.is_left_alone()
-    assert files(room) == []
+    assert files(room) == [anybodys.name]
+    assert anybodys.read_text() == "{}"
 
 
 def test_one_without_its_supervisor_is_told_from_its_record(serve: Serve, room: Path) -> None:

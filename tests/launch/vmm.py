@@ -5,6 +5,7 @@ It prints a JSON object a line. At the points named by --pause it says {"at": PO
 for a line: `before` it opens KVM, once its vCPUs are `made`, once they `ran` (or spin), `last`.
 """
 
+import _thread
 import argparse
 import ctypes
 import errno
@@ -16,11 +17,14 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_GET_VCPU_MMAP_SIZE, KVM_RUN = 0xAE01, 0xAE41, 0xAE04, 0xAE80
 KVM_SET_USER_MEMORY_REGION, KVM_HAS_DEVICE_ATTR = 0x4020AE46, 0x4018AEE3
 KVM_CREATE_IRQCHIP = 0xAE60
 PR_SET_DUMPABLE = 4
+CLONE_VM, CLONE_FILES, CLONE_VFORK = 0x100, 0x400, 0x4000
 
 # int f(vm, KVM_CREATE_VCPU, index, u64 out[17]): fills registers and the 2 KB below the stack
 # pointer with known values, makes the ioctl, stores what it finds afterwards: rax rbx rbp r12 r13
@@ -162,6 +166,12 @@ def idle(count: int) -> None:
         say(idle=thread.native_id)
 
 
+def churn() -> None:
+    """A thread that makes the next one and ends, and so on without end."""
+    with suppress(RuntimeError):  # at the end no more can be made
+        _thread.start_new_thread(churn, ())
+
+
 def daemonize() -> None:
     """The process that was started ends, its grandchild goes on."""
     if os.fork():
@@ -172,16 +182,50 @@ def daemonize() -> None:
     say(pid=os.getpid())
 
 
+def make_vcpus(options: argparse.Namespace) -> None:
+    """A VM whose vCPUs do not run."""
+    vm = ioctl(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC), KVM_CREATE_VM)
+    made = [make_vcpu(vm, index) for index in range(options.vcpus)]
+    if options.attribute:
+        say(attribute=ioctl(made[0], KVM_HAS_DEVICE_ATTR, ctypes.create_string_buffer(24)))
+
+
+def as_process(what: Callable[[], None]) -> None:
+    """Do it in a process that shares this one's memory, and waits for it, but is no thread."""
+
+    def begin(_: object) -> int:
+        what()
+        return 0  # and with that it ends: to end it here would keep the interpreter locked
+
+    stack = mmap.mmap(-1, 1 << 20)
+    top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + (1 << 20)
+    begun = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(begin)
+    flags = CLONE_VM | CLONE_FILES | CLONE_VFORK | signal.SIGCHLD
+    pid = libc.clone(begun, ctypes.c_void_p(top), flags, None)
+    say(child=pid, status=os.waitpid(pid, 0)[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--vcpus", type=int, default=1)
     parser.add_argument("--vms", type=int, default=1)
     parser.add_argument("--idle", type=int, default=0)
+    parser.add_argument("--churn", type=int, default=0)
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--kvm", type=int)
     parser.add_argument("--pause", type=lambda text: text.split(","), default=[])
     parser.add_argument("--signals", choices=("restart", "interrupt"))
-    for name in ("threads", "fork", "nodump", "registers", "attribute", "run", "spin", "sleep"):
+    for name in (
+        "threads",
+        "process",
+        "fork",
+        "nodump",
+        "registers",
+        "attribute",
+        "run",
+        "spin",
+        "sleep",
+    ):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     say(pid=os.getpid())
@@ -190,6 +234,8 @@ def main() -> None:
     if options.nodump:
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     idle(options.idle)
+    for _ in range(options.churn):
+        churn()
     if options.signals:
         signal.signal(signal.SIGALRM, lambda *_: None)
         signal.siginterrupt(signal.SIGALRM, options.signals == "interrupt")
@@ -197,7 +243,10 @@ def main() -> None:
     for _ in range(options.vms):
         if options.signals:
             signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
-        make_vm(options)
+        if options.process:
+            as_process(lambda: make_vcpus(options))
+        else:
+            make_vm(options)
     pause(options, "last")
     say(end=status("TracerPid", "Seccomp", "NoNewPrivs"))
     os._exit(options.status)

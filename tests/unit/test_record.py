@@ -58,12 +58,12 @@ LEAST = Record(name="a", pid=1, start=0, supervisor=1, command=(), began=0)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "run/web1.json"
+    return tmp_path / "run/web1.sock.json"
 
 
 def test_its_place_is_beside_the_socket() -> None:
-    assert record_path(Path("/run/pmuctl/web1.sock")) == Path("/run/pmuctl/web1.json")
-    assert record_path(Path("/run/pmuctl/a.b.sock")) == Path("/run/pmuctl/a.b.json")
+    assert record_path(Path("/run/pmuctl/web1.sock")) == Path("/run/pmuctl/web1.sock.json")
+    assert record_path(Path("/run/pmuctl/a.b.sock")) == Path("/run/pmuctl/a.b.sock.json")
     assert record_path(Path("/tmp/other")) == Path("/tmp/other.json")
 
 
@@ -72,7 +72,7 @@ def test_what_was_written_is_read(path: Path, record: Record) -> None:
     assert read_record(path, ME) is None
     write_record(path, record)
     assert read_record(path, ME) == record
-    assert os.listdir(path.parent) == ["web1.json"]
+    assert os.listdir(path.parent) == ["web1.sock.json"]
     remove_record(path)
     assert read_record(path, ME) is None
     remove_record(path)
@@ -226,7 +226,7 @@ def test_where_it_cannot_be_written_the_old_one_stays(path: Path) -> None:
         write_record(path, FULL)
     path.parent.chmod(0o755)
     assert read_record(path, ME) == LEAST
-    assert os.listdir(path.parent) == ["web1.json"]
+    assert os.listdir(path.parent) == ["web1.sock.json"]
 
 
 def test_what_is_very_long_is_cut(path: Path) -> None:

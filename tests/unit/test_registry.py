@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -80,10 +80,7 @@ def stat_of(root: Path, pid: int, start: int) -> None:
 
 def test_no_record_takes_the_place_of_what_is_kept_beside_it() -> None:
     name = PROBE_CACHE.removesuffix(".json")
-    assert record_path(Path(f"/run/pmuctl/{name}.sock")).name == PROBE_CACHE
-    with pytest.raises(UsageError, match="not a name for a VM"):
-        file_name(name)
-    assert file_name(f"{name}2") == f"{name}2.sock"
+    assert record_path(Path("/run/pmuctl", file_name(name))).name == f"{name}.sock.json"
 
 
 def test_each_user_looks_in_the_directories_of_root_and_their_own(place: Path) -> None:
@@ -214,12 +211,14 @@ def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
 # Making a socket
 
 
-@pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o177])
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o177, 0o777])
 def test_modes_do_not_depend_on_the_umask(place: Path, mask: int) -> None:
     path = place / "run" / "web1.sock"
     with umask(mask), claim(path, group="no such group"):
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE((path.parent / ".lock").stat().st_mode) == 0o600
+        assert stat.S_IMODE((path.parent / "web1.sock.pid").stat().st_mode) == 0o644
         assert connects(path)
 
 
@@ -510,6 +509,52 @@ for path in ("web1.sock", "run/web1.sock"):
     assert os.listdir(place) == []
 
 
+def claim_as(uid: int, path: Path, *, mask: int = 0o022, groups: Sequence[int] = ()) -> str:
+    """What becomes of another user's claim, from a process of its own."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = "something else"
+        with suppress(BaseException):
+            os.umask(mask)
+            os.setgroups(groups)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            try:
+                with claim(path):
+                    told = "got it"
+            except DeniedError as error:
+                told = str(error.why)
+        os.write(write, told.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with open(read) as file:
+        return file.read()
+
+
+@as_root
+def test_who_may_write_to_the_directory_takes_its_lock_whatever_the_umask_is(place: Path) -> None:
+    path, its = place / "web1.sock", 4320
+    os.chown(place, 0, its)
+    place.chmod(0o2775)
+    assert claim_as(4321, path, mask=0o777, groups=[its]) == "got it"
+    assert claim_as(4322, path, mask=0o077, groups=[its]) == "got it"
+    assert stat.S_IMODE((place / ".lock").stat().st_mode) == 0o660
+    place.chmod(0o1777)  # where the kernel protects others' files from root, too
+    with claim(path):
+        pass
+
+
+@as_root
+def test_a_directory_of_ones_own_is_locked_by_nobody_else(place: Path) -> None:
+    path = place / "run/web1.sock"
+    os.chown(place, 4321, 4321)
+    assert claim_as(4321, path, mask=0o777) == "got it"
+    assert stat.S_IMODE((path.parent / ".lock").stat().st_mode) == 0o600
+    assert claim_as(4322, path) == f"{path.parent}/.lock: Permission denied"
+
+
 def test_a_lock_that_is_held_for_ever_is_not_waited_for_so_long(place: Path) -> None:
     with open(place / ".lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -525,3 +570,19 @@ def test_a_link_as_lock_is_not_followed(place: Path) -> None:
     with pytest.raises(RefusedError, match="cannot be made there"), claim(place / "web1.sock"):
         pass
     assert not (place / "victim").exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link to itself"])
+def test_what_is_no_lock_is_in_the_way(place: Path, kind: str) -> None:
+    match kind:
+        case "fifo":
+            os.mkfifo(place / ".lock")
+        case "directory":
+            (place / ".lock").mkdir()
+        case _:
+            (place / ".lock").symlink_to(".lock")
+    with pytest.raises(RefusedError) as raised, claim(place / "web1.sock"):
+        pass
+    assert f"{place}/.lock" in f"{raised.value.message} {raised.value.why}"
+    assert raised.value.fix
+    assert os.listdir(place) == [".lock"]

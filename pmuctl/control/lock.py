@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lock of a runtime directory, held while a socket is made there or removed."""
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pmuctl.errors import RefusedError
+
+LOCK_SECONDS = 5.0
+"""How long to wait for others that make or remove a socket in the same directory."""
+
+
+@contextlib.contextmanager
+def locked(directory: Path, patience: float) -> Iterator[None]:
+    """Be the only one who makes or removes sockets in a directory.
+
+    Raises RefusedError where others do for more than `patience` seconds, or what is there is no
+    lock; OSError where it cannot be had.
+    """
+    fd = _open_lock(directory / ".lock")
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RefusedError(
+                f"{directory / '.lock'} is in the way", why="it is no file", fix="remove it"
+            )
+        # no wait without end: where others may write, they may hold the lock for ever
+        until = time.monotonic() + patience
+        while not _try_lock(fd):
+            if time.monotonic() >= until:
+                raise RefusedError(f"{directory} is locked", why=f"for {patience:g} s and more")
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    """The lock of a directory, made on first use; raises OSError, also for a link."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    while True:
+        # with O_CREAT the kernel refuses others' files in a sticky directory, to root as well
+        # (fs.protected_regular)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            # whatever the umask is: who may write to the directory takes its lock, nobody else
+            folder = path.parent.stat()
+            is_its_group = os.fstat(fd).st_gid == folder.st_gid
+            writers = folder.st_mode & (0o222 if is_its_group else 0o202)
+            os.fchmod(fd, 0o600 | writers | writers << 1)
+            return fd
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where this process or the machine runs short: that is not to look like what is not there."""
+
+import errno
+
+from pmuctl.errors import RefusedError
+
+_MENDED = {
+    errno.EMFILE: "allow this process more open files (ulimit -n)",
+    errno.ENFILE: "close files elsewhere, or raise fs.file-max",
+    errno.ENOMEM: "free some memory, and try again",
+}
+
+
+class ShortageError(RefusedError):
+    """What was to be read is there or not: nobody knows, for want of descriptors or memory."""
+
+
+def check_shortage(error: OSError, path: str | None = None) -> None:
+    """Raise ShortageError for an error that tells nothing of the file it came up with.
+
+    Anything else (ENOENT, EACCES, EIO …) is what reading the file comes to, and passes.
+    """
+    if error.errno in _MENDED:
+        name = errno.errorcode[error.errno]
+        raise ShortageError(
+            "this machine cannot be read",
+            subject=path or error.filename,
+            why=f"{error.strerror} ({name})",
+            fix=_MENDED[error.errno],
+            errno=name,
+        ) from error
