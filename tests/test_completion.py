@@ -485,11 +485,15 @@ def test_a_vm_that_does_not_answer_costs_no_more_than_100_ms(
     host: Host, said: bytes | None
 ) -> None:
     words = ("events", "--socket=", "silent", "filter", "default", "deny", "allow")
-    took = [timed(host, *words)[0] for _ in range(3)]
+    alone = min(timed(host, *words)[0] for _ in range(3))
     listener = host.listen("silent")
-    waited, lines = timed(host, *words) if said is None else answered(host, listener, said, words)
-    assert [line.split("\t")[0] for line in lines] == EVENTS
-    assert waited < min(took) + 0.1 + 0.4, "0.4 s are for a busy machine"
+    waited = []
+    for _ in range(3):
+        its = timed(host, *words) if said is None else answered(host, listener, said, words)
+        waited.append(its[0])
+        assert [line.split("\t")[0] for line in its[1]] == EVENTS
+    # the least of both: a busy machine only ever adds
+    assert min(waited) < alone + 0.1 + 0.4, "0.4 s are for a busy machine"
 
 
 def timed(host: Host, *words: str) -> tuple[float, list[str]]:
