@@ -432,7 +432,7 @@ def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
             assert "\x1b" not in out.getvalue() + err.getvalue()
             if seed % 50 == 0 and not is_live:
                 procs = CapturedProcfs(root / "proc")
-                write_capture(scan_captured_vms(procs), tmp_path / f"proc{seed}")
+                write_capture(scan_captured_vms(procs, Sysfs(root)), tmp_path / f"proc{seed}")
     assert seen > 50
 
 

@@ -85,7 +85,7 @@ def host_snapshot(
 
     For bug reports, and to look at this host from elsewhere. It has the command lines of VMMs.
     """
-    captured = chain(scan_captured(env.sysfs), scan_captured_vms(env.procs))
+    captured = chain(scan_captured(env.sysfs), scan_captured_vms(env.procs, env.sysfs))
     try:
         count = write_capture(captured, directory)
     except OSError as error:

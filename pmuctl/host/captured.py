@@ -11,8 +11,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from pmuctl.host.holders import scan_owners
 from pmuctl.host.machine import Captured
 from pmuctl.host.procs import KvmScan, Procfs, read_all
+from pmuctl.host.sysfs import Sysfs
 
 UNREADABLE = "pmuctl-unreadable"
 """In a captured /proc: how many processes could not be looked at when it was made."""
@@ -96,12 +98,12 @@ class CapturedProcfs(Procfs):
         return fd, name or "."
 
 
-def scan_captured_vms(procs: Procfs) -> Iterator[Captured]:
-    """What pmuctl reads of the processes that have KVM VMs open; the others are only counted.
+def scan_captured_vms(procs: Procfs, sysfs: Sysfs) -> Iterator[Captured]:
+    """What pmuctl reads of the processes that have VMs of their own; the others are only counted.
 
     That names VMs, and has the command lines of their VMMs.
     """
-    found = procs.scan_kvm()
+    found = scan_owners(procs, sysfs)
     for holder in found.holders:
         its = [*_process(procs, holder.pid)]
         # another process may have its pid by now

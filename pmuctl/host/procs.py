@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.uapi.pidfd import kcmp_file
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
 """What /proc/PID/fd/N of a VM's file descriptor points to (virt/kvm/kvm_main.c)."""
@@ -110,6 +111,13 @@ class Procfs:
             return None
         except OSError:
             return False
+
+    def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
+        """Whether descriptors of two processes are of one open file; None where not known.
+
+        Only the running kernel can tell that, of processes that this user may look at.
+        """
+        return kcmp_file(pid, fd, other_pid, other_fd) if self.root == Path("/proc") else None
 
     def threads(self, pid: int) -> frozenset[int]:
         """The thread ids of a process; none where it is gone."""

@@ -9,6 +9,7 @@ import pytest
 from pmuctl.host.captured import CapturedProcfs, scan_captured_vms
 from pmuctl.host.machine import write_capture
 from pmuctl.host.procs import KvmHolder, Procfs
+from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import fake_proc, fake_vmm
 
@@ -78,12 +79,12 @@ def test_a_reused_pid_is_not_taken_for_the_vm(proc: Path) -> None:
 
 def test_a_capture_holds_what_is_read(proc: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_capture(scan_captured_vms(Procfs(proc)), out)
+    write_capture(scan_captured_vms(Procfs(proc), Sysfs(tmp_path)), out)
     assert CapturedProcfs(out / "proc").scan_kvm().holders == (HOLDER,)
     assert sorted(os.listdir(out / "proc")) == ["5120"]
     assert sorted(os.listdir(out / "proc/5120/fd")) == ["20", "21", "50", "51", "9", "90"]
     again = tmp_path / "again"
-    write_capture(scan_captured_vms(CapturedProcfs(out / "proc")), again)
+    write_capture(scan_captured_vms(CapturedProcfs(out / "proc"), Sysfs(out)), again)
     names = {path.relative_to(out) for path in out.rglob("*")}
     assert names == {path.relative_to(again) for path in again.rglob("*")}
     assert (again / "proc/5120/cmdline").read_bytes() == (proc / "5120/cmdline").read_bytes()
