@@ -18,6 +18,9 @@ READ_LIMIT = 1 << 20
 PAGE = 4096
 """Bytes: the smallest pages there are."""
 
+PF_KTHREAD = 0x00200000
+"""Among a process's flags (proc_pid_stat(5), field 9; include/linux/sched.h)."""
+
 _VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
 _ID = re.compile(r"[1-9][0-9]{0,9}")
@@ -42,6 +45,7 @@ class KvmHolder:
 class KvmScan:
     """Every process that is seen to have a VM open, and how many could not be looked at.
 
+    Of the latter the kernel's own threads, which have no descriptors, are none.
     `is_partial` tells that /proc does not even show the processes of other users (hidepid).
     """
 
@@ -84,7 +88,7 @@ class Procfs:
                 start = self.start_time(int(name))
                 links = self._links(f"{name}/fd")
             except PermissionError:
-                unreadable += 1
+                unreadable += not self._is_of_kernel(int(name))
                 continue
             except OSError:
                 continue
@@ -270,6 +274,9 @@ class Procfs:
             return self._read(path).decode(errors="surrogateescape")
         except OSError:
             return None
+
+    def _is_of_kernel(self, pid: int) -> bool:
+        return bool((_number(self._stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)
 
     def _stat(self, path: str) -> list[bytes]:
         """The fields from the third on; none where there is no such process."""
