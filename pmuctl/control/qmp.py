@@ -18,7 +18,15 @@ from pmuctl.control import wire
 from pmuctl.control.wire import WireError
 
 DEADLINE = 0.5
-"""Seconds for all of it: a monitor that somebody holds lets others wait, and does not say so."""
+"""Seconds for all of it."""
+PATIENCE, AGAIN = 0.1, 0.01
+"""Seconds of it to wait where somebody has the monitor, and between two looks: whoever only looks,
+as pmuctl does, is gone by then."""
+TABLE_LIMIT = 1 << 23
+"""Bytes that are read of the table of sockets: some 80,000 of them."""
+
+SS_WAITS, SS_CONNECTED = b"02", b"03"
+"""The states SS_CONNECTING and SS_CONNECTED there (include/uapi/linux/net.h)."""
 
 MANAGERS = ("libvirtd", "virtqemud")
 """Parents whose monitors are left alone, as their thread names."""
@@ -43,15 +51,25 @@ def is_free(path: str, parent: str) -> bool:
 
 
 def read_monitor(
-    path: str, process: Path, *, pid: int, uid: int | None, deadline: float = DEADLINE
+    path: str,
+    process: Path,
+    *,
+    pid: int,
+    uid: int | None,
+    deadline: float = DEADLINE,
+    patience: float = PATIENCE,
 ) -> Monitor | None:
     """What the QEMU that listens at `path` says of itself; None where it says nothing in time.
 
     `process` is its directory in /proc, below which the path is looked up as QEMU sees it. It must
     be a socket of QEMU's own user `uid`, and process `pid` must listen at it: to connect to
-    another one, such as a service that starts when somebody does, would already be an act.
+    another one, such as a service that starts when somebody does, would already be an act. So is
+    to connect where somebody is connected: QEMU takes one client at a time, lets few others wait,
+    and keeps those that have left meanwhile in the queue.
     """
     until = time.monotonic() + deadline
+    if not _wait_free(path, process, min(until, time.monotonic() + patience)):
+        return None
     inside = process / ("root" if path.startswith("/") else "cwd") / path.lstrip("/")
     try:
         fd = os.open(inside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -73,6 +91,32 @@ def read_monitor(
         return None
     finally:
         os.close(fd)
+
+
+def _wait_free(path: str, process: Path, until: float) -> bool:
+    """Whether nobody is connected to a socket any more, nor waits to be."""
+    while is_held := path in _connected(process):
+        if time.monotonic() >= until:
+            break
+        time.sleep(AGAIN)
+    return not is_held
+
+
+def _connected(process: Path) -> set[str]:
+    """The paths of the sockets that have clients, in a process's network namespace.
+
+    From /proc/PID/net/unix (proc_pid_net(5), unix_seq_show()): an accepted connection, and one
+    that waits, has the listener's path as it was bound. Empty where that cannot be read.
+    """
+    try:
+        with open(process / "net/unix", "rb") as file:
+            lines = file.read(TABLE_LIMIT).split(b"\n")
+    except OSError:
+        return set()
+    rows = (line.split(b" ", 1)[-1].split(None, 6) for line in lines[1:])
+    return {
+        os.fsdecode(row[6]) for row in rows if len(row) == 7 and row[4] in (SS_CONNECTED, SS_WAITS)
+    }
 
 
 def _ask(peer: socket.socket, until: float) -> Monitor | None:

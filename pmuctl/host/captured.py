@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pmuctl.host.cgroup import PATH_MOUNTS, cpuset_mounts, read_cpuset
+from pmuctl.host.holders import scan_owners
 from pmuctl.host.machine import Captured
 from pmuctl.host.probe_cache import to_captured
 from pmuctl.host.procs import KvmScan, Procfs, read_all
@@ -121,12 +122,12 @@ class _Recorder(Sysfs):
 
 
 def scan_captured_vms(procs: Procfs, sysfs: Sysfs) -> Iterator[Captured]:
-    """What pmuctl reads of the processes that have KVM VMs open; the others are only counted.
+    """What pmuctl reads of the processes that have VMs of their own; the others are only counted.
 
     That names VMs, and has the command lines of their VMMs. Of cgroups it has what `read_cpuset`
     reads for their threads.
     """
-    found = procs.scan_kvm()
+    found = scan_owners(procs, sysfs)
     cgroups = _Recorder(sysfs)
     for holder in found.holders:
         its = [*_process(procs, holder.pid)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pmuctl.host.shortage import check_shortage
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.uapi.pidfd import kcmp_file
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
 """What /proc/PID/fd/N of a VM's file descriptor points to (virt/kvm/kvm_main.c)."""
@@ -18,6 +19,9 @@ READ_LIMIT = 1 << 20
 """Bytes of one file that are read: only command lines can have more."""
 PAGE = 4096
 """Bytes: the smallest pages there are."""
+
+PF_KTHREAD = 0x00200000
+"""Among a process's flags (proc_pid_stat(5), field 9; include/linux/sched.h)."""
 
 _VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
@@ -43,6 +47,7 @@ class KvmHolder:
 class KvmScan:
     """Every process that is seen to have a VM open, and how many could not be looked at.
 
+    Of the latter the kernel's own threads, which have no descriptors, are none.
     `is_partial` tells that /proc does not even show the processes of other users (hidepid).
     """
 
@@ -88,7 +93,7 @@ class Procfs:
                 start = self.start_time(int(name))
                 links = self._links(f"{name}/fd")
             except PermissionError:
-                unreadable += 1
+                unreadable += not self._is_of_kernel(int(name))
                 continue
             except OSError:
                 continue
@@ -115,6 +120,13 @@ class Procfs:
             return None
         except OSError:
             return False
+
+    def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
+        """Whether descriptors of two processes are of one open file; None where not known.
+
+        Only the running kernel can tell that, of processes that this user may look at.
+        """
+        return kcmp_file(pid, fd, other_pid, other_fd) if self.root == Path("/proc") else None
 
     def threads(self, pid: int) -> frozenset[int]:
         """The thread ids of a process; none where it is gone."""
@@ -267,6 +279,9 @@ class Procfs:
             return self._read(path).decode(errors="surrogateescape")
         except OSError:
             return None
+
+    def _is_of_kernel(self, pid: int) -> bool:
+        return bool((_number(self._stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)
 
     def _stat(self, path: str) -> list[bytes]:
         """The fields from the third on; none where there is no such process."""

@@ -176,7 +176,7 @@ class Windows:
             if vcpu.tgid != tgid or vcpu.index != its_open.get(fd):
                 continue
             is_open = its_open.get(vcpu.fd) == vcpu.index
-            is_same = kcmp_file(tgid, vcpu.fd, fd) if is_open else None
+            is_same = kcmp_file(tgid, vcpu.fd, tgid, fd) if is_open else None
             # where the kernel does not tell, by what it was not given to another vCPU as
             if is_same or (is_same is None and self._given.get((tgid, fd)) != vcpu.index):
                 vcpu.fd = fd

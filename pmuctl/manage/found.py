@@ -7,15 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from pmuctl.control.qmp import Monitor, is_free, read_monitor
 from pmuctl.host import debugfs
+from pmuctl.host.holders import running_vcpu, scan_owners
 from pmuctl.host.procs import KvmHolder, Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread
-from pmuctl.uapi.kvm import KVM_RUN
 
 ASKED_AT_ONCE = 32
-NR_IOCTL = (29, 16)
-"""ioctl(2) as a number: arm64's (asm-generic/unistd.h) and x86-64's."""
 STOPPED = "T"
 """The state of a process that a signal has stopped (proc_pid_stat(5))."""
 
@@ -59,10 +57,13 @@ class Scene:
     names: debugfs.Names = field(default_factory=dict)
 
 
-def survey(procs: Procfs) -> Survey:
-    """Look once at all processes; files are read only of those that have a VM."""
-    scan = procs.scan_kvm()
-    found = []
+def survey(scene: Scene) -> Survey:
+    """Look once at all processes; files are read only of those that have a VM.
+
+    A helper that has only a VMM's descriptors is no process of a VM.
+    """
+    procs, found = scene.procs, []
+    scan = scan_owners(procs, scene.sysfs)
     for holder in scan.holders:
         argv, comm = procs.command_line(holder.pid), procs.comm(holder.pid, holder.pid)
         its = VmProcess(
@@ -166,9 +167,9 @@ def _threads(
         take(index, tid, Evidence.DEBUGFS)
     if len(found) < len(indices):
         for tid in sorted(tids):
-            call = procs.syscall(holder.pid, tid)
-            if len(call) > 2 and call[0] in NR_IOCTL and call[2] == KVM_RUN:
-                take(holder.vcpus.get(call[1]), tid, Evidence.KVM_RUN)
+            fd = running_vcpu(holder.pid, tid, procs)
+            if fd is not None:
+                take(holder.vcpus.get(fd), tid, Evidence.KVM_RUN)
     if len(found) < len(indices):
         for tid in sorted(tids):
             take(vcpu_of_thread(procs.comm(holder.pid, tid)), tid, Evidence.NAME)

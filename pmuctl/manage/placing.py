@@ -77,13 +77,17 @@ class Crew:
         if len(known) < len(tids):
             raise no_threads(vm, CpuSet.of(tids.keys() - known.keys()))
         starts = {tid: host.procs.start_time(tid) for tid in (vm.pid, *known.values())}
+        if vm.started is not None:  # since it was found another process may have got its id
+            starts[vm.pid] = vm.started
         return cls(vm, vm.pid, known, starts)
 
     def check(self, host: Host, vcpu: int) -> None:
         """Raise NotFoundError unless the thread of a vCPU is still the one that was found."""
         tid = self.tids[vcpu]
-        is_same = all(host.procs.start_time(its) == self.starts[its] for its in (self.pid, tid))
-        if not is_same or tid not in host.procs.threads(self.pid):
+        is_there = tid in host.procs.threads(self.pid)
+        # last, so that the thread that was seen is this process's
+        is_same = all(host.procs.start_time(its) == self.starts[its] for its in (tid, self.pid))
+        if not is_there or not is_same:
             raise _gone(self.vm, vcpu, tid)
 
 

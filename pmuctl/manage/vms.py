@@ -69,7 +69,7 @@ def take_stock(reach: Reach, names: Sequence[str] = ()) -> Listing:
 
 
 def _survey(reach: Reach) -> Survey:
-    return Survey() if reach.socket is not None else survey(reach.procs)
+    return Survey() if reach.socket is not None else survey(reach.scene)
 
 
 def _merge(reach: Reach, managed: Sequence[Vm], processes: Sequence[VmProcess]) -> list[Vm]:
@@ -184,7 +184,7 @@ def _check_rivals(reach: Reach, name: str, entry: Entry, vm: Vm) -> None:
     """Raise UsageError where a VM without a control socket has the same claim to the name."""
     if "/" in name or reach.socket is not None:
         return
-    others = [its for its in survey(reach.procs).processes if its.pid != vm.pid]
+    others = [its for its in survey(reach.scene).processes if its.pid != vm.pid]
     if any(its.identity.name == name for its in others):
         # some of them may have a control socket under another name
         rivals = [its for its in list_vms(reach) if its.socket is None and its.name == name]

@@ -24,11 +24,11 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return result
 
 
-def kcmp_file(pid: int, first: int, second: int) -> bool | None:
-    """kcmp(2): whether two descriptors of a process are of one open file; None if not known."""
+def kcmp_file(pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
+    """kcmp(2): whether descriptors of two processes are of one open file; None if not known."""
     number = __NR_kcmp.get(os.uname().machine)
     if number is None:
         return None
-    args = (pid, pid, KCMP_FILE, first, second)
+    args = (pid, other_pid, KCMP_FILE, fd, other_fd)
     result: int = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, args))
     return None if result == -1 else result == 0

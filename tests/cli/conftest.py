@@ -38,7 +38,7 @@ class Machine:
     """A captured machine with a runtime directory of its own.
 
     `masks` are those of threads that no fake VM has, `unreadable` the processes that may not be
-    looked at.
+    looked at; `inherited` and `before` as in `ClosedProcfs`.
     """
 
     root: Path
@@ -49,6 +49,8 @@ class Machine:
     vms: list[FakeVm] = field(default_factory=list)
     masks: dict[int, CpuSet] = field(default_factory=dict)
     unreadable: set[int] = field(default_factory=set)
+    inherited: dict[int, int] = field(default_factory=dict)
+    before: Callable[[], None] = field(default=lambda: None)
     threads: FakeThreads | None = None
     """What pmuctl itself sees of the threads; by default a copy of what the VMs have."""
 
@@ -65,7 +67,9 @@ class Machine:
             stderr=stderr,
             environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},
             uid=uid,
-            processes=ClosedProcfs(self.proc, frozenset(self.unreadable)),
+            processes=ClosedProcfs(
+                self.proc, frozenset(self.unreadable), self.inherited, self.before
+            ),
             live=Sysfs(self.root),
             masks=self.threads
             or FakeThreads(

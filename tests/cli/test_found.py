@@ -370,6 +370,10 @@ def test_processes_that_may_not_be_read_are_counted(host: Machine) -> None:
 def test_a_user_is_told_what_is_missing(host: Machine) -> None:
     (host.proc / "7000").mkdir()
     host.unreadable.add(7000)
+    # a kernel thread has no descriptors
+    fake_proc(host.proc, 2, holds_kvm=False)
+    (host.proc / "2/stat").write_text(f"2 (kthreadd) S 0 0 0 0 -1 2129984 {'0 ' * 30}\n")
+    host.unreadable.add(2)
     ran = host.run("vm", "list")
     assert ran.status == 0
     assert ran.stderr == "1 process may not be read: VMs of theirs are not listed\n"

@@ -4,8 +4,8 @@
 import errno
 import os
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pmuctl.control.server import VcpuStatus
@@ -178,11 +178,30 @@ class SupervisedVm(FakeVm):
 
 @dataclass(frozen=True, slots=True)
 class ClosedProcfs(Procfs):
-    """A procfs in which nobody may look at the descriptors of some processes."""
+    """A procfs in which nobody may look at the descriptors of some processes.
+
+    `inherited` maps a process to the one whose descriptors it has as copies. `before` is called
+    before each access.
+    """
 
     unreadable: frozenset[int] = frozenset()
+    inherited: Mapping[int, int] = field(default_factory=dict)
+    before: Callable[[], None] = field(default=lambda: None)
+
+    def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
+        self.before()
+        return fd == other_fd and self.inherited.get(pid) == other_pid
+
+    def _read(self, path: str) -> bytes:
+        self.before()
+        return super(ClosedProcfs, self)._read(path)
+
+    def _names(self, path: str) -> list[str]:
+        self.before()
+        return super(ClosedProcfs, self)._names(path)
 
     def _links(self, path: str) -> dict[int, str]:
+        self.before()
         if int(path.partition("/")[0]) in self.unreadable:
             raise PermissionError
         return super(ClosedProcfs, self)._links(path)

@@ -102,24 +102,7 @@ class Run:
 
     def threads(self) -> list[Thread]:
         """All of the process."""
-        words = "Name|State|Pid|TracerPid|Cpus_allowed_list"
-        listing = f"grep -hE '^({words}):' /proc/{self.pid}/task/*/status"
-        text = shell(self.lab, listing)
-        its = [
-            dict(re.findall(r"^(\w+):\t(.*)$", one, re.M))
-            for one in re.split(r"^(?=Name:)", text, flags=re.M)
-            if one
-        ]
-        return [
-            Thread(
-                tid=int(one["Pid"]),
-                name=one["Name"],
-                state=one["State"][0],
-                tracer=int(one["TracerPid"]),
-                cpus=one["Cpus_allowed_list"],
-            )
-            for one in its
-        ]
+        return threads_of(self.lab, self.pid)
 
     def wait_given_back(self) -> None:
         """Until the main thread has its mask back: then all that is no vCPU's has."""
@@ -175,6 +158,27 @@ def to_the_end(lab: Lab, *options: str, vmm: Sequence[str], name: str | None = N
     """A VMM under `pmuctl run` that ends by itself."""
     with running(lab, *options, vmm=vmm, name=name) as run:
         return run.end()
+
+
+def threads_of(lab: Lab, pid: int) -> list[Thread]:
+    """All threads of a process."""
+    words = "Name|State|Pid|TracerPid|Cpus_allowed_list"
+    text = shell(lab, f"grep -hE '^({words}):' /proc/{pid}/task/*/status")
+    its = [
+        dict(re.findall(r"^(\w+):\t(.*)$", one, re.M))
+        for one in re.split(r"^(?=Name:)", text, flags=re.M)
+        if one
+    ]
+    return [
+        Thread(
+            tid=int(one["Pid"]),
+            name=one["Name"],
+            state=one["State"][0],
+            tracer=int(one["TracerPid"]),
+            cpus=one["Cpus_allowed_list"],
+        )
+        for one in its
+    ]
 
 
 def shell(lab: Lab, script: str) -> str:

@@ -4,7 +4,7 @@
 import json
 from typing import Any
 
-from tests.lab.layers import GUEST_LINUX
+from tests.lab.layers import GUEST_LINUX, PROGRAM
 from tests.lab.machine import Lab
 from tests.lab.workloads.bare import End, bare_metal
 from tests.lab.workloads.linux import APPEND
@@ -14,9 +14,12 @@ START_SECONDS = 60
 
 
 def qemu(version: str, *options: str, vcpus: int = 2, memory: str = "128M") -> list[str]:
-    """QEMU of a layer `qemu-VERSION`, its console on standard output; `options` add the guest."""
+    """QEMU of a layer `qemu-VERSION`, its console on standard output; `options` add the guest.
+
+    That of the lab's own release is called by its own name, as pmuctl looks for it.
+    """
     return [
-        f"qemu-{version}",
+        PROGRAM if version == "7.2" else f"qemu-{version}",
         *("-accel", "kvm", "-cpu", "host", "-machine", "virt,gic-version=3"),
         *("-smp", str(vcpus), "-m", memory, "-nic", "none"),
         *("-display", "none", "-monitor", "none", "-serial", "stdio"),
@@ -42,6 +45,12 @@ def linux(*words: str) -> list[str]:
 def standin(kind: str, *options: str) -> list[str]:
     """A stand-in: kvmtool, crosvm or cloud-hypervisor."""
     return ["python3", "-m", "tests.lab.standins", kind, *options]
+
+
+def lkvm(*options: str) -> list[str]:
+    """The stand-in of kvmtool, under its name and with its words."""
+    be = "import os, sys; os.execv(sys.executable, ['lkvm', '-m', *sys.argv[1:]])"
+    return ["python3", "-c", be, "tests.lab.standins", "kvmtool", "--pmu", *options]
 
 
 def lines(output: str) -> list[dict[str, Any]]:

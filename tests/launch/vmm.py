@@ -144,12 +144,26 @@ def make_vm(options: argparse.Namespace) -> None:
     if options.attribute and made[0] is not None:  # of group 0, as those of a PMU are on arm64
         attribute = ctypes.create_string_buffer(24)
         say(attribute=ioctl(made[0], KVM_HAS_DEVICE_ATTR, attribute))
+    if options.helper:
+        fork_helper()
     pause(options, "made")
     ready.wait()
     if not stays:
         for thread in threads:
             thread.join()
     pause(options, "ran")
+
+
+def fork_helper() -> None:
+    """A process that has all descriptors of this one, and goes with it."""
+    reader, writer = os.pipe()
+    if pid := os.fork():
+        say(helper=pid)
+        os.close(reader)  # the other end stays open for as long as this process is there
+        return
+    os.close(writer)
+    os.read(reader, 1)
+    os._exit(0)
 
 
 def status(*names: str) -> dict[str, str]:
@@ -215,17 +229,8 @@ def main() -> None:
     parser.add_argument("--kvm", type=int)
     parser.add_argument("--pause", type=lambda text: text.split(","), default=[])
     parser.add_argument("--signals", choices=("restart", "interrupt"))
-    for name in (
-        "threads",
-        "process",
-        "fork",
-        "nodump",
-        "registers",
-        "attribute",
-        "run",
-        "spin",
-        "sleep",
-    ):
+    flags = ("threads", "process", "fork", "nodump", "registers", "attribute", "run", "spin")
+    for name in (*flags, "sleep", "helper"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     say(pid=os.getpid())

@@ -4,7 +4,10 @@
 import json
 import os
 import socket
+import threading
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,49 @@ def test_a_monitor_that_somebody_holds_costs_no_more_than_the_deadline(
         begin = time.monotonic()
         assert ask("q", process, deadline=0.2) is None
         assert time.monotonic() - begin < 2
+
+
+def test_a_monitor_that_somebody_has_is_not_connected_to(process: Path, tmp_path: Path) -> None:
+    (process / "net").symlink_to("/proc/self/net")
+    path = str(tmp_path / "q")
+    with socket.socket(socket.AF_UNIX) as its, socket.socket(socket.AF_UNIX) as holder:
+        its.bind(path)
+        its.listen()
+        its.settimeout(0.05)
+        holder.connect(path)
+        begin = time.monotonic()
+        assert ask(path, process) is None  # it waits to be accepted
+        accepted, _ = its.accept()
+        with accepted:
+            assert ask(path, process) is None
+            assert time.monotonic() - begin < 2
+            with pytest.raises(TimeoutError):
+                its.accept()
+
+
+def test_a_monitor_that_gets_free_in_time_is_asked(process: Path, tmp_path: Path) -> None:
+    (process / "net").symlink_to("/proc/self/net")
+    path = str(tmp_path / "q")
+    with socket.socket(socket.AF_UNIX) as its:
+        its.bind(path)
+        its.listen()
+
+        def script() -> None:
+            accepted, _ = its.accept()
+            accepted.recv(1)
+            accepted.close()
+            with RawClient(its.accept()[0]) as client, suppress(OSError, EOFError):
+                serve(client)
+
+        server = threading.Thread(target=script)
+        server.start()
+        with socket.socket(socket.AF_UNIX) as holder:
+            holder.connect(path)
+            threading.Timer(0.03, partial(holder.shutdown, socket.SHUT_RDWR)).start()
+            answer = ask(path, process, patience=5)
+        server.join()
+    assert answer is not None
+    assert answer.name == "web1"
 
 
 def test_what_the_process_does_not_listen_at_is_sent_nothing(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from pmuctl.model.cpuset import CpuSet
 from tests.lab.standins.kinds import KINDS, Course
-from tests.lab.standins.talk import PR_SET_DUMPABLE, Waits, prctl, say, say_status
+from tests.lab.standins.talk import PR_SET_DUMPABLE, Waits, fork_helper, prctl, say, say_status
 from tests.lab.standins.vm import Plan, StandinVm
 
 
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ready is not None and not vm.number:
             os.write(ready, b"1")
             os.close(ready)
+        if options.helper and not vm.number:
+            fork_helper()
 
     try:
         KINDS[options.vmm](plan, course, started)
@@ -95,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tests.lab.standins", description=__doc__)
     add = parser.add_argument
     add("vmm", choices=KINDS, help="whose ways")
+    add("--name", help="nothing: for who reads the command line")
+    add("--pmu", action="store_true", help="the same")
+    add("--helper", action="store_true", help="fork a process that has its descriptors")
     add("--vcpus", type=int, default=2, metavar="N", help="(default: %(default)s)")
     add("--no-pmu", action="store_true", help="vCPUs without the PMUv3 feature")
     add("--never", action="store_true", help="make no VM, and end after a second")
