@@ -131,7 +131,8 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, sysfs: Sysfs) -> CpuSet | N
         if pmu.cpus is not None:
             check_inside(cpus, pmu.cpus, vm.name, pmu.name)
         return cpus
-    is_new = vm.pmu is None or vm.pmu.name != pmu.name
+    now = vm.explicit_pmu
+    is_new = now is None or now.name != pmu.name
     return pmu.cpus if request.affinity or request.pmu or is_new else None
 
 
@@ -157,7 +158,7 @@ def _check_possible(request: Request, vm: Vm) -> None:
         error = no_vpmu()
     elif request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
         error = _no_lasting_counters() if vm.supervised else no_attribute("SET_NR_COUNTERS")
-    elif vm.window is Window.SEALED and vm.pmu is None:
+    elif vm.window is Window.SEALED and vm.explicit_pmu is None:
         error = sealed(_first_attribute(request), vm.by)
         error.fix = _at_the_next_start(vm)
     if error is not None:
@@ -184,8 +185,8 @@ def _choose_pmu(request: Request, vm: Vm, sysfs: Sysfs) -> Pmu:
     """The PMU asked for, else the one the VM was given, else the host's only one."""
     names = scan_event_sources(sysfs).names
     text = request.pmu
-    if text is None and vm.pmu is not None:
-        text = vm.pmu.name
+    if text is None and vm.explicit_pmu is not None:
+        text = vm.explicit_pmu.name
     try:
         fix = f"pmuctl vm set {vm.name} pmu PMU …"
         return choose_pmu(text, scan_pmus(sysfs, names), names, sysfs, fix=fix)
