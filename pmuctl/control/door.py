@@ -43,6 +43,12 @@ class Door(Protocol):
     def has_vpmu(self) -> bool:
         """Whether the vCPUs are, or will be, made with the feature KVM_ARM_VCPU_PMU_V3."""
 
+    def default_pmu(self) -> tuple[int, str] | None:
+        """The PMU that KVM chose by itself, by perf type and name; None where that is not certain.
+
+        Asked for where none was set and the window is closed.
+        """
+
     def event_bits(self) -> int | None:
         """The width of KVM's event space, 10 or 16; None where it is not known."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
+from pmuctl.model.vm import DERIVED
 
 VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """What a VM may be called: it is a file name, an argument and a table cell."""
@@ -31,6 +32,8 @@ COUNTERS = Int(most=31)
 """PMCR_EL0.N has five bits (Arm ARM D24.5)."""
 CPUS = List(Int(most=0xFFFF), least=1, most=1 << 16)
 ORIGIN = Str(words=("applied", "vmm", "unknown"))
+PMU_ORIGIN = Str(words=(*ORIGIN.words, DERIVED))
+"""KVM chooses a PMU where none is set, but no counters and no filter."""
 WINDOW = Str(words=("open", "sealed", "none"))
 FILTER: Mapping[str, Kind] = {
     "default": Str(words=("allow", "deny")),
@@ -96,7 +99,9 @@ COMMANDS: Mapping[str, Command] = {
                 "by": Nullable(Str()),
                 "attributes": List(Str(most=64)),
                 "event-bits": Maybe(Nullable(Int(least=10, most=16))),
-                "pmu": Nullable(_reply({"name": PMU_NAME, "type": PERF_TYPE, "origin": ORIGIN})),
+                "pmu": Nullable(
+                    _reply({"name": PMU_NAME, "type": PERF_TYPE, "origin": PMU_ORIGIN})
+                ),
                 "counters": Nullable(_reply({"value": COUNTERS, "origin": ORIGIN})),
                 "filter": Nullable(_reply({**FILTER, "origin": ORIGIN})),
                 "vcpus": List(VCPU),

@@ -21,6 +21,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.filter import Action, EventFilter, FilterRange
 from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan
+from pmuctl.model.vm import DERIVED
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -94,6 +95,11 @@ class Settings:
                 self._allowed = wanted.filter.allowed(bits) if wanted.filter.ranges() else None
 
     @property
+    def pmu(self) -> tuple[int, str] | None:
+        """The PMU that was set, by perf type and name."""
+        return self._pmu
+
+    @property
     def cpus(self) -> CpuSet | None:
         """The CPUs that the vCPU threads are to stay on; None where they are left alone."""
         return self._cpus
@@ -121,8 +127,7 @@ class Settings:
                 "by": by,
                 "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.kernel.attributes)],
                 "event-bits": self._door.event_bits(),
-                "pmu": self._pmu
-                and {"name": self._pmu[1], "type": self._pmu[0], "origin": "applied"},
+                "pmu": self._told_pmu(is_closed=window == "sealed"),
                 "counters": None
                 if self._counters is None
                 else {"value": self._counters, "origin": "applied"},
@@ -137,6 +142,13 @@ class Settings:
                     for vcpu in self._door.vcpus()
                 ],
             }
+
+    def _told_pmu(self, *, is_closed: bool) -> Message | None:
+        # while the window is open KVM's choice is not the last word
+        default = self._door.default_pmu() if is_closed and self._pmu is None else None
+        its = self._pmu or default
+        origin = "applied" if default is None else DERIVED
+        return its and {"name": its[1], "type": its[0], "origin": origin}
 
     def apply(self, wanted: Wanted, *, dry_run: bool) -> tuple[Step, ...]:
         """Bring the VM to what is wanted, or plan to; the steps done or planned, in order.

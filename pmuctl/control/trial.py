@@ -17,6 +17,7 @@ from pmuctl.control.messages import COMMANDS, EVENTS
 from pmuctl.control.schema import Kind, Obj, SchemaError, Str
 from pmuctl.control.wire import Message
 from pmuctl.errors import DeniedError, NotFoundError, UnreachableError, UsageError
+from pmuctl.model.vm import DERIVED
 
 EVENTS_MAX = 100
 """Events that are kept while an answer is waited for: more are a flood."""
@@ -274,3 +275,9 @@ def open_peer(peer: Peer) -> None:
             else error.strerror or str(error),
             fix="start the VMM that should listen there",
         ) from None
+
+
+def is_set(state: Message, key: str) -> bool:
+    """Whether the VM was given a PMU or a filter; what KVM chose by itself is no such thing."""
+    its = state.get(key)
+    return isinstance(its, dict) and its.get("origin") != DERIVED

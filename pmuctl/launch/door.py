@@ -31,7 +31,7 @@ class Waiting:
 class SupervisedDoor:
     """What the server may know and do.
 
-    The supervisor keeps `pid`, `known` and `is_gone` up to date.
+    The supervisor keeps `pid`, `known`, `default` and `is_gone` up to date.
 
     Only its own thread may touch a tracee: what `set_attr` is asked for waits until that calls
     `carry_out`, which has `make` do it; `wake` tells that something waits.
@@ -44,6 +44,7 @@ class SupervisedDoor:
         self.vmm = os.path.basename(orders.command[0])[:64]
         self.pid = pid
         self.known: tuple[VcpuStatus, ...] = ()
+        self.default: tuple[int, str] | None = None
         self._calls: deque[Waiting] = deque()
         self._orders = orders
         self._wake = wake
@@ -57,6 +58,10 @@ class SupervisedDoor:
     def has_vpmu(self) -> bool:
         """They have: a VM without one is not started."""
         return True
+
+    def default_pmu(self) -> tuple[int, str] | None:
+        """As the supervisor saw the VM being made."""
+        return self.default
 
     def event_bits(self) -> int | None:
         """As found by a probe before the start."""

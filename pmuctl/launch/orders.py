@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ class Orders:
     `pmu` is a perf type and its PMU's name, None where the VM is to keep what KVM chooses (then
     there is no filter either). `affinity` is what the VMM's threads are narrowed to until its
     vCPUs run, and its vCPU threads for good; None leaves masks alone. `attributes` and
-    `event_bits` are what this kernel's KVM has. `timeout` ends a VMM that is held (seconds).
-    With `best_effort` a VM starts even where the settings cannot be applied.
+    `event_bits` are what this kernel's KVM has. `defaults` are the PMUs, by perf type and name,
+    and their CPUs, where KVM gives a VM that keeps its choice the PMU of the CPU on which
+    KVM_ARM_VCPU_INIT is made; none where it chooses otherwise, or nobody knows. `timeout` ends
+    a VMM that is held (seconds). With `best_effort` a VM starts even where the
+    settings cannot be applied.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Orders:
     affinity: CpuSet | None = None
     attributes: frozenset[int] = frozenset()
     event_bits: int | None = None
+    defaults: Mapping[tuple[int, str], CpuSet] = field(default_factory=dict)
     hold: bool = False
     timeout: float | None = None
     best_effort: bool = False
@@ -47,6 +51,7 @@ class Orders:
             "affinity": None if self.affinity is None else str(self.affinity),
             "attributes": sorted(self.attributes),
             "event-bits": self.event_bits,
+            "defaults": [[*its, str(cpus)] for its, cpus in self.defaults.items()],
             "hold": self.hold,
             "timeout": self.timeout,
             "best-effort": self.best_effort,
@@ -66,6 +71,9 @@ class Orders:
             affinity=None if its["affinity"] is None else CpuSet.parse(its["affinity"]),
             attributes=frozenset(its["attributes"]),
             event_bits=its["event-bits"],
+            defaults={
+                (number, name): CpuSet.parse(cpus) for number, name, cpus in its["defaults"]
+            },
             hold=its["hold"],
             timeout=its["timeout"],
             best_effort=its["best-effort"],

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeping a VMM's vCPU threads on the CPUs of its PMU, before it is known which they are.
 
-At the window every thread is narrowed to those CPUs, and what it makes later inherits that: no
-vCPU can first run elsewhere. Once the vCPUs run, all other threads get their masks back.
+From where a vCPU is made every thread is narrowed to those CPUs, and what it makes later inherits
+that: no vCPU can be initialised, or first run, elsewhere. Once the vCPUs run, all other threads
+get their masks back.
 """
 
 from collections.abc import Mapping
@@ -144,6 +145,6 @@ class Placement:
 
 def _pinned(tid: int, may: CpuSet, cpus: CpuSet) -> PinnedError:
     return PinnedError(
-        f"thread {tid} may not run on any CPU of the PMU",
-        why=f"it is pinned to {may}, the PMU's CPUs are {cpus}; a mask is never widened",
+        f"thread {tid} may not run on any of the CPUs {cpus}",
+        why=f"it is pinned to {may}, and a mask is never widened",
     )

@@ -83,6 +83,7 @@ class Service:
     def began(self, pid: int) -> None:
         """This process makes VMs."""
         self._door.pid, self._door.known, self._known = pid, (), ()
+        self._door.default = None
         self._door.is_gone = False
         if self._stack is None:  # the one before has ended; its name may be another's by now
             with suppress(PmuctlError, OSError):
@@ -111,9 +112,17 @@ class Service:
         if self._record.stops is None and all(vcpu.has_run for vcpu in vcpus):
             self._note(stops=self._stops())
 
+    def chose(self, pmu: tuple[int, str] | None) -> None:
+        """The PMU that KVM chose for them by itself; None where that is not certain."""
+        self._door.default = pmu
+
     def applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""
-        if not self._orders.hold and not self._record.applied:
+        if self._orders.hold:
+            return
+        if self._orders.pmu is None and self._record.cpus is None:
+            self._note(cpus=self._orders.affinity)
+        elif not self._record.applied:
             self._adopt(words)
 
     def _adopt(self, words: Sequence[str]) -> None:
@@ -157,15 +166,15 @@ class Service:
     def _given(self) -> Orders:
         """The orders as they would have been with what the VM was given while it was held."""
         its = self._server.settings.query()
-        pmu, event_filter = its["pmu"], its["filter"]
-        if not isinstance(pmu, dict):
+        pmu, event_filter = self._server.settings.pmu, its["filter"]
+        if pmu is None:
             return replace(self._orders, pmu=None, filter=None)
         cpus = self._server.settings.cpus
         if cpus is not None and self._orders.affinity is not None:
             cpus &= self._orders.affinity
         return replace(
             self._orders,
-            pmu=(pmu["type"], pmu["name"]),
+            pmu=pmu,
             filter=filter_from(event_filter) if isinstance(event_filter, dict) else None,
             affinity=cpus,
         )

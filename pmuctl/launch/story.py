@@ -18,6 +18,9 @@ class Story(Protocol):
     def has(self, vcpus: Sequence[VcpuStatus]) -> None:
         """These are the vCPUs of the VM made last."""
 
+    def chose(self, pmu: tuple[int, str] | None) -> None:
+        """The PMU that KVM chose for them by itself; None where that is not certain."""
+
     def applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pmuctl.errors import PmuctlError
+from pmuctl.errors import PinnedError, PmuctlError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.shortage import ShortageError
 from pmuctl.host.threads import Threads
@@ -24,6 +24,7 @@ from pmuctl.launch.tracee import Tracee
 from pmuctl.launch.tracer import Tracer
 from pmuctl.launch.voice import Voice
 from pmuctl.launch.window import NewVcpu, Windows
+from pmuctl.launch.witness import Witness
 from pmuctl.uapi.kvm import KVM_HAS_DEVICE_ATTR
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -92,6 +93,7 @@ class Supervisor:
         self._windows = self.keeper.windows = Windows(machine, procs, self)
         self.tracer.calls, self.tracer.signals = self._windows, self.keeper
         self._roster = Roster()
+        self._witness = Witness(orders.defaults, procs, threads)
 
     @property
     def is_busy(self) -> bool:
@@ -136,12 +138,31 @@ class Supervisor:
         except PermissionError:
             its = self._placements.get(tgid)
             has_run = its is not None and bool(its.running)
+            self._witness.see(tgid, None)
             self._applier.turn_away(listener, waiting, tgid, has_run=has_run)
             return
         # it is made to stop: the call begins anew, and this wait is nobody's
         self.tracer.threads[waiting.tid].is_entering = True
 
     # --- what the windows tell -----------------------------------------------------------------
+
+    def made(self, thread: Tracee, vcpu: NewVcpu) -> None:
+        """A vCPU was made: KVM may choose the PMU by where it is initialised, so narrow that."""
+        its = self._placement_of(vcpu.tgid)
+        if self.keeper.is_awaited:
+            its.cpus = self._orders.affinity
+        if its.cpus is None:
+            return
+        try:
+            its.narrow()
+        except PinnedError as error:
+            if not self._orders.best_effort:  # else it is told where the settings are applied
+                self._applier.fail(thread, error)
+        self._looks.setdefault(vcpu.tgid, Look())
+
+    def initialising(self, tgid: int, tid: int | None) -> None:
+        """A vCPU is, or was just, initialised by this thread."""
+        self._witness.see(tgid, tid)
 
     def opened(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """A vCPU's window is open: apply what was ordered, or go on to where it is held."""
@@ -249,6 +270,7 @@ class Supervisor:
             self._story.began(vcpu.tgid)
         self._roster.add(vcpu)
         self._story.has(self._roster.statuses({}))
+        self._story.chose(self._witness.chosen(vcpu.tgid))
 
     def _started(self, calls: Sequence[Call], pid: int) -> None:
         """A VMM that was held goes on."""

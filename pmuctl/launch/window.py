@@ -14,7 +14,11 @@ from pmuctl.uapi.kvm import (
     KVM_RUN,
     KVM_SET_DEVICE_ATTR,
 )
-from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL
+from pmuctl.uapi.kvm_arm64 import (
+    KVM_ARM_VCPU_PMU_V3,
+    KVM_ARM_VCPU_PMU_V3_CTRL,
+    KVM_ARM_VCPU_PMU_V3_STRICT,
+)
 from pmuctl.uapi.pidfd import kcmp_file
 
 BITS = 0xFFFFFFFF
@@ -40,6 +44,16 @@ class NewVcpu:
 
 class Master(Protocol):
     """Who decides what is done when a vCPU's window comes, its thread stopped at a call's exit."""
+
+    def made(self, thread: Tracee, vcpu: NewVcpu) -> None:
+        """It was made, and nobody knows of it yet."""
+
+    def initialising(self, tgid: int, tid: int | None) -> None:
+        """Before, and after, a vCPU is initialised with a vPMU by this thread of the process.
+
+        KVM may choose the VM's PMU by where that is. None is for what was not seen, and for a
+        vCPU that asks for no choice (KVM_ARM_VCPU_PMU_V3_STRICT).
+        """
 
     def opened(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """Its window is open."""
@@ -98,6 +112,9 @@ class Windows:
             features = _word(thread, address + 4)
             # what cannot be read is found out when the calls are made
             vcpu.has_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
+            if vcpu.has_vpmu:
+                strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
+                self._master.initialising(thread.tgid, None if strict else thread.tid)
             thread.block_signals()
         elif request == KVM_RUN and (vcpu := self._find_any(thread.tgid, fd)):
             self._settle(vcpu)
@@ -116,13 +133,10 @@ class Windows:
         if request == KVM_CREATE_VCPU:
             thread.is_entering = False
             if result >= 0:
-                made = NewVcpu(
-                    tgid=thread.tgid, tid=thread.tid, vm_fd=fd, fd=result, index=args[2] & BITS
-                )
-                if (closed := self._find(thread.tgid, result)) is not None:
-                    self._settle(closed)
-                self._new.append(made)
-                self._given[thread.tgid, result] = made.index
+                self._made(thread, vm_fd=fd, fd=result, index=args[2] & BITS)
+        if request == KVM_ARM_VCPU_INIT and (tried := self._find(thread.tgid, fd)):
+            if tried.has_vpmu:
+                self._master.initialising(thread.tgid, thread.tid)
         if request == self._machine.window and result >= 0:
             wanted = result if request == KVM_CREATE_VCPU else fd
             if vcpu := self._find(thread.tgid, wanted):
@@ -130,6 +144,16 @@ class Windows:
         if not thread.is_ending and not any(vcpu.tid == thread.tid for vcpu in self._new):
             thread.unblock_signals()
         self._check_settled()
+
+    def _made(self, thread: Tracee, *, vm_fd: int, fd: int, index: int) -> None:
+        """A vCPU is there, unless its VMM is to end for it."""
+        vcpu = NewVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=vm_fd, fd=fd, index=index)
+        if (closed := self._find(thread.tgid, fd)) is not None:
+            self._settle(closed)
+        self._master.made(thread, vcpu)
+        if not thread.is_ending:
+            self._new.append(vcpu)
+            self._given[thread.tgid, fd] = index
 
     def _reach(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """A vCPU is where its window opens, if it has one."""
@@ -152,6 +176,7 @@ class Windows:
     def reach(self, thread: Tracee, vcpu: NewVcpu) -> None:
         """A vCPU turned out to be initialised with a vPMU, by a thread that was not followed."""
         vcpu.has_vpmu = True
+        self._master.initialising(thread.tgid, None)
         self._reach(thread, vcpu)
 
     def awaited(self) -> set[int]:

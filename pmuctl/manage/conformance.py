@@ -9,7 +9,7 @@ from pmuctl.control.conformance import Check, Finding, verify
 from pmuctl.control.conformance_checks import FORM_CHECKS, STREAM_CHECKS
 from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.messages import COMMANDS, EVENTS
-from pmuctl.control.trial import Fault, Line, Peer, Skipped, conform, open_peer, words
+from pmuctl.control.trial import Fault, Line, Peer, Skipped, conform, is_set, open_peer, words
 from pmuctl.control.wire import Message
 from pmuctl.errors import UsageError
 from pmuctl.model.event import WIDEST_BITS, EventSet
@@ -139,7 +139,7 @@ class Trials:
         if steps != sorted(steps, key=ORDER.index):
             raise Fault(f"the order is {', '.join(dict.fromkeys(steps))}")
         for name, key in (("SET_PMU", "pmu"), ("FILTER", "filter")):
-            if state.get(key) is None and name in _attributes(state) and name not in steps:
+            if not is_set(state, key) and name in _attributes(state) and name not in steps:
                 raise Fault(f"there is no step {name}, and no {key} was set before")
 
     def _dry_run_again(self, peer: Peer) -> None:
@@ -155,7 +155,7 @@ class Trials:
             state = line.state()
             if state.get("window") != "open":
                 raise Fault("the window is not open: this wants a VM that waits")
-            if state.get("pmu") is not None or state.get("filter") is not None:
+            if is_set(state, "pmu") or is_set(state, "filter"):
                 raise Fault("something was applied to this VM before: this wants a fresh one")
             self._set(line, state, FIRST)
 
@@ -169,7 +169,8 @@ class Trials:
             raise Fault("a step is not done, though all was set")
         after: Any = line.ask_well("query-pmu")
         pmu, standing = after["pmu"], after["filter"]
-        if pmu is None or (pmu["type"], pmu["name"]) != (asked["type"], asked["name"]):
+        wanted = asked["type"], asked["name"]
+        if not is_set(after, "pmu") or (pmu["type"], pmu["name"]) != wanted:
             raise Fault("query-pmu does not say that the PMU was set")
         bits = after.get("event-bits") or WIDEST_BITS
         if "filter" in asked:

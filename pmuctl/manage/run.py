@@ -2,7 +2,7 @@
 """Starting an unmodified VMM: all that can be refused is refused here, before it is started."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from pmuctl.manage.preflight import (
     cpus_of,
     event_bits,
 )
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 
 NAME_MAX = 64
@@ -111,6 +112,7 @@ def prepare(request: Request, site: Site) -> Prepared:
         affinity=cpus,
         attributes=probed.attributes,
         event_bits=probed.event_bits if pmu is None else event_bits(probed, pmu),
+        defaults=_defaults(probed, pmus) if pmu is None else {},
         hold=request.hold,
         timeout=request.timeout,
         best_effort=request.best_effort,
@@ -122,6 +124,17 @@ def prepare(request: Request, site: Site) -> Prepared:
         obstacle=obstacle,
         warnings=tuple(_warnings(request, pmu)) if obstacle is None else (),
     )
+
+
+def _defaults(probed: Probed, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:
+    """The PMUs that KVM knows, where it gives a VM that of the CPU of its KVM_ARM_VCPU_INIT."""
+    if probed.default is not DefaultPmu.AT_VCPU_INIT:
+        return {}
+    return {
+        (pmu.type, pmu.name): pmu.cpus
+        for pmu in pmus
+        if pmu.type is not None and pmu.type in probed.counters and pmu.cpus
+    }
 
 
 def _absolute(directory: Path) -> Path:
@@ -137,11 +150,12 @@ def _absolute(directory: Path) -> Path:
 
 def check_words(request: Request) -> None:
     """Refuse options that do not go together; raises UsageError."""
-    if request.pmu is None and request.filter is None and not request.hold:
+    places = request.affinity not in (AUTO, NONE)
+    if request.pmu is None and request.filter is None and not places and not request.hold:
         raise UsageError(
             "there is nothing to set for the VM",
             why="without settings the VMM can be started by itself",
-            fix="give --pmu, --filter or --hold",
+            fix="give --pmu, --filter, --affinity CPUSET or --hold",
         )
     if request.timeout is not None and not request.hold:
         raise UsageError(

@@ -139,7 +139,8 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, sysfs: Sysfs) -> CpuSet | N
         if pmu.cpus is not None:
             check_inside(cpus, pmu.cpus, vm.name, pmu.name)
         return cpus
-    is_new = vm.pmu is None or vm.pmu.name != pmu.name
+    now = vm.explicit_pmu
+    is_new = now is None or now.name != pmu.name
     return pmu.cpus if request.affinity or request.pmu or is_new else None
 
 
@@ -162,7 +163,7 @@ def _check_possible(request: Request, vm: Vm) -> None:
     if request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
         its = _no_lasting_counters() if vm.supervised else no_attribute("SET_NR_COUNTERS")
         raise _unchanged(its, vm)
-    if vm.window is Window.SEALED and vm.pmu is None:
+    if vm.window is Window.SEALED and vm.explicit_pmu is None:
         raise _unchanged(sealed(_first_attribute(request), vm.by), vm, _at_the_next_start(vm))
     if vm.window is None:  # it is open once there is a vCPU to set it through
         error = no_vcpu()
@@ -195,8 +196,8 @@ def _choose_pmu(request: Request, vm: Vm, sysfs: Sysfs) -> Pmu:
     """The PMU asked for, else the one the VM was given, else the host's only one."""
     names = scan_event_sources(sysfs).names
     text = request.pmu
-    if text is None and vm.pmu is not None:
-        text = vm.pmu.name
+    if text is None and vm.explicit_pmu is not None:
+        text = vm.explicit_pmu.name
     try:
         fix = f"pmuctl vm set {vm.name} pmu PMU …"
         return choose_pmu(text, scan_pmus(sysfs, names), names, sysfs, fix=fix)

@@ -12,6 +12,7 @@ from pmuctl.errors import NotFoundError, UnreachableError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
+from pmuctl.model.vmm import identify
 
 ORIGIN = "recorded"
 """Who says so: the record, while there is nobody to ask."""
@@ -23,15 +24,18 @@ class RefusedStartError(NotFoundError):
 
 
 def with_record(vm: Vm, entry: Entry, procs: Procfs) -> Vm:
-    """A supervised VM with what its record adds, if that is of the same process."""
+    """A supervised VM with what its command line tells, and its record, if of the same process."""
     if not vm.supervised or vm.pid is None:
         return vm
+    argv, comm = procs.command_line(vm.pid), procs.comm(vm.pid, vm.pid)
+    # what a VMM sets by itself its supervisor does not see
+    its = replace(vm, sets_pmu=identify(argv, comm).sets_pmu)
     record = _record_of(entry, _owner(entry))
     if record is None or (record.name, record.pid) != (vm.name, vm.pid):
-        return vm
+        return its
     if procs.start_time(vm.pid) != record.start:
-        return vm
-    return replace(vm, command=record.command, applied=record.applied)
+        return its
+    return replace(its, command=record.command, applied=record.applied)
 
 
 def recorded_cpus(vm: Vm, procs: Procfs) -> CpuSet | None:

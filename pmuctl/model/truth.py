@@ -5,18 +5,18 @@ KVM tells of no VM which PMU it has chosen by itself (KVM_GET_DEVICE_ATTR answer
 only). So that is said as a fact where it is certain, and else the PMUs it can be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pmuctl.model.align import Consequence, Judgement, judge
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.vm import Vm, VmPmu, VmState, Window
+from pmuctl.model.vm import DERIVED, Vm, VmPmu, VmState, Window
 from pmuctl.model.vmm import VmmKind
 
-DERIVED = "derived"
-"""The origin of a PMU that KVM chose by itself, where it is certain which."""
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def chosen_pmu(vm: Vm, ground: Ground) -> Chosen:
     that sets a PMU by itself, as kvmtool does, can have taken any.
     """
     if vm.pmu is not None:
-        return Chosen(pmu=vm.pmu, is_explicit=vm.sets_pmu or vm.pmu.origin != DERIVED)
+        return Chosen(pmu=vm.pmu, is_explicit=vm.sets_pmu or vm.pmu.is_explicit)
     if _has_none(vm) or not ground.pmus:
         return Chosen()
     only = _only(ground)
@@ -71,6 +71,19 @@ def chosen_pmu(vm: Vm, ground: Ground) -> Chosen:
         return Chosen(pmu=pmu, is_explicit=vm.sets_pmu)
     names = tuple(pmu.name for pmu in _known_to_kvm(ground))
     return Chosen(candidates=names, is_explicit=vm.sets_pmu)
+
+
+def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSet]) -> _Key | None:
+    """Whose PMU KVM gave a VM that it gives the PMU of a CPU (DefaultPmu.AT_VCPU_INIT).
+
+    `masks` are the online CPUs that threads could be on, before and after each call that may have
+    decided it, None where that is not known; `places` are the CPUs of each PMU. Certain only where
+    all of them are one PMU's; else None.
+    """
+    for key, cpus in places.items():
+        if masks and all(mask and mask <= cpus for mask in masks):
+            return key
+    return None
 
 
 def _has_none(vm: Vm) -> bool:

@@ -69,13 +69,22 @@ class VmVcpu:
     evidence: Evidence | None = None
 
 
+DERIVED = "derived"
+"""The origin of a PMU that KVM chose by itself, where it is certain which."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmPmu:
-    """The PMU a VM was given, its perf type, and who says so."""
+    """The PMU a VM has, its perf type, and who says so."""
 
     name: str
     type: int
     origin: str
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether it was set, by SET_PMU; else KVM chose it by itself."""
+        return self.origin != DERIVED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +136,11 @@ class Vm:
     candidates: tuple[str, ...] = ()
     aligned: bool | None = None
     means: str | None = None
+
+    @property
+    def explicit_pmu(self) -> VmPmu | None:
+        """The PMU that was set; None where there is none, or KVM chose it by itself."""
+        return self.pmu if self.pmu is not None and self.pmu.is_explicit else None
 
     @property
     def is_managed(self) -> bool:

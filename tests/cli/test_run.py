@@ -33,7 +33,7 @@ from pmuctl.manage.run import default_name
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, EventFilter
-from pmuctl.model.kernel import ATTR_NAMES, Probed
+from pmuctl.model.kernel import ATTR_NAMES, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 from tests.cli.conftest import Machine, Ran
@@ -181,6 +181,7 @@ def test_the_orders_are_what_was_asked_for(host: Host, tmp_path: Path) -> None:
         ((*PMU, "--affinity", "3"), A72, "3"),
         ((*PMU, "--affinity", f"pmu/{A72},^2"), A72, "3"),
         (("--hold",), None, None),
+        (("--affinity", "2"), None, "2"),
         (("--hold", "--affinity", "auto"), None, None),
         (("--hold", "--affinity", "0,3"), None, "0,3"),
         (("--hold", *PMU), A72, "2-3"),
@@ -192,6 +193,29 @@ def test_a_pmu_comes_with_its_cpus(
     orders = host.launched(*words, "--", "vmm")
     assert (orders.pmu and orders.pmu[1]) == pmu
     assert orders.affinity == (None if cpus is None else CpuSet.parse(cpus))
+
+
+AT_INIT = replace(PROBED, default=DefaultPmu.AT_VCPU_INIT)
+PLACES = {(10, A53): CpuSet.parse("0-1"), (11, A72): CpuSet.parse("2-3")}
+
+
+@pytest.mark.parametrize(
+    ("probed", "words", "places"),
+    [
+        (AT_INIT, ("--affinity", "2"), PLACES),
+        (AT_INIT, ("--hold",), PLACES),
+        (replace(AT_INIT, counters={11: 6}), ("--hold",), {(11, A72): PLACES[11, A72]}),
+        (AT_INIT, PMU, {}),
+        (replace(PROBED, default=DefaultPmu.AT_ATTRIBUTE), ("--hold",), {}),
+        (replace(PROBED, default=DefaultPmu.ONE, default_pmu=10), ("--hold",), {}),
+        (PROBED, ("--hold",), {}),
+    ],
+)
+def test_which_pmu_kvm_chooses_can_be_seen_where_it_takes_that_of_the_cpu(
+    host: Host, probed: Probed, words: tuple[str, ...], places: Mapping[tuple[int, str], CpuSet]
+) -> None:
+    host.probed = probed
+    assert host.launched(*words, "--", "vmm").defaults == places
 
 
 def test_event_numbers_are_held_to_the_space_of_the_pmu(host: Host) -> None:
@@ -342,9 +366,10 @@ def test_an_environment_that_cannot_be_read_is_that_of_python(tmp_path: Path) ->
 USAGE = [
     (("--hold",), "Missing argument 'VMM"),
     (("--hold", "--"), "Missing argument 'VMM"),
-    (("vmm",), "--pmu, --filter or --hold"),
+    (("vmm",), "--pmu, --filter, --affinity CPUSET or --hold"),
     (("--best-effort", "vmm"), "nothing to set"),
-    (("--affinity", "2", "vmm"), "nothing to set"),
+    (("--affinity", "auto", "vmm"), "nothing to set"),
+    (("--affinity", "none", "vmm"), "nothing to set"),
     ((*PMU, "--timeout", "3", "vmm"), "--timeout without --hold"),
     (("--hold", "--timeout", "-1", "vmm"), "must be 0-86400 seconds"),
     (("--hold", "--timeout", "x", "vmm"), "not a valid float"),

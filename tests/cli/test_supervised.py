@@ -105,6 +105,23 @@ def test_a_supervised_vm_is_shown_as_any_other(host: Machine) -> None:
     assert [row["tid"] for row in rows] == [1001, 1002]
 
 
+@pytest.mark.parametrize(
+    ("command", "means"),
+    [("qemu-system-aarch64\0", "counters stop silently"), ("lkvm\0run\0--pmu\0", "KVM_RUN fails")],
+)
+def test_what_a_vmm_sets_by_itself_its_supervisor_does_not_see(
+    host: Machine, command: str, means: str
+) -> None:
+    (host.proc / str(VMM) / "cmdline").write_text(command)
+    vm = supervised(host)
+    assert host.run("vm", "release", "web1").status == 0
+    vm.initialise()
+    vm.run()
+    its = shown(host)
+    assert (its["pmu"], len(its["candidates"])) == (None, 2)
+    assert its["means"].startswith(means)
+
+
 def test_it_is_named_by_the_process_of_its_vmm(host: Machine) -> None:
     supervised(host)
     assert shown(host, f"pid/{VMM}")["name"] == "web1"

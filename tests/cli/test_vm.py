@@ -13,6 +13,8 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, FilterRange
 from tests.cli.conftest import Machine
+from tests.cli.test_trust import answering, query
+from tests.fakes.peers import bad_server
 from tests.fakes.vmm import FakeVm, fake_proc
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -53,6 +55,33 @@ def test_unchanged_holds_for_a_sealed_vm_too(machine: Machine) -> None:
     machine.run("vm", "set", "web1", "pmu", A72)
     machine.run("vm", "release", "web1")
     assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+
+
+def test_what_kvm_chose_was_not_set(machine: Machine) -> None:
+    """Not even of the same PMU: to set it would make it the strict one."""
+    vm = machine.start(FakeVm())
+    vm.default = (11, A72)
+    assert machine.run("vm", "release", "web1").status == 0
+    its = json.loads(machine.run("vm", "show", "web1", "-J").stdout)["vm"]
+    assert (its["pmu"], its["pmu_origin"], its["filter"]) == (A72, "derived", None)
+    for words in (("pmu", A72), ONLY_CYCLES, ("pmu", A72, *ONLY_CYCLES)):
+        ran = machine.run("vm", "set", "web1", *words)
+        assert (ran.status, ran.stdout) == (5, ""), ran
+    assert vm.calls == []
+
+
+def test_a_filter_does_not_go_with_a_pmu_that_kvm_chose(machine: Machine) -> None:
+    """A server can say so while its window is open: the PMU must still be named."""
+    machine.runtime.mkdir()
+    derived = {"name": A72, "type": 11, "origin": "derived"}
+    planned = {"outcome": "planned", "steps": []}
+    with bad_server(
+        machine.runtime / "web1.sock",
+        answering({"query-pmu": query(pmu=derived), "pmu-apply": planned}),
+    ):
+        ran = machine.run("vm", "set", "web1", *ONLY_CYCLES)
+    assert (ran.status, ran.stdout) == (2, ""), ran
+    assert "a PMU must be named" in ran.stderr
 
 
 def test_a_standing_filter_is_changed_by_the_difference(machine: Machine) -> None:

@@ -105,6 +105,7 @@ class FakeVm:
         self.faults: dict[str, int] = {}
         self.fault_after = 0
         self.ran = [False, False]
+        self.default: tuple[int, str] | None = None
 
     def vcpus(self) -> Sequence[VcpuStatus]:
         return [
@@ -114,6 +115,9 @@ class FakeVm:
 
     def has_vpmu(self) -> bool:
         return self.vpmu.vcpus[0].has_pmu
+
+    def default_pmu(self) -> tuple[int, str] | None:
+        return self.default
 
     def event_bits(self) -> int | None:
         return self.vpmu.kernel.event_bits

@@ -69,6 +69,9 @@ class Log:
     def has(self, vcpus: Sequence[VcpuStatus]) -> None:
         self.tell("has", vcpus=[[its.index, its.tid, its.has_run] for its in vcpus])
 
+    def chose(self, pmu: tuple[int, str] | None) -> None:
+        self.tell("chose", pmu=pmu)
+
     def applied(self, words: Sequence[str]) -> None:
         self.tell("applied", words=list(words))
 

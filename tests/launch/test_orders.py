@@ -54,6 +54,10 @@ orders = st.builds(
     filter=st.none() | filters,
     affinity=st.none() | st.sets(st.integers(0, 4096), min_size=1).map(CpuSet.of),
     attributes=st.frozensets(st.integers(0, 9)),
+    defaults=st.dictionaries(
+        st.tuples(st.integers(0, 2**31 - 1), words),
+        st.sets(st.integers(0, 4096), min_size=1).map(CpuSet.of),
+    ),
     event_bits=st.none() | st.integers(10, 16),
     hold=st.booleans(),
     timeout=st.none() | st.floats(0, 1e9),

@@ -20,6 +20,7 @@ from pmuctl.uapi.kvm import (
 
 ARM64 = MACHINES["aarch64"]
 WITH, WITHOUT, ADDRESS = 1 << 3, 0, 0xFFFF_0000
+STRICT = WITH | 1 << 9
 
 
 class FakeTracee(Tracee):
@@ -49,6 +50,15 @@ class Master:
 
     def __init__(self) -> None:
         self.told: list[object] = []
+        self.seen: list[object] = []
+        self.refuses = False
+
+    def made(self, thread: Tracee, vcpu: NewVcpu) -> None:
+        self.seen.append(("made", vcpu.index))
+        thread.is_ending = self.refuses
+
+    def initialising(self, tgid: int, tid: int | None) -> None:
+        self.seen.append((tgid, tid))
 
     def opened(self, thread: Tracee, vcpu: NewVcpu) -> None:
         self.told.append(("opened", vcpu.index))
@@ -120,6 +130,42 @@ def test_qemus_probe_without_a_pmu_is_closed_without_being_mapped(vmm: Vmm) -> N
     vmm.init(10, WITHOUT)
     assert vmm.master.told == []
     vmm.close(10)
+    assert vmm.master.told == ["settled"]
+
+
+def test_where_a_vcpu_is_initialised_is_told_before_and_after(vmm: Vmm) -> None:
+    other = Vmm(vmm.windows, tid=2)
+    other.master = vmm.master
+    vmm.create(0)
+    vmm.create(1)
+    assert vmm.master.seen == [("made", 0), ("made", 1)]
+    del vmm.master.seen[:]
+    vmm.init(10, WITHOUT)
+    assert vmm.master.seen == []
+    vmm.init(10, result=-22)
+    assert vmm.master.seen == [(1, 1)] * 2
+    other.init(11)
+    assert vmm.master.seen == [(1, 1)] * 2 + [(1, 2)] * 2
+
+
+def test_a_strict_vcpu_gets_no_pmu_by_itself(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.init(10, STRICT)
+    assert vmm.master.seen == [("made", 0), (1, None), (1, 1)]
+    assert vmm.master.told == [("opened", 0), "settled"]
+
+
+def test_an_init_that_was_missed_is_told_as_such(vmm: Vmm) -> None:
+    vmm.create(0)
+    (vcpu,) = vmm.windows.of_process(1)
+    vmm.windows.reach(vmm.thread, vcpu)
+    assert vmm.master.seen == [("made", 0), (1, None)]
+
+
+def test_a_vcpu_that_is_refused_where_it_is_made_is_not_waited_for(vmm: Vmm) -> None:
+    vmm.master.refuses = True
+    vmm.create(0)
+    assert vmm.windows.is_idle
     assert vmm.master.told == ["settled"]
 
 

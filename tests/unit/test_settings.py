@@ -139,6 +139,28 @@ def test_what_was_applied_by_other_means_stands() -> None:
     assert vm.calls == []
 
 
+def test_what_kvm_chose_is_told_once_it_is_the_last_word() -> None:
+    vm = FakeVm()
+    settings = settings_of(vm)
+    vm.default = (10, PMUS[10])
+    assert query(settings)["pmu"] is None
+    settings.seal("it did not wait")
+    assert query(settings)["pmu"] == {"name": PMUS[10], "type": 10, "origin": "derived"}
+    assert settings.pmu is None
+    error = refused(settings, Wanted(type=10, name=PMUS[10]))
+    assert isinstance(error.cause, SealedError)
+
+
+def test_what_was_set_is_told_and_not_what_kvm_chose_before() -> None:
+    vm = FakeVm()
+    settings = settings_of(vm)
+    vm.default = (10, PMUS[10])
+    settings.apply(A72, dry_run=False)
+    settings.seal("it did not wait")
+    assert query(settings)["pmu"] == {"name": PMUS[11], "type": 11, "origin": "applied"}
+    assert settings.pmu == (11, PMUS[11])
+
+
 def test_what_is_not_adopted_stays_as_it_is() -> None:
     settings = settings_of(FakeVm())
     settings.adopt(Wanted(type=11, name=PMUS[11], counters=3, filter=ONE_EVENT))

@@ -9,15 +9,15 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.truth import (
-    DERIVED,
     Chosen,
     Ground,
     chosen_pmu,
+    default_by_cpu,
     judge_mask,
     judge_vm,
     meaning,
 )
-from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
+from pmuctl.model.vm import DERIVED, Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vmm import VmmKind
 
 
@@ -97,6 +97,33 @@ def test_otherwise_it_can_be_any_that_kvm_knows(default: DefaultPmu | None) -> N
     probed = Probed(has_vpmu=True, counters={11: 6}, default=default)
     assert chosen_pmu(VM, TWO) == Chosen(candidates=("a53", "a72"))
     assert chosen_pmu(VM, replace(TWO, probed=probed)) == Chosen(candidates=("a72",))
+
+
+@pytest.mark.parametrize(
+    ("masks", "chosen"),
+    [
+        (["0-1", "0-1"], 10),
+        (["2-3", "2-3"], 11),
+        (["2", "3"], 11),
+        (["3"], 11),
+        (["0-3", "0-3"], None),
+        (["0-1", "0-3"], None),
+        (["0-1", "2-3"], None),
+        (["1-2"], None),
+        (["4"], None),
+        (["3-4"], None),
+        (["0-1", ""], None),
+        (["0-1", None], None),
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_the_pmu_of_a_cpu_is_known_where_all_cpus_are_of_one(
+    masks: list[str | None], chosen: int | None
+) -> None:
+    its = [None if mask is None else CpuSet.parse(mask) if mask else CpuSet() for mask in masks]
+    places = {10: CpuSet.parse("0-1"), 11: CpuSet.parse("2-3")}
+    assert default_by_cpu(its, places) == chosen
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,11 @@ import os
 from collections.abc import Sequence
 
 from pmuctl.control.door import VcpuStatus
-from pmuctl.host.probes import probe_counters_limit
+from pmuctl.host.pmus import scan_event_sources, scan_pmus
+from pmuctl.host.probes import probe_counters_limit, probe_default
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.kernel import DefaultPmu
+from pmuctl.model.truth import default_by_cpu
 from tests.lab.vmm.machine import Machine
 
 
@@ -25,6 +29,8 @@ class MachineDoor:
         self.pid = os.getpid()
         self._machine = machine
         self._event_bits = event_bits
+        self._default: tuple[int, str] | None = None
+        self._is_asked = False
 
     def vcpus(self) -> Sequence[VcpuStatus]:
         """The vCPUs by index, as they are now."""
@@ -41,6 +47,18 @@ class MachineDoor:
     def has_vpmu(self) -> bool:
         """Whether the vCPUs have the PMUv3 feature."""
         return self._machine.has_vpmu
+
+    def default_pmu(self) -> tuple[int, str] | None:
+        """By where the first vCPU was initialised, if that is how this KVM chooses."""
+        if not self._is_asked:
+            self._is_asked = True
+            pmus = scan_pmus(Sysfs(), scan_event_sources(Sysfs()).names)
+            its = {(pmu.type, pmu.name): pmu.cpus for pmu in pmus if pmu.type and pmu.cpus}
+            if probe_default({kind: cpus for (kind, _), cpus in its.items()})[0] is (
+                DefaultPmu.AT_VCPU_INIT
+            ):
+                self._default = default_by_cpu(self._machine.vcpus[0].init_masks, its)
+        return self._default
 
     def event_bits(self) -> int | None:
         """Event numbers have 10 or 16 bits; None where that is not known."""

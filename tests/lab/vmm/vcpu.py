@@ -13,6 +13,7 @@ from threading import get_native_id
 from typing import ParamSpec, Self, TypeVar
 
 from pmuctl.host.kvm import has_pmu_attr, init_vcpu, on_cpus, pin, set_pmu_attr
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_VCPU,
@@ -72,6 +73,8 @@ Exit = Store | FailEntry | OtherExit
 class Vcpu:
     """One vCPU. Its methods wait for its thread; `run` and `set_…` are for `submit`.
 
+    `init_masks` is where the thread could be, before and after KVM_ARM_VCPU_INIT.
+
     All its ioctls come from that thread, as api.rst section 1 asks. Sharing a thread is no way
     out: a vCPU's perf events belong to the thread that runs it, and on some kernels (seen on
     6.12) the second vCPU of a thread counts nothing.
@@ -87,6 +90,7 @@ class Vcpu:
         self.index = index
         self.initialised = False
         self.has_run = False
+        self.init_masks: tuple[CpuSet, ...] = ()
         with ExitStack() as undo:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vcpu-{index}")
             undo.callback(self._thread.shutdown)
@@ -103,7 +107,9 @@ class Vcpu:
         with on_cpus(cpus), ExitStack() as undo:
             fd = ioctl(vm_fd, KVM_CREATE_VCPU, self.index, what=self._what("KVM_CREATE_VCPU"))
             undo.callback(os.close, fd)
+            before = CpuSet.of(os.sched_getaffinity(0))
             init_vcpu(vm_fd, fd, vpmu=vpmu)
+            self.init_masks = (before, CpuSet.of(os.sched_getaffinity(0)))
             undo.pop_all()
         return fd
 

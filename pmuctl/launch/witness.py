@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which PMU KVM has chosen for the VMs of a process, as far as that was seen."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from pmuctl.host.procs import Procfs
+from pmuctl.host.threads import Threads
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.truth import default_by_cpu
+from pmuctl.model.vmm import identify
+
+
+class Witness:
+    """Remembers where the threads of each process could be when KVM chose.
+
+    All calls of a process must tell of the same PMU, whichever VM they were for: descriptors of
+    VMs are used again, and duplicated. `defaults` are as in the orders.
+    """
+
+    def __init__(
+        self, defaults: Mapping[tuple[int, str], CpuSet], procs: Procfs, threads: Threads
+    ) -> None:
+        self._defaults = defaults
+        self._procs = procs
+        self._threads = threads
+        self._masks: dict[int, set[CpuSet | None]] = {}
+
+    def see(self, tgid: int, tid: int | None) -> None:
+        """KVM may choose by where this thread is; None where that is not known."""
+        if not self._defaults:
+            return
+        mask = None
+        with suppress(OSError):
+            mask = None if tid is None else self._threads.affinity(tid)
+        self._masks.setdefault(tgid, set()).add(mask)
+
+    def chosen(self, tgid: int) -> tuple[int, str] | None:
+        """What KVM has chosen; None where that is not certain.
+
+        Of a VMM that may set a PMU by itself later, and of one that is not known, it is not.
+        """
+        its = default_by_cpu(self._masks.get(tgid, ()), self._defaults)
+        if its is None:
+            return None
+        vmm = identify(self._procs.command_line(tgid), self._procs.comm(tgid, tgid))
+        return its if vmm.kind is not None and not vmm.sets_pmu else None
