@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """One kernel's labs, and what was found out in them, stay with one worker.
+    """The tests of a file that share a lab, and what was found out in it, stay with one worker.
 
     Not by xdist's own groups: with pytest 9.2 xdist 3.8 loses them on the way, and says nothing.
     """
@@ -42,19 +42,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Deals out single tests, and those of the lab by their kernel."""
+    """Deals out single tests, and those of the lab by their kernel and file."""
 
     def _split_scope(self, nodeid: str) -> str:
         return lab_group(nodeid)
 
 
 def lab_group(nodeid: str) -> str:
-    """What is to be run by one worker: the tests of a kernel, or a test that needs no lab."""
+    """What is to be run by one worker: a test that needs no lab, or a file's tests of a kernel.
+
+    They share their labs. A group for a kernel's tests of all files would save some boots of a few
+    seconds each, and have one worker wait for many minutes in the end.
+    """
     path, _, test = nodeid.partition("::")
     if not path.startswith("tests/lab/"):
         return nodeid
     parameters = test.partition("[")[2].removesuffix("]").split("-")
-    return "lab " + next((its for its in parameters if its in ALL_KERNELS), "newest")
+    kernel = next((its for its in parameters if its in ALL_KERNELS), "newest")
+    return f"{path} on {kernel}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

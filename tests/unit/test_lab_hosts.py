@@ -28,9 +28,11 @@ def test_clusters_share_no_cpu_and_no_name(host: Host) -> None:
     assert len({cluster.compatible for cluster in host.clusters}) == len(host.clusters)
 
 
-def test_the_tests_of_one_kernel_stay_together() -> None:
-    """Or each worker boots every kernel."""
+def test_a_files_tests_of_one_kernel_stay_together() -> None:
+    """Or each worker boots every kernel for each."""
     file = "tests/lab/test_x.py"
-    assert lab_group(f"{file}::test_y[6.1]") == lab_group(f"{file}::test_z[gap-6.1]") == "lab 6.1"
-    assert lab_group(f"{file}::test_y[newest]") == lab_group(f"{file}::test_y") == "lab newest"
+    assert lab_group(f"{file}::test_y[6.1]") == lab_group(f"{file}::test_z[gap-6.1]")
+    assert lab_group(f"{file}::test_y[newest]") == lab_group(f"{file}::test_y")
+    assert lab_group(f"{file}::test_y[6.1]") != lab_group(f"{file}::test_y")
+    assert lab_group(f"{file}::test_y") != lab_group("tests/lab/test_z.py::test_y")
     assert lab_group("tests/unit/test_x.py::test_y[6.1]") == "tests/unit/test_x.py::test_y[6.1]"
