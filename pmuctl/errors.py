@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error pmuctl raises on purpose: one class for each exit status a caller can act on."""
 
+import shlex
 from enum import IntEnum
 
 NOTHING_CHANGED = "nothing was changed"
@@ -29,6 +30,14 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
     PIPE = 141
     TERMINATED = 143
+
+
+def command(*words: object) -> str:
+    """A pmuctl command for somebody to paste into a shell: what it takes from outside is quoted.
+
+    Names are what a process says of itself, and root may be the one who pastes them.
+    """
+    return shlex.join(["pmuctl", *map(str, words)])
 
 
 class PmuctlError(Exception):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pmuctl import errors
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, TALK
@@ -95,4 +96,5 @@ def host_snapshot(
             why=error.strerror or str(error),
             fix="name a new or an empty directory",
         ) from error
-    env.say(f"{count} files; look at them with: pmuctl pmu list --sysroot {directory}")
+    listing = errors.command("pmu", "list", "--sysroot", directory)
+    env.say(f"{count} files; look at them with: {listing}")

@@ -27,6 +27,7 @@ from pmuctl.errors import (
     UnreachableError,
     UnsupportedError,
     UsageError,
+    command,
 )
 from pmuctl.host.procs import Procfs
 
@@ -229,7 +230,7 @@ class Client:
             f"{name} was sent, its outcome is not known",
             subject=self.subject,
             why=why,
-            fix=f"pmuctl vm show {self.subject} tells what holds now",
+            fix=f"{command('vm', 'show', self.subject)} tells what holds now",
         )
 
     def _problem(self, name: str, problem: Message) -> Exception:

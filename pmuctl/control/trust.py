@@ -8,7 +8,7 @@ names in `query-pmu` the process that has. A peer says what it likes, so that is
 from dataclasses import dataclass
 
 from pmuctl.control.registry import Entry
-from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError
+from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
 from pmuctl.host.procs import Procfs
 
 
@@ -100,7 +100,7 @@ def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: 
             subject=_subject(entry),
             why=f"process {pid} has no VM open: not yet, or no more",
             now=NOTHING_CHANGED,
-            fix=f"pmuctl vm wait {_subject(entry)} --for open",
+            fix=command("vm", "wait", _subject(entry), "--for", "open"),
         )
     if has_vm is None and strictly:
         raise _unchecked(entry, pid)

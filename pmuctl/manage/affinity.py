@@ -12,6 +12,7 @@ from pmuctl.errors import (
     PmuctlError,
     RefusedError,
     UsageError,
+    command,
 )
 from pmuctl.host.cpus import read_online
 from pmuctl.host.probe_cache import read_cached
@@ -192,7 +193,7 @@ def unkept(name: str) -> RefusedError:
         "its vCPU threads are not kept on the CPUs of its PMU (affinity none)",
         subject=name,
         why=Consequence.FAIL_ENTRY.words(),
-        fix=f"keep them there by other means; pmuctl affinity check {name}",
+        fix=f"keep them there by other means; {command('affinity', 'check', name)}",
     )
 
 
@@ -206,7 +207,7 @@ def _no_pmu(vm: Vm, standing: Standing) -> PmuctlError:
         error = RefusedError(
             "it has no PMU yet that its vCPUs could be aligned to",
             why="its window is open, and none was chosen",
-            fix=f"pmuctl vm set {vm.name} pmu PMU",
+            fix=command("vm", "set", vm.name, "pmu", "PMU"),
         )
     elif standing.name is not None:
         error = RefusedError(f"the CPUs of {standing.name} cannot be read", fix="pmuctl pmu list")
@@ -227,12 +228,12 @@ def _no_pmu(vm: Vm, standing: Standing) -> PmuctlError:
 def _pinned(vm: Vm, standing: Standing, pinned: dict[int, CpuSet]) -> PinnedError:
     vcpus = CpuSet.of(pinned)
     masks = ", ".join(dict.fromkeys(str(its) or "offline CPUs" for its in pinned.values()))
-    only = "" if len(pinned) == len(vm.vcpus or ()) else f" --vcpu {vcpus}"
+    only = () if len(pinned) == len(vm.vcpus or ()) else ("--vcpu", vcpus)
     return PinnedError(
         f"vCPU {vcpus} may not run on any CPU of {standing.name}",
         subject=vm.name,
         why=f"pinned to {masks}, that PMU's CPUs are {standing.only}; "
         "pmuctl did not make this pin, and a pin is never widened",
         now=NOTHING_CHANGED,
-        fix=f"pmuctl affinity set {vm.name} {standing.only}{only}",
+        fix=command("affinity", "set", vm.name, standing.only, *only),
     )

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user's words for a PMU and a filter stand for on this host."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pmuctl.errors import NotFoundError, UsageError
+from pmuctl.errors import NotFoundError, UsageError, command
 from pmuctl.host.cpus import read_online, scan_present
 from pmuctl.host.pmus import scan_other
 from pmuctl.host.sysfs import Sysfs
@@ -88,8 +87,7 @@ def present_cpus(text: str, pmus: Sequence[Pmu], sysfs: Sysfs, *, subject: str) 
 def pins(vm: str, choices: Iterable[CpuSet | None]) -> str:
     """The commands of which one keeps a VM on its PMU, where that is one of several; `choices`
     are their CPUs."""
-    name = shlex.quote(vm)
-    return " or ".join(f"pmuctl affinity set {name} {cpus}" for cpus in choices if cpus)
+    return " or ".join(command("affinity", "set", vm, cpus) for cpus in choices if cpus)
 
 
 def cpus_words(cpus: CpuSet) -> str:

@@ -11,7 +11,7 @@ from pmuctl.host.holders import running_vcpu, scan_owners
 from pmuctl.host.procs import KvmHolder, Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
-from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread
+from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name
 
 ASKED_AT_ONCE = 32
 STOPPED = "T"
@@ -198,7 +198,7 @@ def _vm(
     window = None if state is VmState.STARTING else Window.SEALED
     monitor = monitor or Monitor()
     return Vm(
-        name=identity.name or monitor.name or f"pid/{pid}",
+        name=identity.name or vm_name(monitor.name) or f"pid/{pid}",
         socket=None,
         state=state,
         uuid=identity.uuid or monitor.uuid,

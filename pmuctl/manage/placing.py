@@ -12,6 +12,7 @@ from pmuctl.errors import (
     NotFoundError,
     PmuctlError,
     RefusedError,
+    command,
 )
 from pmuctl.host.cgroup import read_cpuset
 from pmuctl.manage.blocker import Blocker, Host, cpuset_words, find_blocker
@@ -70,7 +71,7 @@ class Crew:
                 f"there is no vCPU {absent}",
                 subject=vm.name,
                 why=f"its vCPUs are {CpuSet.of(indices)}",
-                fix=f"pmuctl vm vcpus {vm.name}",
+                fix=command("vm", "vcpus", vm.name),
             )
         tids = {its.index: its.tid for its in vm.vcpus if only is None or its.index in only.cpus}
         known = {index: tid for index, tid in tids.items() if tid is not None}
@@ -99,7 +100,7 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> RefusedError:
         subject=vm.name,
         why="its VMM does not tell, or no vCPU has run yet",
         now=NOTHING_CHANGED,
-        fix=f"pmuctl vm wait {vm.name} --for running",
+        fix=command("vm", "wait", vm.name, "--for", "running"),
     )
 
 
@@ -154,7 +155,7 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: str, name: str) -> None:
             subject=vm,
             why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.words()}",
             now=NOTHING_CHANGED,
-            fix=f"pmuctl affinity set {vm} {cpus & pmu or pmu}",
+            fix=command("affinity", "set", vm, cpus & pmu or pmu),
         )
 
 
@@ -218,7 +219,7 @@ def _gone(vm: Vm, vcpu: int, tid: int) -> NotFoundError:
         f"vCPU {vcpu}: its thread {tid} is gone",
         subject=vm.name,
         why="it has ended since the VM was asked",
-        fix=f"pmuctl vm vcpus {vm.name}",
+        fix=command("vm", "vcpus", vm.name),
         errno="ESRCH",
     )
 

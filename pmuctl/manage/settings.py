@@ -18,6 +18,7 @@ from pmuctl.errors import (
     UnknownOutcomeError,
     UnsupportedError,
     UsageError,
+    command,
 )
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.host.sysfs import Sysfs
@@ -169,7 +170,7 @@ def _check_possible(request: Request, vm: Vm) -> None:
         error = no_vcpu()
         if vm.supervised:
             error.why = "pmuctl run holds its VMM at the first call for its PMU, not reached yet"
-        raise _unchanged(error, vm, f"pmuctl vm wait {vm.name} --for open")
+        raise _unchanged(error, vm, command("vm", "wait", vm.name, "--for", "open"))
 
 
 def _unchanged(error: PmuctlError, vm: Vm, fix: str | None = None) -> PmuctlError:
@@ -199,7 +200,7 @@ def _choose_pmu(request: Request, vm: Vm, sysfs: Sysfs) -> Pmu:
     if text is None and vm.explicit_pmu is not None:
         text = vm.explicit_pmu.name
     try:
-        fix = f"pmuctl vm set {vm.name} pmu PMU …"
+        fix = f"{command('vm', 'set', vm.name, 'pmu', 'PMU')} …"
         return choose_pmu(text, scan_pmus(sysfs, names), names, sysfs, fix=fix)
     except UsageError as error:
         error.subject = error.subject or vm.name
@@ -216,7 +217,7 @@ def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: Threads) -> Pmuctl
             "pmu-apply failed, its outcome is not known",
             subject=vm.name,
             why=error.message,
-            fix=f"pmuctl vm show {vm.name} tells what holds now",
+            fix=f"{command('vm', 'show', vm.name)} tells what holds now",
         )
     error.now = "; ".join(error.applied)
     error.now = f"applied before: {error.now}" if error.now else NOTHING_CHANGED

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pmuctl.errors import command
 from pmuctl.manage.blocker import Blocker
 from pmuctl.manage.choice import pins
 from pmuctl.manage.host_checks import bring_online
@@ -48,11 +49,6 @@ class VmFacts:
         """The vCPUs that can leave the VM's PMU."""
         return [its for its in self.vcpus if its.aligned is False]
 
-    @property
-    def name(self) -> str:
-        """How the VM is named on a command line."""
-        return shlex.quote(self.vm.name)
-
 
 def check_vm(facts: VmFacts) -> list[Finding]:
     """Every check of a VM, in the order of CHECKS; what does not apply has no finding."""
@@ -70,12 +66,16 @@ def _socket(facts: VmFacts) -> Iterator[Finding]:
             yield _found(facts, "vm.socket", Result.WARN, why, fix=f"rm {path}")
         case VmState.SILENT:
             why = vm.problem.message if vm.problem else "its control socket does not answer"
-            fix = f"pmuctl vm show {facts.name} --deadline 30"
+            fix = command("vm", "show", facts.vm.name, "--deadline", 30)
             yield _found(facts, "vm.socket", Result.WARN, why, fix=fix)
         case VmState.DENIED:
             why = "this user may not ask it"
             yield _found(
-                facts, "vm.socket", Result.WARN, why, fix=f"sudo pmuctl doctor {facts.name}"
+                facts,
+                "vm.socket",
+                Result.WARN,
+                why,
+                fix=f"sudo {command('doctor', facts.vm.name)}",
             )
         case VmState.ORPHANED:
             pass
@@ -100,7 +100,7 @@ def _window(facts: VmFacts) -> Iterator[Finding]:
         why = "it waits for pmuctl vm release"
         if is_long and facts.age is not None:
             why = f"it still waits for pmuctl vm release, {facts.age / 60:.0f} min after its start"
-        fix = f"pmuctl vm release {facts.name}" if is_long else None
+        fix = command("vm", "release", facts.vm.name) if is_long else None
         yield _found(facts, "vm.window", Result.WARN if is_long else Result.PASS, why, fix=fix)
     elif vm.window in (Window.OPEN, Window.SEALED) and vm.socket is not None:
         yield _found(facts, "vm.window", Result.PASS, str(vm.window))
@@ -143,7 +143,7 @@ def _aligned(facts: VmFacts) -> Iterator[Finding]:
         yield _found(facts, "vm.aligned", Result.PASS, f"no vCPU can leave {where}")
     elif facts.vcpus:
         why = f"not known whether its vCPUs stay on {where}"
-        fix = f"pmuctl vm vcpus {facts.name}"
+        fix = command("vm", "vcpus", facts.vm.name)
         yield _found(facts, "vm.aligned", Result.WARN, why, fix=fix)
 
 
@@ -154,8 +154,8 @@ def _alignment(facts: VmFacts) -> str:
     cpus = facts.pmus.get(facts.chosen.pmu.name) or CpuSet()
     masks = [(its.affinity, facts.recorded.get(its.vcpu.index)) for its in facts.strays]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):
-        return f"pmuctl affinity align {facts.name}"
-    return f"pmuctl affinity set {facts.name} pmu/{facts.chosen.pmu.name}"
+        return command("affinity", "align", facts.vm.name)
+    return command("affinity", "set", facts.vm.name, f"pmu/{facts.chosen.pmu.name}")
 
 
 def _spinning(facts: VmFacts) -> Iterator[Finding]:

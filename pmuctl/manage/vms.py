@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from shlex import quote
 
 from pmuctl.control.client import Client
 from pmuctl.control.registry import Entry
-from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError
+from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
 from pmuctl.manage.found import ASKED_AT_ONCE, Survey, VmProcess, find_vms, survey
 from pmuctl.manage.reach import Reach as Reach
 from pmuctl.manage.reach import is_dead, read_vm, try_read
@@ -174,7 +175,7 @@ def _asked(
                 "there is no such VM with this control socket",
                 subject=name,
                 why=f"the VM at {entry.path} is named {vm.name}",
-                fix=f"pmuctl vm list --socket {entry.path}" if reach.socket else "pmuctl vm list",
+                fix=command("vm", "list", *(("--socket", entry.path) if reach.socket else ())),
             )
         _check_rivals(reach, name, entry, vm)
         yield client, vm
@@ -279,7 +280,7 @@ def choose_entry(found: Sequence[Entry], name: str, *, uid: int, strictly: bool)
             "two VMs hold this name",
             subject=name,
             why=", ".join(str(entry.path) for entry in found),
-            fix=f"add --socket {found[0].path}, or name it by its process: pid/N",
+            fix=f"add --socket {quote(str(found[0].path))}, or name it by its process: pid/N",
         )
     return found[0]
 

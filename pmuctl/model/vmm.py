@@ -80,16 +80,16 @@ def identify(argv: Sequence[str], comm: str) -> Identity:
         case VmmKind.KVMTOOL:
             has_pmu = "--pmu" in argv or "--pm" in argv
             name = _value(argv, "--name", "-n")
-            return Identity(kind=kind, name=_name(name), has_vpmu=has_pmu, sets_pmu=has_pmu)
+            return Identity(kind=kind, name=vm_name(name), has_vpmu=has_pmu, sets_pmu=has_pmu)
         case VmmKind.CROSVM:
             has_vpmu = False if "--no-pmu" in argv else None
-            return Identity(kind=kind, name=_name(_value(argv, "--name")), has_vpmu=has_vpmu)
+            return Identity(kind=kind, name=vm_name(_value(argv, "--name")), has_vpmu=has_vpmu)
         case VmmKind.CLOUD_HYPERVISOR:
             platform = _options(_value(argv, "--platform") or "")
             return Identity(kind=kind, uuid=_uuid(platform.get("uuid")))
         case VmmKind.FIRECRACKER:
             # it refuses the vCPU feature (UnsupportedPmuV3)
-            return Identity(kind=kind, name=_name(_value(argv, "--id")), has_vpmu=False)
+            return Identity(kind=kind, name=vm_name(_value(argv, "--id")), has_vpmu=False)
     return Identity()
 
 
@@ -106,7 +106,7 @@ def _identify_qemu(argv: Sequence[str]) -> Identity:
             has_vpmu = None if word is None else word in ("on", "yes", "true", "y")
     return Identity(
         kind=VmmKind.QEMU,
-        name=_name(name),
+        name=vm_name(name),
         uuid=_uuid(uuid),
         monitors=tuple(_qmp_sockets(argv)),
         has_vpmu=has_vpmu,
@@ -178,9 +178,10 @@ def _value(argv: Sequence[str], *names: str) -> str | None:
     return None
 
 
-def _name(text: str | None) -> str | None:
-    """A name that can stand beside others: none that looks like pid/N or uuid/..."""
-    return text if text and len(text) <= NAME_MAX and "/" not in text else None
+def vm_name(text: str | None) -> str | None:
+    """A name that can stand beside others: none that looks like pid/N, uuid/... or an option."""
+    is_name = text and len(text) <= NAME_MAX and "/" not in text and not text.startswith("-")
+    return text if is_name else None
 
 
 def _uuid(text: str | None) -> str | None:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -345,6 +346,28 @@ def test_a_name_that_looks_like_another_vm_is_not_shown(machine: Machine) -> Non
     with_vmm(machine, 6001, QEMU, "-name", "a\x1b]0;owned\x07\nb")
     ran = machine.run("vm", "list", "-o", "NAME", "-n")
     assert ran.lines == [r"a\x1b]0;owned\x07\nb", "pid/6000"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("affinity", "set", "pid/6000", "0-1", "--vcpu", "7"),
+        ("affinity", "align", "pid/6000"),
+        ("vm", "set", "pid/6000", "affinity", "auto"),
+        ("doctor", "pid/6000", "-J"),
+    ],
+)
+def test_a_command_to_paste_quotes_a_name(machine: Machine, words: tuple[str, ...]) -> None:
+    name = "db1;touch $(id -u)"
+    with_vmm(machine, 6000, QEMU, "-name", name)
+    ran = machine.run(*words)
+    if "-J" in words:
+        fixes = [its["fix"] for its in json.loads(ran.stdout)["findings"]]
+    else:
+        fixes = [its[7:] for its in ran.stderr.splitlines() if its.startswith("  fix: ")]
+    commands = [shlex.split(its) for its in fixes if its and "pmuctl" in its]
+    assert commands, ran
+    assert all(name in its for its in commands), ran
 
 
 # Who may not look
