@@ -59,12 +59,15 @@ class Client:
         self._decoder = wire.Decoder()
         self._tags = itertools.count(1)
         self._trace = trace
+        self.peer: Peer | None = None
+        """Who listens at the other end; None where there is no connection."""
 
     def __enter__(self) -> "Client":
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._connect()
-            self.peer = self._check_peer()
+            self.peer = self._read_peer()
+            self._check_peer(self.peer)
             self._greet()
         except BaseException:
             self._socket.close()
@@ -170,19 +173,25 @@ class Client:
                 # others wait to be accepted; for unix sockets a timeout does not cover this
                 time.sleep(min(0.01, self._left()))
 
-    def _check_peer(self) -> Peer:
+    def _read_peer(self) -> Peer:
         size = struct.calcsize("3i")
         raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         pid, uid, gid = struct.unpack("iII", raw)
+        return Peer(pid, uid, gid, self._procs.start_time(pid) if pid > 0 else None)
+
+    def _check_peer(self, peer: Peer) -> None:
         owner = self.entry.owner
-        if owner is not None and uid != owner:
-            raise untrusted(self.entry, f"its peer is uid {uid}, its directory is uid {owner}'s")
-        if pid <= 0:
+        if owner is not None and peer.uid != owner:
+            raise untrusted(
+                self.entry, f"its peer is uid {peer.uid}, its directory is uid {owner}'s"
+            )
+        if peer.pid <= 0:
             raise untrusted(self.entry, "its peer is in another pid namespace")
-        return Peer(pid, uid, gid, self._procs.start_time(pid))
 
     def believe(self, pid: int, *, strictly: bool) -> Vmm:
         """The VMM, where the peer named `pid` as that in `query-pmu`; raises as trust.believe."""
+        if self.peer is None:
+            raise self._unreachable("there is no connection")
         return believe(self.entry, self.peer, pid, self._procs, strictly=strictly)
 
     def threads(self, vmm: Vmm) -> frozenset[int]:

@@ -11,6 +11,9 @@ from pmuctl.control.registry import Entry
 from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
 from pmuctl.host.procs import Procfs
 
+CLOCK_SECONDS = 1.0
+"""How far the times of a process and of a file may be apart: one is told in clock ticks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -23,6 +26,16 @@ class Peer:
     uid: int
     gid: int
     started: int | None
+
+    def listened(self, procs: Procfs, since: float) -> bool:
+        """Whether the process that has its pid now is the one that began to listen.
+
+        So it is where it runs as the same user, or root began, and had started by then: `since`,
+        in seconds since the epoch. A socket lives on in whoever holds it, and a pid is given anew.
+        """
+        began = procs.wall_time(self.started) if self.started is not None else None
+        is_its_user = self.uid == 0 or procs.uid(self.pid) == self.uid
+        return is_its_user and began is not None and began <= since + CLOCK_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ KVM_VM_LINK = "anon_inode:kvm-vm"
 
 READ_LIMIT = 1 << 20
 """Bytes of one file that are read: only command lines can have more."""
+TICKS = 100
+"""Clock ticks a second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
 PAGE = 4096
 """Bytes: the smallest pages there are."""
 
@@ -27,6 +29,7 @@ _VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
 _ID = re.compile(r"[1-9][0-9]{0,9}")
 _UIDS = re.compile(rb"^Uid:\t[0-9]+\t([0-9]{1,10})\t", re.MULTILINE)
+_BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
 _CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
 
 
@@ -257,6 +260,18 @@ class Procfs:
         None where there is no such process. Together with the pid it names a process for good.
         """
         return _number(self._stat(f"{pid}/stat"), 19)
+
+    def wall_time(self, ticks: int) -> float | None:
+        """A moment in clock ticks since boot as seconds since the epoch; None where that cannot be
+        told.
+
+        By the time of boot that proc_stat(5) has, which moves as the clock is set.
+        """
+        try:
+            found = _BOOT.search(self._read("stat"))
+        except OSError:
+            return None
+        return int(found[1]) + ticks / TICKS if found else None
 
     def last_cpu(self, pid: int, tid: int) -> int | None:
         """The CPU a thread last ran on (proc_pid_stat(5), field 39); None where it is gone."""

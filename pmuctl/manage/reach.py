@@ -9,6 +9,7 @@ from typing import Any
 from pmuctl.control.client import Client, socket_at
 from pmuctl.control.door import filter_from
 from pmuctl.control.registry import Entry, scan_sockets
+from pmuctl.control.trust import Peer
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
@@ -131,7 +132,7 @@ def try_read(reach: Reach, entry: Entry) -> Vm:
     except PmuctlError as error:
         if is_dead(error) and (vm := orphan(entry, reach.procs)):
             return vm
-        peer = getattr(client, "peer", None)
+        peer = client.peer
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
@@ -141,10 +142,24 @@ def try_read(reach: Reach, entry: Entry) -> Vm:
             name=entry.name or str(entry.path),
             socket=str(entry.path),
             state=state,
-            pid=recorded_pid(entry, reach.procs) or (peer.pid if peer else None),
+            pid=recorded_pid(entry, reach.procs) or _claimed_pid(reach, entry, peer),
             owner=peer.uid if peer else entry.owner,
             problem=error,
         )
+
+
+def _claimed_pid(reach: Reach, entry: Entry, peer: Peer | None) -> int | None:
+    """The process of a VM that does not answer, where that is surely who began to listen.
+
+    Whatever else has that pid is a VM of its own, and keeps its place.
+    """
+    if peer is None or peer.pid <= 0 or entry.owner not in (None, peer.uid):
+        return None
+    try:
+        since = entry.path.lstat().st_mtime  # that of bind(2): nothing is written to a socket
+    except OSError:
+        return None
+    return peer.pid if peer.listened(reach.procs, since) else None
 
 
 def is_dead(error: PmuctlError) -> bool:

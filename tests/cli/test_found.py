@@ -419,6 +419,20 @@ def test_a_silent_socket_hides_no_vcpus(host: Machine) -> None:
     ]
 
 
+def test_a_silent_socket_takes_no_vms_place(host: Machine) -> None:
+    # its pid has been given anew: that process is younger than the socket
+    fake_vmm(host.proc, os.getpid(), [QEMU, "-name", "victim"], start=10**15)
+    host.runtime.mkdir()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(host.runtime / "evil.sock"))
+        silent.listen()
+        vms = listed(host, "--deadline", "0.2")
+        assert [its["name"] for its in listed(host, "victim", "--deadline", "0.2")] == ["victim"]
+    assert [(its["name"], its["pid"], its["vcpus"]) for its in vms] == [
+        *(("db1", 5120, 2), ("evil", None, None), ("victim", os.getpid(), 2))
+    ]
+
+
 # Another machine's
 
 

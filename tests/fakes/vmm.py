@@ -229,6 +229,7 @@ def fake_proc(
     for old in fds.iterdir():
         old.unlink()
     (fds / "0").symlink_to("/dev/null")
+    (root / "stat").write_text("btime 1000000000\n")
     if holds_kvm:
         (fds / "9").symlink_to("anon_inode:kvm-vm")
     if uid is not None:

@@ -15,6 +15,8 @@ SERVER, VMM, INIT = 300, 4121, 1
 USER, OTHER = 1000, 1001
 EITHER = pytest.mark.parametrize("strictly", [True, False])
 ENTRY = Entry(name="web1", path=Path("/run/pmuctl/web1.sock"))
+BOOT = 1_000_000_000
+"""When the machine of fake_proc started, in seconds since the epoch."""
 
 
 @pytest.fixture
@@ -158,3 +160,25 @@ def test_a_pid_that_is_another_users_by_now_speaks_for_nobody(procs: Procfs) -> 
     fake_proc(procs.root, VMM, uid=OTHER)
     for pid in (SERVER, VMM):
         doubts(RefusedError, f"process {SERVER} is uid {OTHER}", procs, pid)
+
+
+@pytest.mark.parametrize(
+    ("peer", "since", "is_its"),
+    [
+        (Peer(VMM, USER, USER, 60), BOOT + 1, True),
+        (Peer(VMM, 0, 0, 60), BOOT + 1, True),  # root began, and has become the user since
+        (Peer(VMM, OTHER, OTHER, 60), BOOT + 1, False),
+        (Peer(VMM, USER, USER, 60_000), BOOT + 500, False),  # it started 100 s later
+        (Peer(VMM, 0, 0, 60_000), BOOT + 500, False),
+        (Peer(VMM, USER, USER, None), BOOT + 1, False),
+    ],
+)
+def test_a_pid_that_was_given_anew_is_not_who_listens(
+    procs: Procfs, peer: Peer, since: float, *, is_its: bool
+) -> None:
+    assert peer.listened(procs, since) is is_its
+
+
+def test_without_the_time_of_boot_nobody_is_known_to_listen(procs: Procfs) -> None:
+    (procs.root / "stat").unlink()
+    assert not Peer(VMM, USER, USER, 60).listened(procs, BOOT + 1)
