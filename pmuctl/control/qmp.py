@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A look at a QEMU through a monitor of its own that nobody holds (QEMU's docs/interop/qmp-spec).
 
-Its socket is one that a process names on its command line: nothing is believed of it, nor sent to
-it, before the kernel has told that this very process listens there.
+Its socket is one that a process names on its command line: none is connected to but one of the
+process's own user, and nothing is believed of it, nor sent to it, before the kernel has told that
+this very process listens there.
 """
 
 import os
@@ -18,7 +19,8 @@ from pmuctl.control import wire
 from pmuctl.control.wire import WireError
 
 DEADLINE = 0.5
-"""Seconds for all of it."""
+"""Seconds for all monitors of one process: one that somebody holds lets others wait, and does not
+say so."""
 PATIENCE, AGAIN = 0.1, 0.01
 """Seconds of it to wait where somebody has the monitor, and between two looks: whoever only looks,
 as pmuctl does, is gone by then."""
@@ -56,18 +58,20 @@ def read_monitor(
     *,
     pid: int,
     uid: int | None,
-    deadline: float = DEADLINE,
+    until: float,
     patience: float = PATIENCE,
 ) -> Monitor | None:
     """What the QEMU that listens at `path` says of itself; None where it says nothing in time.
 
     `process` is its directory in /proc, below which the path is looked up as QEMU sees it. It must
-    be a socket of QEMU's own user `uid`, and process `pid` must listen at it: to connect to
-    another one, such as a service that starts when somebody does, would already be an act. So is
-    to connect where somebody is connected: QEMU takes one client at a time, lets few others wait,
-    and keeps those that have left meanwhile in the queue.
+    be a socket of QEMU's own user `uid`, for to connect to another one, such as a service that
+    starts when somebody does, would already be an act; and process `pid` must listen at it, or the
+    connection is closed at once. It is an act as well to connect where somebody is connected: QEMU
+    takes one client at a time, lets few others wait, and keeps those that have left meanwhile in
+    the queue. `until` is a moment of the monotonic clock.
     """
-    until = time.monotonic() + deadline
+    if time.monotonic() >= until:
+        return None
     if not _wait_free(path, process, min(until, time.monotonic() + patience)):
         return None
     inside = process / ("root" if path.startswith("/") else "cwd") / path.lstrip("/")
@@ -80,7 +84,7 @@ def read_monitor(
         if not stat.S_ISSOCK(its.st_mode) or uid is None or its.st_uid != uid:
             return None
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-            peer.settimeout(deadline)
+            peer.settimeout(max(until - time.monotonic(), 0))
             # by descriptor: what was looked at is what is connected to, whatever the path's length
             peer.connect(f"/proc/self/fd/{fd}")
             ucred = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -132,7 +132,7 @@ def scan_captured_vms(procs: Procfs, sysfs: Sysfs) -> Iterator[Captured]:
     for holder in found.holders:
         its = [*_process(procs, holder.pid)]
         # another process may have its pid by now
-        if procs.start_time(holder.pid) == holder.start:
+        if procs.is_there(holder.process):
             yield from its
             for tid in procs.threads(holder.pid):
                 read_cpuset(cgroups, holder.pid, tid)

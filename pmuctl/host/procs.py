@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pmuctl.host.shortage import check_shortage
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import ProcessId
 from pmuctl.uapi.pidfd import kcmp_file
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
@@ -35,15 +36,19 @@ _CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvmHolder:
-    """A process that has KVM VMs open: since when it runs (`start_time`), and its descriptors.
+    """A process that has KVM VMs open, and its descriptors of them.
 
     `vcpus` maps the file descriptor of each vCPU to the number KVM_CREATE_VCPU was given.
     """
 
-    pid: int
-    start: int | None
+    process: ProcessId
     vms: tuple[int, ...]
     vcpus: Mapping[int, int]
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +108,8 @@ class Procfs:
             vms = tuple(sorted(fd for fd, its in links.items() if its == KVM_VM_LINK))
             if vms and start is not None and self.start_time(int(name)) == start:
                 pid, vcpus = int(name), _vcpus(links)
-                holders.append(KvmHolder(pid=pid, start=start, vms=vms, vcpus=vcpus))
+                process = ProcessId(pid, start)
+                holders.append(KvmHolder(process=process, vms=vms, vcpus=vcpus))
         # whoever mounts it with hidepid keeps the first process from others, too
         is_partial = self.root == Path("/proc") and "1" not in names
         return KvmScan(
@@ -260,6 +266,10 @@ class Procfs:
         None where there is no such process. Together with the pid it names a process for good.
         """
         return _number(self._stat(f"{pid}/stat"), 19)
+
+    def is_there(self, process: ProcessId) -> bool:
+        """Whether a process still is the one that has its pid."""
+        return self.start_time(process.pid) == process.started
 
     def wall_time(self, ticks: int) -> float | None:
         """A moment in clock ticks since boot as seconds since the epoch; None where that cannot be

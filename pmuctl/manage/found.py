@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMs found by their processes: every one on the host, whether or not it has a control socket."""
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from pmuctl.control.qmp import Monitor, is_free, read_monitor
+from pmuctl.control.qmp import DEADLINE, Monitor, is_free, read_monitor
 from pmuctl.host import debugfs
 from pmuctl.host.holders import running_vcpu, scan_owners
 from pmuctl.host.procs import KvmHolder, Procfs
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name
 
 ASKED_AT_ONCE = 32
+MONITORS_MAX = 4
+"""Monitors of one process that are tried: its command line, anybody's word, may name thousands."""
+ALL_MONITORS = 2.0
+"""Seconds for the monitors of all processes; those that are left then are not asked."""
 STOPPED = "T"
 """The state of a process that a signal has stopped (proc_pid_stat(5))."""
 
 Tids = Mapping[int, tuple[int, Evidence]]
 """vCPU number → the thread that runs it, and how that is known."""
+
+Answers = dict[tuple[ProcessId, frozenset[int]], Monitor | None]
+"""What the monitors of a process have said, when it had these vCPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +58,16 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """Where VMs are looked for: /proc, the rest of that machine, and whether it is this one."""
+    """Where VMs are looked for: /proc, the rest of that machine, and whether it is this one.
+
+    Monitors are not asked again for what is in `answers`, which are kept for the next look.
+    """
 
     procs: Procfs
     sysfs: Sysfs
     is_live: bool = True
     names: debugfs.Names = field(default_factory=dict)
+    answers: Answers = field(default_factory=dict)
 
 
 def survey(scene: Scene) -> Survey:
@@ -86,7 +99,7 @@ def find_vms(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
     for process in processes:
         its = list(_vms(process, scene, monitors.get(process.pid)))
         # another process may have its pid by now
-        if scene.procs.start_time(process.pid) == process.holder.start:
+        if scene.procs.is_there(process.holder.process):
             found += its
     return found
 
@@ -94,27 +107,47 @@ def find_vms(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
 def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, Monitor]:
     """What QEMUs say at monitors that are free, asked side by side.
 
-    A QEMU that has no vCPU yet may wait for its monitor's first client, and is left alone.
+    A QEMU that has no vCPU yet may wait for its monitor's first client, and is left alone. So is
+    one that was asked already, whatever came of that, unless it has got other vCPUs: a monitor
+    serves one client at a time, and its manager is to be that.
     """
-    asked = [its for its in processes if its.identity.monitors and its.holder.vcpus]
-    if not asked or not scene.is_live:
+    if not scene.is_live:
         return {}
+    all_asked = [its for its in processes if its.identity.monitors and its.holder.vcpus]
+    known = {
+        its.pid: scene.answers[key] for its in all_asked if (key := _key(its)) in scene.answers
+    }
+    asked = [its for its in all_asked if its.pid not in known]
+    until = time.monotonic() + ALL_MONITORS
     pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
     try:
-        answers = list(pool.map(lambda its: _monitor(its, scene.procs), asked))
+        answers = list(pool.map(lambda its: _monitor(its, scene.procs, until), asked))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    return {its.pid: answer for its, answer in zip(asked, answers, strict=True) if answer}
+    if asked:
+        for key in [key for key in scene.answers if not scene.procs.is_there(key[0])]:
+            del scene.answers[key]
+    for its, answer in zip(asked, answers, strict=True):
+        # whether it still runs may change, what it is called and its threads do not
+        scene.answers[_key(its)] = answer and replace(answer, status=None)
+        known[its.pid] = answer
+    return {pid: answer for pid, answer in known.items() if answer}
 
 
-def _monitor(process: VmProcess, procs: Procfs) -> Monitor | None:
+def _key(process: VmProcess) -> tuple[ProcessId, frozenset[int]]:
+    holder = process.holder
+    return holder.process, frozenset(holder.vcpus.values())
+
+
+def _monitor(process: VmProcess, procs: Procfs, until: float) -> Monitor | None:
     pid = process.pid
+    until = min(until, time.monotonic() + DEADLINE)
     parent = procs.parent(pid)
     above = procs.comm(parent, parent) if parent else ""
-    for path in process.identity.monitors:
+    for path in process.identity.monitors[:MONITORS_MAX]:
         if is_free(path, above):
             place = procs.root / str(pid)
-            if its := read_monitor(path, place, pid=pid, uid=procs.uid(pid)):
+            if its := read_monitor(path, place, pid=pid, uid=procs.uid(pid), until=until):
                 return its
     return None
 
@@ -208,7 +241,7 @@ def _vm(
         window=Window.NONE if identity.has_vpmu is False else window,
         by="a vCPU has run" if window and identity.has_vpmu is not False else None,
         vcpus=vcpus,
-        started=process.holder.start,
+        started=process.holder.process.started,
         kind=identity.kind,
         has_vpmu=identity.has_vpmu,
         sets_pmu=identity.sets_pmu,

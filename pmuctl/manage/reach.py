@@ -13,7 +13,7 @@ from pmuctl.control.trust import Peer
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.found import Scene
+from pmuctl.manage.found import Answers, Scene
 from pmuctl.manage.supervised import orphan, recorded_pid, with_record
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
@@ -25,6 +25,7 @@ class Reach:
 
     `sysfs` is the machine that `procs` are of; where that is not this one (`is_live`), VMs are
     only found by their processes, and none is asked. `trace` is told every request as it is sent.
+    `answers` are what QEMUs' own monitors have said: whoever looks again does not ask again.
     """
 
     environ: Mapping[str, str]
@@ -35,6 +36,7 @@ class Reach:
     sysfs: Sysfs = field(default_factory=Sysfs)
     is_live: bool = True
     trace: Callable[[str], None] = field(default=lambda _: None)
+    answers: Answers = field(default_factory=dict)
 
     def entries(self) -> list[Entry]:
         """The sockets to look at: the one that was named, or all there are."""
@@ -47,7 +49,9 @@ class Reach:
     @property
     def scene(self) -> Scene:
         """Where VMs are found by their processes."""
-        return Scene(procs=self.procs, sysfs=self.sysfs, is_live=self.is_live)
+        return Scene(
+            procs=self.procs, sysfs=self.sysfs, is_live=self.is_live, answers=self.answers
+        )
 
     def client(self, entry: Entry) -> Client:
         """A connection, not yet made, to a VM's control socket."""

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMs without a control socket: found by their processes, shown, named, and not to be changed."""
 
+import io
 import json
 import os
 import shlex
 import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pmuctl.cli.reach import reach_of
+from pmuctl.manage.vms import Reach, list_vms
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
@@ -294,6 +299,57 @@ def test_two_vms_of_a_process_are_two_where_they_can_be_told_apart(machine: Mach
     ]
     assert machine.run("vm", "show", "pid/6000").status == 2
     assert shown(machine, "pid/6000/10")["vcpu_list"][0]["vcpu"] == 1
+
+
+def with_monitors(machine: Machine, paths: list[Path]) -> Reach:
+    """A QEMU, this very process, with these monitors of its own."""
+    words = [word for path in paths for word in ("-qmp", f"unix:{path},server=on")]
+    with_vmm(machine, os.getpid(), QEMU, *words, uid=os.geteuid())
+    (machine.proc / str(os.getpid()) / "root").symlink_to("/")
+    return reach_of(machine.env(io.StringIO(), io.StringIO()))
+
+
+def test_no_command_line_keeps_anybody_waiting(machine: Machine, tmp_path: Path) -> None:
+    paths = [tmp_path / str(n) for n in range(60)]
+    with ExitStack() as stack:
+        for path in paths:
+            mute = stack.enter_context(socket.socket(socket.AF_UNIX))
+            mute.bind(str(path))
+            mute.listen()
+        begin = time.monotonic()
+        assert len(list_vms(with_monitors(machine, paths))) == 1
+        assert time.monotonic() - begin < 10  # 0.5 s, not 30
+
+
+def test_no_more_than_four_monitors_of_a_process_are_tried(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "q"))
+        mute.listen()
+        mute.settimeout(0)
+        gone = [tmp_path / str(n) for n in range(4)]
+        assert len(list_vms(with_monitors(machine, [*gone, tmp_path / "q"]))) == 1
+        with pytest.raises(BlockingIOError):
+            mute.accept()
+
+
+def test_a_monitor_is_asked_once_by_whoever_looks_again(machine: Machine, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "q"))
+        mute.listen()
+        mute.settimeout(0)
+        reach = with_monitors(machine, [tmp_path / "q"])
+        for _ in range(3):
+            assert len(list_vms(reach)) == 1
+        mute.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            mute.accept()
+        # with other vCPUs it is asked what threads they have
+        fds = machine.proc / str(os.getpid()) / "fd"
+        (fds / "30").symlink_to("anon_inode:kvm-vcpu:2")
+        assert len(list_vms(reach)) == 1
+        mute.accept()[0].close()
 
 
 # What is no VM

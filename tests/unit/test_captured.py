@@ -11,6 +11,7 @@ from pmuctl.host.machine import write_capture
 from pmuctl.host.procs import KvmHolder, Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import ProcessId
 from tests.fakes.vmm import fake_proc, fake_vmm
 
 QEMU = ("qemu-system-aarch64", "-name", "db1")
@@ -26,7 +27,7 @@ def proc(tmp_path: Path) -> Path:
     return root
 
 
-HOLDER = KvmHolder(pid=5120, start=100, vms=(9,), vcpus={20: 0, 21: 1})
+HOLDER = KvmHolder(process=ProcessId(5120, 100), vms=(9,), vcpus={20: 0, 21: 1})
 
 
 @pytest.mark.parametrize("kind", [Procfs, CapturedProcfs])

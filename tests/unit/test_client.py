@@ -466,10 +466,10 @@ def test_a_peer_without_a_vm_is_not_believed(path: Path, procs: Procfs, *, stric
     fake_proc(procs.root, os.getpid(), holds_kvm=False)
     with client(path, procs=procs) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.believe(its.peer.pid, strictly=strictly)
+            its.believe(os.getpid(), strictly=strictly)
     with client(path, procs=Procfs(procs.root / "empty")) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.believe(its.peer.pid, strictly=strictly)
+            its.believe(os.getpid(), strictly=strictly)
 
 
 class Unreadable(Procfs):
@@ -482,9 +482,9 @@ class Unreadable(Procfs):
 @pytest.mark.usefixtures("vm")
 def test_a_peer_that_cannot_be_checked_may_be_asked_and_not_changed(path: Path) -> None:
     with client(path, procs=Unreadable()) as its:
-        its.believe(its.peer.pid, strictly=False)
+        its.believe(os.getpid(), strictly=False)
         with pytest.raises(DeniedError):
-            its.believe(its.peer.pid, strictly=True)
+            its.believe(os.getpid(), strictly=True)
 
 
 @pytest.mark.usefixtures("vm")
@@ -494,7 +494,7 @@ def test_thread_ids_that_are_not_the_peers_do_not_count(path: Path, procs: Procf
         (procs.root / str(os.getpid()) / "task" / name).mkdir()
     with client(path, procs=procs) as its:
         vcpus = read_vm(its).vcpus
-        assert its.threads(its.believe(its.peer.pid, strictly=True)) == {1002}
+        assert its.threads(its.believe(os.getpid(), strictly=True)) == {1002}
     assert vcpus is not None
     assert [vcpu.tid for vcpu in vcpus] == [None, 1002]
 
@@ -505,7 +505,7 @@ def test_threads_of_a_process_that_took_over_the_pid_do_not_count(
 ) -> None:
     started(procs, 1000)
     with client(path, procs=procs) as its:
-        vmm = its.believe(its.peer.pid, strictly=True)
+        vmm = its.believe(os.getpid(), strictly=True)
         assert its.threads(vmm) == {1001, 1002}
         started(procs, 1001)
         assert its.threads(vmm) == frozenset()
@@ -517,7 +517,7 @@ def test_a_pid_that_is_another_users_by_now_is_not_believed(path: Path, procs: P
     told(procs, "status", f"Name:\tx\nUid:\t{ME}\t{ME + 1}\t{ME}\t{ME}\n")
     with client(path, procs=procs) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.believe(its.peer.pid, strictly=True)
+            its.believe(os.getpid(), strictly=True)
 
 
 LISTENER = """

@@ -52,7 +52,8 @@ def process(tmp_path: Path) -> Path:
 
 
 def ask(path: str, process: Path, **how: Any) -> Monitor | None:
-    return read_monitor(path, process, **({"pid": PID, "uid": UID, "deadline": 5} | how))
+    until = time.monotonic() + how.pop("deadline", 5)
+    return read_monitor(path, process, until=until, **({"pid": PID, "uid": UID} | how))
 
 
 def test_what_qemu_says(process: Path, tmp_path: Path) -> None:
