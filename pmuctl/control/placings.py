@@ -7,7 +7,7 @@ align` tell a pin of pmuctl's from somebody else's.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,67 +18,79 @@ from pmuctl.errors import UsageError
 from pmuctl.host import kept
 from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import ProcessId
 
-FORMAT = 1
+FORMAT = 2
 SIZE_LIMIT = 1 << 20
-"""Bytes: 4096 vCPUs with a list of 200 characters each are less."""
+"""Bytes: 4096 threads with a list of 200 characters each are less."""
 
 _FILE = re.compile(r"\.placed-([1-9][0-9]{0,9})\.json")
 _FORM = Obj(
     {
         "format": Int(least=FORMAT, most=FORMAT),
         "start": Int(),
-        "vcpus": List(Obj({"vcpu": Int(most=1 << 16), "cpus": Str(most=1 << 18)})),
+        "threads": List(Obj({"tid": Int(most=1 << 22), "cpus": Str(most=1 << 18)})),
     },
     is_open=True,
 )
 
 
-def read_placings(
-    environ: Mapping[str, str], uid: int, pid: int, start: int | None
-) -> dict[int, CpuSet]:
-    """The CPUs that the vCPUs of a process were put on, as root and this user recorded it.
+def read_placings(environ: Mapping[str, str], uid: int, process: ProcessId) -> dict[int, CpuSet]:
+    """The CPUs that threads of a process were put on, as root and this user recorded it.
 
-    `start` is when the process began (Procfs.start_time): a record of another one is none.
+    By their thread ids: of two VMs of a process each has a vCPU 0.
     """
     found: dict[int, CpuSet] = {}
-    if start is None:
-        return found
     owners = {0, uid}
     for directory, owner in runtime_dirs(environ, uid):
         if owner in (None, uid):
-            document = kept.load(directory, _name(pid), owners=owners, limit=SIZE_LIMIT)
+            document = kept.load(directory, _name(process.pid), owners=owners, limit=SIZE_LIMIT)
             with suppress(ValueError):
-                found |= _from_json(document, start)
+                found |= _from_json(document, process.started)
     return found
 
 
 def write_placings(
-    environ: Mapping[str, str], uid: int, pid: int, placed: Mapping[int, CpuSet], procs: Procfs
+    environ: Mapping[str, str],
+    uid: int,
+    process: ProcessId,
+    placed: Mapping[int, CpuSet],
+    procs: Procfs,
 ) -> None:
-    """Add where vCPUs of a process were put; the records of processes that ended are removed.
+    """Add where threads of a process were put; the records of processes that ended are removed.
 
     Where nothing can be written, nothing is: then the next `align` knows of no such pin.
     """
-    start = procs.start_time(pid)
-    if start is None or not placed:
+    if not placed or not procs.is_there(process):
         return
-    placed = read_placings(environ, uid, pid, start) | dict(placed)
-    document = {
-        "format": FORMAT,
-        "start": start,
-        "vcpus": [{"vcpu": vcpu, "cpus": str(cpus)} for vcpu, cpus in sorted(placed.items())],
-    }
     with suppress(OSError, UsageError):
         directory = own_dir(environ, uid)
         _remove_old(directory, procs)
-        kept.store(directory, _name(pid), document, owners={0, uid}, limit=SIZE_LIMIT)
+        placed = read_placings(environ, uid, process) | dict(placed)
+        _store(directory, uid, process, placed)
 
 
-def forget_placings(environ: Mapping[str, str], uid: int, pid: int) -> None:
-    """Drop the record of a process: its masks are the admin's own from now on."""
+def forget_placings(
+    environ: Mapping[str, str], uid: int, process: ProcessId, tids: Collection[int]
+) -> None:
+    """Drop what is recorded of these threads: their masks are the admin's own from now on."""
+    placed = read_placings(environ, uid, process)
+    left = {tid: cpus for tid, cpus in placed.items() if tid not in tids}
     with suppress(OSError, UsageError):
-        kept.remove(own_dir(environ, uid), _name(pid))
+        directory = own_dir(environ, uid)
+        if left:
+            _store(directory, uid, process, left)
+        else:
+            kept.remove(directory, _name(process.pid))
+
+
+def _store(directory: Path, uid: int, process: ProcessId, placed: Mapping[int, CpuSet]) -> None:
+    document = {
+        "format": FORMAT,
+        "start": process.started,
+        "threads": [{"tid": tid, "cpus": str(cpus)} for tid, cpus in sorted(placed.items())],
+    }
+    kept.store(directory, _name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT)
 
 
 def _name(pid: int) -> str:
@@ -98,4 +110,4 @@ def _from_json(document: object, start: int) -> dict[int, CpuSet]:
     its: Any = document
     if its["start"] != start:
         return {}
-    return {one["vcpu"]: CpuSet.parse(one["cpus"]) for one in its["vcpus"]}
+    return {one["tid"]: CpuSet.parse(one["cpus"]) for one in its["threads"]}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pmuctl.control.registry import Entry
 from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
 from pmuctl.host.procs import Procfs
+from pmuctl.model.ref import ProcessId
 
 CLOCK_SECONDS = 1.0
 """How far the times of a process and of a file may be apart: one is told in clock ticks."""
@@ -27,15 +28,17 @@ class Peer:
     gid: int
     started: int | None
 
-    def listened(self, procs: Procfs, since: float) -> bool:
-        """Whether the process that has its pid now is the one that began to listen.
+    def process(self, procs: Procfs, since: float) -> ProcessId | None:
+        """The process that has its pid now, where that is the one that began to listen.
 
         So it is where it runs as the same user, or root began, and had started by then: `since`,
         in seconds since the epoch. A socket lives on in whoever holds it, and a pid is given anew.
         """
-        began = procs.wall_time(self.started) if self.started is not None else None
-        is_its_user = self.uid == 0 or procs.uid(self.pid) == self.uid
-        return is_its_user and began is not None and began <= since + CLOCK_SECONDS
+        if self.started is None or (self.uid != 0 and procs.uid(self.pid) != self.uid):
+            return None
+        began = procs.wall_time(self.started)
+        is_its = began is not None and began <= since + CLOCK_SECONDS
+        return ProcessId(self.pid, self.started) if is_its else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,11 @@ class Vmm:
     started: int | None
     has_vm: bool | None
     is_supervised: bool = False
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The same, None where it cannot be told since when it runs."""
+        return None if self.started is None else ProcessId(self.pid, self.started)
 
     def threads(self, procs: Procfs) -> frozenset[int]:
         """Its thread ids: only these are believed to be its vCPUs' threads.

@@ -85,8 +85,8 @@ def set_affinity(
     crew = Crew.of(vm, host, only=vcpus)
     placed = place_threads(crew, dict.fromkeys(crew.tids, cpus), host, dry_run=dry_run)
     if not dry_run:
-        record = {its.vcpu: its.wanted for its in placed}
-        write_placings(host.environ, host.uid, crew.pid, record, host.procs)
+        record = {its.tid: its.wanted for its in placed}
+        write_placings(host.environ, host.uid, crew.process, record, host.procs)
     return placed
 
 
@@ -136,8 +136,8 @@ def align_vm(vm: Vm, host: Host, *, dry_run: bool) -> list[Placed]:
         raise _pinned(vm, standing, pinned)
     placed = place_threads(crew, wanted, host, dry_run=dry_run)
     if not dry_run:
-        record = {its.vcpu: its.wanted for its in placed if its.outcome == "set"}
-        write_placings(host.environ, host.uid, crew.pid, record, host.procs)
+        record = {its.tid: its.wanted for its in placed if its.outcome == "set"}
+        write_placings(host.environ, host.uid, crew.process, record, host.procs)
     return placed
 
 
@@ -176,15 +176,16 @@ def remember(vm: Vm, host: Host) -> None:
     for vcpu in vm.vcpus or ():
         with suppress(OSError):
             if vcpu.tid is not None:
-                masks[vcpu.index] = host.threads.affinity(vcpu.tid)
-    if vm.pid is not None:
-        write_placings(host.environ, host.uid, vm.pid, masks, host.procs)
+                masks[vcpu.tid] = host.threads.affinity(vcpu.tid)
+    if vm.process is not None:
+        write_placings(host.environ, host.uid, vm.process, masks, host.procs)
 
 
 def forget(vm: Vm, host: Host) -> None:
     """Drop what was recorded: the masks of a VM's vCPU threads are the admin's from now on."""
-    if vm.pid is not None:
-        forget_placings(host.environ, host.uid, vm.pid)
+    if vm.process is not None:
+        tids = {its.tid for its in vm.vcpus or () if its.tid is not None}
+        forget_placings(host.environ, host.uid, vm.process, tids)
 
 
 def unkept(name: str) -> RefusedError:

@@ -2,6 +2,7 @@
 """VMs found by their processes: every one on the host, whether or not it has a control socket."""
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from pmuctl.host import debugfs
 from pmuctl.host.holders import running_vcpu, scan_owners
 from pmuctl.host.procs import KvmHolder, Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.model.ref import ProcessId
+from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name
 
@@ -153,7 +154,10 @@ def _monitor(process: VmProcess, procs: Procfs, until: float) -> Monitor | None:
 
 
 def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[Vm]:
-    """One VM for a process, or one for each VM descriptor where vCPUs can be told apart."""
+    """One VM for a process, or one for each VM descriptor where vCPUs can be told apart.
+
+    Which thread is whose of several VMs that are not, is not known of vCPUs of the same number.
+    """
     procs, holder = scene.procs, process.holder
     tids = procs.threads(holder.pid)
     told = {
@@ -164,13 +168,17 @@ def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[
     if len(apart) > 1:
         for fd, its in apart.items():
             threads = {n: (tid, Evidence.DEBUGFS) for n, tid in its.items() if tid in tids}
-            vm = _vm(process, procs, None, sorted(its), threads)
-            yield replace(vm, name=f"{vm.name if vm.name[:4] == 'pid/' else f'pid/{vm.pid}'}/{fd}")
+            vm = _vm(process, procs, None, sorted(its), threads, fd=fd)
+            yield replace(vm, name=f"pid/{holder.pid}/{fd}")
         return
     last = {index: tid for its in apart.values() for index, tid in its.items()}
     indices = sorted(set(holder.vcpus.values()))
     threads = dict(_threads(procs, holder, tids, indices, monitor, last))
-    vm = _vm(process, procs, monitor, indices, threads)
+    if len(holder.vms) > 1 and len(told) != 1:
+        count = Counter(holder.vcpus.values())
+        threads = {index: its for index, its in threads.items() if count[index] == 1}
+    fd = next(iter(apart), holder.vms[0])
+    vm = _vm(process, procs, monitor, indices, threads, fd=fd)
     if not process.is_pmuctl or vm.state is not VmState.STARTING:
         yield vm
 
@@ -215,6 +223,8 @@ def _vm(
     monitor: Monitor | None,
     indices: Sequence[int],
     threads: Tids,
+    *,
+    fd: int,
 ) -> Vm:
     pid, identity = process.pid, process.identity
     vcpus = tuple(_vcpu(procs, pid, index, threads.get(index)) for index in indices)
@@ -236,15 +246,12 @@ def _vm(
         state=state,
         uuid=identity.uuid or monitor.uuid,
         vmm=identity.kind,
-        pid=pid,
+        id=VmId(process.holder.process, fd),
         owner=procs.uid(pid),
         window=Window.NONE if identity.has_vpmu is False else window,
         by="a vCPU has run" if window and identity.has_vpmu is not False else None,
         vcpus=vcpus,
-        started=process.holder.process.started,
-        kind=identity.kind,
-        has_vpmu=identity.has_vpmu,
-        sets_pmu=identity.sets_pmu,
+        identity=identity,
     )
 
 

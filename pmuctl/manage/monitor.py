@@ -155,14 +155,9 @@ class Watch:
                 probed=ground.probed,
             )
         )
-        start = vm.started
-        if start is None and vm.pid is not None:
-            start = procs.start_time(vm.pid)
         return SeenVm(
             name=vm.name,
-            pid=vm.pid,
-            start=start,
-            part="/".join(vm.name.split("/")[2:]) if vm.name.startswith("pid/") else "",
+            id=vm.id,
             socket=vm.socket,
             state=vm.state,
             window=vm.window,

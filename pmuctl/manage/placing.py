@@ -20,6 +20,7 @@ from pmuctl.manage.choice import cpus_words
 from pmuctl.model.align import Consequence
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Place
+from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm
 
 
@@ -52,9 +53,14 @@ class Crew:
     """
 
     vm: Vm
-    pid: int
+    process: ProcessId
     tids: Mapping[int, int]
     starts: Mapping[int, int | None]
+
+    @property
+    def pid(self) -> int:
+        """The number of the process they are of."""
+        return self.process.pid
 
     @classmethod
     def of(cls, vm: Vm, host: Host, *, only: CpuSet | None = None) -> "Crew":
@@ -63,7 +69,7 @@ class Crew:
         Raises NotFoundError for a vCPU that is not there, what the VM could not be asked for, and
         RefusedError where a thread is not known.
         """
-        if vm.pid is None or not vm.vcpus:
+        if vm.process is None or not vm.vcpus:
             raise vm.problem or no_threads(vm)
         indices = [vcpu.index for vcpu in vm.vcpus]
         if only is not None and (absent := only - CpuSet.of(indices)):
@@ -77,18 +83,16 @@ class Crew:
         known = {index: tid for index, tid in tids.items() if tid is not None}
         if len(known) < len(tids):
             raise no_threads(vm, CpuSet.of(tids.keys() - known.keys()))
-        starts = {tid: host.procs.start_time(tid) for tid in (vm.pid, *known.values())}
-        if vm.started is not None:  # since it was found another process may have got its id
-            starts[vm.pid] = vm.started
-        return cls(vm, vm.pid, known, starts)
+        starts = {tid: host.procs.start_time(tid) for tid in known.values()}
+        return cls(vm, vm.process, known, starts)
 
     def check(self, host: Host, vcpu: int) -> None:
         """Raise NotFoundError unless the thread of a vCPU is still the one that was found."""
         tid = self.tids[vcpu]
-        is_there = tid in host.procs.threads(self.pid)
+        procs = host.procs
+        is_there = tid in procs.threads(self.pid) and procs.start_time(tid) == self.starts[tid]
         # last, so that the thread that was seen is this process's
-        is_same = all(host.procs.start_time(its) == self.starts[its] for its in (tid, self.pid))
-        if not is_there or not is_same:
+        if not is_there or not procs.is_there(self.process):
             raise _gone(self.vm, vcpu, tid)
 
 

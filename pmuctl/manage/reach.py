@@ -14,8 +14,9 @@ from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UnreachableErr
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.found import Answers, Scene
-from pmuctl.manage.supervised import orphan, recorded_pid, with_record
+from pmuctl.manage.supervised import orphan, recorded_process, with_record
 from pmuctl.model.event import WIDEST_BITS, EventSet
+from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
 
 
@@ -102,7 +103,7 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
         state=_state(answer, vcpus) if is_made else VmState.STARTING,
         uuid=answer["uuid"],
         vmm=answer["vmm"],
-        pid=vmm.pid,
+        id=VmId(vmm.process) if vmm.process else None,
         owner=vmm.uid,
         window=None if window is Window.OPEN and not vcpus else window,
         since=answer["since"],
@@ -137,6 +138,7 @@ def try_read(reach: Reach, entry: Entry) -> Vm:
         if is_dead(error) and (vm := orphan(entry, reach.procs)):
             return vm
         peer = client.peer
+        process = recorded_process(entry, reach.procs) or _claimed(reach, entry, peer)
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
@@ -146,13 +148,13 @@ def try_read(reach: Reach, entry: Entry) -> Vm:
             name=entry.name or str(entry.path),
             socket=str(entry.path),
             state=state,
-            pid=recorded_pid(entry, reach.procs) or _claimed_pid(reach, entry, peer),
+            id=VmId(process) if process else None,
             owner=peer.uid if peer else entry.owner,
             problem=error,
         )
 
 
-def _claimed_pid(reach: Reach, entry: Entry, peer: Peer | None) -> int | None:
+def _claimed(reach: Reach, entry: Entry, peer: Peer | None) -> ProcessId | None:
     """The process of a VM that does not answer, where that is surely who began to listen.
 
     Whatever else has that pid is a VM of its own, and keeps its place.
@@ -163,7 +165,7 @@ def _claimed_pid(reach: Reach, entry: Entry, peer: Peer | None) -> int | None:
         since = entry.path.lstat().st_mtime  # that of bind(2): nothing is written to a socket
     except OSError:
         return None
-    return peer.pid if peer.listened(reach.procs, since) else None
+    return peer.process(reach.procs, since)
 
 
 def is_dead(error: PmuctlError) -> bool:

@@ -68,13 +68,12 @@ def pmu_of(vm: Vm, host: Host) -> Standing:
 
 def recorded_masks(vm: Vm, host: Host) -> dict[int, CpuSet]:
     """The CPUs that pmuctl put the vCPUs on: by its own record, or its supervisor's."""
-    if vm.pid is None:
+    if vm.process is None:
         return {}
-    found: dict[int, CpuSet] = {}
-    if (cpus := recorded_cpus(vm, host.procs)) is not None:
-        found = {vcpu.index: cpus for vcpu in vm.vcpus or ()}
-    start = host.procs.start_time(vm.pid)
-    return found | read_placings(host.environ, host.uid, vm.pid, start)
+    placed = read_placings(host.environ, host.uid, vm.process)
+    by_all = recorded_cpus(vm)
+    found = {its.index: placed.get(its.tid or 0, by_all) for its in vm.vcpus or ()}
+    return {index: cpus for index, cpus in found.items() if cpus is not None}
 
 
 def check_vms(vms: Sequence[Vm], host: Host, *, is_live: bool = True) -> Iterator[Checked]:

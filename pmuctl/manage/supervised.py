@@ -11,6 +11,7 @@ from pmuctl.control.registry import Entry, file_name, record_path, runtime_dirs
 from pmuctl.errors import NotFoundError, UnreachableError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
 from pmuctl.model.vmm import identify
 
@@ -27,26 +28,22 @@ def with_record(vm: Vm, entry: Entry, procs: Procfs) -> Vm:
     """A supervised VM with what its command line tells, and its record, if of the same process."""
     if not vm.supervised or vm.pid is None:
         return vm
-    argv, comm = procs.command_line(vm.pid), procs.comm(vm.pid, vm.pid)
     # what a VMM sets by itself its supervisor does not see
-    its = replace(vm, sets_pmu=identify(argv, comm).sets_pmu)
+    identity = identify(procs.command_line(vm.pid), procs.comm(vm.pid, vm.pid))
+    its = replace(vm, identity=identity)
     record = _record_of(entry, _owner(entry))
-    if record is None or (record.name, record.pid) != (vm.name, vm.pid):
-        return its
-    if procs.start_time(vm.pid) != record.start:
+    if record is None or (record.name, _process(record)) != (vm.name, vm.process):
         return its
     return replace(its, command=record.command, applied=record.applied)
 
 
-def recorded_cpus(vm: Vm, procs: Procfs) -> CpuSet | None:
+def recorded_cpus(vm: Vm) -> CpuSet | None:
     """What a supervisor has narrowed the threads of its vCPUs to; None where that is not known."""
-    if not vm.supervised or not vm.socket or vm.pid is None:
+    if not vm.supervised or not vm.socket:
         return None
     entry = Entry(name=vm.name, path=Path(vm.socket))
     record = _record_of(entry, _owner(entry))
-    if record is None or record.pid != vm.pid or procs.start_time(vm.pid) != record.start:
-        return None
-    return record.cpus
+    return record.cpus if record and _process(record) == vm.process else None
 
 
 def orphan(entry: Entry, procs: Procfs) -> Vm | None:
@@ -64,7 +61,7 @@ def orphan(entry: Entry, procs: Procfs) -> Vm | None:
         name=record.name,
         socket=str(entry.path),
         state=VmState.ORPHANED,
-        pid=record.pid,
+        id=VmId(_process(record)),
         owner=uid,
         window=Window.SEALED,
         by=SUPERVISOR_IS_GONE,
@@ -84,10 +81,10 @@ def orphan(entry: Entry, procs: Procfs) -> Vm | None:
     )
 
 
-def recorded_pid(entry: Entry, procs: Procfs) -> int | None:
+def recorded_process(entry: Entry, procs: Procfs) -> ProcessId | None:
     """The process of the VM with this socket, as its record names it, if it still lives."""
     found = _living(entry, procs)
-    return found[0].pid if found else None
+    return _process(found[0]) if found else None
 
 
 def _living(entry: Entry, procs: Procfs) -> tuple[Record, int] | None:
@@ -98,9 +95,13 @@ def _living(entry: Entry, procs: Procfs) -> tuple[Record, int] | None:
         return None
     # the user first: that the process is the same afterwards tells that it was its user
     uid = procs.uid(record.pid)
-    if uid is None or owner not in (0, uid) or procs.start_time(record.pid) != record.start:
+    if uid is None or owner not in (0, uid) or not procs.is_there(_process(record)):
         return None
     return record, uid
+
+
+def _process(record: Record) -> ProcessId:
+    return ProcessId(record.pid, record.start)
 
 
 def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedStartError | None:

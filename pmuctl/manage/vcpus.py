@@ -115,5 +115,5 @@ def with_truth(vm: Vm, ground: Ground, procs: Procfs, threads: Threads | None) -
         pmu=chosen.pmu,
         candidates=chosen.candidates,
         aligned=judged.aligned,
-        means=meaning(judged, chosen, ground, vm.kind),
+        means=meaning(judged, chosen, ground, vm.identity.kind),
     )

@@ -167,7 +167,7 @@ def _spinning(facts: VmFacts) -> Iterator[Finding]:
         yield _found(facts, "vm.spinning", Result.PASS, why)
         return
     share = max(spins.values())
-    who = "QEMU" if facts.vm.kind is VmmKind.QEMU else "its VMM"
+    who = "QEMU" if facts.vm.identity.kind is VmmKind.QEMU else "its VMM"
     why = (
         f"vCPU {CpuSet.of(spins)} takes {share:.0%} of a CPU and runs no guest: {who} makes "
         "KVM_RUN again and again, and KVM answers KVM_EXIT_FAIL_ENTRY"

@@ -74,15 +74,32 @@ def _survey(reach: Reach) -> Survey:
 
 
 def _merge(reach: Reach, managed: Sequence[Vm], processes: Sequence[VmProcess]) -> list[Vm]:
-    """Every VM once: one with a control socket is the one that its process has."""
-    incomplete = {vm.pid for vm in managed if _lacks(vm)}
-    known = {vm.pid for vm in managed if vm.pid is not None}
-    wanted = [its for its in processes if its.pid not in known or its.pid in incomplete]
-    found = find_vms(wanted, reach.scene)
-    by_pid = {vm.pid: vm for vm in found}
-    merged = [_filled(vm, by_pid[vm.pid]) if vm.pid in by_pid else vm for vm in managed]
-    merged += [vm for vm in found if vm.pid not in known]
+    """Every VM once: one with a control socket is the one that its process has.
+
+    Where a process has several, it is the one whose vCPUs have the same threads.
+    """
+    by_process = {its.holder.process: its for its in processes}
+    managed = [
+        _identified(vm, by_process.get(vm.process) if vm.process else None) for vm in managed
+    ]
+    whole = {vm.process for vm in managed if vm.id and vm.id.fd is not None and not _lacks(vm)}
+    found = find_vms([its for its in processes if its.holder.process not in whole], reach.scene)
+    merged: list[Vm] = []
+    for vm in managed:
+        its = _counterpart(vm, [its for its in found if its.process == vm.process])
+        merged.append(_filled(vm, its) if its else vm)
+    known = [vm.id for vm in merged if vm.id and vm.id.fd is not None]
+    merged += [vm for vm in found if vm.id not in known]
     return sorted(merged, key=_order)
+
+
+def _identified(vm: Vm, process: VmProcess | None) -> Vm:
+    """A VM with a control socket, and what its process says it is."""
+    if process is None or vm.id is None:
+        return vm
+    vms = process.holder.vms
+    fd = vms[0] if len(vms) == 1 else None
+    return replace(vm, id=replace(vm.id, fd=fd), identity=process.identity)
 
 
 def _lacks(vm: Vm) -> bool:
@@ -90,13 +107,25 @@ def _lacks(vm: Vm) -> bool:
     return vm.vcpus is None or any(its.tid is None for its in vm.vcpus)
 
 
+def _counterpart(vm: Vm, found: Sequence[Vm]) -> Vm | None:
+    """The VM of its process that a VM with a control socket is; None where that is not known."""
+    if len(found) == 1:
+        return found[0]
+    tids = _tids(vm)
+    return next((its for its in found if tids & _tids(its)), None)
+
+
+def _tids(vm: Vm) -> set[int]:
+    return {its.tid for its in vm.vcpus or () if its.tid is not None}
+
+
 def _filled(vm: Vm, found: Vm) -> Vm:
     """A VM with a control socket, and what only its process tells: threads of its vCPUs."""
     if vm.vcpus is None:
-        kind, sets_pmu = found.kind, found.sets_pmu
-        return replace(vm, vcpus=found.vcpus or None, kind=kind, sets_pmu=sets_pmu)
+        return replace(vm, id=found.id, vcpus=found.vcpus or None)
     its = {vcpu.index: vcpu for vcpu in found.vcpus or ()}
-    return replace(vm, vcpus=tuple(_with_thread(vcpu, its.get(vcpu.index)) for vcpu in vm.vcpus))
+    vcpus = tuple(_with_thread(vcpu, its.get(vcpu.index)) for vcpu in vm.vcpus)
+    return replace(vm, id=found.id, vcpus=vcpus)
 
 
 def _with_thread(vcpu: VmVcpu, found: VmVcpu | None) -> VmVcpu:
@@ -122,11 +151,8 @@ def look(reach: Reach, name: str, *, strictly: bool = False) -> Vm:
         return found
     with _asked(reach, name, found, strictly=strictly) as (_, vm):
         pass
-    seen = _survey(reach)
-    if not _lacks(vm):
-        return vm
-    its = find_vms([process for process in seen.processes if process.pid == vm.pid], reach.scene)
-    return _filled(vm, its[0]) if its else vm
+    processes = [its for its in _survey(reach).processes if its.holder.process == vm.process]
+    return next(its for its in _merge(reach, [vm], processes) if its.socket == vm.socket)
 
 
 @contextmanager

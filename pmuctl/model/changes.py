@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differs between two looks at a host: its VMs, their vCPUs, its CPUs and PMUs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pmuctl.model.align import Judgement
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import VmId
 from pmuctl.model.vm import Window
 
 
@@ -43,16 +44,13 @@ class SeenVcpu:
 class SeenVm:
     """A VM at one look.
 
-    The process `pid` that began at `start` (clock ticks since boot) names it, with `part` where
-    that has several VMs; one whose process is not known is named by its `socket`. `pmus` are the
+    Its `id` names it; one whose process is not known is named by its `socket`. `pmus` are the
     PMUs that it has or can have, `judgement` tells whether all its vCPUs stay on one of them.
     `is_silent` tells that it could not be asked this time.
     """
 
     name: str
-    pid: int | None
-    start: int | None = None
-    part: str = ""
+    id: VmId | None
     socket: str | None = None
     state: str = ""
     window: Window | None = None
@@ -70,12 +68,12 @@ class SeenVm:
     @property
     def key(self) -> tuple[object, ...]:
         """What makes it the same VM at two looks."""
-        return (self.pid, self.start, self.part, self.socket)
+        return (self.id, self.socket)
 
     @property
-    def process(self) -> tuple[object, ...]:
-        """The process that has it, where that is known."""
-        return () if self.pid is None else (self.pid, self.start)
+    def pid(self) -> int | None:
+        """The number of the process that has it, where that is known."""
+        return self.id.process.pid if self.id else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,29 +151,34 @@ Pairs = list[tuple[SeenVm | None, SeenVm]]
 def _pair(before: Snapshot | None, after: Snapshot) -> tuple[Pairs, list[SeenVm]]:
     """Each VM of the second look with what it was at the first, and those that are gone.
 
-    One that has got a control socket meanwhile, or another place among the VMs of its process, is
-    the same; so is one of which nothing but its socket is known now.
+    One that has got a control socket meanwhile, or of which it is known only now which VM of its
+    process it is, is the same; so is one of which nothing but its socket is known now.
     """
     old = {vm.key: vm for vm in before.vms} if before else {}
     found: dict[int, SeenVm] = {}
     for number, vm in enumerate(after.vms):
         if its := old.pop(vm.key, None):
             found[number] = its
+    places: dict[object, list[SeenVm]] = {}
+    for vm in old.values():
+        for place in _places(vm):
+            places.setdefault(place, []).append(vm)
     for number, vm in enumerate(after.vms):
-        if number not in found and (its := _like(vm, old.values())):
-            found[number] = old.pop(its.key)
+        like = (its for place in _places(vm) for its in places.get(place, ()))
+        match = next((its for its in like if its.key in old and _may_be(vm, its)), None)
+        if number not in found and match:
+            found[number] = old.pop(match.key)
     pairs = [(found.get(number), vm) for number, vm in enumerate(after.vms)]
     return pairs, list(old.values())
 
 
-def _like(vm: SeenVm, others: Iterable[SeenVm]) -> SeenVm | None:
-    for its in others:
-        has_same_socket = vm.socket is not None and vm.socket == its.socket
-        if vm.process and vm.process == its.process:
-            return its
-        if has_same_socket and not (vm.process and its.process):
-            return its
-    return None
+def _places(vm: SeenVm) -> list[object]:
+    """Where a VM is looked for: its process, its socket."""
+    return [its for its in (vm.id and vm.id.process, vm.socket) if its is not None]
+
+
+def _may_be(vm: SeenVm, other: SeenVm) -> bool:
+    return vm.id is None or other.id is None or vm.id.may_be(other.id)
 
 
 def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:

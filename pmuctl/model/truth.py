@@ -60,17 +60,18 @@ def chosen_pmu(vm: Vm, ground: Ground) -> Chosen:
     that sets a PMU by itself, as kvmtool does, can have taken any.
     """
     if vm.pmu is not None:
-        return Chosen(pmu=vm.pmu, is_explicit=vm.sets_pmu or vm.pmu.is_explicit)
+        is_explicit = vm.identity.sets_pmu or vm.pmu.is_explicit
+        return Chosen(pmu=vm.pmu, is_explicit=is_explicit)
     if _has_none(vm) or not ground.pmus:
         return Chosen()
     only = _only(ground)
-    if only is None and not vm.sets_pmu:
+    if only is None and not vm.identity.sets_pmu:
         only = _default(ground)
     if only is not None and only.type is not None:
         pmu = VmPmu(name=only.name, type=only.type, origin=DERIVED)
-        return Chosen(pmu=pmu, is_explicit=vm.sets_pmu)
+        return Chosen(pmu=pmu, is_explicit=vm.identity.sets_pmu)
     names = tuple(pmu.name for pmu in _known_to_kvm(ground))
-    return Chosen(candidates=names, is_explicit=vm.sets_pmu)
+    return Chosen(candidates=names, is_explicit=vm.identity.sets_pmu)
 
 
 def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSet]) -> _Key | None:
@@ -88,7 +89,7 @@ def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSe
 
 def _has_none(vm: Vm) -> bool:
     """Whether no PMU has been chosen, or never will be."""
-    if vm.has_vpmu is False or vm.window in (Window.NONE, Window.OPEN):
+    if vm.identity.has_vpmu is False or vm.window in (Window.NONE, Window.OPEN):
         return True
     # of these nothing is known but the name of a socket; or there is no VM yet
     if vm.state in (VmState.DEAD, VmState.DENIED, VmState.SILENT):

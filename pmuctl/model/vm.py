@@ -8,7 +8,8 @@ from enum import StrEnum
 from pmuctl.errors import PmuctlError
 from pmuctl.model.applied import Applied
 from pmuctl.model.filter import EventFilter
-from pmuctl.model.vmm import VmmKind
+from pmuctl.model.ref import ProcessId, VmId
+from pmuctl.model.vmm import Identity
 
 
 class VmState(StrEnum):
@@ -92,9 +93,9 @@ class Vm:
     """One VM. `owner` is the user id its VMM runs as; `since` is in seconds since the epoch, `by`
     what sealed its window.
 
-    A VM without a `socket` was found by its process, `pid`, which `started` at a time in clock
-    ticks since boot; its VMM is then of the `kind` that its command line tells, and what that
-    says of a PMU is in `has_vpmu` and `sets_pmu` (see vmm.Identity).
+    `id` is None where its process is not known; a VM without a `socket` was found by that. Its
+    `name` is for show: anybody can take one. `identity` is what the command line of its process
+    tells, in which everything is None where that was not read.
 
     `counters` and `filter` are None where they were never set; `event_names` maps the names of
     its PMU's events to codes, where they were looked up. `candidates` are the PMUs it can have
@@ -111,7 +112,7 @@ class Vm:
     state: VmState
     uuid: str | None = None
     vmm: str | None = None
-    pid: int | None = None
+    id: VmId | None = None
     owner: int | None = None
     window: Window | None = None
     since: int | None = None
@@ -129,10 +130,7 @@ class Vm:
     command: tuple[str, ...] | None = None
     applied: tuple[Applied, ...] = ()
     problem: PmuctlError | None = None
-    started: int | None = None
-    kind: VmmKind | None = None
-    has_vpmu: bool | None = None
-    sets_pmu: bool = False
+    identity: Identity = field(default_factory=Identity)
     candidates: tuple[str, ...] = ()
     aligned: bool | None = None
     means: str | None = None
@@ -141,6 +139,16 @@ class Vm:
     def explicit_pmu(self) -> VmPmu | None:
         """The PMU that was set; None where there is none, or KVM chose it by itself."""
         return self.pmu if self.pmu is not None and self.pmu.is_explicit else None
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The process that has it."""
+        return self.id.process if self.id else None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of that process."""
+        return self.id.process.pid if self.id else None
 
     @property
     def is_managed(self) -> bool:

@@ -352,6 +352,57 @@ def test_a_monitor_is_asked_once_by_whoever_looks_again(machine: Machine, tmp_pa
         mute.accept()[0].close()
 
 
+def with_two(machine: Machine) -> None:
+    """A QEMU with two VMs, of descriptors 9 and 10, each with a vCPU 0."""
+    with_vmm(machine, 6000, QEMU, "-name", "db1", vcpus={0: "2-3"})
+    fds = machine.proc / "6000/fd"
+    (fds / "10").symlink_to("anon_inode:kvm-vm")
+    (fds / "21").symlink_to("anon_inode:kvm-vcpu:0")
+
+
+def test_whose_a_thread_is_of_two_vms_is_not_guessed(machine: Machine) -> None:
+    with_two(machine)
+    (its,) = listed(machine)
+    assert (its["vcpu_list"][0]["tid"], its["state"], its["aligned"]) == (None, "running", None)
+    # two descriptors of one VM, as crosvm has them: there is but one directory of it
+    debugfs(machine, 6000, 9, {0: 6001})
+    assert evidence(machine) == [(6001, "debugfs")]
+
+
+def test_one_of_two_vms_may_have_a_socket(machine: Machine) -> None:
+    machine.start(FakeVm())
+    pid = os.getpid()
+    with_vmm(machine, pid, QEMU, "-name", "other", has_names=False)
+    (machine.proc / str(pid) / "fd/10").symlink_to("anon_inode:kvm-vm")
+    debugfs(machine, pid, 9, {0: 1001, 1: 1002})
+    debugfs(machine, pid, 10, {0: pid + 1})
+    assert [(its["name"], its["vcpus"]) for its in listed(machine)] == [
+        *(("web1", 2), (f"pid/{pid}/10", 1))
+    ]
+    assert shown(machine, f"pid/{pid}/10")["vcpus"] == 1
+
+
+def test_a_silent_vm_has_what_its_command_line_tells(machine: Machine) -> None:
+    machine.runtime.mkdir()
+    with_vmm(machine, os.getpid(), QEMU, "-cpu", "host,pmu=off")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(machine.runtime / "web1.sock"))
+        silent.listen()
+        (its,) = listed(machine, "--deadline", "0.2")
+    assert (its["state"], its["candidates"], its["aligned"]) == ("silent", [], None)
+
+
+def test_what_becomes_of_the_guest_is_told_by_its_vmm(machine: Machine) -> None:
+    vm = machine.start(FakeVm())
+    with_vmm(machine, os.getpid(), QEMU, "-name", "web1")
+    fake_proc(machine.proc, os.getpid(), tids=[1001, 1002], start=100)
+    assert machine.run("vm", "set", "web1", "pmu", A72, "affinity", "none").status == 0
+    assert machine.run("vm", "release", "web1").status == 0
+    vm.initialise()
+    vm.run()
+    assert "QEMU" in shown(machine, "web1")["means"]
+
+
 # What is no VM
 
 

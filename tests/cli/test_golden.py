@@ -207,7 +207,7 @@ def vms(
         machine.root = machine.root if name == machine.root.name else dump(name)
         machine.runtime = Path("run")
         tids = range(5001, 5007)
-        machine.proc = fake_proc(tmp_path / "proc4121", PID, tids=tids)
+        machine.proc = fake_proc(tmp_path / "proc4121", PID, tids=tids, start=100)
         for tid in tids:
             fields = ["S", *"0" * 35, str(tid % 4), *"0" * 13]
             stat = machine.proc / str(PID) / "task" / str(tid) / "stat"

@@ -14,6 +14,7 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.vcpus import with_truth
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.truth import Ground
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from tests.cli.conftest import Machine
@@ -112,7 +113,7 @@ def vm_with(pmu: str | None, *tids: int | None) -> Vm:
         name="web1",
         socket="",
         state=VmState.RUNNING,
-        pid=1,
+        id=VmId(ProcessId(1, 1)),
         pmu=VmPmu(name=pmu, type=11, origin="applied") if pmu else None,
         vcpus=tuple(
             VmVcpu(index=n, tid=tid, initialised=True, has_run=True) for n, tid in enumerate(tids)

@@ -14,9 +14,11 @@ from pmuctl.model.changes import (
     with_silent,
 )
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Window
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
+ID = VmId(ProcessId(100, 5), 9)
 PMUS = {A53: CpuSet.parse("0-1"), A72: CpuSet.parse("2-3")}
 
 STAYS = Judgement(aligned=True)
@@ -31,8 +33,7 @@ def vcpu(index: int = 0, judgement: Judgement = STAYS, mask: str = "2-3") -> See
 def web1(*vcpus: SeenVcpu, window: Window | None = Window.SEALED) -> SeenVm:
     return SeenVm(
         name="web1",
-        pid=100,
-        start=5,
+        id=ID,
         socket="/run/pmuctl/web1.sock",
         state="running",
         window=window,
@@ -73,7 +74,7 @@ def test_a_vm_starts_and_ends() -> None:
 
 
 def test_a_new_process_with_an_old_pid_is_another_vm() -> None:
-    after = host(replace(web1(), start=6))
+    after = host(replace(web1(), id=VmId(ProcessId(100, 6), 9)))
     assert told(host(web1()), after) == [
         ("vm-ended", "web1", None),
         ("vm-started", "web1", None),
@@ -157,8 +158,8 @@ def test_the_last_cpu_of_a_pmu_is_told_with_whom_it_hits() -> None:
 
 
 def test_one_that_does_not_answer_has_not_ended() -> None:
-    silent = SeenVm(name="web1", pid=None, socket="/run/pmuctl/web1.sock", is_silent=True)
-    for its in (silent, replace(silent, pid=100, start=5)):
+    silent = SeenVm(name="web1", id=None, socket="/run/pmuctl/web1.sock", is_silent=True)
+    for its in (silent, replace(silent, id=ID)):
         before = host(web1(vcpu(0, LEAVES)))
         after = with_silent(before, host(its))
         assert told(before, after) == [("lost", "web1", None)]
@@ -171,7 +172,7 @@ def test_one_that_does_not_answer_has_not_ended() -> None:
 
 
 def test_one_that_never_answered_is_told_as_it_is() -> None:
-    silent = SeenVm(name="web1", pid=None, socket="/x.sock", state="silent", is_silent=True)
+    silent = SeenVm(name="web1", id=None, socket="/x.sock", state="silent", is_silent=True)
     assert told(host(), with_silent(host(), host(silent))) == [
         ("vm-started", "web1", None),
         ("lost", "web1", None),
@@ -179,7 +180,9 @@ def test_one_that_never_answered_is_told_as_it_is() -> None:
 
 
 def test_a_socket_that_another_process_has_now_is_another_vm() -> None:
-    silent = SeenVm(name="web1", pid=200, socket="/run/pmuctl/web1.sock", is_silent=True)
+    silent = SeenVm(
+        name="web1", id=VmId(ProcessId(200, 5), 9), socket="/run/pmuctl/web1.sock", is_silent=True
+    )
     after = with_silent(host(web1()), host(silent))
     assert told(host(web1()), after)[0] == ("vm-ended", "web1", None)
 
@@ -189,3 +192,20 @@ def test_the_words_of_kinds_are_stable() -> None:
         *("vm-started", "vm-ended", "vcpu-left", "vcpu-returned", "window"),
         *("cpu-offline", "cpu-online", "pmu-offline", "repaired", "repair-failed", "lost"),
     ]
+
+
+def test_which_vm_of_its_process_it_is_may_become_known() -> None:
+    before = replace(web1(), id=replace(ID, fd=None), socket=None)
+    assert told(host(before), host(web1())) == []
+    assert told(host(web1()), host(before)) == []
+
+
+def test_two_vms_of_a_process_are_not_taken_for_each_other() -> None:
+    first, second = (
+        replace(web1(), name=name, id=replace(ID, fd=fd), socket=None)
+        for name, fd in (("pid/100/9", 9), ("pid/100/10", 10))
+    )
+    # the one that is left has the name of the process now
+    left = replace(second, name="web1")
+    assert told(host(first, second), host(left)) == [("vm-ended", "pid/100/9", None)]
+    assert told(host(left), host(first, second)) == [("vm-started", "pid/100/9", None)]

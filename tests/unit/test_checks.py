@@ -17,9 +17,10 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.finding import Finding, Result
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
+from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.truth import Chosen, Ground, judge_mask, judge_vm
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
-from pmuctl.model.vmm import VmmKind
+from pmuctl.model.vmm import Identity, VmmKind
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
@@ -190,7 +191,7 @@ def a_vm(**how: Any) -> Vm:
         "socket": "/run/pmuctl/web1.sock",
         "state": VmState.RUNNING,
         "window": Window.SEALED,
-        "pid": 100,
+        "id": VmId(ProcessId(100, 1), 9),
         "supervised": True,
     }
     return Vm(**given | how)
@@ -303,7 +304,7 @@ def test_a_cpuset_in_the_way() -> None:
 
 
 def test_a_vcpu_that_spins() -> None:
-    qemu = a_vm(kind=VmmKind.QEMU)
+    qemu = a_vm(identity=Identity(kind=VmmKind.QEMU))
     found = of_vm("vm.spinning", facts("0-3", "2-3", vm=qemu, spins={0: 0.99}))
     assert found is not None
     assert (found.result, found.fix) == (FAIL, "pmuctl affinity align web1")

@@ -9,6 +9,7 @@ from pmuctl.control.registry import Entry
 from pmuctl.control.trust import Peer, Vmm, believe
 from pmuctl.errors import DeniedError, NoVmError, PmuctlError, RefusedError
 from pmuctl.host.procs import Procfs
+from pmuctl.model.ref import ProcessId
 from tests.fakes.vmm import fake_proc
 
 SERVER, VMM, INIT = 300, 4121, 1
@@ -176,9 +177,9 @@ def test_a_pid_that_is_another_users_by_now_speaks_for_nobody(procs: Procfs) -> 
 def test_a_pid_that_was_given_anew_is_not_who_listens(
     procs: Procfs, peer: Peer, since: float, *, is_its: bool
 ) -> None:
-    assert peer.listened(procs, since) is is_its
+    assert (peer.process(procs, since) == ProcessId(VMM, peer.started or 0)) is is_its
 
 
 def test_without_the_time_of_boot_nobody_is_known_to_listen(procs: Procfs) -> None:
     (procs.root / "stat").unlink()
-    assert not Peer(VMM, USER, USER, 60).listened(procs, BOOT + 1)
+    assert Peer(VMM, USER, USER, 60).process(procs, BOOT + 1) is None

@@ -18,7 +18,7 @@ from pmuctl.model.truth import (
     meaning,
 )
 from pmuctl.model.vm import DERIVED, Vm, VmPmu, VmState, VmVcpu, Window
-from pmuctl.model.vmm import VmmKind
+from pmuctl.model.vmm import Identity, VmmKind
 
 
 def pmu(name: str, number: int, cpus: str | None) -> Pmu:
@@ -72,7 +72,11 @@ def test_what_the_door_has_derived_is_a_fact_and_silent() -> None:
 
 def test_the_only_pmu_of_a_host_is_the_vms() -> None:
     assert derived(chosen_pmu(VM, ONE)) == ("one", DERIVED, False)
-    assert derived(chosen_pmu(replace(VM, sets_pmu=True), ONE)) == ("one", DERIVED, True)
+    assert derived(chosen_pmu(replace(VM, identity=Identity(sets_pmu=True)), ONE)) == (
+        "one",
+        DERIVED,
+        True,
+    )
 
 
 def test_the_only_pmu_is_no_fact_where_it_does_not_cover_all_cpus() -> None:
@@ -87,7 +91,7 @@ def test_where_kvm_gives_all_vms_the_same_that_is_a_fact() -> None:
 
 
 def test_a_vmm_that_sets_a_pmu_by_itself_can_have_taken_any() -> None:
-    its = replace(VM, sets_pmu=True)
+    its = replace(VM, identity=Identity(sets_pmu=True))
     for ground in (TWO, OLD):
         assert chosen_pmu(its, ground) == Chosen(candidates=("a53", "a72"), is_explicit=True)
 
@@ -131,7 +135,7 @@ def test_the_pmu_of_a_cpu_is_known_where_all_cpus_are_of_one(
     [
         replace(VM, window=Window.OPEN, state=VmState.WAITING),
         replace(VM, window=Window.NONE),
-        replace(VM, has_vpmu=False),
+        replace(VM, identity=Identity(has_vpmu=False)),
         replace(VM, state=VmState.DEAD, vcpus=None),
         replace(VM, state=VmState.STARTING, vcpus=()),
     ],
