@@ -13,12 +13,14 @@ from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
 from pmuctl.cli.reach import VM_HELP, check_place, reach_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.manage.affinity import align_vm, find_vm, read_host, set_affinity
+from pmuctl.manage.affinity import align_vm, read_host, set_affinity
 from pmuctl.manage.blocker import Host
+from pmuctl.manage.naming import look, pick
 from pmuctl.manage.placing import Placed, reductions
 from pmuctl.manage.standing import check_vms, pmu_of
-from pmuctl.manage.vms import list_vms, take_stock
+from pmuctl.manage.stock import Stock
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.formats import Format
@@ -50,7 +52,7 @@ def affinity_set(
     only = None if vcpu is None else _parse_vcpus(vcpu)
     host = host_of(env)
     with env.waiting_for(vm):
-        its = find_vm(reach_of(env), vm)
+        its = look(Stock(reach_of(env)), parse_ref(vm), strictly=True)
     placed = set_affinity(its, cpuset, host, vcpus=only, dry_run=env.options.dry_run)
     _write(env, placed)
     _warn(env, its, placed, host)
@@ -72,11 +74,14 @@ def affinity_align(
     env.check_columns(PLACING_COLUMNS)
     if every == bool(vm):
         raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
-    reach, host = reach_of(env), host_of(env)
+    stock, host = Stock(reach_of(env)), host_of(env)
+    refs = [parse_ref(name) for name in vm or ()]
     with env.waiting_for("control sockets"):
-        targets: list[Callable[[], Vm]] = [partial(find_vm, reach, name) for name in vm or ()]
+        targets: list[Callable[[], Vm]] = [
+            partial(look, stock, ref, strictly=True) for ref in refs
+        ]
         if every:
-            seen = take_stock(reach)
+            seen = pick(stock)
             tell_missing(env, seen)
             targets = [partial(_same, its) for its in _alignable(env, seen.vms, host)]
     placed: list[Placed] = []
@@ -109,8 +114,9 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
     check_place(env)
     failed: list[PmuctlError] = []
     with env.waiting_for("control sockets"):
-        seen = None if vm else take_stock(reach_of(env))
-        vms = seen.vms if seen else _named(env, vm or (), failed)
+        stock = Stock(reach_of(env))
+        seen = None if vm else pick(stock)
+        vms = seen.vms if seen else _named(env, stock, vm or (), failed)
     rows = list(check_vms(vms, host_of(env), is_live=env.options.sysroot is None))
     env.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
     for its in vms:
@@ -161,14 +167,14 @@ def _alignable(env: Env, vms: Sequence[Vm], host: Host) -> list[Vm]:
     return found
 
 
-def _named(env: Env, names: Sequence[str], failed: list[PmuctlError]) -> list[Vm]:
+def _named(env: Env, stock: Stock, names: Sequence[str], failed: list[PmuctlError]) -> list[Vm]:
     """The VMs that are named; of one that is, no answer is an error."""
-    reach = reach_of(env)
-    groups = [[name] for name in names] if env.options.keep_going else [list(names)]
+    refs = [parse_ref(name) for name in names]
+    groups = [[ref] for ref in refs] if env.options.keep_going else [refs]
     found: list[Vm] = []
     for group in groups:
         try:
-            vms = list_vms(reach, group)
+            vms = pick(stock, group).vms
             for its in vms:
                 if its.problem is not None and not its.vcpus:
                     raise its.problem

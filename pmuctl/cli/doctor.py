@@ -11,6 +11,7 @@ from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, REACH
 from pmuctl.cli.reach import VM_HELP, check_place, reach_of
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
+from pmuctl.model.ref import parse_ref
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
 from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.formats import Format
@@ -53,7 +54,7 @@ def doctor(
     with env.waiting_for("KVM and VMs"):
         findings = diagnose(
             reach_of(env),
-            vm or (),
+            [parse_ref(name) for name in vm or ()],
             kvm=env.hypervisor or (env.kvm if env.sysfs.is_live else None),
             threads=env.threads if is_live else None,
         )

@@ -14,8 +14,8 @@ from pmuctl.cli.options import OUTPUT, REACH, Timeout
 from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
 from pmuctl.manage.monitor import Event, Watch, absent, scope
-from pmuctl.manage.vms import check_form
 from pmuctl.model.changes import ChangeKind
+from pmuctl.model.ref import parse_ref
 from pmuctl.render.columns import Column, choose
 from pmuctl.render.formats import Format
 from pmuctl.render.monitor import EVENT_COLUMNS, write_event, write_head
@@ -69,8 +69,7 @@ def monitor(
     Events are vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline, cpu-online,
     pmu-offline, repaired, repair-failed and lost.
     """
-    for name in vm or ():
-        check_form(name)
+    refs = tuple(parse_ref(name) for name in vm or ())
     if env.format is Format.JSON:
         raise UsageError(
             "what goes on without an end is no one JSON object",
@@ -87,7 +86,7 @@ def monitor(
     with closing(env.ear) as ear:
         watch = Watch(
             reach=reach_of(env),
-            names=tuple(vm or ()),
+            refs=refs,
             sysfs=env.sysfs,
             threads=env.threads,
             ear=ear,

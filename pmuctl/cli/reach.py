@@ -3,7 +3,8 @@
 
 from pmuctl.cli.env import Env
 from pmuctl.errors import UsageError
-from pmuctl.manage.vms import Listing, Reach
+from pmuctl.manage.reach import Reach
+from pmuctl.manage.stock import Listing
 
 VM_HELP = "A name, uuid/UUID or pid/PID."
 

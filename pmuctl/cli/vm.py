@@ -15,12 +15,14 @@ from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.errors import ExitStatus, OutputError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.threads import Threads
-from pmuctl.manage.affinity import change_affinity, find_vm, forget, read_host, remember, unkept
+from pmuctl.manage.affinity import change_affinity, forget, read_host, remember, unkept
 from pmuctl.manage.choice import NONE
+from pmuctl.manage.naming import connected, look, take_stock
 from pmuctl.manage.settings import Change, Machine, release_vm, set_vm
+from pmuctl.manage.stock import Listing, Stock
 from pmuctl.manage.vcpus import read_ground, scan_vcpus, with_truth
-from pmuctl.manage.vms import Listing, connected, look, take_stock
 from pmuctl.manage.wait import Awaited, wait_for
+from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
 from pmuctl.render.formats import Format
 from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
@@ -57,7 +59,7 @@ def vm_show(env: Env, vm: VmName) -> None:
     """
     check_place(env)
     with env.waiting_for(vm):
-        its = look(reach_of(env), vm)
+        its = look(Stock(reach_of(env)), parse_ref(vm))
     pmus = scan_pmus(env.sysfs)
     its = with_truth(its, read_ground(env.sysfs, env.environ, pmus=pmus), env.procs, _threads(env))
     if its.filter is not None and its.pmu is not None:
@@ -115,7 +117,7 @@ def vm_wait(
         return with_truth(its, ground, env.procs, env.threads).aligned
 
     with env.waiting_for(f"{vm} to be {awaited}"):
-        seen = wait_for(reach_of(env), vm, awaited, timeout=timeout, is_aligned=aligned)
+        seen = wait_for(reach_of(env), parse_ref(vm), awaited, timeout=timeout, is_aligned=aligned)
     if seen is None:
         return ExitStatus.OK
     env.say(f"{vm}: not {awaited} after {timeout:g} s: {seen}")
@@ -143,10 +145,10 @@ def vm_set(
     host = read_host(reach_of(env), env.sysfs, env.threads, scan_pmus(env.sysfs))
     with env.waiting_for(vm):
         if request.affinity is not None and request.is_affinity_only:
-            its = find_vm(reach_of(env), vm)
+            its = look(Stock(reach_of(env)), parse_ref(vm), strictly=True)
             done = change_affinity(its, request.affinity, host, dry_run=dry_run)
         else:
-            with connected(reach_of(env), vm, strictly=True) as (client, its):
+            with connected(Stock(reach_of(env)), parse_ref(vm), strictly=True) as (client, its):
                 done = set_vm(client, its, request, machine, dry_run=dry_run)
             if done.is_placed and not dry_run:
                 remember(its, host)
@@ -170,7 +172,10 @@ def vm_release(env: Env, vm: VmName) -> None:
     Its window closes: from then on KVM takes no settings.
     """
     env.check_columns(CHANGE_COLUMNS)
-    with env.waiting_for(vm), connected(reach_of(env), vm, strictly=True) as (client, its):
+    with (
+        env.waiting_for(vm),
+        connected(Stock(reach_of(env)), parse_ref(vm), strictly=True) as (client, its),
+    ):
         change = release_vm(client, its, dry_run=env.options.dry_run)
     _write_changes(env, [change], ())
 
@@ -178,7 +183,7 @@ def vm_release(env: Env, vm: VmName) -> None:
 def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
     check_place(env)
     with env.waiting_for("VMs"):
-        return take_stock(reach_of(env), vms or ())
+        return take_stock(reach_of(env), [parse_ref(vm) for vm in vms or ()])
 
 
 def _threads(env: Env) -> Threads | None:

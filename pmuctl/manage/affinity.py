@@ -11,7 +11,6 @@ from pmuctl.errors import (
     PinnedError,
     PmuctlError,
     RefusedError,
-    UsageError,
     command,
 )
 from pmuctl.host.cpus import read_online
@@ -31,7 +30,6 @@ from pmuctl.manage.placing import (
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.settings import AFFINITY, Change, Done
 from pmuctl.manage.standing import Standing, pmu_of, recorded_masks
-from pmuctl.manage.vms import look
 from pmuctl.model.align import Consequence, aligned_mask, judge
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Place, no_vpmu
@@ -51,23 +49,6 @@ def read_host(reach: Reach, sysfs: Sysfs, threads: Threads, pmus: Sequence[Pmu])
         online=read_online(sysfs),
         probed=read_cached(sysfs, pmus, reach.environ, uid=reach.uid),
     )
-
-
-def find_vm(reach: Reach, name: str) -> Vm:
-    """The one VM whose threads are to be placed, also one without a control socket.
-
-    As where settings are to be changed, another user's has to be named by its process. Raises
-    what `look` raises.
-    """
-    vm = look(reach, name, strictly=True)
-    if not vm.socket and not name.startswith("pid/") and vm.owner not in (None, reach.uid):
-        raise UsageError(
-            "only another user's VM is called so",
-            subject=name,
-            why=f"process {vm.pid} is uid {vm.owner}'s, and anybody can take a name",
-            fix=f"name it by its process: pid/{vm.pid}",
-        )
-    return vm
 
 
 def set_affinity(

@@ -18,14 +18,17 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.manage.blocker import Blocker, Host, find_blocker
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
+from pmuctl.manage.naming import take_stock
 from pmuctl.manage.preflight import Kvm
+from pmuctl.manage.reach import Reach
 from pmuctl.manage.standing import recorded_masks
+from pmuctl.manage.stock import Listing
 from pmuctl.manage.vcpus import PlacedVcpu, read_ground, scan_vcpus
 from pmuctl.manage.vm_checks import VmFacts, check_vm
-from pmuctl.manage.vms import Listing, Reach, take_stock
 from pmuctl.model.finding import Finding
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
+from pmuctl.model.ref import VmRef
 from pmuctl.model.truth import Chosen, Ground, chosen_pmu, judge_vm
 from pmuctl.model.vm import Vm
 
@@ -36,22 +39,21 @@ TICKS = 100
 
 
 def diagnose(
-    reach: Reach, names: Sequence[str], *, kvm: Kvm | None, threads: Threads | None
+    reach: Reach, refs: Sequence[VmRef], *, kvm: Kvm | None, threads: Threads | None
 ) -> list[Finding]:
     """The findings of the host and of every VM, or of the VMs that are named.
 
     Without `kvm` of that only what was captured is known, without `threads` masks are those that
-    /proc tells, as in another machine's tree. Raises NotFoundError for a name that stands for no
-    VM.
+    /proc tells, as in another machine's tree. Raises NotFoundError for what means no VM.
     """
-    seen = take_stock(reach, names)
+    seen = take_stock(reach, refs)
     pmus = scan_pmus(reach.sysfs)
     access = kvm.access() if kvm else None
     may_ask = access in (None, KvmAccess.USABLE)
     probed = _probe(reach, pmus, kvm) if may_ask else None
     ground = read_ground(reach.sysfs, reach.environ, pmus=pmus)
     found: list[Finding] = []
-    if not names:
+    if not refs:
         facts = _host_facts(reach, seen, ground, access=access, probed=probed)
         found += check_host(facts)
     for vm in _sampled(seen.vms, ground, reach, threads):

@@ -12,8 +12,10 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
 from pmuctl.host.udev import Ear
 from pmuctl.manage.affinity import align_vm, read_host
+from pmuctl.manage.naming import take_stock
+from pmuctl.manage.reach import Reach
+from pmuctl.manage.stock import Listing
 from pmuctl.manage.vcpus import read_ground, scan_vcpus
-from pmuctl.manage.vms import Listing, Reach, is_called, take_stock
 from pmuctl.model.changes import (
     Change,
     ChangeKind,
@@ -24,6 +26,7 @@ from pmuctl.model.changes import (
     stray,
     with_silent,
 )
+from pmuctl.model.ref import VmRef
 from pmuctl.model.truth import Ground, chosen_pmu, judge_vm
 from pmuctl.model.vm import Vm, VmState
 
@@ -51,11 +54,11 @@ class Watch:
     """One host that is watched: how its VMs are reached, and what hears of changes.
 
     With `repairs` vCPU threads that can leave their PMU are brought back onto it, by the rule of
-    `affinity align`. With `names` there are no other VMs than those they stand for, now or later.
+    `affinity align`. With `refs` there are no other VMs than those that are meant, now or later.
     """
 
     reach: Reach
-    names: Sequence[str] = ()
+    refs: Sequence[VmRef] = ()
     sysfs: Sysfs
     threads: Threads
     ear: Ear
@@ -128,8 +131,8 @@ class Watch:
 
     def _read(self) -> tuple[Listing, Ground, Snapshot]:
         seen = take_stock(self.reach)
-        if self.names:
-            vms = [vm for vm in seen.vms if any(is_called(vm, name) for name in self.names)]
+        if self.refs:
+            vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]
             seen = replace(seen, vms=vms)
         ground = read_ground(self.sysfs, self.reach.environ)
         pairs = [(self._seen(vm, ground), vm) for vm in seen.vms if vm.state is not VmState.DEAD]
@@ -222,7 +225,7 @@ def scope(watch: Watch) -> str:
 
 def absent(watch: Watch) -> list[str]:
     """The names that stand for no VM yet, after the first look."""
-    return [its for its in watch.names if not any(is_called(vm, its) for vm in watch.seen.vms)]
+    return [str(its) for its in watch.refs if not any(vm.is_meant(its) for vm in watch.seen.vms)]
 
 
 def _counted(count: int, what: str) -> str:

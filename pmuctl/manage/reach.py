@@ -128,12 +128,12 @@ def _state(answer: Any, vcpus: Sequence[VmVcpu]) -> VmState:
     return VmState.WAITING if waits else VmState.STARTING
 
 
-def try_read(reach: Reach, entry: Entry) -> Vm:
+def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
     """What a VM says of itself, or its record of it, or why neither does."""
     client = reach.client(entry)
     try:
         with client:
-            return with_record(read_vm(client), entry, reach.procs)
+            return with_record(read_vm(client, strictly=strictly), entry, reach.procs)
     except PmuctlError as error:
         if is_dead(error) and (vm := orphan(entry, reach.procs)):
             return vm

@@ -7,8 +7,11 @@ from dataclasses import replace
 from enum import StrEnum
 
 from pmuctl.errors import NotFoundError, NoVmError, UnreachableError
+from pmuctl.manage.naming import look
+from pmuctl.manage.reach import Reach
+from pmuctl.manage.stock import Stock
 from pmuctl.manage.supervised import RefusedStartError
-from pmuctl.manage.vms import Reach, look
+from pmuctl.model.ref import VmRef
 from pmuctl.model.vm import Vm, VmState, Window
 
 POLL_SECONDS = 0.2
@@ -28,7 +31,7 @@ class Awaited(StrEnum):
 
 def wait_for(
     reach: Reach,
-    name: str,
+    ref: VmRef,
     awaited: Awaited,
     *,
     timeout: float | None,
@@ -46,11 +49,11 @@ def wait_for(
             left = max(until - time.monotonic(), ANSWER_SECONDS)
             reach = replace(reach, deadline=min(reach.deadline, left))
         begin = time.monotonic()
-        vm, seen = _ask(reach, name)
+        vm, seen = _ask(reach, ref)
         if _holds(vm, awaited, is_aligned):
             return None
         if seen != told:
-            reach.trace(f"{name}: {seen}")
+            reach.trace(f"{ref}: {seen}")
             told = seen
         # on a host of very many processes looking takes time: no more than half of it all
         pause = max(POLL_SECONDS, time.monotonic() - begin)
@@ -62,13 +65,13 @@ def wait_for(
         time.sleep(pause)
 
 
-def _ask(reach: Reach, name: str) -> tuple[Vm | None, str]:
+def _ask(reach: Reach, ref: VmRef) -> tuple[Vm | None, str]:
     """The VM, None where it is not there or its VMM has ended, and how it is in words.
 
     A silent one is neither.
     """
     try:
-        vm = look(reach, name)
+        vm = look(Stock(reach), ref)
         return vm, f"{vm.state}, window {vm.window or '?'}"
     except RefusedStartError as error:
         return None, error.why or error.message
@@ -77,7 +80,7 @@ def _ask(reach: Reach, name: str) -> tuple[Vm | None, str]:
     except (UnreachableError, NoVmError) as error:
         if error.errno == "ECONNREFUSED":
             return None, "its VMM has ended"
-        silent = Vm(name=name, socket="", state=VmState.SILENT)
+        silent = Vm(name=str(ref), socket="", state=VmState.SILENT)
         return silent, error.why or error.message
 
 

@@ -2,7 +2,13 @@
 """What names a process, and a VM, for good: pids and descriptors are given anew, and names are
 for show."""
 
+import re
 from dataclasses import dataclass
+
+from pmuctl.errors import UsageError
+
+UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_PID = re.compile(r"(0|[1-9][0-9]{0,9})(?:/(0|[1-9][0-9]{0,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +34,52 @@ class VmId:
         return self.process == other.process and (
             self.fd == other.fd or self.fd is None or other.fd is None
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ByName:
+    """The VM of this name, which anybody can take."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ByUuid:
+    """The VM of this UUID, in which case does not matter; anybody can take it, too."""
+
+    uuid: str
+
+    def __str__(self) -> str:
+        return f"uuid/{self.uuid}"
+
+
+@dataclass(frozen=True, slots=True)
+class ByPid:
+    """The VM of this process, the one of descriptor `fd` where several are meant apart."""
+
+    pid: int
+    fd: int | None = None
+
+    def __str__(self) -> str:
+        return f"pid/{self.pid}" if self.fd is None else f"pid/{self.pid}/{self.fd}"
+
+
+VmRef = ByName | ByUuid | ByPid
+"""What somebody calls a VM."""
+
+
+def parse_ref(text: str) -> VmRef:
+    """NAME, uuid/UUID, pid/PID or pid/PID/FD; raises UsageError for what is none of them."""
+    kind, slash, rest = text.partition("/")
+    if not slash:
+        return ByName(text)
+    if kind not in ("pid", "uuid") or not rest:
+        raise UsageError(f"{text}: not a VM", why="a VM is NAME, uuid/UUID or pid/PID")
+    if kind == "uuid":
+        return ByUuid(rest)
+    if its := _PID.fullmatch(rest):
+        return ByPid(int(its[1]), None if its[2] is None else int(its[2]))
+    raise UsageError(f"{text}: {rest} is not a process id")

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pmuctl.errors import PmuctlError
 from pmuctl.model.applied import Applied
 from pmuctl.model.filter import EventFilter
-from pmuctl.model.ref import ProcessId, VmId
+from pmuctl.model.ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
 from pmuctl.model.vmm import Identity
 
 
@@ -149,6 +149,16 @@ class Vm:
     def pid(self) -> int | None:
         """The number of that process."""
         return self.id.process.pid if self.id else None
+
+    def is_meant(self, ref: VmRef) -> bool:
+        """Whether somebody who calls a VM so means this one, perhaps beside others."""
+        match ref:
+            case ByName(name):
+                return name == self.name
+            case ByUuid(uuid):
+                return self.uuid is not None and self.uuid.lower() == uuid.lower()
+            case ByPid(pid, fd):
+                return self.id is not None and self.pid == pid and fd in (None, self.id.fd)
 
     @property
     def is_managed(self) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from pmuctl.cli.reach import reach_of
-from pmuctl.manage.vms import Reach, list_vms
+from pmuctl.manage.naming import take_stock
+from pmuctl.manage.reach import Reach
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
@@ -317,7 +318,7 @@ def test_no_command_line_keeps_anybody_waiting(machine: Machine, tmp_path: Path)
             mute.bind(str(path))
             mute.listen()
         begin = time.monotonic()
-        assert len(list_vms(with_monitors(machine, paths))) == 1
+        assert len(take_stock(with_monitors(machine, paths)).vms) == 1
         assert time.monotonic() - begin < 10  # 0.5 s, not 30
 
 
@@ -329,7 +330,7 @@ def test_no_more_than_four_monitors_of_a_process_are_tried(
         mute.listen()
         mute.settimeout(0)
         gone = [tmp_path / str(n) for n in range(4)]
-        assert len(list_vms(with_monitors(machine, [*gone, tmp_path / "q"]))) == 1
+        assert len(take_stock(with_monitors(machine, [*gone, tmp_path / "q"])).vms) == 1
         with pytest.raises(BlockingIOError):
             mute.accept()
 
@@ -341,14 +342,14 @@ def test_a_monitor_is_asked_once_by_whoever_looks_again(machine: Machine, tmp_pa
         mute.settimeout(0)
         reach = with_monitors(machine, [tmp_path / "q"])
         for _ in range(3):
-            assert len(list_vms(reach)) == 1
+            assert len(take_stock(reach).vms) == 1
         mute.accept()[0].close()
         with pytest.raises(BlockingIOError):
             mute.accept()
         # with other vCPUs it is asked what threads they have
         fds = machine.proc / str(os.getpid()) / "fd"
         (fds / "30").symlink_to("anon_inode:kvm-vcpu:2")
-        assert len(list_vms(reach)) == 1
+        assert len(take_stock(reach).vms) == 1
         mute.accept()[0].close()
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pmuctl.launch.orders import Orders
-from pmuctl.manage.vms import Reach, list_vms
+from pmuctl.manage.naming import take_stock
+from pmuctl.manage.reach import Reach
 from pmuctl.model.vm import Vm, VmState, VmVcpu
 from tests.launch.native import Gated, fresh_name, need, no_kvm, processes_of, vmm, wait_for
 
@@ -38,7 +39,7 @@ def serve(room: Path) -> Iterator[Serve]:
 def listed(room: Path) -> list[Vm]:
     """What an admin would see."""
     environ = {"PMUCTL_RUNTIME_DIR": str(room)}
-    found = list_vms(Reach(environ=environ, uid=os.geteuid(), deadline=5))
+    found = take_stock(Reach(environ=environ, uid=os.geteuid(), deadline=5)).vms
     return [vm for vm in found if vm.socket]  # others on this machine are nobody's here
 
 

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the one VM that is meant, among those that have the same name or none."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from shlex import quote
+
+from pmuctl.control.client import Client
+from pmuctl.control.registry import Entry
+from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
+from pmuctl.manage.found import VmProcess
+from pmuctl.manage.reach import Reach, is_dead, read_vm
+from pmuctl.manage.stock import Listing, Stock
+from pmuctl.manage.supervised import orphan, refused_start, with_record
+from pmuctl.model.ref import UUID, ByName, ByPid, VmRef
+from pmuctl.model.vm import Vm, VmState
+
+
+def take_stock(reach: Reach, refs: Sequence[VmRef] = ()) -> Listing:
+    """The VMs that are meant, by default all; raises NotFoundError for what means none."""
+    return pick(Stock(reach), refs)
+
+
+def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
+    """The same, of a stock that is there."""
+    vms = stock.vms
+    for ref in refs:
+        if not any(vm.is_meant(ref) for vm in vms):
+            raise _not_found(stock, ref, [vm.name for vm in vms])
+    if refs:
+        vms = [vm for vm in vms if any(vm.is_meant(ref) for ref in refs)]
+    seen = stock.seen
+    return Listing(vms=vms, unreadable=seen.unreadable, is_partial=seen.is_partial)
+
+
+def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:
+    """The one VM that is meant, whether it can be asked or not.
+
+    `strictly` as for `connected`; it goes for a VM without a control socket as well, whose threads
+    can be placed. Raises NotFoundError where there is none, UsageError where two VMs hold the
+    name, and what Client raises of one with a control socket.
+    """
+    found = _find(stock, ref, strictly=strictly)
+    if isinstance(found, Vm):
+        if strictly and _is_strangers(ref, found.owner, stock.reach.uid):
+            whose = f"process {found.pid} is uid {found.owner}'s"
+            raise _strangers(ref, whose, f"pid/{found.pid}")
+        return found
+    vm = stock.ask(found, strictly=strictly)
+    if vm.problem is not None and vm.state is not VmState.ORPHANED:
+        raise vm.problem
+    _check(stock, ref, found, vm)
+    return vm
+
+
+@contextmanager
+def connected(
+    stock: Stock, ref: VmRef, *, strictly: bool = False
+) -> Iterator[tuple[Client | None, Vm]]:
+    """The one VM that is meant, asked over an open connection.
+
+    What is asked and changed on the connection is that VM's: it is named anew by its own answer.
+    With `strictly`, where something is to be changed, its peer must be known to be a VMM, and a
+    VM of another user's directory is not meant by a name or a UUID, which anybody can claim.
+    To an orphaned VM there is no connection, and None instead. Raises NotFoundError where there is
+    none, UsageError where two VMs hold the name, UnsupportedError for one without a control
+    socket, and what Client raises.
+    """
+    found = _find(stock, ref, strictly=strictly)
+    if isinstance(found, Vm):
+        raise UnsupportedError(
+            "it has no control socket",
+            subject=found.name,
+            why="KVM takes PMU settings only from the process that made the VM, and nobody "
+            f"listens for pmuctl in process {found.pid}",
+            fix="start the VM with pmuctl run",
+        )
+    reach = stock.reach
+    with ExitStack() as stack:
+        client: Client | None = None
+        try:
+            client = stack.enter_context(reach.client(found))
+        except UnreachableError as error:
+            its = orphan(found, reach.procs) if is_dead(error) else None
+            if its is None:
+                raise
+            vm = its
+        else:
+            vm = with_record(read_vm(client, strictly=strictly), found, reach.procs)
+        vm = stock.whole(vm)
+        _check(stock, ref, found, vm)
+        yield client, vm
+
+
+def _check(stock: Stock, ref: VmRef, entry: Entry, vm: Vm) -> None:
+    """Raise NotFoundError where a socket's VM is not what is meant, UsageError for a rival.
+
+    That is a VM without a control socket that has the same claim to the name.
+    """
+    reach = stock.reach
+    if not vm.is_meant(ref):
+        where = ("--socket", entry.path) if reach.socket else ()
+        raise NotFoundError(
+            "there is no such VM with this control socket",
+            subject=str(ref),
+            why=f"the VM at {entry.path} is named {vm.name}",
+            fix=command("vm", "list", *where),
+        )
+    if isinstance(ref, ByName):
+        others = [its for its in stock.seen.processes if its.holder.process != vm.process]
+        if any(its.identity.name == ref.name for its in others):
+            # some of them may have a control socket under another name
+            rivals = [its for its in stock.vms if its.socket is None and its.is_meant(ref)]
+            _choose([entry], rivals, ref, uid=reach.uid, strictly=False)
+
+
+def _find(stock: Stock, ref: VmRef, *, strictly: bool) -> Entry | Vm:
+    """The control socket of the VM that is meant, or the VM where that has none."""
+    reach, entries, seen = stock.reach, stock.entries, stock.seen
+    if reach.socket is not None:
+        return entries[0]
+    name = ref.name if isinstance(ref, ByName) else None
+    if by_name := [entry for entry in entries if entry.name == name]:
+        return choose_entry(by_name, ref, uid=reach.uid, strictly=strictly)
+    # a name is what a process says of itself; QEMU's monitor can say it, too
+    namesakes = (its.identity.name == name or _may_tell(its) for its in seen.processes)
+    vms: list[Vm] = []
+    if name is None or any(namesakes):
+        vms = [vm for vm in stock.vms if vm.is_meant(ref)]
+    paths = {vm.socket for vm in vms}
+    named = [entry for entry in entries if name is None and str(entry.path) in paths]
+    unmanaged = [vm for vm in vms if vm.socket is None]
+    if not named and not unmanaged:
+        if name is None:
+            _refuse_unasked(stock, ref)
+        names = [entry.name for entry in entries if entry.name]
+        names += [its.identity.name or f"pid/{its.pid}" for its in seen.processes]
+        raise _not_found(stock, ref, names)
+    return _choose(named, unmanaged, ref, uid=reach.uid, strictly=strictly)
+
+
+def _may_tell(process: VmProcess) -> bool:
+    return process.identity.name is None and bool(process.identity.monitors)
+
+
+def _refuse_unasked(stock: Stock, ref: VmRef) -> None:
+    """Raise UnreachableError where a VM that cannot be asked may be the one that is meant."""
+    unasked = [vm for vm in stock.vms if vm.state in (VmState.SILENT, VmState.DENIED)]
+    if unasked:
+        raise UnreachableError(
+            "it may be one of the VMs that cannot be asked",
+            subject=str(ref),
+            why=", ".join(f"{vm.name} is {vm.state}" for vm in unasked),
+            fix="pmuctl vm list",
+        )
+
+
+def _choose(
+    entries: Sequence[Entry], vms: Sequence[Vm], ref: VmRef, *, uid: int, strictly: bool
+) -> Entry | Vm:
+    """The one of these that is meant: sockets, and VMs that have none, all called so.
+
+    Root's and one's own go before another user's. Raises UsageError where that leaves several.
+    """
+    own = [vm for vm in vms if vm.owner in (0, uid)]
+    has_own_entry = any(entry.owner in (None, uid) for entry in entries)
+    rivals = own if own or has_own_entry else vms
+    if not rivals:
+        return choose_entry(entries, ref, uid=uid, strictly=strictly)
+    if own and not has_own_entry:
+        entries = ()
+    if len(rivals) + len(entries) > 1:
+        places = [*(str(its.path) for its in entries), *(f"pid/{vm.pid}" for vm in rivals)]
+        raise UsageError(
+            "two VMs hold this name",
+            subject=str(ref),
+            why=", ".join(places),
+            fix="name it by its process: pid/N",
+        )
+    return rivals[0]
+
+
+def choose_entry(found: Sequence[Entry], ref: VmRef, *, uid: int, strictly: bool) -> Entry:
+    """The one of these sockets, all called so, that user `uid` means.
+
+    One's own go before another user's; to change another user's VM its process must be named.
+    Raises UsageError where that leaves none or several.
+    """
+    own = [entry for entry in found if entry.owner in (None, uid)]
+    others = [entry for entry in found if entry not in own]
+    if strictly and not own and others and _is_strangers(ref, others[0].owner, uid):
+        whose = f"{others[0].path} is uid {others[0].owner}'s"
+        raise _strangers(ref, whose, "pid/N, with N from pmuctl vm list")
+    found = own or others
+    if len(found) > 1:
+        raise UsageError(
+            "two VMs hold this name",
+            subject=str(ref),
+            why=", ".join(str(entry.path) for entry in found),
+            fix=f"add --socket {quote(str(found[0].path))}, or name it by its process: pid/N",
+        )
+    return found[0]
+
+
+def _is_strangers(ref: VmRef, owner: int | None, uid: int) -> bool:
+    return not isinstance(ref, ByPid) and owner not in (None, uid)
+
+
+def _strangers(ref: VmRef, whose: str, place: str) -> UsageError:
+    return UsageError(
+        "only another user's VM is called so",
+        subject=str(ref),
+        why=f"{whose}, and anybody can take a name",
+        fix=f"name it by its process: {place}",
+    )
+
+
+def _not_found(stock: Stock, ref: VmRef, names: Sequence[str]) -> NotFoundError:
+    reach, name = stock.reach, str(ref)
+    if reach.socket is None and (refused := refused_start(name, reach.environ, reach.uid)):
+        return refused
+    near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
+    near = [its for its in names if its.lower() in near]
+    if UUID.fullmatch(name):
+        near = [f"uuid/{name}"]
+    why = f"near: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}"
+    if stock.seen.unreadable or stock.seen.is_partial:
+        why += "; other users' processes may not be read"
+    return NotFoundError("there is no such VM", subject=str(ref), why=why, fix="pmuctl vm list")

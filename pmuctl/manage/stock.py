@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs of a host: those with a control socket, and those found by their processes."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pmuctl.control.registry import Entry
+from pmuctl.manage.found import ASKED_AT_ONCE, Scene, Survey, VmProcess, find_vms, survey
+from pmuctl.manage.reach import Reach, try_read
+from pmuctl.model.vm import Vm, VmVcpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """VMs, and how many processes could not be looked at: whether those have VMs is not known.
+
+    `is_partial` tells that other users' processes are hidden altogether.
+    """
+
+    vms: list[Vm]
+    unreadable: int = 0
+    is_partial: bool = False
+
+
+class Stock:
+    """What is on a host, for one command: processes are looked at once, and each VM is asked once.
+
+    Nothing is done before somebody wants to know it: a VM that is named is not kept waiting for
+    others that are silent. Where a socket was named, there is nothing but the VM there.
+    """
+
+    def __init__(self, reach: Reach) -> None:
+        self.reach = reach
+        self._told: dict[tuple[Entry, bool], Vm] = {}
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The control sockets."""
+        return self.reach.entries()
+
+    @cached_property
+    def seen(self) -> Survey:
+        """The processes that have VMs."""
+        return Survey() if self.reach.socket is not None else survey(self.reach.scene)
+
+    @cached_property
+    def vms(self) -> list[Vm]:
+        """Every VM, each with its problem if it has one; those of sockets are asked side by side.
+
+        So the silent ones cost one deadline, not one each.
+        """
+        processes = self.seen.processes
+        if not self.entries:
+            return merge([], processes, self.reach.scene)
+        pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+        try:
+            managed = list(pool.map(self._ask, self.entries))
+        finally:
+            # whoever is stopped by a signal does not wait for the silent ones
+            pool.shutdown(wait=False, cancel_futures=True)
+        return merge(managed, processes, self.reach.scene)
+
+    def ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
+        """The VM of a control socket, with its problem if it has one; `strictly` as read_vm."""
+        return self.whole(self._ask(entry, strictly=strictly))
+
+    def whole(self, vm: Vm) -> Vm:
+        """The VM of a control socket, with what its process tells of it."""
+        processes = [its for its in self.seen.processes if its.holder.process == vm.process]
+        found = merge([vm], processes, self.reach.scene)
+        return next(its for its in found if its.socket == vm.socket)
+
+    def _ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
+        key = (entry, strictly)
+        if key not in self._told:
+            self._told[key] = try_read(self.reach, entry, strictly=strictly)
+        return self._told[key]
+
+
+def merge(managed: Sequence[Vm], processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
+    """Every VM once: one with a control socket is the one that its process has.
+
+    Where a process has several, it is the one whose vCPUs have the same threads.
+    """
+    by_process = {its.holder.process: its for its in processes}
+    managed = [
+        _identified(vm, by_process.get(vm.process) if vm.process else None) for vm in managed
+    ]
+    whole = {vm.process for vm in managed if vm.id and vm.id.fd is not None and not _lacks(vm)}
+    found = find_vms([its for its in processes if its.holder.process not in whole], scene)
+    merged: list[Vm] = []
+    for vm in managed:
+        its = _counterpart(vm, [its for its in found if its.process == vm.process])
+        merged.append(_filled(vm, its) if its else vm)
+    known = [vm.id for vm in merged if vm.id and vm.id.fd is not None]
+    merged += [vm for vm in found if vm.id not in known]
+    return sorted(merged, key=_order)
+
+
+def _identified(vm: Vm, process: VmProcess | None) -> Vm:
+    """A VM with a control socket, and what its process says it is."""
+    if process is None or vm.id is None:
+        return vm
+    vms = process.holder.vms
+    fd = vms[0] if len(vms) == 1 else None
+    return replace(vm, id=replace(vm.id, fd=fd), identity=process.identity)
+
+
+def _lacks(vm: Vm) -> bool:
+    """Whether its process can tell more of a VM than its socket has."""
+    return vm.vcpus is None or any(its.tid is None for its in vm.vcpus)
+
+
+def _counterpart(vm: Vm, found: Sequence[Vm]) -> Vm | None:
+    """The VM of its process that a VM with a control socket is; None where that is not known."""
+    if len(found) == 1:
+        return found[0]
+    tids = _tids(vm)
+    return next((its for its in found if tids & _tids(its)), None)
+
+
+def _tids(vm: Vm) -> set[int]:
+    return {its.tid for its in vm.vcpus or () if its.tid is not None}
+
+
+def _filled(vm: Vm, found: Vm) -> Vm:
+    """A VM with a control socket, and what only its process tells: threads of its vCPUs."""
+    if vm.vcpus is None:
+        return replace(vm, id=found.id, vcpus=found.vcpus or None)
+    its = {vcpu.index: vcpu for vcpu in found.vcpus or ()}
+    vcpus = tuple(_with_thread(vcpu, its.get(vcpu.index)) for vcpu in vm.vcpus)
+    return replace(vm, id=found.id, vcpus=vcpus)
+
+
+def _with_thread(vcpu: VmVcpu, found: VmVcpu | None) -> VmVcpu:
+    if vcpu.tid is not None or found is None:
+        return vcpu
+    return replace(vcpu, tid=found.tid, evidence=found.evidence)
+
+
+def _order(vm: Vm) -> tuple[bool, str, int]:
+    """By name; those that have none behind the others, by process."""
+    has_none = vm.socket is None and vm.name.startswith("pid/")
+    return has_none, "" if has_none else vm.name, vm.pid or 0
