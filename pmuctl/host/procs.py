@@ -83,8 +83,8 @@ class Procfs:
     root: Path = Path("/proc")
 
     def scan_kvm(self) -> KvmScan:
-        """Who has KVM VMs open: one pass, in which nothing is opened but the lists of
-        descriptors.
+        """Who has KVM VMs open: one pass, in which of others only the lists of descriptors are
+        read, and of the kernel's own threads, which may not be, what they are.
         """
         try:
             names = self._names("")

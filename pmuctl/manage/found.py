@@ -119,19 +119,16 @@ def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, Monitor]:
         its.pid: scene.answers[key] for its in all_asked if (key := _key(its)) in scene.answers
     }
     asked = [its for its in all_asked if its.pid not in known]
-    until = time.monotonic() + ALL_MONITORS
-    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
-    try:
-        answers = list(pool.map(lambda its: _monitor(its, scene.procs, until), asked))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
     if asked:
         for key in [key for key in scene.answers if not scene.procs.is_there(key[0])]:
             del scene.answers[key]
-    for its, answer in zip(asked, answers, strict=True):
-        # whether it still runs may change, what it is called and its threads do not
-        scene.answers[_key(its)] = answer and replace(answer, status=None)
-        known[its.pid] = answer
+    until = time.monotonic() + ALL_MONITORS
+    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+    try:
+        answers = list(pool.map(lambda its: _monitor(its, scene, until), asked))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    known |= {its.pid: answer for its, answer in zip(asked, answers, strict=True)}
     return {pid: answer for pid, answer in known.items() if answer}
 
 
@@ -140,17 +137,21 @@ def _key(process: VmProcess) -> tuple[ProcessId, frozenset[int]]:
     return holder.process, frozenset(holder.vcpus.values())
 
 
-def _monitor(process: VmProcess, procs: Procfs, until: float) -> Monitor | None:
-    pid = process.pid
+def _monitor(process: VmProcess, scene: Scene, until: float) -> Monitor | None:
+    """What it says, kept for the next look whatever that is; not where it is too late to ask."""
+    if time.monotonic() >= until:
+        return None
+    procs, pid, answer = scene.procs, process.pid, None
     until = min(until, time.monotonic() + DEADLINE)
     parent = procs.parent(pid)
     above = procs.comm(parent, parent) if parent else ""
+    place = procs.root / str(pid)
     for path in process.identity.monitors[:MONITORS_MAX]:
-        if is_free(path, above):
-            place = procs.root / str(pid)
-            if its := read_monitor(path, place, pid=pid, uid=procs.uid(pid), until=until):
-                return its
-    return None
+        if answer is None and is_free(path, above):
+            answer = read_monitor(path, place, pid=pid, uid=procs.uid(pid), until=until)
+    # whether it still runs may change, what it is called and its threads do not
+    scene.answers[_key(process)] = answer and replace(answer, status=None)
+    return answer
 
 
 def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[Vm]:
@@ -174,13 +175,19 @@ def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[
     last = {index: tid for its in apart.values() for index, tid in its.items()}
     indices = sorted(set(holder.vcpus.values()))
     threads = dict(_threads(procs, holder, tids, indices, monitor, last))
-    if len(holder.vms) > 1 and len(told) != 1:
+    if len(told) != 1 and not _is_one(holder, procs):
         count = Counter(holder.vcpus.values())
         threads = {index: its for index, its in threads.items() if count[index] == 1}
     fd = next(iter(apart), holder.vms[0])
     vm = _vm(process, procs, monitor, indices, threads, fd=fd)
     if not process.is_pmuctl or vm.state is not VmState.STARTING:
         yield vm
+
+
+def _is_one(holder: KvmHolder, procs: Procfs) -> bool:
+    """Whether all its VM descriptors are certainly of the same VM."""
+    pid, (first, *others) = holder.pid, holder.vms
+    return all(procs.is_same_file(pid, first, pid, fd) for fd in others)
 
 
 def _threads(

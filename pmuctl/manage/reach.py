@@ -149,7 +149,7 @@ def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
             socket=str(entry.path),
             state=state,
             id=VmId(process) if process else None,
-            owner=peer.uid if peer else entry.owner,
+            owner=peer.uid if peer and entry.owner is None else entry.owner,
             problem=error,
         )
 

@@ -335,6 +335,24 @@ def test_no_more_than_four_monitors_of_a_process_are_tried(
             mute.accept()
 
 
+def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> None:
+    words = [word for n in range(4) for word in ("-qmp", f"unix:/q{n},server=on")]
+    table = "Num RefCount Protocol Flags Type St Inode Path\n"
+    table += "".join(f"0: 00000002 00000000 00000000 0001 03 1 /q{n}\n" for n in range(4))
+    for pid in range(6000, 9000, 12):
+        with_vmm(machine, pid, QEMU, *words, vcpus={0: "0-3"})
+        # somebody is connected to each: that costs a tenth of a second
+        (machine.proc / str(pid) / "net").mkdir()
+        (machine.proc / str(pid) / "net/unix").write_text(table)
+    reach = reach_of(machine.env(io.StringIO(), io.StringIO()))
+    assert len(take_stock(reach).vms) == 250
+    first = len(reach.answers)
+    assert 0 < first < 250
+    # who looks again goes on where it stopped
+    take_stock(reach)
+    assert first < len(reach.answers) <= 250
+
+
 def test_a_monitor_is_asked_once_by_whoever_looks_again(machine: Machine, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "q"))
