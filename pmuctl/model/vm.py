@@ -97,13 +97,11 @@ class Vm:
     says of a PMU is in `has_vpmu` and `sets_pmu` (see vmm.Identity).
 
     `counters` and `filter` are None where they were never set; `event_names` maps the names of
-    its PMU's events to codes, where they were looked up. `candidates` are the PMUs it can have
-    where it is not known which, `aligned` and `means` whether a vCPU can leave its PMU, and what
-    that does to the guest. `supervised` tells that another process than the VMM serves its socket
-    (pmuctl run); from the record of such a VM come the `command` that started it and the changes
-    that were `applied`. `problem` is why a VM could not be asked, and then all else but its name
-    and socket, and what its process tells, is unknown (None); of an orphaned one that is known
-    which its record has.
+    its PMU's events to codes, where they were looked up. `supervised` tells that another process
+    than the VMM serves its socket (pmuctl run); from the record of such a VM come the `command`
+    that started it and the changes that were `applied`. `problem` is why a VM could not be asked,
+    and then all else but its name and socket, and what its process tells, is unknown (None); of
+    an orphaned one that is known which its record has.
     """
 
     name: str
@@ -133,9 +131,6 @@ class Vm:
     kind: VmmKind | None = None
     has_vpmu: bool | None = None
     sets_pmu: bool = False
-    candidates: tuple[str, ...] = ()
-    aligned: bool | None = None
-    means: str | None = None
 
     @property
     def explicit_pmu(self) -> VmPmu | None:
