@@ -5,17 +5,14 @@ KVM tells of no VM which PMU it has chosen by itself (KVM_GET_DEVICE_ATTR answer
 only). So that is said as a fact where it is certain, and else the PMUs it can be.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.judge import Chosen
-from pmuctl.model.kernel import DefaultPmu, Probed
+from pmuctl.model.kernel import DERIVED, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.vm import DERIVED, Vm, VmPmu, VmState, Window
-
-_Key = TypeVar("_Key")
+from pmuctl.model.vm import Vm, VmPmu, VmState, Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,19 +52,6 @@ def chosen_pmu(vm: Vm, ground: Ground) -> Chosen:
         return Chosen(pmu=pmu, cpus=ground.cpus_of(only.name), is_explicit=vm.sets_pmu)
     names = (pmu.name for pmu in _known_to_kvm(ground))
     return Chosen(cpus=ground.cpus_of(*names), is_explicit=vm.sets_pmu)
-
-
-def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSet]) -> _Key | None:
-    """Whose PMU KVM gave a VM that it gives the PMU of a CPU (DefaultPmu.AT_VCPU_INIT).
-
-    `masks` are the online CPUs that threads could be on, before and after each call that may have
-    decided it, None where that is not known; `places` are the CPUs of each PMU. Certain only where
-    all of them are one PMU's; else None.
-    """
-    for key, cpus in places.items():
-        if masks and all(mask and mask <= cpus for mask in masks):
-            return key
-    return None
 
 
 def _has_none(vm: Vm) -> bool:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pmuctl.errors import PmuctlError
 from pmuctl.model.applied import Applied
 from pmuctl.model.filter import EventFilter
+from pmuctl.model.kernel import DERIVED
 from pmuctl.model.vmm import VmmKind
 
 
@@ -67,10 +68,6 @@ class VmVcpu:
     initialised: bool | None
     has_run: bool | None
     evidence: Evidence | None = None
-
-
-DERIVED = "derived"
-"""The origin of a PMU that KVM chose by itself, where it is certain which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

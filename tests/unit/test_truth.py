@@ -7,10 +7,10 @@ import pytest
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.judge import Chosen
-from pmuctl.model.kernel import DefaultPmu, Probed
+from pmuctl.model.kernel import DERIVED, DefaultPmu, Probed, default_by_cpu
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.truth import Ground, chosen_pmu, default_by_cpu
-from pmuctl.model.vm import DERIVED, Vm, VmPmu, VmState, VmVcpu, Window
+from pmuctl.model.truth import Ground, chosen_pmu
+from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 
 
 def pmu(name: str, number: int, cpus: str | None) -> Pmu:
