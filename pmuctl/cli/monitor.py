@@ -88,7 +88,6 @@ def monitor(
         watch = Watch(
             reach=reach_of(env),
             names=tuple(vm or ()),
-            sysfs=env.sysfs,
             threads=env.threads,
             ear=ear,
             interval=interval,

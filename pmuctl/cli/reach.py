@@ -3,6 +3,7 @@
 
 from pmuctl.cli.env import Env
 from pmuctl.errors import UsageError
+from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.vms import Listing, Reach
 
 VM_HELP = "A name, uuid/UUID or pid/PID."
@@ -20,6 +21,11 @@ def reach_of(env: Env) -> Reach:
         is_live=env.options.sysroot is None,
         trace=env.trace,
     )
+
+
+def site_of(env: Env) -> Site:
+    """The machine that VMs are judged and placed on, as it is now."""
+    return read_site(reach_of(env), env.threads)
 
 
 def check_place(env: Env) -> None:
