@@ -432,6 +432,7 @@ _pmuctl_tree() {
             PMU
             OUTSIDE
             ALIGNED
+            VM-ALIGNED
         )
         options=(
             '-o|--output:columns'

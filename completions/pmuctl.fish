@@ -132,7 +132,7 @@ function __pmuctl_columns
         case 'affinity align'
             __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' OUTCOME 'set, unchanged or planned' AFFINITY 'the CPUs it may be on now' BEFORE 'the CPUs it might be on before'
         case 'affinity check'
-            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' AFFINITY 'the CPUs it may be on' PMU-CPUS 'the CPUs of its PMU' CPU 'the CPU it was last on' CONSEQUENCE 'what happens off its PMU, if it can leave it' BLOCKER 'what is in the way of affinity align' PMU 'its PMU' OUTSIDE 'the CPUs it may be on that are not of its PMU' ALIGNED 'whether it cannot leave its PMU'
+            __pmuctl_list VM 'the VM' VCPU 'its number' TID 'its thread' AFFINITY 'the CPUs it may be on' PMU-CPUS 'the CPUs of its PMU' CPU 'the CPU it was last on' CONSEQUENCE 'what happens off its PMU, if it can leave it' BLOCKER 'what is in the way of affinity align' PMU 'its PMU' OUTSIDE 'the CPUs it may be on that are not of its PMU' ALIGNED 'whether it cannot leave its PMU' VM-ALIGNED 'whether no vCPU of the VM can leave its PMU'
         case 'conformance'
             __pmuctl_list CHECK 'its name' RESULT 'pass, fail or skip' DETAIL 'why it did not pass' RULE 'what has to hold'
         case 'doctor'

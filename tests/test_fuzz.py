@@ -26,7 +26,7 @@ from pmuctl.control.server import Server
 from pmuctl.control.wire import MESSAGE_MAX, Decoder, WireError, encode, error_from
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
 from pmuctl.host.captured import CapturedProcfs
-from pmuctl.host.cgroup import read_cpuset
+from pmuctl.host.cgroup import Cpusets
 from pmuctl.host.cpus import scan_present
 from pmuctl.host.machine import scan_captured, write_capture
 from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
@@ -327,7 +327,7 @@ def test_cpusets(tmp_path: Path) -> None:
                 file.write_bytes(text.encode(errors="surrogateescape"))
             for name in rng.sample(CPUSET_FILES, 4):
                 grow_file(cgroup / name, rng)
-            if its := read_cpuset(Sysfs(tmp_path), 1, 2):
+            if its := Cpusets(Sysfs(tmp_path)).read(1, 2):
                 found += 1
                 assert its.version in (1, 2)
                 assert its.path.startswith("/")

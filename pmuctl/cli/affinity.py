@@ -10,17 +10,17 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of, tell_missing
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of, site_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
-from pmuctl.host.pmus import scan_pmus
-from pmuctl.manage.affinity import align_vm, read_host, set_affinity
-from pmuctl.manage.blocker import Host
+from pmuctl.manage.affinity import align_vm, set_affinity
+from pmuctl.manage.held import check_rows, hold
 from pmuctl.manage.naming import look, pick
 from pmuctl.manage.placing import Placed, reductions
-from pmuctl.manage.standing import check_vms, pmu_of
+from pmuctl.manage.site import Site
 from pmuctl.manage.stock import Stock
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import parse_ref
+from pmuctl.model.truth import chosen_pmu
 from pmuctl.model.vm import Vm
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.formats import Format
@@ -50,12 +50,12 @@ def affinity_set(
     """
     env.check_columns(PLACING_COLUMNS)
     only = None if vcpu is None else _parse_vcpus(vcpu)
-    host = host_of(env)
+    site = site_of(env)
     with env.waiting_for(vm):
         its = look(Stock(reach_of(env)), parse_ref(vm), strictly=True)
-    placed = set_affinity(its, cpuset, host, vcpus=only, dry_run=env.options.dry_run)
+    placed = set_affinity(its, cpuset, site, vcpus=only, dry_run=env.options.dry_run)
     _write(env, placed)
-    _warn(env, its, placed, host)
+    _warn(env, its, placed, site)
 
 
 @command(app, "align", OUTPUT, REACH, CHANGE, MANY)
@@ -74,7 +74,7 @@ def affinity_align(
     env.check_columns(PLACING_COLUMNS)
     if every == bool(vm):
         raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
-    stock, host = Stock(reach_of(env)), host_of(env)
+    stock, site = Stock(reach_of(env)), site_of(env)
     refs = [parse_ref(name) for name in vm or ()]
     with env.waiting_for("control sockets"):
         targets: list[Callable[[], Vm]] = [
@@ -83,13 +83,13 @@ def affinity_align(
         if every:
             seen = pick(stock)
             tell_missing(env, seen)
-            targets = [partial(_same, its) for its in _alignable(env, seen.vms, host)]
+            targets = [partial(_same, its) for its in _alignable(env, seen.vms, site)]
     placed: list[Placed] = []
     failed: list[PmuctlError] = []
     for target in targets:
         try:
             its = target()
-            done = align_vm(its, host, dry_run=env.options.dry_run)
+            done = align_vm(its, site, dry_run=env.options.dry_run)
         except PmuctlError as error:
             if not env.options.keep_going:
                 if placed:
@@ -99,7 +99,7 @@ def affinity_align(
             failed.append(error)
             continue
         placed += done
-        _warn(env, its, done, host)
+        _warn(env, its, done, site)
     _write(env, placed)
     return _status(failed, len(targets), ExitStatus.OK)
 
@@ -117,25 +117,24 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
         stock = Stock(reach_of(env))
         seen = None if vm else pick(stock)
         vms = seen.vms if seen else _named(env, stock, vm or (), failed)
-    rows = list(check_vms(vms, host_of(env), is_live=env.options.sysroot is None))
+    site = site_of(env)
+    held = [hold(its, site) for its in vms]
+    rows = [row for its in held for row in check_rows(its, site)]
     env.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
     for its in vms:
         if its.problem is not None:
             env.warn(its.problem)
     if seen:
         tell_missing(env, seen)
-    if unknown := sum(row.is_unknown for row in rows):
+    if unknown := sum(row.is_unknown for row in rows if not row.vm.is_torn):
         env.say(f"not known of {_counted(unknown, 'vCPU')}: whether it can leave its PMU")
-    strays = [row for row in rows if row.judgement.aligned is False]
-    for consequence in dict.fromkeys(row.judgement.consequence for row in strays):
-        if consequence is not None:
-            env.say(f"{consequence}: {consequence.words()}")
+    strays = [one for one in held if one.is_stray]
+    for consequence in dict.fromkeys(one.chosen.consequence for one in strays if one.strays):
+        env.say(f"{consequence}: {consequence.words()}")
+    for one in strays:
+        if one.is_torn:
+            env.say(f"{one.vm.name}: {one.means}")
     return _status(failed, len(vms) + len(failed), ExitStatus.NO if strays else ExitStatus.OK)
-
-
-def host_of(env: Env) -> Host:
-    """The machine that threads are placed on."""
-    return read_host(reach_of(env), env.sysfs, env.threads, scan_pmus(env.sysfs))
 
 
 def _same(vm: Vm) -> Vm:
@@ -152,17 +151,17 @@ def _parse_vcpus(text: str) -> CpuSet:
     return vcpus
 
 
-def _alignable(env: Env, vms: Sequence[Vm], host: Host) -> list[Vm]:
+def _alignable(env: Env, vms: Sequence[Vm], site: Site) -> list[Vm]:
     """Those that have a PMU; which cannot be asked, or have one of several, is said."""
     found: list[Vm] = []
     for vm in vms:
-        standing = pmu_of(vm, host)
+        chosen = chosen_pmu(vm, site.ground)
         if not vm.vcpus:
             if vm.problem is not None:
                 env.warn(vm.problem)
-        elif standing.only is not None:
+        elif chosen.only_cpus is not None:
             found.append(vm)
-        elif standing.cpus:
+        elif chosen.names:
             env.say(f"{vm.name}: left alone, for it is not known which PMU it has")
     return found
 
@@ -199,8 +198,8 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _warn(env: Env, vm: Vm, placed: Sequence[Placed], host: Host) -> None:
-    for problem in reductions(placed, vm.pid or 0, host):
+def _warn(env: Env, vm: Vm, placed: Sequence[Placed], site: Site) -> None:
+    for problem in reductions(placed, vm.pid or 0, site):
         env.warn(problem)
 
 

@@ -50,13 +50,12 @@ def doctor(
 
     env.check_columns(DOCTOR_COLUMNS)
     check_place(env)
-    is_live = env.options.sysroot is None
     with env.waiting_for("KVM and VMs"):
         findings = diagnose(
             reach_of(env),
             [parse_ref(name) for name in vm or ()],
             kvm=env.hypervisor or (env.kvm if env.sysfs.is_live else None),
-            threads=env.threads if is_live else None,
+            threads=env.threads,
         )
     env.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
     if env.format is Format.TABLE and env.layout.width is not None:

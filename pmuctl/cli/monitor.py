@@ -87,7 +87,6 @@ def monitor(
         watch = Watch(
             reach=reach_of(env),
             refs=refs,
-            sysfs=env.sysfs,
             threads=env.threads,
             ear=ear,
             interval=interval,

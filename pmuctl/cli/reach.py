@@ -4,6 +4,7 @@
 from pmuctl.cli.env import Env
 from pmuctl.errors import UsageError
 from pmuctl.manage.reach import Reach
+from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.stock import Listing
 
 VM_HELP = "A name, uuid/UUID or pid/PID."
@@ -21,6 +22,11 @@ def reach_of(env: Env) -> Reach:
         is_live=env.options.sysroot is None,
         trace=env.trace,
     )
+
+
+def site_of(env: Env) -> Site:
+    """The machine that VMs are judged and placed on, as it is now."""
+    return read_site(reach_of(env), env.threads)
 
 
 def check_place(env: Env) -> None:

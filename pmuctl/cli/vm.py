@@ -10,17 +10,15 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, Timeout
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of, tell_missing
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of, site_of, tell_missing
 from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.errors import ExitStatus, OutputError
-from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.threads import Threads
-from pmuctl.manage.affinity import change_affinity, forget, read_host, remember, unkept
+from pmuctl.manage.affinity import change_affinity, forget, remember, unkept
 from pmuctl.manage.choice import NONE
+from pmuctl.manage.held import hold, vcpu_rows
 from pmuctl.manage.naming import connected, look, take_stock
-from pmuctl.manage.settings import Change, Machine, release_vm, set_vm
+from pmuctl.manage.settings import Change, release_vm, set_vm
 from pmuctl.manage.stock import Listing, Stock
-from pmuctl.manage.vcpus import read_ground, scan_vcpus, with_truth
 from pmuctl.manage.wait import Awaited, wait_for
 from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
@@ -43,10 +41,10 @@ def vm_list(
     """
     env.check_columns(VM_COLUMNS)
     seen = _take_stock(env, vm)
-    ground = read_ground(env.sysfs, env.environ)
-    vms = [with_truth(its, ground, env.procs, _threads(env)) for its in seen.vms]
+    site = site_of(env)
+    vms = [hold(its, site) for its in seen.vms]
     env.write_rows("vms", VM_COLUMNS, vms, empty="no VM", more=_missing(seen))
-    _warn_of(env, vms)
+    _warn_of(env, seen.vms)
     if not vm:
         tell_missing(env, seen)
 
@@ -60,12 +58,11 @@ def vm_show(env: Env, vm: VmName) -> None:
     check_place(env)
     with env.waiting_for(vm):
         its = look(Stock(reach_of(env)), parse_ref(vm))
-    pmus = scan_pmus(env.sysfs)
-    its = with_truth(its, read_ground(env.sysfs, env.environ, pmus=pmus), env.procs, _threads(env))
+    site = site_of(env)
     if its.filter is not None and its.pmu is not None:
-        names = [pmu.events for pmu in pmus if pmu.name == its.pmu.name]
+        names = [pmu.events for pmu in site.pmus if pmu.name == its.pmu.name]
         its = replace(its, event_names=names[0] if names else {})
-    env.write_one("vm", VM_COLUMNS, its)
+    env.write_one("vm", VM_COLUMNS, hold(its, site))
 
 
 @command(app, "vcpus", OUTPUT, REACH, MACHINE)
@@ -80,17 +77,8 @@ def vm_vcpus(
         # of one that is named, no answer is no list
         if its.problem is not None and not its.vcpus:
             raise its.problem
-    ground = read_ground(env.sysfs, env.environ)
-    rows = list(
-        scan_vcpus(
-            seen.vms,
-            ground.pmus,
-            env.procs,
-            _threads(env),
-            online=ground.online,
-            probed=ground.probed,
-        )
-    )
+    site = site_of(env)
+    rows = [row for its in seen.vms for row in vcpu_rows(hold(its, site), site)]
     env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))
     _warn_of(env, seen.vms)
     if not vm:
@@ -113,8 +101,7 @@ def vm_wait(
     """
 
     def aligned(its: Vm) -> bool | None:
-        ground = read_ground(env.sysfs, env.environ)
-        return with_truth(its, ground, env.procs, env.threads).aligned
+        return hold(its, site_of(env)).judgement.aligned
 
     with env.waiting_for(f"{vm} to be {awaited}"):
         seen = wait_for(reach_of(env), parse_ref(vm), awaited, timeout=timeout, is_aligned=aligned)
@@ -141,19 +128,18 @@ def vm_set(
     env.check_columns(CHANGE_COLUMNS)
     request = parse_settings(settings)
     dry_run = env.options.dry_run
-    machine = Machine(sysfs=env.sysfs, threads=env.threads)
-    host = read_host(reach_of(env), env.sysfs, env.threads, scan_pmus(env.sysfs))
+    site = site_of(env)
     with env.waiting_for(vm):
         if request.affinity is not None and request.is_affinity_only:
             its = look(Stock(reach_of(env)), parse_ref(vm), strictly=True)
-            done = change_affinity(its, request.affinity, host, dry_run=dry_run)
+            done = change_affinity(its, request.affinity, site, dry_run=dry_run)
         else:
             with connected(Stock(reach_of(env)), parse_ref(vm), strictly=True) as (client, its):
-                done = set_vm(client, its, request, machine, dry_run=dry_run)
+                done = set_vm(client, its, request, site, dry_run=dry_run)
             if done.is_placed and not dry_run:
-                remember(its, host)
+                remember(its, site)
             elif request.affinity == NONE and not dry_run:
-                forget(its, host)
+                forget(its, site)
     if request.affinity == NONE and not request.is_affinity_only:
         env.warn(unkept(vm))
     if dry_run and env.format is Format.TABLE:
@@ -184,11 +170,6 @@ def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
     check_place(env)
     with env.waiting_for("VMs"):
         return take_stock(reach_of(env), [parse_ref(vm) for vm in vms or ()])
-
-
-def _threads(env: Env) -> Threads | None:
-    """The threads of this machine; those of another one's tree have only what is written there."""
-    return env.threads if env.options.sysroot is None else None
 
 
 def _missing(seen: Listing) -> dict[str, object]:

@@ -20,8 +20,8 @@ from pmuctl.host.threads import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.filter import Action, EventFilter, FilterRange
+from pmuctl.model.kernel import DERIVED
 from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan
-from pmuctl.model.vm import DERIVED
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 

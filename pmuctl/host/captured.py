@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pmuctl.host.cgroup import PATH_MOUNTS, cpuset_mounts, read_cpuset
+from pmuctl.host.cgroup import PATH_MOUNTS, Cpusets, cpuset_mounts
 from pmuctl.host.holders import scan_owners
 from pmuctl.host.machine import Captured
 from pmuctl.host.probe_cache import to_captured
@@ -124,18 +124,19 @@ class _Recorder(Sysfs):
 def scan_captured_vms(procs: Procfs, sysfs: Sysfs) -> Iterator[Captured]:
     """What pmuctl reads of the processes that have VMs of their own; the others are only counted.
 
-    That names VMs, and has the command lines of their VMMs. Of cgroups it has what `read_cpuset`
+    That names VMs, and has the command lines of their VMMs. Of cgroups it has what `Cpusets`
     reads for their threads.
     """
     found = scan_owners(procs, sysfs)
     cgroups = _Recorder(sysfs)
+    cpusets = Cpusets(cgroups)
     for holder in found.holders:
         its = [*_process(procs, holder.pid)]
         # another process may have its pid by now
         if procs.is_there(holder.process):
             yield from its
             for tid in procs.threads(holder.pid):
-                read_cpuset(cgroups, holder.pid, tid)
+                cpusets.read(holder.pid, tid)
     for path, text in cgroups.texts.items():
         # those of threads are captured above; the kernel names no mount by a link, and the capture
         # has none of those on the way

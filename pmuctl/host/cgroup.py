@@ -16,8 +16,8 @@ from pmuctl.model.cpuset import CpuSet
 PATH_CGROUP = "proc/{pid}/task/{tid}/cgroup"
 PATH_MOUNTS = "proc/self/mountinfo"
 
-MOUNTS_LIMIT = 4 << 20
-"""Bytes: a host of many containers has thousands of mounts."""
+MOUNTS_LIMIT = 64 << 20
+"""Bytes: a mount namespace has up to 100,000 mounts (sysctl fs.mount-max), a line each."""
 DEPTH_LIMIT = 256
 """Groups in one path, far above any; /proc shows at most one page of it."""
 PATH_LIMIT = 4096
@@ -32,12 +32,18 @@ class Cpuset:
 
     `version` is that of the cgroup hierarchy, 1 or 2, and `path` the directory of the group in
     which the CPUs are set: the thread's own, or one above it. `cpus` are those that are allowed,
-    none of them offline.
+    none of them offline. `prefix` is what the names of its files begin with.
     """
 
     version: int
     path: str
     cpus: CpuSet
+    prefix: str = "cpuset."
+
+    @property
+    def file(self) -> str:
+        """Where its CPUs are set."""
+        return f"{self.path}/{self.prefix}cpus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +56,39 @@ class _Mount:
     prefix: str = "cpuset."
 
 
-def read_cpuset(sysfs: Sysfs, pid: int, tid: int) -> Cpuset | None:
-    """The cpuset of a thread; None where it is in none, is gone, or its hierarchy is not seen."""
-    text = sysfs.read_text(PATH_CGROUP.format(pid=pid, tid=tid))
-    found = None if text is None else _group(text)
-    if found is None:
+class Cpusets:
+    """The cpusets of one machine, as they are at one look: each is read once."""
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+        self._mounts: list[_Mount] | None = None
+        self._groups: dict[tuple[int, str], Cpuset | None] = {}
+
+    def read(self, pid: int, tid: int) -> Cpuset | None:
+        """That of a thread; None where it is in none, is gone, or its hierarchy is not seen.
+
+        The thread may have been moved since it was asked of last, and that is seen.
+        """
+        text = self._sysfs.read_text(PATH_CGROUP.format(pid=pid, tid=tid))
+        found = None if text is None else _group(text)
+        if found is None:
+            return None
+        if found not in self._groups:
+            self._groups[found] = self._find(*found)
+        return self._groups[found]
+
+    def forget(self) -> None:
+        """Read them anew from now on, as after something was changed."""
+        self._groups.clear()
+
+    def _find(self, version: int, group: str) -> Cpuset | None:
+        if self._mounts is None:
+            self._mounts = list(_mounts(self._sysfs))
+        for mount in self._mounts:
+            parts = _below(mount, group) if mount.version == version else None
+            if parts is not None and (its := _climb(self._sysfs, mount, parts)) is not None:
+                return its
         return None
-    version, group = found
-    for mount in _mounts(sysfs):
-        parts = _below(mount, group) if mount.version == version else None
-        if parts is not None and (its := _climb(sysfs, mount, parts)) is not None:
-            return its
-    return None
 
 
 def cpuset_mounts(text: str) -> str:
@@ -152,7 +179,8 @@ def _climb(sysfs: Sysfs, mount: _Mount, parts: list[str]) -> Cpuset | None:
                 break
     if allowed is None:
         return None
-    return Cpuset(version=mount.version, path=path or mount.point, cpus=allowed)
+    path = path or mount.point
+    return Cpuset(version=mount.version, path=path, cpus=allowed, prefix=mount.prefix)
 
 
 def _effective(sysfs: Sysfs, mount: _Mount, directory: str) -> CpuSet | None:

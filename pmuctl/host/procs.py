@@ -11,6 +11,7 @@ from pathlib import Path
 from pmuctl.host.shortage import check_shortage
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import ProcessId
+from pmuctl.model.spin import ThreadTimes
 from pmuctl.uapi.pidfd import kcmp_file
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
@@ -174,6 +175,17 @@ class Procfs:
     def guest_time(self, pid: int, tid: int) -> int:
         """Clock ticks a thread ran guest code (proc_pid_stat(5), field 43); 0 where it is gone."""
         return _number(self._stat(f"{pid}/task/{tid}/stat"), 40) or 0
+
+    def thread_times(self, pid: int, tid: int) -> ThreadTimes | None:
+        """What a thread has had of CPUs (proc_pid_stat(5)); None where it is gone.
+
+        From utime (14), which has the guest's in it, stime (15), starttime (22), guest_time (43).
+        """
+        fields = self._stat(f"{pid}/task/{tid}/stat")
+        user, system, start, guest = (_number(fields, at) for at in (11, 12, 19, 40))
+        if user is None or system is None or start is None or guest is None:
+            return None
+        return ThreadTimes(start=start, busy=user + system, guest=guest)
 
     def syscall(self, pid: int, tid: int) -> tuple[int, ...]:
         """The system call a thread sleeps in: its number and arguments (proc_pid_syscall(5)).

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.truth import default_by_cpu
+from pmuctl.model.kernel import default_by_cpu
 from pmuctl.model.vmm import identify
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Affinity of a VM's vCPU threads: choosing it, bringing it back onto the PMU, checking it."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -13,12 +12,9 @@ from pmuctl.errors import (
     RefusedError,
     command,
 )
-from pmuctl.host.cpus import read_online
-from pmuctl.host.probe_cache import read_cached
-from pmuctl.host.sysfs import Sysfs
-from pmuctl.host.threads import Threads
-from pmuctl.manage.blocker import Host, find_blocker
+from pmuctl.manage.blocker import find_blocker
 from pmuctl.manage.choice import AUTO, NONE, cpus_words, pins, present_cpus
+from pmuctl.manage.held import recorded_masks
 from pmuctl.manage.placing import (
     Crew,
     Placed,
@@ -27,32 +23,18 @@ from pmuctl.manage.placing import (
     current_masks,
     place_threads,
 )
-from pmuctl.manage.reach import Reach
 from pmuctl.manage.settings import AFFINITY, Change, Done
-from pmuctl.manage.standing import Standing, pmu_of, recorded_masks
-from pmuctl.model.align import Consequence, aligned_mask, judge
+from pmuctl.manage.site import Site
+from pmuctl.model.align import aligned_mask
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.judge import Chosen, Consequence, Verdict, judge_mask
 from pmuctl.model.plan import Place, no_vpmu
-from pmuctl.model.pmu import Pmu
+from pmuctl.model.truth import chosen_pmu
 from pmuctl.model.vm import Vm, Window
 
 
-def read_host(reach: Reach, sysfs: Sysfs, threads: Threads, pmus: Sequence[Pmu]) -> Host:
-    """The machine as it is now, for one command."""
-    return Host(
-        sysfs=sysfs,
-        procs=reach.procs,
-        threads=threads,
-        environ=reach.environ,
-        uid=reach.uid,
-        pmus=pmus,
-        online=read_online(sysfs),
-        probed=read_cached(sysfs, pmus, reach.environ, uid=reach.uid),
-    )
-
-
 def set_affinity(
-    vm: Vm, text: str, host: Host, *, vcpus: CpuSet | None = None, dry_run: bool
+    vm: Vm, text: str, host: Site, *, vcpus: CpuSet | None = None, dry_run: bool
 ) -> list[Placed]:
     """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
 
@@ -71,50 +53,49 @@ def set_affinity(
     return placed
 
 
-def choose_cpus(text: str, vm: Vm, host: Host) -> CpuSet:
+def choose_cpus(text: str, vm: Vm, host: Site) -> CpuSet:
     """The CPUs that a text names, which have to be of the VM's PMU where one was set."""
     cpus = present_cpus(text, host.pmus, host.sysfs, subject=vm.name)
-    standing = pmu_of(vm, host)
-    if standing.is_explicit and standing.only is not None:
-        check_inside(cpus, standing.only, vm.name, standing.name or "its PMU")
-    elif standing.is_explicit and judge(cpus, standing.cpus, is_explicit=True).aligned is False:
+    chosen = chosen_pmu(vm, host.ground)
+    if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:
+        check_inside(cpus, chosen.only_cpus, vm.name, chosen.only)
+    elif chosen.is_explicit and judge_mask(cpus, chosen, None).verdict is Verdict.LEAVES:
         raise RefusedError(
             f"{cpus_words(cpus)} not of one PMU",
             subject=vm.name,
-            why=f"its VMM has chosen one of {' and '.join(map(str, standing.cpus))}; "
-            + Consequence.FAIL_ENTRY.words(),
+            why=f"its VMM has chosen {chosen}; " + Consequence.FAIL_ENTRY.words(),
             now=NOTHING_CHANGED,
-            fix=pins(vm.name, standing.cpus),
+            fix=pins(vm.name, chosen.cpus.values()),
         )
     return cpus
 
 
-def align_vm(vm: Vm, host: Host, *, dry_run: bool) -> list[Placed]:
+def align_vm(vm: Vm, host: Site, *, dry_run: bool) -> list[Placed]:
     """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
 
     Raises UnsupportedError without a vPMU, RefusedError where it is not known which PMU it has,
     PinnedError for a pin that is not pmuctl's, and what `place_threads` does.
     """
-    standing = pmu_of(vm, host)
-    if standing.only is None:
-        raise _no_pmu(vm, standing)
+    chosen = chosen_pmu(vm, host.ground)
+    cpus = chosen.only_cpus
+    if cpus is None:
+        raise _no_pmu(vm, chosen)
     crew = Crew.of(vm, host)
     recorded = recorded_masks(vm, host)
     wanted: dict[int, CpuSet] = {}
     pinned: dict[int, CpuSet] = {}
     for vcpu, now in current_masks(crew, host).items():
-        mask = now if now <= standing.only else None
-        mask = mask or aligned_mask(now, standing.only, recorded.get(vcpu))
+        mask = aligned_mask(now, cpus, recorded.get(vcpu))
         if mask is None:
             pinned[vcpu] = now
         else:
             wanted[vcpu] = mask
     for vcpu, now in pinned.items():
         # that there is no CPU for it is worth more than whose pin it is
-        if blocker := find_blocker(crew.pid, crew.tids[vcpu], standing.only, host):
-            raise blocked(vm, Place(vcpu, crew.tids[vcpu], standing.only, now), blocker)
+        if blocker := find_blocker(crew.pid, crew.tids[vcpu], cpus, host):
+            raise blocked(vm, Place(vcpu, crew.tids[vcpu], cpus, now), blocker)
     if pinned:
-        raise _pinned(vm, standing, pinned)
+        raise _pinned(vm, chosen, pinned)
     placed = place_threads(crew, wanted, host, dry_run=dry_run)
     if not dry_run:
         record = {its.tid: its.wanted for its in placed if its.outcome == "set"}
@@ -122,7 +103,7 @@ def align_vm(vm: Vm, host: Host, *, dry_run: bool) -> list[Placed]:
     return placed
 
 
-def change_affinity(vm: Vm, text: str, host: Host, *, dry_run: bool) -> Done:
+def change_affinity(vm: Vm, text: str, host: Site, *, dry_run: bool) -> Done:
     """What `vm set` does where only the affinity is asked for: at once, whatever the window.
 
     `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
@@ -151,7 +132,7 @@ def change_affinity(vm: Vm, text: str, host: Host, *, dry_run: bool) -> Done:
     )
 
 
-def remember(vm: Vm, host: Host) -> None:
+def remember(vm: Vm, host: Site) -> None:
     """Record where a VM's vCPU threads are, having been put there with its PMU."""
     masks: dict[int, CpuSet] = {}
     for vcpu in vm.vcpus or ():
@@ -162,7 +143,7 @@ def remember(vm: Vm, host: Host) -> None:
         write_placings(host.environ, host.uid, vm.process, masks, host.procs)
 
 
-def forget(vm: Vm, host: Host) -> None:
+def forget(vm: Vm, host: Site) -> None:
     """Drop what was recorded: the masks of a VM's vCPU threads are the admin's from now on."""
     if vm.process is not None:
         tids = {its.tid for its in vm.vcpus or () if its.tid is not None}
@@ -179,43 +160,41 @@ def unkept(name: str) -> RefusedError:
     )
 
 
-def _no_pmu(vm: Vm, standing: Standing) -> PmuctlError:
+def _no_pmu(vm: Vm, chosen: Chosen) -> PmuctlError:
     error: PmuctlError
     if vm.problem is not None and not vm.vcpus:
         return vm.problem
     if vm.window is Window.NONE:
         error = no_vpmu()
-    elif not standing.cpus:
+    elif not chosen.cpus:
         error = RefusedError(
             "it has no PMU yet that its vCPUs could be aligned to",
             why="its window is open, and none was chosen",
             fix=command("vm", "set", vm.name, "pmu", "PMU"),
         )
-    elif standing.name is not None:
-        error = RefusedError(f"the CPUs of {standing.name} cannot be read", fix="pmuctl pmu list")
+    elif chosen.only is not None:
+        error = RefusedError(f"the CPUs of {chosen.only} cannot be read", fix="pmuctl pmu list")
     else:
-        pairs = zip(standing.names, standing.cpus, strict=True)
-        whose = " or ".join(f"{name} ({cpus})" for name, cpus in pairs)
-        who = "its VMM" if standing.is_explicit else "KVM"
+        who = "its VMM" if chosen.is_explicit else "KVM"
         error = RefusedError(
             "which PMU it has is not known",
-            why=f"{who} chose {whose} by itself, and does not tell which",
-            fix=f"{pins(vm.name, standing.cpus) or 'pmuctl pmu list'}, whichever it counts with; "
-            "or start it anew with pmuctl run --pmu PMU",
+            why=f"{who} chose {chosen} by itself, and does not tell which",
+            fix=f"{pins(vm.name, chosen.cpus.values()) or 'pmuctl pmu list'}, "
+            "whichever it counts with; or start it anew with pmuctl run --pmu PMU",
         )
     error.subject, error.now = vm.name, NOTHING_CHANGED
     return error
 
 
-def _pinned(vm: Vm, standing: Standing, pinned: dict[int, CpuSet]) -> PinnedError:
+def _pinned(vm: Vm, chosen: Chosen, pinned: dict[int, CpuSet]) -> PinnedError:
     vcpus = CpuSet.of(pinned)
     masks = ", ".join(dict.fromkeys(str(its) or "offline CPUs" for its in pinned.values()))
     only = () if len(pinned) == len(vm.vcpus or ()) else ("--vcpu", vcpus)
     return PinnedError(
-        f"vCPU {vcpus} may not run on any CPU of {standing.name}",
+        f"vCPU {vcpus} may not run on any CPU of {chosen.only}",
         subject=vm.name,
-        why=f"pinned to {masks}, that PMU's CPUs are {standing.only}; "
+        why=f"pinned to {masks}, that PMU's CPUs are {chosen.only_cpus}; "
         "pmuctl did not make this pin, and a pin is never widened",
         now=NOTHING_CHANGED,
-        fix=command("affinity", "set", vm.name, standing.only, *only),
+        fix=command("affinity", "set", vm.name, chosen.only_cpus or "", *only),
     )

@@ -9,7 +9,7 @@ from pmuctl.host.machine import KvmAccess
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.choice import cpus_words
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.finding import Finding, Result
+from pmuctl.model.finding import CheckId, Finding, Outcome, Result
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import (
@@ -54,40 +54,38 @@ class HostFacts:
 
 def check_host(facts: HostFacts) -> list[Finding]:
     """Every check of a host, in the order of CHECKS; what nothing is known of has no finding."""
-    return [finding for check in CHECKS.values() for finding in check(facts)]
+    return [Finding.of(id, HOST, its) for id, check in CHECKS.items() for its in check(facts)]
 
 
-def _kvm(facts: HostFacts) -> Iterator[Finding]:
+def _kvm(facts: HostFacts) -> Iterator[Outcome]:
     match facts.kvm:
         case KvmAccess.USABLE:
-            yield _passed("host.kvm", "/dev/kvm can be used")
+            yield _passed("/dev/kvm can be used")
         case KvmAccess.DENIED:
             yield _warned(
-                "host.kvm",
                 "/dev/kvm may not be opened by this user: neither it nor its VMMs have KVM",
                 fix="usermod -aG kvm USER",
             )
         case KvmAccess.MISSING:
             yield _failed(
-                "host.kvm",
                 "there is no /dev/kvm: the kernel has no KVM, or was not started at EL2",
                 fix="dmesg | grep -i kvm",
             )
 
 
-def _vpmu(facts: HostFacts) -> Iterator[Finding]:
+def _vpmu(facts: HostFacts) -> Iterator[Outcome]:
     if facts.kvm in (KvmAccess.DENIED, KvmAccess.MISSING):
         return
     if facts.kvm is None and facts.probed is None:
         return
     if facts.probed is None or facts.probed.has_vpmu is None:
         why = "KVM could not be asked whether guests can have a PMU"
-        yield _warned("host.vpmu", why, fix="pmuctl host info")
+        yield _warned(why, fix="pmuctl host info")
     elif facts.probed.has_vpmu:
-        yield _passed("host.vpmu", "KVM gives guests a PMU (KVM_CAP_ARM_PMU_V3)")
+        yield _passed("KVM gives guests a PMU (KVM_CAP_ARM_PMU_V3)")
     else:
         why = f"KVM has no KVM_CAP_ARM_PMU_V3: guests have no PMU; {_cause(facts.pmus)}"
-        yield _failed("host.vpmu", why, fix="pmuctl host info")
+        yield _failed(why, fix="pmuctl host info")
 
 
 def _cause(pmus: Sequence[Pmu]) -> str:
@@ -95,77 +93,73 @@ def _cause(pmus: Sequence[Pmu]) -> str:
     if not pmus:
         return "the kernel has found no PMU of its own CPUs"
     if all(pmu.name.startswith("apple_") for pmu in pmus):
-        return "before v6.15 KVM has none for Apple's PMUs"
+        return "this KVM has none for Apple's PMUs"
     if len(pmus) > 1:
+        # ec3eb9ed6081, v6.6
         names = ", ".join(pmu.name for pmu in pmus)
         return (
-            f"there are several PMUs ({names}), and since v6.6 there is none where their versions "
-            "differ (ID_AA64DFR0_EL1.PMUVer)"
+            f"there are several PMUs ({names}), and KVM has none where their versions differ "
+            "(ID_AA64DFR0_EL1.PMUVer)"
         )
     return "no arm64 host, or CPUs without PMUv3"
 
 
-def _attributes(facts: HostFacts) -> Iterator[Finding]:
+def _attributes(facts: HostFacts) -> Iterator[Outcome]:
     if facts.probed is None or not facts.probed.has_vpmu:
         return
     attributes = facts.probed.attributes
     missing = [
-        f"{name} (since {since})"
-        for name, number, since in (
-            ("SET_PMU", KVM_ARM_VCPU_PMU_V3_SET_PMU, "v5.18"),
-            ("FILTER", KVM_ARM_VCPU_PMU_V3_FILTER, "v5.10"),
+        name
+        for name, number in (
+            ("SET_PMU", KVM_ARM_VCPU_PMU_V3_SET_PMU),
+            ("FILTER", KVM_ARM_VCPU_PMU_V3_FILTER),
         )
         if number not in attributes
     ]
     fix = "pmuctl host capabilities"
     if missing:
         why = f"this KVM lacks {', '.join(missing)}: a newer kernel is needed"
-        yield _failed("host.attributes", why, fix=fix)
+        yield _failed(why, fix=fix)
     elif KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS not in attributes:
-        yield _passed("host.attributes", "SET_PMU and FILTER; the number of counters stays fixed")
+        yield _passed("SET_PMU and FILTER; the number of counters stays fixed")
     else:
-        yield _passed("host.attributes", "SET_PMU, FILTER and SET_NR_COUNTERS")
+        yield _passed("SET_PMU, FILTER and SET_NR_COUNTERS")
 
 
-def _pmus(facts: HostFacts) -> Iterator[Finding]:
+def _pmus(facts: HostFacts) -> Iterator[Outcome]:
     if not facts.pmus:
         why = "the kernel has no CPU PMU: no guest can count"
-        yield _failed("host.pmus", why, fix="dmesg | grep -i pmu")
+        yield _failed(why, fix="dmesg | grep -i pmu")
         return
     covered = CpuSet.of(cpu for pmu in facts.pmus if pmu.cpus for cpu in pmu.cpus)
     bare = facts.online - covered if facts.online is not None else CpuSet()
     if any(pmu.cpus is None for pmu in facts.pmus):
         why = "the CPUs of a PMU cannot be read"
-        yield _warned("host.pmus", why, fix="pmuctl pmu list")
+        yield _warned(why, fix="pmuctl pmu list")
     elif bare:
         why = f"{cpus_words(bare)} of no PMU: a VM that is made or runs there does not count"
-        yield _warned("host.pmus", why, fix="pmuctl pmu cpus")
+        yield _warned(why, fix="pmuctl pmu cpus")
     elif len(facts.pmus) > 1:
         names = ", ".join(f"{pmu.name} ({pmu.cpus})" for pmu in facts.pmus)
         why = f"{len(facts.pmus)} PMUs, of which a VM has one: {names}"
-        yield _passed("host.pmus", why)
+        yield _passed(why)
     else:
-        yield _passed("host.pmus", f"{facts.pmus[0].name} is the PMU of all CPUs")
+        yield _passed(f"{facts.pmus[0].name} is the PMU of all CPUs")
 
 
-def _pmu_online(facts: HostFacts) -> Iterator[Finding]:
+def _pmu_online(facts: HostFacts) -> Iterator[Outcome]:
     for pmu in facts.pmus:
         if not pmu.cpus or pmu.online is None:
             continue
         if pmu.online:
             why = f"CPUs {pmu.online} of {pmu.cpus} are online"
-            yield Finding(id="host.pmu-online", subject=pmu.name, result=Result.PASS, why=why)
+            yield Outcome(Result.PASS, why, subject=pmu.name)
         else:
-            yield Finding(
-                id="host.pmu-online",
-                subject=pmu.name,
-                result=Result.WARN,
-                why=f"none of its CPUs {pmu.cpus} is online: no VM can count with it",
-                fix=bring_online(pmu.cpus),
-            )
+            why = f"none of its CPUs {pmu.cpus} is online: no VM can count with it"
+            yield Outcome(Result.WARN, why, bring_online(pmu.cpus), subject=pmu.name)
 
 
-def _runtime_dir(facts: HostFacts) -> Iterator[Finding]:
+def _runtime_dir(facts: HostFacts) -> Iterator[Outcome]:
     for its in facts.directories:
         why, fix = "only its owner can put control sockets there", None
         path = shlex.quote(its.path)
@@ -179,49 +173,43 @@ def _runtime_dir(facts: HostFacts) -> Iterator[Finding]:
         elif its.mode & 0o022:
             why = f"others may write to it (mode {its.mode & 0o7777:o}): anybody could be a VM"
             fix = f"chmod go-w {path}"
-        yield Finding(
-            id="host.runtime-dir",
-            subject=its.path,
-            result=Result.WARN if fix else Result.PASS,
-            why=why,
-            fix=fix,
-        )
+        yield Outcome(Result.WARN if fix else Result.PASS, why, fix, subject=its.path)
 
 
-def _processes(facts: HostFacts) -> Iterator[Finding]:
+def _processes(facts: HostFacts) -> Iterator[Outcome]:
     if facts.processes or facts.is_partial:
         what = f"{facts.processes} processes may not be read"
         if facts.is_partial:
             what = "the processes of other users are hidden"
         fix = _as_root(facts) if facts.is_live else "sudo pmuctl host snapshot DIR"
-        yield _warned("host.processes", f"{what}: VMs of theirs are not seen", fix=fix)
+        yield _warned(f"{what}: VMs of theirs are not seen", fix=fix)
     else:
-        yield _passed("host.processes", "all processes can be looked at")
+        yield _passed("all processes can be looked at")
 
 
-def _debugfs(facts: HostFacts) -> Iterator[Finding]:
+def _debugfs(facts: HostFacts) -> Iterator[Outcome]:
     if facts.has_debugfs is None:
         return
     if facts.has_debugfs:
-        yield _passed("host.debugfs", "KVM tells there which thread runs which vCPU")
+        yield _passed("KVM tells there which thread runs which vCPU")
     else:
         why = "KVM's debugfs cannot be read: which thread runs a vCPU is known from less"
-        yield _warned("host.debugfs", why, fix=_as_root(facts) or MOUNT_DEBUGFS)
+        yield _warned(why, fix=_as_root(facts) or MOUNT_DEBUGFS)
 
 
 MOUNT_DEBUGFS = "mount -t debugfs none /sys/kernel/debug"
 
-Check = Callable[[HostFacts], Iterator[Finding]]
+Check = Callable[[HostFacts], Iterator[Outcome]]
 
-CHECKS: Mapping[str, Check] = {
-    "host.kvm": _kvm,
-    "host.vpmu": _vpmu,
-    "host.attributes": _attributes,
-    "host.pmus": _pmus,
-    "host.pmu-online": _pmu_online,
-    "host.runtime-dir": _runtime_dir,
-    "host.processes": _processes,
-    "host.debugfs": _debugfs,
+CHECKS: Mapping[CheckId, Check] = {
+    CheckId.HOST_KVM: _kvm,
+    CheckId.HOST_VPMU: _vpmu,
+    CheckId.HOST_ATTRIBUTES: _attributes,
+    CheckId.HOST_PMUS: _pmus,
+    CheckId.HOST_PMU_ONLINE: _pmu_online,
+    CheckId.HOST_RUNTIME_DIR: _runtime_dir,
+    CheckId.HOST_PROCESSES: _processes,
+    CheckId.HOST_DEBUGFS: _debugfs,
 }
 
 
@@ -234,13 +222,13 @@ def _as_root(facts: HostFacts) -> str | None:
     return "sudo pmuctl doctor" if facts.uid != 0 else None
 
 
-def _passed(id: str, why: str) -> Finding:
-    return Finding(id=id, subject=HOST, result=Result.PASS, why=why)
+def _passed(why: str) -> Outcome:
+    return Outcome(Result.PASS, why)
 
 
-def _warned(id: str, why: str, *, fix: str | None) -> Finding:
-    return Finding(id=id, subject=HOST, result=Result.WARN, why=why, fix=fix)
+def _warned(why: str, *, fix: str | None) -> Outcome:
+    return Outcome(Result.WARN, why, fix)
 
 
-def _failed(id: str, why: str, *, fix: str | None) -> Finding:
-    return Finding(id=id, subject=HOST, result=Result.FAIL, why=why, fix=fix)
+def _failed(why: str, *, fix: str | None) -> Outcome:
+    return Outcome(Result.FAIL, why, fix)

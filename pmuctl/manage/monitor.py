@@ -7,19 +7,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
 from pmuctl.host.udev import Ear
-from pmuctl.manage.affinity import align_vm, read_host
+from pmuctl.manage.affinity import align_vm
+from pmuctl.manage.held import hold
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
+from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.stock import Listing
-from pmuctl.manage.vcpus import read_ground, scan_vcpus
 from pmuctl.model.changes import (
     Change,
     ChangeKind,
-    SeenVcpu,
     SeenVm,
     Snapshot,
     find_changes,
@@ -27,7 +25,6 @@ from pmuctl.model.changes import (
     with_silent,
 )
 from pmuctl.model.ref import VmRef
-from pmuctl.model.truth import Ground, chosen_pmu, judge_vm
 from pmuctl.model.vm import Vm, VmState
 
 SETTLE_SECONDS = 0.05
@@ -59,7 +56,6 @@ class Watch:
 
     reach: Reach
     refs: Sequence[VmRef] = ()
-    sysfs: Sysfs
     threads: Threads
     ear: Ear
     interval: float = 1.0
@@ -67,6 +63,8 @@ class Watch:
     clock: Callable[[], float] = time.time
     seen: Listing = field(default_factory=lambda: Listing(vms=[]))
     """What the last look has found."""
+    site: Site | None = None
+    """The machine, as it was then."""
     _before: Snapshot | None = None
     _vms: dict[tuple[object, ...], Vm] = field(default_factory=dict)
     _failed: dict[tuple[object, ...], str] = field(default_factory=dict)
@@ -92,24 +90,25 @@ class Watch:
 
     def look(self) -> Iterator[Event]:
         """What has changed since the last look, and what is done about it."""
-        self.seen, ground, after = self._read()
+        self.seen, self.site, after = self._read()
         after = with_silent(self._before, after)
         changes = find_changes(self._before, after)
         self._before = after
         yield from map(self._event, changes)
         if self.repairs:
-            yield from map(self._event, self._repair(after, ground))
+            yield from map(self._event, self._repair(after, self.site))
 
     def unjudged(self) -> Iterator[tuple[str, str]]:
         """The VMs of the last look of which it cannot be told whether a vCPU leaves its PMU, and
         why not."""
         for vm in self._before.vms if self._before else ():
-            if vm.is_silent or not vm.pmus or vm.judgement.aligned is not None:
+            held, names = vm.held, vm.held.chosen.names
+            if vm.is_silent or not names or held.judgement.aligned is not None:
                 continue
-            if any(its.affinity is None for its in vm.vcpus) or not vm.vcpus:
+            if any(its.affinity is None for its in held.vcpus) or not held.vcpus:
                 yield vm.name, "which threads run its vCPUs is not known"
             else:
-                yield vm.name, f"it has {' or '.join(vm.pmus)}, and which is not known"
+                yield vm.name, f"it has {' or '.join(names)}, and which is not known"
 
     def _wait(self, end: float, pause: float) -> Iterator[Event]:
         heard = self.ear.wait(max(end - time.monotonic(), 0))
@@ -129,66 +128,31 @@ class Watch:
     def _event(self, change: Change) -> Event:
         return Event(when=self.clock(), change=change)
 
-    def _read(self) -> tuple[Listing, Ground, Snapshot]:
+    def _read(self) -> tuple[Listing, Site, Snapshot]:
         seen = take_stock(self.reach)
         if self.refs:
             vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]
             seen = replace(seen, vms=vms)
-        ground = read_ground(self.sysfs, self.reach.environ)
-        pairs = [(self._seen(vm, ground), vm) for vm in seen.vms if vm.state is not VmState.DEAD]
+        site = read_site(self.reach, self.threads)
+        pairs = [(self._seen(vm, site), vm) for vm in seen.vms if vm.state is not VmState.DEAD]
         # by their keys, for anybody can take the name of another VM
         self._vms = {its.key: vm for its, vm in pairs}
-        pmus = {pmu.name: pmu.cpus for pmu in ground.pmus}
-        return (
-            seen,
-            ground,
-            Snapshot(vms=[its for its, _ in pairs], online=ground.online, pmus=pmus),
-        )
+        pmus = {pmu.name: pmu.cpus for pmu in site.pmus}
+        return seen, site, Snapshot(vms=[its for its, _ in pairs], online=site.online, pmus=pmus)
 
-    def _seen(self, vm: Vm, ground: Ground) -> SeenVm:
-        chosen = chosen_pmu(vm, ground)
-        procs = self.reach.procs
-        placed = list(
-            scan_vcpus(
-                [vm],
-                ground.pmus,
-                procs,
-                self.threads,
-                online=ground.online,
-                probed=ground.probed,
-            )
-        )
+    def _seen(self, vm: Vm, site: Site) -> SeenVm:
         return SeenVm(
-            name=vm.name,
-            id=vm.id,
-            socket=vm.socket,
-            state=vm.state,
-            window=vm.window,
-            pmus=chosen.names,
-            vcpus=tuple(
-                SeenVcpu(
-                    index=its.vcpu.index,
-                    tid=its.vcpu.tid,
-                    judgement=its.judgement,
-                    affinity=its.affinity,
-                )
-                for its in placed
-            ),
-            judgement=judge_vm([its.affinity for its in placed], chosen, ground),
+            held=hold(vm, site),
             is_silent=vm.state in UNASKED,
         )
 
-    def _repair(self, after: Snapshot, ground: Ground) -> Iterator[Change]:
+    def _repair(self, after: Snapshot, site: Site) -> Iterator[Change]:
         """Align what strays; what fails is tried again at each look, and told once."""
         strays = {vm.key: vm for vm in stray(after)}
         self._failed = {key: words for key, words in self._failed.items() if key in strays}
-        if not strays:
-            return
-        # PMUs and CPUs as they were at this look
-        host = read_host(self.reach, self.sysfs, self.threads, ground.pmus)
         for key, its in strays.items():
             try:
-                placed = align_vm(self._vms[key], host, dry_run=False)
+                placed = align_vm(self._vms[key], site, dry_run=False)
             except PmuctlError as error:
                 words = _problem(error)
                 if self._failed.get(key) != words:
@@ -206,7 +170,7 @@ class Watch:
                         pid=its.pid,
                         vcpu=thread.vcpu,
                         tid=thread.tid,
-                        pmu=its.pmus[0] if len(its.pmus) == 1 else None,
+                        pmu=its.held.chosen.only,
                         cpus=thread.cpus,
                     )
 
@@ -214,7 +178,7 @@ class Watch:
 def scope(watch: Watch) -> str:
     """What is watched, in words, after the first look."""
     count = len(watch.seen.vms)
-    pmus = len(scan_pmus(watch.sysfs))
+    pmus = len(watch.site.pmus) if watch.site else 0
     ways = f"looking every {watch.interval:g} s"
     if watch.ear.is_open:
         ways += ", and when the kernel tells of a VM or a CPU"
@@ -239,8 +203,7 @@ def _lost(ear: Ear) -> str:
 
 
 def _about(vm: SeenVm, kind: ChangeKind, what: str) -> Change:
-    pmu = vm.pmus[0] if len(vm.pmus) == 1 else None
-    return Change(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=pmu)
+    return Change(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.held.chosen.only)
 
 
 def _problem(error: PmuctlError) -> str:

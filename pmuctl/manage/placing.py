@@ -14,11 +14,11 @@ from pmuctl.errors import (
     RefusedError,
     command,
 )
-from pmuctl.host.cgroup import read_cpuset
-from pmuctl.manage.blocker import Blocker, Host, cpuset_words, find_blocker
+from pmuctl.manage.blocker import Blocker, cpuset_words, find_blocker
 from pmuctl.manage.choice import cpus_words
-from pmuctl.model.align import Consequence
+from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.judge import Consequence
 from pmuctl.model.plan import Place
 from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm
@@ -63,7 +63,7 @@ class Crew:
         return self.process.pid
 
     @classmethod
-    def of(cls, vm: Vm, host: Host, *, only: CpuSet | None = None) -> "Crew":
+    def of(cls, vm: Vm, host: Site, *, only: CpuSet | None = None) -> "Crew":
         """The threads of these vCPUs, by default all.
 
         Raises NotFoundError for a vCPU that is not there, what the VM could not be asked for, and
@@ -86,7 +86,7 @@ class Crew:
         starts = {tid: host.procs.start_time(tid) for tid in known.values()}
         return cls(vm, vm.process, known, starts)
 
-    def check(self, host: Host, vcpu: int) -> None:
+    def check(self, host: Site, vcpu: int) -> None:
         """Raise NotFoundError unless the thread of a vCPU is still the one that was found."""
         tid = self.tids[vcpu]
         procs = host.procs
@@ -108,7 +108,7 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> RefusedError:
     )
 
 
-def current_masks(crew: Crew, host: Host) -> dict[int, CpuSet]:
+def current_masks(crew: Crew, host: Site) -> dict[int, CpuSet]:
     """The mask of each vCPU's thread; raises NotFoundError where one is gone."""
     masks: dict[int, CpuSet] = {}
     for vcpu, tid in sorted(crew.tids.items()):
@@ -120,7 +120,7 @@ def current_masks(crew: Crew, host: Host) -> dict[int, CpuSet]:
 
 
 def place_threads(
-    crew: Crew, wanted: Mapping[int, CpuSet], host: Host, *, dry_run: bool
+    crew: Crew, wanted: Mapping[int, CpuSet], host: Site, *, dry_run: bool
 ) -> list[Placed]:
     """Put each vCPU's thread on the CPUs that are wanted, all or none.
 
@@ -163,15 +163,16 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: str, name: str) -> None:
         )
 
 
-def reductions(placed: Sequence[Placed], pid: int, host: Host) -> Iterator[RefusedError]:
+def reductions(placed: Sequence[Placed], pid: int, host: Site) -> Iterator[RefusedError]:
     """What the kernel left out of the CPUs that were wanted, each with who took it."""
+    host.cpusets.forget()
     for its in placed:
         missing = its.wanted - its.cpus
         if host.online is not None:
             missing &= host.online
         if not missing or its.outcome == "planned":
             continue
-        cpuset = read_cpuset(host.sysfs, pid, its.tid)
+        cpuset = host.cpusets.read(pid, its.tid)
         by = "the kernel left them out"
         if cpuset is not None and not missing <= cpuset.cpus:
             by = f"{cpuset_words(cpuset)} allows only {cpuset.cpus}"
@@ -182,7 +183,7 @@ def reductions(placed: Sequence[Placed], pid: int, host: Host) -> Iterator[Refus
         )
 
 
-def _placed(crew: Crew, step: Place, host: Host, *, dry_run: bool) -> Placed:
+def _placed(crew: Crew, step: Place, host: Site, *, dry_run: bool) -> Placed:
     now = step.before
     if dry_run:
         now = step.cpus
@@ -201,7 +202,7 @@ def _placed(crew: Crew, step: Place, host: Host, *, dry_run: bool) -> Placed:
     )
 
 
-def _undo(step: Place, crew: Crew, host: Host) -> bool:
+def _undo(step: Place, crew: Crew, host: Site) -> bool:
     """Put a thread back; one that has ended needs it no more."""
     try:
         crew.check(host, step.vcpu)
@@ -240,9 +241,10 @@ def blocked(vm: Vm, step: Place, blocker: Blocker) -> RefusedError:
     )
 
 
-def _explained(crew: Crew, host: Host, step: Place, error: OSError) -> PmuctlError:
+def _explained(crew: Crew, host: Site, step: Place, error: OSError) -> PmuctlError:
     """What the kernel's answer to sched_setaffinity(2) means."""
     vm, number = crew.vm, error.errno or errno.EINVAL
+    host.cpusets.forget()
     name = errno.errorcode.get(number, str(number))
     if number == errno.ESRCH:
         return _gone(vm, step.vcpu, step.tid)

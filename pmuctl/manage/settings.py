@@ -20,8 +20,7 @@ from pmuctl.errors import (
     UsageError,
     command,
 )
-from pmuctl.host.pmus import scan_event_sources, scan_pmus
-from pmuctl.host.sysfs import Sysfs
+from pmuctl.host.pmus import scan_event_sources
 from pmuctl.host.threads import Threads
 from pmuctl.manage.choice import (
     AUTO,
@@ -32,6 +31,7 @@ from pmuctl.manage.choice import (
     present_cpus,
 )
 from pmuctl.manage.placing import check_inside
+from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.filter import EventFilter
@@ -40,14 +40,6 @@ from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmState, Window
 
 AFFINITY = "affinity"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The machine the VM runs on: its PMUs and its threads."""
-
-    sysfs: Sysfs
-    threads: Threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +86,7 @@ class Done:
     is_placed: bool = False
 
 
-def set_vm(
-    client: Client | None, vm: Vm, request: Request, machine: Machine, *, dry_run: bool
-) -> Done:
+def set_vm(client: Client | None, vm: Vm, request: Request, site: Site, *, dry_run: bool) -> Done:
     """Bring the VM at the other end to what is asked, all of it or nothing.
 
     An orphaned VM, which has no other end, is sealed. Raises NotFoundError, UsageError,
@@ -108,7 +98,7 @@ def set_vm(
         error = sealed(_first_attribute(request), by)
         raise _unchanged(error, vm, _at_the_next_start(vm))
     _check_possible(request, vm)
-    pmu = _choose_pmu(request, vm, machine.sysfs)
+    pmu = _choose_pmu(request, vm, site)
     bits = vm.event_bits or WIDEST_BITS
     words = request.filter
     event_filter = None if words is None else compile_filter(words, pmu, bits)
@@ -117,17 +107,17 @@ def set_vm(
         arguments["counters"] = request.counters
     if event_filter is not None:
         arguments["filter"] = filter_message(event_filter)
-    cpus = _wanted_cpus(request, vm, pmu, machine.sysfs)
+    cpus = _wanted_cpus(request, vm, pmu, site)
     if cpus:
         arguments["cpus"] = list(cpus)
     try:
         answer: Any = client.execute("pmu-apply", arguments)
     except PmuctlError as error:
-        raise _explained(error, vm, pmu, machine.threads) from error
+        raise _explained(error, vm, pmu, site.threads) from error
     return _done(vm, answer, request, pmu, event_filter, cpus)
 
 
-def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, sysfs: Sysfs) -> CpuSet | None:
+def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, site: Site) -> CpuSet | None:
     """The CPUs that the vCPU threads are to stay on, None where their masks are left alone.
 
     To set a PMU implies `auto`: its CPUs, for KVM runs the VM nowhere else. With a setting that
@@ -136,7 +126,7 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, sysfs: Sysfs) -> CpuSet | N
     if request.affinity == NONE:
         return None
     if request.affinity not in (None, AUTO):
-        cpus = present_cpus(request.affinity or "", scan_pmus(sysfs), sysfs, subject=vm.name)
+        cpus = present_cpus(request.affinity or "", site.pmus, site.sysfs, subject=vm.name)
         if pmu.cpus is not None:
             check_inside(cpus, pmu.cpus, vm.name, pmu.name)
         return cpus
@@ -193,15 +183,15 @@ def _no_lasting_counters() -> UnsupportedError:
     )
 
 
-def _choose_pmu(request: Request, vm: Vm, sysfs: Sysfs) -> Pmu:
+def _choose_pmu(request: Request, vm: Vm, site: Site) -> Pmu:
     """The PMU asked for, else the one the VM was given, else the host's only one."""
-    names = scan_event_sources(sysfs).names
+    names = scan_event_sources(site.sysfs).names
     text = request.pmu
     if text is None and vm.explicit_pmu is not None:
         text = vm.explicit_pmu.name
     try:
         fix = f"{command('vm', 'set', vm.name, 'pmu', 'PMU')} …"
-        return choose_pmu(text, scan_pmus(sysfs, names), names, sysfs, fix=fix)
+        return choose_pmu(text, site.pmus, names, site.sysfs, fix=fix)
     except UsageError as error:
         error.subject = error.subject or vm.name
         raise

@@ -1,70 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a vCPU thread can leave its PMU, what happens then, and the mask that keeps it there."""
+"""The mask that brings a vCPU thread back onto its PMU, and what is in the way of one."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
 from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
-
-
-class Consequence(StrEnum):
-    """What happens on a CPU that is not of the VM's PMU (vcpu.rst 1.4, and measured)."""
-
-    FAIL_ENTRY = "fail-entry"
-    """a PMU was set: KVM_RUN returns KVM_EXIT_FAIL_ENTRY, reason CPU_UNSUPPORTED"""
-    COUNTERS_STOP = "counters-stop"
-    """KVM chose the PMU: the guest's counters stand still, without an exit or an error"""
-
-    def words(self) -> str:
-        """What that means, for a person."""
-        if self is Consequence.FAIL_ENTRY:
-            return (
-                "KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: most VMMs end the VM, "
-                "and QEMU spins at 100 %"
-            )
-        return "the guest's counters stop there silently"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """Whether a thread stays on its PMU's CPUs: None where that cannot be known.
-
-    `outside` are the CPUs it may be on that are not of its PMU, `consequence` is what happens
-    there; both are None unless it can leave. `outside` is None, too, where all CPUs that it may
-    be on are offline: once it wakes up the kernel lets it run anywhere (select_fallback_rq()).
-    """
-
-    aligned: bool | None
-    outside: CpuSet | None = None
-    consequence: Consequence | None = None
-
-
-def judge(
-    affinity: CpuSet | None, choices: Collection[CpuSet | None], *, is_explicit: bool
-) -> Judgement:
-    """Hold a thread's mask against the CPUs of its PMU, or of each that may be its PMU.
-
-    A mask is what sched_getaffinity(2) tells, so without the CPUs that are offline. With several
-    choices it is certain only that a thread leaves whichever it is. A PMU whose CPUs
-    are not known (None) leaves it open.
-    """
-    cpus = [its for its in choices if its is not None]
-    if affinity is None or not cpus or len(cpus) < len(choices):
-        return Judgement(aligned=None)
-    consequence = Consequence.FAIL_ENTRY if is_explicit else Consequence.COUNTERS_STOP
-    if not affinity:
-        return Judgement(aligned=False, consequence=consequence)
-    inside = [its for its in cpus if affinity <= its]
-    if len(inside) == len(cpus):
-        return Judgement(aligned=True)
-    if inside:
-        return Judgement(aligned=None)
-    return Judgement(
-        aligned=False,
-        outside=affinity - cpus[0] if len(cpus) == 1 else affinity,
-        consequence=consequence,
-    )
 
 
 def aligned_mask(now: CpuSet, pmu: CpuSet, recorded: CpuSet | None = None) -> CpuSet | None:

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from pmuctl.model.align import Judgement
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.held import HeldVcpu, HeldVm
+from pmuctl.model.judge import words
 from pmuctl.model.ref import VmId
 from pmuctl.model.vm import Window
 
@@ -31,39 +32,35 @@ class ChangeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeenVcpu:
-    """A vCPU at one look: its thread, and whether that can leave the VM's PMU."""
-
-    index: int
-    tid: int | None
-    judgement: Judgement
-    affinity: CpuSet | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenVm:
-    """A VM at one look.
+    """A VM at one look, held against its PMU.
 
-    Its `id` names it; one whose process is not known is named by its `socket`. `pmus` are the
-    PMUs that it has or can have, `judgement` tells whether all its vCPUs stay on one of them.
-    `is_silent` tells that it could not be asked this time.
+    The `id` of its VM names it; one whose process is not known is named by its socket. `is_silent`
+    tells that it could not be asked this time.
     """
 
-    name: str
-    id: VmId | None
-    socket: str | None = None
-    state: str = ""
-    window: Window | None = None
-    pmus: tuple[str, ...] = ()
-    vcpus: tuple[SeenVcpu, ...] = ()
-    judgement: Judgement = field(default_factory=lambda: Judgement(aligned=None))
+    held: HeldVm
     is_silent: bool = False
 
     @property
-    def is_torn(self) -> bool:
-        """Whether its vCPUs are on CPUs of several PMUs, of which it can have any."""
-        judged = (its.judgement.aligned for its in self.vcpus)
-        return self.judgement.aligned is False and False not in judged
+    def name(self) -> str:
+        """Its name, which may be another at the next look."""
+        return self.held.vm.name
+
+    @property
+    def id(self) -> VmId | None:
+        """What names it, where its process is known."""
+        return self.held.vm.id
+
+    @property
+    def socket(self) -> str | None:
+        """Its control socket."""
+        return self.held.vm.socket
+
+    @property
+    def window(self) -> Window | None:
+        """Whether KVM still takes settings."""
+        return self.held.vm.window
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -131,18 +128,13 @@ def find_changes(before: Snapshot | None, after: Snapshot) -> list[Change]:
     for old, vm in pairs:
         if before is not None and old is None:
             found.append(_started(vm))
-        found += _vm_changes(old, vm, after)
+        found += _vm_changes(old, vm)
     return found
 
 
 def stray(snapshot: Snapshot) -> list[SeenVm]:
     """The VMs of which a vCPU can leave its PMU."""
-    return [
-        vm
-        for vm in snapshot.vms
-        if not vm.is_silent
-        and (vm.is_torn or any(its.judgement.aligned is False for its in vm.vcpus))
-    ]
+    return [vm for vm in snapshot.vms if not vm.is_silent and vm.held.is_stray]
 
 
 Pairs = list[tuple[SeenVm | None, SeenVm]]
@@ -195,7 +187,7 @@ def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:
             yield Change(kind=kind, what=what, pmu=pmu, cpus=CpuSet.of([cpu]))
     gone = before.pmus_without_cpus() if before else set()
     for name in sorted(after.pmus_without_cpus() - gone):
-        users = [vm.name for vm in after.vms if name in vm.pmus]
+        users = [vm.name for vm in after.vms if name in vm.held.chosen.names]
         whose = f"; VMs that have it, or can: {', '.join(users)}" if users else ""
         yield Change(
             kind=ChangeKind.PMU_OFFLINE,
@@ -205,7 +197,7 @@ def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:
         )
 
 
-def _vm_changes(before: SeenVm | None, vm: SeenVm, host: Snapshot) -> Iterator[Change]:
+def _vm_changes(before: SeenVm | None, vm: SeenVm) -> Iterator[Change]:
     was_silent = before is not None and before.is_silent
     if vm.is_silent:
         if not was_silent:
@@ -215,35 +207,34 @@ def _vm_changes(before: SeenVm | None, vm: SeenVm, host: Snapshot) -> Iterator[C
     if before and vm.window is not None and vm.window is not before.window:
         was = f", was {before.window}" if before.window else ""
         yield _of(vm, ChangeKind.WINDOW, f"{vm.window}{was}")
-    then = {its.index: its.judgement.aligned for its in before.vcpus} if before else {}
+    then = {its.index: its.judgement.aligned for its in before.held.vcpus} if before else {}
     unknown: list[int] = []
-    for vcpu in vm.vcpus:
+    for vcpu in vm.held.vcpus:
         was_aligned, aligned = then.get(vcpu.index), vcpu.judgement.aligned
         if aligned is False and was_aligned is not False:
-            yield _left(vm, vcpu, host)
+            yield _left(vm, vcpu)
         elif aligned and was_aligned is False:
-            what = f"{_thread(vcpu)} stays on CPUs {vcpu.affinity}, of {vm.pmus[0]}"
+            whose = " or ".join(vm.held.chosen.names)
+            what = f"{_thread(vcpu)} stays on CPUs {vcpu.affinity}, of {whose}"
             yield _of(vm, ChangeKind.VCPU_RETURNED, what, vcpu)
-        elif aligned is None and was_aligned is not None and vm.pmus:
+        elif aligned is None and was_aligned is not None and vm.held.chosen.names:
             unknown.append(vcpu.index)
-    if vm.is_torn and not (before and before.is_torn):
-        its = vm.judgement
-        then_words = f": {its.consequence.words()}" if its.consequence else ""
-        what = f"its vCPUs may run on CPUs {its.outside}, of several PMUs{then_words}"
-        yield replace(_of(vm, ChangeKind.VCPU_LEFT, what), cpus=its.outside)
+    if vm.held.is_torn and not (before and before.held.is_torn):
+        yield _of(vm, ChangeKind.VCPU_LEFT, vm.held.means or "")
     if unknown:
         what = f"not known any more of vCPU {CpuSet.of(unknown)}: whether it can leave its PMU"
         yield _of(vm, ChangeKind.LOST, what)
 
 
 def _started(vm: SeenVm) -> Change:
-    words = [vm.state, f"window {vm.window or '?'}"]
-    if vm.pmus:
-        words.append(f"PMU {' or '.join(vm.pmus)}")
-    words.append(f"{len(vm.vcpus)} vCPUs" if len(vm.vcpus) != 1 else "1 vCPU")
+    pmus, count = vm.held.chosen.names, len(vm.held.vcpus)
+    told = [vm.held.vm.state, f"window {vm.window or '?'}"]
+    if pmus:
+        told.append(f"PMU {' or '.join(pmus)}")
+    told.append(f"{count} vCPUs" if count != 1 else "1 vCPU")
     if vm.pid is not None:
-        words.append(f"process {vm.pid}")
-    return _of(vm, ChangeKind.VM_STARTED, ", ".join(filter(None, words)))
+        told.append(f"process {vm.pid}")
+    return _of(vm, ChangeKind.VM_STARTED, ", ".join(told))
 
 
 def _ended(vm: SeenVm) -> Change:
@@ -251,20 +242,18 @@ def _ended(vm: SeenVm) -> Change:
     return _of(vm, ChangeKind.VM_ENDED, what)
 
 
-def _left(vm: SeenVm, vcpu: SeenVcpu, host: Snapshot) -> Change:
-    its = vcpu.judgement
-    where = " or ".join(f"{name} ({host.pmus.get(name)})" for name in vm.pmus)
-    then = f": {its.consequence.words()}" if its.consequence else ""
-    on = f"on CPUs {its.outside}" if its.outside else "anywhere, for all its CPUs are offline"
-    what = f"{_thread(vcpu)} may run {on}, outside {where}{then}"
-    return replace(_of(vm, ChangeKind.VCPU_LEFT, what, vcpu), cpus=its.outside)
+def _left(vm: SeenVm, vcpu: HeldVcpu) -> Change:
+    """Which CPUs those are is certain only where it is known which PMU it has."""
+    what = words(vcpu.judgement, vm.held.chosen, _thread(vcpu), vm.held.vm.identity.kind)
+    change = _of(vm, ChangeKind.VCPU_LEFT, what or "", vcpu)
+    return replace(change, cpus=vcpu.judgement.only_outside)
 
 
-def _thread(vcpu: SeenVcpu) -> str:
+def _thread(vcpu: HeldVcpu) -> str:
     return f"vCPU {vcpu.index} (thread {vcpu.tid})"
 
 
-def _of(vm: SeenVm, kind: ChangeKind, what: str, vcpu: SeenVcpu | None = None) -> Change:
+def _of(vm: SeenVm, kind: ChangeKind, what: str, vcpu: HeldVcpu | None = None) -> Change:
     return Change(
         kind=kind,
         what=what,
@@ -272,6 +261,6 @@ def _of(vm: SeenVm, kind: ChangeKind, what: str, vcpu: SeenVcpu | None = None) -
         pid=vm.pid,
         vcpu=vcpu.index if vcpu else None,
         tid=vcpu.tid if vcpu else None,
-        pmu=vm.pmus[0] if len(vm.pmus) == 1 else None,
+        pmu=vm.held.chosen.only,
         cpus=vcpu.affinity if vcpu else None,
     )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differs between the KVMs of two hosts, as far as the rules of a vPMU depend on it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
@@ -23,6 +24,12 @@ ATTR_NAMES: Mapping[int, str] = {
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS: "SET_NR_COUNTERS",
 }
 """The attributes of the group KVM_ARM_VCPU_PMU_V3_CTRL, without their common prefix."""
+
+
+DERIVED = "derived"
+"""The origin of a PMU that KVM chose by itself, where it is certain which."""
+
+_Key = TypeVar("_Key")
 
 
 class DefaultPmu(Enum):
@@ -95,3 +102,16 @@ class Probed:
             cpus=self.cpus,
             has_strict=self.has_strict,
         )
+
+
+def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSet]) -> _Key | None:
+    """Whose PMU KVM gave a VM that it gives the PMU of a CPU (DefaultPmu.AT_VCPU_INIT).
+
+    `masks` are the online CPUs that threads could be on, before and after each call that may have
+    decided it, None where that is not known; `places` are the CPUs of each PMU. Certain only where
+    all of them are one PMU's; else None.
+    """
+    for key, cpus in places.items():
+        if masks and all(mask and mask <= cpus for mask in masks):
+            return key
+    return None

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pmuctl.errors import PmuctlError
 from pmuctl.model.applied import Applied
 from pmuctl.model.filter import EventFilter
+from pmuctl.model.kernel import DERIVED
 from pmuctl.model.ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
 from pmuctl.model.vmm import Identity
 
@@ -70,10 +71,6 @@ class VmVcpu:
     evidence: Evidence | None = None
 
 
-DERIVED = "derived"
-"""The origin of a PMU that KVM chose by itself, where it is certain which."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmPmu:
     """The PMU a VM has, its perf type, and who says so."""
@@ -98,13 +95,11 @@ class Vm:
     tells, in which everything is None where that was not read.
 
     `counters` and `filter` are None where they were never set; `event_names` maps the names of
-    its PMU's events to codes, where they were looked up. `candidates` are the PMUs it can have
-    where it is not known which, `aligned` and `means` whether a vCPU can leave its PMU, and what
-    that does to the guest. `supervised` tells that another process than the VMM serves its socket
-    (pmuctl run); from the record of such a VM come the `command` that started it and the changes
-    that were `applied`. `problem` is why a VM could not be asked, and then all else but its name
-    and socket, and what its process tells, is unknown (None); of an orphaned one that is known
-    which its record has.
+    its PMU's events to codes, where they were looked up. `supervised` tells that another process
+    than the VMM serves its socket (pmuctl run); from the record of such a VM come the `command`
+    that started it and the changes that were `applied`. `problem` is why a VM could not be asked,
+    and then all else but its name and socket, and what its process tells, is unknown (None); of
+    an orphaned one that is known which its record has.
     """
 
     name: str
@@ -131,9 +126,6 @@ class Vm:
     applied: tuple[Applied, ...] = ()
     problem: PmuctlError | None = None
     identity: Identity = field(default_factory=Identity)
-    candidates: tuple[str, ...] = ()
-    aligned: bool | None = None
-    means: str | None = None
 
     @property
     def explicit_pmu(self) -> VmPmu | None:

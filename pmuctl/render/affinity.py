@@ -3,75 +3,91 @@
 
 from collections.abc import Callable, Sequence
 
+from pmuctl.manage.held import VcpuRow
 from pmuctl.manage.placing import Placed
-from pmuctl.manage.standing import Checked
 from pmuctl.render.columns import UNKNOWN, Column, known
+from pmuctl.render.vm import CANDIDATES_SHAPE, Candidates
 
 
-def _of_pmu(get: Callable[[Checked], object]) -> Callable[[Checked], object]:
+def _of_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
     """Of a VM that has no PMU there is nothing to tell; else None is what is not known."""
-    return lambda its: known(get(its)) if its.standing.cpus else None
+    return lambda row: known(get(row)) if row.vm.chosen.names else None
 
 
-def _if_stray(get: Callable[[Checked], object]) -> Callable[[Checked], object]:
+def _if_stray(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
     """What holds only of a vCPU that can leave its PMU."""
-    return lambda its: UNKNOWN if its.is_unknown else get(its)
+    return lambda row: UNKNOWN if row.is_unknown else get(row)
 
 
-CHECK_COLUMNS: Sequence[Column[Checked]] = (
-    Column(name="VM", help="the VM", value=lambda its: its.placed.vm),
-    Column(
-        name="VCPU", help="its number", value=lambda its: its.placed.vcpu.index, is_number=True
-    ),
+def _outside(row: VcpuRow) -> object:
+    outside = row.its.judgement.outside
+    return (
+        Candidates(tuple(outside.values()))
+        if len(outside) > 1
+        else (row.its.judgement.only_outside)
+    )
+
+
+CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
+    Column(name="VM", help="the VM", value=lambda row: row.vm.vm.name),
+    Column(name="VCPU", help="its number", value=lambda row: row.its.index, is_number=True),
     Column(
         name="TID",
         help="its thread",
-        value=lambda its: known(its.placed.vcpu.tid),
+        value=lambda row: known(row.its.tid),
         is_number=True,
     ),
     Column(
         name="AFFINITY",
         help="the CPUs it may be on",
-        value=lambda its: known(its.placed.affinity),
+        value=lambda row: known(row.its.affinity),
     ),
     Column(
         name="PMU-CPUS",
         help="the CPUs of its PMU",
-        value=_of_pmu(lambda its: its.standing.only),
+        value=_of_pmu(lambda row: row.vm.chosen.only_cpus),
     ),
     Column(
         name="CPU",
         help="the CPU it was last on",
-        value=lambda its: known(its.placed.cpu),
+        value=lambda row: known(row.cpu),
         is_number=True,
     ),
     Column(
         name="CONSEQUENCE",
         help="what happens off its PMU, if it can leave it",
-        value=_if_stray(lambda its: its.judgement.consequence),
+        value=_if_stray(lambda row: row.its.judgement.consequence),
     ),
     Column(
         name="BLOCKER",
         help="what is in the way of affinity align",
-        value=lambda its: its.blocker,
+        value=lambda row: row.blocker,
     ),
     Column(
         name="PMU",
         help="its PMU",
-        value=_of_pmu(lambda its: its.standing.name),
+        value=_of_pmu(lambda row: row.vm.chosen.only),
         shown=False,
     ),
     Column(
         name="OUTSIDE",
         help="the CPUs it may be on that are not of its PMU",
-        value=_if_stray(lambda its: its.judgement.outside),
+        value=_if_stray(_outside),
         shown=False,
+        shape=CANDIDATES_SHAPE,
     ),
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=_of_pmu(lambda its: its.judgement.aligned),
+        value=_of_pmu(lambda row: row.its.judgement.aligned),
         shown=False,
+    ),
+    Column(
+        name="VM-ALIGNED",
+        help="whether no vCPU of the VM can leave its PMU",
+        value=_of_pmu(lambda row: row.vm.judgement.aligned),
+        shown=False,
+        in_json=True,
     ),
 )
 

@@ -4,9 +4,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pmuctl.manage.held import VcpuRow
 from pmuctl.manage.settings import Change
-from pmuctl.manage.vcpus import PlacedVcpu
 from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.held import HeldVm
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, VmVcpu, Window
 from pmuctl.render.columns import UNKNOWN, Column, Shape, cell, known, plain
@@ -78,21 +79,34 @@ def _is_blank(vm: Vm) -> bool:
     return vm.state in _UNASKED and not vm.vcpus
 
 
-def _if_known(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
+Held = Callable[[HeldVm], object]
+
+
+def _vm(get: Callable[[Vm], object]) -> Held:
+    """What is known of a VM however that is."""
+    return lambda its: get(its.vm)
+
+
+def _if_held(get: Held) -> Held:
+    """What follows from where its vCPUs may be, and which PMU it has."""
+    return lambda its: UNKNOWN if _is_blank(its.vm) else get(its)
+
+
+def _if_known(get: Callable[[Vm], object]) -> Held:
     """What a VM's socket, its record or its process tells."""
-    return lambda vm: UNKNOWN if _is_blank(vm) else get(vm)
+    return _if_held(_vm(get))
 
 
-def _if_told(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
+def _if_told(get: Callable[[Vm], object]) -> Held:
     """What a VM itself can tell, or a record of its start."""
 
     def value(vm: Vm) -> object:
         return UNKNOWN if vm.state in _UNASKED or not vm.is_managed else get(vm)
 
-    return value
+    return _vm(value)
 
 
-def _if_asked(get: Callable[[Vm], object]) -> Callable[[Vm], object]:
+def _if_asked(get: Callable[[Vm], object]) -> Held:
     """What only a VM itself can tell."""
     return _if_told(lambda vm: UNKNOWN if vm.state is VmState.ORPHANED else get(vm))
 
@@ -109,54 +123,55 @@ def _command_line(words: Sequence[str]) -> str:
     return printable(shlex.join(words))
 
 
-def _pmu_name(vm: Vm) -> object:
-    if vm.pmu is not None:
-        return vm.pmu.name
-    if vm.candidates:
-        return Candidates(vm.candidates)
+def _pmu_name(its: HeldVm) -> object:
+    vm, chosen = its.vm, its.chosen
+    if chosen.pmu is not None:
+        return chosen.pmu.name
+    if chosen.candidates:
+        return Candidates(chosen.candidates)
     # a VM of a host without a PMU can have none
     has_none = vm.state is VmState.WAITING or vm.window in (Window.NONE, Window.OPEN)
     return None if has_none or not vm.is_managed else UNKNOWN
 
 
-def _pmu_origin(vm: Vm) -> object:
-    return UNKNOWN if vm.candidates else vm.pmu and vm.pmu.origin
+def _pmu_origin(its: HeldVm) -> object:
+    return UNKNOWN if its.chosen.candidates else its.chosen.pmu and its.chosen.pmu.origin
 
 
 def _uuid(vm: Vm) -> object:
     return UNKNOWN if vm.state in (*_UNASKED, VmState.ORPHANED) else vm.uuid
 
 
-def _aligned(vm: Vm) -> object:
+def _aligned(its: HeldVm) -> object:
     """Of a VM that has no PMU there is nothing to say."""
-    if vm.pmu is None and not vm.candidates:
-        return None if _pmu_name(vm) is None else UNKNOWN
-    return known(vm.aligned)
+    if not its.chosen.names:
+        return None if _pmu_name(its) is None else UNKNOWN
+    return known(its.judgement.aligned)
 
 
-VM_COLUMNS: Sequence[Column[Vm]] = (
-    Column(name="NAME", help="the VM's name", value=lambda vm: vm.name),
+VM_COLUMNS: Sequence[Column[HeldVm]] = (
+    Column(name="NAME", help="the VM's name", value=_vm(lambda vm: vm.name)),
     Column(
         name="STATE",
         help="waiting, starting, running, paused, orphaned, dead, denied, silent",
-        value=lambda vm: vm.state,
+        value=_vm(lambda vm: vm.state),
     ),
     Column(
         name="PID",
         help="the process of its VMM",
-        value=lambda vm: known(vm.pid),
+        value=_vm(lambda vm: known(vm.pid)),
         is_number=True,
     ),
     Column(
         name="VCPUS",
         help="how many vCPUs it has",
-        value=lambda vm: UNKNOWN if vm.vcpus is None else len(vm.vcpus),
+        value=_vm(lambda vm: UNKNOWN if vm.vcpus is None else len(vm.vcpus)),
         is_number=True,
     ),
     Column(
         name="PMU",
         help="the PMU it has, or those it can have",
-        value=_if_known(_pmu_name),
+        value=_if_held(_pmu_name),
         shape=CANDIDATES_SHAPE,
     ),
     Column(
@@ -173,22 +188,22 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="ALIGNED",
         help="whether no vCPU can leave its PMU",
-        value=_if_known(_aligned),
+        value=_if_held(_aligned),
     ),
     Column(
         name="MEANS",
         help="what it means where its vCPUs may be",
-        value=_if_known(lambda vm: vm.means),
+        value=_if_held(lambda its: its.means),
         shown=False,
     ),
     Column(
         name="CANDIDATES",
         help="the PMUs that KVM can have chosen",
-        value=_if_known(lambda vm: vm.candidates),
+        value=_if_held(lambda its: its.chosen.candidates),
         shown=False,
         in_json=True,
     ),
-    Column(name="SOURCE", help="who tells of it", value=_source, shown=False),
+    Column(name="SOURCE", help="who tells of it", value=_vm(_source), shown=False),
     Column(
         name="SEALED-BY",
         help="what closed its window",
@@ -205,14 +220,14 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="PMU-TYPE",
         help="the perf type of its PMU",
-        value=_if_known(lambda vm: vm.pmu and vm.pmu.type),
+        value=_if_held(lambda its: its.chosen.pmu and its.chosen.pmu.type),
         is_number=True,
         shown=False,
     ),
     Column(
         name="PMU-ORIGIN",
         help="who says which PMU it has",
-        value=_if_known(_pmu_origin),
+        value=_if_held(_pmu_origin),
         shown=False,
     ),
     Column(
@@ -266,8 +281,8 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
         is_number=True,
         shown=False,
     ),
-    Column(name="UUID", help="its UUID", value=_uuid, shown=False),
-    Column(name="SOCKET", help="its control socket", value=lambda vm: vm.socket, shown=False),
+    Column(name="UUID", help="its UUID", value=_vm(_uuid), shown=False),
+    Column(name="SOCKET", help="its control socket", value=_vm(lambda vm: vm.socket), shown=False),
     Column(
         name="COMMAND",
         help="the command that pmuctl run started",
@@ -291,44 +306,57 @@ VM_COLUMNS: Sequence[Column[Vm]] = (
     Column(
         name="VCPU-LIST",
         help="its vCPUs",
-        value=lambda vm: known(vm.vcpus),
+        value=_vm(lambda vm: known(vm.vcpus)),
         shown=False,
         nested=VCPU_COLUMNS,
     ),
     Column(
         name="PROBLEM",
         help="why it could not be asked",
-        value=lambda vm: vm.problem and f"{vm.problem.message}: {vm.problem.why}",
+        value=_vm(lambda vm: vm.problem and f"{vm.problem.message}: {vm.problem.why}"),
         shown=False,
     ),
 )
 
-PLACED_COLUMNS: Sequence[Column[PlacedVcpu]] = (
-    Column(name="VM", help="the VM", value=lambda its: its.vm),
-    Column(name="VCPU", help="its number", value=lambda its: its.vcpu.index, is_number=True),
-    Column(name="TID", help="its thread", value=lambda its: known(its.vcpu.tid), is_number=True),
+
+def _pmu_cpus(row: VcpuRow) -> object:
+    chosen = row.vm.chosen
+    return known(chosen.only_cpus) if chosen.pmu else Candidates(tuple(chosen.cpus.values()))
+
+
+def _if_chosen(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
+    """What there is to tell only of a VM that has a PMU."""
+    return lambda row: get(row) if row.vm.chosen.names else None
+
+
+PLACED_COLUMNS: Sequence[Column[VcpuRow]] = (
+    Column(name="VM", help="the VM", value=lambda row: row.vm.vm.name),
+    Column(name="VCPU", help="its number", value=lambda row: row.its.index, is_number=True),
+    Column(name="TID", help="its thread", value=lambda row: known(row.its.tid), is_number=True),
     Column(
         name="CPU",
         help="the CPU it was last on",
-        value=lambda its: known(its.cpu),
+        value=lambda row: known(row.cpu),
         is_number=True,
     ),
-    Column(name="AFFINITY", help="the CPUs it may be on", value=lambda its: known(its.affinity)),
+    Column(
+        name="AFFINITY", help="the CPUs it may be on", value=lambda row: known(row.its.affinity)
+    ),
     Column(
         name="PMU-CPUS",
         help="the CPUs of its PMU, or of those it can have",
-        value=lambda its: Candidates(its.candidates) if its.candidates else its.pmu_cpus,
+        value=_if_chosen(_pmu_cpus),
         shape=CANDIDATES_SHAPE,
     ),
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=lambda its: known(its.aligned) if its.pmu_cpus or its.candidates else None,
+        value=_if_chosen(lambda row: known(row.its.judgement.aligned)),
     ),
     Column(
         name="EVIDENCE",
         help="who tells which thread it is: socket, qmp, debugfs, kvm-run, name",
-        value=lambda its: its.vcpu.evidence,
+        value=lambda row: row.its.vcpu.evidence,
         shown=False,
     ),
 )

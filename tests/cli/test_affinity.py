@@ -127,6 +127,40 @@ def test_a_pmu_that_kvm_chose_is_judged_over_all_it_can_be(machine: Machine) -> 
     assert machine.run("affinity", "check").lines[2].split()[6] == "?"
 
 
+def test_vcpus_on_two_pmus_are_no_everywhere(machine: Machine) -> None:
+    """Each may be on the right one, both cannot: all commands say so of such a VM."""
+    running(machine, None)
+    set_masks(machine, "0-1", "2-3")
+    means = (
+        f"vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
+        f"{A72}: the guest's counters stop there silently"
+    )
+    ran = machine.run("affinity", "check", "-J", "-O")
+    assert ran.status == 1
+    rows = json.loads(ran.stdout)["vcpus"]
+    assert [(its["aligned"], its["vm_aligned"]) for its in rows] == [(None, False)] * 2
+    assert all("which PMU" in its["blocker"] for its in rows)
+    assert ran.stderr == f"web1: {means}\n"
+    (vm,) = json.loads(machine.run("vm", "list", "-J", "-O").stdout)["vms"]
+    assert (vm["aligned"], vm["means"]) == (False, means)
+    found = json.loads(machine.run("doctor", "web1", "-J").stdout)["findings"]
+    assert [(its["result"], its["why"]) for its in found if its["id"] == "vm.aligned"] == [
+        ("WARN", means)
+    ]
+    told = machine.run("monitor", "--timeout", "0", "--format", "jsonl").stdout
+    event = json.loads(told)
+    assert (event["event"], event["what"], event["cpus"]) == ("vcpu-left", means, None)
+
+
+def test_outside_is_told_for_each_pmu_it_can_be(machine: Machine) -> None:
+    running(machine, None)
+    set_masks(machine, "1-2", "3")
+    lines = machine.run("affinity", "check", "-o", "VCPU,OUTSIDE,VM-ALIGNED").lines
+    assert [line.split() for line in lines[1:]] == [["0", "2", "or", "1?", "no"], ["1", "?", "no"]]
+    rows = checked(machine, status=1)
+    assert [its["outside"] for its in rows] == [None, None]
+
+
 def test_a_vm_without_a_pmu_has_nothing_to_leave(machine: Machine) -> None:
     new_vm(machine)
     assert [its["aligned"] for its in checked(machine)] == [None, None]
@@ -173,8 +207,11 @@ def test_what_another_user_cannot_do_is_a_blocker(machine: Machine) -> None:
     running(machine)
     fake_proc(machine.proc, os.getpid(), tids=TIDS, uid=77, start=5)
     set_masks(machine, "0-3", "0-3")
-    rows = json.loads(machine.run("affinity", "check", "-J", uid=1001).stdout)["vcpus"]
-    assert "CAP_SYS_NICE" in rows[0]["blocker"] or rows[0]["blocker"] is None
+    ran = machine.run("affinity", "check", "-J", uid=os.geteuid() + 1)
+    owner = f"it is uid {os.geteuid()}'s"
+    assert [its["blocker"] for its in json.loads(ran.stdout)["vcpus"]] == [
+        f"not permitted: {owner}, that takes CAP_SYS_NICE"
+    ] * 2
 
 
 def test_who_cannot_be_asked_is_an_error_if_it_was_named(machine: Machine) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 
 from pmuctl.cli.main import main
+from pmuctl.host.cgroup import PATH_MOUNTS
 from pmuctl.host.machine import KvmAccess
+from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.manage.preflight import Kvm
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.symptoms import SYMPTOMS
 from tests.cli.conftest import Machine
 from tests.cli.test_affinity import put_cpuset, put_online
@@ -208,6 +211,48 @@ def test_kvm(
     ids = ("host.kvm", "host.vpmu", "host.attributes")
     assert {id: seen[id] for id in ids if id in seen} == results
     assert status == (1 if "FAIL" in results.values() else 0)
+
+
+def test_what_a_probe_finds_is_known_of_vms_too(machine: Machine, tmp_path: Path) -> None:
+    """Also where it cannot be kept: this machine has no boot id."""
+    fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"))
+    machine.masks = dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
+    probed = Probed(has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10)
+    kvm = Kvm(access=lambda: KvmAccess.USABLE, probe=lambda _: probed)
+    with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
+        env = replace(machine.env(out, err), hypervisor=kvm)
+        assert main(["doctor", "db1", "--format", "jsonl"], env) == 0
+        out.seek(0)
+        found = {its["id"]: its for its in map(json.loads, out)}
+    assert found["vm.aligned"]["why"].startswith(
+        f"vCPU 0-1 may run on CPUs 2-3, outside {A53} (0-1): "
+    )
+
+
+class Counting(Sysfs):
+    """It counts how often each file is read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: Counter[str] = Counter()
+
+    def read_text(self, path: str, *, limit: int = TEXT_LIMIT) -> str | None:
+        self.reads[path] += 1
+        return super().read_text(path, limit=limit)
+
+
+def test_mounts_are_read_once_and_only_where_a_vcpu_strays(host: Machine) -> None:
+    put_cpuset(host, "0-1", 1001, 1002)
+
+    def reads() -> int:
+        sysfs = Counting(host.root)
+        with open(os.devnull, "w") as out:
+            main(["doctor"], replace(host.env(out, out), live=sysfs))
+        return sysfs.reads[PATH_MOUNTS]
+
+    assert reads() == 0
+    set_mask(host, "0-1")
+    assert reads() == 1
 
 
 def test_another_machines_tree(host: Machine, dump: Callable[[str], Path]) -> None:

@@ -270,7 +270,8 @@ def test_a_socket_that_falls_silent_is_told(host: Machine) -> None:
             mute.bind(str(host.runtime / "web1.sock"))
             mute.listen()
 
-        assert told(host, stop, words=("--deadline", "0.2")) == [("lost", "web1", None)]
+        seen = told(host, stop, words=("--deadline", "0.2"))
+    assert seen == [("lost", "web1", None)]
 
 
 def test_a_vm_goes_on_without_its_socket(host: Machine) -> None:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from pmuctl.control.server import VcpuStatus
-from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.vcpus import with_truth
+from pmuctl.manage.held import hold
+from pmuctl.manage.reach import Reach
+from pmuctl.manage.site import read_site
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import ProcessId, VmId
-from pmuctl.model.truth import Ground
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeThreads, FakeVm
@@ -128,11 +128,13 @@ def test_a_vm_is_aligned_if_all_its_vcpus_are(machine: Machine) -> None:
                 raise ProcessLookupError
             return super().affinity(tid)
 
-    pmus, procs = scan_pmus(Sysfs(machine.root)), Procfs(machine.proc)
+    reach = Reach(
+        environ={}, uid=0, deadline=1, procs=Procfs(machine.proc), sysfs=Sysfs(machine.root)
+    )
 
     def aligned(vm: Vm, masks: Mapping[int, str]) -> bool | None:
         threads = Threads({tid: CpuSet.parse(text) for tid, text in masks.items()})
-        return with_truth(vm, Ground(pmus=pmus), procs, threads).aligned
+        return hold(vm, read_site(reach, threads)).judgement.aligned
 
     vm, on_it = vm_with(A72, 1, 2), {1: "2-3", 2: "2"}
     assert aligned(vm, on_it) is True

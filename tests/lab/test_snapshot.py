@@ -11,7 +11,7 @@ from typing import Any
 from pmuctl.cli.env import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
-from pmuctl.host.cgroup import Cpuset, read_cpuset
+from pmuctl.host.cgroup import Cpuset, Cpusets
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
@@ -86,7 +86,7 @@ def test_a_snapshot_tells_of_a_confined_vm_what_the_host_tells(lab: Lab, tmp_pat
                     on_host = there(lab, *words, status=status)
                     assert here(tmp_path / "tree", *words, status=status) == on_host, words
     for tid in vm.tids:
-        its = read_cpuset(Sysfs(tmp_path / "tree"), vm.pid, tid)
+        its = Cpusets(Sysfs(tmp_path / "tree")).read(vm.pid, tid)
         assert its == Cpuset(version=2, path=path, cpus=CpuSet.parse("2-3"))
 
 

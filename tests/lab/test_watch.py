@@ -22,8 +22,6 @@ START = 30.0
 INTERVAL = 2.0
 LONG_INTERVAL, LOOK = 10.0, 5.0
 """Seconds: one interval is told from two where looking, under emulation, takes much less."""
-MOVED = 0.5
-"""Seconds after which a thread has been moved."""
 
 
 class Monitor:
@@ -73,6 +71,17 @@ def vm(qemu_lab: Lab) -> Iterator[ReferenceVm]:
 def put(lab: Lab, tid: int, mask: str) -> None:
     """What an admin's taskset does; the mask is hexadecimal."""
     lab.run(["taskset", "-p", mask, str(tid)], check=True)
+
+
+def wait_for_cpu(lab: Lab, name: str, cpus: set[int]) -> None:
+    """Until a VM's first vCPU has been on one of these CPUs: one that sleeps is moved later."""
+    until = time.monotonic() + START
+    while True:
+        rows = json.loads(pmuctl(lab, "vm", "vcpus", name, "-J").stdout)["vcpus"]
+        if rows[0]["cpu"] in cpus:
+            return
+        assert time.monotonic() < until, rows
+        time.sleep(0.2)
 
 
 def test_a_thread_that_leaves_is_told_within_one_interval(vm: ReferenceVm) -> None:
@@ -158,7 +167,7 @@ def test_a_supervised_qemu_whose_mask_is_widened_fails_and_spins(qemu_lab: Lab) 
         assert found["vm.aligned"]["result"] == found["vm.supervisor"]["result"] == "PASS"
         rows = json.loads(pmuctl(lab, "vm", "vcpus", "q1", "-J").stdout)["vcpus"]
         put(lab, rows[0]["tid"], "3")
-        time.sleep(MOVED)
+        wait_for_cpu(lab, "q1", {0, 1})
         found = findings(lab, "q1")
         aligned, spinning = found["vm.aligned"], found["vm.spinning"]
         assert aligned["result"] == "FAIL"
@@ -167,7 +176,6 @@ def test_a_supervised_qemu_whose_mask_is_widened_fails_and_spins(qemu_lab: Lab) 
         assert spinning["result"] == "FAIL", spinning
         assert "runs no guest" in spinning["why"]
         lab.run(["sh", "-c", aligned["fix"]], check=True)
-        time.sleep(MOVED)
         assert findings(lab, "q1")["vm.aligned"]["result"] == "PASS"
     finally:
         if job.status is None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which CPUs a thread's cpuset allows, and where that is set: both versions, and hostile trees."""
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pmuctl.host.cgroup import Cpuset, read_cpuset
-from pmuctl.host.sysfs import Sysfs
+from pmuctl.host.cgroup import PATH_MOUNTS, Cpuset, Cpusets
+from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.cpuset import CpuSet
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -31,7 +33,7 @@ def host(
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(text.encode(errors="surrogateescape"))
-    return read_cpuset(Sysfs(root), 11, 12)
+    return Cpusets(Sysfs(root)).read(11, 12)
 
 
 def cpuset(path: str, cpus: str, version: int = 2) -> Cpuset:
@@ -49,7 +51,10 @@ def test_the_group_that_sets_it(tmp_path: Path) -> None:
         "m/vm/cpuset.cpus": "0-1\n",
         "m/vm/cpuset.cpus.effective": "0-1\n",
     }
-    assert host(tmp_path, files=files) == cpuset("/sys/fs/cgroup/m/vm", "0-1")
+    found = host(tmp_path, files=files)
+    assert found == cpuset("/sys/fs/cgroup/m/vm", "0-1")
+    assert found is not None
+    assert found.file == "/sys/fs/cgroup/m/vm/cpuset.cpus"
 
 
 def test_a_group_that_sets_none_has_those_of_its_parent(tmp_path: Path) -> None:
@@ -126,7 +131,9 @@ def test_version_1_from_before_cgroups_had_names(tmp_path: Path) -> None:
     mounts = "31 23 0:27 / /dev/cpu\\040set rw - cgroup none rw,cpuset,noprefix\n"
     files = {"../../../dev/cpu set/vm/cpus": "1\n", "../../../dev/cpu set/vm/effective_cpus": "1"}
     found = host(tmp_path, mounts=mounts, group="3:cpuset:/vm\n", files=files)
-    assert found == cpuset("/dev/cpu set/vm", "1", version=1)
+    assert found is not None
+    assert found == replace(cpuset("/dev/cpu set/vm", "1", version=1), prefix="")
+    assert found.file == "/dev/cpu set/vm/cpus"
 
 
 def test_a_mount_of_a_part_of_the_hierarchy(tmp_path: Path) -> None:
@@ -150,8 +157,8 @@ def test_what_names_no_group_to_be_seen(tmp_path: Path, group: str) -> None:
 
 def test_no_such_thread_and_no_hierarchy(tmp_path: Path) -> None:
     assert host(tmp_path, mounts="", files=EVERYWHERE) is None
-    assert read_cpuset(Sysfs(tmp_path), 11, 13) is None
-    assert read_cpuset(Sysfs(tmp_path / "nothing"), 11, 12) is None
+    assert Cpusets(Sysfs(tmp_path)).read(11, 13) is None
+    assert Cpusets(Sysfs(tmp_path / "nothing")).read(11, 12) is None
 
 
 def test_lists_that_are_none(tmp_path: Path) -> None:
@@ -169,3 +176,50 @@ def test_a_link_does_not_lead_out_of_the_tree(tmp_path: Path) -> None:
     (root / ROOT / "m").mkdir(parents=True)
     (root / ROOT / "m/vm").symlink_to(outside)
     assert host(root, files={}) is None
+
+
+class Counting(Sysfs):
+    """It counts how often each file is read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: Counter[str] = Counter()
+
+    def read_text(self, path: str, *, limit: int = TEXT_LIMIT) -> str | None:
+        self.reads[path] += 1
+        return super().read_text(path, limit=limit)
+
+
+def test_mounts_and_groups_are_read_once_for_many_threads(tmp_path: Path) -> None:
+    files = {"m/vm/cpuset.cpus": "1\n", "m/vm/cpuset.cpus.effective": "1\n", **EVERYWHERE}
+    host(tmp_path, files=files)
+    sysfs = Counting(tmp_path)
+    cpusets = Cpusets(sysfs)
+    for _ in range(100):
+        assert cpusets.read(11, 12) == cpuset("/sys/fs/cgroup/m/vm", "1")
+    assert sysfs.reads.pop("proc/11/task/12/cgroup") == 100
+    assert set(sysfs.reads.values()) == {1}
+    assert PATH_MOUNTS in sysfs.reads
+
+
+def test_after_a_change_groups_are_read_anew(tmp_path: Path) -> None:
+    files = {"m/vm/cpuset.cpus": "1\n", "m/vm/cpuset.cpus.effective": "1\n", **EVERYWHERE}
+    host(tmp_path, files=files)
+    cpusets = Cpusets(Sysfs(tmp_path))
+    assert cpusets.read(11, 12) == cpuset("/sys/fs/cgroup/m/vm", "1")
+    for name in ("cpuset.cpus", "cpuset.cpus.effective"):
+        (tmp_path / ROOT / "m/vm" / name).write_text("2\n")
+    assert cpusets.read(11, 12) == cpuset("/sys/fs/cgroup/m/vm", "1")
+    cpusets.forget()
+    assert cpusets.read(11, 12) == cpuset("/sys/fs/cgroup/m/vm", "2")
+    # a thread that was moved is in its new group at once
+    (tmp_path / "proc/11/task/12/cgroup").write_text("0::/\n")
+    assert cpusets.read(11, 12) == cpuset("/sys/fs/cgroup", "0-3")
+
+
+def test_the_mounts_of_very_many_containers_hide_no_cpuset(tmp_path: Path) -> None:
+    one = "99 23 0:99 / /var/lib/containers/{:064x}/merged rw - overlay overlay rw\n"
+    mounts = "".join(one.format(number) for number in range(50_000)) + V2
+    assert len(mounts) > 4 << 20
+    files = {"m/vm/cpuset.cpus": "1\n", "m/vm/cpuset.cpus.effective": "1\n", **EVERYWHERE}
+    assert host(tmp_path, mounts=mounts, files=files) == cpuset("/sys/fs/cgroup/m/vm", "1")

@@ -2,11 +2,10 @@
 """What changed between two looks at a host."""
 
 from dataclasses import replace
+from typing import Any
 
-from pmuctl.model.align import Consequence, Judgement
 from pmuctl.model.changes import (
     ChangeKind,
-    SeenVcpu,
     SeenVm,
     Snapshot,
     find_changes,
@@ -14,32 +13,42 @@ from pmuctl.model.changes import (
     with_silent,
 )
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.held import HeldVm
+from pmuctl.model.judge import Chosen, Consequence
 from pmuctl.model.ref import ProcessId, VmId
-from pmuctl.model.vm import Window
+from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 ID = VmId(ProcessId(100, 5), 9)
 PMUS = {A53: CpuSet.parse("0-1"), A72: CpuSet.parse("2-3")}
 
-STAYS = Judgement(aligned=True)
-LEAVES = Judgement(aligned=False, outside=CpuSet.parse("0-1"), consequence=Consequence.FAIL_ENTRY)
-UNKNOWN = Judgement(aligned=None)
+SET = Chosen(pmu=VmPmu(name=A72, type=11, origin="vmm"), cpus={A72: PMUS[A72]}, is_explicit=True)
+EITHER = Chosen(cpus=PMUS)
+ON, OFF = "2-3", "0-3"
+"""A mask on its PMU, and one that leaves it."""
 
 
-def vcpu(index: int = 0, judgement: Judgement = STAYS, mask: str = "2-3") -> SeenVcpu:
-    return SeenVcpu(index=index, tid=100 + index, judgement=judgement, affinity=CpuSet.parse(mask))
-
-
-def web1(*vcpus: SeenVcpu, window: Window | None = Window.SEALED) -> SeenVm:
-    return SeenVm(
-        name="web1",
-        id=ID,
-        socket="/run/pmuctl/web1.sock",
-        state="running",
-        window=window,
-        pmus=(A72,),
-        vcpus=vcpus or (vcpu(),),
+def seen(*masks: str | None, chosen: Chosen = SET, is_silent: bool = False, **how: Any) -> SeenVm:
+    """A VM whose vCPUs are threads 100, 101, ... with these masks."""
+    vcpus = tuple(
+        VmVcpu(index=index, tid=100 + index, initialised=None, has_run=None)
+        for index in range(len(masks))
     )
+    given: dict[str, Any] = {
+        "name": "web1",
+        "id": ID,
+        "socket": "/run/pmuctl/web1.sock",
+        "state": VmState.RUNNING,
+        "window": Window.SEALED,
+    }
+    vm = Vm(**given | how, vcpus=vcpus)
+    known = {100 + index: CpuSet.parse(its) for index, its in enumerate(masks) if its is not None}
+    held = HeldVm.of(vm, chosen, known, CpuSet.parse("0-3"))
+    return SeenVm(held=held, is_silent=is_silent)
+
+
+def web1(*masks: str | None, **how: Any) -> SeenVm:
+    return seen(*(masks or (ON,)), **how)
 
 
 def host(*vms: SeenVm, online: str = "0-3") -> Snapshot:
@@ -61,7 +70,7 @@ def test_nothing_has_changed() -> None:
 
 
 def test_at_first_only_what_is_wrong_is_told() -> None:
-    assert told(None, host(web1(vcpu(), vcpu(1, LEAVES)))) == [("vcpu-left", "web1", 1)]
+    assert told(None, host(web1(ON, OFF))) == [("vcpu-left", "web1", 1)]
     assert told(None, host(online="0-1")) == [("pmu-offline", None, None)]
 
 
@@ -74,7 +83,7 @@ def test_a_vm_starts_and_ends() -> None:
 
 
 def test_a_new_process_with_an_old_pid_is_another_vm() -> None:
-    after = host(replace(web1(), id=VmId(ProcessId(100, 6), 9)))
+    after = host(web1(id=VmId(ProcessId(100, 6), 9)))
     assert told(host(web1()), after) == [
         ("vm-ended", "web1", None),
         ("vm-started", "web1", None),
@@ -82,18 +91,18 @@ def test_a_new_process_with_an_old_pid_is_another_vm() -> None:
 
 
 def test_another_name_is_no_other_vm() -> None:
-    assert told(host(replace(web1(), name="pid/100")), host(web1())) == []
+    assert told(host(web1(name="pid/100")), host(web1())) == []
 
 
 def test_a_vm_that_starts_off_its_pmu_is_both() -> None:
-    assert told(host(), host(web1(vcpu(0, LEAVES)))) == [
+    assert told(host(), host(web1(OFF))) == [
         ("vm-started", "web1", None),
         ("vcpu-left", "web1", 0),
     ]
 
 
 def test_a_vcpu_leaves_and_returns_once_each() -> None:
-    on, off = host(web1()), host(web1(vcpu(0, LEAVES, "0-3")))
+    on, off = host(web1()), host(web1(OFF))
     assert told(on, off) == [("vcpu-left", "web1", 0)]
     assert told(off, off) == []
     assert told(off, on) == [("vcpu-returned", "web1", 0)]
@@ -107,24 +116,34 @@ def test_a_vcpu_leaves_and_returns_once_each() -> None:
 
 
 def test_a_vcpu_with_no_cpu_left_may_be_anywhere() -> None:
-    lost = Judgement(aligned=False, consequence=Consequence.FAIL_ENTRY)
-    what = words(host(web1()), host(web1(vcpu(0, lost, ""))))
+    what = words(host(web1()), host(web1("9")))
     assert what.startswith("vCPU 0 (thread 100) may run anywhere, for all its CPUs are offline")
 
 
-def test_vcpus_on_two_pmus_have_left_whichever_it_is() -> None:
-    torn = Judgement(
-        aligned=False, outside=CpuSet.parse("0,3"), consequence=Consequence.COUNTERS_STOP
+def test_where_it_can_have_several_pmus_each_is_told_of() -> None:
+    (change,) = find_changes(None, host(web1("1-2", chosen=EITHER)))
+    assert change.what == (
+        f"vCPU 0 (thread 100) may run outside its PMU, on CPU 2 if that is {A53} or CPU 1 if that "
+        f"is {A72}: {Consequence.COUNTERS_STOP.words()}"
     )
-    vm = replace(web1(vcpu(0, UNKNOWN), vcpu(1, UNKNOWN)), pmus=(A53, A72))
-    assert told(host(vm), host(replace(vm, judgement=torn))) == [("vcpu-left", "web1", None)]
-    assert stray(host(replace(vm, judgement=torn))) != []
-    assert told(host(replace(vm, judgement=torn)), host(replace(vm, judgement=torn))) == []
+    # no CPU is for certain one that it should not be on
+    assert (change.pmu, change.cpus) == (None, None)
+
+
+def test_vcpus_on_two_pmus_have_left_whichever_it_is() -> None:
+    one, torn = host(web1("0", "0", chosen=EITHER)), host(web1("0", "3", chosen=EITHER))
+    assert told(one, torn) == [("vcpu-left", "web1", None)]
+    assert words(one, torn) == (
+        f"vCPU 0-1 may run outside its PMU, on CPU 3 if that is {A53} or CPU 0 if that is {A72}: "
+        f"{Consequence.COUNTERS_STOP.words()}"
+    )
+    assert (stray(one), len(stray(torn))) == ([], 1)
+    assert told(torn, torn) == []
 
 
 def test_what_is_not_known_any_more_is_lost() -> None:
-    before = host(web1(vcpu(), vcpu(1), vcpu(2)))
-    after = host(web1(vcpu(), vcpu(1, UNKNOWN), vcpu(2, UNKNOWN)))
+    before = host(web1(ON, ON, ON))
+    after = host(web1(ON, None, None))
     assert told(before, after) == [("lost", "web1", None)]
     assert words(before, after) == "not known any more of vCPU 1-2: whether it can leave its PMU"
     # it never was
@@ -158,21 +177,21 @@ def test_the_last_cpu_of_a_pmu_is_told_with_whom_it_hits() -> None:
 
 
 def test_one_that_does_not_answer_has_not_ended() -> None:
-    silent = SeenVm(name="web1", id=None, socket="/run/pmuctl/web1.sock", is_silent=True)
-    for its in (silent, replace(silent, id=ID)):
-        before = host(web1(vcpu(0, LEAVES)))
+    nameless = seen(id=None, is_silent=True)
+    for its in (nameless, seen(is_silent=True)):
+        before = host(web1(OFF))
         after = with_silent(before, host(its))
         assert told(before, after) == [("lost", "web1", None)]
         assert told(after, with_silent(after, host(its))) == []
         assert stray(after) == []
         # it answers again, and nothing has happened meanwhile; or something has
-        assert told(after, host(web1(vcpu(0, LEAVES)))) == []
+        assert told(after, host(web1(OFF))) == []
         assert told(after, host(web1())) == [("vcpu-returned", "web1", 0)]
         assert told(after, host()) == [("vm-ended", "web1", None)]
 
 
 def test_one_that_never_answered_is_told_as_it_is() -> None:
-    silent = SeenVm(name="web1", id=None, socket="/x.sock", state="silent", is_silent=True)
+    silent = seen(id=None, socket="/x.sock", state=VmState.SILENT, is_silent=True)
     assert told(host(), with_silent(host(), host(silent))) == [
         ("vm-started", "web1", None),
         ("lost", "web1", None),
@@ -180,9 +199,7 @@ def test_one_that_never_answered_is_told_as_it_is() -> None:
 
 
 def test_a_socket_that_another_process_has_now_is_another_vm() -> None:
-    silent = SeenVm(
-        name="web1", id=VmId(ProcessId(200, 5), 9), socket="/run/pmuctl/web1.sock", is_silent=True
-    )
+    silent = seen(id=VmId(ProcessId(200, 5), 9), is_silent=True)
     after = with_silent(host(web1()), host(silent))
     assert told(host(web1()), after)[0] == ("vm-ended", "web1", None)
 
@@ -195,17 +212,16 @@ def test_the_words_of_kinds_are_stable() -> None:
 
 
 def test_which_vm_of_its_process_it_is_may_become_known() -> None:
-    before = replace(web1(), id=replace(ID, fd=None), socket=None)
+    before = web1(id=replace(ID, fd=None), socket=None)
     assert told(host(before), host(web1())) == []
     assert told(host(web1()), host(before)) == []
 
 
 def test_two_vms_of_a_process_are_not_taken_for_each_other() -> None:
-    first, second = (
-        replace(web1(), name=name, id=replace(ID, fd=fd), socket=None)
-        for name, fd in (("pid/100/9", 9), ("pid/100/10", 10))
+    first, second, left = (
+        web1(name=name, id=replace(ID, fd=fd), socket=None)
+        for name, fd in (("pid/100/9", 9), ("pid/100/10", 10), ("web1", 10))
     )
     # the one that is left has the name of the process now
-    left = replace(second, name="web1")
     assert told(host(first, second), host(left)) == [("vm-ended", "pid/100/9", None)]
     assert told(host(left), host(first, second)) == [("vm-started", "pid/100/9", None)]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs held against their PMUs: read once, and the same to each command that tells of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pmuctl.control.placings import read_placings
+from pmuctl.manage.blocker import find_blocker
+from pmuctl.manage.site import Site
+from pmuctl.manage.supervised import recorded_cpus
+from pmuctl.model.align import aligned_mask
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.held import HeldVcpu, HeldVm
+from pmuctl.model.truth import chosen_pmu
+from pmuctl.model.vm import Vm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VcpuRow:
+    """One vCPU of a VM, and the CPU its thread was last on; None where that is not known.
+
+    `blocker` says what is in the way of `affinity align`, where that was asked.
+    """
+
+    vm: HeldVm
+    its: HeldVcpu
+    cpu: int | None
+    blocker: str | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it has a PMU, and nobody knows whether it stays there."""
+        return self.its.judgement.aligned is None and bool(self.vm.chosen.cpus)
+
+
+def hold(vm: Vm, site: Site) -> HeldVm:
+    """A VM held against the PMU that it has or can have."""
+    tids = (its.tid for its in vm.vcpus or () if its.tid is not None)
+    masks = {tid: mask for tid in tids if (mask := site.mask(vm.pid, tid)) is not None}
+    return HeldVm.of(vm, chosen_pmu(vm, site.ground), masks, site.online)
+
+
+def vcpu_rows(held: HeldVm, site: Site) -> Iterator[VcpuRow]:
+    """Every vCPU of a VM, in order."""
+    for its in held.vcpus:
+        yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, site))
+
+
+def check_rows(held: HeldVm, site: Site) -> Iterator[VcpuRow]:
+    """Every vCPU of a VM, in order; of those that leave, what keeps `affinity align` from it."""
+    recorded = recorded_masks(held.vm, site) if held.is_stray else {}
+    leavers = (*held.strays, *held.leavers)
+    for its in held.vcpus:
+        blocker = _blocker(held, its, recorded, site) if its in leavers else None
+        yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, site), blocker=blocker)
+
+
+def recorded_masks(vm: Vm, site: Site) -> dict[int, CpuSet]:
+    """The CPUs that pmuctl put the vCPUs on: by its own record, or its supervisor's.
+
+    Nothing is known of those of another machine.
+    """
+    if vm.process is None or not site.reach.is_live:
+        return {}
+    placed = read_placings(site.environ, site.uid, vm.process)
+    by_all = recorded_cpus(vm)
+    found = {its.index: placed.get(its.tid or 0, by_all) for its in vm.vcpus or ()}
+    return {index: cpus for index, cpus in found.items() if cpus is not None}
+
+
+def _last_cpu(vm: Vm, its: HeldVcpu, site: Site) -> int | None:
+    if vm.pid is None or its.tid is None:
+        return None
+    return site.procs.last_cpu(vm.pid, its.tid)
+
+
+def _blocker(
+    held: HeldVm, its: HeldVcpu, recorded: Mapping[int, CpuSet], site: Site
+) -> str | None:
+    """What `affinity align` would fail for, None where nothing is known to be in its way."""
+    vm, cpus = held.vm, held.chosen.only_cpus
+    if cpus is None:
+        return "which PMU KVM chose is not known"
+    if its.tid is None or its.affinity is None or vm.pid is None:
+        return None
+    mask = aligned_mask(its.affinity, cpus, recorded.get(its.index))
+    # what is in the way of the whole PMU is worth more than that a pin is not known
+    if found := find_blocker(vm.pid, its.tid, mask or cpus, site):
+        return found.words
+    if mask is None:
+        return f"a pin to {its.affinity or 'offline CPUs'} that pmuctl did not make"
+    if site.uid != 0 and vm.owner not in (None, site.uid):
+        return f"not permitted: it is uid {vm.owner}'s, that takes CAP_SYS_NICE"
+    return None

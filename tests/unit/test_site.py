@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine on which VMs are judged: what is read of it, for whom."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.probe_cache import PATH_BOOT_ID, read_kernel
+from pmuctl.host.procs import Procfs
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.manage.reach import Reach
+from pmuctl.manage.site import read_site
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kernel import DefaultPmu, Probed
+from tests.fakes.vmm import FakeThreads, fake_proc
+
+PROBED = Probed(
+    has_vpmu=True, counters={10: 6, 11: 6}, event_bits=16, default=DefaultPmu.ONE, default_pmu=10
+)
+
+
+def reach_of(root: Path, environ: dict[str, str], uid: int, *, is_live: bool = True) -> Reach:
+    return Reach(
+        environ=environ,
+        uid=uid,
+        deadline=1,
+        procs=Procfs(root / "proc"),
+        sysfs=Sysfs(root),
+        is_live=is_live,
+    )
+
+
+def test_what_probes_found_is_read_as_the_user_who_asks(
+    tmp_path: Path, dump: Callable[[str], Path]
+) -> None:
+    """Not as the user who runs this process."""
+    root, uid = dump("two-pmus-6.12"), os.geteuid() or 1000
+    (root / PATH_BOOT_ID).parent.mkdir(parents=True, exist_ok=True)
+    (root / PATH_BOOT_ID).write_text("4b3a\n")
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    sysfs = Sysfs(root)
+    read_kernel(sysfs, scan_pmus(sysfs), environ, uid=uid, probe=lambda _: PROBED)
+    (kept,) = (tmp_path / "pmuctl").iterdir()
+    assert kept.is_file()
+    site = read_site(reach_of(root, environ, uid), FakeThreads({}))
+    assert site.ground.probed == PROBED
+    assert [pmu.name for pmu in site.pmus] == ["armv8_cortex_a53", "armv8_cortex_a72"]
+    assert site.online == CpuSet.parse("0-3")
+
+
+def test_the_threads_of_this_machine_are_not_those_of_a_captured_tree(
+    tmp_path: Path, dump: Callable[[str], Path]
+) -> None:
+    root = dump("two-pmus-6.12")
+    proc = fake_proc(tmp_path / "proc", 11, tids=[12])
+    (proc / "11/task/12/status").write_text("Name:\tx\nCpus_allowed_list:\t2-3\n")
+    live = FakeThreads({12: CpuSet.parse("0-1")})
+    here = read_site(reach_of(tmp_path, {}, 0), live)
+    there = read_site(reach_of(tmp_path, {}, 0, is_live=False), live)
+    assert (here.mask(11, 12), there.mask(11, 12)) == (CpuSet.parse("0-1"), CpuSet.parse("2-3"))
+    assert (here.mask(11, None), there.mask(None, 12)) == (None, None)
+    assert here.threads is live
+    with pytest.raises(ValueError, match="captured"):
+        assert there.threads
+    assert root
