@@ -307,6 +307,7 @@ def is_called(vm: Vm, name: str) -> bool:
 def _not_found(reach: Reach, name: str, names: Sequence[str], seen: Survey) -> NotFoundError:
     if reach.socket is None and (refused := refused_start(name, reach.environ, reach.uid)):
         return refused
+    names = list(dict.fromkeys(its for its in names if its != name))
     near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
     near = [its for its in names if its.lower() in near]
     if _UUID.fullmatch(name):

@@ -179,8 +179,9 @@ def _value(argv: Sequence[str], *names: str) -> str | None:
 
 
 def _name(text: str | None) -> str | None:
-    """A name that can stand beside others: none that looks like pid/N or uuid/..."""
-    return text if text and len(text) <= NAME_MAX and "/" not in text else None
+    """A name that can stand beside others: none that looks like pid/N or uuid/..., or like none"""
+    is_name = text and text.strip() and len(text) <= NAME_MAX and "/" not in text
+    return text if is_name else None
 
 
 def _uuid(text: str | None) -> str | None:
