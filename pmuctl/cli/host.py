@@ -94,7 +94,7 @@ def host_snapshot(
         raise cls(
             f"{directory}: the capture could not be written",
             why=error.strerror or str(error),
-            fix="name a new or an empty directory",
+            fix="name a new or an empty directory of your own",
         ) from error
     listing = errors.command("pmu", "list", "--sysroot", directory)
     env.say(f"{count} files; look at them with: {listing}")

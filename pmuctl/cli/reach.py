@@ -44,4 +44,6 @@ def tell_missing(env: Env, seen: Listing) -> None:
         which = "process" if seen.unreadable == 1 else "processes"
         env.say(f"{seen.unreadable} {which} may not be read: VMs of theirs are not listed")
     if seen.is_partial:
-        env.say("other users' processes are hidden here: VMs of theirs are not listed")
+        env.say(
+            "processes are hidden here (hidepid, or a container): VMs of theirs are not listed"
+        )

@@ -20,6 +20,7 @@ from pmuctl.host.runtime import PATH_CAPTURED
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
+from pmuctl.uapi.kvm import KVM_RUN
 
 UNREADABLE = "pmuctl-unreadable"
 """In a captured /proc: how many processes could not be looked at when it was made."""
@@ -156,7 +157,16 @@ def _process(procs: Procfs, pid: int) -> Iterator[Captured]:
     for path in paths:
         text = procs.read_text(path)
         if text is not None:
+            text = _bare_call(text) if path.endswith("/syscall") else text
             yield Captured(path=f"proc/{path}", text=text)
+
+
+def _bare_call(text: str) -> str:
+    """A system call without the addresses it has, which /proc tells nobody else: its number, and
+    of KVM_RUN the descriptor and the request, too (proc_pid_syscall(5))."""
+    words = text.split()
+    kept = words[:3] if words[2:3] == [f"{KVM_RUN:#x}"] else words[:1]
+    return " ".join(kept) + "\n"
 
 
 def capture_probed(probed: Probed, pmus: Sequence[Pmu]) -> Captured:

@@ -4,7 +4,6 @@
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +12,7 @@ from pathlib import Path
 from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm import PATH_DEV_KVM
 from pmuctl.host.sysfs import PATH_CPU, PATH_EVENT_SOURCE, Sysfs
+from pmuctl.host.tree import new_tree
 
 PATH_OSRELEASE = "proc/sys/kernel/osrelease"
 PATH_KMSG = "/dev/kmsg"
@@ -115,26 +115,16 @@ def _file(sysfs: Sysfs, path: str) -> Iterator[Captured]:
 def write_capture(files: Iterable[Captured], root: Path) -> int:
     """Lay out a capture below a new or empty directory, as --sysroot reads it; returns its size.
 
-    Raises OSError: ENOTEMPTY where there is something already, EPERM where others could put
-    links into it meanwhile.
+    It is for this user alone, as much of it is in /proc. Raises OSError, as `new_tree` does.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    its = root.stat()
-    if its.st_uid != os.geteuid() or its.st_mode & stat.S_IWOTH:
-        why = "others may write to it"
-        raise OSError(errno.EPERM, why, str(root))
-    if os.listdir(root):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(root))
     written: set[str] = set()
-    for file in files:
-        if file.path in written:  # a hostile tree has several names for it
-            continue
-        written.add(file.path)
-        target = root / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_link:
-            target.symlink_to(file.text)
-        else:
-            with open(target, "xb") as out:
-                out.write(file.text.encode(errors="surrogateescape"))
+    with new_tree(root) as tree:
+        for file in files:
+            if file.path in written:  # a hostile tree has several names for it
+                continue
+            written.add(file.path)
+            if file.is_link:
+                tree.link(file.path, file.text)
+            else:
+                tree.write(file.path, file.text.encode(errors="surrogateescape"))
     return len(written)

@@ -21,6 +21,8 @@ READ_LIMIT = 1 << 20
 """Bytes of one file that are read: only command lines can have more."""
 TICKS = 100
 """Clock ticks a second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
+FIRST_NAMESPACE = 0xEFFFFFFC
+"""The inode of the first pid namespace: PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 PAGE = 4096
 """Bytes: the smallest pages there are."""
 
@@ -57,7 +59,8 @@ class KvmScan:
     """Every process that is seen to have a VM open, and how many could not be looked at.
 
     Of the latter the kernel's own threads, which have no descriptors, are none.
-    `is_partial` tells that /proc does not even show the processes of other users (hidepid).
+    `is_partial` tells that /proc does not even show some processes: other users' (hidepid), or
+    those outside of this pid namespace.
     """
 
     holders: tuple[KvmHolder, ...]
@@ -112,7 +115,7 @@ class Procfs:
                 process = ProcessId(pid, start)
                 holders.append(KvmHolder(process=process, vms=vms, vcpus=vcpus))
         # whoever mounts it with hidepid keeps the first process from others, too
-        is_partial = self.root == Path("/proc") and "1" not in names
+        is_partial = self.root == Path("/proc") and ("1" not in names or not _is_outermost())
         return KvmScan(
             holders=tuple(sorted(holders, key=lambda its: its.pid)),
             unreadable=unreadable,
@@ -362,6 +365,14 @@ def _telling_shortage() -> Iterator[None]:
     except OSError as error:
         check_shortage(error)
         raise
+
+
+def _is_outermost() -> bool:
+    """Whether no process is outside of this pid namespace; also where that cannot be told."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == FIRST_NAMESPACE
+    except OSError:
+        return True
 
 
 def read_all(fd: int) -> bytes:

@@ -4,15 +4,23 @@
 import errno
 import os
 
+from pmuctl.errors import UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 
 
 class Threads:
-    """The threads of this machine, by thread id."""
+    """The threads of this machine, by thread id.
+
+    Their ids come from /proc: where that is of another pid namespace, the kernel would take them
+    for other threads' (pid_namespaces(7)), and all raises UnsupportedError.
+    """
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._proc = proc
 
     def affinity(self, tid: int) -> CpuSet:
         """The CPUs a thread may run on; raises OSError (ESRCH) where it is gone."""
-        return CpuSet.of(os.sched_getaffinity(_thread(tid)))
+        return CpuSet.of(os.sched_getaffinity(self._thread(tid)))
 
     def place(self, tid: int, cpus: CpuSet) -> None:
         """Let a thread run on these CPUs only.
@@ -20,11 +28,16 @@ class Threads:
         Raises OSError: EINVAL where none of them is online and in its cpuset cgroup, EPERM for
         another user's thread, ESRCH where it is gone.
         """
-        os.sched_setaffinity(_thread(tid), cpus)
+        os.sched_setaffinity(self._thread(tid), cpus)
 
-
-def _thread(tid: int) -> int:
-    """The thread id as it is, but for 0: to the kernel that is the thread that calls."""
-    if tid <= 0:
-        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
-    return tid
+    def _thread(self, tid: int) -> int:
+        """The thread id as it is, but for 0: to the kernel that is the thread that calls."""
+        if tid <= 0:
+            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+        if os.readlink(f"{self._proc}/self") != str(os.getpid()):
+            raise UnsupportedError(
+                "the CPUs of threads cannot be told or changed here",
+                why="/proc is of another pid namespace: its ids are other threads' in this one",
+                fix="run pmuctl in that namespace, or mount -t proc proc /proc",
+            )
+        return tid

@@ -180,7 +180,7 @@ def _processes(facts: HostFacts) -> Iterator[Outcome]:
     if facts.processes or facts.is_partial:
         what = f"{facts.processes} processes may not be read"
         if facts.is_partial:
-            what = "the processes of other users are hidden"
+            what = "processes are hidden (hidepid, or a container)"
         fix = _as_root(facts) if facts.is_live else "sudo pmuctl host snapshot DIR"
         yield _warned(f"{what}: VMs of theirs are not seen", fix=fix)
     else:

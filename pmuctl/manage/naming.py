@@ -220,6 +220,7 @@ def _not_found(stock: Stock, ref: VmRef, names: Sequence[str]) -> NotFoundError:
     reach, name = stock.reach, str(ref)
     if reach.socket is None and (refused := refused_start(name, reach.environ, reach.uid)):
         return refused
+    names = list(dict.fromkeys(its for its in names if its != name))
     near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
     near = [its for its in names if its.lower() in near]
     if UUID.fullmatch(name):

@@ -179,9 +179,10 @@ def _value(argv: Sequence[str], *names: str) -> str | None:
 
 
 def vm_name(text: str | None) -> str | None:
-    """A name that can stand beside others: none that looks like pid/N, uuid/... or an option."""
-    is_name = text and len(text) <= NAME_MAX and "/" not in text and not text.startswith("-")
-    return text if is_name else None
+    """A name that can stand beside others: none like pid/N, uuid/..., an option or no name."""
+    if not text or not text.strip() or len(text) > NAME_MAX or "/" in text:
+        return None
+    return None if text.startswith("-") else text
 
 
 def _uuid(text: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, TextIO, TypeVar
 
 from pmuctl.render.columns import Column, as_object
 from pmuctl.render.table import write_record, write_table
+from pmuctl.render.text import to_json
 
 Row = TypeVar("Row")
 
@@ -46,10 +47,8 @@ class Layout:
 
 def write_document(command: str, body: Mapping[str, Any], out: TextIO) -> None:
     """Write the one JSON object of a command, `{"pmuctl": {...}, ...}`, on one line."""
-    import json
-
     head = {"pmuctl": {"schema": SCHEMA, "command": command}}
-    out.write(json.dumps(head | dict(body)) + "\n")
+    out.write(to_json(head | dict(body)) + "\n")
 
 
 def write_rows(
@@ -72,10 +71,8 @@ def write_rows(
         )
         return
     if format is Format.JSONL:
-        import json
-
         for row in rows:
-            out.write(json.dumps(as_object(columns, row)) + "\n")
+            out.write(to_json(as_object(columns, row)) + "\n")
         return
     if format is Format.NAME:
         for row in rows:

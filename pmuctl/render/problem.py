@@ -4,7 +4,7 @@
 from typing import TextIO
 
 from pmuctl.errors import PmuctlError
-from pmuctl.render.text import printable
+from pmuctl.render.text import printable, to_json
 
 
 def write_problem(
@@ -12,8 +12,6 @@ def write_problem(
 ) -> None:
     """Write one error, or `word`: a line each, or one JSON object on one line."""
     if as_json:
-        import json
-
         body = {
             "code": error.status.name.lower(),
             "exit": int(error.status),
@@ -24,7 +22,7 @@ def write_problem(
             "now": error.now,
             "fix": error.fix,
         }
-        out.write(json.dumps({word: body}) + "\n")
+        out.write(to_json({word: body}) + "\n")
         return
     head = f"{error.subject}: {error.message}" if error.subject else error.message
     out.write(f"{word}: {printable(head)}\n")

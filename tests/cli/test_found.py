@@ -165,6 +165,38 @@ def test_what_is_not_found_is_told_with_what_is(host: Machine) -> None:
     assert host.run("vm", "list", "nothing").status == 4
 
 
+def test_what_is_near_is_told_once_and_is_something_else(host: Machine) -> None:
+    host.start(FakeVm("db3"))
+    with_vmm(host, os.getpid(), QEMU, "-name", "db3")
+    with_vmm(host, 6000, "pmuctl", ran=0)  # a scratch VM, which is no VM to name
+    ran = host.run("vm", "show", "db2")
+    assert sorted(ran.stderr.partition("near: ")[2].splitlines()[0].split(", ")) == ["db1", "db3"]
+    why = host.run("vm", "show", "pid/6000").stderr
+    assert "there is no such VM" in why
+    assert "pid/6000" not in why.partition("why:")[2]
+
+
+@pytest.mark.parametrize("format", ["json", "jsonl", "csv", "tsv", "raw", "table"])
+def test_a_name_that_is_not_utf8_is_text_in_every_format(machine: Machine, format: str) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "web\udcff")
+    for words in (("vm", "list", "-O"), ("vm", "show", "web\udcff"), ("vm", "show", "no\udcff")):
+        ran = machine.run(*words, "--format", format)
+        for text in ran.stdout, ran.stderr:
+            assert "udcff" not in text
+            text.encode()
+        escape = "\\x5cxff" if format == "raw" and ran.stdout else "\\xff"
+        assert escape in ran.stdout + ran.stderr
+    assert "udcff" not in machine.run("doctor", "-J").stdout
+
+
+@pytest.mark.parametrize(("name", "shown"), [("  ", "pid/6000"), ("\u3164", "\\u3164")])
+def test_a_name_that_nobody_sees_is_not_shown_as_nothing(
+    machine: Machine, name: str, shown: str
+) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", name)
+    assert machine.run("vm", "list").lines[1].split()[0] == shown
+
+
 def test_a_named_socket_is_the_only_vm(host: Machine, tmp_path: Path) -> None:
     host.start(FakeVm(), tmp_path / "its.sock")
     assert [its["name"] for its in listed(host, "--socket", str(tmp_path / "its.sock"))] == [

@@ -81,6 +81,21 @@ def test_where_nobody_may_write_is_a_matter_of_permission(
     assert str(target) in ran.stderr
 
 
+def test_a_snapshot_is_written_only_where_nobody_else_can(
+    machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o775)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name, status, why in ("shared", 6, "others may write to it"), ("link", 9, "symbolic link"):
+        ran = machine.run("host", "snapshot", str(tmp_path / name))
+        assert (ran.status, ran.stdout) == (status, "")
+        assert why in ran.stderr
+        assert "fix: name a new or an empty directory of your own" in ran.stderr
+        assert list((tmp_path / name).iterdir()) == []
+
+
 def test_a_snapshot_says_what_is_missing(machine: Machine) -> None:
     assert machine.run("host", "snapshot").status == 2
     assert machine.run("host", "snapshot", "a", "b").status == 2

@@ -91,6 +91,22 @@ def test_a_capture_holds_what_is_read(proc: Path, tmp_path: Path) -> None:
     assert (again / "proc/5120/cmdline").read_bytes() == (proc / "5120/cmdline").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("29 0x15 0xae80 0x0 0x1 0x2 0x3 0xffffe0 0xffff12\n", "29 0x15 0xae80\n"),
+        ("63 0x3 0xffffe000 0x400 0x0 0x0 0x0 0xffffe0 0xffff12\n", "63\n"),
+        ("29 0x15 0xae03 0xffffe000 0x0 0x0 0x0 0xffffe0 0xffff12\n", "29\n"),
+        ("-1 0xffffe0 0xffff12\n", "-1\n"),
+        ("running\n", "running\n"),
+    ],
+)
+def test_a_capture_has_no_addresses(proc: Path, tmp_path: Path, text: str, kept: str) -> None:
+    (proc / "5120/task/5121/syscall").write_text(text)
+    write_capture(scan_captured_vms(Procfs(proc), Sysfs(proc.parent)), tmp_path / "out")
+    assert (tmp_path / "out/proc/5120/task/5121/syscall").read_text() == kept
+
+
 def test_a_capture_tells_how_many_could_not_be_looked_at(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     for text, count in (("12\n", 12), ("", 0), ("-1", 0), ("x", 0), ("9" * 5000, 0)):

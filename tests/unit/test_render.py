@@ -22,7 +22,7 @@ from pmuctl.render.columns import UNKNOWN, Column, as_object, cell, choose, plai
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.problem import write_problem
 from pmuctl.render.table import write_record, write_table
-from pmuctl.render.text import printable
+from pmuctl.render.text import printable, to_json
 
 
 @dataclass(frozen=True)
@@ -289,13 +289,26 @@ def test_markup_and_emoji_names_are_only_text() -> None:
         ("\x9b2J", "\\x9b2J"),
         ("a\r\nb\tc\0", "a\\r\\nb\\tc\\x00"),
         ("\u202eabc\u2066", "\\u202eabc\\u2066"),
-        ("\udcff", "\\udcff"),
+        ("a\udcff\udc80", "a\\xff\\x80"),
+        ("\ud800\udc00\udfff", "\\ud800\\udc00\\udfff"),
+        ("web\u3164\u2800\ufe0f", "web\\u3164\\u2800\\ufe0f"),
         ("\u200b\ufeff", "\\u200b\\ufeff"),
         ("\U000e0041", "\\U000e0041"),
     ],
 )
 def test_what_is_not_printable_is_an_escape(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_json_has_no_half_of_a_surrogate_pair() -> None:
+    """Strict parsers refuse a document that has one anywhere."""
+    value = {"a\udcff": ["\udc80", ("\ud800", {"b": "\udfff"})], "n": [1, None, True, "ü🦀"]}
+    found = json.loads(to_json(value))
+    json.dumps(found, ensure_ascii=False).encode()
+    assert found == {
+        "a\\xff": ["\\x80", ["\\ud800", {"b": "\\udfff"}]],
+        "n": [1, None, True, "ü🦀"],
+    }
 
 
 CLASSES = [

@@ -40,6 +40,7 @@ def test_threads_of_vcpus(comm: str, index: int | None) -> None:
         ([QEMU, "-name", "pid/1"], VmmKind.QEMU, None, None),
         ([QEMU, "-name", "x" * 256], VmmKind.QEMU, None, None),
         ([QEMU, "-name", "--all"], VmmKind.QEMU, None, None),
+        ([QEMU, "-name", "  "], VmmKind.QEMU, None, None),
         ([QEMU, "-name"], VmmKind.QEMU, None, None),
         ([QEMU, "-uuid", "1"], VmmKind.QEMU, None, None),
         (["/usr/libexec/qemu-kvm", "-name", "Windows 11"], VmmKind.QEMU, "Windows 11", None),
