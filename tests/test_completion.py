@@ -7,6 +7,7 @@ Live shells see the /sys of a captured machine, in a mount namespace of their ow
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -538,13 +539,19 @@ def test_it_imports_next_to_nothing(host: Host) -> None:
     assert not {"typer", "typing", "re", "enum", "json", "dataclasses", "pathlib"} & found
 
 
+def cpu_seconds() -> float:
+    """What processes that have ended took of a CPU: others that run beside them do not count."""
+    its = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return its.ru_utime + its.ru_stime
+
+
 def test_it_is_about_as_fast_as_python_itself() -> None:
     words = ["__complete", "events", "--socket=", "web1", "filter", "default", "deny", "allow"]
     commands = {"bare": [sys.executable, "-P", "-c", "pass"], "complete": [*PMUCTL, *words]}
     took: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(15):
         for name, command in commands.items():
-            start = time.perf_counter()
+            before = cpu_seconds()
             subprocess.run(command, check=True, capture_output=True)
-            took[name].append(time.perf_counter() - start)
+            took[name].append(cpu_seconds() - before)
     assert min(took["complete"]) < 1.8 * min(took["bare"])
