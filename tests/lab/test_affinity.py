@@ -130,6 +130,18 @@ def test_the_last_cpu_of_the_pmu_goes_offline(vm: ReferenceVm) -> None:
     check(vm, status=0)
 
 
+EMPTY = """
+while p=$(head -n 1 {root}/vm/cgroup.procs) && [ "$p" ]; do
+    echo "$p" 2>/dev/null >{root}/cgroup.procs || sleep 0.1  # it is about to end
+done
+"""
+
+
+def empty(lab: Lab, root: str) -> None:
+    """Take all processes out of the group, so that it can be removed."""
+    sh(lab, EMPTY.format(root=root))
+
+
 @contextmanager
 def cpuset_v2(lab: Lab, cpus: str = "0-1") -> Iterator[str]:
     """A cpuset of these CPUs in the unified hierarchy: its directory."""
@@ -139,7 +151,7 @@ def cpuset_v2(lab: Lab, cpus: str = "0-1") -> Iterator[str]:
     try:
         yield f"{V2}/vm"
     finally:
-        sh(lab, f"for p in $(cat {V2}/vm/cgroup.procs); do echo $p >{V2}/cgroup.procs; done")
+        empty(lab, V2)
         sh(lab, f"rmdir {V2}/vm; echo -cpuset >{V2}/cgroup.subtree_control")
 
 
@@ -153,7 +165,7 @@ def cpuset_v1(lab: Lab) -> Iterator[str]:
     try:
         yield f"{V1}/vm"
     finally:
-        sh(lab, f"for p in $(cat {V1}/vm/cgroup.procs); do echo $p >{V1}/cgroup.procs; done")
+        empty(lab, V1)
         sh(lab, f"rmdir {V1}/vm; umount {V1}")
 
 
