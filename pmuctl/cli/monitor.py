@@ -83,15 +83,15 @@ def monitor(
     )
     wanted = set(event or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
-    with closing(env.ear) as ear:
-        watch = Watch(
-            reach=reach_of(env),
-            refs=refs,
-            threads=env.threads,
-            ear=ear,
-            interval=interval,
-            repairs=repair,
-        )
+    watch = Watch(
+        reach=reach_of(env),
+        refs=refs,
+        threads=env.threads,
+        ear=env.ear,
+        interval=interval,
+        repairs=repair,
+    )
+    with closing(watch):
         for its in _begin(env, watch, columns), watch.watch(until):
             for one in its:
                 if one.change.kind in wanted:

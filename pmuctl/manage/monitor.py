@@ -10,6 +10,7 @@ from pmuctl.errors import PmuctlError
 from pmuctl.host.threads import Threads
 from pmuctl.host.udev import Ear
 from pmuctl.manage.affinity import align_vm
+from pmuctl.manage.asking import Asker
 from pmuctl.manage.held import hold
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
@@ -29,6 +30,9 @@ from pmuctl.model.vm import Vm, VmState
 
 SETTLE_SECONDS = 0.05
 """The least pause between two looks: what the kernel told of may not be to be seen at once."""
+
+LEAST_PATIENCE = 0.1
+"""Seconds that a look waits for answers, however short the interval is."""
 
 UNASKED = (VmState.SILENT, VmState.DENIED)
 
@@ -65,9 +69,18 @@ class Watch:
     """What the last look has found."""
     site: Site | None = None
     """The machine, as it was then."""
+    _asker: Asker = field(init=False)
     _before: Snapshot | None = None
     _vms: dict[tuple[object, ...], Vm] = field(default_factory=dict)
     _failed: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._asker = Asker(self.reach.deadline)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._asker.close()
+        self.ear.close()
 
     def watch(self, until: float | None = None) -> Iterator[Event]:
         """What changes after a first `look`, until that moment of the monotonic clock.
@@ -129,7 +142,9 @@ class Watch:
         return Event(when=self.clock(), change=change)
 
     def _read(self) -> tuple[Listing, Site, Snapshot]:
-        seen = take_stock(self.reach)
+        # whoever does not answer holds up no look: half of the time is for the others
+        patience = min(self.reach.deadline, max(self.interval / 2, LEAST_PATIENCE))
+        seen = take_stock(replace(self.reach, deadline=patience), ask=self._asker.ask)
         if self.refs:
             vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]
             seen = replace(seen, vms=vms)
@@ -143,7 +158,7 @@ class Watch:
     def _seen(self, vm: Vm, site: Site) -> SeenVm:
         return SeenVm(
             held=hold(vm, site),
-            is_silent=vm.state in UNASKED,
+            is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
         )
 
     def _repair(self, after: Snapshot, site: Site) -> Iterator[Change]:
