@@ -81,6 +81,7 @@ def monitor(
         every=env.options.every_column,
         as_json=env.format.is_json,
     )
+    env.stay()
     wanted = set(event or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
     watch = Watch(

@@ -103,6 +103,7 @@ def vm_wait(
     def aligned(its: Vm) -> bool | None:
         return hold(its, site_of(env)).judgement.aligned
 
+    env.stay()
     with env.waiting_for(f"{vm} to be {awaited}"):
         seen = wait_for(reach_of(env), parse_ref(vm), awaited, timeout=timeout, is_aligned=aligned)
     if seen is None:

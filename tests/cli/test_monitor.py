@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pmuctl monitor`: what changes, as it happens, on machines that change while it looks."""
 
+import gc
 import io
 import json
 import os
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import pytest
 
 from pmuctl.cli.main import main
+from pmuctl.errors import ExitStatus, Stopped
 from pmuctl.host.udev import Ear, Heard, Uevent
 from pmuctl.model.changes import ChangeKind
 from pmuctl.model.cpuset import CpuSet
@@ -285,6 +288,29 @@ def test_a_vm_that_falls_silent_is_told_and_its_threads_are_watched_on(host: Mac
     assert [its["event"] for its in seen] == ["lost", "vcpu-left", "repaired", "vcpu-returned"]
     assert "does not answer: until it does no more than its threads is watched" in seen[0]["what"]
     assert seen[2]["what"] == "vCPU 0 (thread 1001) put on CPUs 2-3, was 1-3"
+
+
+def test_it_does_not_fill_the_memory(host: Machine) -> None:
+    """Errors of a look hold its frames in circles: only the collector frees them."""
+    path = host.runtime / "dead.sock"
+    with mute(path):  # nobody listens any more
+        pass
+
+    def end() -> None:
+        raise Stopped(ExitStatus.TERMINATED)
+
+    def frames() -> int:
+        return sum(isinstance(its, FrameType | TracebackType) for its in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = frames()
+        monitor(host, "-q", ear=Script(*[lambda: None] * 300, end), timeout="100")
+        grown = frames() - before
+    finally:
+        gc.enable()
+    assert grown < 1500
 
 
 def test_mute_sockets_hold_up_nothing(host: Machine) -> None:
