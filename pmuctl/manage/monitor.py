@@ -11,7 +11,7 @@ from pmuctl.host.threads import Threads
 from pmuctl.host.udev import Ear
 from pmuctl.manage.affinity import align_vm
 from pmuctl.manage.asking import Asker
-from pmuctl.manage.held import hold
+from pmuctl.manage.held import hold, recorded
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
@@ -163,11 +163,15 @@ class Watch:
 
     def _repair(self, after: Snapshot, site: Site) -> Iterator[Change]:
         """Align what strays; what fails is tried again at each look, and told once."""
-        strays = {vm.key: vm for vm in stray(after)}
+        strays = {
+            vm.key: vm
+            for vm in stray(after)
+            if not recorded(self._vms[vm.key], site).is_left_alone
+        }
         self._failed = {key: words for key, words in self._failed.items() if key in strays}
         for key, its in strays.items():
             try:
-                placed = align_vm(self._vms[key], site, dry_run=False)
+                done = align_vm(self._vms[key], site, dry_run=False)
             except PmuctlError as error:
                 words = _problem(error)
                 if self._failed.get(key) != words:
@@ -175,7 +179,9 @@ class Watch:
                     yield _about(its, ChangeKind.REPAIR_FAILED, words)
                 continue
             self._failed.pop(key, None)
-            for thread in placed:
+            for problem in done.warnings:
+                self.reach.trace(f"{its.name}: {_problem(problem)}")
+            for thread in done.placed:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
                     yield Change(

@@ -2,19 +2,21 @@
 """Putting the vCPU threads of one VM on CPUs: all of them or none, and why it cannot be."""
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from pmuctl.errors import (
     NOTHING_CHANGED,
     DeniedError,
+    GoneError,
     NotFoundError,
     PmuctlError,
     RefusedError,
+    UnknownThreadsError,
     command,
 )
-from pmuctl.manage.blocker import Blocker, cpuset_words, find_blocker
+from pmuctl.manage.blocker import Blocker, find_blocker
 from pmuctl.manage.choice import cpus_words
 from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
@@ -96,10 +98,10 @@ class Crew:
             raise _gone(self.vm, vcpu, tid)
 
 
-def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> RefusedError:
+def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     """The refusal of a VM whose vCPU threads are not known."""
     whose = f"of vCPU {vcpus} " if vcpus else ""
-    return RefusedError(
+    return UnknownThreadsError(
         f"which thread {whose}is to be placed is not known",
         subject=vm.name,
         why="its VMM does not tell, or no vCPU has run yet",
@@ -163,26 +165,6 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: str, name: str) -> None:
         )
 
 
-def reductions(placed: Sequence[Placed], pid: int, host: Site) -> Iterator[RefusedError]:
-    """What the kernel left out of the CPUs that were wanted, each with who took it."""
-    host.cpusets.forget()
-    for its in placed:
-        missing = its.wanted - its.cpus
-        if host.online is not None:
-            missing &= host.online
-        if not missing or its.outcome == "planned":
-            continue
-        cpuset = host.cpusets.read(pid, its.tid)
-        by = "the kernel left them out"
-        if cpuset is not None and not missing <= cpuset.cpus:
-            by = f"{cpuset_words(cpuset)} allows only {cpuset.cpus}"
-        yield RefusedError(
-            f"vCPU {its.vcpu} was put on {its.cpus} only",
-            subject=its.vm,
-            why=f"wanted were {its.wanted}; {by}",
-        )
-
-
 def _placed(crew: Crew, step: Place, host: Site, *, dry_run: bool) -> Placed:
     now = step.before
     if dry_run:
@@ -219,8 +201,8 @@ def _put_back(done: Sequence[Place]) -> str:
     return f"vCPU {vcpus} put back; nothing else was changed" if done else NOTHING_CHANGED
 
 
-def _gone(vm: Vm, vcpu: int, tid: int) -> NotFoundError:
-    return NotFoundError(
+def _gone(vm: Vm, vcpu: int, tid: int) -> GoneError:
+    return GoneError(
         f"vCPU {vcpu}: its thread {tid} is gone",
         subject=vm.name,
         why="it has ended since the VM was asked",

@@ -208,6 +208,15 @@ def test_repair_is_not_misled_by_a_name(host: Machine) -> None:
     ]
 
 
+def test_what_is_to_be_left_alone_is_not_repaired(host: Machine) -> None:
+    fake_proc(host.proc, os.getpid(), tids=(1001, 1002), start=5)
+    assert host.run("vm", "set", "web1", "affinity", "none").status == 0
+    acts = (put(host, 1001, "1-3"), lambda: None)
+    assert told(host, *acts, words=("--repair",)) == [("vcpu-left", "web1", 0)]
+    assert host.run("vm", "set", "web1", "affinity", "auto").status == 0
+    assert ("repaired", "web1", 0) in told(host, *acts, words=("--repair",))
+
+
 def test_without_repair_nothing_is_changed(host: Machine) -> None:
     assert told(host, put(host, 1001, "1-3")) == [("vcpu-left", "web1", 0)]
     assert isinstance(host.threads, KernelThreads)
@@ -224,7 +233,7 @@ def test_a_failed_repair_is_told_once_and_tried_again(host: Machine) -> None:
         lambda: put_online(host, "0-3"),
         lambda: None,
     )
-    ran = monitor(host, "--repair", "--format", "jsonl", ear=Script(*acts))
+    ran = monitor(host, "--repair", "--format", "jsonl", ear=Script(*acts), timeout="1")
     seen = events(ran)
     failed = [its for its in seen if its["event"] == "repair-failed"]
     assert failed
