@@ -109,9 +109,8 @@ def _begin(env: Env, watch: Watch, columns: Sequence[Column[Event]]) -> list[Eve
     for name, why in watch.unjudged():
         env.say(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
     tell_missing(env, watch.seen)
-    for vm in watch.seen.vms:
-        if vm.problem is not None:
-            env.warn(vm.problem)
+    for problem in watch.problems():
+        env.warn(problem)
     if not env.options.no_headings:
         write_head(columns, env.stdout, format=env.format)
         env.stdout.flush()

@@ -82,7 +82,7 @@ def align_vm(vm: Vm, host: Site, *, dry_run: bool) -> PlacedVm:
     wanted: dict[int, CpuSet] = {}
     pinned: dict[int, CpuSet] = {}
     for vcpu, now in current_masks(crew, host).items():
-        mask = aligned_mask(now, cpus, masks.get(vcpu))
+        mask = aligned_mask(now, cpus, masks.get(vcpu), online=host.online)
         if mask is None:
             pinned[vcpu] = now
         else:

@@ -91,7 +91,7 @@ def _blocker(held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Sit
         return "which PMU KVM chose is not known"
     if its.tid is None or its.affinity is None or vm.pid is None:
         return None
-    mask = aligned_mask(its.affinity, cpus, masks.get(its.index))
+    mask = aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online)
     # what is in the way of the whole PMU is worth more than that a pin is not known
     if found := find_blocker(vm.pid, its.tid, mask or cpus, site):
         return found.words

@@ -31,8 +31,8 @@ from pmuctl.model.vm import Vm, VmState
 SETTLE_SECONDS = 0.05
 """The least pause between two looks: what the kernel told of may not be to be seen at once."""
 
-LEAST_PATIENCE = 0.1
-"""Seconds that a look waits for answers, however short the interval is."""
+LEAST_PATIENCE, FIRST_PATIENCE = 0.25, 1.0
+"""Seconds that a look, and the first one, wait for answers, however short the interval is."""
 
 UNASKED = (VmState.SILENT, VmState.DENIED)
 
@@ -111,6 +111,12 @@ class Watch:
         if self.repairs:
             yield from map(self._event, self._repair(after, self.site))
 
+    def problems(self) -> Iterator[PmuctlError]:
+        """Why VMs of the last look cannot be asked, but for those that may answer yet."""
+        for vm in self.seen.vms:
+            if vm.problem is not None and vm.socket not in self._asker.pending:
+                yield vm.problem
+
     def unjudged(self) -> Iterator[tuple[str, str]]:
         """The VMs of the last look of which it cannot be told whether a vCPU leaves its PMU, and
         why not."""
@@ -143,7 +149,8 @@ class Watch:
 
     def _read(self) -> tuple[Listing, Site, Snapshot]:
         # whoever does not answer holds up no look: half of the time is for the others
-        patience = min(self.reach.deadline, max(self.interval / 2, LEAST_PATIENCE))
+        least = FIRST_PATIENCE if self._before is None else LEAST_PATIENCE
+        patience = min(self.reach.deadline, max(self.interval / 2, least))
         seen = take_stock(replace(self.reach, deadline=patience), ask=self._asker.ask)
         if self.refs:
             vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]

@@ -132,7 +132,9 @@ def place_threads(
     masks = current_masks(crew, host)
     steps = [Place(n, crew.tids[n], cpus, masks[n]) for n, cpus in sorted(wanted.items())]
     todo = [step for step in steps if step.cpus != step.before]
-    for step in todo:
+    # a mask without a CPU that is online is none that a thread can be left with
+    stranded = [step for step in steps if host.online is not None and not step.cpus & host.online]
+    for step in (*todo, *stranded):
         if blocker := find_blocker(crew.pid, step.tid, step.cpus, host):
             raise blocked(crew.vm, step, blocker)
     done: list[Place] = []

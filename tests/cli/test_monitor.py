@@ -333,8 +333,8 @@ def test_mute_sockets_hold_up_nothing(host: Machine) -> None:
     stray = Script(*[lambda: None] * 5, leave)
     began = time.monotonic()
     with mute(*(host.runtime / f"a{n}.sock" for n in range(100))):
-        ran = monitor(host, "--format", "jsonl", "--deadline", "30", ear=stray, timeout="1.5")
-    assert time.monotonic() - began < 3
+        ran = monitor(host, "--format", "jsonl", "--deadline", "30", ear=stray, timeout="3")
+    assert time.monotonic() - began < 5
     (its,) = [its for its in events(ran) if its["event"] == "vcpu-left"]
     assert datetime.fromisoformat(its["time"]).timestamp() - left[0] < 1
 

@@ -57,7 +57,7 @@ class KernelThreads(FakeThreads):
     def affinity(self, tid: int) -> CpuSet:
         if tid not in self.masks:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        return self.masks[tid] & self.online
+        return self.masks[tid]
 
     def place(self, tid: int, cpus: CpuSet) -> None:
         self.affinity(tid)
