@@ -25,7 +25,7 @@ SUN_PATH_MAX = 107
 LISTEN_BACKLOG = 16
 SOCKETS_MAX = 256
 """Control sockets in another user's directory that are asked: anybody can make any number."""
-NAMES_MAX = 1 << 16
+NAMES_READ = 1 << 16
 """Names of a directory that are looked at."""
 
 _UID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -119,7 +119,7 @@ def scan_sockets(
 def _listdir(path: Path) -> list[str]:
     try:
         with os.scandir(path) as found:
-            return sorted(its.name for its in islice(found, NAMES_MAX))
+            return sorted(its.name for its in islice(found, NAMES_READ))
     except OSError as error:
         check_shortage(error)
         return []
