@@ -131,6 +131,14 @@ class PinnedError(RefusedError):
     """A vCPU thread may not run on any CPU it would have to, and a pin is never widened."""
 
 
+class UnknownThreadsError(RefusedError):
+    """Which threads run the vCPUs of a VM is not known."""
+
+
+class GoneError(NotFoundError):
+    """It was there when it was looked for, and has ended since."""
+
+
 class NoVmError(RefusedError):
     """The process that listens at a control socket has no KVM VM open: not yet, or no more."""
 

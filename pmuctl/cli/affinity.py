@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """pmuctl affinity: which CPUs the vCPU threads of VMs may be on, held against their PMU."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,16 +10,16 @@ from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
 from pmuctl.cli.reach import VM_HELP, check_place, reach_of, site_of, tell_missing
-from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
-from pmuctl.manage.affinity import align_vm, set_affinity
+from pmuctl.errors import ExitStatus, OutputError, UsageError
+from pmuctl.manage.affinity import set_affinity
+from pmuctl.manage.align_all import align_all, align_named
 from pmuctl.manage.held import check_rows, hold
 from pmuctl.manage.naming import look, pick
-from pmuctl.manage.placing import Placed, reductions
-from pmuctl.manage.site import Site
+from pmuctl.manage.pinning import PlacedVm
+from pmuctl.manage.several import Several, each
 from pmuctl.manage.stock import Stock
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import parse_ref
-from pmuctl.model.truth import chosen_pmu
+from pmuctl.model.ref import VmRef, parse_ref
 from pmuctl.model.vm import Vm
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.formats import Format
@@ -53,9 +52,10 @@ def affinity_set(
     site = site_of(env)
     with env.waiting_for(vm):
         its = look(Stock(reach_of(env)), parse_ref(vm), strictly=True)
-    placed = set_affinity(its, cpuset, site, vcpus=only, dry_run=env.options.dry_run)
-    _write(env, placed)
-    _warn(env, its, placed, site)
+    done = set_affinity(its, cpuset, site, vcpus=only, dry_run=env.options.dry_run)
+    _write(env, [done])
+    for problem in done.warnings:
+        env.warn(problem)
 
 
 @command(app, "align", OUTPUT, REACH, CHANGE, MANY)
@@ -74,34 +74,25 @@ def affinity_align(
     env.check_columns(PLACING_COLUMNS)
     if every == bool(vm):
         raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
-    stock, site = Stock(reach_of(env)), site_of(env)
+    stock, dry_run, goes_on = Stock(reach_of(env)), env.options.dry_run, env.options.keep_going
     refs = [parse_ref(name) for name in vm or ()]
     with env.waiting_for("control sockets"):
-        targets: list[Callable[[], Vm]] = [
-            partial(look, stock, ref, strictly=True) for ref in refs
-        ]
         if every:
             seen = pick(stock)
             tell_missing(env, seen)
-            targets = [partial(_same, its) for its in _alignable(env, seen.vms, site)]
-    placed: list[Placed] = []
-    failed: list[PmuctlError] = []
-    for target in targets:
-        try:
-            its = target()
-            done = align_vm(its, site, dry_run=env.options.dry_run)
-        except PmuctlError as error:
-            if not env.options.keep_going:
-                if placed:
-                    _write(env, placed)
-                raise
-            env.fail(error)
-            failed.append(error)
-            continue
-        placed += done
-        _warn(env, its, done, site)
-    _write(env, placed)
-    return _status(failed, len(targets), ExitStatus.OK)
+            its = align_all(seen.vms, site_of(env), dry_run=dry_run)
+        else:
+            its = align_named(refs, stock, site_of(env), keep_going=goes_on, dry_run=dry_run)
+    for words in its.left:
+        env.say(words)
+    for problem in its.warnings:
+        env.warn(problem)
+    for failure in its.vms.failed:
+        env.fail(failure)
+    is_none = not its.left and not its.vms.failed
+    none = "nothing to align: no VM has a PMU that is known" if is_none else "nothing was aligned"
+    _write(env, its.vms.done, empty=none)
+    return its.vms.status()
 
 
 @command(app, "check", OUTPUT, REACH, MACHINE, MANY)
@@ -112,11 +103,13 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
     """
     env.check_columns(CHECK_COLUMNS)
     check_place(env)
-    failed: list[PmuctlError] = []
     with env.waiting_for("control sockets"):
         stock = Stock(reach_of(env))
         seen = None if vm else pick(stock)
-        vms = seen.vms if seen else _named(env, stock, vm or (), failed)
+        named = _named(env, stock, [parse_ref(name) for name in vm or ()])
+    for failure in named.failed:
+        env.fail(failure)
+    vms = seen.vms if seen else _each_once(named.done)
     site = site_of(env)
     held = [hold(its, site) for its in vms]
     rows = [row for its in held for row in check_rows(its, site)]
@@ -134,11 +127,7 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
     for one in strays:
         if one.is_torn:
             env.say(f"{one.vm.name}: {one.means}")
-    return _status(failed, len(vms) + len(failed), ExitStatus.NO if strays else ExitStatus.OK)
-
-
-def _same(vm: Vm) -> Vm:
-    return vm
+    return named.status(ExitStatus.NO if strays else ExitStatus.OK)
 
 
 def _parse_vcpus(text: str) -> CpuSet:
@@ -151,64 +140,40 @@ def _parse_vcpus(text: str) -> CpuSet:
     return vcpus
 
 
-def _alignable(env: Env, vms: Sequence[Vm], site: Site) -> list[Vm]:
-    """Those that have a PMU; which cannot be asked, or have one of several, is said."""
-    found: list[Vm] = []
-    for vm in vms:
-        chosen = chosen_pmu(vm, site.ground)
-        if not vm.vcpus:
-            if vm.problem is not None:
-                env.warn(vm.problem)
-        elif chosen.only_cpus is not None:
-            found.append(vm)
-        elif chosen.names:
-            env.say(f"{vm.name}: left alone, for it is not known which PMU it has")
+def _named(env: Env, stock: Stock, refs: Sequence[VmRef]) -> Several[list[Vm]]:
+    """The VMs that are named, by name; of one that is, no answer is an error."""
+    goes_on = env.options.keep_going
+
+    def find(group: Sequence[VmRef]) -> list[Vm]:
+        vms = pick(stock, group).vms
+        for its in vms:
+            if its.problem is not None and not its.vcpus:
+                raise its.problem
+        return vms
+
+    groups: list[Sequence[VmRef]] = [[ref] for ref in refs] if goes_on else [refs] * bool(refs)
+    found = each(groups, find, keep_going=goes_on)
+    found.check()
     return found
 
 
-def _named(env: Env, stock: Stock, names: Sequence[str], failed: list[PmuctlError]) -> list[Vm]:
-    """The VMs that are named; of one that is, no answer is an error."""
-    refs = [parse_ref(name) for name in names]
-    groups = [[ref] for ref in refs] if env.options.keep_going else [refs]
+def _each_once(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
     found: list[Vm] = []
-    for group in groups:
-        try:
-            vms = pick(stock, group).vms
-            for its in vms:
-                if its.problem is not None and not its.vcpus:
-                    raise its.problem
-        except PmuctlError as error:
-            if not env.options.keep_going:
-                raise
-            env.fail(error)
-            failed.append(error)
-            continue
+    for vms in groups:
         found += [its for its in vms if its not in found]
     return found
-
-
-def _status(failed: Sequence[PmuctlError], count: int, otherwise: ExitStatus) -> ExitStatus:
-    """With --keep-going: 64 where some targets failed, that of the first error where all did."""
-    if not failed:
-        return otherwise
-    return ExitStatus.PARTIAL if len(failed) < count else failed[0].status
 
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _warn(env: Env, vm: Vm, placed: Sequence[Placed], site: Site) -> None:
-    for problem in reductions(placed, vm.pid or 0, site):
-        env.warn(problem)
-
-
-def _write(env: Env, placed: Sequence[Placed]) -> None:
+def _write(env: Env, done: Sequence[PlacedVm], *, empty: str = "") -> None:
     """What became of each vCPU, a row each; nothing with `--quiet`.
 
     Where that cannot be written, the error says that the threads stay where they are.
     """
-    steps = [f"{its.vm}: {its.words()}" for its in placed if its.outcome != "unchanged"]
+    steps = [f"{its.vm.name}: {step}" for its in done for step in its.steps]
     if env.options.dry_run and env.format is Format.TABLE:
         env.write_lines(steps or ["nothing to do: all of it holds already"])
         return
@@ -220,10 +185,10 @@ def _write(env: Env, placed: Sequence[Placed]) -> None:
         env.write_rows(
             "results",
             PLACING_COLUMNS,
-            placed,
-            empty="nothing to align: no VM has a PMU that is known",
+            [row for its in done for row in its.placed],
+            empty=empty,
             headings=False,
-            more={"steps": [its.words() for its in placed if its.outcome != "unchanged"]},
+            more={"steps": [step for its in done for step in its.steps]},
         )
     except OutputError as error:
         error.now = "; ".join(steps) or "nothing was changed"

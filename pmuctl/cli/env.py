@@ -2,6 +2,7 @@
 """What a command works with: its streams, its environment, the machine it looks at."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -216,6 +217,10 @@ class Env:
         """The failure of one target of several, on stderr; the command goes on."""
         with contextlib.suppress(OSError):
             write_problem(problem, self.stderr, as_json=self.format.is_json)
+
+    def stay(self) -> None:
+        """Keep house from now on: a command that goes on and on would fill the memory."""
+        gc.enable()  # main.run() leaves it off, for most commands end at once
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:

@@ -81,17 +81,18 @@ def monitor(
         every=env.options.every_column,
         as_json=env.format.is_json,
     )
+    env.stay()
     wanted = set(event or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
-    with closing(env.ear) as ear:
-        watch = Watch(
-            reach=reach_of(env),
-            refs=refs,
-            threads=env.threads,
-            ear=ear,
-            interval=interval,
-            repairs=repair,
-        )
+    watch = Watch(
+        reach=reach_of(env),
+        refs=refs,
+        threads=env.threads,
+        ear=env.ear,
+        interval=interval,
+        repairs=repair,
+    )
+    with closing(watch):
         for its in _begin(env, watch, columns), watch.watch(until):
             for one in its:
                 if one.change.kind in wanted:
@@ -108,9 +109,8 @@ def _begin(env: Env, watch: Watch, columns: Sequence[Column[Event]]) -> list[Eve
     for name, why in watch.unjudged():
         env.say(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
     tell_missing(env, watch.seen)
-    for vm in watch.seen.vms:
-        if vm.problem is not None:
-            env.warn(vm.problem)
+    for problem in watch.problems():
+        env.warn(problem)
     if not env.options.no_headings:
         write_head(columns, env.stdout, format=env.format)
         env.stdout.flush()

@@ -2,6 +2,7 @@
 """How commands reach VMs: what a VM is called, and where this run of pmuctl looks for them."""
 
 from pmuctl.cli.env import Env
+from pmuctl.control.registry import SOCKETS_MAX
 from pmuctl.errors import UsageError
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
@@ -43,6 +44,12 @@ def tell_missing(env: Env, seen: Listing) -> None:
     if seen.unreadable:
         which = "process" if seen.unreadable == 1 else "processes"
         env.say(f"{seen.unreadable} {which} may not be read: VMs of theirs are not listed")
+    if seen.left_out:
+        which = "control socket" if seen.left_out == 1 else "control sockets"
+        env.say(
+            f"{seen.left_out} {which} of other users left out: "
+            f"of each no more than {SOCKETS_MAX} are asked"
+        )
     if seen.is_partial:
         env.say(
             "processes are hidden here (hidepid, or a container): VMs of theirs are not listed"

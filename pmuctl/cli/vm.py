@@ -12,8 +12,8 @@ from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, Timeout
 from pmuctl.cli.reach import VM_HELP, check_place, reach_of, site_of, tell_missing
 from pmuctl.cli.words import FORM, parse_settings
-from pmuctl.errors import ExitStatus, OutputError
-from pmuctl.manage.affinity import change_affinity, forget, remember, unkept
+from pmuctl.errors import ExitStatus, OutputError, RefusedError
+from pmuctl.manage.affinity import change_affinity, leave_to_admin, remember, unkept
 from pmuctl.manage.choice import NONE
 from pmuctl.manage.held import hold, vcpu_rows
 from pmuctl.manage.naming import connected, look, take_stock
@@ -103,6 +103,7 @@ def vm_wait(
     def aligned(its: Vm) -> bool | None:
         return hold(its, site_of(env)).judgement.aligned
 
+    env.stay()
     with env.waiting_for(f"{vm} to be {awaited}"):
         seen = wait_for(reach_of(env), parse_ref(vm), awaited, timeout=timeout, is_aligned=aligned)
     if seen is None:
@@ -136,10 +137,15 @@ def vm_set(
         else:
             with connected(Stock(reach_of(env)), parse_ref(vm), strictly=True) as (client, its):
                 done = set_vm(client, its, request, site, dry_run=dry_run)
-            if done.is_placed and not dry_run:
-                remember(its, site)
-            elif request.affinity == NONE and not dry_run:
-                forget(its, site)
+            try:
+                if done.is_placed and not dry_run:
+                    remember(its, site)
+                elif request.affinity == NONE and not dry_run:
+                    leave_to_admin(its, site)
+            except RefusedError as error:  # all else is done
+                env.warn(error)
+    for problem in done.warnings:
+        env.warn(problem)
     if request.affinity == NONE and not request.is_affinity_only:
         env.warn(unkept(vm))
     if dry_run and env.format is Format.TABLE:
@@ -173,7 +179,11 @@ def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
 
 
 def _missing(seen: Listing) -> dict[str, object]:
-    return {"unreadable": seen.unreadable, "partial": seen.is_partial}
+    return {
+        "unreadable": seen.unreadable,
+        "partial": seen.is_partial,
+        "left_out": seen.left_out,
+    }
 
 
 def _warn_of(env: Env, vms: Sequence[Vm]) -> None:

@@ -6,8 +6,9 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pmuctl.control.lock import LOCK_SECONDS, locked
@@ -22,6 +23,10 @@ RECORD_SUFFIX = ".json"
 SUN_PATH_MAX = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the terminating zero (unix(7))."""
 LISTEN_BACKLOG = 16
+SOCKETS_MAX = 256
+"""Control sockets in another user's directory that are asked: anybody can make any number."""
+NAMES_READ = 1 << 16
+"""Names of a directory that are looked at."""
 
 _UID = re.compile(r"0|[1-9][0-9]{0,9}")
 _RECORD = re.compile(rb"([0-9]{1,10}) ([0-9]{1,20})\n")
@@ -38,6 +43,14 @@ class Entry:
     name: str | None
     path: Path
     owner: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Control sockets, and how many more of other users are left out: see SOCKETS_MAX."""
+
+    entries: Sequence[Entry] = ()
+    left_out: int = 0
 
 
 def own_dir(environ: Mapping[str, str], uid: int) -> Path:
@@ -87,16 +100,26 @@ def runtime_dirs(
 
 def scan_sockets(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
-) -> list[Entry]:
-    """Every control socket this user may ask about, by name; sockets only, and no links."""
-    directories = runtime_dirs(environ, uid, run=run, users=users)
-    found = [entry for its, owner in directories for entry in _entries(its, owner)]
-    return sorted(found, key=lambda entry: (entry.name or "", str(entry.path)))
+) -> Sockets:
+    """The control sockets this user may ask about, by name; sockets only, and no links.
+
+    Of another user's directory they are no more than SOCKETS_MAX.
+    """
+    entries: list[Entry] = []
+    left_out = 0
+    for directory, owner in runtime_dirs(environ, uid, run=run, users=users):
+        its = list(_entries(directory, owner))
+        most = len(its) if owner in (None, uid) else SOCKETS_MAX
+        entries += its[:most]
+        left_out += len(its[most:])
+    entries.sort(key=lambda entry: (entry.name or "", str(entry.path)))
+    return Sockets(entries, left_out)
 
 
 def _listdir(path: Path) -> list[str]:
     try:
-        return sorted(os.listdir(path))
+        with os.scandir(path) as found:
+            return sorted(its.name for its in islice(found, NAMES_READ))
     except OSError as error:
         check_shortage(error)
         return []

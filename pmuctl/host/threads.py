@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU masks of threads: sched_getaffinity(2) and sched_setaffinity(2)."""
+"""The CPU masks of threads: as /proc tells them, and sched_setaffinity(2)."""
 
 import errno
 import os
+from pathlib import Path
 
 from pmuctl.errors import UnsupportedError
+from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
 
 
@@ -19,8 +21,16 @@ class Threads:
         self._proc = proc
 
     def affinity(self, tid: int) -> CpuSet:
-        """The CPUs a thread may run on; raises OSError (ESRCH) where it is gone."""
-        return CpuSet.of(os.sched_getaffinity(self._thread(tid)))
+        """The CPUs a thread may run on, offline ones too; raises OSError (ESRCH) where it is gone.
+
+        It is what a mask that is to be cut down, or given back, has to be taken from:
+        sched_getaffinity(2) leaves out what is offline, so a CPU that is so for a moment would be
+        lost for good (kernel/sched/syscalls.c: cpumask_and(mask, &p->cpus_mask, cpu_active_mask)).
+        """
+        mask = Procfs(Path(self._proc)).affinity(self._thread(tid), tid)
+        if mask is None:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return mask
 
     def place(self, tid: int, cpus: CpuSet) -> None:
         """Let a thread run on these CPUs only.

@@ -81,7 +81,8 @@ class Placement:
             if isinstance(error, PermissionError):
                 why = "its mask may not be changed by this user (EPERM)"
             raise PinnedError(f"thread {tid} could not be put on {cpus}", why=why) from None
-        self._before[tid], self._placed[tid] = may, may & cpus
+        # as it is now: a kernel may leave out what is offline
+        self._before[tid], self._placed[tid] = may, self._threads.affinity(tid)
 
     def give_back(self) -> bool:
         """Once all vCPUs run, give all other threads their masks back; whether that is done.
@@ -101,11 +102,12 @@ class Placement:
         self.running = self._name(running, fds)
         if not fds or len(running) < len(fds):
             return False
-        leader = self._before.get(self._pid)
         for tid in tids - running.keys():
-            before = self._before.get(tid, leader)
+            # one that was made since has the mask of who made it
+            known = tid if tid in self._before else self._pid
+            before = self._before.get(known)
             with suppress(OSError):
-                if before and self.cpus and self._threads.affinity(tid) == before & self.cpus:
+                if before and self._threads.affinity(tid) == self._placed[known]:
                     self._threads.place(tid, before)
         self._before, self._placed = {}, {}
         return True

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Affinity of a VM's vCPU threads: choosing it, bringing it back onto the PMU, checking it."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
-from pmuctl.control.placings import forget_placings, write_placings
+from pmuctl.control.placings import leave_alone, write_placings
 from pmuctl.errors import (
     NOTHING_CHANGED,
     PinnedError,
@@ -14,14 +15,13 @@ from pmuctl.errors import (
 )
 from pmuctl.manage.blocker import find_blocker
 from pmuctl.manage.choice import AUTO, NONE, cpus_words, pins, present_cpus
-from pmuctl.manage.held import recorded_masks
+from pmuctl.manage.held import recorded
+from pmuctl.manage.pinning import PlacedVm, place_and_record
 from pmuctl.manage.placing import (
     Crew,
-    Placed,
     blocked,
     check_inside,
     current_masks,
-    place_threads,
 )
 from pmuctl.manage.settings import AFFINITY, Change, Done
 from pmuctl.manage.site import Site
@@ -35,10 +35,10 @@ from pmuctl.model.vm import Vm, Window
 
 def set_affinity(
     vm: Vm, text: str, host: Site, *, vcpus: CpuSet | None = None, dry_run: bool
-) -> list[Placed]:
+) -> PlacedVm:
     """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
 
-    Raises UsageError and RefusedError for CPUs that will not do, and what `place_threads` does.
+    Raises UsageError and RefusedError for CPUs that will not do, and what `place_and_record` does.
     """
     try:
         cpus = choose_cpus(text, vm, host)
@@ -46,11 +46,8 @@ def set_affinity(
         error.fix = f"{error.fix} --vcpu {vcpus}" if vcpus else error.fix
         raise
     crew = Crew.of(vm, host, only=vcpus)
-    placed = place_threads(crew, dict.fromkeys(crew.tids, cpus), host, dry_run=dry_run)
-    if not dry_run:
-        record = {its.tid: its.wanted for its in placed}
-        write_placings(host.environ, host.uid, crew.process, record, host.procs)
-    return placed
+    wanted = dict.fromkeys(crew.tids, cpus)
+    return place_and_record(crew, wanted, host, all_of_them=True, dry_run=dry_run)
 
 
 def choose_cpus(text: str, vm: Vm, host: Site) -> CpuSet:
@@ -70,22 +67,22 @@ def choose_cpus(text: str, vm: Vm, host: Site) -> CpuSet:
     return cpus
 
 
-def align_vm(vm: Vm, host: Site, *, dry_run: bool) -> list[Placed]:
+def align_vm(vm: Vm, host: Site, *, dry_run: bool) -> PlacedVm:
     """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
 
     Raises UnsupportedError without a vPMU, RefusedError where it is not known which PMU it has,
-    PinnedError for a pin that is not pmuctl's, and what `place_threads` does.
+    PinnedError for a pin that is not pmuctl's, and what `place_and_record` does.
     """
     chosen = chosen_pmu(vm, host.ground)
     cpus = chosen.only_cpus
     if cpus is None:
         raise _no_pmu(vm, chosen)
     crew = Crew.of(vm, host)
-    recorded = recorded_masks(vm, host)
+    masks = recorded(vm, host).cpus
     wanted: dict[int, CpuSet] = {}
     pinned: dict[int, CpuSet] = {}
     for vcpu, now in current_masks(crew, host).items():
-        mask = aligned_mask(now, cpus, recorded.get(vcpu))
+        mask = aligned_mask(now, cpus, masks.get(vcpu), online=host.online)
         if mask is None:
             pinned[vcpu] = now
         else:
@@ -96,11 +93,7 @@ def align_vm(vm: Vm, host: Site, *, dry_run: bool) -> list[Placed]:
             raise blocked(vm, Place(vcpu, crew.tids[vcpu], cpus, now), blocker)
     if pinned:
         raise _pinned(vm, chosen, pinned)
-    placed = place_threads(crew, wanted, host, dry_run=dry_run)
-    if not dry_run:
-        record = {its.tid: its.wanted for its in placed if its.outcome == "set"}
-        write_placings(host.environ, host.uid, crew.process, record, host.procs)
-    return placed
+    return place_and_record(crew, wanted, host, all_of_them=False, dry_run=dry_run)
 
 
 def change_affinity(vm: Vm, text: str, host: Site, *, dry_run: bool) -> Done:
@@ -108,46 +101,71 @@ def change_affinity(vm: Vm, text: str, host: Site, *, dry_run: bool) -> Done:
 
     `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
     """
-    placed: list[Placed] = []
-    value = "left alone"
     if text == NONE:
-        if not dry_run:
-            forget(vm, host)
-    else:
-        change = align_vm if text == AUTO else partial(set_affinity, text=text)
-        placed = change(vm, host=host, dry_run=dry_run)
-        value = "; ".join(dict.fromkeys(f"within {its.wanted}" for its in placed))
-    outcomes = {its.outcome for its in placed} - {"unchanged"}
+        return _leave_alone(vm, host, dry_run=dry_run)
+    change = align_vm if text == AUTO else partial(set_affinity, text=text)
+    its = change(vm, host=host, dry_run=dry_run)
+    outcomes = {one.outcome for one in its.placed} - {"unchanged"}
     return Done(
         vm=vm.name,
         changes=(
-            Change(
-                vm=vm.name,
-                key=AFFINITY,
-                outcome=outcomes.pop() if outcomes else "unchanged",
-                value=value,
+            _changed(
+                vm,
+                outcomes.pop() if outcomes else "unchanged",
+                "; ".join(dict.fromkeys(f"within {one.wanted}" for one in its.placed)),
             ),
         ),
-        steps=tuple(its.words() for its in placed if its.outcome != "unchanged"),
+        steps=its.steps,
+        warnings=its.warnings,
     )
 
 
+def _changed(vm: Vm, outcome: str, value: str) -> Change:
+    return Change(vm=vm.name, key=AFFINITY, outcome=outcome, value=value)
+
+
+def _leave_alone(vm: Vm, host: Site, *, dry_run: bool) -> Done:
+    is_new = not recorded(vm, host).is_left_alone
+    if is_new and not dry_run:
+        leave_to_admin(vm, host)
+    outcome = "unchanged" if not is_new else "planned" if dry_run else "set"
+    return Done(vm=vm.name, changes=(_changed(vm, outcome, "left alone"),), steps=())
+
+
 def remember(vm: Vm, host: Site) -> None:
-    """Record where a VM's vCPU threads are, having been put there with its PMU."""
+    """Record where a VM's vCPU threads are, having been put there with its PMU.
+
+    Raises RefusedError where that cannot be.
+    """
     masks: dict[int, CpuSet] = {}
     for vcpu in vm.vcpus or ():
         with suppress(OSError):
             if vcpu.tid is not None:
                 masks[vcpu.tid] = host.threads.affinity(vcpu.tid)
-    if vm.process is not None:
-        write_placings(host.environ, host.uid, vm.process, masks, host.procs)
+    if vm.id is not None:
+        with _about(vm):
+            write_placings(host.environ, host.uid, vm.id, masks, host.procs, owner=vm.owner)
 
 
-def forget(vm: Vm, host: Site) -> None:
-    """Drop what was recorded: the masks of a VM's vCPU threads are the admin's from now on."""
-    if vm.process is not None:
+def leave_to_admin(vm: Vm, host: Site) -> None:
+    """Record that the masks of a VM's vCPU threads are the admin's from now on.
+
+    They are neither aligned with all others nor repaired. Raises RefusedError where that cannot
+    be.
+    """
+    if vm.id is not None:
         tids = {its.tid for its in vm.vcpus or () if its.tid is not None}
-        forget_placings(host.environ, host.uid, vm.process, tids)
+        with _about(vm):
+            leave_alone(host.environ, host.uid, vm.id, tids, host.procs, owner=vm.owner)
+
+
+@contextmanager
+def _about(vm: Vm) -> Iterator[None]:
+    try:
+        yield
+    except PmuctlError as error:
+        error.subject = vm.name
+        raise
 
 
 def unkept(name: str) -> RefusedError:

@@ -15,7 +15,7 @@ from pmuctl.host.probe_cache import read_kernel
 from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.manage.blocker import Blocker, find_blocker
-from pmuctl.manage.held import hold, recorded_masks
+from pmuctl.manage.held import hold, recorded
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.preflight import Kvm
@@ -132,7 +132,7 @@ def _vm_facts(held: HeldVm, site: Site) -> VmFacts:
     return VmFacts(
         held=held,
         online=site.online,
-        recorded=recorded_masks(held.vm, site),
+        recorded=recorded(held.vm, site).cpus,
         age=_age(site.procs, held.vm.pid),
         blockers=_blockers(held, site),
     )

@@ -2,7 +2,7 @@
 """VMs held against their PMUs: read once, and the same to each command that tells of them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pmuctl.control.placings import read_placings
 from pmuctl.manage.blocker import find_blocker
@@ -33,6 +33,14 @@ class VcpuRow:
         return self.its.judgement.aligned is None and bool(self.vm.chosen.cpus)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """The CPUs that pmuctl put vCPUs on, by number; or that it leaves them alone."""
+
+    cpus: Mapping[int, CpuSet] = field(default_factory=dict)
+    is_left_alone: bool = False
+
+
 def hold(vm: Vm, site: Site) -> HeldVm:
     """A VM held against the PMU that it has or can have."""
     tids = (its.tid for its in vm.vcpus or () if its.tid is not None)
@@ -48,24 +56,26 @@ def vcpu_rows(held: HeldVm, site: Site) -> Iterator[VcpuRow]:
 
 def check_rows(held: HeldVm, site: Site) -> Iterator[VcpuRow]:
     """Every vCPU of a VM, in order; of those that leave, what keeps `affinity align` from it."""
-    recorded = recorded_masks(held.vm, site) if held.is_stray else {}
+    masks = recorded(held.vm, site).cpus if held.is_stray else {}
     leavers = (*held.strays, *held.leavers)
     for its in held.vcpus:
-        blocker = _blocker(held, its, recorded, site) if its in leavers else None
+        blocker = _blocker(held, its, masks, site) if its in leavers else None
         yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, site), blocker=blocker)
 
 
-def recorded_masks(vm: Vm, site: Site) -> dict[int, CpuSet]:
-    """The CPUs that pmuctl put the vCPUs on: by its own record, or its supervisor's.
+def recorded(vm: Vm, site: Site) -> Recorded:
+    """What pmuctl did with the vCPUs last: by its own record, or else its supervisor's.
 
     Nothing is known of those of another machine.
     """
-    if vm.process is None or not site.reach.is_live:
-        return {}
-    placed = read_placings(site.environ, site.uid, vm.process)
-    by_all = recorded_cpus(vm)
-    found = {its.index: placed.get(its.tid or 0, by_all) for its in vm.vcpus or ()}
-    return {index: cpus for index, cpus in found.items() if cpus is not None}
+    if vm.id is None or not site.reach.is_live:
+        return Recorded()
+    placed = read_placings(site.environ, site.uid, vm.id.process, owner=vm.owner)
+    is_left_alone = placed.leaves(vm.id)
+    by_all = None if is_left_alone else recorded_cpus(vm)
+    found = {its.index: placed.cpus.get(its.tid or 0, by_all) for its in vm.vcpus or ()}
+    masks = {index: cpus for index, cpus in found.items() if cpus is not None}
+    return Recorded(cpus=masks, is_left_alone=is_left_alone)
 
 
 def _last_cpu(vm: Vm, its: HeldVcpu, site: Site) -> int | None:
@@ -74,16 +84,14 @@ def _last_cpu(vm: Vm, its: HeldVcpu, site: Site) -> int | None:
     return site.procs.last_cpu(vm.pid, its.tid)
 
 
-def _blocker(
-    held: HeldVm, its: HeldVcpu, recorded: Mapping[int, CpuSet], site: Site
-) -> str | None:
+def _blocker(held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Site) -> str | None:
     """What `affinity align` would fail for, None where nothing is known to be in its way."""
     vm, cpus = held.vm, held.chosen.only_cpus
     if cpus is None:
         return "which PMU KVM chose is not known"
     if its.tid is None or its.affinity is None or vm.pid is None:
         return None
-    mask = aligned_mask(its.affinity, cpus, recorded.get(its.index))
+    mask = aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online)
     # what is in the way of the whole PMU is worth more than that a pin is not known
     if found := find_blocker(vm.pid, its.tid, mask or cpus, site):
         return found.words

@@ -10,7 +10,8 @@ from pmuctl.errors import PmuctlError
 from pmuctl.host.threads import Threads
 from pmuctl.host.udev import Ear
 from pmuctl.manage.affinity import align_vm
-from pmuctl.manage.held import hold
+from pmuctl.manage.asking import Asker
+from pmuctl.manage.held import hold, recorded
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
@@ -29,6 +30,9 @@ from pmuctl.model.vm import Vm, VmState
 
 SETTLE_SECONDS = 0.05
 """The least pause between two looks: what the kernel told of may not be to be seen at once."""
+
+LEAST_PATIENCE, FIRST_PATIENCE = 0.25, 1.0
+"""Seconds that a look, and the first one, wait for answers, however short the interval is."""
 
 UNASKED = (VmState.SILENT, VmState.DENIED)
 
@@ -65,9 +69,18 @@ class Watch:
     """What the last look has found."""
     site: Site | None = None
     """The machine, as it was then."""
+    _asker: Asker = field(init=False)
     _before: Snapshot | None = None
     _vms: dict[tuple[object, ...], Vm] = field(default_factory=dict)
     _failed: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._asker = Asker(self.reach.deadline)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._asker.close()
+        self.ear.close()
 
     def watch(self, until: float | None = None) -> Iterator[Event]:
         """What changes after a first `look`, until that moment of the monotonic clock.
@@ -97,6 +110,12 @@ class Watch:
         yield from map(self._event, changes)
         if self.repairs:
             yield from map(self._event, self._repair(after, self.site))
+
+    def problems(self) -> Iterator[PmuctlError]:
+        """Why VMs of the last look cannot be asked, but for those that may answer yet."""
+        for vm in self.seen.vms:
+            if vm.problem is not None and vm.socket not in self._asker.pending:
+                yield vm.problem
 
     def unjudged(self) -> Iterator[tuple[str, str]]:
         """The VMs of the last look of which it cannot be told whether a vCPU leaves its PMU, and
@@ -129,7 +148,10 @@ class Watch:
         return Event(when=self.clock(), change=change)
 
     def _read(self) -> tuple[Listing, Site, Snapshot]:
-        seen = take_stock(self.reach)
+        # whoever does not answer holds up no look: half of the time is for the others
+        least = FIRST_PATIENCE if self._before is None else LEAST_PATIENCE
+        patience = min(self.reach.deadline, max(self.interval / 2, least))
+        seen = take_stock(replace(self.reach, deadline=patience), ask=self._asker.ask)
         if self.refs:
             vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]
             seen = replace(seen, vms=vms)
@@ -143,16 +165,20 @@ class Watch:
     def _seen(self, vm: Vm, site: Site) -> SeenVm:
         return SeenVm(
             held=hold(vm, site),
-            is_silent=vm.state in UNASKED,
+            is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
         )
 
     def _repair(self, after: Snapshot, site: Site) -> Iterator[Change]:
         """Align what strays; what fails is tried again at each look, and told once."""
-        strays = {vm.key: vm for vm in stray(after)}
+        strays = {
+            vm.key: vm
+            for vm in stray(after)
+            if not recorded(self._vms[vm.key], site).is_left_alone
+        }
         self._failed = {key: words for key, words in self._failed.items() if key in strays}
         for key, its in strays.items():
             try:
-                placed = align_vm(self._vms[key], site, dry_run=False)
+                done = align_vm(self._vms[key], site, dry_run=False)
             except PmuctlError as error:
                 words = _problem(error)
                 if self._failed.get(key) != words:
@@ -160,7 +186,9 @@ class Watch:
                     yield _about(its, ChangeKind.REPAIR_FAILED, words)
                 continue
             self._failed.pop(key, None)
-            for thread in placed:
+            for problem in done.warnings:
+                self.reach.trace(f"{its.name}: {_problem(problem)}")
+            for thread in done.placed:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
                     yield Change(

@@ -9,17 +9,21 @@ from shlex import quote
 from pmuctl.control.client import Client
 from pmuctl.control.registry import Entry
 from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
+from pmuctl.manage.asking import ask_all
 from pmuctl.manage.found import VmProcess
 from pmuctl.manage.reach import Reach, is_dead, read_vm
-from pmuctl.manage.stock import Listing, Stock
+from pmuctl.manage.stock import Ask, Listing, Stock
 from pmuctl.manage.supervised import orphan, refused_start, with_record
 from pmuctl.model.ref import UUID, ByName, ByPid, VmRef
 from pmuctl.model.vm import Vm, VmState
 
 
-def take_stock(reach: Reach, refs: Sequence[VmRef] = ()) -> Listing:
-    """The VMs that are meant, by default all; raises NotFoundError for what means none."""
-    return pick(Stock(reach), refs)
+def take_stock(reach: Reach, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all) -> Listing:
+    """The VMs that are meant, by default all; raises NotFoundError for what means none.
+
+    Their control sockets are asked by `ask`.
+    """
+    return pick(Stock(reach, ask), refs)
 
 
 def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
@@ -31,7 +35,12 @@ def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
     if refs:
         vms = [vm for vm in vms if any(vm.is_meant(ref) for ref in refs)]
     seen = stock.seen
-    return Listing(vms=vms, unreadable=seen.unreadable, is_partial=seen.is_partial)
+    return Listing(
+        vms=vms,
+        unreadable=seen.unreadable,
+        is_partial=seen.is_partial,
+        left_out=stock.sockets.left_out,
+    )
 
 
 def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:

@@ -2,19 +2,21 @@
 """Putting the vCPU threads of one VM on CPUs: all of them or none, and why it cannot be."""
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from pmuctl.errors import (
     NOTHING_CHANGED,
     DeniedError,
+    GoneError,
     NotFoundError,
     PmuctlError,
     RefusedError,
+    UnknownThreadsError,
     command,
 )
-from pmuctl.manage.blocker import Blocker, cpuset_words, find_blocker
+from pmuctl.manage.blocker import Blocker, find_blocker
 from pmuctl.manage.choice import cpus_words
 from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
@@ -96,10 +98,10 @@ class Crew:
             raise _gone(self.vm, vcpu, tid)
 
 
-def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> RefusedError:
+def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     """The refusal of a VM whose vCPU threads are not known."""
     whose = f"of vCPU {vcpus} " if vcpus else ""
-    return RefusedError(
+    return UnknownThreadsError(
         f"which thread {whose}is to be placed is not known",
         subject=vm.name,
         why="its VMM does not tell, or no vCPU has run yet",
@@ -130,7 +132,9 @@ def place_threads(
     masks = current_masks(crew, host)
     steps = [Place(n, crew.tids[n], cpus, masks[n]) for n, cpus in sorted(wanted.items())]
     todo = [step for step in steps if step.cpus != step.before]
-    for step in todo:
+    # a mask without a CPU that is online is none that a thread can be left with
+    stranded = [step for step in steps if host.online is not None and not step.cpus & host.online]
+    for step in (*todo, *stranded):
         if blocker := find_blocker(crew.pid, step.tid, step.cpus, host):
             raise blocked(crew.vm, step, blocker)
     done: list[Place] = []
@@ -160,26 +164,6 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: str, name: str) -> None:
             why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.words()}",
             now=NOTHING_CHANGED,
             fix=command("affinity", "set", vm, cpus & pmu or pmu),
-        )
-
-
-def reductions(placed: Sequence[Placed], pid: int, host: Site) -> Iterator[RefusedError]:
-    """What the kernel left out of the CPUs that were wanted, each with who took it."""
-    host.cpusets.forget()
-    for its in placed:
-        missing = its.wanted - its.cpus
-        if host.online is not None:
-            missing &= host.online
-        if not missing or its.outcome == "planned":
-            continue
-        cpuset = host.cpusets.read(pid, its.tid)
-        by = "the kernel left them out"
-        if cpuset is not None and not missing <= cpuset.cpus:
-            by = f"{cpuset_words(cpuset)} allows only {cpuset.cpus}"
-        yield RefusedError(
-            f"vCPU {its.vcpu} was put on {its.cpus} only",
-            subject=its.vm,
-            why=f"wanted were {its.wanted}; {by}",
         )
 
 
@@ -219,8 +203,8 @@ def _put_back(done: Sequence[Place]) -> str:
     return f"vCPU {vcpus} put back; nothing else was changed" if done else NOTHING_CHANGED
 
 
-def _gone(vm: Vm, vcpu: int, tid: int) -> NotFoundError:
-    return NotFoundError(
+def _gone(vm: Vm, vcpu: int, tid: int) -> GoneError:
+    return GoneError(
         f"vCPU {vcpu}: its thread {tid} is gone",
         subject=vm.name,
         why="it has ended since the VM was asked",

@@ -152,7 +152,7 @@ def check_cpus(cpus: CpuSet, pmu: Pmu | None, site: Site) -> None:
         )
     with _as_refusal("the CPUs that this process may run on cannot be read"):
         mask = site.threads.affinity(site.pid)
-    if not mask & cpus:
+    if not mask & (cpus if online is None else cpus & online):
         raise PinnedError(
             f"the VMM may not run on any CPU{of}",
             why=f"it inherits the mask {mask}, wanted are {cpus}; a mask is never widened",

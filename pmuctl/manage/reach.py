@@ -8,7 +8,7 @@ from typing import Any
 
 from pmuctl.control.client import Client, socket_at
 from pmuctl.control.door import filter_from
-from pmuctl.control.registry import Entry, scan_sockets
+from pmuctl.control.registry import Entry, Sockets, scan_sockets
 from pmuctl.control.trust import Peer
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procs import Procfs
@@ -39,13 +39,11 @@ class Reach:
     trace: Callable[[str], None] = field(default=lambda _: None)
     answers: Answers = field(default_factory=dict)
 
-    def entries(self) -> list[Entry]:
+    def sockets(self) -> Sockets:
         """The sockets to look at: the one that was named, or all there are."""
         if self.socket is not None:
-            return [socket_at(self.socket)]
-        if not self.is_live:
-            return []
-        return scan_sockets(self.environ, self.uid)
+            return Sockets([socket_at(self.socket)])
+        return scan_sockets(self.environ, self.uid) if self.is_live else Sockets()
 
     @property
     def scene(self) -> Scene:
@@ -137,21 +135,38 @@ def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
     except PmuctlError as error:
         if is_dead(error) and (vm := orphan(entry, reach.procs)):
             return vm
-        peer = client.peer
-        process = recorded_process(entry, reach.procs) or _claimed(reach, entry, peer)
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
         elif is_dead(error):
             state = VmState.DEAD
-        return Vm(
-            name=entry.name or str(entry.path),
-            socket=str(entry.path),
-            state=state,
-            id=VmId(process) if process else None,
-            owner=peer.uid if peer and entry.owner is None else entry.owner,
-            problem=error,
-        )
+        peer = client.peer
+        owner = peer.uid if peer and entry.owner is None else entry.owner
+        process = _claimed(reach, entry, peer)
+        return silent_vm(reach, entry, error, state=state, process=process, owner=owner)
+
+
+def silent_vm(
+    reach: Reach,
+    entry: Entry,
+    problem: PmuctlError,
+    *,
+    state: VmState = VmState.SILENT,
+    process: ProcessId | None = None,
+    owner: int | None = None,
+) -> Vm:
+    """All there is to tell of a VM whose socket has told nothing, and why it has not."""
+    if problem.subject is None:
+        problem.subject = entry.name or str(entry.path)
+    process = recorded_process(entry, reach.procs) or process
+    return Vm(
+        name=entry.name or str(entry.path),
+        socket=str(entry.path),
+        state=state,
+        id=VmId(process) if process else None,
+        owner=entry.owner if owner is None else owner,
+        problem=problem,
+    )
 
 
 def _claimed(reach: Reach, entry: Entry, peer: Peer | None) -> ProcessId | None:

@@ -84,6 +84,7 @@ class Done:
     changes: tuple[Change, ...]
     steps: tuple[str, ...]
     is_placed: bool = False
+    warnings: tuple[PmuctlError, ...] = ()
 
 
 def set_vm(client: Client | None, vm: Vm, request: Request, site: Site, *, dry_run: bool) -> Done:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VMs of a host: those with a control socket, and those found by their processes."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pmuctl.control.registry import Entry
-from pmuctl.manage.found import ASKED_AT_ONCE, Scene, Survey, VmProcess, find_vms, survey
+from pmuctl.control.registry import Entry, Sockets
+from pmuctl.manage.asking import ask_all
+from pmuctl.manage.found import Scene, Survey, VmProcess, find_vms, survey
 from pmuctl.manage.reach import Reach, try_read
 from pmuctl.model.vm import Vm, VmVcpu
 
@@ -16,29 +16,42 @@ from pmuctl.model.vm import Vm, VmVcpu
 class Listing:
     """VMs, and how many processes could not be looked at: whether those have VMs is not known.
 
-    `is_partial` tells that other users' processes are hidden altogether.
+    `is_partial` tells that other users' processes are hidden altogether, `left_out` how many
+    control sockets of other users are too many to be asked.
     """
 
     vms: list[Vm]
     unreadable: int = 0
     is_partial: bool = False
+    left_out: int = 0
+
+
+Ask = Callable[[Reach, Sequence[Entry]], Sequence[Vm]]
+"""Asks control sockets, in an order that is kept."""
 
 
 class Stock:
     """What is on a host, for one command: processes are looked at once, and each VM is asked once.
 
     Nothing is done before somebody wants to know it: a VM that is named is not kept waiting for
-    others that are silent. Where a socket was named, there is nothing but the VM there.
+    others that are silent. Where a socket was named, there is nothing but the VM there. All
+    sockets are asked by `ask`, in one deadline.
     """
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: Reach, ask: Ask = ask_all) -> None:
         self.reach = reach
+        self._ask_all = ask
         self._told: dict[tuple[Entry, bool], Vm] = {}
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """The control sockets."""
-        return self.reach.entries()
+    def sockets(self) -> Sockets:
+        """The control sockets, and how many are left out."""
+        return self.reach.sockets()
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Those that are not left out."""
+        return self.sockets.entries
 
     @cached_property
     def seen(self) -> Survey:
@@ -47,20 +60,12 @@ class Stock:
 
     @cached_property
     def vms(self) -> list[Vm]:
-        """Every VM, each with its problem if it has one; those of sockets are asked side by side.
-
-        So the silent ones cost one deadline, not one each.
-        """
-        processes = self.seen.processes
-        if not self.entries:
-            return merge([], processes, self.reach.scene)
-        pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
-        try:
-            managed = list(pool.map(self._ask, self.entries))
-        finally:
-            # whoever is stopped by a signal does not wait for the silent ones
-            pool.shutdown(wait=False, cancel_futures=True)
-        return merge(managed, processes, self.reach.scene)
+        """Every VM, each with its problem if it has one."""
+        todo = [entry for entry in self.entries if (entry, False) not in self._told]
+        for entry, vm in zip(todo, self._ask_all(self.reach, todo), strict=True):
+            self._told[entry, False] = vm
+        managed = [self._told[entry, False] for entry in self.entries]
+        return merge(managed, self.seen.processes, self.reach.scene)
 
     def ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
         """The VM of a control socket, with its problem if it has one; `strictly` as read_vm."""

@@ -6,14 +6,23 @@ from enum import StrEnum
 from pmuctl.model.cpuset import CpuSet
 
 
-def aligned_mask(now: CpuSet, pmu: CpuSet, recorded: CpuSet | None = None) -> CpuSet | None:
+def aligned_mask(
+    now: CpuSet,
+    pmu: CpuSet,
+    recorded: CpuSet | None = None,
+    *,
+    online: CpuSet | None = None,
+) -> CpuSet | None:
     """The mask that brings a thread back onto the CPUs of its PMU: a pin is never widened.
 
-    What the thread may be on, less what is not of the PMU. Where that leaves nothing, those of
-    `recorded` that are of the PMU: the CPUs pmuctl itself had put the thread on. None where there
-    are none: then the pin is somebody else's, and not pmuctl's to change.
+    What the thread may be on, less what is not of the PMU; a CPU that is offline stays, for it can
+    come back. Where no CPU of that is `online`, those of `recorded` that are of the PMU: the CPUs
+    pmuctl itself had put the thread on. None where there are none: then the pin is somebody
+    else's, and not pmuctl's to change.
     """
-    return now & pmu or (recorded or CpuSet()) & pmu or None
+    masks = [mask for mask in (now & pmu, (recorded or CpuSet()) & pmu) if mask]
+    usable = (mask for mask in masks if online is None or mask & online)
+    return next(usable, masks[0] if masks else None)
 
 
 class Obstacle(StrEnum):

@@ -41,6 +41,7 @@ class SeenVm:
 
     held: HeldVm
     is_silent: bool = False
+    is_kept: bool = False
 
     @property
     def name(self) -> str:
@@ -109,11 +110,13 @@ class Change:
 def with_silent(before: Snapshot | None, after: Snapshot) -> Snapshot:
     """The second look, in which VMs that cannot be asked now are as they were at the first.
 
-    That nobody answers is no change of what there is.
+    That nobody answers is no change of what there is. One whose threads are known all the same is
+    as they are.
     """
     vms: list[SeenVm] = []
     for its, vm in _pair(before, after)[0]:
-        vms.append(replace(its, is_silent=True) if vm.is_silent and its else vm)
+        is_kept = vm.is_silent and its is not None and not vm.held.vcpus
+        vms.append(replace(its, is_silent=True, is_kept=True) if is_kept and its else vm)
     return replace(after, vms=vms)
 
 
@@ -134,7 +137,7 @@ def find_changes(before: Snapshot | None, after: Snapshot) -> list[Change]:
 
 def stray(snapshot: Snapshot) -> list[SeenVm]:
     """The VMs of which a vCPU can leave its PMU."""
-    return [vm for vm in snapshot.vms if not vm.is_silent and vm.held.is_stray]
+    return [vm for vm in snapshot.vms if not vm.is_kept and vm.held.is_stray]
 
 
 Pairs = list[tuple[SeenVm | None, SeenVm]]
@@ -199,10 +202,12 @@ def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:
 
 def _vm_changes(before: SeenVm | None, vm: SeenVm) -> Iterator[Change]:
     was_silent = before is not None and before.is_silent
-    if vm.is_silent:
-        if not was_silent:
-            what = "its control socket does not answer: it is not watched until it does"
-            yield _of(vm, ChangeKind.LOST, what)
+    if vm.is_silent and not was_silent:
+        what = "it is not watched until it does"
+        if not vm.is_kept and vm.held.vcpus:
+            what = "until it does no more than its threads is watched"
+        yield _of(vm, ChangeKind.LOST, f"its control socket does not answer: {what}")
+    if vm.is_kept:
         return
     if before and vm.window is not None and vm.window is not before.window:
         was = f", was {before.window}" if before.window else ""

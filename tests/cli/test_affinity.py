@@ -4,10 +4,16 @@
 import errno
 import json
 import os
+import shutil
+import signal
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from pmuctl.cli.main import _stop
+from pmuctl.errors import ExitStatus
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_proc, fake_vmm
@@ -179,11 +185,11 @@ def test_the_last_cpu_of_the_pmu_goes_offline(machine: Machine) -> None:
 
 
 def test_a_thread_that_sleeps_has_no_cpu_left_then(machine: Machine) -> None:
-    """Its mask is as it was, without what is offline; it is moved when it wakes up."""
+    """Its mask is as it was, though all of it is offline; it is moved when it wakes up."""
     running(machine)
     put_online(machine, "0-1")
     rows = checked(machine, status=1)
-    assert [(its["affinity"], its["outside"]) for its in rows] == [([], None)] * 2
+    assert [(its["affinity"], its["outside"]) for its in rows] == [([2, 3], None)] * 2
     assert all("CPUs 2-3 are offline" in its["blocker"] for its in rows)
     fix = "fix: echo 1 >/sys/devices/system/cpu/cpu2/online"
     refused(machine.run("affinity", "align", "web1"), 9, "CPUs 2-3 are offline", fix)
@@ -237,6 +243,14 @@ def test_align_cuts_the_mask_down(machine: Machine) -> None:
     assert masks(machine) == ["2-3", "2"]
     again = machine.run("affinity", "align", "--all")
     assert [line.split()[3] for line in again.lines] == ["unchanged"] * 2
+
+
+def test_a_cpu_that_is_offline_for_a_moment_is_not_pinned_away(machine: Machine) -> None:
+    running(machine)
+    set_masks(machine, "0-3", "0-3")
+    put_online(machine, "0-2")
+    assert machine.run("affinity", "align", "web1").status == 0
+    assert masks(machine) == ["2-3", "2-3"]
 
 
 def test_align_restores_what_pmuctl_had_set(machine: Machine) -> None:
@@ -297,9 +311,152 @@ def test_several_vms(machine: Machine) -> None:
     assert ran.status == 64
     assert "gone" in ran.stderr
     assert masks(machine) == ["2-3", "2-3"]
-    ran = machine.run("affinity", "align", "web1", "gone", "-J")
-    assert (ran.status, len(json.loads(ran.stdout)["results"])) == (4, 2)
+    # what is not there is refused before any is touched
+    set_masks(machine, "0-3", "0-3")
+    assert machine.run("affinity", "align", "web1", "gone").status == 4
+    assert masks(machine) == ["0-3", "0-3"]
     assert machine.run("affinity", "align", "gone", "-k").status == 4
+
+
+@pytest.fixture
+def two(machine: Machine) -> Machine:
+    """web1 is not on its PMU; kt1, of another process, has none."""
+    running(machine)
+    set_masks(machine, "0-3", "0-3")
+    fake_vmm(machine.proc, 6000, ("lkvm", "run", "--name", "kt1"), masks="0-1")
+    for tid in range(6000, 6004):
+        threads_of(machine).masks[tid] = CpuSet.parse("0-1")
+    return machine
+
+
+def one_pmu(machine: Machine) -> None:
+    """Of all its CPUs, so that every VM has it."""
+    for directory in (machine.root / "sys/bus/event_source/devices").iterdir():
+        if directory.name == A53:
+            directory.unlink() if directory.is_symlink() else shutil.rmtree(directory)
+
+
+def test_what_fails_is_told_with_what_was_done_before(two: Machine) -> None:
+    ran = two.run("affinity", "align", "web1", "kt1")
+    assert ran.status == 7, ran
+    assert [line.split()[3] for line in ran.lines] == ["set"] * 2
+    assert "now: nothing was changed of it; aligned before: web1\n" in ran.stderr
+
+
+def test_align_all_goes_on_after_a_failure(two: Machine) -> None:
+    """A VM that sorts before others does not keep them from being aligned."""
+    threads = threads_of(two)
+    fake_vmm(two.proc, 6100, ("lkvm", "run", "--name", "a1", "--pmu"), masks="2-3")
+    one_pmu(two)
+    for tid in range(6100, 6104):
+        threads.masks[tid] = CpuSet.parse("2-3")
+    threads.refuses[6101] = errno.EPERM
+    threads.masks[6101] = CpuSet.parse("0-3")
+    ran = two.run("affinity", "align", "--all")
+    assert ran.status == 64, ran
+    assert "error: a1: vCPU 0: its thread may not be placed" in ran.stderr
+    assert masks(two) == ["2-3", "2-3"]
+
+
+def test_that_a_vm_has_ended_is_no_failure(machine: Machine) -> None:
+    running(machine)
+    set_masks(machine, "0-3", "0-3")
+    threads_of(machine).refuses[1001] = errno.ESRCH
+    ran = machine.run("affinity", "align", "--all")
+    assert ran.status == 0, ran
+    assert ran.stderr == (
+        "web1: left alone, vCPU 0: its thread 1001 is gone\nnothing was aligned\n"
+    )
+    refused(machine.run("affinity", "align", "web1"), 4, "is gone")
+
+
+def test_that_threads_are_not_known_is_a_remark(machine: Machine) -> None:
+    running(machine)
+    (machine.proc / str(os.getpid()) / "task/1002").rmdir()
+    ran = machine.run("affinity", "align", "--all")
+    assert ran.status == 0, ran
+    assert "web1: left alone, which thread of vCPU 1 is to be placed is not known\n" in ran.stderr
+    refused(machine.run("affinity", "align", "web1"), 9, "is not known")
+
+
+def test_what_is_to_be_left_alone_is(machine: Machine) -> None:
+    """By align --all; who names it wants it aligned, and from then on it is again."""
+    running(machine)
+    set_masks(machine, "0-3", "0-3")
+    words = ("vm", "set", "web1", "affinity", "none")
+    assert machine.run(*words, "--dry-run", "-J").status == 0
+    outcomes = [machine.run(*words).stdout.split() for _ in range(2)]
+    assert outcomes == [["web1", "affinity", its, "left", "alone"] for its in ("set", "unchanged")]
+    ran = machine.run("affinity", "align", "--all")
+    assert (ran.status, ran.stdout) == (0, "")
+    assert ran.stderr.startswith("web1: left alone, as affinity none says\n")
+    assert masks(machine) == ["0-3", "0-3"]
+    assert machine.run("affinity", "align", "web1").status == 0
+    assert masks(machine) == ["2-3", "2-3"]
+    set_masks(machine, "0-3", "0-3")
+    assert machine.run("affinity", "align", "--all").status == 0
+    assert masks(machine) == ["2-3", "2-3"]
+
+
+def test_what_cannot_be_recorded_is_a_warning(machine: Machine) -> None:
+    """But for `none` alone, which is nothing but a record."""
+    running(machine)
+    machine.runtime.chmod(0o777)
+    ran = machine.run("affinity", "set", "web1", "3")
+    assert (ran.status, masks(machine)) == (0, ["3", "3"])
+    assert "warning: web1: where its vCPU threads were put could not be recorded" in ran.stderr
+    assert "others may write to it; later on affinity align takes that for a pin" in ran.stderr
+    refused(machine.run("vm", "set", "web1", "affinity", "none"), 9, "could not be recorded")
+    new_vm(machine, "web2")
+    for its in ("none", "auto"):
+        ran = machine.run("vm", "set", "web2", "pmu", A72, "affinity", its)
+        assert ran.status == 0, ran
+        assert "warning: web2: " in ran.stderr
+        assert "could not be recorded" in ran.stderr
+
+
+class Interrupted(KernelThreads):
+    """A signal comes in the middle of a placement."""
+
+    def place(self, tid: int, cpus: CpuSet) -> None:
+        super().place(tid, cpus)
+        if len(self.calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def with_signals() -> Iterator[None]:
+    """Signals as the console script has them."""
+    old = signal.signal(signal.SIGTERM, partial(_stop, ExitStatus.TERMINATED))
+    yield
+    signal.signal(signal.SIGTERM, old)
+
+
+@pytest.mark.usefixtures("with_signals")
+@pytest.mark.parametrize("verb", [("align", "web1"), ("align", "--all"), ("set", "web1", "2-3")])
+def test_a_signal_cuts_no_placement_in_two(machine: Machine, verb: tuple[str, ...]) -> None:
+    """All is done, recorded and told."""
+    running(machine)
+    set_masks(machine, "0-3", "0-3")
+    machine.threads = Interrupted(threads_of(machine).masks)
+    ran = machine.run("affinity", *verb)
+    assert (ran.status, masks(machine)) == (143, ["2-3", "2-3"])
+    steps = [
+        f"web1: sched_setaffinity({tid}, 2-3)  vCPU {n}, was 0-3" for n, tid in enumerate(TIDS)
+    ]
+    assert f"  now: set: {'; '.join(steps)}\n" in ran.stderr
+    set_masks(machine, "0-1", "0-1")
+    assert machine.run("affinity", "align", "web1").status == 0
+
+
+@pytest.mark.usefixtures("with_signals")
+def test_a_signal_in_a_placement_that_fails_tells_so(machine: Machine) -> None:
+    running(machine)
+    machine.threads = Interrupted(threads_of(machine).masks)
+    threads_of(machine).refuses[1002] = errno.EPERM
+    ran = machine.run("affinity", "set", "web1", "3")
+    assert (ran.status, masks(machine)) == (143, ["2-3", "2-3"])
+    assert "now: vCPU 0 put back; nothing else was changed" in ran.stderr
 
 
 # set

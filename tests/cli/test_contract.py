@@ -183,3 +183,33 @@ def test_a_bug_is_one_line_and_a_traceback_with_vv(machine: Machine) -> None:
     assert text.startswith("error: a bug in pmuctl: ZeroDivisionError: boom\n")
     assert "Traceback" not in text
     assert "Traceback" in run("pmu", "list", "-vv")[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_signal_while_it_is_still_starting(
+    number: signal.Signals, status: int, *, is_ignored: bool
+) -> None:
+    """It comes between two imports: that is no traceback, and no other status than later."""
+    code = f"""
+import os, signal, sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "pmuctl.cli.main":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Finder)
+signal.signal({int(number)}, signal.SIG_IGN if {is_ignored} else signal.getsignal({int(number)}))
+from pmuctl.cli.start import run
+run()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code, "pmu", "list", "nothing"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == (4 if is_ignored else status), ran
+    assert "Traceback" not in ran.stderr

@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pmuctl monitor`: what changes, as it happens, on machines that change while it looks."""
 
+import gc
 import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import pytest
 
 from pmuctl.cli.main import main
+from pmuctl.errors import ExitStatus, Stopped
 from pmuctl.host.udev import Ear, Heard, Uevent
 from pmuctl.model.changes import ChangeKind
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
 from tests.cli.test_affinity import put_online
-from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm
+from tests.fakes.peers import mute
+from tests.fakes.vmm import FakeVm, KernelThreads, StallingVm, fake_proc, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.main import run; run()"]
@@ -204,6 +208,15 @@ def test_repair_is_not_misled_by_a_name(host: Machine) -> None:
     ]
 
 
+def test_what_is_to_be_left_alone_is_not_repaired(host: Machine) -> None:
+    fake_proc(host.proc, os.getpid(), tids=(1001, 1002), start=5)
+    assert host.run("vm", "set", "web1", "affinity", "none").status == 0
+    acts = (put(host, 1001, "1-3"), lambda: None)
+    assert told(host, *acts, words=("--repair",)) == [("vcpu-left", "web1", 0)]
+    assert host.run("vm", "set", "web1", "affinity", "auto").status == 0
+    assert ("repaired", "web1", 0) in told(host, *acts, words=("--repair",))
+
+
 def test_without_repair_nothing_is_changed(host: Machine) -> None:
     assert told(host, put(host, 1001, "1-3")) == [("vcpu-left", "web1", 0)]
     assert isinstance(host.threads, KernelThreads)
@@ -220,7 +233,7 @@ def test_a_failed_repair_is_told_once_and_tried_again(host: Machine) -> None:
         lambda: put_online(host, "0-3"),
         lambda: None,
     )
-    ran = monitor(host, "--repair", "--format", "jsonl", ear=Script(*acts))
+    ran = monitor(host, "--repair", "--format", "jsonl", ear=Script(*acts), timeout="1")
     seen = events(ran)
     failed = [its for its in seen if its["event"] == "repair-failed"]
     assert failed
@@ -262,16 +275,68 @@ def test_an_ear_that_closes_is_told(host: Machine) -> None:
     assert "cannot be heard any more" in lost["what"]
 
 
-def test_a_socket_that_falls_silent_is_told(host: Machine) -> None:
-    with socket.socket(socket.AF_UNIX) as mute:
+def stalling(host: Machine) -> StallingVm:
+    """A VM that runs on CPUs 2-3, and can fall silent."""
+    vm = StallingVm("web2")
+    fake_proc(host.proc, os.getpid(), tids=(1001, 1002), start=5)
+    host.start(vm)
+    assert host.run("vm", "set", "web2", "pmu", A72).status == 0
+    assert host.run("vm", "release", "web2").status == 0
+    vm.initialise()
+    vm.run()
+    return vm
 
-        def stop() -> None:
-            host.servers["web1"].__exit__(None, None, None)
-            mute.bind(str(host.runtime / "web1.sock"))
-            mute.listen()
 
-        seen = told(host, stop, words=("--deadline", "0.2"))
-    assert seen == [("lost", "web1", None)]
+def test_a_vm_that_falls_silent_is_told_and_its_threads_are_watched_on(host: Machine) -> None:
+    """Its PMU does not change any more; masks are there to be seen, whether it answers or not."""
+    vm = stalling(host)
+    stray = Script(vm.goes_on.clear, *[lambda: time.sleep(0.1)] * 5, put(host, 1001, "1-3"))
+    words = ("web2", "--repair", "--deadline", "0.2", "--format", "jsonl")
+    seen = events(monitor(host, *words, ear=stray, timeout="2"))
+    vm.goes_on.set()
+    assert [its["event"] for its in seen] == ["lost", "vcpu-left", "repaired", "vcpu-returned"]
+    assert "does not answer: until it does no more than its threads is watched" in seen[0]["what"]
+    assert seen[2]["what"] == "vCPU 0 (thread 1001) put on CPUs 2-3, was 1-3"
+
+
+def test_it_does_not_fill_the_memory(host: Machine) -> None:
+    """Errors of a look hold its frames in circles: only the collector frees them."""
+    path = host.runtime / "dead.sock"
+    with mute(path):  # nobody listens any more
+        pass
+
+    def end() -> None:
+        raise Stopped(ExitStatus.TERMINATED)
+
+    def frames() -> int:
+        return sum(isinstance(its, FrameType | TracebackType) for its in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = frames()
+        monitor(host, "-q", ear=Script(*[lambda: None] * 300, end), timeout="100")
+        grown = frames() - before
+    finally:
+        gc.enable()
+    assert grown < 1500
+
+
+def test_mute_sockets_hold_up_nothing(host: Machine) -> None:
+    """The time that is named is kept, and a vCPU that leaves is told within a look or two."""
+    left: list[float] = []
+
+    def leave() -> None:
+        left.append(time.time())
+        put(host, 1001, "0-3")()
+
+    stray = Script(*[lambda: None] * 5, leave)
+    began = time.monotonic()
+    with mute(*(host.runtime / f"a{n}.sock" for n in range(100))):
+        ran = monitor(host, "--format", "jsonl", "--deadline", "30", ear=stray, timeout="3")
+    assert time.monotonic() - began < 5
+    (its,) = [its for its in events(ran) if its["event"] == "vcpu-left"]
+    assert datetime.fromisoformat(its["time"]).timestamp() - left[0] < 1
 
 
 def test_a_vm_goes_on_without_its_socket(host: Machine) -> None:

@@ -158,3 +158,15 @@ def bad_server(path: Path, script: Callable[[RawClient], None]) -> Iterator[None
                 listener.shutdown(socket.SHUT_RDWR)
             thread.join(PATIENCE)
             assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def mute(*paths: Path) -> Iterator[None]:
+    """Sockets at which somebody listens and says nothing."""
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            its = stack.enter_context(socket.socket(socket.AF_UNIX))
+            its.bind(str(path))
+            its.listen()
+        yield

@@ -4,6 +4,7 @@
 import errno
 import os
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ class KernelThreads(FakeThreads):
     def affinity(self, tid: int) -> CpuSet:
         if tid not in self.masks:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        return self.masks[tid] & self.online
+        return self.masks[tid]
 
     def place(self, tid: int, cpus: CpuSet) -> None:
         self.affinity(tid)
@@ -158,6 +159,19 @@ class FakeVm:
             error, self.vpmu = run(self.vpmu, n)
             assert error == 0
             self.ran[n] = True
+
+
+class StallingVm(FakeVm):
+    """One that answers nothing while `goes_on` is not set."""
+
+    def __init__(self, name: str = "web1") -> None:
+        super().__init__(name)
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+
+    def vcpus(self) -> Sequence[VcpuStatus]:
+        self.goes_on.wait()
+        return super().vcpus()
 
 
 class SupervisedVm(FakeVm):

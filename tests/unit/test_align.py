@@ -25,6 +25,19 @@ def test_where_they_do_not_meet_what_pmuctl_recorded_holds() -> None:
     assert aligned_mask(cpus("0-1"), cpus("2-3"), cpus("1-2")) == cpus("2")
 
 
+def test_a_cpu_that_is_offline_stays_in_the_mask() -> None:
+    """Recorded ones count where it is the only one: the thread could run nowhere."""
+
+    def with_3_offline(now: str, recorded: str | None = None) -> CpuSet | None:
+        known = None if recorded is None else cpus(recorded)
+        return aligned_mask(cpus(now), cpus("2-3"), known, online=cpus("0-2"))
+
+    assert with_3_offline("0-3") == cpus("2-3")
+    assert with_3_offline("0,3", "2-3") == cpus("2-3")
+    assert with_3_offline("0,3", "3") == cpus("3")
+    assert with_3_offline("0,3") == cpus("3")
+
+
 def test_a_pin_that_pmuctl_does_not_know_is_left_alone() -> None:
     assert aligned_mask(cpus("0-1"), cpus("2-3")) is None
     assert aligned_mask(cpus("0-1"), cpus("2-3"), cpus("0")) is None

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.control.registry import (
+    SOCKETS_MAX,
     SUN_PATH_MAX,
     claim,
     file_name,
@@ -143,7 +144,7 @@ def test_only_sockets_with_a_vms_name_are_found(place: Path) -> None:
     (place / "link.sock").symlink_to(place / "web1.sock")
     (place / "dangling.sock").symlink_to(place / "nothing")
     (place / "loop.sock").symlink_to(place / "loop.sock")
-    found = scan_sockets({"PMUCTL_RUNTIME_DIR": str(place)}, ME)
+    found = scan_sockets({"PMUCTL_RUNTIME_DIR": str(place)}, ME).entries
     assert sorted((its.name, its.path, its.owner) for its in found) == [
         ("Z_9.x-", place / "Z_9.x-.sock", None),
         ("web1", place / "web1.sock", None),
@@ -160,7 +161,7 @@ def test_a_runtime_directory_that_is_none_holds_nothing(place: Path, kind: str) 
             os.mkfifo(path)
         case "loop":
             path.symlink_to(path)
-    assert scan_sockets({"PMUCTL_RUNTIME_DIR": str(path)}, ME) == []
+    assert scan_sockets({"PMUCTL_RUNTIME_DIR": str(path)}, ME).entries == []
 
 
 @as_root
@@ -171,7 +172,7 @@ def test_root_looks_into_the_directories_of_users_too(place: Path) -> None:
         directory = users / str(uid) / "pmuctl"
         leave_socket(directory / "web1.sock", uid=uid)
         os.chown(directory, uid, uid)
-    found = scan_sockets({}, 0, run=run, users=users)
+    found = scan_sockets({}, 0, run=run, users=users).entries
     assert {(its.name, its.owner) for its in found} == {
         ("web1", None),
         ("web1", 1000),
@@ -194,7 +195,23 @@ def test_a_directory_in_another_users_name_is_not_looked_into(place: Path) -> No
     os.chown(users / "1003" / "pmuctl", 1003, 1003)
     for name in ("x", "-1", "²", "٣", "01001", "1001 ", "99999999999"):
         shutil.copytree(users / "1003", users / name)
-    assert [its.owner for its in scan_sockets({}, 0, run=place / "run", users=users)] == [1001]
+    found = scan_sockets({}, 0, run=place / "run", users=users)
+    assert [its.owner for its in found.entries] == [1001]
+
+
+@as_root
+def test_of_another_user_no_more_than_so_many_are_asked(place: Path) -> None:
+    run, users = place / "run", place / "user"
+    many = SOCKETS_MAX + 3
+    for n in range(many):
+        leave_socket(users / "1001/pmuctl" / f"w{n}.sock", uid=1001)
+    os.chown(users / "1001/pmuctl", 1001, 1001)
+    leave_socket(run / "web1.sock")
+    found = scan_sockets({}, 0, run=run, users=users)
+    assert (len(found.entries), found.left_out) == (SOCKETS_MAX + 1, 3)
+    own = {"XDG_RUNTIME_DIR": str(users / "1001")}
+    found = scan_sockets(own, 1001, run=run, users=users)
+    assert (len(found.entries), found.left_out) == (many + 1, 0)
 
 
 def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
@@ -204,7 +221,7 @@ def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
     leave_socket(users / "1" / "pmuctl" / "web3.sock")
     uid = ME or 1000
     os.chown(own / "pmuctl", uid, -1)
-    found = scan_sockets({"XDG_RUNTIME_DIR": str(own)}, uid, run=run, users=users)
+    found = scan_sockets({"XDG_RUNTIME_DIR": str(own)}, uid, run=run, users=users).entries
     assert [(its.name, its.owner) for its in found] == [("web1", None), ("web2", uid)]
 
 

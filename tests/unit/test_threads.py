@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of threads are asked for only where the ids in /proc are those the kernel takes."""
+"""Masks of threads are what /proc tells, where its ids are those the kernel takes."""
 
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ AS_ROOT = () if os.geteuid() == 0 else ("--map-root-user",)
 CPUS = CpuSet.of([0])
 
 
+def test_a_mask_keeps_what_is_offline(tmp_path: Path) -> None:
+    folder = tmp_path / "7/task/7"
+    folder.mkdir(parents=True)
+    (folder / "status").write_text("Name:\tvmm\nCpus_allowed_list:\t0-3,8\n")
+    (tmp_path / "self").symlink_to(str(os.getpid()))
+    assert Threads(str(tmp_path)).affinity(7) == CpuSet.parse("0-3,8")
+
+
 def test_ids_of_another_pid_namespace_are_refused(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("1")
     threads = Threads(str(tmp_path))
@@ -25,7 +34,7 @@ def test_ids_of_another_pid_namespace_are_refused(tmp_path: Path) -> None:
             ask()
         assert "another pid namespace" in str(caught.value.why)
     assert os.sched_getaffinity(0) == before
-    assert Threads().affinity(os.getpid()).cpus == before
+    assert Threads().affinity(os.getpid()).cpus >= before
 
 
 def inside(*options: str, code: str) -> str:
@@ -51,3 +60,27 @@ def test_a_proc_of_outside_is_noticed() -> None:
 def test_what_is_outside_of_a_pid_namespace_is_hidden() -> None:
     code = "from pmuctl.host.procs import Procfs\nprint(Procfs().scan_kvm().is_partial)"
     assert inside("--mount-proc", code=code) == "True\n"
+
+
+def test_it_is_what_the_kernel_tells_of_a_thread() -> None:
+    """Of one that leads no process, too."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        mask = Threads().affinity(thread.native_id)
+        assert os.sched_getaffinity(thread.native_id) <= set(mask)
+        Threads().place(thread.native_id, mask)
+        assert Threads().affinity(thread.native_id) == mask
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("tid", [0, -1, 4194305])
+def test_where_there_is_no_thread(tid: int) -> None:
+    with pytest.raises(ProcessLookupError):
+        Threads().affinity(tid)
+    with pytest.raises(ProcessLookupError):
+        Threads().place(tid, CpuSet.parse("0"))

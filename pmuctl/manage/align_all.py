@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Aligning several VMs: those that were named, or all there are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from pmuctl.errors import NOTHING_CHANGED, GoneError, PmuctlError, Stopped, UnknownThreadsError
+from pmuctl.manage.affinity import align_vm
+from pmuctl.manage.held import recorded
+from pmuctl.manage.naming import look
+from pmuctl.manage.pinning import PlacedVm, stopped_after
+from pmuctl.manage.several import Several, each
+from pmuctl.manage.site import Site
+from pmuctl.manage.stock import Stock
+from pmuctl.model.ref import VmRef
+from pmuctl.model.truth import chosen_pmu
+from pmuctl.model.vm import Vm
+
+
+@dataclass(slots=True)
+class Aligned:
+    """What came of each VM, why others were left alone, and what is to be warned of."""
+
+    vms: Several[PlacedVm]
+    left: list[str] = field(default_factory=list)
+    warnings: list[PmuctlError] = field(default_factory=list)
+
+
+def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
+    """Align every VM whose PMU is known, whatever becomes of another one.
+
+    Those that are to be left alone are, one that has ended meanwhile is no failure, and neither
+    is one whose threads nobody knows: some VM always starts or ends.
+    """
+    left: list[str] = []
+    warnings: list[PmuctlError] = []
+    targets: list[Vm] = []
+    for vm in vms:
+        chosen = chosen_pmu(vm, site.ground)
+        if not vm.vcpus:
+            warnings += [vm.problem] if vm.problem is not None else []
+        elif chosen.only_cpus is not None and recorded(vm, site).is_left_alone:
+            left.append(f"{vm.name}: left alone, as affinity none says")
+        elif chosen.only_cpus is not None:
+            targets.append(vm)
+        elif chosen.names:
+            left.append(f"{vm.name}: left alone, for it is not known which PMU it has")
+
+    done = _align(targets, site, keep_going=True, dry_run=dry_run)
+    real: list[PmuctlError] = []
+    for error in done.failed:
+        if isinstance(error, GoneError | UnknownThreadsError):
+            left.append(f"{error.subject}: left alone, {error.message}")
+        else:
+            real.append(error)
+    its = replace(done, failed=tuple(real))
+    return Aligned(its, left, [*warnings, *_warnings(its)])
+
+
+def align_named(
+    refs: Sequence[VmRef], stock: Stock, site: Site, *, keep_going: bool, dry_run: bool
+) -> Aligned:
+    """Align the VMs that are named, one after the other.
+
+    Without `keep_going` none is touched where one of them is not found; raises what `look`
+    raises. What fails later is told with what was done before it.
+    """
+    found = each(refs, partial(look, stock, strictly=True), keep_going=keep_going)
+    found.check()
+    done = _align(found.done, site, keep_going=keep_going, dry_run=dry_run)
+    its = replace(done, failed=found.failed + done.failed)
+    return Aligned(its, warnings=_warnings(its))
+
+
+def _align(vms: Sequence[Vm], site: Site, *, keep_going: bool, dry_run: bool) -> Several[PlacedVm]:
+    done: list[PlacedVm] = []
+
+    def align(vm: Vm) -> PlacedVm:
+        try:
+            done.append(align_vm(vm, site, dry_run=dry_run))
+        except PmuctlError as error:
+            before = [its.vm.name for its in done if its.steps and not dry_run]
+            if before and error.now == NOTHING_CHANGED:
+                error.now = f"{NOTHING_CHANGED} of it; aligned before: {', '.join(before)}"
+            raise
+        except Stopped as stop:
+            _tell_of(stop, done if not dry_run else ())
+            raise
+        return done[-1]
+
+    return each(vms, align, keep_going=keep_going)
+
+
+def _tell_of(stop: Stopped, done: Sequence[PlacedVm]) -> None:
+    """Add to what a signal leaves what was done before it."""
+    before = stopped_after(done)
+    if stop.lost is None or before is None:
+        stop.lost = stop.lost or before
+    else:
+        stop.lost.now = "; ".join(filter(None, (before.now, stop.lost.now)))
+
+
+def _warnings(done: Several[PlacedVm]) -> list[PmuctlError]:
+    return [problem for its in done.done for problem in its.warnings]

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking many control sockets, of whomever they are, in a time that none of them can lengthen."""
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from pmuctl.control.registry import Entry
+from pmuctl.errors import UnreachableError
+from pmuctl.manage.found import ASKED_AT_ONCE
+from pmuctl.manage.reach import Reach, silent_vm, try_read
+from pmuctl.model.vm import Vm, VmState
+
+REST_SECONDS = 60.0
+"""The longest pause after which a socket that stays mute is asked again by one who watches it."""
+
+Key = tuple[Path, int, int]
+"""A socket's path, and its inode and time: where another one is made it is asked at once."""
+
+
+def ask_all(reach: Reach, entries: Sequence[Entry]) -> list[Vm]:
+    """What each of these sockets says, in their order; all of them take one deadline together.
+
+    They are asked side by side: one's own and root's first, then those of each other user in
+    turn, so that no user's mute sockets are in the way of the others'. What is not reached before
+    the deadline is silent.
+    """
+    asked = _ask(reach, entries)
+    pairs = zip(entries, asked, strict=True)
+    return [vm or silent_vm(reach, entry, _not_reached(reach)) for entry, vm in pairs]
+
+
+def _ask(reach: Reach, entries: Sequence[Entry]) -> list[Vm | None]:
+    """The same; None is what was not reached."""
+    until = time.monotonic() + reach.deadline
+
+    def ask(entry: Entry) -> Vm | None:
+        left = until - time.monotonic()
+        return try_read(replace(reach, deadline=left), entry) if left > 0 else None
+
+    if not entries:
+        return []
+    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+    try:
+        answers = {entry.path: pool.submit(ask, entry) for entry in _in_turn(entries, reach.uid)}
+        return [answers[entry.path].result() for entry in entries]
+    finally:
+        # whoever is stopped by a signal does not wait for the silent ones
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_turn(entries: Sequence[Entry], uid: int) -> Iterable[Entry]:
+    own = [entry for entry in entries if entry.owner in (None, uid)]
+    others: dict[int | None, list[Entry]] = {}
+    for entry in entries:
+        if entry.owner not in (None, uid):
+            others.setdefault(entry.owner, []).append(entry)
+    turns = chain.from_iterable(zip_longest(*others.values()))
+    return [*own, *(entry for entry in turns if entry is not None)]
+
+
+def _not_reached(reach: Reach) -> UnreachableError:
+    return UnreachableError(
+        "its control socket was not asked",
+        why=f"others that do not answer took all of {reach.deadline:g} s",
+        fix="--deadline SEC waits longer",
+    )
+
+
+@dataclass(slots=True)
+class _Slow:
+    """A socket that no look waits for, and what it said last, or that it said nothing.
+
+    `is_mute` tells that it was given the whole deadline, and did not answer.
+    """
+
+    vm: Vm
+    answer: Future[tuple[Vm, float]] | None = None
+    due: float = 0.0
+    pause: float = 0.0
+    is_mute: bool = False
+
+
+class Asker:
+    """Asks the control sockets of a host at every look, and lets none of them hold up a look.
+
+    One that does not answer within a look is asked apart from it, with the whole `deadline`, and
+    the more rarely the longer it stays mute. Until it answers what it said last is what it is:
+    its process and threads are still there to be seen.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+        self._slow: dict[Key, _Slow] = {}
+        self._said: dict[Key, Vm] = {}
+        self.pending: frozenset[str] = frozenset()
+        """The sockets of which it is not known yet whether they answer at all."""
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def ask(self, reach: Reach, entries: Sequence[Entry]) -> list[Vm]:
+        """What each of these sockets says, in their order, in `reach.deadline`; see `ask_all`."""
+        keys = {entry.path: _key(entry) for entry in entries}
+        present = set(keys.values())
+        self._slow = {key: its for key, its in self._slow.items() if key in present}
+        self._said = {key: its for key, its in self._said.items() if key in present}
+        prompt = [entry for entry in entries if keys[entry.path] not in self._slow]
+        # who has answered before first: new ones may be mute
+        prompt.sort(key=lambda entry: keys[entry.path] not in self._said)
+        found: dict[Path, Vm] = {}
+        pending: set[str] = set()
+        for entry, vm in zip(prompt, _ask(reach, prompt), strict=True):
+            key = keys[entry.path]
+            if vm is None:  # it is not its fault: at the next look it is asked again
+                pending.add(str(entry.path))
+                found[entry.path] = self._last(reach, key) or silent_vm(
+                    reach, entry, _not_reached(reach)
+                )
+            elif vm.state is VmState.SILENT:
+                self._slow[key] = _Slow(vm)
+            else:
+                self._note(key, vm)
+                found[entry.path] = vm
+        for entry in entries:
+            if (slow := self._slow.get(key := keys[entry.path])) is not None:
+                found[entry.path] = self._tend(reach, entry, key, slow)
+                if slow.vm.state is VmState.SILENT and not slow.is_mute:
+                    pending.add(str(entry.path))
+        self.pending = frozenset(pending)
+        return [found[entry.path] for entry in entries]
+
+    def _tend(self, reach: Reach, entry: Entry, key: Key, slow: _Slow) -> Vm:
+        """Take its answer, if there is one, and ask it again once that is due."""
+        now = time.monotonic()
+        if slow.answer is not None and slow.answer.done():
+            slow.vm, took = slow.answer.result()
+            slow.answer = None
+            slow.is_mute = slow.vm.state is VmState.SILENT
+            if slow.is_mute:
+                slow.pause = min(max(2 * slow.pause, self._deadline), REST_SECONDS)
+            else:
+                slow.pause = 0.0
+                self._note(key, slow.vm)
+                if took < reach.deadline:  # the next look waits for it again
+                    del self._slow[key]
+                    return slow.vm
+            slow.due = now + slow.pause
+        if slow.answer is None and now >= slow.due:
+            patient = replace(reach, deadline=self._deadline)
+            slow.answer = self._pool.submit(_timed, patient, entry)
+        if slow.vm.state is not VmState.SILENT:
+            return slow.vm
+        last = self._last(reach, key)
+        if last is None:
+            return slow.vm
+        if not slow.is_mute:
+            return last
+        return replace(last, state=VmState.SILENT, problem=slow.vm.problem)
+
+    def _note(self, key: Key, vm: Vm) -> None:
+        self._said.pop(key, None)
+        if vm.state not in (VmState.DEAD, VmState.DENIED):
+            self._said[key] = vm
+
+    def _last(self, reach: Reach, key: Key) -> Vm | None:
+        """What it said last, as long as the process goes on that said it."""
+        vm = self._said.get(key)
+        if vm is None or vm.process is None:
+            return None
+        return vm if reach.procs.is_there(vm.process) else None
+
+
+def _timed(reach: Reach, entry: Entry) -> tuple[Vm, float]:
+    began = time.monotonic()
+    return try_read(reach, entry), time.monotonic() - began
+
+
+def _key(entry: Entry) -> Key:
+    try:
+        its = entry.path.lstat()
+    except OSError:
+        return entry.path, 0, 0
+    return entry.path, its.st_ino, its.st_mtime_ns

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placing vCPU threads so that it lasts: recorded, not cut in two by a signal, and told."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pmuctl.control.placings import write_placings
+from pmuctl.errors import PmuctlError, RefusedError, Stopped
+from pmuctl.host.stops import uninterrupted
+from pmuctl.manage.blocker import cpuset_words
+from pmuctl.manage.placing import Crew, Placed, place_threads
+from pmuctl.manage.site import Site
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.ref import VmId
+from pmuctl.model.vm import Vm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedVm:
+    """What became of the vCPU threads of a VM, and what is to be warned of.
+
+    That is what the kernel left out of the masks, and that they could not be recorded.
+    """
+
+    vm: Vm
+    placed: tuple[Placed, ...]
+    warnings: tuple[PmuctlError, ...] = ()
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What was done, or would be, in the kernel's words."""
+        return tuple(its.words() for its in self.placed if its.outcome != "unchanged")
+
+
+def place_and_record(
+    crew: Crew, wanted: Mapping[int, CpuSet], host: Site, *, all_of_them: bool, dry_run: bool
+) -> PlacedVm:
+    """Put each vCPU's thread on the CPUs that are wanted, and record it: all, or nothing.
+
+    Recorded is what was set, or with `all_of_them` also what was so already. A signal that ends
+    pmuctl waits for that, and then says what was done. Raises what `place_threads` does.
+    """
+    placed: list[Placed] = []
+    warnings: list[PmuctlError] = []
+    try:
+        with uninterrupted():
+            placed += place_threads(crew, wanted, host, dry_run=dry_run)
+            its = [one for one in placed if all_of_them or one.outcome == "set"]
+            if not dry_run:
+                warnings += _record(crew, {one.tid: one.wanted for one in its}, host)
+    except Stopped as stop:
+        done = PlacedVm(vm=crew.vm, placed=tuple(placed))
+        stop.lost = stop.lost or (stopped_after([done]) if not dry_run else None)
+        raise
+    warnings += reductions(placed, crew.pid, host)
+    return PlacedVm(vm=crew.vm, placed=tuple(placed), warnings=tuple(warnings))
+
+
+def stopped_after(done: Sequence[PlacedVm]) -> PmuctlError | None:
+    """What a signal leaves to be told; None where nothing was changed."""
+    steps = [f"{its.vm.name}: {step}" for its in done for step in its.steps]
+    if not steps:
+        return None
+    return RefusedError("stopped once vCPU threads were placed", now=f"set: {'; '.join(steps)}")
+
+
+def _record(crew: Crew, placed: Mapping[int, CpuSet], host: Site) -> Iterator[PmuctlError]:
+    vm = crew.vm
+    its = vm.id or VmId(crew.process)
+    try:
+        write_placings(host.environ, host.uid, its, placed, host.procs, owner=vm.owner)
+    except RefusedError as error:
+        error.subject = vm.name
+        yield error
+
+
+def reductions(placed: Sequence[Placed], pid: int, host: Site) -> Iterator[RefusedError]:
+    """What the kernel left out of the CPUs that were wanted, each with who took it."""
+    host.cpusets.forget()
+    for its in placed:
+        missing = its.wanted - its.cpus
+        if host.online is not None:
+            missing &= host.online
+        if not missing or its.outcome == "planned":
+            continue
+        cpuset = host.cpusets.read(pid, its.tid)
+        by = "the kernel left them out"
+        if cpuset is not None and not missing <= cpuset.cpus:
+            by = f"{cpuset_words(cpuset)} allows only {cpuset.cpus}"
+        yield RefusedError(
+            f"vCPU {its.vcpu} was put on {its.cpus} only",
+            subject=its.vm,
+            why=f"wanted were {its.wanted}; {by}",
+        )
