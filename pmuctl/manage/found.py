@@ -14,7 +14,7 @@ from pmuctl.host.procs import KvmHolder, Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
-from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name
+from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name, vm_uuid
 
 ASKED_AT_ONCE = 32
 MONITORS_MAX = 4
@@ -251,7 +251,7 @@ def _vm(
         name=identity.name or vm_name(monitor.name) or f"pid/{pid}",
         socket=None,
         state=state,
-        uuid=identity.uuid or monitor.uuid,
+        uuid=identity.uuid or vm_uuid(monitor.uuid),
         vmm=identity.kind,
         id=VmId(process.holder.process, fd),
         owner=procs.uid(pid),
