@@ -141,7 +141,7 @@ def vm_set(
             elif request.affinity == NONE and not dry_run:
                 forget(its, site)
     if request.affinity == NONE and not request.is_affinity_only:
-        env.warn(unkept(vm))
+        env.warn(unkept(its))
     if dry_run and env.format is Format.TABLE:
         steps = done.steps or ("nothing to do: all of it holds already",)
         env.write_lines([f"{done.vm}: {step}" for step in steps])

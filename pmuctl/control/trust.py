@@ -121,7 +121,7 @@ def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: 
             subject=_subject(entry),
             why=f"process {pid} has no VM open: not yet, or no more",
             now=NOTHING_CHANGED,
-            fix=command("vm", "wait", _subject(entry), "--for", "open"),
+            fix=command("vm", "wait", _address(entry, pid), "--for", "open"),
         )
     if has_vm is None and strictly:
         raise _unchecked(entry, pid)
@@ -130,6 +130,11 @@ def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: 
 
 def _subject(entry: Entry) -> str:
     return entry.name or str(entry.path)
+
+
+def _address(entry: Entry, pid: int) -> str:
+    """What means the VM of a process for sure: a user can take any name in a directory of his."""
+    return entry.name if entry.name and entry.owner is None else f"pid/{pid}"
 
 
 def _without_vm(entry: Entry, why: str) -> NoVmError:

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from shlex import quote
 
@@ -85,9 +86,10 @@ def connected(
             its = orphan(found, reach.procs) if is_dead(error) else None
             if its is None:
                 raise
-            vm = its
+            vm = replace(its, is_own=reach.is_own(found))
         else:
-            vm = with_record(read_vm(client, strictly=strictly), found, reach.procs)
+            vm = read_vm(client, strictly=strictly, is_own=reach.is_own(found))
+            vm = with_record(vm, found, reach.procs)
         vm = stock.whole(vm)
         _check(stock, ref, found, vm)
         yield client, vm

@@ -516,17 +516,19 @@ def test_a_name_that_looks_like_another_vm_is_not_shown(machine: Machine) -> Non
         ("doctor", "pid/6000", "-J"),
     ],
 )
-def test_a_command_to_paste_quotes_a_name(machine: Machine, words: tuple[str, ...]) -> None:
-    name = "db1;touch $(id -u)"
-    with_vmm(machine, 6000, QEMU, "-name", name)
-    ran = machine.run(*words)
-    if "-J" in words:
-        fixes = [its["fix"] for its in json.loads(ran.stdout)["findings"]]
-    else:
-        fixes = [its[7:] for its in ran.stderr.splitlines() if its.startswith("  fix: ")]
-    commands = [shlex.split(its) for its in fixes if its and "pmuctl" in its]
-    assert commands, ran
-    assert all(name in its for its in commands), ran
+def test_a_command_to_paste_means_the_one_process(
+    machine: Machine, words: tuple[str, ...]
+) -> None:
+    for name in ("web1", "--all", "db1;touch $(id -u)"):
+        with_vmm(machine, 6000, QEMU, "-name", name)
+        ran = machine.run(*words)
+        if "-J" in words:
+            fixes = [its["fix"] for its in json.loads(ran.stdout)["findings"]]
+        else:
+            fixes = [its[7:] for its in ran.stderr.splitlines() if its.startswith("  fix: ")]
+        commands = [shlex.split(its) for its in fixes if its and "pmuctl" in its]
+        assert commands, ran
+        assert all("pid/6000" in its and name not in its for its in commands), ran
 
 
 # Who may not look

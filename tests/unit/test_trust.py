@@ -132,6 +132,10 @@ def test_before_it_has_a_vm_it_is_asked_and_not_changed(procs: Procfs) -> None:
     with pytest.raises(NoVmError, match="not there to be changed") as caught:
         ask(procs)
     assert caught.value.fix == "pmuctl vm wait web1 --for open"
+    theirs = Entry(name="web1", path=Path("/run/user/1000/pmuctl/web1.sock"), owner=USER)
+    with pytest.raises(NoVmError) as caught:
+        believe(theirs, Peer(SERVER, USER, USER, 50), VMM, procs, strictly=True)
+    assert caught.value.fix == f"pmuctl vm wait pid/{VMM} --for open"
 
 
 def test_a_peer_without_a_vm_that_names_itself_is_not_believed(procs: Procfs) -> None:
