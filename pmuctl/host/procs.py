@@ -32,7 +32,7 @@ PF_KTHREAD = 0x00200000
 _VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
 _ID = re.compile(r"[1-9][0-9]{0,9}")
-_UIDS = re.compile(rb"^Uid:\t[0-9]+\t([0-9]{1,10})\t", re.MULTILINE)
+_UIDS = re.compile(rb"^Uid:\t([0-9]{1,10})\t\1\t\1\t", re.MULTILINE)
 _BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
 _CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
 
@@ -267,7 +267,11 @@ class Procfs:
         return int(value) if value.isdigit() else None
 
     def uid(self, pid: int) -> int | None:
-        """The effective user of a process (proc_pid_status(5)); None where it cannot be told."""
+        """The real, effective and saved user of a process (proc_pid_status(5)).
+
+        None where they are not the same, for whoever starts a setuid program has its command line
+        and its descriptors in his hands; and where it cannot be told.
+        """
         try:
             status = self._read(f"{pid}/status")
         except OSError:

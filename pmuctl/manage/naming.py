@@ -44,8 +44,10 @@ def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:
     """
     found = _find(stock, ref, strictly=strictly)
     if isinstance(found, Vm):
-        if strictly and _is_strangers(ref, found.owner, stock.reach.uid):
-            whose = f"process {found.pid} is uid {found.owner}'s"
+        is_own = found.owner == stock.reach.uid
+        if strictly and not is_own and not isinstance(ref, ByPid):
+            owner = "several users" if found.owner is None else f"uid {found.owner}"
+            whose = f"process {found.pid} is {owner}'s"
             raise _strangers(ref, whose, f"pid/{found.pid}")
         return found
     vm = stock.ask(found, strictly=strictly)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
+from tests.fakes.peers import GREETING, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -156,6 +157,19 @@ def test_another_users_vm_takes_nobodys_name(machine: Machine) -> None:
     with_vmm(machine, 6001, QEMU, "-name", "db1", uid=1234)
     with_vmm(machine, 6002, QEMU, "-name", "db1", uid=0)
     assert shown(machine, "db1")["pid"] == 6002
+
+
+def test_a_setuid_programs_vm_is_nobodys(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "web1")
+    (machine.proc / "6000/status").write_text("Uid:\t1001\t0\t0\t0\n")
+    assert listed(machine)[0]["owner"] is None
+    ran = machine.run("affinity", "set", "web1", "1")
+    assert (ran.status, "process 6000 is several users'" in ran.stderr) == (2, True)
+    assert machine.run("affinity", "set", "pid/6000", "1").status == 0
+    # it stands in the way of no other of this name
+    with_vmm(machine, 6001, QEMU, "-name", "web1")
+    assert machine.run("affinity", "set", "web1", "1", "-J").status == 0
+    assert shown(machine, "web1")["pid"] == 6001
 
 
 def test_what_is_not_found_is_told_with_what_is(host: Machine) -> None:
@@ -339,7 +353,13 @@ def with_monitors(machine: Machine, paths: list[Path]) -> Reach:
     """A QEMU, this very process, with these monitors of its own."""
     words = [word for path in paths for word in ("-qmp", f"unix:{path},server=on")]
     with_vmm(machine, os.getpid(), QEMU, *words, uid=os.geteuid())
-    (machine.proc / str(os.getpid()) / "root").symlink_to("/")
+    its = machine.proc / str(os.getpid())
+    (its / "root").symlink_to("/")
+    (its / "net").symlink_to("/proc/self/net")
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing
+            if (link := os.readlink(f"/proc/self/fd/{fd}")).startswith("socket:"):
+                (its / "fd" / f"1000{fd}").symlink_to(link)
     return reach_of(machine.env(io.StringIO(), io.StringIO()))
 
 
@@ -371,9 +391,12 @@ def test_no_more_than_four_monitors_of_a_process_are_tried(
 def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> None:
     words = [word for n in range(4) for word in ("-qmp", f"unix:/q{n},server=on")]
     table = "Num RefCount Protocol Flags Type St Inode Path\n"
-    table += "".join(f"0: 00000002 00000000 00000000 0001 03 1 /q{n}\n" for n in range(4))
+    for n in range(4):
+        table += f"0: 00000002 00000000 00010000 0001 01 7 /q{n}\n"
+        table += f"0: 00000002 00000000 00000000 0001 03 1 /q{n}\n"
     for pid in range(6000, 9000, 12):
         with_vmm(machine, pid, QEMU, *words, vcpus={0: "0-3"})
+        (machine.proc / str(pid) / "fd/70").symlink_to("socket:[7]")
         # somebody is connected to each: that costs a tenth of a second
         (machine.proc / str(pid) / "net").mkdir()
         (machine.proc / str(pid) / "net/unix").write_text(table)
@@ -384,6 +407,25 @@ def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> Non
     # who looks again goes on where it stopped
     take_stock(reach)
     assert first < len(reach.answers) <= 250
+
+
+def test_a_monitors_words_are_checked_as_those_of_a_command_line(
+    machine: Machine, tmp_path: Path
+) -> None:
+    def script(client: RawClient) -> None:
+        client.send(GREETING)
+        says = {"query-name": {"name": "pid/6000"}, "query-uuid": {"UUID": "x\x1b[31m"}}
+        while True:
+            request = client.read()
+            answer = {"return": says.get(request["execute"], {}), "id": request.get("id")}
+            client.send(json.dumps(answer).encode())
+
+    with_vmm(machine, 6000, QEMU, "-name", "web1")
+    with bad_server(tmp_path / "q", script):
+        vms = take_stock(with_monitors(machine, [tmp_path / "q"])).vms
+    found = {vm.pid: (vm.name, vm.uuid) for vm in vms}
+    assert found == {6000: ("web1", None), os.getpid(): (f"pid/{os.getpid()}", None)}
+    assert shown(machine, "pid/6000")["name"] == "web1"
 
 
 def test_a_monitor_is_asked_once_by_whoever_looks_again(machine: Machine, tmp_path: Path) -> None:
