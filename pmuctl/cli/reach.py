@@ -43,6 +43,9 @@ def tell_missing(env: Env, seen: Listing) -> None:
     if seen.unreadable:
         which = "process" if seen.unreadable == 1 else "processes"
         env.say(f"{seen.unreadable} {which} may not be read: VMs of theirs are not listed")
+    if seen.scratch:
+        what = "1 scratch VM" if seen.scratch == 1 else f"{seen.scratch} scratch VMs"
+        env.say(f"{what} of pmuctl's own probes, not listed")
     if seen.is_partial:
         env.say(
             "processes are hidden here (hidepid, or a container): VMs of theirs are not listed"

@@ -173,7 +173,7 @@ def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
 
 
 def _missing(seen: Listing) -> dict[str, object]:
-    return {"unreadable": seen.unreadable, "partial": seen.is_partial}
+    return {"unreadable": seen.unreadable, "partial": seen.is_partial, "scratch": seen.scratch}
 
 
 def _warn_of(env: Env, vms: Sequence[Vm]) -> None:

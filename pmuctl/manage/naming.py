@@ -32,7 +32,12 @@ def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
     if refs:
         vms = [vm for vm in vms if any(vm.is_meant(ref) for ref in refs)]
     seen = stock.seen
-    return Listing(vms=vms, unreadable=seen.unreadable, is_partial=seen.is_partial)
+    return Listing(
+        vms=vms,
+        unreadable=seen.unreadable,
+        is_partial=seen.is_partial,
+        scratch=0 if refs else stock.scratch,
+    )
 
 
 def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:

@@ -51,7 +51,11 @@ class Reach:
     def scene(self) -> Scene:
         """Where VMs are found by their processes."""
         return Scene(
-            procs=self.procs, sysfs=self.sysfs, is_live=self.is_live, answers=self.answers
+            procs=self.procs,
+            sysfs=self.sysfs,
+            is_live=self.is_live,
+            uid=self.uid,
+            answers=self.answers,
         )
 
     def is_own(self, entry: Entry) -> bool:

@@ -16,12 +16,14 @@ from pmuctl.model.vm import Vm, VmVcpu
 class Listing:
     """VMs, and how many processes could not be looked at: whether those have VMs is not known.
 
-    `is_partial` tells that other users' processes are hidden altogether.
+    `is_partial` tells that other users' processes are hidden altogether; `scratch` are the VMs of
+    pmuctl's own probes, which are left out.
     """
 
     vms: list[Vm]
     unreadable: int = 0
     is_partial: bool = False
+    scratch: int = 0
 
 
 class Stock:
@@ -45,12 +47,19 @@ class Stock:
         """The processes that have VMs."""
         return Survey() if self.reach.socket is not None else survey(self.reach.scene)
 
-    @cached_property
+    @property
     def vms(self) -> list[Vm]:
-        """Every VM, each with its problem if it has one; those of sockets are asked side by side.
+        """Every VM but scratch VMs, each with its problem if it has one."""
+        return [vm for vm in self._all if not vm.is_scratch]
 
-        So the silent ones cost one deadline, not one each.
-        """
+    @property
+    def scratch(self) -> int:
+        """How many are left out."""
+        return sum(vm.is_scratch for vm in self._all)
+
+    @cached_property
+    def _all(self) -> list[Vm]:
+        # those of sockets are asked side by side: so silent ones cost one deadline, not one each
         processes = self.seen.processes
         if not self.entries:
             return merge([], processes, self.reach.scene)
@@ -103,8 +112,8 @@ def _identified(vm: Vm, process: VmProcess | None) -> Vm:
     """A VM with a control socket, and what its process says it is."""
     if process is None or vm.id is None:
         return vm
-    vms = process.holder.vms
-    fd = vms[0] if len(vms) == 1 else None
+    files = process.holder.files
+    fd = files[0] if len(files) == 1 else None
     return replace(vm, id=replace(vm.id, fd=fd), identity=process.identity)
 
 

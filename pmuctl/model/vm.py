@@ -93,7 +93,8 @@ class Vm:
     `id` is None where its process is not known; a VM without a `socket` was found by that. Its
     `name` is for show: anybody can take one. `identity` is what the command line of its process
     tells, in which everything is None where that was not read. `is_own` tells that its control
-    socket is in a directory of root's or of the caller's, where nobody else can take its name.
+    socket is in a directory of root's or of the caller's, where nobody else can take its name,
+    `is_scratch` that it is one of pmuctl's own probes.
 
     `counters` and `filter` are None where they were never set; `event_names` maps the names of
     its PMU's events to codes, where they were looked up. `supervised` tells that another process
@@ -128,6 +129,7 @@ class Vm:
     problem: PmuctlError | None = None
     identity: Identity = field(default_factory=Identity)
     is_own: bool = False
+    is_scratch: bool = False
 
     @property
     def explicit_pmu(self) -> VmPmu | None:

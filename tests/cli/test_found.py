@@ -203,7 +203,9 @@ def test_a_name_that_is_not_utf8_is_text_in_every_format(machine: Machine, forma
     assert "udcff" not in machine.run("doctor", "-J").stdout
 
 
-@pytest.mark.parametrize(("name", "shown"), [("  ", "pid/6000"), ("\u3164", "\\u3164")])
+@pytest.mark.parametrize(
+    ("name", "shown"), [("  ", "pid/6000"), ("\u3164", "pid/6000"), ("a\u3164", "a\\u3164")]
+)
 def test_a_name_that_nobody_sees_is_not_shown_as_nothing(
     machine: Machine, name: str, shown: str
 ) -> None:
@@ -503,16 +505,59 @@ def test_what_becomes_of_the_guest_is_told_by_its_vmm(machine: Machine) -> None:
 def test_probes_of_pmuctl_are_no_vms(machine: Machine) -> None:
     argv = ("/usr/bin/python3", "/usr/bin/pmuctl", "host", "info")
     with_vmm(machine, 6000, *argv, vcpus={0: "0-3"}, ran=0, comm="pmuctl")
-    assert listed(machine) == []
-    # whoever calls itself so and runs a guest hides nothing
+    ran = machine.run("vm", "list", "-J")
+    assert (json.loads(ran.stdout)["vms"], json.loads(ran.stdout)["scratch"]) == ([], 1)
+    assert "1 scratch VM of pmuctl's own probes" in machine.run("vm", "list").stderr
+    # whoever calls itself so and runs a guest hides nothing, nor does another user
     with_vmm(machine, 6001, *argv, vcpus={0: "0-3"}, comm="pmuctl")
-    assert [its["pid"] for its in listed(machine)] == [6001]
+    with_vmm(machine, 6002, *argv, vcpus={0: "0-3"}, ran=0, comm="pmuctl", uid=1001)
+    assert [its["pid"] for its in listed(machine)] == [6001, 6002]
+    assert shown(machine, "pid/6002")["state"] == "starting"
+
+
+def test_a_vm_of_which_only_vcpus_are_open_is_one(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1")
+    (machine.proc / "6000/fd/9").unlink()
+    (its,) = listed(machine)
+    assert (its["name"], its["vcpus"], its["state"]) == ("db1", 2, "running")
+    # as one with a socket it is listed once
+    machine.start(FakeVm())
+    with_vmm(machine, os.getpid(), QEMU, has_names=False)
+    (machine.proc / str(os.getpid()) / "fd/9").unlink()
+    assert [its["name"] for its in listed(machine)] == ["db1", "web1"]
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+
+
+def test_a_vm_whose_first_thread_has_no_descriptors_is_found_by_another(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1")
+    folder = machine.proc / "6000"
+    (folder / "fd").rename(folder / "task/6002/fd")
+    for empty in (folder / "fd", folder / "task/6001/fd"):
+        empty.mkdir()
+    (its,) = listed(machine)
+    assert (its["name"], its["vcpus"], its["vcpu_list"][0]["tid"]) == ("db1", 2, 6001)
+
+
+def test_a_vm_of_a_thread_with_descriptors_of_its_own_is_one_that_kvm_tells_of(
+    machine: Machine,
+) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1")
+    folder = machine.proc / "6000"
+    (folder / "fd").rename(folder / "task/6002/fd")
+    (folder / "fd").mkdir()
+    (folder / "fd/0").symlink_to("/dev/null")
+    assert listed(machine) == []
+    debugfs(machine, 6002, 9, {0: 6001})
+    (machine.proc / "6002").mkdir()
+    (machine.proc / "6002/status").write_text("Name:\tx\nTgid:\t6000\n")
+    (its,) = listed(machine)
+    assert (its["name"], its["vcpus"], its["vcpu_list"][0]["evidence"]) == ("db1", 2, "debugfs")
 
 
 @pytest.mark.parametrize(
     "link",
     [
-        "anon_inode:kvm-vcpu:0",
+        "anon_inode:kvm-vcpu:",
         "anon_inode:kvm-vcpu-stats:0",
         "anon_inode:kvm-vm-stats",
         "anon_inode:kvm-vm (deleted)",

@@ -352,6 +352,7 @@ def test_an_empty_list_is_still_one_object(machine: Machine) -> None:
         "vms": [],
         "unreadable": 0,
         "partial": False,
+        "scratch": 0,
     }
 
 
