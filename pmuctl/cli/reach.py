@@ -50,6 +50,9 @@ def tell_missing(env: Env, seen: Listing) -> None:
             f"{seen.left_out} {which} of other users left out: "
             f"of each no more than {SOCKETS_MAX} are asked"
         )
+    if seen.scratch:
+        what = "1 scratch VM" if seen.scratch == 1 else f"{seen.scratch} scratch VMs"
+        env.say(f"{what} of pmuctl's own probes, not listed")
     if seen.is_partial:
         env.say(
             "processes are hidden here (hidepid, or a container): VMs of theirs are not listed"

@@ -147,7 +147,7 @@ def vm_set(
     for problem in done.warnings:
         env.warn(problem)
     if request.affinity == NONE and not request.is_affinity_only:
-        env.warn(unkept(vm))
+        env.warn(unkept(its))
     if dry_run and env.format is Format.TABLE:
         steps = done.steps or ("nothing to do: all of it holds already",)
         env.write_lines([f"{done.vm}: {step}" for step in steps])
@@ -183,6 +183,7 @@ def _missing(seen: Listing) -> dict[str, object]:
         "unreadable": seen.unreadable,
         "partial": seen.is_partial,
         "left_out": seen.left_out,
+        "scratch": seen.scratch,
     }
 
 

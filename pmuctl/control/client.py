@@ -59,6 +59,7 @@ class Client:
         self._decoder = wire.Decoder()
         self._tags = itertools.count(1)
         self._trace = trace
+        self._address: tuple[str, ...] = (self.subject,)
         self.peer: Peer | None = None
         """Who listens at the other end; None where there is no connection."""
 
@@ -192,7 +193,12 @@ class Client:
         """The VMM, where the peer named `pid` as that in `query-pmu`; raises as trust.believe."""
         if self.peer is None:
             raise self._unreachable("there is no connection")
-        return believe(self.entry, self.peer, pid, self._procs, strictly=strictly)
+        vmm = believe(self.entry, self.peer, pid, self._procs, strictly=strictly)
+        if self.entry.name is None:
+            self._address = (f"pid/{vmm.pid}", "--socket", str(self.entry.path))
+        elif self.entry.owner is not None:  # anybody can take a name in a directory of his own
+            self._address = (f"pid/{vmm.pid}",)
+        return vmm
 
     def threads(self, vmm: Vmm) -> frozenset[int]:
         """The thread ids of the VMM: only these are believed to be its vCPUs' threads."""
@@ -239,7 +245,7 @@ class Client:
             f"{name} was sent, its outcome is not known",
             subject=self.subject,
             why=why,
-            fix=f"{command('vm', 'show', self.subject)} tells what holds now",
+            fix=f"{command('vm', 'show', *self._address)} tells what holds now",
         )
 
     def _problem(self, name: str, problem: Message) -> Exception:

@@ -11,7 +11,8 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,8 @@ TABLE_LIMIT = 1 << 23
 
 SS_WAITS, SS_CONNECTED = b"02", b"03"
 """The states SS_CONNECTING and SS_CONNECTED there (include/uapi/linux/net.h)."""
+SO_ACCEPTCON = b"00010000"
+"""The flags there of a socket that listens (unix_seq_show())."""
 
 MANAGERS = ("libvirtd", "virtqemud")
 """Parents whose monitors are left alone, as their thread names."""
@@ -64,9 +67,10 @@ def read_monitor(
     """What the QEMU that listens at `path` says of itself; None where it says nothing in time.
 
     `process` is its directory in /proc, below which the path is looked up as QEMU sees it. It must
-    be a socket of QEMU's own user `uid`, for to connect to another one, such as a service that
-    starts when somebody does, would already be an act; and process `pid` must listen at it, or the
-    connection is closed at once. It is an act as well to connect where somebody is connected: QEMU
+    be a socket of QEMU's own user `uid`, at which one of its own descriptors listens, for to
+    connect to another one, such as a service that starts when somebody does, would already be an
+    act; where it is not process `pid` that listens there after all, the connection is closed at
+    once. It is an act as well to connect where somebody is connected: QEMU
     takes one client at a time, lets few others wait, and keeps those that have left meanwhile in
     the queue. `until` is a moment of the monotonic clock.
     """
@@ -98,29 +102,43 @@ def read_monitor(
 
 
 def _wait_free(path: str, process: Path, until: float) -> bool:
-    """Whether nobody is connected to a socket any more, nor waits to be."""
-    while is_held := path in _connected(process):
+    """Whether a process listens at a socket, and nobody is connected to it any more, nor waits to
+    be."""
+    while True:
+        rows = _sockets(process, path)
+        if not _listens(process, {row[5] for row in rows if row[2] == SO_ACCEPTCON}):
+            return False
+        if not any(row[4] in (SS_CONNECTED, SS_WAITS) for row in rows):
+            return True
         if time.monotonic() >= until:
-            break
+            return False
         time.sleep(AGAIN)
-    return not is_held
 
 
-def _connected(process: Path) -> set[str]:
-    """The paths of the sockets that have clients, in a process's network namespace.
+def _sockets(process: Path, path: str) -> list[list[bytes]]:
+    """The sockets that were bound to a path in a process's network namespace, as rows of fields.
 
     From /proc/PID/net/unix (proc_pid_net(5), unix_seq_show()): an accepted connection, and one
-    that waits, has the listener's path as it was bound. Empty where that cannot be read.
+    that waits, has the listener's path as it was bound. None where that cannot be read.
     """
     try:
         with open(process / "net/unix", "rb") as file:
             lines = file.read(TABLE_LIMIT).split(b"\n")
     except OSError:
-        return set()
+        return []
     rows = (line.split(b" ", 1)[-1].split(None, 6) for line in lines[1:])
-    return {
-        os.fsdecode(row[6]) for row in rows if len(row) == 7 and row[4] in (SS_CONNECTED, SS_WAITS)
-    }
+    return [row for row in rows if len(row) == 7 and os.fsdecode(row[6]) == path]
+
+
+def _listens(process: Path, inodes: Collection[bytes]) -> bool:
+    """Whether a process has one of these sockets open (proc_pid_fd(5))."""
+    wanted = {f"socket:[{os.fsdecode(inode)}]" for inode in inodes}
+    with suppress(OSError):
+        for fd in os.listdir(process / "fd") if wanted else ():
+            with suppress(OSError):
+                if os.readlink(process / "fd" / fd) in wanted:
+                    return True
+    return False
 
 
 def _ask(peer: socket.socket, until: float) -> Monitor | None:

@@ -81,9 +81,11 @@ def believe(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool
     uid = procs.uid(peer.pid)
     # who began to listen may be gone, and its pid another user's by now; root's is believed,
     # for a VMM may have begun as root
-    if peer.uid != 0 and uid not in (None, peer.uid):
+    is_gone = uid is None and procs.start_time(peer.pid) is None
+    if peer.uid != 0 and uid != peer.uid and not is_gone:
+        whose = "several users'" if uid is None else f"uid {uid}"
         raise untrusted(
-            entry, f"uid {peer.uid} began to listen there, process {peer.pid} is uid {uid}"
+            entry, f"uid {peer.uid} began to listen there, process {peer.pid} is {whose}"
         )
     has_vm = procs.holds_kvm(peer.pid)
     if pid != peer.pid and not has_vm:
@@ -108,12 +110,13 @@ def untrusted(entry: Entry, why: str) -> RefusedError:
 def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool) -> Vmm:
     started, uid, has_vm = procs.start_time(pid), procs.uid(pid), procs.holds_kvm(pid)
     # the last look tells that all were at one process
-    if started is None or uid is None or procs.start_time(pid) != started:
+    if started is None or procs.start_time(pid) != started:
         raise _without_vm(entry, f"there is no process {pid}, which process {peer.pid} speaks for")
-    if peer.uid not in (0, uid):
+    if uid is None or peer.uid not in (0, uid):
+        whose = "several users'" if uid is None else f"uid {uid}"
         raise untrusted(
             entry,
-            f"process {peer.pid} of uid {peer.uid} speaks for process {pid}, which is uid {uid}",
+            f"process {peer.pid} of uid {peer.uid} speaks for process {pid}, which is {whose}",
         )
     if has_vm is False and strictly:
         raise NoVmError(
@@ -121,7 +124,7 @@ def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: 
             subject=_subject(entry),
             why=f"process {pid} has no VM open: not yet, or no more",
             now=NOTHING_CHANGED,
-            fix=command("vm", "wait", _subject(entry), "--for", "open"),
+            fix=command("vm", "wait", _address(entry, pid), "--for", "open"),
         )
     if has_vm is None and strictly:
         raise _unchecked(entry, pid)
@@ -130,6 +133,11 @@ def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: 
 
 def _subject(entry: Entry) -> str:
     return entry.name or str(entry.path)
+
+
+def _address(entry: Entry, pid: int) -> str:
+    """What means the VM of a process for sure: a user can take any name in a directory of his."""
+    return entry.name if entry.name and entry.owner is None else f"pid/{pid}"
 
 
 def _without_vm(entry: Entry, why: str) -> NoVmError:

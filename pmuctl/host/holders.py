@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pmuctl.host import debugfs
-from pmuctl.host.procs import KvmHolder, KvmScan, Procfs
+from pmuctl.host.kvm_links import KvmHolder, KvmScan
+from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.uapi.kvm import KVM_RUN
 
@@ -20,15 +21,34 @@ NR_IOCTL = (29, 16)
 def scan_owners(procs: Procfs, sysfs: Sysfs) -> KvmScan:
     """Who has KVM VMs open, but for helpers: those have only VMs that certainly are another's.
 
-    Where that is not certain, both are among them.
+    Where that is not certain, both are among them. VMs of which only KVM itself tells, for their
+    maker's thread has descriptors of its own, are found by that thread.
     """
-    scan = procs.scan_kvm()
-    if len(scan.holders) < 2:
-        return scan
-    made = _made(scan.holders, procs, debugfs.scan_names(sysfs))
+    scan, names = procs.scan_kvm(), debugfs.scan_names(sysfs)
     by_pid = {its.pid: its for its in scan.holders}
-    owners = (its for its in scan.holders if not _is_helper(its, by_pid, made, procs))
-    return replace(scan, holders=tuple(owners))
+    for its in _unshared(names, by_pid, procs):
+        by_pid[its.pid] = _joined(by_pid[its.pid], its) if its.pid in by_pid else its
+    holders = tuple(its for _, its in sorted(by_pid.items()))
+    if len(holders) > 1:
+        made = _made(holders, procs, names)
+        holders = tuple(its for its in holders if not _is_helper(its, by_pid, made, procs))
+    return replace(scan, holders=holders)
+
+
+def _unshared(
+    names: debugfs.Names, by_pid: Mapping[int, KvmHolder], procs: Procfs
+) -> Iterator[KvmHolder]:
+    """What the makers of VMs have open that their processes are not seen to have."""
+    for tid, fd in names:
+        if tid not in by_pid or fd not in by_pid[tid].vms:
+            its = procs.thread_holder(tid)
+            if its is not None and not (its.pid in by_pid and fd in by_pid[its.pid].vms):
+                yield its
+
+
+def _joined(holder: KvmHolder, more: KvmHolder) -> KvmHolder:
+    vms = tuple(sorted({*holder.vms, *more.vms}))
+    return replace(holder, vms=vms, vcpus={**more.vcpus, **holder.vcpus})
 
 
 def _made(
@@ -50,7 +70,7 @@ def _is_helper(
     made: Sequence[tuple[int, int]],
     procs: Procfs,
 ) -> bool:
-    if any(pid == holder.pid for pid, _ in made):
+    if not holder.vms or any(pid == holder.pid for pid, _ in made):
         return False
     others = [*made, *_run_by_parent(holder, by_pid, procs)]
     return all(

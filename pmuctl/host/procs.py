@@ -3,19 +3,17 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmuctl.host.kvm_links import KvmHolder, KvmScan, has_kvm, holder_of, vcpus_of
 from pmuctl.host.shortage import check_shortage
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import ProcessId
 from pmuctl.model.spin import ThreadTimes
 from pmuctl.uapi.pidfd import kcmp_file
-
-KVM_VM_LINK = "anon_inode:kvm-vm"
-"""What /proc/PID/fd/N of a VM's file descriptor points to (virt/kvm/kvm_main.c)."""
 
 READ_LIMIT = 1 << 20
 """Bytes of one file that are read: only command lines can have more."""
@@ -29,43 +27,11 @@ PAGE = 4096
 PF_KTHREAD = 0x00200000
 """Among a process's flags (proc_pid_stat(5), field 9; include/linux/sched.h)."""
 
-_VCPU_LINK = re.compile(r"anon_inode:kvm-vcpu:([0-9]{1,9})")
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
 _ID = re.compile(r"[1-9][0-9]{0,9}")
-_UIDS = re.compile(rb"^Uid:\t[0-9]+\t([0-9]{1,10})\t", re.MULTILINE)
+_UIDS = re.compile(rb"^Uid:\t([0-9]{1,10})\t\1\t\1\t", re.MULTILINE)
 _BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
 _CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KvmHolder:
-    """A process that has KVM VMs open, and its descriptors of them.
-
-    `vcpus` maps the file descriptor of each vCPU to the number KVM_CREATE_VCPU was given.
-    """
-
-    process: ProcessId
-    vms: tuple[int, ...]
-    vcpus: Mapping[int, int]
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self.process.pid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KvmScan:
-    """Every process that is seen to have a VM open, and how many could not be looked at.
-
-    Of the latter the kernel's own threads, which have no descriptors, are none.
-    `is_partial` tells that /proc does not even show some processes: other users' (hidepid), or
-    those outside of this pid namespace.
-    """
-
-    holders: tuple[KvmHolder, ...]
-    unreadable: int = 0
-    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +65,18 @@ class Procfs:
             if not _ID.fullmatch(name):
                 continue
             try:
-                if not any(its == KVM_VM_LINK for its in self._links(f"{name}/fd").values()):
+                if not has_kvm(self._table(name)):
                     continue
                 # between two looks at the start time it is one process
                 start = self.start_time(int(name))
-                links = self._links(f"{name}/fd")
+                links = self._table(name)
             except PermissionError:
                 unreadable += not self._is_of_kernel(int(name))
                 continue
             except OSError:
                 continue
-            vms = tuple(sorted(fd for fd, its in links.items() if its == KVM_VM_LINK))
-            if vms and start is not None and self.start_time(int(name)) == start:
-                pid, vcpus = int(name), _vcpus(links)
-                process = ProcessId(pid, start)
-                holders.append(KvmHolder(process=process, vms=vms, vcpus=vcpus))
+            if start is not None and self.start_time(int(name)) == start and has_kvm(links):
+                holders.append(holder_of(ProcessId(int(name), start), links))
         # whoever mounts it with hidepid keeps the first process from others, too
         is_partial = self.root == Path("/proc") and ("1" not in names or not _is_outermost())
         return KvmScan(
@@ -122,13 +85,26 @@ class Procfs:
             is_partial=is_partial,
         )
 
-    def holds_kvm(self, pid: int) -> bool | None:
-        """Whether a process has a KVM VM open; None where this user may not look.
+    def thread_holder(self, tid: int) -> KvmHolder | None:
+        """The process of a thread, and what KVM VMs and vCPUs that thread has open, which may
+        have left the descriptors of the others (unshare(2)); None where it has none."""
+        pid = self.tgid(tid)
+        start = self.start_time(pid) if pid else None
+        try:
+            links = self._links(f"{pid}/task/{tid}/fd") if start is not None else {}
+        except OSError:
+            return None
+        if pid is None or start is None or self.start_time(pid) != start or not has_kvm(links):
+            return None
+        return holder_of(ProcessId(pid, start), links)
 
-        A process that does not exist (any more) holds nothing.
+    def holds_kvm(self, pid: int) -> bool | None:
+        """Whether a process has a KVM VM, or a vCPU of one, open.
+
+        None where this user may not look. A process that does not exist (any more) holds nothing.
         """
         try:
-            return KVM_VM_LINK in self._links(f"{pid}/fd").values()
+            return has_kvm(self._table(str(pid)))
         except PermissionError:
             return None
         except OSError:
@@ -237,7 +213,7 @@ class Procfs:
         Raises PermissionError where this user may not look; empty where it is gone.
         """
         try:
-            return _vcpus(self._links(f"{pid}/fd"))
+            return vcpus_of(self._links(f"{pid}/fd"))
         except (FileNotFoundError, ProcessLookupError):
             return {}
 
@@ -267,7 +243,11 @@ class Procfs:
         return int(value) if value.isdigit() else None
 
     def uid(self, pid: int) -> int | None:
-        """The effective user of a process (proc_pid_status(5)); None where it cannot be told."""
+        """The real, effective and saved user of a process (proc_pid_status(5)).
+
+        None where they are not the same, for whoever starts a setuid program has its command line
+        and its descriptors in his hands; and where it cannot be told.
+        """
         try:
             status = self._read(f"{pid}/status")
         except OSError:
@@ -305,7 +285,7 @@ class Procfs:
     def links(self, pid: int) -> dict[int, str]:
         """The file descriptors of a process that lead to KVM, and where: none where it is gone."""
         try:
-            links = self._links(f"{pid}/fd")
+            links = self._table(str(pid))
         except OSError:
             return {}
         return {fd: its for fd, its in links.items() if its.startswith("anon_inode:kvm-")}
@@ -346,6 +326,21 @@ class Procfs:
         with _telling_shortage():
             return os.listdir(f"{self.root}/{path}")
 
+    def _table(self, pid: str) -> dict[int, str]:
+        """The descriptors of a process, and where they lead; raises OSError.
+
+        Where its first thread has none, as after its end, those of the others: of the first that
+        has some of KVM's.
+        """
+        links = self._links(f"{pid}/fd")
+        for tid in () if links else self._names(f"{pid}/task"):
+            if tid != pid and _ID.fullmatch(tid):
+                with suppress(OSError):
+                    its = self._links(f"{pid}/task/{tid}/fd")
+                    if has_kvm(its):
+                        return its
+        return links
+
     def _links(self, path: str) -> dict[int, str]:
         """Where the links in a directory of descriptors point to; raises OSError."""
         folder = f"{self.root}/{path}"
@@ -383,10 +378,6 @@ def read_all(fd: int) -> bytes:
         more = os.read(fd, 1 << 16)
         data += more
     return data
-
-
-def _vcpus(links: Mapping[int, str]) -> dict[int, int]:
-    return {fd: int(its[1]) for fd, link in links.items() if (its := _VCPU_LINK.fullmatch(link))}
 
 
 def _number(fields: list[bytes], at: int) -> int | None:

@@ -55,14 +55,14 @@ def choose_cpus(text: str, vm: Vm, host: Site) -> CpuSet:
     cpus = present_cpus(text, host.pmus, host.sysfs, subject=vm.name)
     chosen = chosen_pmu(vm, host.ground)
     if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:
-        check_inside(cpus, chosen.only_cpus, vm.name, chosen.only)
+        check_inside(cpus, chosen.only_cpus, vm, chosen.only)
     elif chosen.is_explicit and judge_mask(cpus, chosen, None).verdict is Verdict.LEAVES:
         raise RefusedError(
             f"{cpus_words(cpus)} not of one PMU",
             subject=vm.name,
             why=f"its VMM has chosen {chosen}; " + Consequence.FAIL_ENTRY.words(),
             now=NOTHING_CHANGED,
-            fix=pins(vm.name, chosen.cpus.values()),
+            fix=pins(vm.address, chosen.cpus.values()),
         )
     return cpus
 
@@ -168,13 +168,13 @@ def _about(vm: Vm) -> Iterator[None]:
         raise
 
 
-def unkept(name: str) -> RefusedError:
+def unkept(vm: Vm) -> RefusedError:
     """The warning of a VM whose vCPU threads are not kept on the CPUs of a PMU that was set."""
     return RefusedError(
         "its vCPU threads are not kept on the CPUs of its PMU (affinity none)",
-        subject=name,
+        subject=vm.name,
         why=Consequence.FAIL_ENTRY.words(),
-        fix=f"keep them there by other means; {command('affinity', 'check', name)}",
+        fix=f"keep them there by other means; {command('affinity', 'check', vm.address)}",
     )
 
 
@@ -188,7 +188,7 @@ def _no_pmu(vm: Vm, chosen: Chosen) -> PmuctlError:
         error = RefusedError(
             "it has no PMU yet that its vCPUs could be aligned to",
             why="its window is open, and none was chosen",
-            fix=command("vm", "set", vm.name, "pmu", "PMU"),
+            fix=command("vm", "set", vm.address, "pmu", "PMU"),
         )
     elif chosen.only is not None:
         error = RefusedError(f"the CPUs of {chosen.only} cannot be read", fix="pmuctl pmu list")
@@ -197,7 +197,7 @@ def _no_pmu(vm: Vm, chosen: Chosen) -> PmuctlError:
         error = RefusedError(
             "which PMU it has is not known",
             why=f"{who} chose {chosen} by itself, and does not tell which",
-            fix=f"{pins(vm.name, chosen.cpus.values()) or 'pmuctl pmu list'}, "
+            fix=f"{pins(vm.address, chosen.cpus.values()) or 'pmuctl pmu list'}, "
             "whichever it counts with; or start it anew with pmuctl run --pmu PMU",
         )
     error.subject, error.now = vm.name, NOTHING_CHANGED
@@ -214,5 +214,5 @@ def _pinned(vm: Vm, chosen: Chosen, pinned: dict[int, CpuSet]) -> PinnedError:
         why=f"pinned to {masks}, that PMU's CPUs are {chosen.only_cpus}; "
         "pmuctl did not make this pin, and a pin is never widened",
         now=NOTHING_CHANGED,
-        fix=command("affinity", "set", vm.name, chosen.only_cpus or "", *only),
+        fix=command("affinity", "set", vm.address, chosen.only_cpus or "", *only),
     )

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pmuctl.control.qmp import DEADLINE, Monitor, is_free, read_monitor
 from pmuctl.host import debugfs
 from pmuctl.host.holders import running_vcpu, scan_owners
-from pmuctl.host.procs import KvmHolder, Procfs
+from pmuctl.host.kvm_links import KvmHolder
+from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
-from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name
+from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name, vm_uuid
 
 ASKED_AT_ONCE = 32
 MONITORS_MAX = 4
@@ -61,12 +62,14 @@ class Survey:
 class Scene:
     """Where VMs are looked for: /proc, the rest of that machine, and whether it is this one.
 
-    Monitors are not asked again for what is in `answers`, which are kept for the next look.
+    `uid` is the user whose own pmuctls' probes are known; None where nobody's are. Monitors are
+    not asked again for what is in `answers`, which are kept for the next look.
     """
 
     procs: Procfs
     sysfs: Sysfs
     is_live: bool = True
+    uid: int | None = None
     names: debugfs.Names = field(default_factory=dict)
     answers: Answers = field(default_factory=dict)
 
@@ -90,8 +93,8 @@ def survey(scene: Scene) -> Survey:
 def find_vms(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
     """The VMs of these processes.
 
-    What has ended meanwhile is left out, and so are the scratch VMs of pmuctl's own probes, which
-    never run.
+    What has ended meanwhile is left out. Scratch VMs are those of probes, which never run, of
+    pmuctls of this user's.
     """
     monitors = _ask(processes, scene)
     if processes:
@@ -178,16 +181,17 @@ def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[
     if len(told) != 1 and not _is_one(holder, procs):
         count = Counter(holder.vcpus.values())
         threads = {index: its for index, its in threads.items() if count[index] == 1}
-    fd = next(iter(apart), holder.vms[0])
+    fd = next(iter((*apart, *holder.files)))
     vm = _vm(process, procs, monitor, indices, threads, fd=fd)
-    if not process.is_pmuctl or vm.state is not VmState.STARTING:
-        yield vm
+    # anybody can call himself pmuctl: only what this user starts is left out
+    is_own = scene.uid is not None and vm.owner == scene.uid and process.is_pmuctl
+    yield replace(vm, is_scratch=is_own and vm.state is VmState.STARTING)
 
 
 def _is_one(holder: KvmHolder, procs: Procfs) -> bool:
     """Whether all its VM descriptors are certainly of the same VM."""
-    pid, (first, *others) = holder.pid, holder.vms
-    return all(procs.is_same_file(pid, first, pid, fd) for fd in others)
+    pid, vms = holder.pid, holder.vms
+    return bool(vms) and all(procs.is_same_file(pid, vms[0], pid, fd) for fd in vms[1:])
 
 
 def _threads(
@@ -251,7 +255,7 @@ def _vm(
         name=identity.name or vm_name(monitor.name) or f"pid/{pid}",
         socket=None,
         state=state,
-        uuid=identity.uuid or monitor.uuid,
+        uuid=identity.uuid or vm_uuid(monitor.uuid),
         vmm=identity.kind,
         id=VmId(process.holder.process, fd),
         owner=procs.uid(pid),

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from shlex import quote
 
@@ -40,6 +41,7 @@ def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
         unreadable=seen.unreadable,
         is_partial=seen.is_partial,
         left_out=stock.sockets.left_out,
+        scratch=0 if refs else stock.scratch,
     )
 
 
@@ -52,8 +54,10 @@ def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:
     """
     found = _find(stock, ref, strictly=strictly)
     if isinstance(found, Vm):
-        if strictly and _is_strangers(ref, found.owner, stock.reach.uid):
-            whose = f"process {found.pid} is uid {found.owner}'s"
+        is_own = found.owner == stock.reach.uid
+        if strictly and not is_own and not isinstance(ref, ByPid):
+            owner = "several users" if found.owner is None else f"uid {found.owner}"
+            whose = f"process {found.pid} is {owner}'s"
             raise _strangers(ref, whose, f"pid/{found.pid}")
         return found
     vm = stock.ask(found, strictly=strictly)
@@ -94,9 +98,10 @@ def connected(
             its = orphan(found, reach.procs) if is_dead(error) else None
             if its is None:
                 raise
-            vm = its
+            vm = replace(its, is_own=reach.is_own(found))
         else:
-            vm = with_record(read_vm(client, strictly=strictly), found, reach.procs)
+            vm = read_vm(client, strictly=strictly, is_own=reach.is_own(found))
+            vm = with_record(vm, found, reach.procs)
         vm = stock.whole(vm)
         _check(stock, ref, found, vm)
         yield client, vm

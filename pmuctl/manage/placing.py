@@ -79,7 +79,7 @@ class Crew:
                 f"there is no vCPU {absent}",
                 subject=vm.name,
                 why=f"its vCPUs are {CpuSet.of(indices)}",
-                fix=command("vm", "vcpus", vm.name),
+                fix=command("vm", "vcpus", vm.address),
             )
         tids = {its.index: its.tid for its in vm.vcpus if only is None or its.index in only.cpus}
         known = {index: tid for index, tid in tids.items() if tid is not None}
@@ -106,7 +106,7 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
         subject=vm.name,
         why="its VMM does not tell, or no vCPU has run yet",
         now=NOTHING_CHANGED,
-        fix=command("vm", "wait", vm.name, "--for", "running"),
+        fix=command("vm", "wait", vm.address, "--for", "running"),
     )
 
 
@@ -155,15 +155,15 @@ def place_threads(
     return [_placed(crew, step, host, dry_run=dry_run) for step in steps]
 
 
-def check_inside(cpus: CpuSet, pmu: CpuSet, vm: str, name: str) -> None:
+def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
     """Raise RefusedError unless all of these CPUs are of the PMU `name`, which was set."""
     if outside := cpus - pmu:
         raise RefusedError(
             f"{cpus_words(outside)} not of {name}",
-            subject=vm,
+            subject=vm.name,
             why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.words()}",
             now=NOTHING_CHANGED,
-            fix=command("affinity", "set", vm, cpus & pmu or pmu),
+            fix=command("affinity", "set", vm.address, cpus & pmu or pmu),
         )
 
 
@@ -208,7 +208,7 @@ def _gone(vm: Vm, vcpu: int, tid: int) -> GoneError:
         f"vCPU {vcpu}: its thread {tid} is gone",
         subject=vm.name,
         why="it has ended since the VM was asked",
-        fix=command("vm", "vcpus", vm.name),
+        fix=command("vm", "vcpus", vm.address),
         errno="ESRCH",
     )
 

@@ -2,7 +2,7 @@
 """Asking one VM over its control socket, as far as its peer can be believed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,27 @@ class Reach:
     def scene(self) -> Scene:
         """Where VMs are found by their processes."""
         return Scene(
-            procs=self.procs, sysfs=self.sysfs, is_live=self.is_live, answers=self.answers
+            procs=self.procs,
+            sysfs=self.sysfs,
+            is_live=self.is_live,
+            uid=self.uid,
+            answers=self.answers,
         )
+
+    def is_own(self, entry: Entry) -> bool:
+        """Whether nobody but root and this user can have made this socket, by its directory."""
+        return self.socket is None and entry.owner in (None, self.uid)
 
     def client(self, entry: Entry) -> Client:
         """A connection, not yet made, to a VM's control socket."""
         return Client(entry, deadline=self.deadline, procs=self.procs, trace=self.trace)
 
 
-def read_vm(client: Client, *, strictly: bool = False) -> Vm:
+def read_vm(client: Client, *, strictly: bool = False, is_own: bool = False) -> Vm:
     """What a VM says of itself, as far as its peer can be believed.
 
-    With `strictly` a peer that cannot be checked is refused. Raises what Client raises, and
-    RefusedError for a VM that answers to another name than its socket has.
+    With `strictly` a peer that cannot be checked is refused. `is_own` as in Vm. Raises what Client
+    raises, and RefusedError for a VM that answers to another name than its socket has.
     """
     answer: Any = client.execute("query-pmu")
     vmm = client.believe(answer["pid"], strictly=strictly)
@@ -115,6 +123,7 @@ def read_vm(client: Client, *, strictly: bool = False) -> Vm:
         filter_origin=its_filter and its_filter["origin"],
         vcpus=vcpus,
         supervised=vmm.is_supervised,
+        is_own=is_own,
     )
 
 
@@ -128,13 +137,14 @@ def _state(answer: Any, vcpus: Sequence[VmVcpu]) -> VmState:
 
 def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
     """What a VM says of itself, or its record of it, or why neither does."""
-    client = reach.client(entry)
+    client, is_own = reach.client(entry), reach.is_own(entry)
     try:
         with client:
-            return with_record(read_vm(client, strictly=strictly), entry, reach.procs)
+            vm = read_vm(client, strictly=strictly, is_own=is_own)
+            return with_record(vm, entry, reach.procs)
     except PmuctlError as error:
-        if is_dead(error) and (vm := orphan(entry, reach.procs)):
-            return vm
+        if is_dead(error) and (its := orphan(entry, reach.procs)):
+            return replace(its, is_own=is_own)
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
@@ -166,6 +176,7 @@ def silent_vm(
         id=VmId(process) if process else None,
         owner=entry.owner if owner is None else owner,
         problem=problem,
+        is_own=reach.is_own(entry),
     )
 
 

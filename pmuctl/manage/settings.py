@@ -129,7 +129,7 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, site: Site) -> CpuSet | Non
     if request.affinity not in (None, AUTO):
         cpus = present_cpus(request.affinity or "", site.pmus, site.sysfs, subject=vm.name)
         if pmu.cpus is not None:
-            check_inside(cpus, pmu.cpus, vm.name, pmu.name)
+            check_inside(cpus, pmu.cpus, vm, pmu.name)
         return cpus
     now = vm.explicit_pmu
     is_new = now is None or now.name != pmu.name
@@ -161,7 +161,7 @@ def _check_possible(request: Request, vm: Vm) -> None:
         error = no_vcpu()
         if vm.supervised:
             error.why = "pmuctl run holds its VMM at the first call for its PMU, not reached yet"
-        raise _unchanged(error, vm, command("vm", "wait", vm.name, "--for", "open"))
+        raise _unchanged(error, vm, command("vm", "wait", vm.address, "--for", "open"))
 
 
 def _unchanged(error: PmuctlError, vm: Vm, fix: str | None = None) -> PmuctlError:
@@ -191,7 +191,7 @@ def _choose_pmu(request: Request, vm: Vm, site: Site) -> Pmu:
     if text is None and vm.explicit_pmu is not None:
         text = vm.explicit_pmu.name
     try:
-        fix = f"{command('vm', 'set', vm.name, 'pmu', 'PMU')} …"
+        fix = f"{command('vm', 'set', vm.address, 'pmu', 'PMU')} …"
         return choose_pmu(text, site.pmus, names, site.sysfs, fix=fix)
     except UsageError as error:
         error.subject = error.subject or vm.name
@@ -208,7 +208,7 @@ def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: Threads) -> Pmuctl
             "pmu-apply failed, its outcome is not known",
             subject=vm.name,
             why=error.message,
-            fix=f"{command('vm', 'show', vm.name)} tells what holds now",
+            fix=f"{command('vm', 'show', vm.address)} tells what holds now",
         )
     error.now = "; ".join(error.applied)
     error.now = f"applied before: {error.now}" if error.now else NOTHING_CHANGED

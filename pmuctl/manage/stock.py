@@ -17,13 +17,15 @@ class Listing:
     """VMs, and how many processes could not be looked at: whether those have VMs is not known.
 
     `is_partial` tells that other users' processes are hidden altogether, `left_out` how many
-    control sockets of other users are too many to be asked.
+    control sockets of other users are too many to be asked; `scratch` are the VMs of pmuctl's own
+    probes, which are left out.
     """
 
     vms: list[Vm]
     unreadable: int = 0
     is_partial: bool = False
     left_out: int = 0
+    scratch: int = 0
 
 
 Ask = Callable[[Reach, Sequence[Entry]], Sequence[Vm]]
@@ -58,9 +60,18 @@ class Stock:
         """The processes that have VMs."""
         return Survey() if self.reach.socket is not None else survey(self.reach.scene)
 
-    @cached_property
+    @property
     def vms(self) -> list[Vm]:
-        """Every VM, each with its problem if it has one."""
+        """Every VM but scratch VMs, each with its problem if it has one."""
+        return [vm for vm in self._all if not vm.is_scratch]
+
+    @property
+    def scratch(self) -> int:
+        """How many are left out."""
+        return sum(vm.is_scratch for vm in self._all)
+
+    @cached_property
+    def _all(self) -> list[Vm]:
         todo = [entry for entry in self.entries if (entry, False) not in self._told]
         for entry, vm in zip(todo, self._ask_all(self.reach, todo), strict=True):
             self._told[entry, False] = vm
@@ -108,8 +119,8 @@ def _identified(vm: Vm, process: VmProcess | None) -> Vm:
     """A VM with a control socket, and what its process says it is."""
     if process is None or vm.id is None:
         return vm
-    vms = process.holder.vms
-    fd = vms[0] if len(vms) == 1 else None
+    files = process.holder.files
+    fd = files[0] if len(files) == 1 else None
     return replace(vm, id=replace(vm.id, fd=fd), identity=process.identity)
 
 

@@ -3,7 +3,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pmuctl.errors import command
 from pmuctl.manage.blocker import Blocker
@@ -67,11 +67,13 @@ def _socket(facts: VmFacts) -> Iterator[Outcome]:
             yield Outcome(Result.WARN, why, fix=f"rm {path}")
         case VmState.SILENT:
             why = vm.problem.message if vm.problem else "its control socket does not answer"
-            fix = command("vm", "show", facts.vm.name, "--deadline", 30)
+            fix = command("vm", "show", facts.vm.address, "--deadline", 30)
             yield Outcome(Result.WARN, why, fix=fix)
         case VmState.DENIED:
             why = "this user may not ask it"
-            yield Outcome(Result.WARN, why, fix=f"sudo {command('doctor', facts.vm.name)}")
+            # to root another VM may have this name
+            address = replace(vm, is_own=False).address
+            yield Outcome(Result.WARN, why, fix=f"sudo {command('doctor', address)}")
         case VmState.ORPHANED:
             pass
         case _:
@@ -95,7 +97,7 @@ def _window(facts: VmFacts) -> Iterator[Outcome]:
         why = "it waits for pmuctl vm release"
         if is_long and facts.age is not None:
             why = f"it still waits for pmuctl vm release, {facts.age / 60:.0f} min after its start"
-        fix = command("vm", "release", facts.vm.name) if is_long else None
+        fix = command("vm", "release", facts.vm.address) if is_long else None
         yield Outcome(Result.WARN if is_long else Result.PASS, why, fix=fix)
     elif vm.window in (Window.OPEN, Window.SEALED) and vm.socket is not None:
         yield Outcome(Result.PASS, str(vm.window))
@@ -131,18 +133,18 @@ def _aligned(facts: VmFacts) -> Iterator[Outcome]:
     elif judged.aligned:
         yield Outcome(Result.PASS, why)
     elif facts.held.vcpus:
-        yield Outcome(Result.WARN, why, command("vm", "vcpus", facts.vm.name))
+        yield Outcome(Result.WARN, why, command("vm", "vcpus", facts.vm.address))
 
 
 def _alignment(facts: VmFacts) -> str:
     """What brings its vCPUs onto their PMU: align where it would do it, else the pin to make."""
     if facts.chosen.only is None:
-        return pins(facts.vm.name, facts.chosen.cpus.values())
+        return pins(facts.vm.address, facts.chosen.cpus.values())
     cpus = facts.chosen.only_cpus or CpuSet()
     masks = [(its.affinity, facts.recorded.get(its.index)) for its in facts.held.strays]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):
-        return command("affinity", "align", facts.vm.name)
-    return command("affinity", "set", facts.vm.name, f"pmu/{facts.chosen.only}")
+        return command("affinity", "align", facts.vm.address)
+    return command("affinity", "set", facts.vm.address, f"pmu/{facts.chosen.only}")
 
 
 def _spinning(facts: VmFacts) -> Iterator[Outcome]:

@@ -92,7 +92,9 @@ class Vm:
 
     `id` is None where its process is not known; a VM without a `socket` was found by that. Its
     `name` is for show: anybody can take one. `identity` is what the command line of its process
-    tells, in which everything is None where that was not read.
+    tells, in which everything is None where that was not read. `is_own` tells that its control
+    socket is in a directory of root's or of the caller's, where nobody else can take its name,
+    `is_scratch` that it is one of pmuctl's own probes.
 
     `counters` and `filter` are None where they were never set; `event_names` maps the names of
     its PMU's events to codes, where they were looked up. `supervised` tells that another process
@@ -126,6 +128,8 @@ class Vm:
     applied: tuple[Applied, ...] = ()
     problem: PmuctlError | None = None
     identity: Identity = field(default_factory=Identity)
+    is_own: bool = False
+    is_scratch: bool = False
 
     @property
     def explicit_pmu(self) -> VmPmu | None:
@@ -141,6 +145,16 @@ class Vm:
     def pid(self) -> int | None:
         """The number of that process."""
         return self.id.process.pid if self.id else None
+
+    @property
+    def address(self) -> str:
+        """What means this VM and no other, for commands that are to be typed next.
+
+        That is its process, unless nobody else can take its name, or its process is not known.
+        """
+        if self.is_own or self.id is None or self.name.startswith("pid/"):
+            return self.name
+        return str(ByPid(self.id.process.pid))
 
     def is_meant(self, ref: VmRef) -> bool:
         """Whether somebody who calls a VM so means this one, perhaps beside others."""

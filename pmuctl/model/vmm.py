@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pmuctl.model.ref import UUID
+
 NAME_MAX = 255
 """Characters of a name that is shown; QEMU and others set no limit of their own."""
 
 VCPU_THREAD = re.compile(r"(?:kvm-vcpu-|crosvm_vcpu|vcpu|fc_vcpu |CPU )([0-9]{1,9})(?:/KVM)?")
 """What VMMs call the thread of a vCPU: kvmtool, crosvm, cloud-hypervisor, firecracker, QEMU."""
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_BLANKS = " \u115f\u1160\u2800\u3164\uffa0"
+"""What counts as printable, and is not seen: besides the space, letters that are blank."""
 _SINGLE_COMMA = re.compile(r"(?<!,),(?!,)")
 
 
@@ -86,7 +89,7 @@ def identify(argv: Sequence[str], comm: str) -> Identity:
             return Identity(kind=kind, name=vm_name(_value(argv, "--name")), has_vpmu=has_vpmu)
         case VmmKind.CLOUD_HYPERVISOR:
             platform = _options(_value(argv, "--platform") or "")
-            return Identity(kind=kind, uuid=_uuid(platform.get("uuid")))
+            return Identity(kind=kind, uuid=vm_uuid(platform.get("uuid")))
         case VmmKind.FIRECRACKER:
             # it refuses the vCPU feature (UnsupportedPmuV3)
             return Identity(kind=kind, name=vm_name(_value(argv, "--id")), has_vpmu=False)
@@ -107,7 +110,7 @@ def _identify_qemu(argv: Sequence[str]) -> Identity:
     return Identity(
         kind=VmmKind.QEMU,
         name=vm_name(name),
-        uuid=_uuid(uuid),
+        uuid=vm_uuid(uuid),
         monitors=tuple(_qmp_sockets(argv)),
         has_vpmu=has_vpmu,
     )
@@ -179,14 +182,20 @@ def _value(argv: Sequence[str], *names: str) -> str | None:
 
 
 def vm_name(text: str | None) -> str | None:
-    """A name that can stand beside others: none like pid/N, uuid/..., an option or no name."""
-    if not text or not text.strip() or len(text) > NAME_MAX or "/" in text:
+    """A name that can stand beside others: it can be seen, and looks like no pid/N, uuid/... or
+    option."""
+    if not text or len(text) > NAME_MAX or "/" in text or text.startswith("-"):
         return None
-    return None if text.startswith("-") else text
+    return None if all(map(_is_blank, text)) else text
 
 
-def _uuid(text: str | None) -> str | None:
-    return text.lower() if text and _UUID.fullmatch(text) else None
+def _is_blank(char: str) -> bool:
+    return not char.isprintable() or char in _BLANKS
+
+
+def vm_uuid(text: str | None) -> str | None:
+    """A UUID in small letters; None for what is none."""
+    return text.lower() if text and UUID.fullmatch(text) else None
 
 
 def _basename(path: str) -> str:

@@ -634,7 +634,8 @@ def test_a_vm_without_a_socket_is_checked_and_placed(unmanaged: Machine) -> None
         (5121, "counters-stop"),
         (5122, "counters-stop"),
     ]
-    refused(unmanaged.run("affinity", "align", "db1"), 9, "not known", "affinity set db1 2-3")
+    ran = unmanaged.run("affinity", "align", "db1")
+    refused(ran, 9, "not known", "affinity set pid/5120 2-3")
     assert unmanaged.run("affinity", "set", "db1", f"pmu/{A72}").status == 0
     assert unmanaged.run("vm", "set", "pid/5120", "affinity", "3").status == 0
     assert {tid: str(its) for tid, its in threads_of(unmanaged).masks.items()} == {

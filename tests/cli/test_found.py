@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
+from tests.fakes.peers import GREETING, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -158,6 +159,19 @@ def test_another_users_vm_takes_nobodys_name(machine: Machine) -> None:
     assert shown(machine, "db1")["pid"] == 6002
 
 
+def test_a_setuid_programs_vm_is_nobodys(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "web1")
+    (machine.proc / "6000/status").write_text("Uid:\t1001\t0\t0\t0\n")
+    assert listed(machine)[0]["owner"] is None
+    ran = machine.run("affinity", "set", "web1", "1")
+    assert (ran.status, "process 6000 is several users'" in ran.stderr) == (2, True)
+    assert machine.run("affinity", "set", "pid/6000", "1").status == 0
+    # it stands in the way of no other of this name
+    with_vmm(machine, 6001, QEMU, "-name", "web1")
+    assert machine.run("affinity", "set", "web1", "1", "-J").status == 0
+    assert shown(machine, "web1")["pid"] == 6001
+
+
 def test_what_is_not_found_is_told_with_what_is(host: Machine) -> None:
     ran = host.run("vm", "show", "db2")
     assert (ran.status, ran.stdout) == (4, "")
@@ -189,7 +203,9 @@ def test_a_name_that_is_not_utf8_is_text_in_every_format(machine: Machine, forma
     assert "udcff" not in machine.run("doctor", "-J").stdout
 
 
-@pytest.mark.parametrize(("name", "shown"), [("  ", "pid/6000"), ("\u3164", "\\u3164")])
+@pytest.mark.parametrize(
+    ("name", "shown"), [("  ", "pid/6000"), ("\u3164", "pid/6000"), ("a\u3164", "a\\u3164")]
+)
 def test_a_name_that_nobody_sees_is_not_shown_as_nothing(
     machine: Machine, name: str, shown: str
 ) -> None:
@@ -339,7 +355,13 @@ def with_monitors(machine: Machine, paths: list[Path]) -> Reach:
     """A QEMU, this very process, with these monitors of its own."""
     words = [word for path in paths for word in ("-qmp", f"unix:{path},server=on")]
     with_vmm(machine, os.getpid(), QEMU, *words, uid=os.geteuid())
-    (machine.proc / str(os.getpid()) / "root").symlink_to("/")
+    its = machine.proc / str(os.getpid())
+    (its / "root").symlink_to("/")
+    (its / "net").symlink_to("/proc/self/net")
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing
+            if (link := os.readlink(f"/proc/self/fd/{fd}")).startswith("socket:"):
+                (its / "fd" / f"1000{fd}").symlink_to(link)
     return reach_of(machine.env(io.StringIO(), io.StringIO()))
 
 
@@ -371,9 +393,12 @@ def test_no_more_than_four_monitors_of_a_process_are_tried(
 def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> None:
     words = [word for n in range(4) for word in ("-qmp", f"unix:/q{n},server=on")]
     table = "Num RefCount Protocol Flags Type St Inode Path\n"
-    table += "".join(f"0: 00000002 00000000 00000000 0001 03 1 /q{n}\n" for n in range(4))
+    for n in range(4):
+        table += f"0: 00000002 00000000 00010000 0001 01 7 /q{n}\n"
+        table += f"0: 00000002 00000000 00000000 0001 03 1 /q{n}\n"
     for pid in range(6000, 9000, 12):
         with_vmm(machine, pid, QEMU, *words, vcpus={0: "0-3"})
+        (machine.proc / str(pid) / "fd/70").symlink_to("socket:[7]")
         # somebody is connected to each: that costs a tenth of a second
         (machine.proc / str(pid) / "net").mkdir()
         (machine.proc / str(pid) / "net/unix").write_text(table)
@@ -384,6 +409,25 @@ def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> Non
     # who looks again goes on where it stopped
     take_stock(reach)
     assert first < len(reach.answers) <= 250
+
+
+def test_a_monitors_words_are_checked_as_those_of_a_command_line(
+    machine: Machine, tmp_path: Path
+) -> None:
+    def script(client: RawClient) -> None:
+        client.send(GREETING)
+        says = {"query-name": {"name": "pid/6000"}, "query-uuid": {"UUID": "x\x1b[31m"}}
+        while True:
+            request = client.read()
+            answer = {"return": says.get(request["execute"], {}), "id": request.get("id")}
+            client.send(json.dumps(answer).encode())
+
+    with_vmm(machine, 6000, QEMU, "-name", "web1")
+    with bad_server(tmp_path / "q", script):
+        vms = take_stock(with_monitors(machine, [tmp_path / "q"])).vms
+    found = {vm.pid: (vm.name, vm.uuid) for vm in vms}
+    assert found == {6000: ("web1", None), os.getpid(): (f"pid/{os.getpid()}", None)}
+    assert shown(machine, "pid/6000")["name"] == "web1"
 
 
 def test_a_monitor_is_asked_once_by_whoever_looks_again(machine: Machine, tmp_path: Path) -> None:
@@ -461,16 +505,59 @@ def test_what_becomes_of_the_guest_is_told_by_its_vmm(machine: Machine) -> None:
 def test_probes_of_pmuctl_are_no_vms(machine: Machine) -> None:
     argv = ("/usr/bin/python3", "/usr/bin/pmuctl", "host", "info")
     with_vmm(machine, 6000, *argv, vcpus={0: "0-3"}, ran=0, comm="pmuctl")
-    assert listed(machine) == []
-    # whoever calls itself so and runs a guest hides nothing
+    ran = machine.run("vm", "list", "-J")
+    assert (json.loads(ran.stdout)["vms"], json.loads(ran.stdout)["scratch"]) == ([], 1)
+    assert "1 scratch VM of pmuctl's own probes" in machine.run("vm", "list").stderr
+    # whoever calls itself so and runs a guest hides nothing, nor does another user
     with_vmm(machine, 6001, *argv, vcpus={0: "0-3"}, comm="pmuctl")
-    assert [its["pid"] for its in listed(machine)] == [6001]
+    with_vmm(machine, 6002, *argv, vcpus={0: "0-3"}, ran=0, comm="pmuctl", uid=1001)
+    assert [its["pid"] for its in listed(machine)] == [6001, 6002]
+    assert shown(machine, "pid/6002")["state"] == "starting"
+
+
+def test_a_vm_of_which_only_vcpus_are_open_is_one(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1")
+    (machine.proc / "6000/fd/9").unlink()
+    (its,) = listed(machine)
+    assert (its["name"], its["vcpus"], its["state"]) == ("db1", 2, "running")
+    # as one with a socket it is listed once
+    machine.start(FakeVm())
+    with_vmm(machine, os.getpid(), QEMU, has_names=False)
+    (machine.proc / str(os.getpid()) / "fd/9").unlink()
+    assert [its["name"] for its in listed(machine)] == ["db1", "web1"]
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+
+
+def test_a_vm_whose_first_thread_has_no_descriptors_is_found_by_another(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1")
+    folder = machine.proc / "6000"
+    (folder / "fd").rename(folder / "task/6002/fd")
+    for empty in (folder / "fd", folder / "task/6001/fd"):
+        empty.mkdir()
+    (its,) = listed(machine)
+    assert (its["name"], its["vcpus"], its["vcpu_list"][0]["tid"]) == ("db1", 2, 6001)
+
+
+def test_a_vm_of_a_thread_with_descriptors_of_its_own_is_one_that_kvm_tells_of(
+    machine: Machine,
+) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "db1")
+    folder = machine.proc / "6000"
+    (folder / "fd").rename(folder / "task/6002/fd")
+    (folder / "fd").mkdir()
+    (folder / "fd/0").symlink_to("/dev/null")
+    assert listed(machine) == []
+    debugfs(machine, 6002, 9, {0: 6001})
+    (machine.proc / "6002").mkdir()
+    (machine.proc / "6002/status").write_text("Name:\tx\nTgid:\t6000\n")
+    (its,) = listed(machine)
+    assert (its["name"], its["vcpus"], its["vcpu_list"][0]["evidence"]) == ("db1", 2, "debugfs")
 
 
 @pytest.mark.parametrize(
     "link",
     [
-        "anon_inode:kvm-vcpu:0",
+        "anon_inode:kvm-vcpu:",
         "anon_inode:kvm-vcpu-stats:0",
         "anon_inode:kvm-vm-stats",
         "anon_inode:kvm-vm (deleted)",
@@ -516,17 +603,19 @@ def test_a_name_that_looks_like_another_vm_is_not_shown(machine: Machine) -> Non
         ("doctor", "pid/6000", "-J"),
     ],
 )
-def test_a_command_to_paste_quotes_a_name(machine: Machine, words: tuple[str, ...]) -> None:
-    name = "db1;touch $(id -u)"
-    with_vmm(machine, 6000, QEMU, "-name", name)
-    ran = machine.run(*words)
-    if "-J" in words:
-        fixes = [its["fix"] for its in json.loads(ran.stdout)["findings"]]
-    else:
-        fixes = [its[7:] for its in ran.stderr.splitlines() if its.startswith("  fix: ")]
-    commands = [shlex.split(its) for its in fixes if its and "pmuctl" in its]
-    assert commands, ran
-    assert all(name in its for its in commands), ran
+def test_a_command_to_paste_means_the_one_process(
+    machine: Machine, words: tuple[str, ...]
+) -> None:
+    for name in ("web1", "--all", "db1;touch $(id -u)"):
+        with_vmm(machine, 6000, QEMU, "-name", name)
+        ran = machine.run(*words)
+        if "-J" in words:
+            fixes = [its["fix"] for its in json.loads(ran.stdout)["findings"]]
+        else:
+            fixes = [its[7:] for its in ran.stderr.splitlines() if its.startswith("  fix: ")]
+        commands = [shlex.split(its) for its in fixes if its and "pmuctl" in its]
+        assert commands, ran
+        assert all("pid/6000" in its and name not in its for its in commands), ran
 
 
 # Who may not look

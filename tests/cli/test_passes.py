@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from pmuctl.cli.main import main
-from pmuctl.host.procs import KvmScan, Procfs
+from pmuctl.host.kvm_links import KvmScan
+from pmuctl.host.procs import Procfs
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm, fake_vmm
 

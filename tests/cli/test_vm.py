@@ -353,6 +353,7 @@ def test_an_empty_list_is_still_one_object(machine: Machine) -> None:
         "unreadable": 0,
         "partial": False,
         "left_out": 0,
+        "scratch": 0,
     }
 
 

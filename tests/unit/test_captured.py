@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.captured import CapturedProcfs, scan_captured_vms
+from pmuctl.host.kvm_links import KvmHolder
 from pmuctl.host.machine import write_capture
-from pmuctl.host.procs import KvmHolder, Procfs
+from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import ProcessId

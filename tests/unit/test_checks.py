@@ -205,6 +205,7 @@ def a_vm(**how: Any) -> Vm:
         "window": Window.SEALED,
         "id": VmId(ProcessId(100, 1), 9),
         "supervised": True,
+        "is_own": True,
     }
     return Vm(**given | how)
 
@@ -308,6 +309,18 @@ def test_a_cpuset_in_the_way() -> None:
     assert of_vm("vm.blocked", facts("0-1")) is None
 
 
+def test_a_fix_names_a_vm_by_its_process_where_others_can_have_its_name() -> None:
+    for name in ("web1", "--all", "a;b"):
+        its = a_vm(name=name, socket=None, is_own=False)
+        assert result("vm.aligned", facts("0-3", vm=its))[1] == "pmuctl affinity align pid/100"
+    its = a_vm(name="pid/100/9", socket=None, is_own=False)
+    assert result("vm.aligned", facts("0-3", vm=its))[1] == "pmuctl affinity align pid/100/9"
+    its = a_vm(is_own=False, state=VmState.WAITING, window=Window.OPEN)
+    assert result("vm.window", facts(vm=its, age=301.0))[1] == "pmuctl vm release pid/100"
+    waits = replace(its, id=None)
+    assert result("vm.window", facts(vm=waits, age=301.0))[1] == "pmuctl vm release web1"
+
+
 def test_a_vcpu_that_spins() -> None:
     qemu = a_vm(identity=Identity(kind=VmmKind.QEMU))
     found = of_vm("vm.spinning", facts("0-3", "2-3", vm=qemu, spins={0: 0.99}))
@@ -334,7 +347,7 @@ def test_a_window_that_is_held() -> None:
     [
         (VmState.DEAD, "rm /run/pmuctl/web1.sock"),
         (VmState.SILENT, "pmuctl vm show web1 --deadline 30"),
-        (VmState.DENIED, "sudo pmuctl doctor web1"),
+        (VmState.DENIED, "sudo pmuctl doctor pid/100"),
     ],
 )
 def test_a_socket_that_does_not_answer(state: VmState, fix: str) -> None:

@@ -42,12 +42,15 @@ def serve(client: RawClient, answers: dict[str, Any] = ANSWERS) -> None:
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Path:
+def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory in /proc of a process whose root and working directory are these."""
     folder = tmp_path / "proc"
     folder.mkdir()
     (folder / "root").symlink_to("/")
     (folder / "cwd").symlink_to(tmp_path)
+    (folder / "net").symlink_to("/proc/self/net")
+    (folder / "fd").symlink_to("/proc/self/fd")
+    monkeypatch.chdir(tmp_path)  # so that sockets are bound as QEMU does, by their relative paths
     return folder
 
 
@@ -63,8 +66,8 @@ def test_what_qemu_says(process: Path, tmp_path: Path) -> None:
         status="running",
         threads={0: 5121, 1: 5122},
     )
-    for path in (str(tmp_path / "q"), "q", "./q"):
-        with bad_server(tmp_path / "q", serve):
+    for path in (str(tmp_path / "q"), "q"):
+        with bad_server(Path(path), serve):
             assert ask(path, process) == wanted
         (tmp_path / "q").unlink()
 
@@ -80,14 +83,14 @@ def test_what_qemu_says(process: Path, tmp_path: Path) -> None:
     ],
 )
 def test_odd_answers_are_none(process: Path, tmp_path: Path, name: str, answer: object) -> None:
-    with bad_server(tmp_path / "q", lambda its: serve(its, ANSWERS | {name: answer})):
+    with bad_server(Path("q"), lambda its: serve(its, ANSWERS | {name: answer})):
         its = ask("q", process)
     assert its is not None
     assert (its.name, its.threads) == ("web1", {})
 
 
 def test_commands_that_it_does_not_know_are_passed_over(process: Path, tmp_path: Path) -> None:
-    with bad_server(tmp_path / "q", lambda its: serve(its, {"qmp_capabilities": {}})):
+    with bad_server(Path("q"), lambda its: serve(its, {"qmp_capabilities": {}})):
         assert ask("q", process) == Monitor()
 
 
@@ -100,7 +103,7 @@ def test_what_does_not_greet_is_not_asked(process: Path, tmp_path: Path, first: 
         said.append(client.socket.recv(100))
 
     begin = time.monotonic()
-    with bad_server(tmp_path / "q", script):
+    with bad_server(Path("q"), script):
         assert ask("q", process, deadline=0.3) is None
     assert time.monotonic() - begin < 3
     assert b"".join(said) == b""
@@ -110,7 +113,7 @@ def test_a_monitor_that_somebody_holds_costs_no_more_than_the_deadline(
     process: Path, tmp_path: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX) as held:
-        held.bind(str(tmp_path / "q"))
+        held.bind("q")
         held.listen()
         begin = time.monotonic()
         assert ask("q", process, deadline=0.2) is None
@@ -118,7 +121,6 @@ def test_a_monitor_that_somebody_holds_costs_no_more_than_the_deadline(
 
 
 def test_a_monitor_that_somebody_has_is_not_connected_to(process: Path, tmp_path: Path) -> None:
-    (process / "net").symlink_to("/proc/self/net")
     path = str(tmp_path / "q")
     with socket.socket(socket.AF_UNIX) as its, socket.socket(socket.AF_UNIX) as holder:
         its.bind(path)
@@ -136,7 +138,6 @@ def test_a_monitor_that_somebody_has_is_not_connected_to(process: Path, tmp_path
 
 
 def test_a_monitor_that_gets_free_in_time_is_asked(process: Path, tmp_path: Path) -> None:
-    (process / "net").symlink_to("/proc/self/net")
     path = str(tmp_path / "q")
     with socket.socket(socket.AF_UNIX) as its:
         its.bind(path)
@@ -169,16 +170,39 @@ def test_what_the_process_does_not_listen_at_is_sent_nothing(
         client.send(GREETING)
         said.append(client.socket.recv(100))
 
-    with bad_server(tmp_path / "q", script):
+    with bad_server(Path("q"), script):
         assert ask("q", process, pid=1) is None
     assert b"".join(said) == b""
+
+
+@pytest.mark.parametrize("name", ["fd", "net"])
+def test_a_socket_at_which_none_of_its_descriptors_listens_is_not_connected_to(
+    process: Path, name: str
+) -> None:
+    """So that no command line has pmuctl connect to another service of that user."""
+    (process / name).unlink()
+    (process / name).mkdir()
+    with socket.socket(socket.AF_UNIX) as its, socket.socket(socket.AF_UNIX) as beside:
+        its.bind("q")
+        its.listen()
+        its.settimeout(0.05)
+        if name == "fd":  # a socket it has, that does not listen there
+            beside.bind("p")
+            beside.listen()
+            for fd, link in enumerate(
+                ("/dev/null", os.readlink(f"/proc/self/fd/{beside.fileno()}"))
+            ):
+                (process / "fd" / str(fd)).symlink_to(link)
+        assert ask("q", process) is None
+        with pytest.raises(TimeoutError):
+            its.accept()
 
 
 def test_what_is_no_socket_of_its_user_is_not_connected_to(process: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as its:
-        its.bind(str(tmp_path / "q"))
+        its.bind("q")
         its.listen()
         its.settimeout(0.05)
         (tmp_path / "link").symlink_to("q")

@@ -80,9 +80,17 @@ def test_process_1_is_not_a_users_vmm(procs: Procfs, *, holds_kvm: bool) -> None
     doubts(RefusedError, "process 1, which is uid 0", procs, INIT)
 
 
-def test_a_setuid_process_is_its_effective_users(procs: Procfs) -> None:
-    (procs.root / str(VMM) / "status").write_text(f"Uid:\t{USER}\t0\t{USER}\t{USER}\n")
-    doubts(RefusedError, "which is uid 0", procs)
+@pytest.mark.parametrize("uids", [(USER, 0, 0), (USER, 0, USER), (USER, USER, 0), (0, USER, USER)])
+def test_a_setuid_process_is_nobodys(procs: Procfs, uids: tuple[int, int, int]) -> None:
+    words = "\t".join(map(str, (*uids, uids[1])))
+    for pid in (VMM, SERVER):
+        (procs.root / str(pid) / "status").write_text(f"Uid:\t{words}\n")
+        assert procs.uid(pid) is None
+        doubts(RefusedError, "is several users'", procs)
+        fake_proc(procs.root, VMM, uid=USER)
+    fake_proc(procs.root, SERVER, uid=USER)
+    (procs.root / str(SERVER) / "status").write_text(f"Uid:\t{words}\n")
+    doubts(RefusedError, f"process {SERVER} is several users'", procs, SERVER)
 
 
 def test_a_process_that_is_not_there_is_not_believed(procs: Procfs) -> None:
@@ -90,9 +98,8 @@ def test_a_process_that_is_not_there_is_not_believed(procs: Procfs) -> None:
         doubts(NoVmError, f"there is no process {pid}", procs, pid)
 
 
-@pytest.mark.parametrize("name", ["stat", "status"])
-def test_a_process_that_cannot_be_told_is_not_believed(procs: Procfs, name: str) -> None:
-    (procs.root / str(VMM) / name).write_text("x")
+def test_a_process_that_cannot_be_told_is_not_believed(procs: Procfs) -> None:
+    (procs.root / str(VMM) / "stat").write_text("x")
     doubts(NoVmError, "there is no process", procs)
 
 
@@ -132,6 +139,10 @@ def test_before_it_has_a_vm_it_is_asked_and_not_changed(procs: Procfs) -> None:
     with pytest.raises(NoVmError, match="not there to be changed") as caught:
         ask(procs)
     assert caught.value.fix == "pmuctl vm wait web1 --for open"
+    theirs = Entry(name="web1", path=Path("/run/user/1000/pmuctl/web1.sock"), owner=USER)
+    with pytest.raises(NoVmError) as caught:
+        believe(theirs, Peer(SERVER, USER, USER, 50), VMM, procs, strictly=True)
+    assert caught.value.fix == f"pmuctl vm wait pid/{VMM} --for open"
 
 
 def test_a_peer_without_a_vm_that_names_itself_is_not_believed(procs: Procfs) -> None:

@@ -42,6 +42,8 @@ def test_threads_of_vcpus(comm: str, index: int | None) -> None:
         ([QEMU, "-name", "--all"], VmmKind.QEMU, None, None),
         ([QEMU, "-name", "  "], VmmKind.QEMU, None, None),
         ([QEMU, "-name"], VmmKind.QEMU, None, None),
+        ([QEMU, "-name", "\u2800 \u3164\u200b\n"], VmmKind.QEMU, None, None),
+        ([QEMU, "-name", " a"], VmmKind.QEMU, " a", None),
         ([QEMU, "-uuid", "1"], VmmKind.QEMU, None, None),
         (["/usr/libexec/qemu-kvm", "-name", "Windows 11"], VmmKind.QEMU, "Windows 11", None),
         (["lkvm", "run", "--name", "k1"], VmmKind.KVMTOOL, "k1", None),
