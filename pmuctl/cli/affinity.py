@@ -83,6 +83,8 @@ def affinity_align(
             its = align_all(seen.vms, site_of(env), dry_run=dry_run)
         else:
             its = align_named(refs, stock, site_of(env), keep_going=goes_on, dry_run=dry_run)
+    if not its.vms.done:
+        its.vms.check()
     for words in its.left:
         env.say(words)
     for problem in its.warnings:
