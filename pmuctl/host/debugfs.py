@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM tells in debugfs, to root where that is mounted: which thread ran which vCPU last.
+"""What KVM tells in debugfs, to root where that is mounted: who made a VM, who ran a vCPU last.
 
 The directory of a VM is named for the thread that made it and the descriptor that it got
-(kvm_create_vm_debugfs(), virt/kvm/kvm_main.c); each vCPU's has a file `pid`.
+(kvm_create_vm_debugfs(), virt/kvm/kvm_main.c). Where the architecture has directories of vCPUs
+(__KVM_HAVE_ARCH_VCPU_DEBUGFS: x86 has), each has a file `pid`; arm64 has none from 6.1 to 7.3.
 """
 
 import re

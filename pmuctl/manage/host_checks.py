@@ -191,9 +191,9 @@ def _debugfs(facts: HostFacts) -> Iterator[Outcome]:
     if facts.has_debugfs is None:
         return
     if facts.has_debugfs:
-        yield _passed("KVM tells there which thread runs which vCPU")
+        yield _passed("KVM tells there which thread made which VM")
     else:
-        why = "KVM's debugfs cannot be read: which thread runs a vCPU is known from less"
+        why = "KVM's debugfs cannot be read: of several that hold a VM, who made it is not told"
         yield _warned(why, fix=_as_root(facts) or MOUNT_DEBUGFS)
 
 
