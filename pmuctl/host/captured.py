@@ -16,7 +16,8 @@ from pmuctl.host.holders import scan_owners
 from pmuctl.host.kvm_links import KvmScan
 from pmuctl.host.machine import Captured
 from pmuctl.host.probe_cache import to_captured
-from pmuctl.host.procs import Procfs, read_all
+from pmuctl.host.proc_files import read_all
+from pmuctl.host.procs import Procfs
 from pmuctl.host.runtime import PATH_CAPTURED
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.kernel import Probed

@@ -1,56 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes as /proc shows them: who holds KVM file descriptors, which threads are whose."""
+"""Processes as /proc shows them: who holds KVM file descriptors, whose they are, since when."""
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pmuctl.host.kvm_links import KvmHolder, KvmScan, has_kvm, holder_of, vcpus_of
-from pmuctl.host.shortage import check_shortage
-from pmuctl.model.cpuset import CpuSet
+from pmuctl.host.proc_files import number
+from pmuctl.host.proc_threads import ID, ProcThreads
 from pmuctl.model.ref import ProcessId
-from pmuctl.model.spin import ThreadTimes
 from pmuctl.uapi.pidfd import kcmp_file
 
-READ_LIMIT = 1 << 20
-"""Bytes of one file that are read: only command lines can have more."""
 TICKS = 100
 """Clock ticks a second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
 FIRST_NAMESPACE = 0xEFFFFFFC
 """The inode of the first pid namespace: PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
-PAGE = 4096
-"""Bytes: the smallest pages there are."""
-
 PF_KTHREAD = 0x00200000
 """Among a process's flags (proc_pid_stat(5), field 9; include/linux/sched.h)."""
 
-_SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
-_ID = re.compile(r"[1-9][0-9]{0,9}")
 _UIDS = re.compile(rb"^Uid:\t([0-9]{1,10})\t\1\t\1\t", re.MULTILINE)
 _BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
-_CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadStat:
-    """Some of proc_pid_stat(5): the state's letter, clock ticks of guest code, the last CPU."""
+class Procfs(ProcThreads):
+    """The processes of a machine. What has vanished, or may not be read, is none or empty.
 
-    state: str
-    guest_time: int
-    last_cpu: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Procfs:
-    """Readers of a mounted procfs. What has vanished, or may not be read, is none or empty.
-
-    Where this process or the machine runs short, they raise ShortageError.
+    Where this process or the machine runs short, its readers raise ShortageError.
     """
-
-    root: Path = Path("/proc")
 
     def scan_kvm(self) -> KvmScan:
         """Who has KVM VMs open: one pass, in which of others only the lists of descriptors are
@@ -62,7 +41,7 @@ class Procfs:
             return KvmScan(holders=(), is_partial=True)
         holders, unreadable = [], 0
         for name in names:
-            if not _ID.fullmatch(name):
+            if not ID.fullmatch(name):
                 continue
             try:
                 if not has_kvm(self._table(name)):
@@ -117,75 +96,9 @@ class Procfs:
         """
         return kcmp_file(pid, fd, other_pid, other_fd) if self.root == Path("/proc") else None
 
-    def threads(self, pid: int) -> frozenset[int]:
-        """The thread ids of a process; none where it is gone."""
-        try:
-            return frozenset(
-                int(name) for name in self._names(f"{pid}/task") if _ID.fullmatch(name)
-            )
-        except OSError:
-            return frozenset()
-
-    def tgid(self, tid: int) -> int | None:
-        """The process a thread belongs to; None where it is gone."""
-        return self._status_number(tid, b"Tgid")
-
-    def tracer(self, tid: int) -> int | None:
-        """Who traces a thread, 0 for nobody; None where it is gone."""
-        return self._status_number(tid, b"TracerPid")
-
     def parent(self, pid: int) -> int | None:
         """The parent of a process; None where it is gone."""
         return self._status_number(pid, b"PPid")
-
-    def is_zombie(self, pid: int, tid: int) -> bool:
-        """Whether a thread has ended, though it is still there."""
-        fields = self._stat(f"{pid}/task/{tid}/stat")
-        return not fields or fields[0] in (b"Z", b"X")
-
-    def thread_stat(self, pid: int, tid: int) -> ThreadStat | None:
-        """How a thread is; None where it is gone."""
-        fields = self._stat(f"{pid}/task/{tid}/stat")
-        if not fields:
-            return None
-        state = fields[0].decode("ascii", "replace")
-        return ThreadStat(state, _number(fields, 40) or 0, _number(fields, 36))
-
-    def guest_time(self, pid: int, tid: int) -> int:
-        """Clock ticks a thread ran guest code (proc_pid_stat(5), field 43); 0 where it is gone."""
-        return _number(self._stat(f"{pid}/task/{tid}/stat"), 40) or 0
-
-    def thread_times(self, pid: int, tid: int) -> ThreadTimes | None:
-        """What a thread has had of CPUs (proc_pid_stat(5)); None where it is gone.
-
-        From utime (14), which has the guest's in it, stime (15), starttime (22), guest_time (43).
-        """
-        fields = self._stat(f"{pid}/task/{tid}/stat")
-        user, system, start, guest = (_number(fields, at) for at in (11, 12, 19, 40))
-        if user is None or system is None or start is None or guest is None:
-            return None
-        return ThreadTimes(start=start, busy=user + system, guest=guest)
-
-    def syscall(self, pid: int, tid: int) -> tuple[int, ...]:
-        """The system call a thread sleeps in: its number and arguments (proc_pid_syscall(5)).
-
-        Empty where it runs, is gone, or this user may not look.
-        """
-        try:
-            words = self._read(f"{pid}/task/{tid}/syscall").split()
-            if max(map(len, words[:7]), default=0) > 20:
-                return ()
-            return (int(words[0]), *(int(word, 16) for word in words[1:7]))
-        except (OSError, ValueError, IndexError):
-            return ()
-
-    def comm(self, pid: int, tid: int) -> str:
-        """The name of a thread, empty where it is gone."""
-        try:
-            raw = self._read(f"{pid}/task/{tid}/comm")
-        except OSError:
-            return ""
-        return raw.rstrip(b"\n").decode(errors="replace")
 
     def command_line(self, pid: int) -> tuple[str, ...]:
         """The words a process was started with, as it has them now; none where it is gone."""
@@ -196,17 +109,6 @@ class Procfs:
         words = raw.removesuffix(b"\0").split(b"\0") if raw else []
         return tuple(word.decode(errors="surrogateescape") for word in words)
 
-    def affinity(self, pid: int, tid: int) -> CpuSet | None:
-        """The CPUs a thread may run on, offline ones included (proc_pid_status(5)).
-
-        None where it is gone.
-        """
-        try:
-            found = _CPUS.search(self._read(f"{pid}/task/{tid}/status"))
-            return CpuSet.parse(found[1].decode("ascii")) if found else None
-        except (OSError, ValueError):
-            return None
-
     def vcpu_fds(self, pid: int) -> dict[int, int]:
         """The vCPUs a process has open: file descriptor to the number KVM_CREATE_VCPU was given.
 
@@ -216,31 +118,6 @@ class Procfs:
             return vcpus_of(self._links(f"{pid}/fd"))
         except (FileNotFoundError, ProcessLookupError):
             return {}
-
-    def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
-        """The signals a thread has pending, blocks, ignores and catches (proc_pid_status(5)).
-
-        Under SigPnd, ShdPnd (of its whole process), SigBlk, SigIgn and SigCgt; empty sets where
-        it is gone.
-        """
-        try:
-            status = self._read(f"{pid}/task/{tid}/status")
-        except OSError:
-            status = b""
-        found = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"), frozenset[int]())
-        for name, mask in _SIGNALS.findall(status):
-            bits = int(mask, 16)
-            found[name.decode()] = frozenset(n + 1 for n in range(64) if bits >> n & 1)
-        return found
-
-    def _status_number(self, tid: int, name: bytes) -> int | None:
-        try:
-            status = self._read(f"{tid}/status")
-        except OSError:
-            return None
-        # a thread's name, the one line that anybody may write, has its line ends escaped
-        value = status.partition(b"\n" + name + b":\t")[2].partition(b"\n")[0]
-        return int(value) if value.isdigit() else None
 
     def uid(self, pid: int) -> int | None:
         """The real, effective and saved user of a process (proc_pid_status(5)).
@@ -260,7 +137,7 @@ class Procfs:
 
         None where there is no such process. Together with the pid it names a process for good.
         """
-        return _number(self._stat(f"{pid}/stat"), 19)
+        return number(self._stat(f"{pid}/stat"), 19)
 
     def is_there(self, process: ProcessId) -> bool:
         """Whether a process still is the one that has its pid."""
@@ -278,10 +155,6 @@ class Procfs:
             return None
         return int(found[1]) + ticks / TICKS if found else None
 
-    def last_cpu(self, pid: int, tid: int) -> int | None:
-        """The CPU a thread last ran on (proc_pid_stat(5), field 39); None where it is gone."""
-        return _number(self._stat(f"{pid}/task/{tid}/stat"), 36)
-
     def links(self, pid: int) -> dict[int, str]:
         """The file descriptors of a process that lead to KVM, and where: none where it is gone."""
         try:
@@ -290,41 +163,8 @@ class Procfs:
             return {}
         return {fd: its for fd, its in links.items() if its.startswith("anon_inode:kvm-")}
 
-    def read_text(self, path: str) -> str | None:
-        """All of a file below the root; None where that cannot be read.
-
-        Bytes that are not UTF-8 come as lone surrogates.
-        """
-        try:
-            return self._read(path).decode(errors="surrogateescape")
-        except OSError:
-            return None
-
     def _is_of_kernel(self, pid: int) -> bool:
-        return bool((_number(self._stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)
-
-    def _stat(self, path: str) -> list[bytes]:
-        """The fields from the third on; none where there is no such process."""
-        try:
-            stat = self._read(path)
-        except OSError:
-            return []
-        # the second field is the command in parentheses, which may itself hold anything
-        return stat.rpartition(b")")[2].split()
-
-    def _read(self, path: str) -> bytes:
-        """What a file has, as far as READ_LIMIT; raises OSError."""
-        with _telling_shortage():
-            fd = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return read_all(fd)
-            finally:
-                os.close(fd)
-
-    def _names(self, path: str) -> list[str]:
-        """The names in a directory; raises OSError."""
-        with _telling_shortage():
-            return os.listdir(f"{self.root}/{path}")
+        return bool((number(self._stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)
 
     def _table(self, pid: str) -> dict[int, str]:
         """The descriptors of a process, and where they lead; raises OSError.
@@ -334,32 +174,12 @@ class Procfs:
         """
         links = self._links(f"{pid}/fd")
         for tid in () if links else self._names(f"{pid}/task"):
-            if tid != pid and _ID.fullmatch(tid):
+            if tid != pid and ID.fullmatch(tid):
                 with suppress(OSError):
                     its = self._links(f"{pid}/task/{tid}/fd")
                     if has_kvm(its):
                         return its
         return links
-
-    def _links(self, path: str) -> dict[int, str]:
-        """Where the links in a directory of descriptors point to; raises OSError."""
-        folder = f"{self.root}/{path}"
-        found = {}
-        for name in self._names(path):
-            try:
-                found[int(name)] = os.readlink(f"{folder}/{name}")
-            except (OSError, ValueError):
-                continue
-        return found
-
-
-@contextmanager
-def _telling_shortage() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        check_shortage(error)
-        raise
 
 
 def _is_outermost() -> bool:
@@ -368,20 +188,3 @@ def _is_outermost() -> bool:
         return os.stat("/proc/self/ns/pid").st_ino == FIRST_NAMESPACE
     except OSError:
         return True
-
-
-def read_all(fd: int) -> bytes:
-    """The bytes of an open file, as far as READ_LIMIT; raises OSError."""
-    data = more = os.read(fd, 1 << 16)
-    # less than a page is all: a file of /proc is made whole, or page by page
-    while len(more) >= PAGE and len(data) < READ_LIMIT:
-        more = os.read(fd, 1 << 16)
-        data += more
-    return data
-
-
-def _number(fields: list[bytes], at: int) -> int | None:
-    """The number in a field of stat, None for what is none of 64 bits."""
-    if len(fields) > at and len(fields[at]) <= 20 and fields[at].isdigit():
-        return int(fields[at])
-    return None
