@@ -28,7 +28,8 @@ from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
 from pmuctl.render.monitor import EVENT_COLUMNS
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
-from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
+from pmuctl.render.vcpu import PLACED_COLUMNS
+from pmuctl.render.vm import CHANGE_COLUMNS, VM_COLUMNS
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
 from tests.fakes.vmm import FakeVm, fake_proc
 from tests.test_surface import COMMAND_PATHS, Path_, leaf, options_of, parse_words

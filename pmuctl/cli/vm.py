@@ -23,7 +23,8 @@ from pmuctl.manage.wait import Awaited, wait_for
 from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
 from pmuctl.render.formats import Format
-from pmuctl.render.vm import CHANGE_COLUMNS, PLACED_COLUMNS, VM_COLUMNS
+from pmuctl.render.vcpu import PLACED_COLUMNS
+from pmuctl.render.vm import CHANGE_COLUMNS, VM_COLUMNS
 
 app = make_noun("vm")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pmuctl.manage.held import VcpuRow
 from pmuctl.manage.placing import Placed
 from pmuctl.render.columns import UNKNOWN, Column, known
-from pmuctl.render.vm import CANDIDATES_SHAPE, Candidates
+from pmuctl.render.vcpu import CANDIDATES_SHAPE, Candidates
 
 
 def _of_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:

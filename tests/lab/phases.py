@@ -115,7 +115,7 @@ class Supervised:
     def record(self) -> dict[str, Any]:
         """What its supervisor has left for others; empty if that is not of this process."""
         with suppress(FileNotFoundError):
-            its: dict[str, Any] = json.loads(self.lab.read_file(self.path("json")))
+            its: dict[str, Any] = json.loads(self.lab.read_file(self.path("sock.json")))
             return its if its["pid"] == self.pid else {}
         return {}
 
@@ -155,7 +155,7 @@ class Supervised:
 
     def leftovers(self) -> set[str]:
         """What is left of it: "process", "socket", "record"."""
-        its = {"socket": self.path("sock"), "record": self.path("json")}
+        its = {"socket": self.path("sock"), "record": self.path("sock.json")}
         found = {what for what, path in its.items() if exists(self.lab, path)}
         return found | ({"process"} if processes_of(self.lab, self.name) else set())
 
