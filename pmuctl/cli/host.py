@@ -56,7 +56,7 @@ def host_capabilities(
         raise DeniedError(
             "KVM cannot be asked",
             why="/dev/kvm may not be opened by this user",
-            fix="run pmuctl as root or as a member of group kvm",
+            fix="run pmuctl as root or as a member of the group of /dev/kvm",
         )
     with env.waiting_for("probes of KVM"):
         probed = read_host(env.sysfs, scan_pmus(env.sysfs), env.environ).probed

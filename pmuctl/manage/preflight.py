@@ -99,7 +99,7 @@ def ask_kvm(site: Site, pmus: Sequence[Pmu]) -> Probed:
         raise DeniedError(
             "KVM cannot be asked",
             why="/dev/kvm may not be opened by this user",
-            fix="run pmuctl as root or as a member of group kvm",
+            fix="run pmuctl as root or as a member of the group of /dev/kvm",
         )
     with _as_refusal("KVM could not be asked"):
         return read_kernel(site.sysfs, pmus, site.environ, uid=site.uid, probe=site.kvm.probe)

@@ -477,7 +477,7 @@ def socket_taken(host: Host) -> None:
 
 OBSTACLES: list[tuple[Callable[[Host], None], int, str]] = [
     (no_kvm, 7, "this host has no KVM"),
-    (kvm_denied, 6, "group kvm"),
+    (kvm_denied, 6, "the group of /dev/kvm"),
     (no_vpmu, 7, "guests can have no PMU here"),
     (unknown_vpmu, 7, "guests can have no PMU here"),
     (no_set_pmu, 7, "no SET_PMU"),
