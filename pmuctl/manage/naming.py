@@ -56,9 +56,8 @@ def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:
     if isinstance(found, Vm):
         is_own = found.owner == stock.reach.uid
         if strictly and not is_own and not isinstance(ref, ByPid):
-            owner = "several users" if found.owner is None else f"uid {found.owner}"
-            whose = f"process {found.pid} is {owner}'s"
-            raise _strangers(ref, whose, f"pid/{found.pid}")
+            whose = "several users'" if found.owner is None else f"uid {found.owner}'s"
+            raise _strangers(ref, f"process {found.pid} is {whose}", f"pid/{found.pid}")
         return found
     vm = stock.ask(found, strictly=strictly)
     if vm.problem is not None and vm.state is not VmState.ORPHANED:
