@@ -11,6 +11,7 @@ from pmuctl.manage.naming import look
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.stock import Stock
 from pmuctl.manage.supervised import RefusedStartError
+from pmuctl.model.held import HeldVm
 from pmuctl.model.ref import ByPid, ProcessId, VmRef
 from pmuctl.model.vm import Vm, VmState, Window
 
@@ -18,6 +19,7 @@ POLL_SECONDS = 0.2
 ANSWER_SECONDS = 1.0
 """A VM is given so long to answer even where less is left: it is always asked once."""
 ABSENT = "there is no such VM"
+NEVER_ALIGNED = "it has no PMU, and a VM without one is never aligned"
 
 
 class Awaited(StrEnum):
@@ -36,9 +38,11 @@ def wait_for(
     awaited: Awaited,
     *,
     timeout: float | None,
-    is_aligned: Callable[[Vm], bool | None],
+    hold: Callable[[Vm], HeldVm],
 ) -> str | None:
     """Ask until the VM is as awaited, None, or `timeout` seconds have passed: what was seen last.
+
+    That has what keeps it from being aligned, as `hold` judges it, where that is awaited.
 
     A VM that is not there yet, or does not answer, is asked again; raises what `connected` raises
     for all else, and DeniedError where one that is not seen need not have stopped. A silent one
@@ -57,7 +61,14 @@ def wait_for(
         last = vm.process if vm is not None else last
         if seen == ABSENT and awaited is Awaited.STOPPED:
             _check_sight(stock, ref, last)
-        if _holds(vm, awaited, is_aligned):
+        if vm is not None and awaited is Awaited.ALIGNED:
+            held = hold(vm)
+            if held.judgement.aligned:
+                return None
+            # of one without a window it is not known yet
+            if means := held.means or (vm.window and NEVER_ALIGNED):
+                seen = f"{seen}; {means}"
+        elif _holds(vm, awaited):
             return None
         if seen != told:
             reach.trace(f"{ref}: {seen}")
@@ -119,7 +130,7 @@ def _check_sight(stock: Stock, ref: VmRef, last: ProcessId | None) -> None:
         )
 
 
-def _holds(vm: Vm | None, awaited: Awaited, is_aligned: Callable[[Vm], bool | None]) -> bool:
+def _holds(vm: Vm | None, awaited: Awaited) -> bool:
     if vm is None:
         return awaited is Awaited.STOPPED
     match awaited:
@@ -129,7 +140,5 @@ def _holds(vm: Vm | None, awaited: Awaited, is_aligned: Callable[[Vm], bool | No
             return vm.window is Window.SEALED
         case Awaited.RUNNING:
             return vm.state is VmState.RUNNING
-        case Awaited.ALIGNED:
-            return is_aligned(vm) is True
-        case Awaited.STOPPED:
+        case _:
             return False

@@ -206,3 +206,16 @@ def test_a_vm_that_was_seen_to_end_has_stopped(machine: Machine) -> None:
     assert not reached(machine, "stopped", name="db1")
     with soon(lambda: shutil.rmtree(machine.proc / "5120")):
         assert wait(machine, "stopped", "--timeout", PATIENCE, name="db1").status == 0
+
+
+def test_why_it_is_not_aligned_is_told(machine: Machine) -> None:
+    vm = machine.start(FakeVm())
+    ran = wait(machine, "aligned", "--timeout", "0")
+    assert ran.stderr == (
+        "web1: not aligned after 0 s: waiting, window open; it has no PMU, and a VM without one "
+        "is never aligned\n"
+    )
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+    vm.threads.masks[1001] = CpuSet.parse("0-3")
+    ran = wait(machine, "aligned", "--timeout", "0")
+    assert f"; vCPU 0 may run on CPUs 0-1, outside {A72} (2-3): KVM_RUN fails" in ran.stderr
