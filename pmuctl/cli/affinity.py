@@ -72,7 +72,9 @@ def affinity_align(
     refused.
     """
     env.check_columns(PLACING_COLUMNS)
-    if every == bool(vm):
+    if every and vm:
+        raise UsageError("either VMs or --all, not both", fix="pmuctl affinity align --all")
+    if not every and not vm:
         raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
     stock, dry_run, goes_on = Stock(reach_of(env)), env.options.dry_run, env.options.keep_going
     refs = [parse_ref(name) for name in vm or ()]

@@ -299,8 +299,9 @@ def test_align_where_kvm_chose(machine: Machine) -> None:
 
 
 def test_align_takes_names_or_all(machine: Machine) -> None:
-    refused(machine.run("affinity", "align"), 2, "--all")
-    refused(machine.run("affinity", "align", "web1", "--all"), 2, "--all")
+    refused(machine.run("affinity", "align"), 2, "VMs are to be named, or --all is")
+    both = machine.run("affinity", "align", "web1", "--all")
+    refused(both, 2, "either VMs or --all, not both")
 
 
 def test_several_vms(machine: Machine) -> None:
