@@ -287,6 +287,21 @@ def test_align_without_a_pmu(machine: Machine) -> None:
     assert machine.run("affinity", "align", "--all").status == 0
 
 
+def test_align_on_a_host_without_a_pmu(machine: Machine) -> None:
+    running(machine, None)
+    for directory in (machine.root / "sys/bus/event_source/devices").iterdir():
+        directory.unlink() if directory.is_symlink() else shutil.rmtree(directory)
+    for words in (("affinity", "align", "web1"), ("vm", "set", "web1", "affinity", "auto")):
+        ran = machine.run(*words)
+        refused(ran, 7, "this host has no CPU PMU", "fix: pmuctl doctor\n")
+
+
+def test_align_before_there_is_a_vcpu(machine: Machine) -> None:
+    fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"), vcpus={}, ran=0)
+    ran = machine.run("affinity", "align", "db1")
+    refused(ran, 9, "no PMU yet", "not made a vCPU", "pmuctl vm wait pid/5120 --for running")
+
+
 def test_align_where_kvm_chose(machine: Machine) -> None:
     running(machine, None)
     ran = machine.run("affinity", "align", "web1")
