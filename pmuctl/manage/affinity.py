@@ -23,6 +23,8 @@ from pmuctl.manage.placing import (
     blocked,
     check_inside,
     current_masks,
+    no_threads,
+    unknown_threads,
 )
 from pmuctl.manage.settings import AFFINITY, Change, Done
 from pmuctl.manage.site import Site
@@ -206,6 +208,9 @@ def _no_pmu(vm: Vm, chosen: Chosen, host: Site) -> PmuctlError:
         )
     elif chosen.only is not None:
         error = RefusedError(f"the CPUs of {chosen.only} cannot be read", fix="pmuctl pmu list")
+    elif not vm.vcpus or unknown_threads(vm):
+        # no pin could be made by whoever finds out which PMU it has
+        return no_threads(vm)
     else:
         who = "its VMM" if chosen.is_explicit else "KVM"
         error = RefusedError(

@@ -9,6 +9,7 @@ from pmuctl.errors import command
 from pmuctl.manage.blocker import Blocker
 from pmuctl.manage.choice import pins
 from pmuctl.manage.host_checks import bring_online
+from pmuctl.manage.placing import no_threads, unknown_threads
 from pmuctl.model.align import aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.finding import CheckId, Finding, Outcome, Result
@@ -132,6 +133,9 @@ def _aligned(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.FAIL if is_fatal else Result.WARN, why, _alignment(facts))
     elif judged.aligned:
         yield Outcome(Result.PASS, why)
+    elif unknown_threads(facts.vm) and facts.vm.state not in (VmState.STARTING, VmState.WAITING):
+        its = no_threads(facts.vm)
+        yield Outcome(Result.WARN, f"{its.message}: {why}", fix=its.fix)
     elif facts.held.vcpus:
         yield Outcome(Result.WARN, why, command("vm", "vcpus", facts.vm.address))
 

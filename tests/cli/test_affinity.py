@@ -392,7 +392,7 @@ def test_that_threads_are_not_known_is_a_remark(machine: Machine) -> None:
     (machine.proc / str(os.getpid()) / "task/1002").rmdir()
     ran = machine.run("affinity", "align", "--all")
     assert ran.status == 0, ran
-    assert "web1: left alone, which thread of vCPU 1 is to be placed is not known\n" in ran.stderr
+    assert "web1: left alone, which threads run vCPU 1 is not known\n" in ran.stderr
     refused(machine.run("affinity", "align", "web1"), 9, "is not known")
 
 
@@ -668,3 +668,37 @@ def test_another_users_vm_is_named_by_its_process(unmanaged: Machine) -> None:
     fake_vmm(unmanaged.proc, 5120, ("qemu-system-aarch64", "-name", "db1"), uid=1001)
     refused(unmanaged.run("affinity", "set", "db1", "3"), 2, "fix: name it by its process: pid/")
     assert unmanaged.run("affinity", "set", "pid/5120", "3").status == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "fix"),
+    [
+        (
+            ("qemu-system-aarch64", "-name", "db1"),
+            "start QEMU with -name NAME,debug-threads=on, or start the VM with pmuctl run",
+        ),
+        (("crosvm", "run", "--name", "db1"), "start the VM with pmuctl run"),
+    ],
+)
+def test_that_no_thread_is_known_is_told_by_all(
+    machine: Machine, argv: tuple[str, ...], fix: str
+) -> None:
+    """The VM has run: to wait for that would tell nothing."""
+    fake_vmm(machine.proc, 5120, argv, has_names=False)
+    machine.threads = KernelThreads(dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3")))
+    for words in (("set", "pid/5120", "0-1"), ("align", "pid/5120")):
+        ran = machine.run("affinity", *words)
+        refused(ran, 9, "which threads run", "is not known", "why: it has run, but neither")
+        assert ran.stderr.endswith(f"  fix: {fix}\n")
+    found = json.loads(machine.run("doctor", "pid/5120", "-J").stdout)["findings"]
+    (aligned,) = [its for its in found if its["id"] == "vm.aligned"]
+    assert aligned["why"].startswith("which threads run its vCPUs is not known: not known whether")
+    assert (aligned["result"], aligned["fix"]) == ("WARN", fix)
+
+
+def test_that_no_thread_is_known_yet(machine: Machine) -> None:
+    """What has not run is worth waiting for."""
+    argv = ("qemu-system-aarch64", "-name", "db1")
+    fake_vmm(machine.proc, 5120, argv, has_names=False, ran=0)
+    ran = machine.run("affinity", "set", "pid/5120", "0-1")
+    refused(ran, 9, "no vCPU has run yet", "fix: pmuctl vm wait pid/5120 --for running\n")
