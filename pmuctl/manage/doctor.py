@@ -14,8 +14,7 @@ from pmuctl.host.machine import KvmAccess
 from pmuctl.host.probe_cache import read_kernel
 from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
-from pmuctl.manage.blocker import Blocker, find_blocker
-from pmuctl.manage.held import hold, recorded
+from pmuctl.manage.held import find_obstacle, hold, recorded
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.preflight import Kvm
@@ -129,26 +128,15 @@ def _suspects(held: HeldVm) -> dict[int, ThreadId]:
 
 
 def _vm_facts(held: HeldVm, site: Site) -> VmFacts:
+    masks = recorded(held.vm, site).cpus
+    found = {its.index: find_obstacle(held, its, masks, site) for its in held.strays}
     return VmFacts(
         held=held,
         online=site.online,
-        recorded=recorded(held.vm, site).cpus,
+        recorded=masks,
         age=_age(site.procs, held.vm.pid),
-        blockers=_blockers(held, site),
+        blockers={index: its for index, its in found.items() if its is not None},
     )
-
-
-def _blockers(held: HeldVm, site: Site) -> dict[int, Blocker]:
-    """The vCPUs that leave, and whose cpuset allows no CPU of their PMU, where one is online."""
-    pid, cpus = held.vm.pid, held.chosen.only_cpus
-    if not cpus or pid is None or (site.online is not None and not cpus & site.online):
-        return {}
-    found = {
-        its.index: find_blocker(pid, its.tid, cpus, site)
-        for its in held.strays
-        if its.tid is not None
-    }
-    return {index: its for index, its in found.items() if its is not None}
 
 
 def _age(procs: Procfs, pid: int | None) -> float | None:

@@ -29,8 +29,8 @@ class VmFacts:
     """What the checks of a VM judge.
 
     `online` are the host's CPUs, `recorded` those pmuctl put its vCPUs on; `age` is that of its
-    process in seconds. `blockers` are the vCPUs that leave and whose cpuset does not allow their
-    PMU, `spins` the share of a CPU that a vCPU's thread took without running its guest.
+    process in seconds. `blockers` tell what keeps vCPUs that leave off the CPUs of their PMU, by
+    number, `spins` the share of a CPU that a vCPU's thread took without running its guest.
     """
 
     held: HeldVm
@@ -117,7 +117,10 @@ def _pmu_online(facts: VmFacts) -> Iterator[Outcome]:
 
 
 def _blocked(facts: VmFacts) -> Iterator[Outcome]:
+    cpus = facts.chosen.only_cpus
     if not facts.blockers:
+        return
+    if cpus and facts.online is not None and not cpus & facts.online:  # as vm.pmu-online tells
         return
     first = next(iter(facts.blockers.values()))
     why = f"vCPU {CpuSet.of(facts.blockers)} cannot be put on its PMU: {first.words}"
@@ -141,7 +144,15 @@ def _aligned(facts: VmFacts) -> Iterator[Outcome]:
 
 
 def _alignment(facts: VmFacts) -> str:
-    """What brings its vCPUs onto their PMU: align where it would do it, else the pin to make."""
+    """What brings its vCPUs onto their PMU: align where it would do it, else the pin to make.
+
+    First what is in the way of both is to go.
+    """
+    obstacles = dict.fromkeys(its.fix for its in facts.blockers.values())
+    return " && ".join([*obstacles, _placement(facts)])
+
+
+def _placement(facts: VmFacts) -> str:
     if facts.chosen.only is None:
         return pins(facts.vm.address, facts.chosen.cpus.values())
     cpus = facts.chosen.only_cpus or CpuSet()

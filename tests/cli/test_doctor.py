@@ -99,6 +99,8 @@ def test_a_cpuset_in_the_way(host: Machine) -> None:
     found = findings(host, "web1", status=1)
     assert f"{path} allows only 0-1" in found["vm.blocked web1"]["why"]
     assert found["vm.blocked web1"]["fix"] == f"echo 0-3 >{path}/cpuset.cpus"
+    fix = f"echo 0-3 >{path}/cpuset.cpus && pmuctl affinity align web1"
+    assert found["vm.aligned web1"]["fix"] == fix
 
 
 def test_the_last_cpu_of_its_pmu(host: Machine) -> None:
@@ -106,7 +108,11 @@ def test_the_last_cpu_of_its_pmu(host: Machine) -> None:
     found = findings(host, status=1)
     assert found["vm.pmu-online web1"]["result"] == "FAIL"
     assert found[f"host.pmu-online {A72}"]["result"] == "WARN"
-    assert found["vm.aligned web1"]["result"] == "FAIL"
+    its = found["vm.aligned web1"]
+    assert its["result"] == "FAIL"
+    online = "echo 1 >/sys/devices/system/cpu/cpu2/online && "
+    assert its["fix"] == f"{online}pmuctl affinity align web1"
+    assert "vm.blocked web1" not in found
 
 
 @contextmanager
