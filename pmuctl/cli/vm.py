@@ -77,8 +77,8 @@ def vm_vcpus(
     seen = _take_stock(env, vm)
     for its in seen.vms if vm else ():
         # of one that is named, no answer is no list
-        if its.problem is not None and not its.vcpus:
-            raise its.problem
+        if its.untold is not None:
+            raise its.untold
     site = site_of(env)
     rows = [row for its in seen.vms for row in vcpu_rows(hold(its, site), site)]
     env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))

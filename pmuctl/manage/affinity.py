@@ -184,8 +184,8 @@ def unkept(vm: Vm) -> RefusedError:
 
 def _no_pmu(vm: Vm, chosen: Chosen, host: Site) -> PmuctlError:
     error: PmuctlError
-    if vm.problem is not None and not vm.vcpus:
-        return vm.problem
+    if vm.untold is not None:
+        return vm.untold
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         error = no_vpmu()
     elif not chosen.cpus and not host.pmus:

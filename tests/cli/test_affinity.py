@@ -16,6 +16,7 @@ from pmuctl.cli.main import _stop
 from pmuctl.errors import ExitStatus
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
+from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_proc, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -373,6 +374,23 @@ def test_align_all_goes_on_after_a_failure(two: Machine) -> None:
     assert ran.status == 64, ran
     assert "error: a1: vCPU 0: its thread may not be placed" in ran.stderr
     assert masks(two) == ["2-3", "2-3"]
+
+
+@pytest.mark.parametrize("words", [("check",), ("check", "-k"), ("align", "--all")])
+def test_that_a_vm_cannot_be_asked_is_a_failure(machine: Machine, words: tuple[str, ...]) -> None:
+    """Nobody knows where its vCPUs may be; of the others it is told, and done, all the same."""
+    machine.runtime.mkdir()
+    ask = ("affinity", *words, "--deadline", "0.2")
+    with mute(machine.runtime / "a1.sock"):
+        refused(machine.run(*ask), 3, "error: a1: ")
+        running(machine)
+        ran = machine.run(*ask)
+        assert (ran.status, len(ran.stdout.splitlines()) >= 2) == (64, True), ran
+        assert "error: a1: " in ran.stderr
+    # now its VMM has ended
+    ran = machine.run(*ask)
+    assert ran.status == 0, ran
+    assert "warning: a1: " in ran.stderr
 
 
 def test_that_a_vm_has_ended_is_no_failure(machine: Machine) -> None:
