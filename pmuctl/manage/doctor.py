@@ -28,6 +28,7 @@ from pmuctl.model.held import HeldVm
 from pmuctl.model.kernel import Probed
 from pmuctl.model.ref import VmRef
 from pmuctl.model.spin import TICKS
+from pmuctl.model.vm import Window
 
 
 def diagnose(
@@ -37,8 +38,9 @@ def diagnose(
     kvm: Kvm | None,
     threads: Threads,
     rest: Callable[[], float] = rest,
-) -> list[Finding]:
-    """The findings of the host and of every VM, or of the VMs that are named.
+) -> tuple[list[Finding], list[str]]:
+    """The findings of the host and of every VM, or of the VMs that are named; and why a VM that
+    is named has none.
 
     Without `kvm`, as in another machine's tree, only what was captured of that is known. Raises
     NotFoundError for what means no VM.
@@ -50,9 +52,27 @@ def diagnose(
         # what was found just now is known of VMs, too, also where it could not be kept
         site = site.with_probed(_probe(site, kvm))
     found = [] if refs else check_host(_host_facts(site, seen, access))
+    unchecked: list[str] = []
     for facts in _with_spins([_vm_facts(hold(vm, site), site) for vm in seen.vms], site, rest):
-        found += check_vm(facts)
-    return found
+        its = check_vm(facts)
+        found += its
+        if refs and not its:
+            unchecked.append(
+                f"{facts.vm.name}: no check applies: {_why_unchecked(facts.held, site)}"
+            )
+    return found, unchecked
+
+
+def _why_unchecked(held: HeldVm, site: Site) -> str:
+    """Why no check applies to a VM: it has no PMU, or nothing is known of it."""
+    vm = held.vm
+    if vm.window is Window.NONE or vm.identity.has_vpmu is False:
+        return "it has no PMU: its VMM made it without one"
+    if not site.pmus:
+        return "it has no PMU: this host has no CPU PMU"
+    if not held.chosen.cpus:
+        return "it has no PMU yet: none of its vCPUs is made"
+    return "which vCPUs it has is not known"
 
 
 def _probe(site: Site, kvm: Kvm) -> Probed | None:
