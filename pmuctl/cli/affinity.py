@@ -10,7 +10,7 @@ from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
 from pmuctl.cli.reach import VM_HELP, check_place, reach_of, site_of, tell_missing
-from pmuctl.errors import ExitStatus, OutputError, UsageError
+from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.manage.affinity import set_affinity
 from pmuctl.manage.align_all import align_all, align_named
 from pmuctl.manage.held import check_rows, hold
@@ -20,7 +20,7 @@ from pmuctl.manage.several import Several, each
 from pmuctl.manage.stock import Stock
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import VmRef, parse_ref
-from pmuctl.model.vm import Vm
+from pmuctl.model.vm import Vm, VmState
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.formats import Format
 
@@ -72,7 +72,9 @@ def affinity_align(
     refused.
     """
     env.check_columns(PLACING_COLUMNS)
-    if every == bool(vm):
+    if every and vm:
+        raise UsageError("either VMs or --all, not both", fix="pmuctl affinity align --all")
+    if not every and not vm:
         raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
     stock, dry_run, goes_on = Stock(reach_of(env)), env.options.dry_run, env.options.keep_going
     refs = [parse_ref(name) for name in vm or ()]
@@ -108,10 +110,11 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
     with env.waiting_for("control sockets"):
         stock = Stock(reach_of(env))
         seen = None if vm else pick(stock)
-        named = _named(env, stock, [parse_ref(name) for name in vm or ()])
-    for failure in named.failed:
+        refs = [parse_ref(name) for name in vm or ()]
+        found = _all(seen.vms) if seen else _named(env, stock, refs)
+    for failure in found.failed:
         env.fail(failure)
-    vms = seen.vms if seen else _each_once(named.done)
+    vms = _each_once(found.done)
     site = site_of(env)
     held = [hold(its, site) for its in vms]
     rows = [row for its in held for row in check_rows(its, site)]
@@ -129,7 +132,7 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
     for one in strays:
         if one.is_torn:
             env.say(f"{one.vm.name}: {one.means}")
-    return named.status(ExitStatus.NO if strays else ExitStatus.OK)
+    return found.status(ExitStatus.NO if strays else ExitStatus.OK)
 
 
 def _parse_vcpus(text: str) -> CpuSet:
@@ -149,14 +152,26 @@ def _named(env: Env, stock: Stock, refs: Sequence[VmRef]) -> Several[list[Vm]]:
     def find(group: Sequence[VmRef]) -> list[Vm]:
         vms = pick(stock, group).vms
         for its in vms:
-            if its.problem is not None and not its.vcpus:
-                raise its.problem
+            if its.untold is not None:
+                raise its.untold
         return vms
 
     groups: list[Sequence[VmRef]] = [[ref] for ref in refs] if goes_on else [refs] * bool(refs)
     found = each(groups, find, keep_going=goes_on)
     found.check()
     return found
+
+
+def _all(vms: Sequence[Vm]) -> Several[list[Vm]]:
+    """All VMs there are; it goes on after one that cannot be asked, and that has not ended."""
+    done: list[list[Vm]] = []
+    failed: list[PmuctlError] = []
+    for its in vms:
+        if its.untold is not None and its.state is not VmState.DEAD:
+            failed.append(its.untold)
+        else:
+            done.append([its])
+    return Several(done=tuple(done), failed=tuple(failed), keeps_going=True)
 
 
 def _each_once(groups: Sequence[Sequence[Vm]]) -> list[Vm]:

@@ -51,13 +51,15 @@ def doctor(
     env.check_columns(DOCTOR_COLUMNS)
     check_place(env)
     with env.waiting_for("KVM and VMs"):
-        findings = diagnose(
+        findings, unchecked = diagnose(
             reach_of(env),
             [parse_ref(name) for name in vm or ()],
             kvm=env.hypervisor or (env.kvm if env.sysfs.is_live else None),
             threads=env.threads,
         )
     env.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
+    for words in unchecked:
+        env.say(words)
     if env.format is Format.TABLE and env.layout.width is not None:
         _tell_in_full(env, findings)
     failed = any(its.result is Result.FAIL for its in findings)

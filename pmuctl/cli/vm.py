@@ -20,6 +20,7 @@ from pmuctl.manage.naming import connected, look, take_stock
 from pmuctl.manage.settings import Change, release_vm, set_vm
 from pmuctl.manage.stock import Listing, Stock
 from pmuctl.manage.wait import Awaited, wait_for
+from pmuctl.model.held import HeldVm
 from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
 from pmuctl.render.formats import Format
@@ -76,8 +77,8 @@ def vm_vcpus(
     seen = _take_stock(env, vm)
     for its in seen.vms if vm else ():
         # of one that is named, no answer is no list
-        if its.problem is not None and not its.vcpus:
-            raise its.problem
+        if its.untold is not None:
+            raise its.untold
     site = site_of(env)
     rows = [row for its in seen.vms for row in vcpu_rows(hold(its, site), site)]
     env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))
@@ -101,12 +102,12 @@ def vm_wait(
     Exit status 0 once it is, 1 if --timeout has passed before.
     """
 
-    def aligned(its: Vm) -> bool | None:
-        return hold(its, site_of(env)).judgement.aligned
+    def held(its: Vm) -> HeldVm:
+        return hold(its, site_of(env))
 
     env.stay()
     with env.waiting_for(f"{vm} to be {awaited}"):
-        seen = wait_for(reach_of(env), parse_ref(vm), awaited, timeout=timeout, is_aligned=aligned)
+        seen = wait_for(reach_of(env), parse_ref(vm), awaited, timeout=timeout, hold=held)
     if seen is None:
         return ExitStatus.OK
     env.say(f"{vm}: not {awaited} after {timeout:g} s: {seen}")

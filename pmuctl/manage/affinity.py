@@ -11,6 +11,7 @@ from pmuctl.errors import (
     PinnedError,
     PmuctlError,
     RefusedError,
+    UnsupportedError,
     command,
 )
 from pmuctl.manage.blocker import find_blocker
@@ -22,6 +23,8 @@ from pmuctl.manage.placing import (
     blocked,
     check_inside,
     current_masks,
+    no_threads,
+    unknown_threads,
 )
 from pmuctl.manage.settings import AFFINITY, Change, Done
 from pmuctl.manage.site import Site
@@ -70,13 +73,14 @@ def choose_cpus(text: str, vm: Vm, host: Site) -> CpuSet:
 def align_vm(vm: Vm, host: Site, *, dry_run: bool) -> PlacedVm:
     """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
 
-    Raises UnsupportedError without a vPMU, RefusedError where it is not known which PMU it has,
-    PinnedError for a pin that is not pmuctl's, and what `place_and_record` does.
+    Raises UnsupportedError without a vPMU, or a PMU of the host; RefusedError where it is not
+    known which PMU it has, PinnedError for a pin that is not pmuctl's, and what
+    `place_and_record` does.
     """
     chosen = chosen_pmu(vm, host.ground)
     cpus = chosen.only_cpus
     if cpus is None:
-        raise _no_pmu(vm, chosen)
+        raise _no_pmu(vm, chosen, host)
     crew = Crew.of(vm, host)
     masks = recorded(vm, host).cpus
     wanted: dict[int, CpuSet] = {}
@@ -178,12 +182,24 @@ def unkept(vm: Vm) -> RefusedError:
     )
 
 
-def _no_pmu(vm: Vm, chosen: Chosen) -> PmuctlError:
+def _no_pmu(vm: Vm, chosen: Chosen, host: Site) -> PmuctlError:
     error: PmuctlError
-    if vm.problem is not None and not vm.vcpus:
-        return vm.problem
-    if vm.window is Window.NONE:
+    if vm.untold is not None:
+        return vm.untold
+    if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         error = no_vpmu()
+    elif not chosen.cpus and not host.pmus:
+        error = UnsupportedError(
+            "it has no PMU that its vCPUs could be aligned to",
+            why="this host has no CPU PMU",
+            fix="pmuctl doctor",
+        )
+    elif not chosen.cpus and vm.window is not Window.OPEN:
+        error = RefusedError(
+            "it has no PMU yet that its vCPUs could be aligned to",
+            why="its VMM has not made a vCPU",
+            fix=command("vm", "wait", vm.address, "--for", "running"),
+        )
     elif not chosen.cpus:
         error = RefusedError(
             "it has no PMU yet that its vCPUs could be aligned to",
@@ -192,6 +208,9 @@ def _no_pmu(vm: Vm, chosen: Chosen) -> PmuctlError:
         )
     elif chosen.only is not None:
         error = RefusedError(f"the CPUs of {chosen.only} cannot be read", fix="pmuctl pmu list")
+    elif not vm.vcpus or unknown_threads(vm):
+        # no pin could be made by whoever finds out which PMU it has
+        return no_threads(vm)
     else:
         who = "its VMM" if chosen.is_explicit else "KVM"
         error = RefusedError(

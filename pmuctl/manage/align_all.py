@@ -15,7 +15,7 @@ from pmuctl.manage.site import Site
 from pmuctl.manage.stock import Stock
 from pmuctl.model.ref import VmRef
 from pmuctl.model.truth import chosen_pmu
-from pmuctl.model.vm import Vm
+from pmuctl.model.vm import Vm, VmState
 
 
 @dataclass(slots=True)
@@ -30,16 +30,20 @@ class Aligned:
 def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
     """Align every VM whose PMU is known, whatever becomes of another one.
 
-    Those that are to be left alone are, one that has ended meanwhile is no failure, and neither
-    is one whose threads nobody knows: some VM always starts or ends.
+    One that cannot be asked, and whose process does not tell its vCPUs either, has failed. Those
+    that are to be left alone are, one that has ended is no failure, and neither is one whose
+    threads nobody knows: some VM always starts or ends.
     """
     left: list[str] = []
     warnings: list[PmuctlError] = []
+    real: list[PmuctlError] = []
     targets: list[Vm] = []
     for vm in vms:
         chosen = chosen_pmu(vm, site.ground)
-        if not vm.vcpus:
-            warnings += [vm.problem] if vm.problem is not None else []
+        if vm.untold is not None:
+            (warnings if vm.state is VmState.DEAD else real).append(vm.untold)
+        elif not vm.vcpus:
+            continue
         elif chosen.only_cpus is not None and recorded(vm, site).is_left_alone:
             left.append(f"{vm.name}: left alone, as affinity none says")
         elif chosen.only_cpus is not None:
@@ -48,7 +52,6 @@ def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
             left.append(f"{vm.name}: left alone, for it is not known which PMU it has")
 
     done = _align(targets, site, keep_going=True, dry_run=dry_run)
-    real: list[PmuctlError] = []
     for error in done.failed:
         if isinstance(error, GoneError | UnknownThreadsError):
             left.append(f"{error.subject}: left alone, {error.message}")

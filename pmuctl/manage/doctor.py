@@ -14,8 +14,7 @@ from pmuctl.host.machine import KvmAccess
 from pmuctl.host.probe_cache import read_kernel
 from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
-from pmuctl.manage.blocker import Blocker, find_blocker
-from pmuctl.manage.held import hold, recorded
+from pmuctl.manage.held import find_obstacle, hold, recorded
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.preflight import Kvm
@@ -29,6 +28,7 @@ from pmuctl.model.held import HeldVm
 from pmuctl.model.kernel import Probed
 from pmuctl.model.ref import VmRef
 from pmuctl.model.spin import TICKS
+from pmuctl.model.vm import Window
 
 
 def diagnose(
@@ -38,8 +38,9 @@ def diagnose(
     kvm: Kvm | None,
     threads: Threads,
     rest: Callable[[], float] = rest,
-) -> list[Finding]:
-    """The findings of the host and of every VM, or of the VMs that are named.
+) -> tuple[list[Finding], list[str]]:
+    """The findings of the host and of every VM, or of the VMs that are named; and why a VM that
+    is named has none.
 
     Without `kvm`, as in another machine's tree, only what was captured of that is known. Raises
     NotFoundError for what means no VM.
@@ -51,9 +52,27 @@ def diagnose(
         # what was found just now is known of VMs, too, also where it could not be kept
         site = site.with_probed(_probe(site, kvm))
     found = [] if refs else check_host(_host_facts(site, seen, access))
+    unchecked: list[str] = []
     for facts in _with_spins([_vm_facts(hold(vm, site), site) for vm in seen.vms], site, rest):
-        found += check_vm(facts)
-    return found
+        its = check_vm(facts)
+        found += its
+        if refs and not its:
+            unchecked.append(
+                f"{facts.vm.name}: no check applies: {_why_unchecked(facts.held, site)}"
+            )
+    return found, unchecked
+
+
+def _why_unchecked(held: HeldVm, site: Site) -> str:
+    """Why no check applies to a VM: it has no PMU, or nothing is known of it."""
+    vm = held.vm
+    if vm.window is Window.NONE or vm.identity.has_vpmu is False:
+        return "it has no PMU: its VMM made it without one"
+    if not site.pmus:
+        return "it has no PMU: this host has no CPU PMU"
+    if not held.chosen.cpus:
+        return "it has no PMU yet: none of its vCPUs is made"
+    return "which vCPUs it has is not known"
 
 
 def _probe(site: Site, kvm: Kvm) -> Probed | None:
@@ -129,26 +148,15 @@ def _suspects(held: HeldVm) -> dict[int, ThreadId]:
 
 
 def _vm_facts(held: HeldVm, site: Site) -> VmFacts:
+    masks = recorded(held.vm, site).cpus
+    found = {its.index: find_obstacle(held, its, masks, site) for its in held.strays}
     return VmFacts(
         held=held,
         online=site.online,
-        recorded=recorded(held.vm, site).cpus,
+        recorded=masks,
         age=_age(site.procs, held.vm.pid),
-        blockers=_blockers(held, site),
+        blockers={index: its for index, its in found.items() if its is not None},
     )
-
-
-def _blockers(held: HeldVm, site: Site) -> dict[int, Blocker]:
-    """The vCPUs that leave, and whose cpuset allows no CPU of their PMU, where one is online."""
-    pid, cpus = held.vm.pid, held.chosen.only_cpus
-    if not cpus or pid is None or (site.online is not None and not cpus & site.online):
-        return {}
-    found = {
-        its.index: find_blocker(pid, its.tid, cpus, site)
-        for its in held.strays
-        if its.tid is not None
-    }
-    return {index: its for index, its in found.items() if its is not None}
 
 
 def _age(procs: Procfs, pid: int | None) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pmuctl.control.placings import read_placings
-from pmuctl.manage.blocker import find_blocker
+from pmuctl.manage.blocker import Blocker, find_blocker
 from pmuctl.manage.site import Site
 from pmuctl.manage.supervised import recorded_cpus
 from pmuctl.model.align import aligned_mask
@@ -84,6 +84,21 @@ def _last_cpu(vm: Vm, its: HeldVcpu, site: Site) -> int | None:
     return site.procs.last_cpu(vm.pid, its.tid)
 
 
+def find_obstacle(
+    held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Site
+) -> Blocker | None:
+    """What on this machine keeps a vCPU that leaves off the CPUs that align would put it on.
+
+    `masks` are those that pmuctl put vCPUs on, by number.
+    """
+    pid, cpus = held.vm.pid, held.chosen.only_cpus
+    if cpus is None or its.tid is None or its.affinity is None or pid is None:
+        return None
+    mask = aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online)
+    # what is in the way of the whole PMU is worth more than that a pin is not known
+    return find_blocker(pid, its.tid, mask or cpus, site)
+
+
 def _blocker(held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Site) -> str | None:
     """What `affinity align` would fail for, None where nothing is known to be in its way."""
     vm, cpus = held.vm, held.chosen.only_cpus
@@ -91,11 +106,9 @@ def _blocker(held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Sit
         return "which PMU KVM chose is not known"
     if its.tid is None or its.affinity is None or vm.pid is None:
         return None
-    mask = aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online)
-    # what is in the way of the whole PMU is worth more than that a pin is not known
-    if found := find_blocker(vm.pid, its.tid, mask or cpus, site):
+    if found := find_obstacle(held, its, masks, site):
         return found.words
-    if mask is None:
+    if aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online) is None:
         return f"a pin to {its.affinity or 'offline CPUs'} that pmuctl did not make"
     if site.uid != 0 and vm.owner not in (None, site.uid):
         return f"not permitted: it is uid {vm.owner}'s, that takes CAP_SYS_NICE"

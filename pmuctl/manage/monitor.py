@@ -111,6 +111,12 @@ class Watch:
         if self.repairs:
             yield from map(self._event, self._repair(after, self.site))
 
+    @property
+    def count(self) -> int:
+        """How many VMs are watched: nothing is seen of one that cannot be asked."""
+        pending = self._asker.pending
+        return sum(vm.untold is None or vm.socket in pending for vm in self.seen.vms)
+
     def problems(self) -> Iterator[PmuctlError]:
         """Why VMs of the last look cannot be asked, but for those that may answer yet."""
         for vm in self.seen.vms:
@@ -166,6 +172,7 @@ class Watch:
         return SeenVm(
             held=hold(vm, site),
             is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
+            is_denied=vm.state is VmState.DENIED,
         )
 
     def _repair(self, after: Snapshot, site: Site) -> Iterator[Change]:
@@ -205,14 +212,13 @@ class Watch:
 
 def scope(watch: Watch) -> str:
     """What is watched, in words, after the first look."""
-    count = len(watch.seen.vms)
     pmus = len(watch.site.pmus) if watch.site else 0
     ways = f"looking every {watch.interval:g} s"
     if watch.ear.is_open:
         ways += ", and when the kernel tells of a VM or a CPU"
     else:
         ways += "; the kernel's own events cannot be heard here"
-    return f"watching {_counted(count, 'VM')} and {_counted(pmus, 'PMU')}: {ways}"
+    return f"watching {_counted(watch.count, 'VM')} and {_counted(pmus, 'PMU')}: {ways}"
 
 
 def absent(watch: Watch) -> list[str]:

@@ -23,7 +23,8 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.judge import Consequence
 from pmuctl.model.plan import Place
 from pmuctl.model.ref import ProcessId
-from pmuctl.model.vm import Vm
+from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vmm import VmmKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,15 +99,31 @@ class Crew:
             raise _gone(self.vm, vcpu, tid)
 
 
+def unknown_threads(vm: Vm) -> CpuSet:
+    """The vCPUs of a VM of which nobody knows the thread."""
+    return CpuSet.of(its.index for its in vm.vcpus or () if its.tid is None)
+
+
 def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
-    """The refusal of a VM whose vCPU threads are not known."""
-    whose = f"of vCPU {vcpus} " if vcpus else ""
+    """The refusal of a VM whose vCPU threads, or those of some vCPUs, are not known."""
+    its = [one for one in vm.vcpus or () if vcpus is None or one.index in vcpus.cpus]
+    if vm.state in (VmState.STARTING, VmState.WAITING):
+        why = "its VMM does not tell, and no vCPU has run yet"
+        fix = command("vm", "wait", vm.address, "--for", "running")
+    elif its and all(one.has_run is False for one in its):
+        why = "its VMM does not tell, and such a vCPU has not run yet"
+        fix = command("vm", "vcpus", vm.address)
+    else:
+        why = "it has run, but neither its VMM nor KVM nor the names of its threads tell"
+        fix = "start the VM with pmuctl run"
+        if vm.identity.kind is VmmKind.QEMU:
+            fix = f"start QEMU with -name NAME,debug-threads=on, or {fix}"
     return UnknownThreadsError(
-        f"which thread {whose}is to be placed is not known",
+        f"which threads run {f'vCPU {vcpus}' if vcpus else 'its vCPUs'} is not known",
         subject=vm.name,
-        why="its VMM does not tell, or no vCPU has run yet",
+        why=why,
         now=NOTHING_CHANGED,
-        fix=command("vm", "wait", vm.address, "--for", "running"),
+        fix=fix,
     )
 
 

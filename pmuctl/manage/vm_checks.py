@@ -9,6 +9,7 @@ from pmuctl.errors import command
 from pmuctl.manage.blocker import Blocker
 from pmuctl.manage.choice import pins
 from pmuctl.manage.host_checks import bring_online
+from pmuctl.manage.placing import no_threads, unknown_threads
 from pmuctl.model.align import aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.finding import CheckId, Finding, Outcome, Result
@@ -28,8 +29,8 @@ class VmFacts:
     """What the checks of a VM judge.
 
     `online` are the host's CPUs, `recorded` those pmuctl put its vCPUs on; `age` is that of its
-    process in seconds. `blockers` are the vCPUs that leave and whose cpuset does not allow their
-    PMU, `spins` the share of a CPU that a vCPU's thread took without running its guest.
+    process in seconds. `blockers` tell what keeps vCPUs that leave off the CPUs of their PMU, by
+    number, `spins` the share of a CPU that a vCPU's thread took without running its guest.
     """
 
     held: HeldVm
@@ -116,7 +117,10 @@ def _pmu_online(facts: VmFacts) -> Iterator[Outcome]:
 
 
 def _blocked(facts: VmFacts) -> Iterator[Outcome]:
+    cpus = facts.chosen.only_cpus
     if not facts.blockers:
+        return
+    if cpus and facts.online is not None and not cpus & facts.online:  # as vm.pmu-online tells
         return
     first = next(iter(facts.blockers.values()))
     why = f"vCPU {CpuSet.of(facts.blockers)} cannot be put on its PMU: {first.words}"
@@ -132,12 +136,23 @@ def _aligned(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.FAIL if is_fatal else Result.WARN, why, _alignment(facts))
     elif judged.aligned:
         yield Outcome(Result.PASS, why)
+    elif unknown_threads(facts.vm) and facts.vm.state not in (VmState.STARTING, VmState.WAITING):
+        its = no_threads(facts.vm)
+        yield Outcome(Result.WARN, f"{its.message}: {why}", fix=its.fix)
     elif facts.held.vcpus:
         yield Outcome(Result.WARN, why, command("vm", "vcpus", facts.vm.address))
 
 
 def _alignment(facts: VmFacts) -> str:
-    """What brings its vCPUs onto their PMU: align where it would do it, else the pin to make."""
+    """What brings its vCPUs onto their PMU: align where it would do it, else the pin to make.
+
+    First what is in the way of both is to go.
+    """
+    obstacles = dict.fromkeys(its.fix for its in facts.blockers.values())
+    return " && ".join([*obstacles, _placement(facts)])
+
+
+def _placement(facts: VmFacts) -> str:
     if facts.chosen.only is None:
         return pins(facts.vm.address, facts.chosen.cpus.values())
     cpus = facts.chosen.only_cpus or CpuSet()

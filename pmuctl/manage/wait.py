@@ -6,17 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 
-from pmuctl.errors import NotFoundError, NoVmError, UnreachableError
+from pmuctl.errors import DeniedError, NotFoundError, NoVmError, UnreachableError, command
 from pmuctl.manage.naming import look
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.stock import Stock
 from pmuctl.manage.supervised import RefusedStartError
-from pmuctl.model.ref import VmRef
+from pmuctl.model.held import HeldVm
+from pmuctl.model.ref import ByPid, ProcessId, VmRef
 from pmuctl.model.vm import Vm, VmState, Window
 
 POLL_SECONDS = 0.2
 ANSWER_SECONDS = 1.0
 """A VM is given so long to answer even where less is left: it is always asked once."""
+ABSENT = "there is no such VM"
+NEVER_ALIGNED = "it has no PMU, and a VM without one is never aligned"
 
 
 class Awaited(StrEnum):
@@ -35,22 +38,37 @@ def wait_for(
     awaited: Awaited,
     *,
     timeout: float | None,
-    is_aligned: Callable[[Vm], bool | None],
+    hold: Callable[[Vm], HeldVm],
 ) -> str | None:
     """Ask until the VM is as awaited, None, or `timeout` seconds have passed: what was seen last.
 
+    That has what keeps it from being aligned, as `hold` judges it, where that is awaited.
+
     A VM that is not there yet, or does not answer, is asked again; raises what `connected` raises
-    for all else. A silent one takes no longer than the time that is left, or ANSWER_SECONDS.
+    for all else, and DeniedError where one that is not seen need not have stopped. A silent one
+    takes no longer than the time that is left, or ANSWER_SECONDS.
     """
     told = ""
+    last: ProcessId | None = None
     until = None if timeout is None else time.monotonic() + timeout
     while True:
         if until is not None:
             left = max(until - time.monotonic(), ANSWER_SECONDS)
             reach = replace(reach, deadline=min(reach.deadline, left))
         begin = time.monotonic()
-        vm, seen = _ask(reach, ref)
-        if _holds(vm, awaited, is_aligned):
+        stock = Stock(reach)
+        vm, seen = _ask(stock, ref)
+        last = vm.process if vm is not None else last
+        if seen == ABSENT and awaited is Awaited.STOPPED:
+            _check_sight(stock, ref, last)
+        if vm is not None and awaited is Awaited.ALIGNED:
+            held = hold(vm)
+            if held.judgement.aligned:
+                return None
+            # of one without a window it is not known yet
+            if means := held.means or (vm.window and NEVER_ALIGNED):
+                seen = f"{seen}; {means}"
+        elif _holds(vm, awaited):
             return None
         if seen != told:
             reach.trace(f"{ref}: {seen}")
@@ -65,18 +83,18 @@ def wait_for(
         time.sleep(pause)
 
 
-def _ask(reach: Reach, ref: VmRef) -> tuple[Vm | None, str]:
+def _ask(stock: Stock, ref: VmRef) -> tuple[Vm | None, str]:
     """The VM, None where it is not there or its VMM has ended, and how it is in words.
 
     A silent one is neither.
     """
     try:
-        vm = look(Stock(reach), ref)
+        vm = look(stock, ref)
         return vm, f"{vm.state}, window {vm.window or '?'}"
     except RefusedStartError as error:
         return None, error.why or error.message
     except NotFoundError:
-        return None, "there is no such VM"
+        return None, ABSENT
     except (UnreachableError, NoVmError) as error:
         if error.errno == "ECONNREFUSED":
             return None, "its VMM has ended"
@@ -84,7 +102,35 @@ def _ask(reach: Reach, ref: VmRef) -> tuple[Vm | None, str]:
         return silent, error.why or error.message
 
 
-def _holds(vm: Vm | None, awaited: Awaited, is_aligned: Callable[[Vm], bool | None]) -> bool:
+def _check_sight(stock: Stock, ref: VmRef, last: ProcessId | None) -> None:
+    """Raise DeniedError where a VM that is not seen may go on, in a process nobody could look at.
+
+    `last` is the process it was seen in before: where that has ended, so has the VM.
+    """
+    procs, seen = stock.reach.procs, stock.seen
+    if last is not None and not procs.is_there(last):
+        return
+    # from root nothing is hidden but what is outside of its own pid namespace
+    is_hidden = seen.is_partial and stock.reach.uid != 0
+    if not isinstance(ref, ByPid):
+        why = "processes may not be read by this user, and it may be in one of them"
+        may_go_on = is_hidden or seen.unreadable > 0
+    elif procs.start_time(ref.pid) is not None:
+        why = f"process {ref.pid} is there, and may not be read by this user"
+        may_go_on = procs.holds_kvm(ref.pid) is None
+    else:
+        why = f"other users' processes are hidden here, and {ref.pid} may be one of them"
+        may_go_on = is_hidden
+    if may_go_on:
+        raise DeniedError(
+            "it cannot be told whether it has stopped",
+            subject=str(ref),
+            why=why,
+            fix=f"sudo {command('vm', 'wait', ref, '--for', Awaited.STOPPED)}",
+        )
+
+
+def _holds(vm: Vm | None, awaited: Awaited) -> bool:
     if vm is None:
         return awaited is Awaited.STOPPED
     match awaited:
@@ -94,7 +140,5 @@ def _holds(vm: Vm | None, awaited: Awaited, is_aligned: Callable[[Vm], bool | No
             return vm.window is Window.SEALED
         case Awaited.RUNNING:
             return vm.state is VmState.RUNNING
-        case Awaited.ALIGNED:
-            return is_aligned(vm) is True
-        case Awaited.STOPPED:
+        case _:
             return False

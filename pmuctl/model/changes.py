@@ -36,11 +36,12 @@ class SeenVm:
     """A VM at one look, held against its PMU.
 
     The `id` of its VM names it; one whose process is not known is named by its socket. `is_silent`
-    tells that it could not be asked this time.
+    tells that it could not be asked this time, `is_denied` that this user may not.
     """
 
     held: HeldVm
     is_silent: bool = False
+    is_denied: bool = False
     is_kept: bool = False
 
     @property
@@ -116,7 +117,9 @@ def with_silent(before: Snapshot | None, after: Snapshot) -> Snapshot:
     vms: list[SeenVm] = []
     for its, vm in _pair(before, after)[0]:
         is_kept = vm.is_silent and its is not None and not vm.held.vcpus
-        vms.append(replace(its, is_silent=True, is_kept=True) if is_kept and its else vm)
+        if is_kept and its:
+            vm = replace(its, is_silent=True, is_denied=vm.is_denied, is_kept=True)
+        vms.append(vm)
     return replace(after, vms=vms)
 
 
@@ -203,10 +206,7 @@ def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:
 def _vm_changes(before: SeenVm | None, vm: SeenVm) -> Iterator[Change]:
     was_silent = before is not None and before.is_silent
     if vm.is_silent and not was_silent:
-        what = "it is not watched until it does"
-        if not vm.is_kept and vm.held.vcpus:
-            what = "until it does no more than its threads is watched"
-        yield _of(vm, ChangeKind.LOST, f"its control socket does not answer: {what}")
+        yield _of(vm, ChangeKind.LOST, _lost(vm))
     if vm.is_kept:
         return
     if before and vm.window is not None and vm.window is not before.window:
@@ -229,6 +229,17 @@ def _vm_changes(before: SeenVm | None, vm: SeenVm) -> Iterator[Change]:
     if unknown:
         what = f"not known any more of vCPU {CpuSet.of(unknown)}: whether it can leave its PMU"
         yield _of(vm, ChangeKind.LOST, what)
+
+
+def _lost(vm: SeenVm) -> str:
+    has_threads = not vm.is_kept and bool(vm.held.vcpus)
+    if vm.is_denied:
+        what = "no more than its threads is watched" if has_threads else "it is not watched"
+        return f"this user may not ask it: {what}; run pmuctl monitor as root or as its user"
+    what = "it is not watched until it does"
+    if has_threads:
+        what = "until it does no more than its threads is watched"
+    return f"its control socket does not answer: {what}"
 
 
 def _started(vm: SeenVm) -> Change:

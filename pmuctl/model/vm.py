@@ -167,6 +167,11 @@ class Vm:
                 return self.id is not None and self.pid == pid and fd in (None, self.id.fd)
 
     @property
+    def untold(self) -> PmuctlError | None:
+        """Why it could not be asked, where its process does not tell its vCPUs either."""
+        return None if self.vcpus else self.problem
+
+    @property
     def is_managed(self) -> bool:
         """Whether it has a control socket."""
         return self.socket is not None

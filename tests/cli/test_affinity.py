@@ -16,6 +16,7 @@ from pmuctl.cli.main import _stop
 from pmuctl.errors import ExitStatus
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
+from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_proc, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -287,6 +288,21 @@ def test_align_without_a_pmu(machine: Machine) -> None:
     assert machine.run("affinity", "align", "--all").status == 0
 
 
+def test_align_on_a_host_without_a_pmu(machine: Machine) -> None:
+    running(machine, None)
+    for directory in (machine.root / "sys/bus/event_source/devices").iterdir():
+        directory.unlink() if directory.is_symlink() else shutil.rmtree(directory)
+    for words in (("affinity", "align", "web1"), ("vm", "set", "web1", "affinity", "auto")):
+        ran = machine.run(*words)
+        refused(ran, 7, "this host has no CPU PMU", "fix: pmuctl doctor\n")
+
+
+def test_align_before_there_is_a_vcpu(machine: Machine) -> None:
+    fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"), vcpus={}, ran=0)
+    ran = machine.run("affinity", "align", "db1")
+    refused(ran, 9, "no PMU yet", "not made a vCPU", "pmuctl vm wait pid/5120 --for running")
+
+
 def test_align_where_kvm_chose(machine: Machine) -> None:
     running(machine, None)
     ran = machine.run("affinity", "align", "web1")
@@ -299,8 +315,9 @@ def test_align_where_kvm_chose(machine: Machine) -> None:
 
 
 def test_align_takes_names_or_all(machine: Machine) -> None:
-    refused(machine.run("affinity", "align"), 2, "--all")
-    refused(machine.run("affinity", "align", "web1", "--all"), 2, "--all")
+    refused(machine.run("affinity", "align"), 2, "VMs are to be named, or --all is")
+    both = machine.run("affinity", "align", "web1", "--all")
+    refused(both, 2, "either VMs or --all, not both")
 
 
 def test_several_vms(machine: Machine) -> None:
@@ -359,6 +376,23 @@ def test_align_all_goes_on_after_a_failure(two: Machine) -> None:
     assert masks(two) == ["2-3", "2-3"]
 
 
+@pytest.mark.parametrize("words", [("check",), ("check", "-k"), ("align", "--all")])
+def test_that_a_vm_cannot_be_asked_is_a_failure(machine: Machine, words: tuple[str, ...]) -> None:
+    """Nobody knows where its vCPUs may be; of the others it is told, and done, all the same."""
+    machine.runtime.mkdir()
+    ask = ("affinity", *words, "--deadline", "0.2")
+    with mute(machine.runtime / "a1.sock"):
+        refused(machine.run(*ask), 3, "error: a1: ")
+        running(machine)
+        ran = machine.run(*ask)
+        assert (ran.status, len(ran.stdout.splitlines()) >= 2) == (64, True), ran
+        assert "error: a1: " in ran.stderr
+    # now its VMM has ended
+    ran = machine.run(*ask)
+    assert ran.status == 0, ran
+    assert "warning: a1: " in ran.stderr
+
+
 def test_that_a_vm_has_ended_is_no_failure(machine: Machine) -> None:
     running(machine)
     set_masks(machine, "0-3", "0-3")
@@ -376,7 +410,7 @@ def test_that_threads_are_not_known_is_a_remark(machine: Machine) -> None:
     (machine.proc / str(os.getpid()) / "task/1002").rmdir()
     ran = machine.run("affinity", "align", "--all")
     assert ran.status == 0, ran
-    assert "web1: left alone, which thread of vCPU 1 is to be placed is not known\n" in ran.stderr
+    assert "web1: left alone, which threads run vCPU 1 is not known\n" in ran.stderr
     refused(machine.run("affinity", "align", "web1"), 9, "is not known")
 
 
@@ -652,3 +686,37 @@ def test_another_users_vm_is_named_by_its_process(unmanaged: Machine) -> None:
     fake_vmm(unmanaged.proc, 5120, ("qemu-system-aarch64", "-name", "db1"), uid=1001)
     refused(unmanaged.run("affinity", "set", "db1", "3"), 2, "fix: name it by its process: pid/")
     assert unmanaged.run("affinity", "set", "pid/5120", "3").status == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "fix"),
+    [
+        (
+            ("qemu-system-aarch64", "-name", "db1"),
+            "start QEMU with -name NAME,debug-threads=on, or start the VM with pmuctl run",
+        ),
+        (("crosvm", "run", "--name", "db1"), "start the VM with pmuctl run"),
+    ],
+)
+def test_that_no_thread_is_known_is_told_by_all(
+    machine: Machine, argv: tuple[str, ...], fix: str
+) -> None:
+    """The VM has run: to wait for that would tell nothing."""
+    fake_vmm(machine.proc, 5120, argv, has_names=False)
+    machine.threads = KernelThreads(dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3")))
+    for words in (("set", "pid/5120", "0-1"), ("align", "pid/5120")):
+        ran = machine.run("affinity", *words)
+        refused(ran, 9, "which threads run", "is not known", "why: it has run, but neither")
+        assert ran.stderr.endswith(f"  fix: {fix}\n")
+    found = json.loads(machine.run("doctor", "pid/5120", "-J").stdout)["findings"]
+    (aligned,) = [its for its in found if its["id"] == "vm.aligned"]
+    assert aligned["why"].startswith("which threads run its vCPUs is not known: not known whether")
+    assert (aligned["result"], aligned["fix"]) == ("WARN", fix)
+
+
+def test_that_no_thread_is_known_yet(machine: Machine) -> None:
+    """What has not run is worth waiting for."""
+    argv = ("qemu-system-aarch64", "-name", "db1")
+    fake_vmm(machine.proc, 5120, argv, has_names=False, ran=0)
+    ran = machine.run("affinity", "set", "pid/5120", "0-1")
+    refused(ran, 9, "no vCPU has run yet", "fix: pmuctl vm wait pid/5120 --for running\n")

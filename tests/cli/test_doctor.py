@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -99,6 +100,8 @@ def test_a_cpuset_in_the_way(host: Machine) -> None:
     found = findings(host, "web1", status=1)
     assert f"{path} allows only 0-1" in found["vm.blocked web1"]["why"]
     assert found["vm.blocked web1"]["fix"] == f"echo 0-3 >{path}/cpuset.cpus"
+    fix = f"echo 0-3 >{path}/cpuset.cpus && pmuctl affinity align web1"
+    assert found["vm.aligned web1"]["fix"] == fix
 
 
 def test_the_last_cpu_of_its_pmu(host: Machine) -> None:
@@ -106,7 +109,33 @@ def test_the_last_cpu_of_its_pmu(host: Machine) -> None:
     found = findings(host, status=1)
     assert found["vm.pmu-online web1"]["result"] == "FAIL"
     assert found[f"host.pmu-online {A72}"]["result"] == "WARN"
-    assert found["vm.aligned web1"]["result"] == "FAIL"
+    its = found["vm.aligned web1"]
+    assert its["result"] == "FAIL"
+    online = "echo 1 >/sys/devices/system/cpu/cpu2/online && "
+    assert its["fix"] == f"{online}pmuctl affinity align web1"
+    assert "vm.blocked web1" not in found
+
+
+@pytest.mark.parametrize(
+    ("words", "vcpus", "has_pmus", "why"),
+    [
+        (("-cpu", "host,pmu=off"), {0: "0-3"}, True, "it has no PMU: its VMM made it without one"),
+        ((), {0: "0-3"}, False, "it has no PMU: this host has no CPU PMU"),
+        ((), {}, True, "it has no PMU yet: none of its vCPUs is made"),
+    ],
+)
+def test_why_no_check_applies(
+    machine: Machine, words: tuple[str, ...], vcpus: dict[int, str], *, has_pmus: bool, why: str
+) -> None:
+    argv = ("qemu-system-aarch64", "-name", "db1", *words)
+    fake_vmm(machine.proc, 5120, argv, vcpus=vcpus)
+    machine.masks = dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
+    if not has_pmus:
+        shutil.rmtree(machine.root / "sys/bus/event_source/devices")
+    ran = machine.run("doctor", "db1")
+    assert (ran.status, ran.stdout) == (0, "")
+    assert ran.stderr == f"nothing to look at\ndb1: no check applies: {why}\n"
+    assert "no check" not in machine.run("doctor").stderr
 
 
 @contextmanager

@@ -473,6 +473,26 @@ def test_it_says_at_first_which_vms_it_cannot_judge(host: Machine) -> None:
     assert f"db1: {whether}: which threads run its vCPUs is not known\n" in ran.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what another may not ask")
+@pytest.mark.parametrize("words", [(), ("--repair",)])
+def test_a_vm_that_this_user_may_not_ask_is_not_watched(
+    host: Machine, words: tuple[str, ...]
+) -> None:
+    for folder in (host.runtime, *list(host.runtime.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    (host.runtime / "web1.sock").chmod(0o600)
+    host.unreadable.add(os.getpid())
+    os.seteuid(4321)
+    try:
+        ran = monitor(host, "--format", "jsonl", *words)
+    finally:
+        os.seteuid(0)
+    (lost,) = events(ran)
+    assert (lost["event"], lost["vm"]) == ("lost", "web1")
+    assert lost["what"].startswith("this user may not ask it: it is not watched; run pmuctl")
+    assert "watching 0 VMs and 2 PMUs" in ran.stderr
+
+
 def test_help_lists_the_events(host: Machine) -> None:
     # it may be wrapped at the hyphen of a word
     said = "".join(host.run("monitor", "--help").stdout.split())

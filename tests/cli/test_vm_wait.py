@@ -2,6 +2,7 @@
 """`pmuctl vm wait`: until a VM is in a state, or the time is over."""
 
 import io
+import shutil
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from pmuctl.cli.main import main
 from pmuctl.manage.wait import Awaited
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
-from tests.fakes.vmm import FakeVm
+from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 
 A72 = "armv8_cortex_a72"
 PATIENCE = "30"
@@ -167,3 +168,54 @@ def test_a_vm_by_its_uuid(machine: Machine) -> None:
     machine.start(FakeVm())
     assert reached(machine, "open", name=f"uuid/{FakeVm.uuid}")
     assert reached(machine, "stopped", name="uuid/6695eb01-f6a4-8304-79aa-000000000000")
+
+
+def qemu(machine: Machine, name: str = "db1") -> None:
+    """A VM without a control socket, in process 5120."""
+    fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", name))
+
+
+@pytest.mark.parametrize("name", ["pid/5120", "db1", "uuid/6695eb01-f6a4-8304-79aa-000000000000"])
+def test_what_may_not_be_looked_at_is_not_said_to_have_stopped(
+    machine: Machine, name: str
+) -> None:
+    qemu(machine)
+    machine.unreadable.add(5120)
+    ran = machine.run("vm", "wait", name, "--for", "stopped", "--timeout", PATIENCE, uid=1000)
+    assert (ran.status, ran.stdout) == (6, "")
+    assert f"error: {name}: it cannot be told whether it has stopped\n" in ran.stderr
+    assert "may not be read by this user" in ran.stderr
+    assert f"  fix: sudo pmuctl vm wait {name} --for stopped\n" in ran.stderr
+
+
+def test_a_process_that_is_gone_has_stopped_whatever_else_may_not_be_looked_at(
+    machine: Machine,
+) -> None:
+    qemu(machine)
+    machine.unreadable.add(5120)
+    assert reached(machine, "stopped", name="pid/5121")  # there is none
+    fake_proc(machine.proc, 6000, holds_kvm=False, start=5)
+    assert reached(machine, "stopped", name="pid/6000")
+
+
+def test_a_vm_that_was_seen_to_end_has_stopped(machine: Machine) -> None:
+    """Though it cannot be told of other processes whether they have one of this name."""
+    qemu(machine)
+    machine.unreadable.add(7000)
+    fake_proc(machine.proc, 7000, start=5)
+    assert not reached(machine, "stopped", name="db1")
+    with soon(lambda: shutil.rmtree(machine.proc / "5120")):
+        assert wait(machine, "stopped", "--timeout", PATIENCE, name="db1").status == 0
+
+
+def test_why_it_is_not_aligned_is_told(machine: Machine) -> None:
+    vm = machine.start(FakeVm())
+    ran = wait(machine, "aligned", "--timeout", "0")
+    assert ran.stderr == (
+        "web1: not aligned after 0 s: waiting, window open; it has no PMU, and a VM without one "
+        "is never aligned\n"
+    )
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+    vm.threads.masks[1001] = CpuSet.parse("0-3")
+    ran = wait(machine, "aligned", "--timeout", "0")
+    assert f"; vCPU 0 may run on CPUs 0-1, outside {A72} (2-3): KVM_RUN fails" in ran.stderr

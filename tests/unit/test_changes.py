@@ -225,3 +225,17 @@ def test_two_vms_of_a_process_are_not_taken_for_each_other() -> None:
     # the one that is left has the name of the process now
     assert told(host(first, second), host(left)) == [("vm-ended", "pid/100/9", None)]
     assert told(host(left), host(first, second)) == [("vm-started", "pid/100/9", None)]
+
+
+def test_that_a_vm_may_not_be_asked_is_no_silence() -> None:
+    its = seen(socket="/x.sock", state=VmState.DENIED, is_silent=True)
+    denied = replace(its, is_denied=True)
+    fix = "run pmuctl monitor as root or as its user"
+    told = f"this user may not ask it: it is not watched; {fix}"
+    assert words(None, host(denied)) == told
+    before = host(web1())
+    assert words(before, with_silent(before, host(denied))) == told
+    threads = replace(web1(state=VmState.DENIED, is_silent=True), is_denied=True)
+    assert words(None, host(threads)) == (
+        f"this user may not ask it: no more than its threads is watched; {fix}"
+    )

@@ -309,6 +309,18 @@ def test_a_cpuset_in_the_way() -> None:
     assert of_vm("vm.blocked", facts("0-1")) is None
 
 
+def test_an_obstacle_is_removed_before_vcpus_are_placed() -> None:
+    """Each vCPU can have a cpuset of its own."""
+    same = Blocker("x allows only 0-1", "echo 0-3 >x")
+    other = Blocker("y allows only 0-1", "echo 0-3 >y")
+    recorded = {0: CpuSet.parse("2"), 1: CpuSet.parse("2"), 2: CpuSet.parse("3")}
+    blockers = {0: same, 1: same, 2: other}
+    its = facts("0-1", "0-1", "0-1", recorded=recorded, blockers=blockers, spins={0: 1.0})
+    fix = "echo 0-3 >x && echo 0-3 >y && pmuctl affinity align web1"
+    assert result("vm.aligned", its) == (FAIL, fix)
+    assert result("vm.spinning", its) == (FAIL, fix)
+
+
 def test_a_fix_names_a_vm_by_its_process_where_others_can_have_its_name() -> None:
     for name in ("web1", "--all", "a;b"):
         its = a_vm(name=name, socket=None, is_own=False)
