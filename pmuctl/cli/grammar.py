@@ -39,7 +39,7 @@ COLUMNS = {
     "pmu cpus": "pmu.CPU_COLUMNS",
     "vm list": "vm.VM_COLUMNS",
     "vm show": "vm.VM_COLUMNS",
-    "vm vcpus": "vm.PLACED_COLUMNS",
+    "vm vcpus": "vcpu.PLACED_COLUMNS",
     "vm set": "vm.CHANGE_COLUMNS",
     "vm release": "vm.CHANGE_COLUMNS",
     "affinity set": "affinity.PLACING_COLUMNS",
