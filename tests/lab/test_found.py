@@ -47,8 +47,6 @@ def test_a_vm_without_a_socket_is_found_with_its_threads(lab: Lab, tmp_path: Pat
 
 def test_kvm_names_the_maker_of_a_vm_and_no_thread_of_a_vcpu(lab: Lab) -> None:
     """In debugfs: so on arm64 the threads are known from elsewhere."""
-    mount = "mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug"
-    lab.run(["sh", "-c", mount], check=True)
     with reference_vm(lab, "--no-socket", "--forever") as vm:
         names = lab.run(["ls", "/sys/kernel/debug/kvm"], check=True).stdout.split()
         assert [name for name in names if name.startswith(f"{vm.pid}-")], names

@@ -29,7 +29,7 @@ from tests.lab.runs import (
 )
 from tests.lab.sequences import is_default_of_maker
 from tests.lab.vmms import START_SECONDS, lkvm, put_bare_metal, qemu, runs
-from tests.lab.vms import pmuctl, reference_vm
+from tests.lab.vms import clear_sockets, pmuctl, reference_vm
 from tests.lab.workloads.bare import End
 
 ADMIN, STRANGER = "1000:{group}", "1001:1001"
@@ -115,6 +115,7 @@ def host(qemu_lab: Lab) -> Iterator[tuple[Lab, dict[str, Known]]]:
     """A host with a plain QEMU, one under pmuctl run, a kvmtool with a helper, a reference VM
     that waits, and a user's own kvmtool: what is known of each, by its name."""
     lab = qemu_lab
+    clear_sockets(lab)
     admin, _ = users(lab)
     guest = put_bare_metal(lab, End.WFI)
     threads = ("-name", "guest=plain,debug-threads=on")

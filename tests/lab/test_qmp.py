@@ -13,7 +13,7 @@ from tests.lab.job import Job
 from tests.lab.machine import Lab
 from tests.lab.test_host import by_name, started
 from tests.lab.vmms import put_bare_metal, qemu
-from tests.lab.vms import pmuctl
+from tests.lab.vms import clear_sockets, pmuctl
 from tests.lab.workloads.bare import End
 
 PATH = "/tmp/qmp-{}"
@@ -87,6 +87,7 @@ def wait_asked(lab: Lab) -> dict[str, dict[str, Any]]:
 def pids(qemu_lab: Lab) -> Iterator[dict[str, int]]:
     """Three QEMUs with a monitor each, two that run and one that has not started: processes."""
     lab = qemu_lab
+    clear_sockets(lab)
     guest = put_bare_metal(lab, End.WFI)
     path = {name: PATH.format(name) for name in ("short", "long", "still")}
     monitors = {

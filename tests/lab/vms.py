@@ -75,3 +75,8 @@ def reference_vm(lab: Lab, *options: str, name: str | None = None) -> Iterator[R
 def pmuctl(lab: Lab, *words: str, **options: Any) -> Result:
     """One pmuctl command in the lab."""
     return lab.run(["pmuctl", *words], **options)
+
+
+def clear_sockets(lab: Lab) -> None:
+    """Remove what VMMs that were killed have left: no VM is to run any more."""
+    lab.run(["sh", "-c", "rm -f /run/pmuctl/*.sock* /run/user/*/pmuctl/*.sock*"], check=True)
