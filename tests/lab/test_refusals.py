@@ -123,8 +123,8 @@ def test_a_dead_socket(lab: Lab) -> None:
         check(vm.pmuctl("set", "pmu", A72), 3, "ECONNREFUSED")
         rows = json.loads(pmuctl(lab, "vm", "list", "-J").stdout)["vms"]
         assert [row["state"] for row in rows if row["name"] == vm.name] == ["dead"]
-    with reference_vm(lab, name=vm.name) as again:
-        assert again.pmuctl("show").status == 0
+        with reference_vm(lab, name=vm.name) as again:
+            assert again.pmuctl("show").status == 0
 
 
 def test_a_silent_socket(vm: ReferenceVm) -> None:

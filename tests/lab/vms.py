@@ -70,6 +70,8 @@ def reference_vm(lab: Lab, *options: str, name: str | None = None) -> Iterator[R
         if job.status is None:
             job.kill()
             job.wait(BOOT_SECONDS)
+        # of one that was killed; the lab may be that of other files' tests, too
+        lab.run(["rm", "-f", f"/run/pmuctl/{name}.sock"])
 
 
 def pmuctl(lab: Lab, *words: str, **options: Any) -> Result:
