@@ -41,7 +41,7 @@ def probe_kernel(pmus: Sequence[Pmu]) -> Probed:
     not known. Raises OSError for what KVM should not say.
     """
     known = {pmu.type: pmu for pmu in pmus if pmu.type is not None}
-    places = {pmu: reachable(its.online or its.cpus) for pmu, its in known.items()}
+    places = {pmu: reachable(its.cpus) for pmu, its in known.items()}
     home = next((cpus for cpus in places.values() if cpus), None)
     try:
         with on_cpus(home), scratch_vcpu() as vcpu:
@@ -158,15 +158,16 @@ def probe_default(
 
     `places` has the CPUs of each PMU by perf type, None where the calling thread may not go. A
     vCPU is INITed on one PMU's CPU and gets a filter on another's, or on a CPU that no PMU
-    covers; then SET_PMU is EBUSY for all but the one KVM had chosen. With only one such place
-    that PMU is the answer. Not known is (None, None).
+    covers; then SET_PMU is EBUSY for all but the one KVM had chosen. Where only one such place
+    can be tried, it is the answer if the host has no other, offline ones included. Not known is
+    (None, None).
     """
     covered = CpuSet().cpus.union(*(cpus.cpus for cpus in places.values() if cpus))
     bare = reachable(CpuSet.of(os.sched_getaffinity(0)) - CpuSet.of(covered))
     spots: list[tuple[int | None, CpuSet]] = [(its, cpus) for its, cpus in places.items() if cpus]
     if bare:
         spots.append((None, bare))
-    if not spots:
+    if not spots or (len(spots) == 1 and len(covered) < os.sysconf("SC_NPROCESSORS_CONF")):
         return None, None
     (here, here_cpus), (there, there_cpus) = spots[0], spots[1 % len(spots)]
     first = _chosen(places, here_cpus, there_cpus)

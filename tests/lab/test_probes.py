@@ -2,6 +2,7 @@
 """pmuctl's probes find out what each host is, and keep it for the boot."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 
@@ -12,6 +13,7 @@ from pmuctl.model.vpmu import DefaultPmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 from tests.lab.conftest import GetLab
 from tests.lab.machine import Lab
+from tests.lab.runs import shell
 from tests.lab.sequences import is_default_of_maker
 
 CACHE = "/run/pmuctl/kvm-probe.json"
@@ -115,3 +117,18 @@ def test_a_probe_from_one_cpu_only_moves_and_comes_back(fresh: Lab) -> None:
     assert {str(cpus) for cpus in probe(fresh).cpus.values()} == {
         str(CpuSet.parse(cpus)) for cpus in CPUS["two"]
     }
+
+
+@pytest.mark.parametrize("host", ["two", "gap"])
+def test_what_one_pmu_alone_would_tell_is_not_kept_for_the_boot(fresh: Lab) -> None:
+    """With all other CPUs offline, every VM gets the same PMU, however KVM chooses."""
+    path = "/sys/devices/system/cpu/cpu{}/online"
+    with ExitStack() as stack:
+        for cpu in (2, 3):
+            shell(fresh, f"echo 0 >{path.format(cpu)}")
+            stack.callback(shell, fresh, f"echo 1 >{path.format(cpu)}")
+        probed = probe(fresh)
+        assert (probed.default, probed.default_pmu) == (None, None)
+        assert fresh.run(["test", "-e", CACHE]).status == 1
+    assert probe(fresh).default is not None
+    assert fresh.run(["test", "-e", CACHE]).status == 0
