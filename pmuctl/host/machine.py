@@ -101,6 +101,7 @@ def scan_captured(sysfs: Sysfs) -> Iterator[Captured]:
                 yield from _file(sysfs, f"{PATH_CPU}/{cpu}/{file}")
     yield from _file(sysfs, PATH_OSRELEASE)
     for vm in sysfs.entries(PATH_KVM):
+        yield from _file(sysfs, f"{PATH_KVM}/{vm}/exits")
         for vcpu in sysfs.entries(f"{PATH_KVM}/{vm}"):
             yield from _file(sysfs, f"{PATH_KVM}/{vm}/{vcpu}/pid")
 

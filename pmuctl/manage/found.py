@@ -164,10 +164,8 @@ def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[
     """
     procs, holder = scene.procs, process.holder
     tids = procs.threads(holder.pid)
-    told = {
-        fd: debugfs.read_vcpus(scene.sysfs, name)
-        for fd, name in debugfs.names_of(scene.names, holder, tids)
-    }
+    names = dict(debugfs.names_of(scene.names, holder, tids))
+    told = {fd: debugfs.read_vcpus(scene.sysfs, name) for fd, name in names.items()}
     apart = {fd: its for fd, its in told.items() if its}
     if len(apart) > 1:
         for fd, its in apart.items():
@@ -182,7 +180,8 @@ def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[
         count = Counter(holder.vcpus.values())
         threads = {index: its for index, its in threads.items() if count[index] == 1}
     fd = next(iter((*apart, *holder.files)))
-    vm = _vm(process, procs, monitor, indices, threads, fd=fd)
+    has_run = any(debugfs.has_run(scene.sysfs, name) for name in names.values())
+    vm = _vm(process, procs, monitor, indices, threads, fd=fd, has_run=has_run)
     # anybody can call himself pmuctl: only what this user starts is left out
     is_own = scene.uid is not None and vm.owner == scene.uid and process.is_pmuctl
     yield replace(vm, is_scratch=is_own and vm.state is VmState.STARTING)
@@ -236,11 +235,12 @@ def _vm(
     threads: Tids,
     *,
     fd: int,
+    has_run: bool = False,
 ) -> Vm:
     pid, identity = process.pid, process.identity
     vcpus = tuple(_vcpu(procs, pid, index, threads.get(index)) for index in indices)
     # a thread that spent time in a guest is a vCPU's, though it may not be known of which
-    has_run = any(its.has_run for its in vcpus) or (
+    has_run |= any(its.has_run for its in vcpus) or (
         bool(vcpus) and any(procs.guest_time(pid, tid) for tid in procs.threads(pid))
     )
     leader = procs.thread_stat(pid, pid)

@@ -316,6 +316,17 @@ def test_the_best_evidence_is_taken(machine: Machine) -> None:
     assert evidence(machine)[:2] == [(6001, "name"), (6002, "debugfs")]
 
 
+def test_a_vm_that_ran_for_less_than_a_tick_has_run_if_kvm_says_so(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, ran=0)
+    with_vmm(machine, 7000, QEMU, ran=0)
+    for pid, count in ((6000, 12), (7000, 0)):
+        exits = machine.root / f"sys/kernel/debug/kvm/{pid}-9/exits"
+        exits.parent.mkdir(parents=True)
+        exits.write_text(f"{count}\n")
+    seen = {its["pid"]: (its["state"], its["window"]) for its in listed(machine)}
+    assert seen == {6000: ("running", "sealed"), 7000: ("starting", None)}
+
+
 def test_without_evidence_nothing_is_said(machine: Machine) -> None:
     with_vmm(machine, 6000, "vmm", has_names=False)
     assert evidence(machine) == [(None, None), (None, None)]

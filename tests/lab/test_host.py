@@ -131,6 +131,8 @@ def host(qemu_lab: Lab) -> Iterator[tuple[Lab, dict[str, Known]]]:
         ref.set("pmu", A72)
         under.wait_reports()
         under.wait_given_back()
+        # an ordinary user has no better evidence that it has run
+        wait_guest_time(lab, mine.pid)
         yield (
             lab,
             {
@@ -152,6 +154,17 @@ def host(qemu_lab: Lab) -> Iterator[tuple[Lab, dict[str, Known]]]:
             },
         )
     wait_nothing_left(lab, "under", "ref")
+
+
+def wait_guest_time(lab: Lab, pid: int) -> None:
+    """Until the kernel has accounted a clock tick in the guest to the process."""
+    script = """
+        for i in $(seq 600); do
+            [ "$(sed 's/.*) //' /proc/$1/stat | cut -d' ' -f41)" = 0 ] || exit 0
+            sleep 0.1
+        done
+        exit 1"""
+    lab.run(["sh", "-c", script, "sh", str(pid)], check=True, timeout=90)
 
 
 def lkvm_on(cpus: str, name: str) -> list[str]:
