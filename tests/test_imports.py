@@ -72,7 +72,7 @@ WITHOUT_SUPERVISOR = {
     "host.cgroup",
     "host.machine",
     "host.probes",
-    "launch.gate",
+    "launch.launcher",
     "model.changes",
     "model.selector",
     "model.symptoms",

@@ -12,7 +12,7 @@ from pmuctl.cli.options import CHANGE, TALK, Timeout
 from pmuctl.cli.words import parse_filter
 from pmuctl.manage.choice import AUTO
 from pmuctl.manage.execute import own_environ, start
-from pmuctl.manage.preflight import Site
+from pmuctl.manage.preflight import StartSite
 from pmuctl.manage.run import Prepared, Request, check_words, prepare
 
 app = make_app(VERBS["run"])
@@ -77,7 +77,7 @@ def run(
         best_effort=best_effort,
     )
     check_words(request)
-    site = Site(
+    site = StartSite(
         sysfs=env.sysfs,
         threads=env.threads,
         kvm=env.kvm,

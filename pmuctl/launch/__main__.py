@@ -22,7 +22,7 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.launch import parcel
 from pmuctl.launch.calls import call_of, steps
-from pmuctl.launch.listener import Listener
+from pmuctl.launch.gate import Listener
 from pmuctl.launch.machine import this_machine
 from pmuctl.launch.obstacles import may_trace_all, yama_scope
 from pmuctl.launch.orders import Orders

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procs import Procfs
 from pmuctl.launch.calls import Call
-from pmuctl.launch.listener import Listener, Notification
+from pmuctl.launch.gate import Listener, Notification
 from pmuctl.launch.obstacles import no_memory, not_traceable
 from pmuctl.launch.orders import Orders
 from pmuctl.launch.story import Story

@@ -1,150 +1,117 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executing a VMM in place, with the gate in front of it and a supervisor beside it."""
+"""The gate itself: a seccomp filter that stops one ioctl, and its listener."""
 
-import fcntl
-import os
-import resource
-import signal
-import socket
-import sys
-from collections.abc import Mapping, Sequence
+import ctypes
+import errno
+import select
 from contextlib import suppress
-from pathlib import Path
-from typing import NoReturn
+from dataclasses import dataclass
 
-from pmuctl.errors import RefusedError, UnreachableError
-from pmuctl.launch import parcel
-from pmuctl.launch.listener import install
-from pmuctl.launch.machine import Machine, this_machine
-from pmuctl.launch.obstacles import no_gate
-from pmuctl.launch.orders import Orders
-from pmuctl.uapi.ptrace import PR_SET_PTRACER, PR_SET_THP_DISABLE, prctl
+from pmuctl.launch.machine import Machine
+from pmuctl.uapi.ioctl import ioctl
+from pmuctl.uapi.kvm import KVM_CREATE_VCPU
+from pmuctl.uapi.ptrace import PR_SET_NO_NEW_PRIVS, prctl
+from pmuctl.uapi.seccomp import (
+    BPF_JMP_JEQ_K,
+    BPF_LD_W_ABS,
+    BPF_RET_K,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_IOCTL_NOTIF_RECV,
+    SECCOMP_IOCTL_NOTIF_SEND,
+    SECCOMP_RET_ALLOW,
+    SECCOMP_RET_USER_NOTIF,
+    SECCOMP_SET_MODE_FILTER,
+    SECCOMP_USER_NOTIF_FLAG_CONTINUE,
+    seccomp,
+    seccomp_data,
+    seccomp_notif,
+    seccomp_notif_resp,
+    sock_filter,
+)
 
-SUPERVISOR = Path(__file__).with_name("__main__.py")
-IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
-CAUGHT_HERE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A thread that waits at the gate, with its KVM_CREATE_VCPU.
 
-def launch(
-    orders: Orders,
-    executable: str,
-    argv: Sequence[str],
-    environ: Mapping[bytes, bytes],
-    *,
-    supervisor: Path = SUPERVISOR,
-) -> NoReturn:
-    """Become the VMM: this process keeps its id, its terminal and its parent.
-
-    Raises DeniedError, RefusedError or UnreachableError where a gate or a supervisor is not to be
-    had, what the supervisor raises before the start, and OSError where the executable cannot be
-    executed; then nothing was started.
+    `ident` names this one wait: a signal ends it, and the call made again is another.
     """
-    machine = this_machine()
-    try:
-        ours, theirs = map(_clear_of_the_streams, socket.socketpair())
-        with ours:
-            with theirs:
-                _start_supervisor(orders.name, theirs, supervisor)
-            try:
-                _introduce(ours, orders)
-            except (EOFError, ConnectionError):
-                message, why = _did_not_stay(supervisor)
-                raise RefusedError(message, why=why) from None
-            _put_up(machine, ours, supervisor)
-    except OSError as error:
-        raise RefusedError(
-            "the supervisor cannot be started", why=error.strerror or str(error)
-        ) from error
-    execute(executable, argv, environ)
+
+    ident: int
+    tid: int
 
 
-def _put_up(machine: Machine, ours: socket.socket, supervisor: Path) -> None:
-    """Put up the gate and hand it over.
+def install(machine: Machine) -> int:
+    """Put the gate in front of this thread and all it will become; its listener.
 
-    Raises UnreachableError where there is nobody to take it: the gate stands then, and behind it
-    no vCPU can be made any more.
+    Without CAP_SYS_ADMIN the kernel asks for no_new_privs first, which then stays. Raises OSError
+    (EBUSY where another filter with a listener is in the way).
     """
+    program = _program(machine)
+    operation, flags = SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
     try:
-        listener = install(machine)
-    except OSError as error:
-        raise no_gate(error) from None
-    try:
-        parcel.send(ours, b"", listener)
-        os.close(listener)
-        parcel.receive(ours)
-    except (EOFError, OSError):
-        message, why = _did_not_stay(supervisor)
-        raise UnreachableError(message, why=why) from None
+        return seccomp(machine.nr_seccomp, operation, flags, program)
+    except PermissionError:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        return seccomp(machine.nr_seccomp, operation, flags, program)
 
 
-def _did_not_stay(supervisor: Path) -> tuple[str, str]:
-    return (
-        "the supervisor ended before the VMM was started",
-        f"{sys.executable} {supervisor} did not stay: check that this user can run it",
+def _program(machine: Machine) -> "ctypes.Array[sock_filter]":
+    """KVM_CREATE_VCPU of this architecture goes to the listener, all else is none of its business.
+
+    Of a request only the low 32 bits count (virt/kvm/kvm_main.c takes an unsigned int).
+    """
+    second = seccomp_data.args.offset + 8
+    wanted = (
+        (seccomp_data.arch.offset, machine.audit_arch),
+        (seccomp_data.nr.offset, machine.nr_ioctl),
+        (second, KVM_CREATE_VCPU),
     )
+    code = []
+    for position, (offset, value) in enumerate(wanted):
+        to_the_end = 2 * (len(wanted) - position) - 1
+        code.append(sock_filter(BPF_LD_W_ABS, 0, 0, offset))
+        code.append(sock_filter(BPF_JMP_JEQ_K, 0, to_the_end, value))
+    code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_USER_NOTIF))
+    code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW))
+    return (sock_filter * len(code))(*code)
 
 
-def _clear_of_the_streams(its: socket.socket) -> socket.socket:
-    """The socket where no closed stdin, stdout or stderr is, nor what the supervisor has as 3."""
-    with its:
-        return socket.socket(fileno=fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 4))
+class Listener:
+    """The supervisor's end of the gate."""
 
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
 
-def _introduce(ours: socket.socket, orders: Orders) -> None:
-    """Learn who the supervisor is, let it trace this process, and hand it the orders."""
-    pid, _ = parcel.receive(ours)
-    with suppress(OSError):  # EINVAL where there is no Yama
-        prctl(PR_SET_PTRACER, int(pid))
-    text = str(os.getpid()).encode() + b"\n" + orders.encode()
-    try:
-        os.fstat(2)
-        parcel.send(ours, text, 2)
-    except OSError:
-        parcel.send(ours, text)
-    answer, _ = parcel.receive(ours)
-    if answer:
-        raise parcel.error_of(answer)
+    def take(self) -> Notification | None:
+        """The next thread that waits, None where there is none (any more).
 
+        Raises EOFError once nobody stands behind the gate: to ask again then would wait for ever
+        on 6.1 and spin on 7.3.
+        """
+        ready = self._poll.poll(0)
+        if not ready:
+            return None
+        if not ready[0][1] & select.POLLIN:
+            raise EOFError
+        its = seccomp_notif()
+        try:
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, its, what="SECCOMP_IOCTL_NOTIF_RECV")
+        except (FileNotFoundError, InterruptedError):
+            return None  # a signal took the call away between poll and this
+        return Notification(its.id, its.pid)
 
-def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> None:
-    """Start it as nobody's child here: the VMM must find no process it did not make."""
-    child = os.fork()
-    if child:
-        with suppress(ChildProcessError):  # with SIGCHLD ignored there is nobody to wait for
-            os.waitpid(child, 0)
-        return
-    try:
-        os.setsid()
-        if os.fork() == 0:
-            os.chdir("/")
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in range(3):
-                os.dup2(null, fd)
-                os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
-            os.dup2(theirs.fileno(), 3)
-            os.closerange(4, _descriptors_max())
-            # it is small and stays; of a huge page it would have all, and need a part
-            with suppress(OSError):
-                prctl(PR_SET_THP_DISABLE, 1)
-            words = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
-            os.execve(sys.executable, words, {"LC_ALL": "C.UTF-8"})
-    finally:
-        os._exit(0)
+    def let_on(self, waiting: Notification) -> None:
+        """Let the call be made."""
+        self._answer(waiting, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
+    def deny(self, waiting: Notification) -> None:
+        """Let the call fail with EPERM."""
+        self._answer(waiting, -errno.EPERM, 0)
 
-def _descriptors_max() -> int:
-    """One more than any descriptor can be; the soft limit may be below what is open."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
-
-
-def execute(executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]) -> NoReturn:
-    """Execute a program in place, with signals as it would find them without pmuctl.
-
-    What Python ignores gets its default action; that it was ignored before, as systemd does with
-    SIGPIPE, cannot be told any more. Raises OSError.
-    """
-    for its in (*IGNORED_BY_PYTHON, *CAUGHT_HERE):
-        if its in IGNORED_BY_PYTHON or callable(signal.getsignal(its)):
-            signal.signal(its, signal.SIG_DFL)
-    os.execve(executable, list(argv), dict(environ))
+    def _answer(self, waiting: Notification, error: int, flags: int) -> None:
+        its = seccomp_notif_resp(waiting.ident, 0, error, flags)
+        with suppress(FileNotFoundError):  # the wait was interrupted: another one will come
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, its, what="SECCOMP_IOCTL_NOTIF_SEND")

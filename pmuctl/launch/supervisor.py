@@ -11,9 +11,9 @@ from pmuctl.host.shortage import ShortageError
 from pmuctl.host.threads import Threads
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.calls import Call, attr_call
+from pmuctl.launch.gate import Listener, Notification
 from pmuctl.launch.hold import HOLD_SECONDS
 from pmuctl.launch.keeper import Keeper
-from pmuctl.launch.listener import Listener, Notification
 from pmuctl.launch.machine import Machine
 from pmuctl.launch.obstacles import no_memory, no_vpmu, not_stopped, not_traceable
 from pmuctl.launch.orders import Orders

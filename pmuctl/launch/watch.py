@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 from typing import Protocol
 
-from pmuctl.launch.listener import Listener
+from pmuctl.launch.gate import Listener
 from pmuctl.launch.supervisor import Supervisor
 
 

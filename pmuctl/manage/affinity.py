@@ -37,26 +37,26 @@ from pmuctl.model.vm import Vm, Window
 
 
 def set_affinity(
-    vm: Vm, text: str, host: Site, *, vcpus: CpuSet | None = None, dry_run: bool
+    vm: Vm, text: str, site: Site, *, vcpus: CpuSet | None = None, dry_run: bool
 ) -> PlacedVm:
     """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
 
     Raises UsageError and RefusedError for CPUs that will not do, and what `place_and_record` does.
     """
     try:
-        cpus = choose_cpus(text, vm, host)
+        cpus = choose_cpus(text, vm, site)
     except RefusedError as error:
         error.fix = f"{error.fix} --vcpu {vcpus}" if vcpus else error.fix
         raise
-    crew = Crew.of(vm, host, only=vcpus)
+    crew = Crew.of(vm, site, only=vcpus)
     wanted = dict.fromkeys(crew.tids, cpus)
-    return place_and_record(crew, wanted, host, all_of_them=True, dry_run=dry_run)
+    return place_and_record(crew, wanted, site, all_of_them=True, dry_run=dry_run)
 
 
-def choose_cpus(text: str, vm: Vm, host: Site) -> CpuSet:
+def choose_cpus(text: str, vm: Vm, site: Site) -> CpuSet:
     """The CPUs that a text names, which have to be of the VM's PMU where one was set."""
-    cpus = present_cpus(text, host.pmus, host.sysfs, subject=vm.name)
-    chosen = chosen_pmu(vm, host.ground)
+    cpus = present_cpus(text, site.pmus, site.sysfs, subject=vm.name)
+    chosen = chosen_pmu(vm, site.ground)
     if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:
         check_inside(cpus, chosen.only_cpus, vm, chosen.only)
     elif chosen.is_explicit and judge_mask(cpus, chosen, None).verdict is Verdict.LEAVES:
@@ -70,45 +70,45 @@ def choose_cpus(text: str, vm: Vm, host: Site) -> CpuSet:
     return cpus
 
 
-def align_vm(vm: Vm, host: Site, *, dry_run: bool) -> PlacedVm:
+def align_vm(vm: Vm, site: Site, *, dry_run: bool) -> PlacedVm:
     """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
 
     Raises UnsupportedError without a vPMU, or a PMU of the host; RefusedError where it is not
     known which PMU it has, PinnedError for a pin that is not pmuctl's, and what
     `place_and_record` does.
     """
-    chosen = chosen_pmu(vm, host.ground)
+    chosen = chosen_pmu(vm, site.ground)
     cpus = chosen.only_cpus
     if cpus is None:
-        raise _no_pmu(vm, chosen, host)
-    crew = Crew.of(vm, host)
-    masks = recorded(vm, host).cpus
+        raise _no_pmu(vm, chosen, site)
+    crew = Crew.of(vm, site)
+    masks = recorded(vm, site).cpus
     wanted: dict[int, CpuSet] = {}
     pinned: dict[int, CpuSet] = {}
-    for vcpu, now in current_masks(crew, host).items():
-        mask = aligned_mask(now, cpus, masks.get(vcpu), online=host.online)
+    for vcpu, now in current_masks(crew, site).items():
+        mask = aligned_mask(now, cpus, masks.get(vcpu), online=site.online)
         if mask is None:
             pinned[vcpu] = now
         else:
             wanted[vcpu] = mask
     for vcpu, now in pinned.items():
         # that there is no CPU for it is worth more than whose pin it is
-        if blocker := find_blocker(crew.pid, crew.tids[vcpu], cpus, host):
+        if blocker := find_blocker(crew.pid, crew.tids[vcpu], cpus, site):
             raise blocked(vm, Place(vcpu, crew.tids[vcpu], cpus, now), blocker)
     if pinned:
         raise _pinned(vm, chosen, pinned)
-    return place_and_record(crew, wanted, host, all_of_them=False, dry_run=dry_run)
+    return place_and_record(crew, wanted, site, all_of_them=False, dry_run=dry_run)
 
 
-def change_affinity(vm: Vm, text: str, host: Site, *, dry_run: bool) -> Done:
+def change_affinity(vm: Vm, text: str, site: Site, *, dry_run: bool) -> Done:
     """What `vm set` does where only the affinity is asked for: at once, whatever the window.
 
     `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
     """
     if text == NONE:
-        return _leave_alone(vm, host, dry_run=dry_run)
+        return _leave_alone(vm, site, dry_run=dry_run)
     change = align_vm if text == AUTO else partial(set_affinity, text=text)
-    its = change(vm, host=host, dry_run=dry_run)
+    its = change(vm, site=site, dry_run=dry_run)
     outcomes = {one.outcome for one in its.placed} - {"unchanged"}
     return Done(
         vm=vm.name,
@@ -128,15 +128,15 @@ def _changed(vm: Vm, outcome: str, value: str) -> Change:
     return Change(vm=vm.name, key=AFFINITY, outcome=outcome, value=value)
 
 
-def _leave_alone(vm: Vm, host: Site, *, dry_run: bool) -> Done:
-    is_new = not recorded(vm, host).is_left_alone
+def _leave_alone(vm: Vm, site: Site, *, dry_run: bool) -> Done:
+    is_new = not recorded(vm, site).is_left_alone
     if is_new and not dry_run:
-        leave_to_admin(vm, host)
+        leave_to_admin(vm, site)
     outcome = "unchanged" if not is_new else "planned" if dry_run else "set"
     return Done(vm=vm.name, changes=(_changed(vm, outcome, "left alone"),), steps=())
 
 
-def remember(vm: Vm, host: Site) -> None:
+def remember(vm: Vm, site: Site) -> None:
     """Record where a VM's vCPU threads are, having been put there with its PMU.
 
     Raises RefusedError where that cannot be.
@@ -145,13 +145,13 @@ def remember(vm: Vm, host: Site) -> None:
     for vcpu in vm.vcpus or ():
         with suppress(OSError):
             if vcpu.tid is not None:
-                masks[vcpu.tid] = host.threads.affinity(vcpu.tid)
+                masks[vcpu.tid] = site.threads.affinity(vcpu.tid)
     if vm.id is not None:
         with _about(vm):
-            write_placings(host.environ, host.uid, vm.id, masks, host.procs, owner=vm.owner)
+            write_placings(site.environ, site.uid, vm.id, masks, site.procs, owner=vm.owner)
 
 
-def leave_to_admin(vm: Vm, host: Site) -> None:
+def leave_to_admin(vm: Vm, site: Site) -> None:
     """Record that the masks of a VM's vCPU threads are the admin's from now on.
 
     They are neither aligned with all others nor repaired. Raises RefusedError where that cannot
@@ -160,7 +160,7 @@ def leave_to_admin(vm: Vm, host: Site) -> None:
     if vm.id is not None:
         tids = {its.tid for its in vm.vcpus or () if its.tid is not None}
         with _about(vm):
-            leave_alone(host.environ, host.uid, vm.id, tids, host.procs, owner=vm.owner)
+            leave_alone(site.environ, site.uid, vm.id, tids, site.procs, owner=vm.owner)
 
 
 @contextmanager
@@ -182,13 +182,13 @@ def unkept(vm: Vm) -> RefusedError:
     )
 
 
-def _no_pmu(vm: Vm, chosen: Chosen, host: Site) -> PmuctlError:
+def _no_pmu(vm: Vm, chosen: Chosen, site: Site) -> PmuctlError:
     error: PmuctlError
     if vm.untold is not None:
         return vm.untold
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         error = no_vpmu()
-    elif not chosen.cpus and not host.pmus:
+    elif not chosen.cpus and not site.pmus:
         error = UnsupportedError(
             "it has no PMU that its vCPUs could be aligned to",
             why="this host has no CPU PMU",

@@ -43,7 +43,7 @@ class Starter:
         Raises DeniedError, UnsupportedError and RefusedError for what is in the way, OSError
         where the VMM cannot be executed.
         """
-        from pmuctl.launch.gate import launch
+        from pmuctl.launch.launcher import launch
 
         launch(orders, executable, argv, environ)
 
@@ -51,7 +51,7 @@ class Starter:
         self, executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]
     ) -> NoReturn:
         """Execute the VMM and nothing else; raises OSError."""
-        from pmuctl.launch.gate import execute
+        from pmuctl.launch.launcher import execute
 
         execute(executable, argv, environ)
 

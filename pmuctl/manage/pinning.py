@@ -33,7 +33,7 @@ class PlacedVm:
 
 
 def place_and_record(
-    crew: Crew, wanted: Mapping[int, CpuSet], host: Site, *, all_of_them: bool, dry_run: bool
+    crew: Crew, wanted: Mapping[int, CpuSet], site: Site, *, all_of_them: bool, dry_run: bool
 ) -> PlacedVm:
     """Put each vCPU's thread on the CPUs that are wanted, and record it: all, or nothing.
 
@@ -44,15 +44,15 @@ def place_and_record(
     warnings: list[PmuctlError] = []
     try:
         with uninterrupted():
-            placed += place_threads(crew, wanted, host, dry_run=dry_run)
+            placed += place_threads(crew, wanted, site, dry_run=dry_run)
             its = [one for one in placed if all_of_them or one.outcome == "set"]
             if not dry_run:
-                warnings += _record(crew, {one.tid: one.wanted for one in its}, host)
+                warnings += _record(crew, {one.tid: one.wanted for one in its}, site)
     except Stopped as stop:
         done = PlacedVm(vm=crew.vm, placed=tuple(placed))
         stop.lost = stop.lost or (stopped_after([done]) if not dry_run else None)
         raise
-    warnings += reductions(placed, crew.pid, host)
+    warnings += reductions(placed, crew.pid, site)
     return PlacedVm(vm=crew.vm, placed=tuple(placed), warnings=tuple(warnings))
 
 
@@ -64,26 +64,26 @@ def stopped_after(done: Sequence[PlacedVm]) -> PmuctlError | None:
     return RefusedError("stopped once vCPU threads were placed", now=f"set: {'; '.join(steps)}")
 
 
-def _record(crew: Crew, placed: Mapping[int, CpuSet], host: Site) -> Iterator[PmuctlError]:
+def _record(crew: Crew, placed: Mapping[int, CpuSet], site: Site) -> Iterator[PmuctlError]:
     vm = crew.vm
     its = vm.id or VmId(crew.process)
     try:
-        write_placings(host.environ, host.uid, its, placed, host.procs, owner=vm.owner)
+        write_placings(site.environ, site.uid, its, placed, site.procs, owner=vm.owner)
     except RefusedError as error:
         error.subject = vm.name
         yield error
 
 
-def reductions(placed: Sequence[Placed], pid: int, host: Site) -> Iterator[RefusedError]:
+def reductions(placed: Sequence[Placed], pid: int, site: Site) -> Iterator[RefusedError]:
     """What the kernel left out of the CPUs that were wanted, each with who took it."""
-    host.cpusets.forget()
+    site.cpusets.forget()
     for its in placed:
         missing = its.wanted - its.cpus
-        if host.online is not None:
-            missing &= host.online
+        if site.online is not None:
+            missing &= site.online
         if not missing or its.outcome == "planned":
             continue
-        cpuset = host.cpusets.read(pid, its.tid)
+        cpuset = site.cpusets.read(pid, its.tid)
         by = "the kernel left them out"
         if cpuset is not None and not missing <= cpuset.cpus:
             by = f"{cpuset_words(cpuset)} allows only {cpuset.cpus}"

@@ -66,7 +66,7 @@ class Crew:
         return self.process.pid
 
     @classmethod
-    def of(cls, vm: Vm, host: Site, *, only: CpuSet | None = None) -> "Crew":
+    def of(cls, vm: Vm, site: Site, *, only: CpuSet | None = None) -> "Crew":
         """The threads of these vCPUs, by default all.
 
         Raises NotFoundError for a vCPU that is not there, what the VM could not be asked for, and
@@ -86,13 +86,13 @@ class Crew:
         known = {index: tid for index, tid in tids.items() if tid is not None}
         if len(known) < len(tids):
             raise no_threads(vm, CpuSet.of(tids.keys() - known.keys()))
-        starts = {tid: host.procs.start_time(tid) for tid in known.values()}
+        starts = {tid: site.procs.start_time(tid) for tid in known.values()}
         return cls(vm, vm.process, known, starts)
 
-    def check(self, host: Site, vcpu: int) -> None:
+    def check(self, site: Site, vcpu: int) -> None:
         """Raise NotFoundError unless the thread of a vCPU is still the one that was found."""
         tid = self.tids[vcpu]
-        procs = host.procs
+        procs = site.procs
         is_there = tid in procs.threads(self.pid) and procs.start_time(tid) == self.starts[tid]
         # last, so that the thread that was seen is this process's
         if not is_there or not procs.is_there(self.process):
@@ -127,49 +127,49 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     )
 
 
-def current_masks(crew: Crew, host: Site) -> dict[int, CpuSet]:
+def current_masks(crew: Crew, site: Site) -> dict[int, CpuSet]:
     """The mask of each vCPU's thread; raises NotFoundError where one is gone."""
     masks: dict[int, CpuSet] = {}
     for vcpu, tid in sorted(crew.tids.items()):
         try:
-            masks[vcpu] = host.threads.affinity(tid)
+            masks[vcpu] = site.threads.affinity(tid)
         except OSError as error:
-            raise _explained(crew, host, Place(vcpu, tid, CpuSet(), CpuSet()), error) from error
+            raise _explained(crew, site, Place(vcpu, tid, CpuSet(), CpuSet()), error) from error
     return masks
 
 
 def place_threads(
-    crew: Crew, wanted: Mapping[int, CpuSet], host: Site, *, dry_run: bool
+    crew: Crew, wanted: Mapping[int, CpuSet], site: Site, *, dry_run: bool
 ) -> list[Placed]:
     """Put each vCPU's thread on the CPUs that are wanted, all or none.
 
     What is known to be in the way is refused before any is touched. Raises DeniedError,
     NotFoundError and RefusedError; where threads could not be put back, `now` tells which.
     """
-    masks = current_masks(crew, host)
+    masks = current_masks(crew, site)
     steps = [Place(n, crew.tids[n], cpus, masks[n]) for n, cpus in sorted(wanted.items())]
     todo = [step for step in steps if step.cpus != step.before]
     # a mask without a CPU that is online is none that a thread can be left with
-    stranded = [step for step in steps if host.online is not None and not step.cpus & host.online]
+    stranded = [step for step in steps if site.online is not None and not step.cpus & site.online]
     for step in (*todo, *stranded):
-        if blocker := find_blocker(crew.pid, step.tid, step.cpus, host):
+        if blocker := find_blocker(crew.pid, step.tid, step.cpus, site):
             raise blocked(crew.vm, step, blocker)
     done: list[Place] = []
     for step in () if dry_run else todo:
         try:
-            crew.check(host, step.vcpu)
-            host.threads.place(step.tid, step.cpus)
+            crew.check(site, step.vcpu)
+            site.threads.place(step.tid, step.cpus)
         except (OSError, NotFoundError) as error:
             problem: PmuctlError
             if isinstance(error, OSError):
-                problem = _explained(crew, host, step, error)
+                problem = _explained(crew, site, step, error)
             else:
                 problem = error
-            left = [its.words() for its in done if not _undo(its, crew, host)]
+            left = [its.words() for its in done if not _undo(its, crew, site)]
             problem.now = f"left so: {'; '.join(left)}" if left else _put_back(done)
             raise problem from None
         done.append(step)
-    return [_placed(crew, step, host, dry_run=dry_run) for step in steps]
+    return [_placed(crew, step, site, dry_run=dry_run) for step in steps]
 
 
 def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
@@ -184,13 +184,13 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
         )
 
 
-def _placed(crew: Crew, step: Place, host: Site, *, dry_run: bool) -> Placed:
+def _placed(crew: Crew, step: Place, site: Site, *, dry_run: bool) -> Placed:
     now = step.before
     if dry_run:
         now = step.cpus
     elif step.cpus != step.before:
         with suppress(OSError):  # it may have ended since
-            now = host.threads.affinity(step.tid)
+            now = site.threads.affinity(step.tid)
     outcome = "unchanged" if now == step.before else "planned" if dry_run else "set"
     return Placed(
         vm=crew.vm.name,
@@ -203,11 +203,11 @@ def _placed(crew: Crew, step: Place, host: Site, *, dry_run: bool) -> Placed:
     )
 
 
-def _undo(step: Place, crew: Crew, host: Site) -> bool:
+def _undo(step: Place, crew: Crew, site: Site) -> bool:
     """Put a thread back; one that has ended needs it no more."""
     try:
-        crew.check(host, step.vcpu)
-        host.threads.place(step.tid, step.before)
+        crew.check(site, step.vcpu)
+        site.threads.place(step.tid, step.before)
     except (NotFoundError, ProcessLookupError):
         return True
     except OSError:
@@ -242,10 +242,10 @@ def blocked(vm: Vm, step: Place, blocker: Blocker) -> RefusedError:
     )
 
 
-def _explained(crew: Crew, host: Site, step: Place, error: OSError) -> PmuctlError:
+def _explained(crew: Crew, site: Site, step: Place, error: OSError) -> PmuctlError:
     """What the kernel's answer to sched_setaffinity(2) means."""
     vm, number = crew.vm, error.errno or errno.EINVAL
-    host.cpusets.forget()
+    site.cpusets.forget()
     name = errno.errorcode.get(number, str(number))
     if number == errno.ESRCH:
         return _gone(vm, step.vcpu, step.tid)
@@ -258,7 +258,7 @@ def _explained(crew: Crew, host: Site, step: Place, error: OSError) -> PmuctlErr
             fix=f"run pmuctl as root or as {whose if vm.owner is not None else 'that user'}",
             errno=name,
         )
-    if number == errno.EINVAL and (its := find_blocker(crew.pid, step.tid, step.cpus, host)):
+    if number == errno.EINVAL and (its := find_blocker(crew.pid, step.tid, step.cpus, site)):
         return blocked(vm, step, its)
     return RefusedError(
         f"vCPU {step.vcpu} cannot be put on {step.cpus}",

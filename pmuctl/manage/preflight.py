@@ -38,7 +38,7 @@ class Kvm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class StartSite:
     """Where a VMM is to be started: the machine, and the process that is to become it."""
 
     sysfs: Sysfs
@@ -85,7 +85,7 @@ def _as_refusal(what: str) -> Iterator[None]:
         raise RefusedError(what, why=error.strerror or str(error)) from error
 
 
-def ask_kvm(site: Site, pmus: Sequence[Pmu]) -> Probed:
+def ask_kvm(site: StartSite, pmus: Sequence[Pmu]) -> Probed:
     """What KVM does here, from the cache or from probes.
 
     Raises UnsupportedError where there is no KVM, DeniedError, RefusedError.
@@ -137,7 +137,7 @@ def cpus_of(pmu: Pmu) -> CpuSet:
     return pmu.cpus
 
 
-def check_cpus(cpus: CpuSet, pmu: Pmu | None, site: Site) -> None:
+def check_cpus(cpus: CpuSet, pmu: Pmu | None, site: StartSite) -> None:
     """Refuse CPUs that the VMM could not run on: offline ones, and those outside its mask.
 
     Raises RefusedError and PinnedError.

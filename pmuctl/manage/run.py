@@ -15,7 +15,7 @@ from pmuctl.launch.orders import Orders
 from pmuctl.manage.choice import AUTO, NONE, FilterWords, choose_pmu, compile_filter
 from pmuctl.manage.execute import find_program, without_settings
 from pmuctl.manage.preflight import (
-    Site,
+    StartSite,
     ask_kvm,
     check_cpus,
     check_kernel,
@@ -60,7 +60,7 @@ class Prepared:
     warnings: tuple[PmuctlError, ...] = ()
 
 
-def prepare(request: Request, site: Site) -> Prepared:
+def prepare(request: Request, site: StartSite) -> Prepared:
     """Check everything that can be known before the VMM is started; nothing is changed.
 
     Raises UsageError, NotFoundError (PMU, event), NoCommandError and NotExecutableError; and

@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pmuctl.launch import gate
+from pmuctl.launch import launcher
 from pmuctl.launch.orders import Orders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,9 +61,9 @@ def main(kind: str, scratch: str) -> None:
 
     os.execve = noting  # type: ignore[assignment]
     if kind == "plain":
-        gate.execute(sys.executable, words, os.environb)
+        launcher.execute(sys.executable, words, os.environb)
     orders = Orders(name="bench", socket=Path(scratch) / "log", command=tuple(words))
-    gate.launch(orders, sys.executable, words, os.environb, supervisor=SUPERVISOR)
+    launcher.launch(orders, sys.executable, words, os.environb, supervisor=SUPERVISOR)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmuctl.errors import PmuctlError
-from pmuctl.launch.gate import SUPERVISOR, launch
+from pmuctl.launch.launcher import SUPERVISOR, launch
 from pmuctl.launch.orders import Orders
 
 

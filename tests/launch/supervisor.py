@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A supervisor for the engine's tests: the real rules and loop, a story that is a log.
 
-Started by `pmuctl.launch.gate.launch` as the real one is. What happens goes to the file that the
-orders have as their socket, a JSON object a line. At each window it sets an event filter, which
-x86-64 has for a VM: allow one event, none of whose counting matters here. Orders whose name
+Started by `pmuctl.launch.launcher.launch` as the real one is. What happens goes to the file that
+the orders have as their socket, a JSON object a line. At each window it sets an event filter,
+which x86-64 has for a VM: allow one event, none of whose counting matters here. Orders whose name
 begins with "wrong" get a filter that KVM refuses, "many" get it very many times. A held VM is
 released by a file `….release`.
 """
@@ -25,7 +25,7 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.launch import parcel
 from pmuctl.launch.calls import Call
-from pmuctl.launch.listener import Listener
+from pmuctl.launch.gate import Listener
 from pmuctl.launch.machine import this_machine
 from pmuctl.launch.orders import Orders
 from pmuctl.launch.start import ignore_signals, own_socket, try_to_trace

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procs import Procfs
-from pmuctl.launch.listener import _program
+from pmuctl.launch.gate import _program
 from pmuctl.launch.machine import MACHINES, Machine
 from pmuctl.launch.obstacles import may_trace_all, no_gate, not_traceable, yama_scope
 from pmuctl.launch.tracee import is_group_stop

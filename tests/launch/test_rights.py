@@ -41,7 +41,9 @@ def become_nobody() -> None:
 
 def usable_python(become: Callable[[], None]) -> str | None:
     """An interpreter that can import the engine as that user."""
-    code = f"import sys; sys.path.insert(0, {str(HERE.parents[1])!r}); import pmuctl.launch.gate"
+    code = (
+        f"import sys; sys.path.insert(0, {str(HERE.parents[1])!r}); import pmuctl.launch.launcher"
+    )
     for path in (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin")):
         if path is None:
             continue

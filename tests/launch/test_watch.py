@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from pmuctl.launch.listener import Listener
+from pmuctl.launch.gate import Listener
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.watch import Watch
 from tests.fakes.peers import PATIENCE

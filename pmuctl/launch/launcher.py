@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executing a VMM in place, with the gate in front of it and a supervisor beside it."""
+
+import fcntl
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from pmuctl.errors import RefusedError, UnreachableError
+from pmuctl.launch import parcel
+from pmuctl.launch.gate import install
+from pmuctl.launch.machine import Machine, this_machine
+from pmuctl.launch.obstacles import no_gate
+from pmuctl.launch.orders import Orders
+from pmuctl.uapi.ptrace import PR_SET_PTRACER, PR_SET_THP_DISABLE, prctl
+
+SUPERVISOR = Path(__file__).with_name("__main__.py")
+IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+CAUGHT_HERE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def launch(
+    orders: Orders,
+    executable: str,
+    argv: Sequence[str],
+    environ: Mapping[bytes, bytes],
+    *,
+    supervisor: Path = SUPERVISOR,
+) -> NoReturn:
+    """Become the VMM: this process keeps its id, its terminal and its parent.
+
+    Raises DeniedError, RefusedError or UnreachableError where a gate or a supervisor is not to be
+    had, what the supervisor raises before the start, and OSError where the executable cannot be
+    executed; then nothing was started.
+    """
+    machine = this_machine()
+    try:
+        ours, theirs = map(_clear_of_the_streams, socket.socketpair())
+        with ours:
+            with theirs:
+                _start_supervisor(orders.name, theirs, supervisor)
+            try:
+                _introduce(ours, orders)
+            except (EOFError, ConnectionError):
+                message, why = _did_not_stay(supervisor)
+                raise RefusedError(message, why=why) from None
+            _put_up(machine, ours, supervisor)
+    except OSError as error:
+        raise RefusedError(
+            "the supervisor cannot be started", why=error.strerror or str(error)
+        ) from error
+    execute(executable, argv, environ)
+
+
+def _put_up(machine: Machine, ours: socket.socket, supervisor: Path) -> None:
+    """Put up the gate and hand it over.
+
+    Raises UnreachableError where there is nobody to take it: the gate stands then, and behind it
+    no vCPU can be made any more.
+    """
+    try:
+        listener = install(machine)
+    except OSError as error:
+        raise no_gate(error) from None
+    try:
+        parcel.send(ours, b"", listener)
+        os.close(listener)
+        parcel.receive(ours)
+    except (EOFError, OSError):
+        message, why = _did_not_stay(supervisor)
+        raise UnreachableError(message, why=why) from None
+
+
+def _did_not_stay(supervisor: Path) -> tuple[str, str]:
+    return (
+        "the supervisor ended before the VMM was started",
+        f"{sys.executable} {supervisor} did not stay: check that this user can run it",
+    )
+
+
+def _clear_of_the_streams(its: socket.socket) -> socket.socket:
+    """The socket where no closed stdin, stdout or stderr is, nor what the supervisor has as 3."""
+    with its:
+        return socket.socket(fileno=fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 4))
+
+
+def _introduce(ours: socket.socket, orders: Orders) -> None:
+    """Learn who the supervisor is, let it trace this process, and hand it the orders."""
+    pid, _ = parcel.receive(ours)
+    with suppress(OSError):  # EINVAL where there is no Yama
+        prctl(PR_SET_PTRACER, int(pid))
+    text = str(os.getpid()).encode() + b"\n" + orders.encode()
+    try:
+        os.fstat(2)
+        parcel.send(ours, text, 2)
+    except OSError:
+        parcel.send(ours, text)
+    answer, _ = parcel.receive(ours)
+    if answer:
+        raise parcel.error_of(answer)
+
+
+def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> None:
+    """Start it as nobody's child here: the VMM must find no process it did not make."""
+    child = os.fork()
+    if child:
+        with suppress(ChildProcessError):  # with SIGCHLD ignored there is nobody to wait for
+            os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            os.chdir("/")
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in range(3):
+                os.dup2(null, fd)
+                os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
+            os.dup2(theirs.fileno(), 3)
+            os.closerange(4, _descriptors_max())
+            # it is small and stays; of a huge page it would have all, and need a part
+            with suppress(OSError):
+                prctl(PR_SET_THP_DISABLE, 1)
+            words = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
+            os.execve(sys.executable, words, {"LC_ALL": "C.UTF-8"})
+    finally:
+        os._exit(0)
+
+
+def _descriptors_max() -> int:
+    """One more than any descriptor can be; the soft limit may be below what is open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
+
+
+def execute(executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]) -> NoReturn:
+    """Execute a program in place, with signals as it would find them without pmuctl.
+
+    What Python ignores gets its default action; that it was ignored before, as systemd does with
+    SIGPIPE, cannot be told any more. Raises OSError.
+    """
+    for its in (*IGNORED_BY_PYTHON, *CAUGHT_HERE):
+        if its in IGNORED_BY_PYTHON or callable(signal.getsignal(its)):
+            signal.signal(its, signal.SIG_DFL)
+    os.execve(executable, list(argv), dict(environ))
