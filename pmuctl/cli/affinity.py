@@ -16,11 +16,13 @@ from pmuctl.manage.align_all import align_all, align_named
 from pmuctl.manage.held import check_rows, hold
 from pmuctl.manage.naming import look, pick
 from pmuctl.manage.pinning import PlacedVm
+from pmuctl.manage.reach import Reach
 from pmuctl.manage.several import Several, each
 from pmuctl.manage.stock import Stock
+from pmuctl.manage.strangers import failure_of
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import VmRef, parse_ref
-from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vm import Vm
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.formats import Format
 
@@ -111,7 +113,7 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
         stock = Stock(reach_of(env))
         seen = None if vm else pick(stock)
         refs = [parse_ref(name) for name in vm or ()]
-        found = _all(seen.vms) if seen else _named(env, stock, refs)
+        found = _all(seen.vms, stock.reach) if seen else _named(env, stock, refs)
     for failure in found.failed:
         env.fail(failure)
     vms = _each_once(found.done)
@@ -162,13 +164,13 @@ def _named(env: Env, stock: Stock, refs: Sequence[VmRef]) -> Several[list[Vm]]:
     return found
 
 
-def _all(vms: Sequence[Vm]) -> Several[list[Vm]]:
-    """All VMs there are; it goes on after one that cannot be asked, and that has not ended."""
+def _all(vms: Sequence[Vm], reach: Reach) -> Several[list[Vm]]:
+    """All VMs there are; it goes on after one that fails."""
     done: list[list[Vm]] = []
     failed: list[PmuctlError] = []
     for its in vms:
-        if its.untold is not None and its.state is not VmState.DEAD:
-            failed.append(its.untold)
+        if (failure := failure_of(its, reach)) is not None:
+            failed.append(failure)
         else:
             done.append([its])
     return Several(done=tuple(done), failed=tuple(failed), keeps_going=True)

@@ -13,9 +13,10 @@ from pmuctl.manage.pinning import PlacedVm, stopped_after
 from pmuctl.manage.several import Several, each
 from pmuctl.manage.site import Site
 from pmuctl.manage.stock import Stock
+from pmuctl.manage.strangers import failure_of
 from pmuctl.model.ref import VmRef
 from pmuctl.model.truth import chosen_pmu
-from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vm import Vm
 
 
 @dataclass(slots=True)
@@ -30,9 +31,9 @@ class Aligned:
 def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
     """Align every VM whose PMU is known, whatever becomes of another one.
 
-    One that cannot be asked, and whose process does not tell its vCPUs either, has failed. Those
-    that are to be left alone are, one that has ended is no failure, and neither is one whose
-    threads nobody knows: some VM always starts or ends.
+    One that cannot be asked, and whose process does not tell its vCPUs either, has failed, if
+    `failure_of` says so. Those that are to be left alone are, one that has ended is no failure,
+    and neither is one whose threads nobody knows: some VM always starts or ends.
     """
     left: list[str] = []
     warnings: list[PmuctlError] = []
@@ -41,7 +42,8 @@ def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
     for vm in vms:
         chosen = chosen_pmu(vm, site.ground)
         if vm.untold is not None:
-            (warnings if vm.state is VmState.DEAD else real).append(vm.untold)
+            failure = failure_of(vm, site.reach)
+            (warnings if failure is None else real).append(vm.untold)
         elif not vm.vcpus:
             continue
         elif chosen.only_cpus is not None and recorded(vm, site).is_left_alone:

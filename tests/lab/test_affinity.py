@@ -247,3 +247,39 @@ def test_a_stranger_may_neither_look_nor_place(vm: ReferenceVm) -> None:
     ran = affinity(vm, "check", "-J", **options)
     assert ran.status == 1, ran
     assert masks(vm) == ["0-3", "2-3"]
+
+
+@contextmanager
+def mute_sockets(lab: Lab, count: int) -> Iterator[None]:
+    """Sockets that a user without any VM has made, at which he says nothing."""
+    place = "/run/user/1002"
+    sh(lab, f"mkdir -p {place} && chown 1002 {place}")
+    script = f"""
+import os, socket, time
+os.makedirs("{place}/pmuctl", exist_ok=True)
+its = [socket.socket(socket.AF_UNIX) for _ in range({count})]
+for n, one in enumerate(its):
+    one.bind(f"{place}/pmuctl/evil{{n}}.sock")
+    one.listen()
+print("mute", flush=True)
+time.sleep(1000)
+"""
+    job = lab.start(["python3", "-c", script], user="1002:1002")
+    try:
+        job.wait_for("mute", 30)
+        yield
+    finally:
+        job.kill()
+        job.wait(30)
+        sh(lab, f"rm -rf {place}")
+
+
+def test_a_stranger_does_not_make_roots_job_fail(vm: ReferenceVm) -> None:
+    quick = ("--deadline", "1")
+    with mute_sockets(vm.lab, 1):
+        move(vm, "f")
+        for verb, status in ((("check",), 1), (("align", "--all"), 0), (("check",), 0)):
+            ran = pmuctl(vm.lab, "affinity", *verb, *quick)
+            assert ran.status == status, ran
+            assert "warning: evil0: its control socket does not answer" in ran.stderr
+        assert masks(vm) == ["2-3", "2-3"]

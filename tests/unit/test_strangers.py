@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets that other users make, with nothing behind: they decide nothing."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pmuctl.control.registry import Entry
+from pmuctl.errors import ExitStatus, PmuctlError
+from pmuctl.host.procs import Procfs
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.manage.align_all import Aligned, align_all
+from pmuctl.manage.asking import ask_all
+from pmuctl.manage.reach import Reach
+from pmuctl.manage.site import Site, read_site
+from pmuctl.manage.stock import merge
+from pmuctl.model.vm import Vm, VmState
+from tests.fakes.peers import mute
+from tests.fakes.vmm import FakeThreads, fake_proc
+
+ME = os.geteuid()
+ANOTHER, A_THIRD = ME + 1, ME + 2
+"""Users who look; the sockets of these tests are all this one's."""
+
+
+@pytest.fixture
+def root(dump: Callable[[str], Path]) -> Path:
+    return dump("two-pmus-6.12")
+
+
+def site_of(root: Path, *, uid: int, holds_kvm: bool = False, socket: Path | None = None) -> Site:
+    """A machine on which the process behind the sockets has a VM open, or has not."""
+    proc = fake_proc(root / "proc", os.getpid(), holds_kvm=holds_kvm, uid=ME, start=5)
+    its = Reach(
+        environ={"PMUCTL_RUNTIME_DIR": str(root / "placings")},
+        uid=uid,
+        deadline=0.2,
+        socket=socket,
+        procs=Procfs(proc),
+        sysfs=Sysfs(root),
+    )
+    return read_site(its, FakeThreads({}))
+
+
+def asked(site: Site, *entries: Entry) -> list[Vm]:
+    return merge(ask_all(site.reach, entries), (), site.reach.scene)
+
+
+def entries(place: Path, count: int, owner: int | None = ME) -> list[Entry]:
+    paths = [place / f"a{n}.sock" for n in range(count)]
+    return [Entry(name=path.stem, path=path, owner=owner) for path in paths]
+
+
+def mutes(site: Site, place: Path, count: int, owner: int | None = ME) -> list[Vm]:
+    """What is told of sockets at which somebody listens and says nothing."""
+    its = entries(place, count, owner)
+    with mute(*(one.path for one in its)):
+        found = asked(site, *its)
+    assert {vm.state for vm in found} == {VmState.SILENT}
+    return found
+
+
+def aligned(site: Site, vms: Sequence[Vm]) -> Aligned:
+    return align_all(vms, site, dry_run=False)
+
+
+def subjects(errors: Sequence[PmuctlError]) -> list[str | None]:
+    return [error.subject for error in errors]
+
+
+def test_another_users_mute_socket_is_no_failure(root: Path, tmp_path: Path) -> None:
+    site = site_of(root, uid=ANOTHER)
+    its = aligned(site, mutes(site, tmp_path / "run", 1))
+    assert its.vms.status() is ExitStatus.OK
+    assert (its.vms.failed, subjects(its.warnings)) == ((), ["a0"])
+
+
+def test_nor_is_one_whose_peer_is_not_that_user(root: Path, tmp_path: Path) -> None:
+    """It is refused, whatever is behind it."""
+    site = site_of(root, uid=ANOTHER, holds_kvm=True)
+    its = aligned(site, mutes(site, tmp_path / "run", 1, owner=A_THIRD))
+    assert its.vms.status() is ExitStatus.OK
+
+
+def test_what_has_a_vm_fails(root: Path, tmp_path: Path) -> None:
+    """Its vCPUs may be anywhere, and nobody can tell."""
+    site = site_of(root, uid=ANOTHER, holds_kvm=True)
+    its = aligned(site, mutes(site, tmp_path / "run", 1))
+    assert its.vms.status() is ExitStatus.UNREACHABLE
+    assert (subjects(its.vms.failed), its.warnings) == (["a0"], [])
+
+
+@pytest.mark.parametrize("owner", [None, ANOTHER])
+def test_ones_own_and_roots_mute_socket_fails(
+    root: Path, tmp_path: Path, owner: int | None
+) -> None:
+    site = site_of(root, uid=ANOTHER)
+    its = aligned(site, mutes(site, tmp_path / "run", 1, owner=owner))
+    assert (subjects(its.vms.failed), its.warnings) == (["a0"], [])
+
+
+def test_a_mute_socket_that_is_named_fails(root: Path, tmp_path: Path) -> None:
+    site = site_of(root, uid=ANOTHER, socket=tmp_path / "run/a0.sock")
+    its = aligned(site, mutes(site, tmp_path / "run", 1, owner=None))
+    assert its.vms.status() is ExitStatus.UNREACHABLE
