@@ -9,7 +9,7 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of, site_of, tell_missing
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.manage.affinity import set_affinity
 from pmuctl.manage.align_all import align_all, align_named
@@ -82,7 +82,7 @@ def affinity_align(
     refs = [parse_ref(name) for name in vm or ()]
     with env.waiting_for("control sockets"):
         if every:
-            seen = pick(stock)
+            seen = sifted(env, pick(stock))
             tell_missing(env, seen)
             its = align_all(seen.vms, site_of(env), dry_run=dry_run)
         else:
@@ -111,7 +111,7 @@ def affinity_check(env: Env, vm: VmNames = None) -> int:
     check_place(env)
     with env.waiting_for("control sockets"):
         stock = Stock(reach_of(env))
-        seen = None if vm else pick(stock)
+        seen = None if vm else sifted(env, pick(stock))
         refs = [parse_ref(name) for name in vm or ()]
         found = _all(seen.vms, stock.reach) if seen else _named(env, stock, refs)
     for failure in found.failed:

@@ -7,6 +7,8 @@ from pmuctl.errors import UsageError
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.stock import Listing
+from pmuctl.manage.strangers import sift
+from pmuctl.render.formats import Format
 
 VM_HELP = "A name, uuid/UUID or pid/PID."
 
@@ -39,6 +41,14 @@ def check_place(env: Env) -> None:
         )
 
 
+def sifted(env: Env, seen: Listing) -> Listing:
+    """VMs as a table lists them: sockets of other users that do not answer do not bury the rest.
+
+    Every other format has them all.
+    """
+    return sift(seen, reach_of(env)) if env.format is Format.TABLE else seen
+
+
 def tell_missing(env: Env, seen: Listing) -> None:
     """What this user cannot see: that there are no other VMs is not said."""
     if seen.unreadable:
@@ -49,6 +59,11 @@ def tell_missing(env: Env, seen: Listing) -> None:
         env.say(
             f"{seen.left_out} {which} of other users left out: "
             f"of each no more than {SOCKETS_MAX} are asked"
+        )
+    for uid, count in sorted(seen.hollow.items()):
+        env.say(
+            f"{count} control sockets of uid {uid} do not answer, and there is no VM behind them: "
+            "pmuctl vm list -J has them all"
         )
     if seen.scratch:
         what = "1 scratch VM" if seen.scratch == 1 else f"{seen.scratch} scratch VMs"

@@ -10,7 +10,7 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, Timeout
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of, site_of, tell_missing
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.cli.words import FORM, parse_settings
 from pmuctl.errors import ExitStatus, OutputError, RefusedError
 from pmuctl.manage.affinity import change_affinity, leave_to_admin, remember, unkept
@@ -177,7 +177,8 @@ def vm_release(env: Env, vm: VmName) -> None:
 def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
     check_place(env)
     with env.waiting_for("VMs"):
-        return take_stock(reach_of(env), [parse_ref(vm) for vm in vms or ()])
+        seen = take_stock(reach_of(env), [parse_ref(vm) for vm in vms or ()])
+    return seen if vms else sifted(env, seen)
 
 
 def _missing(seen: Listing) -> dict[str, object]:

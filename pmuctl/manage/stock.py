@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VMs of a host: those with a control socket, and those found by their processes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pmuctl.control.registry import Entry, Sockets
@@ -18,7 +18,7 @@ class Listing:
 
     `is_partial` tells that other users' processes are hidden altogether, `left_out` how many
     control sockets of other users are too many to be asked; `scratch` are the VMs of pmuctl's own
-    probes, which are left out.
+    probes, which are left out. `hollow` is how many were sifted out, by user (see `sift`).
     """
 
     vms: list[Vm]
@@ -26,6 +26,7 @@ class Listing:
     is_partial: bool = False
     left_out: int = 0
     scratch: int = 0
+    hollow: Mapping[int, int] = field(default_factory=dict)
 
 
 Ask = Callable[[Reach, Sequence[Entry]], Sequence[Vm]]

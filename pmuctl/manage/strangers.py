@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Control sockets in other users' directories behind which there is no VM: anybody makes those."""
 
+from collections import Counter
+from dataclasses import replace
+
 from pmuctl.errors import PmuctlError
 from pmuctl.manage.reach import Reach
+from pmuctl.manage.stock import Listing
 from pmuctl.model.vm import Vm, VmState
+
+FEW = 4
+"""So many of one user are listed as all others are: VMMs that have crashed leave some behind."""
 
 
 def is_hollow(vm: Vm, reach: Reach) -> bool:
@@ -28,3 +35,12 @@ def failure_of(vm: Vm, reach: Reach) -> PmuctlError | None:
     """
     is_none = vm.state is VmState.DEAD or is_hollow(vm, reach)
     return None if is_none else vm.untold
+
+
+def sift(seen: Listing, reach: Reach) -> Listing:
+    """The same without hollow VMs of users who have more than FEW, which are counted instead."""
+    judged = [(vm, is_hollow(vm, reach)) for vm in seen.vms]
+    counts = Counter(vm.owner for vm, hollow in judged if hollow)
+    heaps = {uid: count for uid, count in counts.items() if uid is not None and count > FEW}
+    kept = [vm for vm, hollow in judged if not (hollow and vm.owner in heaps)]
+    return replace(seen, vms=kept, hollow=heaps)

@@ -275,6 +275,7 @@ time.sleep(1000)
 
 
 def test_a_stranger_does_not_make_roots_job_fail(vm: ReferenceVm) -> None:
+    """Nor are root's VMs buried below the sockets he makes."""
     quick = ("--deadline", "1")
     with mute_sockets(vm.lab, 1):
         move(vm, "f")
@@ -283,3 +284,11 @@ def test_a_stranger_does_not_make_roots_job_fail(vm: ReferenceVm) -> None:
             assert ran.status == status, ran
             assert "warning: evil0: its control socket does not answer" in ran.stderr
         assert masks(vm) == ["2-3", "2-3"]
+    with mute_sockets(vm.lab, 40):
+        ran = pmuctl(vm.lab, "vm", "list", *quick)
+        assert [line.split()[0] for line in ran.stdout.splitlines()] == ["NAME", vm.name]
+        assert "40 control sockets of uid 1002 do not answer" in ran.stderr
+        assert "evil" not in ran.stderr
+        ran = pmuctl(vm.lab, "vm", "list", "-J", *quick)
+        assert len(json.loads(ran.stdout)["vms"]) == 41
+        assert "evil7" in pmuctl(vm.lab, "vm", "list", "evil7", *quick).stdout

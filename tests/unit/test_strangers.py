@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets that other users make, with nothing behind: they decide nothing."""
+"""Sockets that other users make, with nothing behind: they decide nothing, and bury nothing."""
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from pmuctl.manage.align_all import Aligned, align_all
 from pmuctl.manage.asking import ask_all
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
-from pmuctl.manage.stock import merge
+from pmuctl.manage.stock import Listing, merge
+from pmuctl.manage.strangers import FEW, sift
 from pmuctl.model.vm import Vm, VmState
 from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeThreads, fake_proc
@@ -105,3 +107,23 @@ def test_a_mute_socket_that_is_named_fails(root: Path, tmp_path: Path) -> None:
     site = site_of(root, uid=ANOTHER, socket=tmp_path / "run/a0.sock")
     its = aligned(site, mutes(site, tmp_path / "run", 1, owner=None))
     assert its.vms.status() is ExitStatus.UNREACHABLE
+
+
+def test_those_of_one_user_are_counted_where_they_are_many(root: Path, tmp_path: Path) -> None:
+    site = site_of(root, uid=ANOTHER)
+    seen = Listing(vms=mutes(site, tmp_path / "run", FEW))
+    assert sift(seen, site.reach) == seen
+    seen = Listing(vms=mutes(site, tmp_path / "more", FEW + 1))
+    # dead ones as well
+    seen.vms[:] = [*seen.vms[:3], *asked(site, *entries(tmp_path / "more", FEW + 1)[3:])]
+    assert {vm.state for vm in seen.vms} == {VmState.SILENT, VmState.DEAD}
+    few = replace(seen.vms[0], owner=A_THIRD)
+    its = sift(replace(seen, vms=[*seen.vms, few]), site.reach)
+    assert (its.vms, its.hollow) == ([few], {ME: FEW + 1})
+
+
+def test_no_other_is_counted_away(root: Path, tmp_path: Path) -> None:
+    for owner, holds_kvm in ((None, False), (ANOTHER, False), (ME, True)):
+        site = site_of(root, uid=ANOTHER, holds_kvm=holds_kvm)
+        vms = mutes(site, tmp_path / f"{owner}", FEW + 1, owner=owner)
+        assert sift(Listing(vms=vms), site.reach).vms == vms
