@@ -21,12 +21,19 @@ def check_shortage(error: OSError, path: str | None = None) -> None:
 
     Anything else (ENOENT, EACCES, EIO …) is what reading the file comes to, and passes.
     """
-    if error.errno in _MENDED:
-        name = errno.errorcode[error.errno]
-        raise ShortageError(
-            "this machine cannot be read",
-            subject=path or error.filename,
-            why=f"{error.strerror} ({name})",
-            fix=_MENDED[error.errno],
-            errno=name,
-        ) from error
+    if (shortage := shortage_of(error, path)) is not None:
+        raise shortage from error
+
+
+def shortage_of(error: OSError, path: str | None = None) -> ShortageError | None:
+    """The same as a value; None for what tells something of the file."""
+    if error.errno not in _MENDED:
+        return None
+    name = errno.errorcode[error.errno]
+    return ShortageError(
+        "this machine cannot be read",
+        subject=path or error.filename,
+        why=f"{error.strerror} ({name})",
+        fix=_MENDED[error.errno],
+        errno=name,
+    )

@@ -48,20 +48,20 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
     watch = Watch()
     its = Orders.decode(orders)
     procs = Procfs()
-    service = Service(its, int(pid), procs=procs, wake=watch.wake)
     must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
-    supervisor = Supervisor(
-        its,
-        [call_of(step) for step in steps(its)],
-        service,
-        voice,
-        this_machine(),
-        pid=int(pid),
-        procs=procs,
-        threads=Threads(),
-        must_stay=must_stay,
-    )
     try:
+        service = Service(its, int(pid), procs=procs, wake=watch.wake)
+        supervisor = Supervisor(
+            its,
+            [call_of(step) for step in steps(its)],
+            service,
+            voice,
+            this_machine(),
+            pid=int(pid),
+            procs=procs,
+            threads=Threads(),
+            must_stay=must_stay,
+        )
         try_to_trace(supervisor, int(pid), procs, stay=must_stay)
         keeper = supervisor.keeper
         service.open(keeper.set_attr, keeper.check_cpus, lambda: supervisor.tracer.stops)

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import ShortageError
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.calls import Call, call_of, lock, steps
 from pmuctl.launch.hold import Hold
@@ -62,7 +63,12 @@ class Keeper:
 
     def signalled(self, thread: Tracee, its_signal: int) -> int:
         """Before a signal is delivered: one that asks a held VMM to end has to end it."""
-        return its_signal if self.hold is None else self.hold.before(thread, its_signal)
+        if self.hold is None:
+            return its_signal
+        try:
+            return self.hold.before(thread, its_signal)
+        except ShortageError:  # whether it would be caught is not known
+            return its_signal
 
     # --- the hold ------------------------------------------------------------------------------
 
@@ -117,7 +123,8 @@ class Keeper:
         if hold is None:
             self._story.carry_out()
             return
-        with suppress(ProcessLookupError):
+        # a shortage will pass: the VMM waits all the same
+        with suppress(ProcessLookupError, ShortageError):
             self._tend(hold)
 
     def _tend(self, hold: Hold) -> None:

@@ -14,6 +14,7 @@ from pmuctl.errors import (
     UnsupportedError,
 )
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import ShortageError, shortage_of
 
 PATH_YAMA = "sys/kernel/yama/ptrace_scope"
 CAP_SYS_PTRACE = 19
@@ -105,13 +106,26 @@ def not_released(seconds: float) -> PmuctlError:
 
 
 def no_memory(error: OSError) -> PmuctlError:
-    """The error for a VMM whose memory may not be written."""
+    """The error for a VMM whose memory could not be written."""
+    if (shortage := shortage_of(error)) is not None:
+        return lost_sight(shortage)
     return DeniedError(
         "no call can be put into the VMM",
         why=f"its memory may not be written: {error.strerror}; it may have made itself "
         "undumpable (PR_SET_DUMPABLE 0)",
         fix="run pmuctl as root, or start the VMM so that it may be debugged",
         errno=errno.errorcode.get(error.errno or 0),
+    )
+
+
+def lost_sight(shortage: ShortageError) -> PmuctlError:
+    """The error for a VMM of which nothing can be read for want of descriptors or memory."""
+    what = f"{shortage.subject}: " if shortage.subject else ""
+    return RefusedError(
+        "the VMM cannot be followed",
+        why=f"its supervisor runs short: {what}{shortage.why}",
+        fix=shortage.fix,
+        errno=shortage.errno,
     )
 
 

@@ -6,8 +6,10 @@ that: no vCPU can be initialised, or first run, elsewhere. Once the vCPUs run, a
 get their masks back.
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from pmuctl.errors import PinnedError
 from pmuctl.host.procs import Procfs
@@ -16,6 +18,22 @@ from pmuctl.launch.machine import Machine
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vmm import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN
+
+LOOK_SECONDS = 0.2
+"""How long after its window a VMM is first looked at for vCPUs that run."""
+LOOK_SECONDS_MAX = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """When to look for vCPUs that run (time.monotonic()), and how long after that again."""
+
+    due: float = field(default_factory=lambda: time.monotonic() + LOOK_SECONDS)
+    again: float = LOOK_SECONDS
+
+    def later(self) -> "Look":
+        """The next one: ever more seldom, for a VM may be paused for long."""
+        return Look(time.monotonic() + self.again, min(2 * self.again, LOOK_SECONDS_MAX))
 
 
 class Placement:

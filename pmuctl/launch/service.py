@@ -16,6 +16,7 @@ from pmuctl.control.server import Server
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import shortage_of
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.door import MakeCall, SupervisedDoor
 from pmuctl.launch.orders import Orders
@@ -102,6 +103,8 @@ class Service:
                 remove_record(self._path)
         self._door.is_gone = True
         self._stack.close()
+        if self._record.problem is not None:
+            self.rest()  # there may be a descriptor for it now
         self._stack = None
 
     def has(self, vcpus: Sequence[VcpuStatus]) -> None:
@@ -209,5 +212,7 @@ class Service:
         with self._lock:
             if self._is_behind and self._stack is not None:
                 self._is_behind = False
-                with suppress(OSError):  # it is for those who ask later
+                try:
                     write_record(self._path, self._record)
+                except OSError as error:  # it is for those who ask later
+                    self._is_behind = shortage_of(error) is not None

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from pmuctl.errors import PinnedError, PmuctlError
 from pmuctl.host.procs import Procfs
@@ -15,9 +14,9 @@ from pmuctl.launch.gate import Listener, Notification
 from pmuctl.launch.hold import HOLD_SECONDS
 from pmuctl.launch.keeper import Keeper
 from pmuctl.launch.machine import Machine
-from pmuctl.launch.obstacles import no_memory, no_vpmu, not_stopped, not_traceable
+from pmuctl.launch.obstacles import lost_sight, no_memory, no_vpmu, not_stopped, not_traceable
 from pmuctl.launch.orders import Orders
-from pmuctl.launch.place import Placement
+from pmuctl.launch.place import Look, Placement
 from pmuctl.launch.roster import Roster
 from pmuctl.launch.story import Story
 from pmuctl.launch.tracee import Tracee
@@ -27,22 +26,6 @@ from pmuctl.launch.window import NewVcpu, Windows
 from pmuctl.launch.witness import Witness
 from pmuctl.uapi.kvm import KVM_HAS_DEVICE_ATTR
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
-
-LOOK_SECONDS = 0.2
-"""How long after its window a VMM is first looked at for vCPUs that run."""
-LOOK_SECONDS_MAX = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """When to look for vCPUs that run (time.monotonic()), and how long after that again."""
-
-    due: float = field(default_factory=lambda: time.monotonic() + LOOK_SECONDS)
-    again: float = LOOK_SECONDS
-
-    def later(self) -> "Look":
-        """The next one: ever more seldom, for a VM may be paused for long."""
-        return Look(time.monotonic() + self.again, min(2 * self.again, LOOK_SECONDS_MAX))
 
 
 class Supervisor:
@@ -128,7 +111,11 @@ class Supervisor:
             thread.leaving = False  # it had stopped at the entry just before it was to be let go
             listener.let_on(waiting)
             return
-        tgid = self._procs.tgid(waiting.tid)
+        lost: ShortageError | None = None
+        try:
+            tgid = self._procs.tgid(waiting.tid)
+        except ShortageError as error:
+            tgid, lost = waiting.tid, error
         if tgid is None:
             return
         try:
@@ -142,7 +129,8 @@ class Supervisor:
             self._applier.turn_away(listener, waiting, tgid, has_run=has_run)
             return
         # it is made to stop: the call begins anew, and this wait is nobody's
-        self.tracer.threads[waiting.tid].is_entering = True
+        thread = self.tracer.threads[waiting.tid]
+        thread.is_entering, thread.lost = True, lost
 
     # --- what the windows tell -----------------------------------------------------------------
 
@@ -159,6 +147,10 @@ class Supervisor:
             if not self._orders.best_effort:  # else it is told where the settings are applied
                 self._applier.fail(thread, error)
         self._looks.setdefault(vcpu.tgid, Look())
+
+    def lost(self, thread: Tracee, shortage: ShortageError) -> None:
+        """Nobody could tell when its window comes, nor where it is."""
+        self._applier.fail(thread, lost_sight(shortage))
 
     def initialising(self, tgid: int, tid: int | None) -> None:
         """A vCPU is, or was just, initialised by this thread."""

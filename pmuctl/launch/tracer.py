@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Protocol
 
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import ShortageError
 from pmuctl.launch.machine import Machine
 from pmuctl.launch.tracee import SYSCALL_STOP, WALL, ThreadGoneError, Tracee, is_group_stop
 from pmuctl.uapi.ptrace import (
@@ -254,8 +255,12 @@ class Tracer:
             thread.resume()
 
     def _born(self, tid: int) -> Tracee:
-        thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
-        thread.followed = thread.tgid in self._whole
+        try:
+            thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
+        except ShortageError as error:  # it is told at its next call
+            thread = Tracee(tid, tid, self._machine)
+            thread.lost = error
+        thread.followed = thread.tgid in self._whole or thread.lost is not None
         thread.leaving = thread.tgid in self._leaving
         self._add(thread)
         return thread

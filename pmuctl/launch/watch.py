@@ -7,6 +7,7 @@ import signal
 from contextlib import suppress
 from typing import Protocol
 
+from pmuctl.host.shortage import shortage_of
 from pmuctl.launch.gate import Listener
 from pmuctl.launch.supervisor import Supervisor
 
@@ -87,5 +88,9 @@ class Watch:
             self._pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             vmm.ended()
+        except OSError as error:
+            if shortage_of(error) is None:
+                raise
+            self._pid = 0  # later; till then its end is seen at the gate
         else:
             poll.register(self._pidfd, select.POLLIN)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import ShortageError
 from pmuctl.launch.machine import Machine
 from pmuctl.launch.tracee import Tracee
 from pmuctl.uapi.kvm import (
@@ -67,6 +68,9 @@ class Master(Protocol):
     def at_attribute(self, thread: Tracee, fd: int) -> None:
         """At the entry of a call for an attribute that is, if `fd` is a vCPU, one of its PMU."""
 
+    def lost(self, thread: Tracee, shortage: ShortageError) -> None:
+        """What becomes of a vCPU could not be read, for want of descriptors or memory."""
+
     def settled(self) -> None:
         """No vCPU is waiting for its window any more."""
 
@@ -86,6 +90,15 @@ class Windows:
 
     def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """At the entry of a call of a thread that is followed."""
+        try:
+            if (lost := thread.lost) is not None:
+                thread.lost = None
+                raise lost
+            self._entered(thread, nr, args)
+        except ShortageError as error:
+            self._master.lost(thread, error)
+
+    def _entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         is_ioctl, request = nr == self._machine.nr_ioctl, args[1] & BITS
         if thread.is_entering and not (is_ioctl and request == KVM_CREATE_VCPU):
             thread.is_entering = False  # a signal took it away from the gate
@@ -122,6 +135,12 @@ class Windows:
 
     def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """At the exit of that call."""
+        try:
+            self._left(thread, nr, args, result)
+        except ShortageError as error:
+            self._master.lost(thread, error)
+
+    def _left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         fd, request = args[0] & BITS, args[1] & BITS
         if nr in self._machine.masking and any(its.tid == thread.tid for its in self._new):
             thread.block_signals()

@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import shortage_of
 from pmuctl.launch.gate import _program
 from pmuctl.launch.machine import MACHINES, Machine
-from pmuctl.launch.obstacles import may_trace_all, no_gate, not_traceable, yama_scope
+from pmuctl.launch.obstacles import (
+    lost_sight,
+    may_trace_all,
+    no_gate,
+    no_memory,
+    not_traceable,
+    yama_scope,
+)
 from pmuctl.launch.tracee import is_group_stop
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
 from pmuctl.uapi.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data
@@ -109,6 +117,32 @@ def test_a_kernel_without_listeners(number: int, name: str) -> None:
     assert error.errno == name
     assert name in str(error.why)
     assert "Linux 5.5" in str(error.fix)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "fix"),
+    [
+        (errno.EMFILE, "EMFILE", "ulimit -n"),
+        (errno.ENFILE, "ENFILE", "fs.file-max"),
+        (errno.ENOMEM, "ENOMEM", "free some memory"),
+    ],
+)
+def test_a_shortage_is_called_so(number: int, name: str, fix: str) -> None:
+    shortage = shortage_of(OSError(number, os.strerror(number), "/proc/7/task"))
+    assert shortage is not None
+    error = lost_sight(shortage)
+    assert (error.message, error.errno) == ("the VMM cannot be followed", name)
+    assert error.why == (
+        f"its supervisor runs short: /proc/7/task: {os.strerror(number)} ({name})"
+    )
+    assert fix in str(error.fix)
+
+
+def test_that_there_is_no_memory_is_no_want_of_permission() -> None:
+    error = no_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    assert error.why == "its supervisor runs short: Cannot allocate memory (ENOMEM)"
+    error = no_memory(OSError(errno.EPERM, os.strerror(errno.EPERM)))
+    assert "PR_SET_DUMPABLE 0" in str(error.why)
 
 
 @both

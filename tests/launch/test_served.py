@@ -2,6 +2,7 @@
 """What pmuctl vm list sees of a VM behind the true supervisor, from its start to its end."""
 
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pmuctl.control.record import read_record
 from pmuctl.launch.orders import Orders
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
@@ -106,6 +108,40 @@ def test_one_without_its_supervisor_is_told_from_its_record(serve: Serve, room: 
     told = lambda: [vm for vm in listed(room) if vm.state is VmState.ORPHANED]  # noqa: E731
     [vm] = wait_for(told, "it is told to be orphaned")
     assert (vm.name, vm.pid) == (its.name, its.pid)
+
+
+def starve(pid: int) -> None:
+    """Let a process open nothing any more."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = next(fd for fd in range(len(taken) + 1) if fd not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, free))
+
+
+@pytest.mark.parametrize("words", [(), ("--threads",)], ids=str)
+def test_one_whose_supervisor_runs_short_is_told_why(
+    serve: Serve, room: Path, words: tuple[str, ...]
+) -> None:
+    """On its standard error, and in the record that it leaves."""
+    its = serve("--vcpus", "2", *words, "--pause", "before")
+    its.hear("at", "before")
+    [supervisor] = [pid for pid in processes_of(its.name) if pid != its.pid]
+    starve(supervisor)
+    its.go_on()
+    assert its.status() == 125
+    its.is_left_alone()
+    complaint = its.complaint().splitlines()
+    assert complaint[0] == f"error: {its.name}: the VMM cannot be followed"
+    assert complaint[1].startswith("  why: its supervisor runs short: /proc/")
+    assert complaint[1].endswith("Too many open files (EMFILE)")
+    assert complaint[2:4] == [
+        "  now: the VM was not started",
+        "  fix: allow this process more open files (ulimit -n)",
+    ]
+    assert files(room) == [f"{its.name}.sock.json"]
+    record = read_record(room / f"{its.name}.sock.json", {os.geteuid()})
+    assert record is not None
+    assert record.problem is not None
+    assert (record.problem.message, record.problem.status) == ("the VMM cannot be followed", 125)
 
 
 def test_a_daemons_vm_is_that_of_the_daemon(serve: Serve, room: Path) -> None:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which calls of a VMM open a window, as VMMs make them; the threads are scripted."""
 
+import os
 import struct
 from pathlib import Path
 
 import pytest
 
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import ShortageError
 from pmuctl.launch.machine import MACHINES
 from pmuctl.launch.tracee import Tracee
 from pmuctl.launch.window import NewVcpu, Windows
@@ -17,6 +19,7 @@ from pmuctl.uapi.kvm import (
     KVM_RUN,
     KVM_SET_DEVICE_ATTR,
 )
+from tests.fakes.shortage import no_descriptors
 
 ARM64 = MACHINES["aarch64"]
 WITH, WITHOUT, ADDRESS = 1 << 3, 0, 0xFFFF_0000
@@ -71,6 +74,9 @@ class Master:
 
     def at_attribute(self, thread: Tracee, fd: int) -> None:
         self.told.append(("attribute", fd))
+
+    def lost(self, thread: Tracee, shortage: ShortageError) -> None:
+        self.told.append(("lost", shortage.errno))
 
     def settled(self) -> None:
         if self.told[-1:] != ["settled"]:
@@ -296,3 +302,19 @@ def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
     windows.entered(thread, 16, args)
     windows.left(thread, 16, args, 9)
     assert master.told == [("opened", 2), "settled"]
+
+
+def test_what_cannot_be_read_for_want_of_descriptors_is_told() -> None:
+    """A duplicate of its descriptor, or none: the VMM's own would tell."""
+    vmm = Vmm(Windows(ARM64, Procfs(), master := Master()), tgid=os.getpid())
+    vmm.create(0)
+    with no_descriptors():
+        vmm.init(99)
+    assert master.told == [("lost", "EMFILE")]
+
+
+def test_a_thread_of_nobody_knows_whom_is_told_at_its_next_call() -> None:
+    vmm = Vmm()
+    vmm.thread.lost = ShortageError("this machine cannot be read", errno="ENFILE")
+    vmm.create(0)
+    assert vmm.master.told == [("lost", "ENFILE")]
