@@ -66,8 +66,8 @@ class Applier:
             return
         error.now = "no further vCPU was made" if has_run else "the VMM was ended"
         self.voice.say(error, tgid)
-        listener.deny(waiting)
         if not has_run:
             self._story.refused(error)
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # first: denied, it may end by itself, with 0
                 os.kill(tgid, signal.SIGKILL)
+        listener.deny(waiting)
