@@ -8,11 +8,10 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT
-from pmuctl.errors import NotFoundError
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.pmus import scan_probed_pmus
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.selector import match_pmus, parse_cpus, select_pmu
+from pmuctl.model.selector import check_present, match_pmus, parse_cpus, select_pmu
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 
 app = make_noun("pmu")
@@ -64,8 +63,7 @@ def pmu_cpus(
     if cpus is not None:
         present = CpuSet.of(row.number for row in rows)
         wanted = parse_cpus(cpus, pmus, present)
-        if absent := wanted - present:
-            raise NotFoundError(f"there is no CPU {absent}", why=f"there are {present}")
+        check_present(wanted, present)
         rows = [row for row in rows if row.number in wanted]
     env.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU is left of the list")
 

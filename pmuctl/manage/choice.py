@@ -12,7 +12,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import parse_events
 from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.selector import parse_cpus, select_pmu
+from pmuctl.model.selector import check_present, parse_cpus, select_pmu
 
 AUTO, NONE = "auto", "none"
 """The words for an affinity that are no CPUs: those of the PMU, and masks left alone."""
@@ -65,20 +65,15 @@ def compile_filter(words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
 def present_cpus(text: str, pmus: Sequence[Pmu], sysfs: Sysfs, *, subject: str) -> CpuSet:
     """The CPUs of this host that a CPUSET names, at least one; raises UsageError.
 
-    `subject` is the VM they are for. Raises what `select_pmu` does, too.
+    `subject` is the VM they are for. Raises what `select_pmu` and `check_present` do, too.
     """
     present = scan_present(sysfs)
     try:
         cpus = parse_cpus(text, pmus, present)
         if not cpus:
             raise UsageError(f"{text}: no CPU is left", fix="name CPUs as 0-3,8")
-        if outside := cpus - present:
-            raise UsageError(
-                f"{cpus_words(outside)} not of this host",
-                why=f"its CPUs are {present}",
-                fix="pmuctl pmu cpus",
-            )
-    except UsageError as error:
+        check_present(cpus, present)
+    except (UsageError, NotFoundError) as error:
         error.subject = error.subject or subject
         raise
     return cpus

@@ -24,7 +24,7 @@ from pmuctl.model.filter import EventFilter
 from pmuctl.model.kernel import Probed
 from pmuctl.model.plan import Current, Wanted, no_attribute, plan
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.selector import parse_cpus
+from pmuctl.model.selector import check_present, parse_cpus
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -106,22 +106,18 @@ def ask_kvm(site: StartSite, pmus: Sequence[Pmu]) -> Probed:
 
 
 def chosen_cpus(text: str, pmu: Pmu | None, pmus: Sequence[Pmu], sysfs: Sysfs) -> CpuSet:
-    """The CPUs that --affinity names; raises UsageError unless all are of the PMU."""
+    """The CPUs that --affinity names; raises UsageError unless all are of the PMU, and
+    NotFoundError for one that this host does not have."""
     present = scan_present(sysfs)
     cpus = parse_cpus(text, pmus, present)
     if not cpus:
         raise UsageError(f"--affinity {text}: no CPU is left", fix="name CPUs as 0-3,8")
+    check_present(cpus, present)
     if pmu is not None and pmu.cpus is not None and (outside := cpus - pmu.cpus):
         raise UsageError(
             f"--affinity {text}: {cpus_words(outside)} not of {pmu.name}",
             why=f"its CPUs are {pmu.cpus}, and a vCPU elsewhere fails to enter the guest",
             fix=f"name CPUs of {pmu.cpus}, or leave --affinity out",
-        )
-    if outside := cpus - present:
-        raise UsageError(
-            f"--affinity {text}: {cpus_words(outside)} not of this host",
-            why=f"its CPUs are {present}",
-            fix="pmuctl pmu cpus",
         )
     return cpus
 

@@ -79,7 +79,12 @@ def parse_ref(text: str) -> VmRef:
     if kind not in ("pid", "uuid") or not rest:
         raise UsageError(f"{text}: not a VM", why="a VM is NAME, uuid/UUID or pid/PID")
     if kind == "uuid":
+        if not UUID.fullmatch(rest):
+            raise UsageError(
+                f"{text}: {rest} is not a UUID",
+                fix="write it as uuid/6695eb01-f6a4-8304-79aa-97f2502e193f",
+            )
         return ByUuid(rest)
     if its := _PID.fullmatch(rest):
         return ByPid(int(its[1]), None if its[2] is None else int(its[2]))
-    raise UsageError(f"{text}: {rest} is not a process id")
+    raise UsageError(f"{text}: {rest} is not a process id", fix="write it as pid/4121")

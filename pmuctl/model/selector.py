@@ -99,6 +99,14 @@ def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:
     return cpus
 
 
+def check_present(cpus: CpuSet, present: CpuSet) -> None:
+    """Raise NotFoundError for a CPU that this host does not have, as for a PMU that it lacks."""
+    if absent := cpus - present:
+        raise NotFoundError(
+            f"there is no CPU {absent}", why=f"there are {present}", fix="pmuctl pmu cpus"
+        )
+
+
 def _cpu_range(word: str) -> CpuSet:
     if not word:
         raise ValueError("no CPU")

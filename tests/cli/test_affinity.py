@@ -528,7 +528,15 @@ def test_set_where_kvm_chose_is_free(machine: Machine) -> None:
     assert masks(machine) == ["0-1", "0-1"]
 
 
-@pytest.mark.parametrize("cpuset", ["9", "", "x", "2,^2", "0-"])
+@pytest.mark.parametrize("words", [("affinity", "set", "web1"), ("vm", "set", "web1", "affinity")])
+def test_a_cpu_that_this_host_does_not_have(machine: Machine, words: tuple[str, ...]) -> None:
+    """As pmu cpus and run have it: it is not there, as a PMU is not."""
+    running(machine)
+    refused(machine.run(*words, "3,9"), 4, "web1: there is no CPU 9", "pmuctl pmu cpus")
+    assert masks(machine) == ["2-3", "2-3"]
+
+
+@pytest.mark.parametrize("cpuset", ["", "x", "2,^2", "0-"])
 def test_no_list_of_this_hosts_cpus(machine: Machine, cpuset: str) -> None:
     running(machine)
     assert machine.run("affinity", "set", "web1", cpuset).status == 2

@@ -388,7 +388,6 @@ USAGE = [
     ((*PMU, "--affinity", "1-2", "vmm"), f"CPU 1 is not of {A72}"),
     ((*PMU, "--affinity", "all", "vmm"), f"CPUs 0-1 are not of {A72}"),
     ((*PMU, "--affinity", "2,^2", "vmm"), "no CPU is left"),
-    (("--hold", "--affinity", "3-4", "vmm"), "CPU 4 is not of this host"),
     (("--nonsense", "vmm"), "No such option: --nonsense"),
 ]
 
@@ -397,6 +396,8 @@ REFUSED = [
     (("--pmu", "software", "vmm"), 4, "not a CPU PMU"),
     ((*PMU, "--filter", "default deny allow no_such", "vmm"), 4, "no such event"),
     ((*PMU, "--affinity", "pmu/none", "vmm"), 4, "no such PMU"),
+    (("--hold", "--affinity", "3-4", "vmm"), 4, "there is no CPU 4"),
+    ((*PMU, "--affinity", "1,7-9", "vmm"), 4, "there is no CPU 7-9"),
     ((*PMU, "none"), 127, "no directory of PATH has it"),
     ((*PMU, ""), 127, "no such command"),
     ((*PMU, "/none/vmm"), 127, "there is no such file"),

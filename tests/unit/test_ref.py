@@ -37,12 +37,19 @@ def test_what_is_meant(text: str, ref: VmRef, *, is_its: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["pid/", "uuid/", "a/b", "/", "pid/x", "pid/1/", "pid/1/2/3", "pid/-1", "pid/01", "PID/1"],
+    ("text", "form"),
+    [
+        *((text, "a VM is NAME, uuid/UUID or pid/PID") for text in ("pid/", "uuid/", "a/b", "/")),
+        *((text, "a VM is NAME, uuid/UUID or pid/PID") for text in ("PID/1", "UUID/x")),
+        *((text, "write it as pid/4121") for text in ("pid/x", "pid/1/", "pid/1/2/3", "pid/-1")),
+        *((text, "write it as pid/4121") for text in ("pid/01", "pid/12345678901")),
+        *((f"uuid/{text}", f"write it as uuid/{ID}") for text in ("xx", ID[:-1], f"{ID}/9")),
+    ],
 )
-def test_what_is_no_vm(text: str) -> None:
-    with pytest.raises(UsageError):
+def test_what_is_no_vm(text: str, form: str) -> None:
+    with pytest.raises(UsageError) as raised:
         parse_ref(text)
+    assert form in (raised.value.why, raised.value.fix)
 
 
 def test_one_of_which_the_descriptor_is_not_known_may_be_any_of_its_process() -> None:
