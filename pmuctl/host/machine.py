@@ -4,6 +4,7 @@
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +36,22 @@ def read_kvm_access(path: str = PATH_DEV_KVM) -> KvmAccess:
     if not os.path.exists(path):
         return KvmAccess.MISSING
     return KvmAccess.USABLE if os.access(path, os.R_OK | os.W_OK) else KvmAccess.DENIED
+
+
+def read_kvm_group(path: str = PATH_DEV_KVM) -> str | None:
+    """The name of the group whose members may open /dev/kvm.
+
+    None where there is none: the group has no access, no name, or is root's own, which would give
+    more than that away.
+    """
+    import grp
+
+    try:
+        its = os.stat(path)
+        may = its.st_mode & stat.S_IRGRP and its.st_mode & stat.S_IWGRP and its.st_gid
+        return grp.getgrgid(its.st_gid).gr_name if may else None
+    except (OSError, KeyError):
+        return None
 
 
 def read_kvm_mode(path: str = PATH_KMSG) -> str | None:

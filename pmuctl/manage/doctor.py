@@ -51,7 +51,7 @@ def diagnose(
     if kvm is not None and access is KvmAccess.USABLE:
         # what was found just now is known of VMs, too, also where it could not be kept
         site = site.with_probed(_probe(site, kvm))
-    found = [] if refs else check_host(_host_facts(site, seen, access))
+    found = [] if refs else check_host(_host_facts(site, seen, access, kvm))
     unchecked: list[str] = []
     for facts in _with_spins([_vm_facts(hold(vm, site), site) for vm in seen.vms], site, rest):
         its = check_vm(facts)
@@ -83,13 +83,14 @@ def _probe(site: Site, kvm: Kvm) -> Probed | None:
         return None
 
 
-def _host_facts(site: Site, seen: Listing, access: KvmAccess | None) -> HostFacts:
+def _host_facts(site: Site, seen: Listing, access: KvmAccess | None, kvm: Kvm | None) -> HostFacts:
     is_live = site.reach.is_live
     return HostFacts(
         uid=site.uid,
         pmus=site.pmus,
         online=site.online,
         kvm=access,
+        kvm_group=kvm.group() if kvm and access is KvmAccess.DENIED else None,
         probed=site.ground.probed,
         directories=_directories(site.environ, site.uid) if is_live else (),
         processes=seen.unreadable,

@@ -36,14 +36,15 @@ class RuntimeDir:
 class HostFacts:
     """What the checks of a host judge; None is what could not be found out, or not of this one.
 
-    `processes` are those that could not be looked at, `is_partial` that others are hidden,
-    `is_live` that it is this machine.
+    `kvm_group` is the group that may open /dev/kvm, `processes` are those that could not be looked
+    at, `is_partial` that others are hidden, `is_live` that it is this machine.
     """
 
     uid: int
     pmus: Sequence[Pmu]
     online: CpuSet | None = None
     kvm: KvmAccess | None = None
+    kvm_group: str | None = None
     probed: Probed | None = None
     directories: Sequence[RuntimeDir] = ()
     processes: int = 0
@@ -62,10 +63,12 @@ def _kvm(facts: HostFacts) -> Iterator[Outcome]:
         case KvmAccess.USABLE:
             yield _passed("/dev/kvm can be used")
         case KvmAccess.DENIED:
-            yield _warned(
-                "/dev/kvm may not be opened by this user: neither it nor its VMMs have KVM",
-                fix="usermod -aG kvm USER",
-            )
+            why = "/dev/kvm may not be opened by this user: neither it nor its VMMs have KVM"
+            if facts.kvm_group is not None:
+                yield _warned(why, fix=f"usermod -aG {shlex.quote(facts.kvm_group)} USER")
+            else:
+                why += "; no group has it that a user could be put into"
+                yield _warned(why, fix="setfacl -m u:USER:rw /dev/kvm")
         case KvmAccess.MISSING:
             yield _failed(
                 "there is no /dev/kvm: the kernel has no KVM, or was not started at EL2",

@@ -13,7 +13,7 @@ from pmuctl.errors import (
     UsageError,
 )
 from pmuctl.host.cpus import read_online, scan_present
-from pmuctl.host.machine import KvmAccess, read_kvm_access
+from pmuctl.host.machine import KvmAccess, read_kvm_access, read_kvm_group
 from pmuctl.host.probe_cache import read_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.threads import Threads
@@ -31,9 +31,11 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kvm:
-    """KVM on the machine: who may use it, and what probes it where nothing is cached."""
+    """KVM on the machine: whether this user may use it, and which group may; and what probes it
+    where nothing is cached."""
 
     access: Callable[[], KvmAccess] = read_kvm_access
+    group: Callable[[], str | None] = read_kvm_group
     probe: Callable[[Sequence[Pmu]], Probed] | None = None
 
 

@@ -242,6 +242,16 @@ def test_kvm(
     assert status == (1 if "FAIL" in results.values() else 0)
 
 
+def test_who_may_not_open_kvm_is_told_which_group_may(machine: Machine, tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
+        kvm = Kvm(access=lambda: KvmAccess.DENIED, group=lambda: "virt")
+        env = replace(machine.env(out, err), hypervisor=kvm)
+        assert main(["doctor", "--format", "jsonl"], env) == 0
+        out.seek(0)
+        found = {its["id"]: its for its in map(json.loads, out)}
+    assert found["host.kvm"]["fix"] == "usermod -aG virt USER"
+
+
 def test_what_a_probe_finds_is_known_of_vms_too(machine: Machine, tmp_path: Path) -> None:
     """Also where it cannot be kept: this machine has no boot id."""
     fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"))

@@ -100,7 +100,12 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_kvm() -> None:
-    assert one(of_host("host.kvm", kvm=KvmAccess.DENIED))[0] is WARN
+    result, why, fix = one(of_host("host.kvm", kvm=KvmAccess.DENIED, kvm_group="virt"))
+    assert (result, fix) == (WARN, "usermod -aG virt USER")
+    assert "no group" not in why
+    result, why, fix = one(of_host("host.kvm", kvm=KvmAccess.DENIED))
+    assert (result, fix) == (WARN, "setfacl -m u:USER:rw /dev/kvm")
+    assert "no group has it" in why
     result, why, fix = one(of_host("host.kvm", kvm=KvmAccess.MISSING))
     assert (result, fix) == (FAIL, "dmesg | grep -i kvm")
     assert "no /dev/kvm" in why
