@@ -13,7 +13,7 @@ from typing import Any
 
 from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.messages import FILTER, NAME, PERF_TYPE, PMU_NAME
-from pmuctl.control.schema import LIST_MAX, Int, List, Nullable, Obj, Str
+from pmuctl.control.schema import LIST_MAX, Int, List, Maybe, Nullable, Obj, Str
 from pmuctl.host import kept
 from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
@@ -46,9 +46,9 @@ class Record:
 
     `pid` is the VMM's process, `start` when that began in clock ticks since boot
     (Procfs.start_time), `supervisor` the supervisor's pid and `began` the time of the start in
-    seconds since the epoch. `pmu` is a perf type and its PMU's name, `cpus` what the threads of
-    vCPUs were narrowed to, `stops` how often its threads were stopped until its vCPUs ran, None
-    before that.
+    seconds since the epoch. `pmu` is a perf type and its PMU's name, `derived` the same of the one
+    that KVM was seen to choose by itself, `cpus` what the threads of vCPUs were narrowed to,
+    `stops` how often its threads were stopped until its vCPUs ran, None before that.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Record:
     command: tuple[str, ...]
     began: int
     pmu: tuple[int, str] | None = None
+    derived: tuple[int, str] | None = None
     filter: EventFilter | None = None
     cpus: CpuSet | None = None
     applied: tuple[Applied, ...] = ()
@@ -69,6 +70,7 @@ _PID = Int(least=1, most=0x7FFFFFFF)
 _WHEN = Int(most=253402300799)
 """Seconds since the epoch, until the year 10000: more cannot be shown as a date."""
 _TEXT = Str(most=TEXT_CHARS)
+_PMU = Nullable(Obj({"type": PERF_TYPE, "name": PMU_NAME}))
 _FORM = Obj(
     {
         "format": Int(least=FORMAT, most=FORMAT),
@@ -78,7 +80,8 @@ _FORM = Obj(
         "supervisor": _PID,
         "command": List(Str(most=COMMAND_CHARS)),
         "began": _WHEN,
-        "pmu": Nullable(Obj({"type": PERF_TYPE, "name": PMU_NAME})),
+        "pmu": _PMU,
+        "derived": Maybe(_PMU),  # older records have none
         "filter": Nullable(Obj(FILTER)),
         "cpus": Nullable(Str(most=1 << 18)),
         "applied": List(
@@ -131,7 +134,7 @@ def read_record(path: Path, owners: Collection[int]) -> Record | None:
 
 def to_json(record: Record) -> dict[str, object]:
     """As it stands in the file."""
-    pmu, problem = record.pmu, record.problem
+    problem = record.problem
     return {
         "format": FORMAT,
         "name": record.name,
@@ -140,7 +143,8 @@ def to_json(record: Record) -> dict[str, object]:
         "supervisor": record.supervisor,
         "command": list(record.command),
         "began": record.began,
-        "pmu": pmu and {"type": pmu[0], "name": pmu[1]},
+        "pmu": _pmu_member(record.pmu),
+        "derived": _pmu_member(record.derived),
         "filter": record.filter and filter_message(record.filter),
         "cpus": None if record.cpus is None else str(record.cpus),
         "applied": [
@@ -171,7 +175,8 @@ def from_json(document: object) -> Record:
         supervisor=its["supervisor"],
         command=tuple(its["command"]),
         began=its["began"],
-        pmu=its["pmu"] and (its["pmu"]["type"], its["pmu"]["name"]),
+        pmu=_pmu_of(its["pmu"]),
+        derived=_pmu_of(its.get("derived")),
         filter=event_filter,
         cpus=None if its["cpus"] is None else CpuSet.parse(its["cpus"]),
         applied=tuple(
@@ -180,6 +185,14 @@ def from_json(document: object) -> Record:
         problem=its["problem"] and Problem(**its["problem"]),
         stops=its["stops"],
     )
+
+
+def _pmu_member(pmu: tuple[int, str] | None) -> dict[str, object] | None:
+    return None if pmu is None else {"type": pmu[0], "name": pmu[1]}
+
+
+def _pmu_of(member: Any) -> tuple[int, str] | None:
+    return None if member is None else (member["type"], member["name"])
 
 
 def _cut(record: Record) -> Record:

@@ -90,7 +90,7 @@ class Service:
             with suppress(PmuctlError, OSError):
                 self._serve()
         start = self._procs.start_time(pid) or 0
-        self._note(pid=pid, start=start, applied=(), problem=None, stops=None)
+        self._note(pid=pid, start=start, derived=None, applied=(), problem=None, stops=None)
 
     def ended(self) -> None:
         """The process is gone. Of a VM that did not start the record stays, to say why."""
@@ -118,6 +118,8 @@ class Service:
     def chose(self, pmu: tuple[int, str] | None) -> None:
         """The PMU that KVM chose for them by itself; None where that is not certain."""
         self._door.default = pmu
+        if self._record.derived != pmu:
+            self._note(derived=pmu)
 
     def applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""

@@ -11,6 +11,7 @@ from pmuctl.control.registry import Entry, file_name, record_path, runtime_dirs
 from pmuctl.errors import NotFoundError, UnreachableError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kernel import DERIVED
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
 from pmuctl.model.vmm import identify
@@ -56,7 +57,7 @@ def orphan(entry: Entry, procs: Procfs) -> Vm | None:
     if found is None:
         return None
     record, uid = found
-    pmu = record.pmu
+    pmu, origin = (record.pmu, ORIGIN) if record.pmu else (record.derived, DERIVED)
     return Vm(
         name=record.name,
         socket=str(entry.path),
@@ -65,7 +66,7 @@ def orphan(entry: Entry, procs: Procfs) -> Vm | None:
         owner=uid,
         window=Window.SEALED,
         by=SUPERVISOR_IS_GONE,
-        pmu=pmu and VmPmu(name=pmu[1], type=pmu[0], origin=ORIGIN),
+        pmu=pmu and VmPmu(name=pmu[1], type=pmu[0], origin=origin),
         filter=record.filter,
         filter_origin=ORIGIN if record.filter else None,
         supervised=True,

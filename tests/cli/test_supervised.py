@@ -19,7 +19,7 @@ from pmuctl.model.filter import Action, EventFilter
 from tests.cli.conftest import Machine
 from tests.cli.test_trust import EVIL, answering, query
 from tests.fakes.peers import bad_server
-from tests.fakes.vmm import SupervisedVm, fake_proc
+from tests.fakes.vmm import SupervisedVm, fake_proc, fake_vmm
 
 A72 = "armv8_cortex_a72"
 ME = os.geteuid()
@@ -243,6 +243,25 @@ def test_a_vm_whose_supervisor_ended_goes_on_as_recorded(host: Machine) -> None:
     assert its["applied_by"] == "uid 0, pid 9"
     assert its["vcpus"] is its["vmm"] is its["attributes"] is its["event_bits"] is None
     assert shown(host, f"pid/{VMM}")["name"] == "web1"
+
+
+def test_what_kvm_had_chosen_is_still_known(host: Machine) -> None:
+    """Where its supervisor had seen it; it is no PMU that was set, and is not judged as one."""
+    fake_vmm(host.proc, VMM, RECORD.command, masks="0-3", uid=ME, start=START)
+    host.masks = dict.fromkeys(range(VMM, VMM + 4), CpuSet.parse("0-3"))
+    its_own = replace(RECORD, pmu=None, filter=None, derived=(11, A72), applied=())
+    recorded(host, its_own)
+    dead_socket(host)
+    its = shown(host)
+    assert (its["state"], its["pmu"], its["pmu_type"]) == ("orphaned", A72, 11)
+    assert (its["pmu_origin"], its["candidates"], its["aligned"]) == ("derived", [], False)
+    assert "counters stop there silently" in its["means"]
+    recorded(host, replace(its_own, derived=None))
+    its = shown(host)
+    assert (its["pmu"], its["candidates"]) == (None, ["armv8_cortex_a53", A72])
+    # what was set is what holds
+    recorded(host, replace(its_own, pmu=(10, "armv8_cortex_a53")))
+    assert shown(host)["pmu_origin"] == "recorded"
 
 
 def test_it_is_listed_with_a_warning(host: Machine) -> None:

@@ -140,6 +140,17 @@ def test_a_hold_without_a_pmu_ends_in_kvms_choice(newest: Lab) -> None:
         check_counts(run, pmu)
 
 
+def test_it_is_still_known_without_its_supervisor(newest: Lab) -> None:
+    """Nobody else has seen the VM being made: it is in the record."""
+    with started(newest, "--affinity", LISTED[A53]) as run:
+        assert told(run) == (A53, "derived", [])
+        run.kill_supervisor()
+        its = run.show()
+        assert its["state"] == "orphaned"
+        assert (its["pmu"], its["pmu_origin"], its["candidates"]) == (A53, "derived", [])
+        check_counts(run, A53)
+
+
 def test_on_a_host_with_one_pmu_it_is_that(get_lab: GetLab) -> None:
     """Without anything that pmuctl does."""
     lab = get_lab("newest", "one", LAYERS)

@@ -45,6 +45,7 @@ FULL = Record(
     began=1_700_000_000,
     pmu=(11, "armv8_cortex_a72"),
     filter=EventFilter(Action.DENY, EventSet.of_ranges([(0x11, 1), (0x8, 2)])),
+    derived=(10, "armv8_cortex_a53"),
     cpus=CpuSet.parse("2-3,8"),
     applied=(
         Applied(1_700_000_001, "pmuctl run", ("SET_PMU", "FILTER")),
@@ -89,6 +90,7 @@ RECORDS = st.builds(
     command=st.lists(TEXTS, max_size=5).map(tuple),
     began=st.integers(0, 253402300799),
     pmu=st.none() | st.tuples(st.integers(0, (1 << 31) - 1), TEXTS),
+    derived=st.none() | st.tuples(st.integers(0, (1 << 31) - 1), TEXTS),
     filter=st.none()
     | st.builds(EventFilter, st.sampled_from(Action), RANGES.map(EventSet.of_ranges)),
     cpus=st.none() | st.frozensets(st.integers(0, 0xFFFF), max_size=9).map(CpuSet),
@@ -112,6 +114,12 @@ RECORDS = st.builds(
 @given(RECORDS)
 def test_text_and_value_are_inverse(record: Record) -> None:
     assert from_json(json.loads(json.dumps(to_json(record)))) == record
+
+
+def test_one_of_before_kvms_choice_was_kept_is_read() -> None:
+    older = to_json(FULL)
+    del older["derived"]
+    assert from_json(older) == replace(FULL, derived=None)
 
 
 def test_members_of_a_later_version_are_let_through() -> None:
@@ -140,7 +148,7 @@ def wrong() -> Iterator[tuple[str, object]]:
         yield key, {name: its for name, its in good.items() if name != key}
         for value in odd:
             yield key, good | {key: value}
-    for key in ("pmu", "filter", "problem"):
+    for key in ("pmu", "derived", "filter", "problem"):
         for member in good[key]:
             for value in odd:
                 yield f"{key}.{member}", good | {key: good[key] | {member: value}}
