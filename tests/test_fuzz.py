@@ -10,6 +10,7 @@ import json
 import os
 import random
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -31,7 +32,9 @@ from pmuctl.host.cpus import scan_present
 from pmuctl.host.machine import scan_captured, write_capture
 from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
 from pmuctl.host.procs import Procfs
+from pmuctl.host.runtime import PATH_TOLD
 from pmuctl.host.sysfs import Sysfs, parse_number
+from pmuctl.manage.reach import Reach
 from pmuctl.manage.settings import Request
 from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
@@ -40,7 +43,7 @@ from pmuctl.model.pmu import OtherPmu, Pmu
 from pmuctl.model.selector import match_pmus, select_pmu
 from pmuctl.model.vmm import identify
 from pmuctl.render.text import printable
-from tests.fakes.vmm import FakeVm, fake_proc
+from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 
 FIRST = int(os.environ.get("FUZZ_SEED", "1"))
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
@@ -434,7 +437,10 @@ def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
             assert "\x1b" not in out.getvalue() + err.getvalue()
             if seed % 50 == 0 and not is_live:
                 procs = CapturedProcfs(root / "proc")
-                write_capture(scan_snapshot(Sysfs(root), procs, {}), tmp_path / f"proc{seed}")
+                reach = Reach(
+                    environ={}, uid=0, deadline=1, procs=procs, sysfs=Sysfs(root), is_live=False
+                )
+                write_capture(scan_snapshot(reach), tmp_path / f"proc{seed}")
     assert seen > 50
 
 
@@ -447,6 +453,7 @@ def test_command_lines_of_vmms() -> None:
             assert all(path and "\0" not in path for path in its.monitors)
 
 
+VCPU: Mapping[str, object] = {"index": 0, "tid": 1001, "initialised": False, "has-run": False}
 ANSWER: Mapping[str, object] = {
     "name": "web1",
     "uuid": None,
@@ -461,7 +468,7 @@ ANSWER: Mapping[str, object] = {
     "pmu": {"name": "armv8_cortex_a72", "type": 11, "origin": "applied"},
     "counters": {"value": 4, "origin": "applied"},
     "filter": {"default": "deny", "except": [[17, 1]], "origin": "applied"},
-    "vcpus": [{"index": 0, "tid": 1001, "initialised": False, "has-run": False}],
+    "vcpus": [VCPU],
 }
 APPLY: Mapping[str, object] = {
     "type": 11,
@@ -551,6 +558,64 @@ def mutated(value: object, rng: random.Random) -> object:
         at = rng.randrange(len(value))
         return [*value[:at], mutated(value[at], rng), *value[at + 1 :]]
     return rng.choice(VALUES)
+
+
+TOLD: Sequence[Mapping[str, object]] = [
+    {
+        **{"format": 1, "name": "web1", "path": "/run/pmuctl/web1.sock", "owner": None},
+        **its,
+    }
+    for start in [
+        {
+            **{"format": 1, "name": "web1", "pid": 5120, "start": 100, "supervisor": 9},
+            **{"command": ["lkvm", "run"], "began": 1, "pmu": {"type": 11, "name": "a72"}},
+            **{"filter": {"default": "deny", "except": [[17, 1]]}, "cpus": "2-3"},
+            **{"applied": [{"when": 1, "by": "x", "steps": ["y"]}], "stops": 1},
+            "problem": {"message": "a", "why": "b", "fix": "c", "status": 9},
+        }
+    ]
+    for its in (
+        {
+            "vmm": {"pid": 5120, "uid": 0, "start": 100, "has-vm": True, "supervised": True},
+            "answer": {**ANSWER, "vcpus": [{**VCPU, "tid": 5121}, {**VCPU, "index": 1}]},
+            "record": start,
+        },
+        {"uid": 0, "record": start},
+        {
+            "untold": {
+                **{"state": "dead", "status": 3, "message": "a", "why": "b", "errno": None},
+                **{"process": {"pid": 5120, "start": 100}, "owner": 7},
+            }
+        },
+    )
+]
+"""What a capture has of a control socket that answered, of one with an orphan, and of another."""
+
+
+def test_what_sockets_told_in_a_capture(dump: Callable[[str], Path]) -> None:
+    root = dump("two-pmus-6.12")
+    fake_vmm(root / "proc", 5120, ("lkvm", "run"))
+    folder = root / PATH_TOLD
+    folder.mkdir(parents=True)
+    statuses: Counter[int] = Counter()
+    for seed, rng in seeds(1_500):
+        document: object = rng.choice(TOLD)
+        for _ in range(rng.randrange(3)):
+            document = mutated(document, rng)
+        data = bytearray(json.dumps(document).encode())
+        if rng.random() < 0.1:
+            at = rng.randrange(len(data))
+            data[at : at + rng.randrange(3)] = rng.choice(SPLINTERS)
+        (folder / "0.json").write_bytes(data)
+        words = rng.choice(("vm list", "vm list -J -O", "vm vcpus", "vm show web1", "doctor"))
+        out, err = io.StringIO(), io.StringIO()
+        env = Env(stdout=guarded(out), stderr=err, environ={}, uid=0, live=Sysfs(root))
+        with told(seed, bytes(data)):
+            status = main([*words.split(), "--sysroot", str(root)], env)
+            assert status in (0, 1, 3, 9), err.getvalue()
+            assert not {"\x1b", "\udcff"} & set(out.getvalue() + err.getvalue())
+            statuses[status] += 1
+    assert min(statuses[0], statuses[9]) > 100
 
 
 def test_members_of_messages() -> None:

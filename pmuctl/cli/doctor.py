@@ -60,6 +60,12 @@ def doctor(
     env.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
     for words in unchecked:
         env.say(words)
+    if (
+        env.options.sysroot is not None
+        and env.format is Format.TABLE
+        and any(its.fix for its in findings)
+    ):
+        env.say("a fix is for the host that was captured")
     if env.format is Format.TABLE and env.layout.width is not None:
         _tell_in_full(env, findings)
     failed = any(its.result is Result.FAIL for its in findings)

@@ -14,7 +14,6 @@ from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedErro
 from pmuctl.host.machine import KvmAccess, read_kvm_access, write_capture
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.host import read_host
-from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
 
@@ -83,12 +82,16 @@ def host_snapshot(
 ) -> None:
     """Capture this machine's PMUs, CPUs and VMs into a tree for --sysroot.
 
-    For bug reports, and to look at this host from elsewhere. It has the command lines of VMMs.
+    For bug reports, and to look at this host from elsewhere. It has the command lines of VMMs,
+    and what their control sockets tell.
     """
+    # here, because only this asks VMs
+    from pmuctl.cli.reach import reach_of
+    from pmuctl.manage.snapshot import scan_snapshot
+
     try:
-        with env.waiting_for("probes of KVM"):
-            captured = scan_snapshot(env.sysfs, env.procs, env.environ)
-            count = write_capture(captured, directory)
+        with env.waiting_for("KVM and VMs"):
+            count = write_capture(scan_snapshot(reach_of(env)), directory)
     except OSError as error:
         cls = DeniedError if isinstance(error, PermissionError) else RefusedError
         raise cls(

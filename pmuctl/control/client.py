@@ -200,10 +200,6 @@ class Client:
             self._address = (f"pid/{vmm.pid}",)
         return vmm
 
-    def threads(self, vmm: Vmm) -> frozenset[int]:
-        """The thread ids of the VMM: only these are believed to be its vCPUs' threads."""
-        return vmm.threads(self._procs)
-
     def _greet(self) -> None:
         try:
             greeting = self._next()

@@ -19,6 +19,7 @@ from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.filter import EventFilter
+from pmuctl.model.ref import ProcessId
 
 FORMAT = 1
 SIZE_LIMIT = 2 << 20
@@ -65,13 +66,18 @@ class Record:
     problem: Problem | None = None
     stops: int | None = None
 
+    @property
+    def process(self) -> ProcessId:
+        """The VMM's process."""
+        return ProcessId(self.pid, self.start)
+
 
 _PID = Int(least=1, most=0x7FFFFFFF)
 _WHEN = Int(most=253402300799)
 """Seconds since the epoch, until the year 10000: more cannot be shown as a date."""
 _TEXT = Str(most=TEXT_CHARS)
 _PMU = Nullable(Obj({"type": PERF_TYPE, "name": PMU_NAME}))
-_FORM = Obj(
+FORM = Obj(
     {
         "format": Int(least=FORMAT, most=FORMAT),
         "name": NAME,
@@ -102,6 +108,7 @@ _FORM = Obj(
     },
     is_open=True,
 )
+"""What a record is as JSON; `from_json` checks more."""
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -163,7 +170,7 @@ def to_json(record: Record) -> dict[str, object]:
 
 def from_json(document: object) -> Record:
     """The inverse of `to_json`; raises ValueError for anything else."""
-    _FORM.check(document, "record")
+    FORM.check(document, "record")
     its: Any = document
     event_filter = its["filter"] and filter_from(its["filter"])
     if event_filter and event_filter.exceptions - EventSet.space(WIDEST_BITS):
@@ -202,20 +209,21 @@ def _cut(record: Record) -> Record:
         record,
         command=_cut_command(record.command),
         applied=tuple(
-            Applied(its.when, _cut_text(its.by), _cut_steps(its.steps))
+            Applied(its.when, cut_text(its.by), _cut_steps(its.steps))
             for its in record.applied[-CHANGES_KEPT:]
         ),
         problem=problem
         and replace(
             problem,
-            message=_cut_text(problem.message),
-            why=problem.why and _cut_text(problem.why),
-            fix=problem.fix and _cut_text(problem.fix),
+            message=cut_text(problem.message),
+            why=problem.why and cut_text(problem.why),
+            fix=problem.fix and cut_text(problem.fix),
         ),
     )
 
 
-def _cut_text(text: str, most: int = TEXT_CHARS) -> str:
+def cut_text(text: str, most: int = TEXT_CHARS) -> str:
+    """A text as others can read it, of at most so many characters."""
     # half a surrogate pair, as in an argument that is not UTF-8, is no text to others
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -225,7 +233,7 @@ def _cut_command(command: tuple[str, ...]) -> tuple[str, ...]:
     words: list[str] = []
     left = COMMAND_CHARS
     for word in command:
-        words.append(_cut_text(word, left))
+        words.append(cut_text(word, left))
         left -= len(words[-1]) + 1
         if left <= 0 or len(words) == LIST_MAX:
             break
@@ -233,6 +241,6 @@ def _cut_command(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _cut_steps(steps: tuple[str, ...]) -> tuple[str, ...]:
-    told = tuple(map(_cut_text, steps[:STEPS_KEPT]))
+    told = tuple(map(cut_text, steps[:STEPS_KEPT]))
     more = len(steps) - len(told)
     return (*told, f"… and {more} more") if more else told

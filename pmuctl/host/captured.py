@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pmuctl.host.cgroup import PATH_MOUNTS, Cpusets, cpuset_mounts
@@ -22,6 +22,7 @@ from pmuctl.host.runtime import PATH_CAPTURED
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
+from pmuctl.model.ref import ProcessId
 from pmuctl.uapi.kvm import KVM_RUN
 
 UNREADABLE = "pmuctl-unreadable"
@@ -124,8 +125,11 @@ class _Recorder(Sysfs):
         return self.texts[path]
 
 
-def scan_captured_vms(procs: Procfs, sysfs: Sysfs) -> Iterator[Captured]:
-    """What pmuctl reads of the processes that have VMs of their own; the others are only counted.
+def scan_captured_vms(
+    procs: Procfs, sysfs: Sysfs, vmms: Iterable[ProcessId] = ()
+) -> Iterator[Captured]:
+    """What pmuctl reads of the processes that have VMs of their own, and of `vmms`, of which that
+    may not be known; the others are only counted.
 
     That names VMs, and has the command lines of their VMMs. Of cgroups it has what `Cpusets`
     reads for their threads.
@@ -133,19 +137,22 @@ def scan_captured_vms(procs: Procfs, sysfs: Sysfs) -> Iterator[Captured]:
     found = scan_owners(procs, sysfs)
     cgroups = _Recorder(sysfs)
     cpusets = Cpusets(cgroups)
-    for holder in found.holders:
-        its = [*_process(procs, holder.pid)]
+    for process in dict.fromkeys([*(its.process for its in found.holders), *vmms]):
+        its = [*_process(procs, process.pid)]
         # another process may have its pid by now
-        if procs.is_there(holder.process):
+        if procs.is_there(process):
             yield from its
-            for tid in procs.threads(holder.pid):
-                cpusets.read(holder.pid, tid)
+            for tid in procs.threads(process.pid):
+                cpusets.read(process.pid, tid)
     for path, text in cgroups.texts.items():
         # those of threads are captured above; the kernel names no mount by a link, and the capture
         # has none of those on the way
         is_group = not path.startswith("proc/") and sysfs.resolve(path) == f"/{path}"
         if text is not None and (is_group or path == PATH_MOUNTS):
             yield Captured(path=path, text=text)
+    uptime = procs.read_text("uptime")
+    if uptime is not None:
+        yield Captured(path="proc/uptime", text=uptime)
     if found.unreadable:
         yield Captured(path=f"proc/{UNREADABLE}", text=f"{found.unreadable}\n")
 

@@ -9,6 +9,10 @@ PATH_USERS = Path("/run/user")
 PROBE_CACHE = "kvm-probe.json"
 PATH_CAPTURED = f"run/pmuctl/{PROBE_CACHE}"
 """In a captured tree, which has no boot id: what probes had found where it was made."""
+PATH_TOLD = "run/pmuctl/told"
+"""In a captured tree: what each control socket told when it was made, a file each."""
+LEFT_OUT = "left-out"
+"""There: how many control sockets were not asked."""
 
 
 def cache_dirs(

@@ -11,7 +11,8 @@ from pathlib import Path
 from pmuctl.control.registry import Entry
 from pmuctl.errors import UnreachableError
 from pmuctl.manage.found import ASKED_AT_ONCE
-from pmuctl.manage.reach import Reach, silent_vm, try_read
+from pmuctl.manage.reach import Reach, ask_socket, try_read, untold
+from pmuctl.manage.told import Told
 from pmuctl.model.vm import Vm, VmState
 
 REST_SECONDS = 60.0
@@ -22,6 +23,12 @@ Key = tuple[Path, int, int]
 
 
 def ask_all(reach: Reach, entries: Sequence[Entry]) -> list[Vm]:
+    """The VM of each of these sockets, in their order: see `ask_sockets`."""
+    told = ask_sockets(reach, entries)
+    return [reach.vm(entry, its) for entry, its in zip(entries, told, strict=True)]
+
+
+def ask_sockets(reach: Reach, entries: Sequence[Entry]) -> list[Told]:
     """What each of these sockets says, in their order; all of them take one deadline together.
 
     They are asked side by side: one's own and root's first, then those of each other user in
@@ -29,18 +36,19 @@ def ask_all(reach: Reach, entries: Sequence[Entry]) -> list[Vm]:
     the deadline is silent.
     """
     asked = _ask(reach, entries)
-    pairs = zip(entries, asked, strict=True)
-    return [vm or silent_vm(reach, entry, _not_reached(reach)) for entry, vm in pairs]
+    return [its or _not_reached(reach, entry) for entry, its in zip(entries, asked, strict=True)]
 
 
-def _ask(reach: Reach, entries: Sequence[Entry]) -> list[Vm | None]:
+def _ask(reach: Reach, entries: Sequence[Entry]) -> list[Told | None]:
     """The same; None is what was not reached."""
     until = time.monotonic() + reach.deadline
 
-    def ask(entry: Entry) -> Vm | None:
+    def ask(entry: Entry) -> Told | None:
         left = until - time.monotonic()
-        return try_read(replace(reach, deadline=left), entry) if left > 0 else None
+        return ask_socket(replace(reach, deadline=left), entry) if left > 0 else None
 
+    if not reach.is_live:  # nobody is asked, and nothing can be late
+        return [ask_socket(reach, entry) for entry in entries]
     if not entries:
         return []
     pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
@@ -62,12 +70,13 @@ def _in_turn(entries: Sequence[Entry], uid: int) -> Iterable[Entry]:
     return [*own, *(entry for entry in turns if entry is not None)]
 
 
-def _not_reached(reach: Reach) -> UnreachableError:
-    return UnreachableError(
+def _not_reached(reach: Reach, entry: Entry) -> Told:
+    problem = UnreachableError(
         "its control socket was not asked",
         why=f"others that do not answer took all of {reach.deadline:g} s",
         fix="--deadline SEC waits longer",
     )
+    return untold(reach, entry, problem)
 
 
 @dataclass(slots=True)
@@ -115,13 +124,12 @@ class Asker:
         prompt.sort(key=lambda entry: keys[entry.path] not in self._said)
         found: dict[Path, Vm] = {}
         pending: set[str] = set()
-        for entry, vm in zip(prompt, _ask(reach, prompt), strict=True):
+        for entry, told in zip(prompt, _ask(reach, prompt), strict=True):
             key = keys[entry.path]
-            if vm is None:  # it is not its fault: at the next look it is asked again
+            vm = reach.vm(entry, told or _not_reached(reach, entry))
+            if told is None:  # it is not its fault: at the next look it is asked again
                 pending.add(str(entry.path))
-                found[entry.path] = self._last(reach, key) or silent_vm(
-                    reach, entry, _not_reached(reach)
-                )
+                found[entry.path] = self._last(reach, key) or vm
             elif vm.state is VmState.SILENT:
                 self._slow[key] = _Slow(vm)
             else:

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from difflib import get_close_matches
 from shlex import quote
 
@@ -12,9 +11,10 @@ from pmuctl.control.registry import Entry
 from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
 from pmuctl.manage.asking import ask_all
 from pmuctl.manage.found import VmProcess
-from pmuctl.manage.reach import Reach, is_dead, read_vm
+from pmuctl.manage.reach import Reach, ask_vm, is_dead
 from pmuctl.manage.stock import Ask, Listing, Stock
-from pmuctl.manage.supervised import orphan, refused_start, with_record
+from pmuctl.manage.supervised import orphan, refused_start
+from pmuctl.manage.told import Told
 from pmuctl.model.ref import UUID, ByName, ByPid, VmRef
 from pmuctl.model.vm import Vm, VmState
 
@@ -91,17 +91,16 @@ def connected(
     reach = stock.reach
     with ExitStack() as stack:
         client: Client | None = None
+        told: Told | None
         try:
             client = stack.enter_context(reach.client(found))
         except UnreachableError as error:
-            its = orphan(found, reach.procs) if is_dead(error) else None
-            if its is None:
+            told = orphan(found, reach.procs) if is_dead(error) else None
+            if told is None:
                 raise
-            vm = replace(its, is_own=reach.is_own(found))
         else:
-            vm = read_vm(client, strictly=strictly, is_own=reach.is_own(found))
-            vm = with_record(vm, found, reach.procs)
-        vm = stock.whole(vm)
+            told = ask_vm(client, strictly=strictly)
+        vm = stock.whole(reach.vm(found, told))
         _check(stock, ref, found, vm)
         yield client, vm
 
@@ -231,8 +230,10 @@ def _strangers(ref: VmRef, whose: str, place: str) -> UsageError:
 
 def _not_found(stock: Stock, ref: VmRef, names: Sequence[str]) -> NotFoundError:
     reach, name = stock.reach, str(ref)
-    if reach.socket is None and (refused := refused_start(name, reach.environ, reach.uid)):
-        return refused
+    if reach.is_live and reach.socket is None:
+        refused = refused_start(name, reach.environ, reach.uid)
+        if refused is not None:
+            return refused
     names = list(dict.fromkeys(its for its in names if its != name))
     near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
     near = [its for its in names if its.lower() in near]

@@ -1,31 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asking one VM over its control socket, as far as its peer can be believed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pmuctl.control.client import Client, socket_at
-from pmuctl.control.door import filter_from
 from pmuctl.control.registry import Entry, Sockets, scan_sockets
 from pmuctl.control.trust import Peer
-from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UnreachableError
+from pmuctl.errors import DeniedError, PmuctlError, UnreachableError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.found import Answers, Scene
-from pmuctl.manage.supervised import orphan, recorded_process, with_record
-from pmuctl.model.event import WIDEST_BITS, EventSet
-from pmuctl.model.ref import ProcessId, VmId
-from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
+from pmuctl.manage.supervised import orphan, record_of, recorded_process
+from pmuctl.manage.told import Answered, CapturedEntry, Told, Untold, check_answer, vm_of
+from pmuctl.model.ref import ProcessId
+from pmuctl.model.vm import Vm, VmState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
     """How this user's VMs are reached: where to look, and how long to wait (seconds).
 
-    `sysfs` is the machine that `procs` are of; where that is not this one (`is_live`), VMs are
-    only found by their processes, and none is asked. `trace` is told every request as it is sent.
+    `sysfs` is the machine that `procs` are of; where that is not this one (`is_live`), no VM is
+    asked: what its control sockets told was captured. `trace` is told every request as it is sent.
     `answers` are what QEMUs' own monitors have said: whoever looks again does not ask again.
     """
 
@@ -40,10 +39,17 @@ class Reach:
     answers: Answers = field(default_factory=dict)
 
     def sockets(self) -> Sockets:
-        """The sockets to look at: the one that was named, or all there are."""
+        """The sockets to look at: the one that was named, or all there are.
+
+        Raises RefusedError for what is no capture of them in another machine's tree.
+        """
+        if not self.is_live:
+            from pmuctl.manage.captured import read_told
+
+            return read_told(self.sysfs)
         if self.socket is not None:
             return Sockets([socket_at(self.socket)])
-        return scan_sockets(self.environ, self.uid) if self.is_live else Sockets()
+        return scan_sockets(self.environ, self.uid)
 
     @property
     def scene(self) -> Scene:
@@ -57,94 +63,55 @@ class Reach:
         )
 
     def is_own(self, entry: Entry) -> bool:
-        """Whether nobody but root and this user can have made this socket, by its directory."""
-        return self.socket is None and entry.owner in (None, self.uid)
+        """Whether nobody but root and this user can have made this socket, by its directory.
+
+        Of another machine's, this user is who made the capture.
+        """
+        owners = (None, self.uid) if self.is_live else (None,)
+        return self.socket is None and entry.owner in owners
 
     def client(self, entry: Entry) -> Client:
-        """A connection, not yet made, to a VM's control socket."""
+        """A connection, not yet made, to a VM's control socket.
+
+        Raises ValueError in another machine's tree: what is here at that path is none of its.
+        """
+        if not self.is_live:
+            raise ValueError("a captured tree has no socket to be asked")
         return Client(entry, deadline=self.deadline, procs=self.procs, trace=self.trace)
 
+    def vm(self, entry: Entry, told: Told) -> Vm:
+        """The VM of a control socket that told this."""
+        return vm_of(entry, told, self.procs, is_own=self.is_own(entry))
 
-def read_vm(client: Client, *, strictly: bool = False, is_own: bool = False) -> Vm:
-    """What a VM says of itself, as far as its peer can be believed.
 
-    With `strictly` a peer that cannot be checked is refused. `is_own` as in Vm. Raises what Client
-    raises, and RefusedError for a VM that answers to another name than its socket has.
+def ask_vm(client: Client, *, strictly: bool = False) -> Answered:
+    """What a VM says of itself, as far as its peer can be believed, and its record of its start.
+
+    With `strictly` a peer that cannot be checked is refused. Raises what Client and `check_answer`
+    raise.
     """
-    answer: Any = client.execute("query-pmu")
-    vmm = client.believe(answer["pid"], strictly=strictly)
+    message: Any = client.execute("query-pmu")
+    vmm = client.believe(message["pid"], strictly=strictly)
     entry = client.entry
-    if entry.name not in (None, answer["name"]):
-        raise RefusedError(
-            "its control socket answers for another VM",
-            subject=entry.name,
-            why=f"it calls itself {answer['name']}",
-            fix=f"look at who made {entry.path}",
-        )
-    threads = client.threads(vmm)
-    # of a supervised process that has no VM yet nothing is true of one
-    is_made = vmm.has_vm is not False
-    window = Window(answer["window"])
-    vcpus = tuple(
-        VmVcpu(
-            index=its["index"],
-            tid=its["tid"] if its["tid"] in threads else None,
-            initialised=its["initialised"],
-            has_run=its["has-run"],
-            evidence=Evidence.SOCKET if its["tid"] in threads else None,
-        )
-        for its in (answer["vcpus"] if is_made else ())
-    )
-    if answer["filter"] and filter_from(answer["filter"]).exceptions - EventSet.space(WIDEST_BITS):
-        raise RefusedError(
-            "its answer to query-pmu is wrong",
-            subject=client.subject,
-            why="its filter names events past 0xffff",
-            fix=f"look at what listens at {entry.path}",
-        )
-    pmu, counters, its_filter = answer["pmu"], answer["counters"], answer["filter"]
-    return Vm(
-        name=answer["name"],
-        socket=str(entry.path),
-        state=_state(answer, vcpus) if is_made else VmState.STARTING,
-        uuid=answer["uuid"],
-        vmm=answer["vmm"],
-        id=VmId(vmm.process) if vmm.process else None,
-        owner=vmm.uid,
-        window=None if window is Window.OPEN and not vcpus else window,
-        since=answer["since"],
-        by=answer["by"],
-        attributes=tuple(answer["attributes"]),
-        event_bits=answer.get("event-bits"),
-        pmu=pmu and VmPmu(name=pmu["name"], type=pmu["type"], origin=pmu["origin"]),
-        counters=counters and counters["value"],
-        counters_origin=counters and counters["origin"],
-        filter=its_filter and filter_from(its_filter),
-        filter_origin=its_filter and its_filter["origin"],
-        vcpus=vcpus,
-        supervised=vmm.is_supervised,
-        is_own=is_own,
-    )
+    check_answer(entry, message)
+    record = None
+    if vmm.is_supervised and vmm.process:
+        record = record_of(entry, message["name"], vmm.process)
+    return Answered(message=message, vmm=vmm, record=record)
 
 
-def _state(answer: Any, vcpus: Sequence[VmVcpu]) -> VmState:
-    if any(vcpu.has_run for vcpu in vcpus):
-        return VmState.RUNNING
-    # a peer that does not say whether it waits has still its window to say so
-    waits = answer.get("waiting", answer["window"] == Window.OPEN)
-    return VmState.WAITING if waits else VmState.STARTING
-
-
-def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
-    """What a VM says of itself, or its record of it, or why neither does."""
-    client, is_own = reach.client(entry), reach.is_own(entry)
+def ask_socket(reach: Reach, entry: Entry, *, strictly: bool = False) -> Told:
+    """What a VM says of itself, or its record of it, or why neither does; of another machine's
+    tree what was captured."""
+    if isinstance(entry, CapturedEntry):
+        return entry.told
+    client = reach.client(entry)
     try:
         with client:
-            vm = read_vm(client, strictly=strictly, is_own=is_own)
-            return with_record(vm, entry, reach.procs)
+            return ask_vm(client, strictly=strictly)
     except PmuctlError as error:
         if is_dead(error) and (its := orphan(entry, reach.procs)):
-            return replace(its, is_own=is_own)
+            return its
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
@@ -153,10 +120,15 @@ def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
         peer = client.peer
         owner = peer.uid if peer and entry.owner is None else entry.owner
         process = _claimed(reach, entry, peer)
-        return silent_vm(reach, entry, error, state=state, process=process, owner=owner)
+        return untold(reach, entry, error, state=state, process=process, owner=owner)
 
 
-def silent_vm(
+def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
+    """The VM of a control socket, with its problem if it has one."""
+    return reach.vm(entry, ask_socket(reach, entry, strictly=strictly))
+
+
+def untold(
     reach: Reach,
     entry: Entry,
     problem: PmuctlError,
@@ -164,19 +136,15 @@ def silent_vm(
     state: VmState = VmState.SILENT,
     process: ProcessId | None = None,
     owner: int | None = None,
-) -> Vm:
+) -> Untold:
     """All there is to tell of a VM whose socket has told nothing, and why it has not."""
     if problem.subject is None:
         problem.subject = entry.name or str(entry.path)
-    process = recorded_process(entry, reach.procs) or process
-    return Vm(
-        name=entry.name or str(entry.path),
-        socket=str(entry.path),
-        state=state,
-        id=VmId(process) if process else None,
-        owner=entry.owner if owner is None else owner,
+    return Untold(
         problem=problem,
-        is_own=reach.is_own(entry),
+        state=state,
+        process=recorded_process(entry, reach.procs) or process,
+        owner=entry.owner if owner is None else owner,
     )
 
 

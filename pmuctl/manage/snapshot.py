@@ -1,28 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a capture of a machine has: all that its VMs, their blockers and its PMUs are told from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from pmuctl.host.captured import capture_probed, scan_captured_vms
 from pmuctl.host.machine import Captured, read_kvm_access, scan_captured
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.procs import Procfs
-from pmuctl.host.sysfs import Sysfs
+from pmuctl.manage.asking import ask_sockets
+from pmuctl.manage.captured import capture_told
 from pmuctl.manage.host import read_probed
+from pmuctl.manage.reach import Reach
+from pmuctl.manage.told import Answered
 
 
-def scan_snapshot(sysfs: Sysfs, procs: Procfs, environ: Mapping[str, str]) -> Iterator[Captured]:
-    """The files of a capture: sysfs and debugfs, the processes of VMs, and what KVM does.
+def scan_snapshot(reach: Reach) -> Iterator[Captured]:
+    """The files of a capture: sysfs and debugfs, what control sockets tell, the processes of VMs,
+    and what KVM does.
 
-    KVM is tried on scratch VMs, once a boot, where this user may use it.
+    KVM is tried on scratch VMs, once a boot, where this user may use it. Raises RefusedError where
+    a tree is captured that is none.
     """
+    sysfs = reach.sysfs
+    sockets = reach.sockets()
+    told = ask_sockets(reach, sockets.entries)
     yield from scan_captured(sysfs)
-    yield from scan_captured_vms(procs, sysfs)
+    entries = [
+        replace(entry, owner=None) if reach.is_own(entry) else entry for entry in sockets.entries
+    ]
+    yield from capture_told(list(zip(entries, told, strict=True)), sockets.left_out)
+    vmms = (its.vmm.process for its in told if isinstance(its, Answered))
+    yield from scan_captured_vms(reach.procs, sysfs, filter(None, vmms))
     pmus = scan_pmus(sysfs)
     probed = None
     with suppress(OSError):
         access = read_kvm_access() if sysfs.is_live else None
-        probed = read_probed(sysfs, pmus, environ, access)
+        probed = read_probed(sysfs, pmus, reach.environ, access)
     if probed is not None:
         yield capture_probed(probed, pmus)

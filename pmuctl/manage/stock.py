@@ -80,7 +80,7 @@ class Stock:
         return merge(managed, self.seen.processes, self.reach.scene)
 
     def ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
-        """The VM of a control socket, with its problem if it has one; `strictly` as read_vm."""
+        """The VM of a control socket, with its problem if it has one; `strictly` as ask_vm."""
         return self.whole(self._ask(entry, strictly=strictly))
 
     def whole(self, vm: Vm) -> Vm:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`host snapshot` of a host with VMs: its tree tells of them what the host itself does.
 
-What a tree cannot have is named here: control sockets, what pmuctl itself has recorded, and
-whether this user may use KVM there.
+What a tree cannot have is named here: where pmuctl itself has put vCPUs, and whether this user
+may use KVM there. What control sockets tell is in test_snapshot_sockets.py.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DefaultPmu, Probed
 from tests.cli.conftest import Machine
-from tests.fakes.vmm import FakeVm, fake_vmm
+from tests.fakes.vmm import fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 QEMU = ("qemu-system-aarch64", "-name", "db1")
@@ -147,18 +146,6 @@ def test_only_what_is_needed_is_captured(host: Machine, tmp_path: Path) -> None:
     }
     for path in out.rglob("*"):
         assert path.is_symlink() or path.is_dir() or b"secret" not in path.read_bytes()
-
-
-def test_a_control_socket_is_not_in_a_snapshot(host: Machine, tmp_path: Path) -> None:
-    """What only the socket tells, the PMU that was set, is not known of the process."""
-    fake_vmm(host.proc, os.getpid(), ("vmm",))
-    host.start(FakeVm("web1"))
-    assert host.run("vm", "set", "web1", "pmu", A72).status == 0
-    assert host.run("host", "snapshot", str(tmp_path / "out")).status == 0
-    names = [its["name"] for its in told(host, "vm", "list")[1]["vms"]]
-    assert names == ["db1", "web1", "pid/6000"]
-    rows = told(host, "vm", "list", "--sysroot", str(tmp_path / "out"))[1]["vms"]
-    assert {its["name"] for its in rows} == {"db1", "pid/6000", f"pid/{os.getpid()}"}
 
 
 @pytest.mark.parametrize(

@@ -134,16 +134,22 @@ def connect_as(uid: int, path: Path, count: int = 1) -> list[RawClient]:
 
 
 @contextlib.contextmanager
-def bad_server(path: Path, script: Callable[[RawClient], None]) -> Iterator[None]:
-    """A server at `path` that does to its one client what `script` says, and then closes.
+def bad_server(
+    path: Path, script: Callable[[RawClient], None], *, clients: int = 1
+) -> Iterator[None]:
+    """A server at `path` that does to one client, or to so many in turn, what `script` says, and
+    then closes.
 
     An end of the connection ends the script quietly.
     """
 
     def serve() -> None:
-        with contextlib.suppress(OSError, EOFError):
-            connection, _ = listener.accept()
-            with RawClient(connection) as client:
+        for _ in range(clients):
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with RawClient(connection) as client, contextlib.suppress(OSError, EOFError):
                 script(client)
 
     with socket.socket(socket.AF_UNIX) as listener:

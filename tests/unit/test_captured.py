@@ -83,13 +83,25 @@ def test_a_capture_holds_what_is_read(proc: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_capture(scan_captured_vms(Procfs(proc), Sysfs(proc.parent)), out)
     assert CapturedProcfs(out / "proc").scan_kvm().holders == (HOLDER,)
-    assert sorted(os.listdir(out / "proc")) == ["5120"]
+    assert sorted(os.listdir(out / "proc")) == ["5120", "uptime"]
     assert sorted(os.listdir(out / "proc/5120/fd")) == ["20", "21", "50", "51", "9", "90"]
     again = tmp_path / "again"
     write_capture(scan_captured_vms(CapturedProcfs(out / "proc"), Sysfs(out)), again)
     names = {path.relative_to(out) for path in out.rglob("*")}
     assert names == {path.relative_to(again) for path in again.rglob("*")}
     assert (again / "proc/5120/cmdline").read_bytes() == (proc / "5120/cmdline").read_bytes()
+
+
+def test_a_capture_holds_a_process_of_which_it_is_not_known_what_it_has(
+    proc: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    vmms = [ProcessId(6000, 1), ProcessId(5120, 100), ProcessId(6000, 2), ProcessId(9, 1)]
+    write_capture(scan_captured_vms(Procfs(proc), Sysfs(proc.parent), vmms), out)
+    its = CapturedProcfs(out / "proc")
+    assert its.scan_kvm().holders == (HOLDER,)
+    assert its.is_there(ProcessId(6000, 1))
+    assert sorted(os.listdir(out / "proc")) == ["5120", "6000", "uptime"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ from pmuctl.errors import (
 )
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.reach import read_vm
+from pmuctl.manage.reach import ask_vm
+from pmuctl.manage.told import vm_of
 from tests.fakes.peers import GREETING, PATIENCE, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc
 
@@ -493,8 +494,8 @@ def test_thread_ids_that_are_not_the_peers_do_not_count(path: Path, procs: Procf
     for name in ("x", "²", "-1", "0"):
         (procs.root / str(os.getpid()) / "task" / name).mkdir()
     with client(path, procs=procs) as its:
-        vcpus = read_vm(its).vcpus
-        assert its.threads(its.believe(os.getpid(), strictly=True)) == {1002}
+        vcpus = vm_of(its.entry, ask_vm(its), procs, is_own=False).vcpus
+        assert its.believe(os.getpid(), strictly=True).threads(procs) == {1002}
     assert vcpus is not None
     assert [vcpu.tid for vcpu in vcpus] == [None, 1002]
 
@@ -506,9 +507,9 @@ def test_threads_of_a_process_that_took_over_the_pid_do_not_count(
     started(procs, 1000)
     with client(path, procs=procs) as its:
         vmm = its.believe(os.getpid(), strictly=True)
-        assert its.threads(vmm) == {1001, 1002}
+        assert vmm.threads(procs) == {1001, 1002}
         started(procs, 1001)
-        assert its.threads(vmm) == frozenset()
+        assert vmm.threads(procs) == frozenset()
 
 
 @pytest.mark.usefixtures("vm")
@@ -578,7 +579,7 @@ def test_a_user_speaks_for_no_process_of_another_in_the_true_proc(path: Path) ->
     with nobodys_server(path, claim, 4):
         for cls in (RefusedError, RefusedError, NoVmError, NoVmError):
             with client(path) as its, pytest.raises(cls, match="not believed") as caught:
-                read_vm(its)
+                ask_vm(its)
             assert type(caught.value) is cls
 
 

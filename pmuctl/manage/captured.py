@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What control sockets told, as a capture of their machine has it: a file for each.
+
+A captured tree is read as hostile. What it has passes the checks of a live peer's answer and of a
+record; its words are shown and never followed, and nobody is asked for more.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pmuctl.control import record
+from pmuctl.control.messages import COMMANDS, NAME
+from pmuctl.control.registry import SUFFIX, Entry, Sockets
+from pmuctl.control.schema import Bool, Int, Maybe, Nullable, Obj, Str
+from pmuctl.control.trust import Vmm
+from pmuctl.errors import (
+    DeniedError,
+    NotFoundError,
+    PmuctlError,
+    RefusedError,
+    SealedError,
+    UnreachableError,
+    UnsupportedError,
+    UsageError,
+)
+from pmuctl.host.machine import Captured
+from pmuctl.host.runtime import LEFT_OUT, PATH_TOLD
+from pmuctl.host.sysfs import Sysfs
+from pmuctl.manage.told import Answered, CapturedEntry, Orphaned, Told, Untold, check_answer
+from pmuctl.model.ref import ProcessId
+from pmuctl.model.vm import VmState
+
+FORMAT = 1
+SIZE_LIMIT = 8 << 20
+"""Bytes: an answer came in MESSAGE_MAX, and numbers in it are written anew up to four times as
+long (1E15); a record has no more than its own limit."""
+SNAPSHOT = "sudo pmuctl host snapshot DIR"
+"""What tells more of a VM that could not be asked on another machine, there."""
+
+_FILE = re.compile(r"[0-9]{1,5}\.json")
+_COUNT = re.compile(r"[0-9]{1,9}\n?")
+_PATH = re.compile(r"/(?:[^\0]*/)?[^/\0]+")
+_UID = Int(most=0xFFFFFFFF)
+_PID = Int(least=1, most=0x7FFFFFFF)
+_VMM = Obj(
+    {
+        "pid": _PID,
+        "uid": _UID,
+        "start": Nullable(Int()),
+        "has-vm": Nullable(Bool()),
+        "supervised": Bool(),
+    },
+    is_open=True,
+)
+_UNTOLD = Obj(
+    {
+        "state": Str(words=(VmState.DEAD, VmState.DENIED, VmState.SILENT)),
+        "status": Int(most=255),
+        "message": Str(),
+        "why": Nullable(Str()),
+        "errno": Nullable(Str(most=32)),
+        "process": Nullable(Obj({"pid": _PID, "start": Int()}, is_open=True)),
+        "owner": Nullable(_UID),
+    },
+    is_open=True,
+)
+_FORM = Obj(
+    {
+        "format": Int(least=FORMAT, most=FORMAT),
+        "name": NAME,
+        "path": Str(form=_PATH),
+        "owner": Nullable(_UID),
+        "vmm": Maybe(_VMM),
+        "answer": Maybe(COMMANDS["query-pmu"].result),
+        "uid": Maybe(_UID),
+        "record": Maybe(record.FORM),
+        "untold": Maybe(_UNTOLD),
+    },
+    is_open=True,
+)
+"""With `vmm`, `answer` and perhaps `record` it has answered, with `uid` and `record` it is
+orphaned; else `untold` tells why."""
+
+_ERRORS = {
+    int(cls.status): cls
+    for cls in (
+        *(UsageError, UnreachableError, NotFoundError, SealedError, DeniedError),
+        *(UnsupportedError, RefusedError),
+    )
+}
+
+
+def capture_told(sockets: Sequence[tuple[Entry, Told]], left_out: int) -> Iterator[Captured]:
+    """The files of these sockets, as `read_told` reads them.
+
+    Their `owner` is None where nobody but root and who makes the capture can have made them.
+    """
+    for number, (entry, told) in enumerate(sockets):
+        yield Captured(path=f"{PATH_TOLD}/{number}.json", text=to_text(entry, told))
+    if left_out:
+        yield Captured(path=f"{PATH_TOLD}/{LEFT_OUT}", text=f"{left_out}\n")
+
+
+def read_told(sysfs: Sysfs) -> Sockets:
+    """The control sockets of a captured tree; raises RefusedError for a file that is broken."""
+    found: list[Entry] = []
+    for name in filter(_FILE.fullmatch, sysfs.entries(PATH_TOLD)):
+        text = sysfs.read_text(f"{PATH_TOLD}/{name}", limit=SIZE_LIMIT)
+        try:
+            if text is None:
+                raise ValueError(f"it is no file of at most {SIZE_LIMIT >> 20} MiB to be read")
+            found.append(from_text(text))
+        except (ValueError, RecursionError) as error:
+            why = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+            raise RefusedError(
+                "it is not what pmuctl host snapshot writes",
+                subject=str(sysfs.root / PATH_TOLD / name),
+                why=why,
+                fix="capture the machine anew, or remove the file: that VM is not managed then",
+            ) from None
+    found.sort(key=lambda entry: (entry.name or "", str(entry.path)))
+    count = sysfs.read_text(f"{PATH_TOLD}/{LEFT_OUT}", limit=16) or ""
+    return Sockets(found, int(count) if _COUNT.fullmatch(count) else 0)
+
+
+def to_text(entry: Entry, told: Told) -> str:
+    """A socket and what it told, as it stands in its file."""
+    document: dict[str, object] = {
+        "format": FORMAT,
+        "name": entry.name,
+        "path": record.cut_text(str(entry.path)),
+        "owner": entry.owner,
+    }
+    match told:
+        case Answered(message=message, vmm=vmm):
+            document["vmm"] = {
+                "pid": vmm.pid,
+                "uid": vmm.uid,
+                "start": vmm.started,
+                "has-vm": vmm.has_vm,
+                "supervised": vmm.is_supervised,
+            }
+            document["answer"] = message
+            if told.record:
+                document["record"] = record.to_json(told.record)
+        case Orphaned():
+            document["uid"] = told.uid
+            document["record"] = record.to_json(told.record)
+        case Untold(problem=problem, process=process):
+            document["untold"] = {
+                "state": told.state,
+                "status": int(problem.status),
+                "message": record.cut_text(problem.message),
+                "why": problem.why and record.cut_text(problem.why),
+                "errno": problem.errno,
+                "process": process and {"pid": process.pid, "start": process.started},
+                "owner": told.owner,
+            }
+    return json.dumps(document, ensure_ascii=False) + "\n"
+
+
+def from_text(text: str) -> CapturedEntry:
+    """The inverse of `to_text`; raises ValueError or RecursionError for anything else.
+
+    What to do about a problem is not taken from it: such words are made here.
+    """
+    document: Any = json.loads(text)
+    _FORM.check(document, "file")
+    its: dict[str, Any] = document
+    path = Path(its["path"])
+    if path.name != its["name"] + SUFFIX:
+        raise ValueError("file.path: is not a socket of that name")
+    entry = Entry(name=its["name"], path=path, owner=its["owner"])
+    told: Told
+    if "answer" in its and "vmm" in its:
+        told = _answered(entry, its)
+    elif "record" in its and "uid" in its:
+        told = Orphaned(record=_record(its, entry.name), uid=its["uid"])
+    elif "untold" in its:
+        told = _untold(its["untold"], entry.name)
+    else:
+        raise ValueError("file: has neither answer nor record nor why there is none")
+    return CapturedEntry(name=entry.name, path=path, owner=entry.owner, told=told)
+
+
+def _answered(entry: Entry, its: Mapping[str, Any]) -> Answered:
+    try:
+        check_answer(entry, its["answer"])
+    except PmuctlError as error:
+        raise ValueError(f"file.answer: {error.why}") from None
+    vmm = Vmm(
+        pid=its["vmm"]["pid"],
+        uid=its["vmm"]["uid"],
+        started=its["vmm"]["start"],
+        has_vm=its["vmm"]["has-vm"],
+        is_supervised=its["vmm"]["supervised"],
+    )
+    if "record" not in its:
+        return Answered(message=its["answer"], vmm=vmm)
+    start = _record(its, entry.name)
+    if start.process != vmm.process:
+        raise ValueError("file.record: is of another process")
+    return Answered(message=its["answer"], vmm=vmm, record=start)
+
+
+def _record(its: Mapping[str, Any], name: str | None) -> record.Record:
+    found = record.from_json(its["record"])
+    if found.name != name:
+        raise ValueError("file.record: is of another VM")
+    return found
+
+
+def _untold(its: Mapping[str, Any], name: str | None) -> Untold:
+    cls = _ERRORS.get(its["status"], RefusedError)
+    state = VmState(its["state"])
+    problem = cls(
+        its["message"],
+        subject=name,
+        why=its["why"],
+        fix=None if state is VmState.DEAD else SNAPSHOT,
+        errno=its["errno"],
+    )
+    process = its["process"] and ProcessId(its["process"]["pid"], its["process"]["start"])
+    return Untold(problem=problem, state=state, process=process, owner=its["owner"])
