@@ -15,12 +15,16 @@ from pmuctl.host.cgroup import Cpuset, Cpusets
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from tests.lab import runs
 from tests.lab.machine import Lab
+from tests.lab.runs import running
 from tests.lab.test_affinity import cpuset_v2
+from tests.lab.vmms import standin
 from tests.lab.vms import ReferenceVm, pmuctl, reference_vm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 MADE_ON_01 = ("--create-cpus", "0-1")
+ONLY_CYCLES = ("filter", "default", "deny", "allow", "cpu_cycles")
 OF_USER = {"kvm", "kvm_mode"}
 """Keys of `host info` that a captured tree cannot tell."""
 
@@ -88,6 +92,72 @@ def test_a_snapshot_tells_of_a_confined_vm_what_the_host_tells(lab: Lab, tmp_pat
     for tid in vm.tids:
         its = Cpusets(Sysfs(tmp_path / "tree")).read(vm.pid, tid)
         assert its == Cpuset(version=2, path=path, cpus=CpuSet.parse("2-3"))
+
+
+def settled(document: Any) -> Any:
+    """All but the CPU on which a thread ran last, which it may have left by the next look."""
+    for row in document.get("vcpus", ()):
+        del row["cpu"]
+    return document
+
+
+def compare(lab: Lab, tree: Path, local: Path, *commands: tuple[str, ...]) -> dict[str, Any]:
+    """Take a snapshot, and hold commands on the host against those on it; what `vm list` says."""
+    lab.run(["rm", "-rf", str(tree)], check=True)
+    assert pmuctl(lab, "host", "snapshot", str(tree), "-q").status == 0
+    lab.fetch(str(tree), local)
+    for words in commands:
+        status = pmuctl(lab, *words).status
+        told = settled(here(local, *words, status=status))
+        assert told == settled(there(lab, *words, status=status)), words
+    return {its["name"]: its for its in here(local, "vm", "list", "-O")["vms"]}
+
+
+def test_a_snapshot_tells_of_a_vm_with_a_socket_what_the_host_tells(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """With its PMU and filter, while it waits and while it runs."""
+    with reference_vm(lab, *MADE_ON_01, "--forever") as vm:
+        commands = (
+            *(("vm", "list"), ("vm", "list", "-O"), ("vm", "show", vm.name)),
+            *(("vm", "vcpus", "-O"), ("affinity", "check", "-O")),
+        )
+        vm.set("pmu", A72, *ONLY_CYCLES)
+        for tid in vm.tids:
+            lab.run(["taskset", "-p", "f", str(tid)], check=True)
+        its = compare(lab, Path("/out/waits"), tmp_path / "waits", *commands)[vm.name]
+        assert (its["state"], its["pmu"], its["window"]) == ("waiting", A72, "open")
+        assert its["filter"]["except"] == [{"code": 0x11, "code_hex": "0x0011", "nevents": 1}]
+        assert (its["aligned"], "KVM_RUN fails" in its["means"]) == (False, True)
+        for tid in vm.tids:
+            lab.run(["taskset", "-pc", "2-3", str(tid)], check=True)
+        assert vm.pmuctl("release").status == 0
+        assert vm.pmuctl("wait", "--for", "running", "--timeout", "60").status == 0
+        its = compare(lab, Path("/out/runs"), tmp_path / "runs", *commands)[vm.name]
+        assert (its["state"], its["pmu_origin"], its["aligned"]) == ("running", "applied", True)
+
+
+def test_a_snapshot_tells_of_a_vm_under_pmuctl_run_what_the_host_tells(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """With its supervisor and, as its record tells, without it."""
+    vmm = standin("crosvm", "--rounds", "100000")
+    with running(lab, "--pmu", A72, "--filter", runs.ONLY_CYCLES, vmm=vmm) as run:
+        run.wait_given_back()
+        run.done("wait", "--for", "running", "--timeout", "60")
+        lab.run(["kill", "-STOP", str(run.pid)], check=True)
+        commands = (
+            *(("vm", "list"), ("vm", "list", "-O"), ("vm", "show", run.name)),
+            *(("vm", "vcpus", "-O"), ("affinity", "check", "-O"), ("doctor", run.name)),
+        )
+        its = compare(lab, Path("/out/run"), tmp_path / "run", *commands)[run.name]
+        assert (its["state"], its["pmu"], its["pmu_origin"]) == ("running", A72, "applied")
+        assert (its["command"], its["applied_by"]) == (vmm, "pmuctl run")
+        run.kill_supervisor()
+        its = compare(lab, Path("/out/alone"), tmp_path / "alone", *commands)[run.name]
+        assert (its["state"], its["pmu"], its["pmu_origin"]) == ("orphaned", A72, "recorded")
+        assert its["command"] == vmm
+    lab.run(["sh", "-c", f"rm {runs.RUNTIME_DIR}/{run.name}.*"], check=True)
 
 
 def test_an_offline_cpu_is_in_the_snapshot(lab: Lab, tmp_path: Path) -> None:
