@@ -98,7 +98,7 @@ class UnreachableError(PmuctlError):
 
 
 class NotFoundError(PmuctlError):
-    """There is no such VM, PMU or event."""
+    """There is no such VM, PMU, event or CPU."""
 
     status = ExitStatus.NOT_FOUND
 
@@ -165,3 +165,8 @@ class NoCommandError(PmuctlError):
     """There is no such command to start."""
 
     status = ExitStatus.NO_COMMAND
+
+
+def class_of(status: int) -> type[PmuctlError] | None:
+    """The class of errors that end pmuctl with this status; None where there is none."""
+    return next((cls for cls in PmuctlError.__subclasses__() if cls.status == status), None)

@@ -297,7 +297,7 @@ def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
 
     assert entries(lists, ".It Cm STATE", ".It Cm PID")[1:] == list(VmState)
     assert entries(lists, ".It Cm WINDOW", ".It Cm ALIGNED")[1:] == list(Window)
-    origins = [*messages.ORIGIN.words, told.ORIGIN, DERIVED]
+    origins = [*messages.ORIGIN.words, told.RECORDED, DERIVED]
     assert entries(lists, ".It Cm PMU-ORIGIN", ".It Cm COUNTERS")[1:] == origins
     sets = own_section(("vm", "set"))
     keys = entries(sets, "each key at most once:", "A setting that is not given stays as it is.")

@@ -11,7 +11,7 @@ from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, TALK
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
-from pmuctl.host.machine import KvmAccess, read_kvm_access, write_capture
+from pmuctl.host.machine import write_capture
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.host import read_host
 from pmuctl.model.vpmu import ATTR_NAMES
@@ -48,15 +48,10 @@ def host_capabilities(
     for name in asked:
         if name not in names:
             raise UsageError(f"{name}: no such attribute", why=f"they are {', '.join(names)}")
-    access = read_kvm_access()
-    if access is KvmAccess.MISSING:
-        raise UnsupportedError("this host has no KVM", why="there is no /dev/kvm")
-    if access is KvmAccess.DENIED:
-        raise DeniedError(
-            "KVM cannot be asked",
-            why="/dev/kvm may not be opened by this user",
-            fix="run pmuctl as root or as a member of the group of /dev/kvm",
-        )
+    # here, because only this needs KVM
+    from pmuctl.manage.preflight import check_access
+
+    check_access(env.kvm)
     with env.waiting_for("probes of KVM"):
         probed = read_host(env.sysfs, scan_pmus(env.sysfs), env.environ).probed
     if probed is None or not probed.has_vpmu:

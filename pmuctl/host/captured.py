@@ -150,6 +150,7 @@ def scan_captured_vms(
         is_group = not path.startswith("proc/") and sysfs.resolve(path) == f"/{path}"
         if text is not None and (is_group or path == PATH_MOUNTS):
             yield Captured(path=path, text=text)
+    # a VM's age is told by it
     uptime = procs.read_text("uptime")
     if uptime is not None:
         yield Captured(path="proc/uptime", text=uptime)

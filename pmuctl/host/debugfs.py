@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM tells in debugfs, to root where that is mounted: who made a VM, and whether it has run.
+"""What KVM tells in debugfs, to root where that is mounted: who made a VM, whether it has run.
 
 The directory of a VM is named for the thread that made it and the descriptor that it got
 (kvm_create_vm_debugfs(), virt/kvm/kvm_main.c). Where the architecture has directories of vCPUs
@@ -40,9 +40,11 @@ def names_of(names: Names, holder: KvmHolder, tids: Collection[int]) -> Iterator
 
 
 def has_run(sysfs: Sysfs, name: str) -> bool:
-    """Whether a vCPU of this VM has left the guest once: KVM counts that from the first time on.
+    """Whether KVM says that a vCPU of this VM has been in its guest, and left it; False also where
+    that cannot be read.
 
-    The statistics of a VM's file are the sums of its vCPUs' (kvm_vcpu_stats_desc[]).
+    Each time is counted after the guest was entered (kvm_arch_vcpu_ioctl_run(),
+    arch/arm64/kvm/arm.c), and a VM's file has the sum of its vCPUs' (kvm_vcpu_stats_desc[]).
     """
     return (sysfs.read_int(f"{PATH_KVM}/{name}/exits") or 0) > 0
 

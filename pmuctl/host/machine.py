@@ -41,15 +41,17 @@ def read_kvm_access(path: str = PATH_DEV_KVM) -> KvmAccess:
 def read_kvm_group(path: str = PATH_DEV_KVM) -> str | None:
     """The name of the group whose members may open /dev/kvm.
 
-    None where there is none: the group has no access, no name, or is root's own, which would give
-    more than that away.
+    None where there is none: there is no such file, or its group has no access, no name, or is
+    root's own, which would give more than that away.
     """
     import grp
 
+    both = stat.S_IRGRP | stat.S_IWGRP
     try:
         its = os.stat(path)
-        may = its.st_mode & stat.S_IRGRP and its.st_mode & stat.S_IWGRP and its.st_gid
-        return grp.getgrgid(its.st_gid).gr_name if may else None
+        if its.st_gid == 0 or its.st_mode & both != both:
+            return None
+        return grp.getgrgid(its.st_gid).gr_name
     except (OSError, KeyError):
         return None
 

@@ -5,7 +5,7 @@ import json
 import socket
 import struct
 
-from pmuctl.errors import PmuctlError
+from pmuctl.errors import PmuctlError, class_of
 
 LENGTH = struct.Struct("<I")
 
@@ -42,5 +42,5 @@ def error_text(error: PmuctlError) -> bytes:
 def error_of(text: bytes) -> PmuctlError:
     """The inverse of `error_text`."""
     status, message, why, fix, errno = json.loads(text)
-    kinds = {int(kind.status): kind for kind in PmuctlError.__subclasses__()}
-    return kinds[status](message, why=why, fix=fix, errno=errno)
+    cls = class_of(status) or PmuctlError
+    return cls(message, why=why, fix=fix, errno=errno)

@@ -41,7 +41,8 @@ def set_affinity(
 ) -> PlacedVm:
     """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
 
-    Raises UsageError and RefusedError for CPUs that will not do, and what `place_and_record` does.
+    Raises UsageError, NotFoundError and RefusedError for CPUs that will not do, and what
+    `place_and_record` does.
     """
     try:
         cpus = choose_cpus(text, vm, site)
@@ -54,7 +55,10 @@ def set_affinity(
 
 
 def choose_cpus(text: str, vm: Vm, site: Site) -> CpuSet:
-    """The CPUs that a text names, which have to be of the VM's PMU where one was set."""
+    """The CPUs that a text names, which have to be of the VM's PMU where one was set.
+
+    Raises UsageError, NotFoundError and RefusedError for others.
+    """
     cpus = present_cpus(text, site.pmus, site.sysfs, subject=vm.name)
     chosen = chosen_pmu(vm, site.ground)
     if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pmuctl.control.registry import Entry
 from pmuctl.errors import UnreachableError
 from pmuctl.manage.found import ASKED_AT_ONCE
-from pmuctl.manage.reach import Reach, ask_socket, try_read, untold
+from pmuctl.manage.reach import Reach, ask_socket, nothing_told, try_read
 from pmuctl.manage.told import Told
 from pmuctl.model.vm import Vm, VmState
 
@@ -76,7 +76,7 @@ def _not_reached(reach: Reach, entry: Entry) -> Told:
         why=f"others that do not answer took all of {reach.deadline:g} s",
         fix="--deadline SEC waits longer",
     )
-    return untold(reach, entry, problem)
+    return nothing_told(reach, entry, problem)
 
 
 @dataclass(slots=True)

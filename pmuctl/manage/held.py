@@ -110,6 +110,6 @@ def _blocker(held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Sit
         return found.words
     if aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online) is None:
         return f"a pin to {its.affinity or 'offline CPUs'} that pmuctl did not make"
-    if site.uid != 0 and vm.owner not in (None, site.uid):
+    if site.reach.is_live and site.uid != 0 and vm.owner not in (None, site.uid):
         return f"not permitted: it is uid {vm.owner}'s, that takes CAP_SYS_NICE"
     return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pmuctl.host.machine import KvmAccess
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.choice import cpus_words
+from pmuctl.manage.preflight import giving_access
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.finding import CheckId, Finding, Outcome, Result
 from pmuctl.model.kernel import Probed
@@ -64,11 +65,9 @@ def _kvm(facts: HostFacts) -> Iterator[Outcome]:
             yield _passed("/dev/kvm can be used")
         case KvmAccess.DENIED:
             why = "/dev/kvm may not be opened by this user: neither it nor its VMMs have KVM"
-            if facts.kvm_group is not None:
-                yield _warned(why, fix=f"usermod -aG {shlex.quote(facts.kvm_group)} USER")
-            else:
+            if facts.kvm_group is None:
                 why += "; no group has it that a user could be put into"
-                yield _warned(why, fix="setfacl -m u:USER:rw /dev/kvm")
+            yield _warned(why, fix=giving_access(facts.kvm_group))
         case KvmAccess.MISSING:
             yield _failed(
                 "there is no /dev/kvm: the kernel has no KVM, or was not started at EL2",

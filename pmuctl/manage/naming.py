@@ -14,7 +14,7 @@ from pmuctl.manage.found import VmProcess
 from pmuctl.manage.reach import Reach, ask_vm, is_dead
 from pmuctl.manage.stock import Ask, Listing, Stock
 from pmuctl.manage.supervised import orphan, refused_start
-from pmuctl.manage.told import Told
+from pmuctl.manage.told import CapturedEntry, Told
 from pmuctl.model.ref import UUID, ByName, ByPid, VmRef
 from pmuctl.model.vm import Vm, VmState
 
@@ -124,7 +124,7 @@ def _check(stock: Stock, ref: VmRef, entry: Entry, vm: Vm) -> None:
         if any(its.identity.name == ref.name for its in others):
             # some of them may have a control socket under another name
             rivals = [its for its in stock.vms if its.socket is None and its.is_meant(ref)]
-            _choose([entry], rivals, ref, uid=reach.uid, strictly=False)
+            _choose([entry], rivals, ref, uid=reach.user, strictly=False)
 
 
 def _find(stock: Stock, ref: VmRef, *, strictly: bool) -> Entry | Vm:
@@ -134,7 +134,7 @@ def _find(stock: Stock, ref: VmRef, *, strictly: bool) -> Entry | Vm:
         return entries[0]
     name = ref.name if isinstance(ref, ByName) else None
     if by_name := [entry for entry in entries if entry.name == name]:
-        return choose_entry(by_name, ref, uid=reach.uid, strictly=strictly)
+        return choose_entry(by_name, ref, uid=reach.user, strictly=strictly)
     # a name is what a process says of itself; QEMU's monitor can say it, too
     namesakes = (its.identity.name == name or _may_tell(its) for its in seen.processes)
     vms: list[Vm] = []
@@ -149,7 +149,7 @@ def _find(stock: Stock, ref: VmRef, *, strictly: bool) -> Entry | Vm:
         names = [entry.name for entry in entries if entry.name]
         names += [its.identity.name or f"pid/{its.pid}" for its in seen.processes]
         raise _not_found(stock, ref, names)
-    return _choose(named, unmanaged, ref, uid=reach.uid, strictly=strictly)
+    return _choose(named, unmanaged, ref, uid=reach.user, strictly=strictly)
 
 
 def _may_tell(process: VmProcess) -> bool:
@@ -210,7 +210,9 @@ def choose_entry(found: Sequence[Entry], ref: VmRef, *, uid: int, strictly: bool
             "two VMs hold this name",
             subject=str(ref),
             why=", ".join(str(entry.path) for entry in found),
-            fix=f"add --socket {quote(str(found[0].path))}, or name it by its process: pid/N",
+            fix="name it by its process: pid/N"
+            if isinstance(found[0], CapturedEntry)
+            else f"add --socket {quote(str(found[0].path))}, or name it by its process: pid/N",
         )
     return found[0]
 

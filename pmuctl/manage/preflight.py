@@ -4,6 +4,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from shlex import quote
 
 from pmuctl.errors import (
     DeniedError,
@@ -87,22 +88,34 @@ def _as_refusal(what: str) -> Iterator[None]:
         raise RefusedError(what, why=error.strerror or str(error)) from error
 
 
+def check_access(kvm: Kvm) -> None:
+    """Raise UnsupportedError where there is no KVM, DeniedError where this user may not use it."""
+    match kvm.access():
+        case KvmAccess.MISSING:
+            raise UnsupportedError(
+                "this host has no KVM",
+                why="there is no /dev/kvm",
+                fix="load KVM, or use another host",
+            )
+        case KvmAccess.DENIED:
+            raise DeniedError(
+                "KVM cannot be asked",
+                why="/dev/kvm may not be opened by this user",
+                fix=f"run pmuctl as root, or give USER access: {giving_access(kvm.group())}",
+            )
+
+
+def giving_access(group: str | None) -> str:
+    """The command that lets USER open /dev/kvm, which this group may, if there is one."""
+    return f"usermod -aG {quote(group)} USER" if group else "setfacl -m u:USER:rw /dev/kvm"
+
+
 def ask_kvm(site: StartSite, pmus: Sequence[Pmu]) -> Probed:
     """What KVM does here, from the cache or from probes.
 
     Raises UnsupportedError where there is no KVM, DeniedError, RefusedError.
     """
-    access = site.kvm.access()
-    if access is KvmAccess.MISSING:
-        raise UnsupportedError(
-            "this host has no KVM", why="there is no /dev/kvm", fix="load KVM, or use another host"
-        )
-    if access is KvmAccess.DENIED:
-        raise DeniedError(
-            "KVM cannot be asked",
-            why="/dev/kvm may not be opened by this user",
-            fix="run pmuctl as root or as a member of the group of /dev/kvm",
-        )
+    check_access(site.kvm)
     with _as_refusal("KVM could not be asked"):
         return read_kernel(site.sysfs, pmus, site.environ, uid=site.uid, probe=site.kvm.probe)
 

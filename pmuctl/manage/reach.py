@@ -18,6 +18,9 @@ from pmuctl.manage.told import Answered, CapturedEntry, Told, Untold, check_answ
 from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm, VmState
 
+NOBODY = -1
+"""What no user's number is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
@@ -44,7 +47,7 @@ class Reach:
         Raises RefusedError for what is no capture of them in another machine's tree.
         """
         if not self.is_live:
-            from pmuctl.manage.captured import read_told
+            from pmuctl.manage.told_files import read_told
 
             return read_told(self.sysfs)
         if self.socket is not None:
@@ -62,13 +65,17 @@ class Reach:
             answers=self.answers,
         )
 
+    @property
+    def user(self) -> int:
+        """Whose VMs go before others'; in another machine's tree those of NOBODY who is here."""
+        return self.uid if self.is_live else NOBODY
+
     def is_own(self, entry: Entry) -> bool:
         """Whether nobody but root and this user can have made this socket, by its directory.
 
         Of another machine's, this user is who made the capture.
         """
-        owners = (None, self.uid) if self.is_live else (None,)
-        return self.socket is None and entry.owner in owners
+        return self.socket is None and entry.owner in (None, self.user)
 
     def client(self, entry: Entry) -> Client:
         """A connection, not yet made, to a VM's control socket.
@@ -120,7 +127,7 @@ def ask_socket(reach: Reach, entry: Entry, *, strictly: bool = False) -> Told:
         peer = client.peer
         owner = peer.uid if peer and entry.owner is None else entry.owner
         process = _claimed(reach, entry, peer)
-        return untold(reach, entry, error, state=state, process=process, owner=owner)
+        return nothing_told(reach, entry, error, state=state, process=process, owner=owner)
 
 
 def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
@@ -128,7 +135,7 @@ def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
     return reach.vm(entry, ask_socket(reach, entry, strictly=strictly))
 
 
-def untold(
+def nothing_told(
     reach: Reach,
     entry: Entry,
     problem: PmuctlError,

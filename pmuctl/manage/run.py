@@ -63,7 +63,7 @@ class Prepared:
 def prepare(request: Request, site: StartSite) -> Prepared:
     """Check everything that can be known before the VMM is started; nothing is changed.
 
-    Raises UsageError, NotFoundError (PMU, event), NoCommandError and NotExecutableError; and
+    Raises UsageError, NotFoundError (PMU, event, CPU), NoCommandError and NotExecutableError; and
     DeniedError, UnsupportedError, PinnedError, RefusedError for obstacles of this host, which a
     request for the best effort is given as `obstacle` instead.
     """

@@ -9,10 +9,10 @@ from pmuctl.host.captured import capture_probed, scan_captured_vms
 from pmuctl.host.machine import Captured, read_kvm_access, scan_captured
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.manage.asking import ask_sockets
-from pmuctl.manage.captured import capture_told
 from pmuctl.manage.host import read_probed
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.told import Answered
+from pmuctl.manage.told_files import capture_told
 
 
 def scan_snapshot(reach: Reach) -> Iterator[Captured]:

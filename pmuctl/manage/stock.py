@@ -44,7 +44,7 @@ class Stock:
     def __init__(self, reach: Reach, ask: Ask = ask_all) -> None:
         self.reach = reach
         self._ask_all = ask
-        self._told: dict[tuple[Entry, bool], Vm] = {}
+        self._asked: dict[tuple[Entry, bool], Vm] = {}
 
     @cached_property
     def sockets(self) -> Sockets:
@@ -73,10 +73,10 @@ class Stock:
 
     @cached_property
     def _all(self) -> list[Vm]:
-        todo = [entry for entry in self.entries if (entry, False) not in self._told]
+        todo = [entry for entry in self.entries if (entry, False) not in self._asked]
         for entry, vm in zip(todo, self._ask_all(self.reach, todo), strict=True):
-            self._told[entry, False] = vm
-        managed = [self._told[entry, False] for entry in self.entries]
+            self._asked[entry, False] = vm
+        managed = [self._asked[entry, False] for entry in self.entries]
         return merge(managed, self.seen.processes, self.reach.scene)
 
     def ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
@@ -91,9 +91,9 @@ class Stock:
 
     def _ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
         key = (entry, strictly)
-        if key not in self._told:
-            self._told[key] = try_read(self.reach, entry, strictly=strictly)
-        return self._told[key]
+        if key not in self._asked:
+            self._asked[key] = try_read(self.reach, entry, strictly=strictly)
+        return self._asked[key]
 
 
 def merge(managed: Sequence[Vm], processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:

@@ -17,7 +17,7 @@ from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vmm import identify
 
-ORIGIN = "recorded"
+RECORDED = "recorded"
 """Who says so: the record, while there is nobody to ask."""
 SUPERVISOR_IS_GONE = "its supervisor is gone"
 
@@ -62,7 +62,7 @@ class CapturedEntry(Entry):
     Its `owner` is None where it was root's or that of who made the capture.
     """
 
-    told: Told = field(compare=False)
+    told: Told = field(compare=False)  # no answer can be hashed, and its path tells it from others
 
 
 def check_answer(entry: Entry, message: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ def _state(answer: Mapping[str, Any], vcpus: Sequence[VmVcpu]) -> VmState:
 
 def _orphaned(entry: Entry, told: Orphaned) -> Vm:
     record = told.record
-    pmu, origin = (record.pmu, ORIGIN) if record.pmu else (record.derived, DERIVED)
+    pmu, origin = (record.pmu, RECORDED) if record.pmu else (record.derived, DERIVED)
     return Vm(
         name=record.name,
         socket=str(entry.path),
@@ -167,7 +167,7 @@ def _orphaned(entry: Entry, told: Orphaned) -> Vm:
         by=SUPERVISOR_IS_GONE,
         pmu=pmu and VmPmu(name=pmu[1], type=pmu[0], origin=origin),
         filter=record.filter,
-        filter_origin=ORIGIN if record.filter else None,
+        filter_origin=RECORDED if record.filter else None,
         supervised=True,
         command=record.command,
         applied=record.applied,

@@ -118,7 +118,7 @@ class Host:
         stdout, stderr = io.StringIO(), io.StringIO()
         env = replace(
             self.machine.env(stdout, stderr),
-            hypervisor=Kvm(access=lambda: self.kvm, probe=self._probe),
+            hypervisor=Kvm(access=lambda: self.kvm, group=lambda: "virt", probe=self._probe),
             successor=self.starter,
             masks=FakeThreads({os.getpid(): CpuSet.parse(self.mask)}),
         )
@@ -478,7 +478,7 @@ def socket_taken(host: Host) -> None:
 
 OBSTACLES: list[tuple[Callable[[Host], None], int, str]] = [
     (no_kvm, 7, "this host has no KVM"),
-    (kvm_denied, 6, "the group of /dev/kvm"),
+    (kvm_denied, 6, "give USER access: usermod -aG virt USER"),
     (no_vpmu, 7, "guests can have no PMU here"),
     (unknown_vpmu, 7, "guests can have no PMU here"),
     (no_set_pmu, 7, "no SET_PMU"),

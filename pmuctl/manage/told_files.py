@@ -16,16 +16,7 @@ from pmuctl.control.messages import COMMANDS, NAME
 from pmuctl.control.registry import SUFFIX, Entry, Sockets
 from pmuctl.control.schema import Bool, Int, Maybe, Nullable, Obj, Str
 from pmuctl.control.trust import Vmm
-from pmuctl.errors import (
-    DeniedError,
-    NotFoundError,
-    PmuctlError,
-    RefusedError,
-    SealedError,
-    UnreachableError,
-    UnsupportedError,
-    UsageError,
-)
+from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.machine import Captured
 from pmuctl.host.runtime import LEFT_OUT, PATH_TOLD
 from pmuctl.host.sysfs import Sysfs
@@ -37,7 +28,7 @@ FORMAT = 1
 SIZE_LIMIT = 8 << 20
 """Bytes: an answer came in MESSAGE_MAX, and numbers in it are written anew up to four times as
 long (1E15); a record has no more than its own limit."""
-SNAPSHOT = "sudo pmuctl host snapshot DIR"
+FIX = "sudo pmuctl host snapshot DIR"
 """What tells more of a VM that could not be asked on another machine, there."""
 
 _FILE = re.compile(r"[0-9]{1,5}\.json")
@@ -84,14 +75,6 @@ _FORM = Obj(
 """With `vmm`, `answer` and perhaps `record` it has answered, with `uid` and `record` it is
 orphaned; else `untold` tells why."""
 
-_ERRORS = {
-    int(cls.status): cls
-    for cls in (
-        *(UsageError, UnreachableError, NotFoundError, SealedError, DeniedError),
-        *(UnsupportedError, RefusedError),
-    )
-}
-
 
 def capture_told(sockets: Sequence[tuple[Entry, Told]], left_out: int) -> Iterator[Captured]:
     """The files of these sockets, as `read_told` reads them.
@@ -106,13 +89,16 @@ def capture_told(sockets: Sequence[tuple[Entry, Told]], left_out: int) -> Iterat
 
 def read_told(sysfs: Sysfs) -> Sockets:
     """The control sockets of a captured tree; raises RefusedError for a file that is broken."""
-    found: list[Entry] = []
+    found: dict[Path, Entry] = {}
     for name in filter(_FILE.fullmatch, sysfs.entries(PATH_TOLD)):
         text = sysfs.read_text(f"{PATH_TOLD}/{name}", limit=SIZE_LIMIT)
         try:
             if text is None:
                 raise ValueError(f"it is no file of at most {SIZE_LIMIT >> 20} MiB to be read")
-            found.append(from_text(text))
+            entry = from_text(text)
+            if entry.path in found:
+                raise ValueError(f"{entry.path} stands in another file, too")
+            found[entry.path] = entry
         except (ValueError, RecursionError) as error:
             why = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
             raise RefusedError(
@@ -121,9 +107,9 @@ def read_told(sysfs: Sysfs) -> Sockets:
                 why=why,
                 fix="capture the machine anew, or remove the file: that VM is not managed then",
             ) from None
-    found.sort(key=lambda entry: (entry.name or "", str(entry.path)))
+    entries = sorted(found.values(), key=lambda entry: (entry.name or "", str(entry.path)))
     count = sysfs.read_text(f"{PATH_TOLD}/{LEFT_OUT}", limit=16) or ""
-    return Sockets(found, int(count) if _COUNT.fullmatch(count) else 0)
+    return Sockets(entries, int(count) if _COUNT.fullmatch(count) else 0)
 
 
 def to_text(entry: Entry, told: Told) -> str:
@@ -214,13 +200,14 @@ def _record(its: Mapping[str, Any], name: str | None) -> record.Record:
 
 
 def _untold(its: Mapping[str, Any], name: str | None) -> Untold:
-    cls = _ERRORS.get(its["status"], RefusedError)
+    cls = class_of(its["status"]) or RefusedError
     state = VmState(its["state"])
     problem = cls(
         its["message"],
         subject=name,
         why=its["why"],
-        fix=None if state is VmState.DEAD else SNAPSHOT,
+        # of one that is dead nobody learns more
+        fix=None if state is VmState.DEAD else FIX,
         errno=its["errno"],
     )
     process = its["process"] and ProcessId(its["process"]["pid"], its["process"]["start"])
