@@ -14,16 +14,18 @@ FEW = 4
 
 
 def is_hollow(vm: Vm, reach: Reach) -> bool:
-    """Whether it is no more than another user's socket that does not answer as it should.
+    """Whether it is no more than another user's socket that tells of no VM, whatever it says: that
+    this is private, or an orphan's, too.
 
     Behind it no process is known, by its peer or its record, that has a KVM VM open. One in
     root's or the caller's own directory, or that was named, is none: nobody else can make that.
     """
     if vm.is_own or reach.socket is not None or vm.untold is None:
         return False
-    if vm.state not in (VmState.DEAD, VmState.SILENT):
-        return False
-    return vm.process is None or reach.procs.holds_kvm(vm.process.pid) is False
+    if vm.process is None:
+        # of one that an ordinary user may not connect to nothing is known; root may
+        return vm.state is not VmState.DENIED or reach.user == 0
+    return reach.procs.holds_kvm(vm.process.pid) is False
 
 
 def failure_of(vm: Vm, reach: Reach) -> PmuctlError | None:

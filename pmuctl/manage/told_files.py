@@ -28,6 +28,8 @@ FORMAT = 1
 SIZE_LIMIT = 8 << 20
 """Bytes: an answer came in MESSAGE_MAX, and numbers in it are written anew up to four times as
 long (1E15); a record has no more than its own limit."""
+PATH_CHARS = 4 * 4096
+"""Characters of a path, of which each byte can need four (PATH_MAX)."""
 FIX = "sudo pmuctl host snapshot DIR"
 """What tells more of a VM that could not be asked on another machine, there."""
 
@@ -117,7 +119,7 @@ def to_text(entry: Entry, told: Told) -> str:
     document: dict[str, object] = {
         "format": FORMAT,
         "name": entry.name,
-        "path": record.cut_text(str(entry.path)),
+        "path": record.cut_text(str(entry.path.absolute()), PATH_CHARS),
         "owner": entry.owner,
     }
     match told:

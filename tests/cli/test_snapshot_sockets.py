@@ -209,6 +209,16 @@ def test_how_many_sockets_were_not_asked_is_captured(host: Machine, tmp_path: Pa
     assert (again / PATH_TOLD / LEFT_OUT).read_text() == "3\n"
 
 
+def test_a_runtime_directory_that_is_relative_is_captured_as_absolute(
+    host: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead_socket(host)
+    monkeypatch.chdir(host.runtime.parent)
+    host.runtime = Path(host.runtime.name)
+    tree = snapshot(host, tmp_path / "tree")
+    assert listed(host, tree)["web1"]["state"] == "dead"
+
+
 def test_doctor_says_once_where_its_fixes_belong(host: Machine, tmp_path: Path) -> None:
     dead_socket(host)
     tree = snapshot(host, tmp_path / "tree")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.control.registry import Entry
-from pmuctl.errors import ExitStatus, PmuctlError
+from pmuctl.errors import DeniedError, ExitStatus, PmuctlError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.align_all import Aligned, align_all
@@ -17,7 +17,8 @@ from pmuctl.manage.asking import ask_all
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.stock import Listing, merge
-from pmuctl.manage.strangers import FEW, sift
+from pmuctl.manage.strangers import FEW, is_hollow, sift
+from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmState
 from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeThreads, fake_proc
@@ -127,3 +128,32 @@ def test_no_other_is_counted_away(root: Path, tmp_path: Path) -> None:
         site = site_of(root, uid=ANOTHER, holds_kvm=holds_kvm)
         vms = mutes(site, tmp_path / f"{owner}", FEW + 1, owner=owner)
         assert sift(Listing(vms=vms), site.reach).vms == vms
+
+
+ASKED = (VmState.SILENT, VmState.DENIED, VmState.ORPHANED)
+
+
+def untold(state: VmState, process: ProcessId | None) -> Vm:
+    return Vm(
+        name="a0",
+        socket="/run/user/7/pmuctl/a0.sock",
+        state=state,
+        id=VmId(process) if process else None,
+        owner=A_THIRD,
+        problem=DeniedError("private", subject="a0"),
+    )
+
+
+@pytest.mark.parametrize("state", ASKED)
+def test_whatever_it_says_its_process_decides(root: Path, state: VmState) -> None:
+    vm = untold(state, ProcessId(os.getpid(), 5))
+    assert is_hollow(vm, site_of(root, uid=0).reach)
+    assert not is_hollow(vm, site_of(root, uid=0, holds_kvm=True).reach)
+
+
+def test_where_no_process_is_known_root_alone_knows_that_there_is_none(root: Path) -> None:
+    """An ordinary user may be kept from another's socket, which then tells nothing of itself."""
+    vm = untold(VmState.DENIED, None)
+    assert is_hollow(vm, site_of(root, uid=0).reach)
+    assert not is_hollow(vm, site_of(root, uid=ANOTHER).reach)
+    assert is_hollow(untold(VmState.SILENT, None), site_of(root, uid=ANOTHER).reach)
