@@ -68,6 +68,7 @@ class Applier:
         self.voice.say(error, tgid)
         if not has_run:
             self._story.refused(error)
-            with suppress(ProcessLookupError):  # first: denied, it may end by itself, with 0
+            # first: with its call denied it could end by itself, and its status is to be 137
+            with suppress(ProcessLookupError):
                 os.kill(tgid, signal.SIGKILL)
         listener.deny(waiting)

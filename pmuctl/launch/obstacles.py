@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a process may not be traced, or no gate be put up: the reason by name."""
+"""Why a VMM cannot be set up, held or followed: the reason by name."""
 
 import errno
 import os

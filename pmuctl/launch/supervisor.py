@@ -111,11 +111,11 @@ class Supervisor:
             thread.leaving = False  # it had stopped at the entry just before it was to be let go
             listener.let_on(waiting)
             return
-        lost: ShortageError | None = None
+        shortage: ShortageError | None = None
         try:
             tgid = self._procs.tgid(waiting.tid)
         except ShortageError as error:
-            tgid, lost = waiting.tid, error
+            tgid, shortage = waiting.tid, error
         if tgid is None:
             return
         try:
@@ -130,7 +130,8 @@ class Supervisor:
             return
         # it is made to stop: the call begins anew, and this wait is nobody's
         thread = self.tracer.threads[waiting.tid]
-        thread.is_entering, thread.lost = True, lost
+        thread.is_entering = True
+        thread.shortage = thread.shortage or shortage
 
     # --- what the windows tell -----------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class Tracee:
     `followed` is whether it stops at system calls, `leaving` whether it is let go at the next
     stop where that does no harm, `parked` whether it is kept stopped, `is_entering` whether
     it is on its way through the gate, `is_ending` whether it is to end its process; `stops` is
-    how often it stopped. `lost` is why it could not be told whose thread it is.
+    how often it stopped. `shortage` is why it could not be told whose thread it is.
     """
 
     def __init__(self, tid: int, tgid: int, machine: Machine) -> None:
@@ -67,7 +67,7 @@ class Tracee:
         self.is_ending = False
         self.stops = 0
         self.call: tuple[int, tuple[int, ...]] | None = None
-        self.lost: ShortageError | None = None
+        self.shortage: ShortageError | None = None
         self._machine = machine
         self._mask: bytes | None = None
 

@@ -259,8 +259,8 @@ class Tracer:
             thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
         except ShortageError as error:  # it is told at its next call
             thread = Tracee(tid, tid, self._machine)
-            thread.lost = error
-        thread.followed = thread.tgid in self._whole or thread.lost is not None
+            thread.shortage = error
+        thread.followed = thread.tgid in self._whole or thread.shortage is not None
         thread.leaving = thread.tgid in self._leaving
         self._add(thread)
         return thread

@@ -90,10 +90,11 @@ class Windows:
 
     def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """At the entry of a call of a thread that is followed."""
+        if (shortage := thread.shortage) is not None:
+            thread.shortage = None
+            self._master.lost(thread, shortage)
+            return
         try:
-            if (lost := thread.lost) is not None:
-                thread.lost = None
-                raise lost
             self._entered(thread, nr, args)
         except ShortageError as error:
             self._master.lost(thread, error)

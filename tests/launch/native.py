@@ -6,13 +6,15 @@ import itertools
 import json
 import os
 import platform
+import re
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,6 +121,40 @@ def tracers(pid: int) -> dict[int, str]:
             text = Path(f"/proc/{pid}/task/{tid}/status").read_text()
             found[int(tid)] = text.split("TracerPid:\t", 1)[1].split("\n", 1)[0]
     return found
+
+
+def lowest_free(pid: int) -> int:
+    """The descriptor that a process would get next."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    return next(fd for fd in range(len(taken) + 1) if fd not in taken)
+
+
+@contextmanager
+def starved(pid: int, limit: int = 3) -> Iterator[None]:
+    """Within, a supervisor can open nothing, as its 0 to 2 are open.
+
+    With the lowest that is free as the limit, nothing until it has closed something.
+    """
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def has_a_turn(pid: int) -> None:
+    """Wait for a whole turn of a supervisor: from one of its sleeps to the next."""
+
+    def sleeps() -> int:
+        text = Path(f"/proc/{pid}/status").read_text()
+        found = re.search(r"^voluntary_ctxt_switches:\t(\d+)$", text, re.MULTILINE)
+        assert found, text
+        return int(found[1])
+
+    before = sleeps()
+    wait_for(lambda: sleeps() >= before + 2, f"{pid} has a turn")
 
 
 class Gated:

@@ -55,12 +55,13 @@ class Log:
     def __init__(self, orders: Orders, pid: int) -> None:
         self.pid = pid
         self._path = orders.socket
+        # open from the start: it is also told of a supervisor that may open nothing any more
+        self._file = open(self._path, "a", buffering=1)
         self._orders = orders
         self.tell("ready", supervisor=os.getpid())
 
     def tell(self, what: str, **more: object) -> None:
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"what": what} | more) + "\n")
+        self._file.write(json.dumps({"what": what} | more) + "\n")
 
     def began(self, pid: int) -> None:
         self.pid = pid

@@ -9,7 +9,7 @@ import pytest
 
 from pmuctl.host.procs import Procfs
 from tests.launch.conftest import Start
-from tests.launch.native import Gated, vmm, wait_for
+from tests.launch.native import Gated, has_a_turn, starved, vmm, wait_for
 
 HELD = vmm("--vcpus", "2", "--attribute", "--run", "--idle", "1")
 HOLD = {"hold": True}
@@ -113,6 +113,41 @@ def test_released_while_it_is_stopped_it_goes_on_when_continued(kvm: Start) -> N
     its.process.send_signal(signal.SIGCONT)
     assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
     assert its.status() == 0
+
+
+def test_it_waits_until_a_shortage_has_passed(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD)
+    its.event("held")
+    with starved(its.supervisor):
+        release(its)
+        has_a_turn(its.supervisor)
+        assert its.process.poll() is None
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+
+
+def test_a_signal_ends_it_though_it_cannot_be_told_whether_it_is_caught(kvm: Start) -> None:
+    its = kvm(*HELD, orders=HOLD)
+    its.event("held")
+    with starved(its.supervisor):
+        its.process.send_signal(signal.SIGTERM)
+        assert its.status() == -signal.SIGTERM
+        its.is_left_alone()
+    assert its.events("failed") == []
+
+
+def test_a_thread_whose_process_cannot_be_told_ends_it(kvm: Start) -> None:
+    """One more of a VMM all threads of which are followed, on the way to the hold."""
+    its = kvm(*vmm("--threads", "--churn", "1", "--pause", "made"), orders=HOLD)
+    its.hear("at", "made")
+    with starved(its.supervisor):
+        assert its.status() == 125
+        its.is_left_alone()
+    [refused] = its.events("refused")
+    assert refused["message"] == "the VMM cannot be followed"
+    assert refused["why"].startswith("its supervisor runs short: /proc/")
+    assert its.events("failed") == its.events("held") == []
 
 
 def test_nobody_releases_it_in_time(kvm: Start) -> None:

@@ -2,7 +2,6 @@
 """What pmuctl vm list sees of a VM behind the true supervisor, from its start to its end."""
 
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +14,17 @@ from pmuctl.launch.orders import Orders
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.model.vm import Vm, VmState, VmVcpu
-from tests.launch.native import Gated, fresh_name, need, no_kvm, processes_of, vmm, wait_for
+from tests.launch.native import (
+    Gated,
+    fresh_name,
+    lowest_free,
+    need,
+    no_kvm,
+    processes_of,
+    starved,
+    vmm,
+    wait_for,
+)
 
 Serve = Callable[..., Gated]
 
@@ -110,13 +119,6 @@ def test_one_without_its_supervisor_is_told_from_its_record(serve: Serve, room: 
     assert (vm.name, vm.pid) == (its.name, its.pid)
 
 
-def starve(pid: int) -> None:
-    """Let a process open nothing any more."""
-    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-    free = next(fd for fd in range(len(taken) + 1) if fd not in taken)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, free))
-
-
 @pytest.mark.parametrize("words", [(), ("--threads",)], ids=str)
 def test_one_whose_supervisor_runs_short_is_told_why(
     serve: Serve, room: Path, words: tuple[str, ...]
@@ -125,10 +127,10 @@ def test_one_whose_supervisor_runs_short_is_told_why(
     its = serve("--vcpus", "2", *words, "--pause", "before")
     its.hear("at", "before")
     [supervisor] = [pid for pid in processes_of(its.name) if pid != its.pid]
-    starve(supervisor)
-    its.go_on()
-    assert its.status() == 125
-    its.is_left_alone()
+    with starved(supervisor, lowest_free(supervisor)):
+        its.go_on()
+        assert its.status() == 125
+        its.is_left_alone()
     complaint = its.complaint().splitlines()
     assert complaint[0] == f"error: {its.name}: the VMM cannot be followed"
     assert complaint[1].startswith("  why: its supervisor runs short: /proc/")

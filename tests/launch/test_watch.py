@@ -3,8 +3,10 @@
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from pmuctl.launch.gate import Listener
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.watch import Watch
 from tests.fakes.peers import PATIENCE
+from tests.fakes.shortage import no_descriptors
 
 
 @pytest.fixture
@@ -61,4 +64,57 @@ def test_it_ends_where_the_gate_is_gone_before_the_last_thread(watch: Watch) -> 
     watch.over(cast(Supervisor, its), cast(Listener, its), its)
     late.cancel()
     assert (its.turns, slept) == (2, [])
+    os.close(its.fd)
+
+
+class Starved:
+    """A VMM that makes VMs while nothing can be opened, and ends once that has passed."""
+
+    def __init__(self, vmm: subprocess.Popen[bytes], shortage: ExitStack) -> None:
+        self.pid = vmm.pid
+        self.tracer = SimpleNamespace(threads={})
+        self.is_busy = False
+        self.ends = 0
+        self.fd, self._write = os.pipe()
+        self._vmm = vmm
+        self._turns = 0
+        self._shortage = shortage
+
+    def turn(self) -> float | None:
+        self._turns += 1
+        if self._turns == 1:
+            self._shortage.enter_context(no_descriptors())
+            return 0.0
+        if self._turns == 2:
+            self._shortage.close()
+            self._vmm.kill()
+        return None
+
+    def take(self) -> None:
+        raise EOFError
+
+    def ended(self) -> None:
+        self.ends += 1
+        self.leave()
+
+    def leave(self) -> None:
+        """Nobody stands behind the gate any more."""
+        os.close(self._write)
+
+    def hush(self) -> None:
+        pass
+
+    def rest(self) -> None:
+        pass
+
+
+def test_an_end_is_heard_of_though_it_could_not_be_watched_for_at_first(watch: Watch) -> None:
+    with subprocess.Popen(("sleep", str(6 * PATIENCE))) as vmm, ExitStack() as stack:
+        stack.callback(vmm.kill)
+        its: Any = Starved(vmm, stack.enter_context(ExitStack()))
+        late = threading.Timer(PATIENCE, its.leave)
+        stack.callback(late.cancel)
+        late.start()
+        watch.over(cast(Supervisor, its), cast(Listener, its), its)
+    assert its.ends == 1
     os.close(its.fd)

@@ -3,6 +3,7 @@
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -304,17 +305,20 @@ def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
     assert master.told == [("opened", 2), "settled"]
 
 
-def test_what_cannot_be_read_for_want_of_descriptors_is_told() -> None:
-    """A duplicate of its descriptor, or none: the VMM's own would tell."""
+@pytest.mark.parametrize(
+    "call", [lambda vmm: vmm.init(99), lambda vmm: vmm.close(10)], ids=["entered", "left"]
+)
+def test_what_cannot_be_read_for_want_of_descriptors_is_told(call: Callable[[Vmm], None]) -> None:
+    """A duplicate of its descriptor, or none, and whether it is open still: the VMM's own tell."""
     vmm = Vmm(Windows(ARM64, Procfs(), master := Master()), tgid=os.getpid())
     vmm.create(0)
     with no_descriptors():
-        vmm.init(99)
+        call(vmm)
     assert master.told == [("lost", "EMFILE")]
 
 
 def test_a_thread_of_nobody_knows_whom_is_told_at_its_next_call() -> None:
     vmm = Vmm()
-    vmm.thread.lost = ShortageError("this machine cannot be read", errno="ENFILE")
+    vmm.thread.shortage = ShortageError("this machine cannot be read", errno="ENFILE")
     vmm.create(0)
     assert vmm.master.told == [("lost", "ENFILE")]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thread at the gate while its supervisor may open nothing; the gate is scripted."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+from pmuctl.errors import PmuctlError
+from pmuctl.host.procs import Procfs
+from pmuctl.host.threads import Threads
+from pmuctl.launch.gate import Listener, Notification
+from pmuctl.launch.machine import this_machine
+from pmuctl.launch.orders import Orders
+from pmuctl.launch.story import Story
+from pmuctl.launch.supervisor import Supervisor
+from pmuctl.launch.voice import Voice
+from tests.fakes.peers import PATIENCE
+from tests.fakes.shortage import no_descriptors
+from tests.launch.native import need, no_gate
+
+
+def test_a_thread_that_could_not_be_told_is_ended_though_that_has_passed() -> None:
+    need(no_gate())
+    refused: list[PmuctlError] = []
+    story = cast(Story, SimpleNamespace(refused=refused.append, carry_out=lambda: None))
+    with subprocess.Popen(("sleep", str(PATIENCE / 2)), stderr=subprocess.PIPE) as vmm:
+        its = Supervisor(
+            Orders(name="vm", socket=Path("/nonexistent"), command=("sleep",)),
+            (),
+            story,
+            Voice(-1),
+            this_machine(),
+            pid=vmm.pid,
+            procs=Procfs(),
+            threads=Threads(),
+        )
+        try:
+            with no_descriptors():
+                its.at_gate(cast(Listener, None), Notification(1, vmm.pid))
+            while not refused and its.tracer.take_stop(vmm.pid):
+                pass
+        finally:
+            vmm.kill()
+            while its.tracer.take_stop(vmm.pid):
+                pass
+        assert vmm.stderr is not None
+        complaint = vmm.stderr.read().decode()
+    assert [error.errno for error in refused] == ["EMFILE"]
+    assert complaint.startswith("error: vm: the VMM cannot be followed\n")
