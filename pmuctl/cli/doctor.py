@@ -9,7 +9,7 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.env import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of
+from pmuctl.cli.reach import VM_HELP, check_place, reach_of, sifted, tell_hollow
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
 from pmuctl.model.ref import parse_ref
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
@@ -46,18 +46,24 @@ def doctor(
         return ExitStatus.OK
     # here, because a symptom needs nothing of it
     from pmuctl.manage.doctor import diagnose
+    from pmuctl.manage.naming import take_stock
     from pmuctl.model.finding import Result
 
     env.check_columns(DOCTOR_COLUMNS)
     check_place(env)
     with env.waiting_for("KVM and VMs"):
+        reach = reach_of(env)
+        seen = take_stock(reach, [parse_ref(name) for name in vm or ()])
+        seen = seen if vm else sifted(env, seen)
         findings, unchecked = diagnose(
-            reach_of(env),
-            [parse_ref(name) for name in vm or ()],
+            reach,
+            seen,
+            is_whole=not vm,
             kvm=env.hypervisor or (env.kvm if env.sysfs.is_live else None),
             threads=env.threads,
         )
     env.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
+    tell_hollow(env, seen)
     for words in unchecked:
         env.say(words)
     if (

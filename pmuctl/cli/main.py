@@ -73,7 +73,17 @@ def main(argv: Sequence[str], env: "Env") -> int:
     except PmuctlError as error:
         return _report(error, argv, env)
     except Exception as bug:
+        behind = _stop_behind(bug)
+        if behind is not None:
+            return behind.status
         return _report_bug(bug, argv, env)
+
+
+def _stop_behind(bug: BaseException | None) -> Stopped | None:
+    """The signal whose exception another one took the place of, as a lock's that it cut in two."""
+    while bug is not None and not isinstance(bug, Stopped):
+        bug = bug.__cause__ or bug.__context__
+    return bug
 
 
 def _dispatch(argv: Sequence[str], env: "Env") -> int:

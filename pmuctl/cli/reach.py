@@ -60,15 +60,20 @@ def tell_missing(env: Env, seen: Listing) -> None:
             f"{seen.left_out} {which} of other users left out: "
             f"of each no more than {SOCKETS_MAX} are asked"
         )
-    for uid, count in sorted(seen.hollow.items()):
-        env.say(
-            f"{count} control sockets of uid {uid} do not answer, and there is no VM behind them: "
-            "pmuctl vm list -J has them all"
-        )
+    tell_hollow(env, seen)
     if seen.scratch:
         what = "1 scratch VM" if seen.scratch == 1 else f"{seen.scratch} scratch VMs"
         env.say(f"{what} of pmuctl's own probes, not listed")
     if seen.is_partial:
         env.say(
             "processes are hidden here (hidepid, or a container): VMs of theirs are not listed"
+        )
+
+
+def tell_hollow(env: Env, seen: Listing) -> None:
+    """How many sockets of other users were sifted out."""
+    for uid, count in sorted(seen.hollow.items()):
+        env.say(
+            f"{count} control sockets of uid {uid} tell of no VM, and there is none behind them: "
+            "pmuctl vm list -J has them all"
         )

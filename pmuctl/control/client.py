@@ -100,7 +100,7 @@ class Client:
         try:
             self._send(wire.encode(request))
         except TimeoutError:  # half a request does nothing
-            raise self._unreachable(f"{name} could not be sent in {self._seconds:g} s") from None
+            raise self._unreachable(f"{name} could not be sent in {self._waited} s") from None
         except OSError as error:
             why = f"{name} could not be sent ({error.strerror or error})"
             raise self._unreachable(why) from error
@@ -111,7 +111,7 @@ class Client:
                 stop.lost = self._unknown(name, "pmuctl was stopped before an answer")
             raise
         except TimeoutError:
-            why = f"no answer in {self._seconds:g} s"
+            why = f"no answer in {self._waited} s"
             raise self._lost(name, why, changes=changes) from None
         except (OSError, EOFError) as error:
             why = "the connection was closed before an answer" + (
@@ -132,7 +132,7 @@ class Client:
         try:
             self._try_connect()
         except TimeoutError:
-            raise self._unreachable(f"no connection in {self._seconds:g} s") from None
+            raise self._unreachable(f"no connection in {self._waited} s") from None
         except FileNotFoundError:
             raise NotFoundError(
                 f"there is no socket {self.entry.path}", fix="pmuctl vm list"
@@ -200,11 +200,16 @@ class Client:
             self._address = (f"pid/{vmm.pid}",)
         return vmm
 
+    @property
+    def _waited(self) -> str:
+        """The deadline as it is told: it can be what others have left of one for all."""
+        return f"{round(self._seconds, 2) or self._seconds:g}"
+
     def _greet(self) -> None:
         try:
             greeting = self._next()
         except TimeoutError:
-            raise self._unreachable(f"no greeting in {self._seconds:g} s") from None
+            raise self._unreachable(f"no greeting in {self._waited} s") from None
         except (OSError, EOFError):
             raise self._unreachable("the connection was closed before a greeting") from None
         except WireError as error:

@@ -3,7 +3,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,16 +13,16 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[Sequence[int]]:
     """Let signals that end pmuctl wait until the body has ended: so it is done, or not begun.
 
-    Only what takes no time belongs in it. Where the body fails, the signal tells of that, too
-    (Stopped.lost).
+    Only what takes no time belongs in it, or what looks at the signals that came, which it gets.
+    Where the body fails, the signal tells of that, too (Stopped.lost).
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no other thread runs what handles signals
-        return
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # no other thread runs what handles signals
+        return
 
     def note(number: int, _: FrameType | None) -> None:
         came.append(number)
@@ -34,7 +34,7 @@ def uninterrupted() -> Iterator[None]:
         for number in handlers:
             signal.signal(number, note)
         try:
-            yield
+            yield came
         except PmuctlError as error:
             problem = error
     finally:

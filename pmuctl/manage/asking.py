@@ -2,15 +2,17 @@
 """Asking many control sockets, of whomever they are, in a time that none of them can lengthen."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from pmuctl.control.registry import Entry
 from pmuctl.errors import UnreachableError
-from pmuctl.manage.found import ASKED_AT_ONCE
+from pmuctl.host.side_by_side import AT_ONCE, side_by_side
+from pmuctl.host.stops import uninterrupted
 from pmuctl.manage.reach import Reach, ask_socket, nothing_told, try_read
 from pmuctl.manage.told import Told
 from pmuctl.model.vm import Vm, VmState
@@ -49,18 +51,13 @@ def _ask(reach: Reach, entries: Sequence[Entry]) -> list[Told | None]:
 
     if not reach.is_live:  # nobody is asked, and nothing can be late
         return [ask_socket(reach, entry) for entry in entries]
-    if not entries:
-        return []
-    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
-    try:
-        answers = {entry.path: pool.submit(ask, entry) for entry in _in_turn(entries, reach.uid)}
-        return [answers[entry.path].result() for entry in entries]
-    finally:
-        # whoever is stopped by a signal does not wait for the silent ones
-        pool.shutdown(wait=False, cancel_futures=True)
+    turns = _in_turn(entries, reach.uid)
+    answers = side_by_side([partial(ask, entry) for entry in turns])
+    by_path = {entry.path: its for entry, its in zip(turns, answers, strict=True)}
+    return [by_path[entry.path] for entry in entries]
 
 
-def _in_turn(entries: Sequence[Entry], uid: int) -> Iterable[Entry]:
+def _in_turn(entries: Sequence[Entry], uid: int) -> Sequence[Entry]:
     own = [entry for entry in entries if entry.owner in (None, uid)]
     others: dict[int | None, list[Entry]] = {}
     for entry in entries:
@@ -103,7 +100,7 @@ class Asker:
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
-        self._pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
+        self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
         self._slow: dict[Key, _Slow] = {}
         self._said: dict[Key, Vm] = {}
         self.pending: frozenset[str] = frozenset()
@@ -161,7 +158,8 @@ class Asker:
             slow.due = now + slow.pause
         if slow.answer is None and now >= slow.due:
             patient = replace(reach, deadline=self._deadline)
-            slow.answer = self._pool.submit(_timed, patient, entry)
+            with uninterrupted():
+                slow.answer = self._pool.submit(_timed, patient, entry)
         if slow.vm.state is not VmState.SILENT:
             return slow.vm
         last = self._last(reach, key)

@@ -16,7 +16,6 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.manage.held import find_obstacle, hold, recorded
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
-from pmuctl.manage.naming import take_stock
 from pmuctl.manage.preflight import Kvm
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
@@ -26,37 +25,35 @@ from pmuctl.manage.vm_checks import VmFacts, check_vm
 from pmuctl.model.finding import Finding
 from pmuctl.model.held import HeldVm
 from pmuctl.model.kernel import Probed
-from pmuctl.model.ref import VmRef
 from pmuctl.model.spin import TICKS
 from pmuctl.model.vm import Window
 
 
 def diagnose(
     reach: Reach,
-    refs: Sequence[VmRef],
+    seen: Listing,
     *,
+    is_whole: bool,
     kvm: Kvm | None,
     threads: Threads,
     rest: Callable[[], float] = rest,
 ) -> tuple[list[Finding], list[str]]:
-    """The findings of the host and of every VM, or of the VMs that are named; and why a VM that
-    is named has none.
+    """The findings of these VMs, and of the host if they are all there are (`is_whole`); else why
+    one of them has none.
 
-    Without `kvm`, as in another machine's tree, only what was captured of that is known. Raises
-    NotFoundError for what means no VM.
+    Without `kvm`, as in another machine's tree, only what was captured of that is known.
     """
-    seen = take_stock(reach, refs)
     site = read_site(reach, threads)
     access = kvm.access() if kvm else None
     if kvm is not None and access is KvmAccess.USABLE:
         # what was found just now is known of VMs, too, also where it could not be kept
         site = site.with_probed(_probe(site, kvm))
-    found = [] if refs else check_host(_host_facts(site, seen, access, kvm))
+    found = check_host(_host_facts(site, seen, access, kvm)) if is_whole else []
     unchecked: list[str] = []
     for facts in _with_spins([_vm_facts(hold(vm, site), site) for vm in seen.vms], site, rest):
         its = check_vm(facts)
         found += its
-        if refs and not its:
+        if not is_whole and not its:
             unchecked.append(
                 f"{facts.vm.name}: no check applies: {_why_unchecked(facts.held, site)}"
             )

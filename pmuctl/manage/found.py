@@ -4,20 +4,20 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pmuctl.control.qmp import DEADLINE, Monitor, is_free, read_monitor
 from pmuctl.host import debugfs
 from pmuctl.host.holders import running_vcpu, scan_owners
 from pmuctl.host.kvm_links import KvmHolder
 from pmuctl.host.procs import Procfs
+from pmuctl.host.side_by_side import side_by_side
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name, vm_uuid
 
-ASKED_AT_ONCE = 32
 MONITORS_MAX = 4
 """Monitors of one process that are tried: its command line, anybody's word, may name thousands."""
 ALL_MONITORS = 2.0
@@ -126,11 +126,7 @@ def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, Monitor]:
         for key in [key for key in scene.answers if not scene.procs.is_there(key[0])]:
             del scene.answers[key]
     until = time.monotonic() + ALL_MONITORS
-    pool = ThreadPoolExecutor(max_workers=ASKED_AT_ONCE)
-    try:
-        answers = list(pool.map(lambda its: _monitor(its, scene, until), asked))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    answers = side_by_side([partial(_monitor, its, scene, until) for its in asked])
     known |= {its.pid: answer for its, answer in zip(asked, answers, strict=True)}
     return {pid: answer for pid, answer in known.items() if answer}
 

@@ -13,6 +13,7 @@ from pmuctl.manage.asking import ask_all
 from pmuctl.manage.found import VmProcess
 from pmuctl.manage.reach import Reach, ask_vm, is_dead
 from pmuctl.manage.stock import Ask, Listing, Stock
+from pmuctl.manage.strangers import is_hollow
 from pmuctl.manage.supervised import orphan, refused_start
 from pmuctl.manage.told import CapturedEntry, Told
 from pmuctl.model.ref import UUID, ByName, ByPid, VmRef
@@ -157,8 +158,17 @@ def _may_tell(process: VmProcess) -> bool:
 
 
 def _refuse_unasked(stock: Stock, ref: VmRef) -> None:
-    """Raise UnreachableError where a VM that cannot be asked may be the one that is meant."""
-    unasked = [vm for vm in stock.vms if vm.state in (VmState.SILENT, VmState.DENIED)]
+    """Raise UnreachableError where a VM that cannot be asked may be the one that is meant.
+
+    A socket that anybody can make, with no VM behind it, is none.
+    """
+    unasked = [
+        vm
+        for vm in stock.vms
+        if vm.state in (VmState.SILENT, VmState.DENIED)
+        and (not isinstance(ref, ByPid) or vm.pid in (None, ref.pid))
+        and not is_hollow(vm, stock.reach)
+    ]
     if unasked:
         raise UnreachableError(
             "it may be one of the VMs that cannot be asked",
@@ -206,15 +216,24 @@ def choose_entry(found: Sequence[Entry], ref: VmRef, *, uid: int, strictly: bool
         raise _strangers(ref, whose, "pid/N, with N from pmuctl vm list")
     found = own or others
     if len(found) > 1:
-        raise UsageError(
-            "two VMs hold this name",
-            subject=str(ref),
-            why=", ".join(str(entry.path) for entry in found),
-            fix="name it by its process: pid/N"
-            if isinstance(found[0], CapturedEntry)
-            else f"add --socket {quote(str(found[0].path))}, or name it by its process: pid/N",
-        )
+        raise _ambiguous(found, ref)
     return found[0]
+
+
+def _ambiguous(found: Sequence[Entry], ref: VmRef) -> UsageError:
+    """Several sockets of one name, or of one process."""
+    is_process = isinstance(ref, ByPid)
+    fixes = [] if is_process else ["name it by its process: pid/N"]
+    if not isinstance(found[0], CapturedEntry):
+        fixes.insert(0, f"add --socket {quote(str(found[0].path))}")
+    elif is_process:
+        fixes = [f"name it by the name of one, as {found[0].name}"]
+    return UsageError(
+        "it has several control sockets" if is_process else "two VMs hold this name",
+        subject=str(ref),
+        why=", ".join(str(entry.path) for entry in found),
+        fix=", or ".join(fixes),
+    )
 
 
 def _is_strangers(ref: VmRef, owner: int | None, uid: int) -> bool:

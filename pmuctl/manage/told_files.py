@@ -31,7 +31,7 @@ long (1E15); a record has no more than its own limit."""
 PATH_CHARS = 4 * 4096
 """Characters of a path, of which each byte can need four (PATH_MAX)."""
 FIX = "sudo pmuctl host snapshot DIR"
-"""What tells more of a VM that could not be asked on another machine, there."""
+"""What tells more of a VM that a user might not ask on another machine, there."""
 
 _FILE = re.compile(r"[0-9]{1,5}\.json")
 _COUNT = re.compile(r"[0-9]{1,9}\n?")
@@ -208,8 +208,8 @@ def _untold(its: Mapping[str, Any], name: str | None) -> Untold:
         its["message"],
         subject=name,
         why=its["why"],
-        # of one that is dead nobody learns more
-        fix=None if state is VmState.DEAD else FIX,
+        # of others nobody learns more
+        fix=FIX if state is VmState.DENIED else None,
         errno=its["errno"],
     )
     process = its["process"] and ProcessId(its["process"]["pid"], its["process"]["start"])

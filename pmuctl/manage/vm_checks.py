@@ -68,7 +68,9 @@ def _socket(facts: VmFacts) -> Iterator[Outcome]:
             yield Outcome(Result.WARN, why, fix=f"rm {path}")
         case VmState.SILENT:
             why = vm.problem.message if vm.problem else "its control socket does not answer"
-            fix = command("vm", "show", facts.vm.address, "--deadline", 30)
+            # its process may have other sockets
+            where = () if vm.is_own else ("--socket", vm.socket)
+            fix = command("vm", "show", vm.name, *where, "--deadline", 30)
             yield Outcome(Result.WARN, why, fix=fix)
         case VmState.DENIED:
             why = "this user may not ask it"

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.cli.main import main
+from pmuctl.errors import ExitStatus, Stopped
 from pmuctl.host.sysfs import Sysfs
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm
@@ -145,6 +147,20 @@ def test_a_signal_ends_a_command_at_once_and_quietly(
             _, text = process.communicate(timeout=20)
     assert process.returncode == status
     assert "Traceback" not in text
+
+
+def test_a_signal_that_cut_a_lock_in_two_is_no_bug(machine: Machine) -> None:
+    """Python's locks raise an error of their own then, which takes the place of the signal's."""
+
+    def cut() -> None:
+        try:
+            raise Stopped(ExitStatus.TERMINATED)
+        finally:
+            threading.Lock().release()
+
+    machine.before = cut
+    ran = machine.run("vm", "list")
+    assert (ran.status, ran.stderr) == (143, "")
 
 
 def test_names_from_outside_never_reach_the_terminal_raw(machine: Machine) -> None:

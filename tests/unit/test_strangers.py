@@ -8,17 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.registry import Entry
-from pmuctl.errors import DeniedError, ExitStatus, PmuctlError
+from pmuctl.control.registry import Entry, Sockets
+from pmuctl.errors import (
+    DeniedError,
+    ExitStatus,
+    NotFoundError,
+    PmuctlError,
+    UnreachableError,
+    UsageError,
+)
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.align_all import Aligned, align_all
 from pmuctl.manage.asking import ask_all
+from pmuctl.manage.naming import look
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
-from pmuctl.manage.stock import Listing, merge
+from pmuctl.manage.stock import Listing, Stock, merge
 from pmuctl.manage.strangers import FEW, is_hollow, sift
-from pmuctl.model.ref import ProcessId, VmId
+from pmuctl.model.ref import ByPid, ByUuid, ProcessId, VmId
 from pmuctl.model.vm import Vm, VmState
 from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeThreads, fake_proc
@@ -157,3 +165,28 @@ def test_where_no_process_is_known_root_alone_knows_that_there_is_none(root: Pat
     assert is_hollow(vm, site_of(root, uid=0).reach)
     assert not is_hollow(vm, site_of(root, uid=ANOTHER).reach)
     assert is_hollow(untold(VmState.SILENT, None), site_of(root, uid=ANOTHER).reach)
+
+
+def test_it_is_not_taken_for_the_vm_that_is_named_by_process_or_uuid(
+    root: Path, tmp_path: Path
+) -> None:
+    """Root's `vm wait pid/N --for stopped` would wait for as long as the socket stays."""
+    its = entries(tmp_path / "run", 2)
+    with mute(*(one.path for one in its)):
+        for holds_kvm, error in ((False, NotFoundError), (True, UnreachableError)):
+            stock = Stock(site_of(root, uid=ANOTHER, holds_kvm=holds_kvm).reach)
+            stock.sockets = Sockets(its)
+            with pytest.raises(error):
+                look(stock, ByUuid("6695eb01-f6a4-8304-79aa-97f2502e193f"))
+            with pytest.raises(NotFoundError):
+                look(stock, ByPid(1))
+
+
+def test_of_several_of_one_process_a_socket_is_named(root: Path, tmp_path: Path) -> None:
+    its = entries(tmp_path / "run", 2)
+    with mute(*(one.path for one in its)):
+        stock = Stock(site_of(root, uid=ANOTHER, holds_kvm=True).reach)
+        stock.sockets = Sockets(its)
+        with pytest.raises(UsageError, match="it has several control sockets") as caught:
+            look(stock, ByPid(os.getpid()))
+    assert caught.value.fix == f"add --socket {its[0].path}"
