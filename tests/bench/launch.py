@@ -17,7 +17,7 @@ from tests.lab.errors import LabError
 from tests.lab.machine import Lab, boot
 from tests.lab.runs import RESIDENT_MAX, resident
 from tests.lab.tracing import trace
-from tests.lab.vmms import START_SECONDS, put_bare_metal, qemu
+from tests.lab.vmms import put_bare_metal, qemu
 
 ROUNDS = 9
 PMU = "armv8_cortex_a53"
@@ -61,7 +61,7 @@ def seconds(lab: Lab, command: Sequence[str]) -> float:
     """From the exec of a VMM to its first KVM_RUN."""
     with trace(lab) as seen:
         job = lab.start(list(command))
-        if (ended := job.wait(START_SECONDS)).status:
+        if (ended := job.wait()).status:
             raise LabError(f"{command}: {ended}")
         first = seen.start_of(job.pid).first_run
     if first is None:
@@ -74,14 +74,14 @@ def supervisor(lab: Lab) -> tuple[int, int]:
     guest = qemu("7.2", *put_bare_metal(lab, "spin"))
     job = lab.start(["pmuctl", "run", "--name", "rss", "--pmu", PMU, "--", *guest])
     try:
-        job.wait_for(r"(?s)(GUEST.*\n){2}", START_SECONDS)
+        job.wait_for(r"(?s)(GUEST.*\n){2}")
         waited = ["pmuctl", "vm", "wait", "rss", "--for", "running", "--timeout", "20"]
         lab.run(waited, check=True)
         record = json.loads(lab.read_file("/run/pmuctl/rss.sock.json"))
         kept = resident(lab, record["supervisor"])
     finally:
         job.kill()
-        job.wait(START_SECONDS)
+        job.wait()
     return record["stops"], kept
 
 

@@ -31,12 +31,17 @@ class GetLab(Protocol):
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for a `lab` or `kernel` once for each kernel, unless it names its own."""
+    """Run what asks for a `lab` or `kernel` once for each kernel, unless it names its own.
+
+    What is marked `one_kernel` runs on the newest alone, unless all kernels are asked for.
+    """
     marks = metafunc.definition.iter_markers("parametrize")
     named = {name for mark in marks for name in str(mark.args[0]).split(",")}
     if named & {"lab", "qemu_lab", "kernel"}:
         return
     kernels = ALL_KERNELS if metafunc.config.getoption("--all-kernels") else KERNELS
+    if kernels is KERNELS and metafunc.definition.get_closest_marker("one_kernel"):
+        kernels = KERNELS[-1:]
     for name in ("lab", "qemu_lab"):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, kernels, indirect=True)

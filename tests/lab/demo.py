@@ -46,7 +46,7 @@ def show(lab: Lab, tell: Callable[[str], None]) -> None:
         command(SET)
         command("vm release web1")
         tell("\n")
-        vm.job.wait_for(r'"vcpu": 1, "cpu": [0-9]+, .*\n', 30)
+        vm.job.wait_for(r'"vcpu": 1, "cpu": [0-9]+, .*\n')
         guest(vm.lines()[:2])
         command("vm list")
         tell("\n")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from tests.lab import frames
-from tests.lab.channel import ANSWER_TIMEOUT, Channel
+from tests.lab.channel import PATIENCE, Channel
 from tests.lab.errors import CommandTimeoutError, LabError, Result
 
 
@@ -33,8 +33,8 @@ class Job:
         channel.send(
             do="start", id=self._number, args=self.args, env=dict(env or {}), user=user, cwd=cwd
         )
-        if not channel.wait_for(lambda: bool(self.pid or self._error), ANSWER_TIMEOUT):
-            raise channel.error(f"{self.args[0]} was not started within {ANSWER_TIMEOUT:g} s")
+        if not channel.wait_for(lambda: bool(self.pid or self._error), PATIENCE):
+            raise channel.error(f"{self.args[0]} was not started within {PATIENCE:g} s")
         if self._error:
             raise self._error
 
@@ -72,13 +72,13 @@ class Job:
         stdout, stderr = (self.raw(s).decode(errors="replace") for s in ("stdout", "stderr"))
         return Result(args=self.args, status=self._status, stdout=stdout, stderr=stderr)
 
-    def wait(self, timeout: float) -> Result:
+    def wait(self, timeout: float = PATIENCE) -> Result:
         """Until it has ended."""
         if not self._channel.wait_for(lambda: self._status is not None, timeout):
             raise CommandTimeoutError(self.args, timeout, self.output())
         return self.result()
 
-    def wait_for(self, regex: str, timeout: float) -> re.Match[str]:
+    def wait_for(self, regex: str, timeout: float = PATIENCE) -> re.Match[str]:
         """Until its output has this; raises as soon as it ends without."""
         match = None
 

@@ -14,14 +14,13 @@ from tests.lab import devicetree, frames, image
 from tests.lab.archive import run
 from tests.lab.build import Builder
 from tests.lab.cache import Cache
-from tests.lab.channel import ANSWER_TIMEOUT, Channel
+from tests.lab.channel import PATIENCE, Channel
 from tests.lab.errors import CommandFailedError, CommandTimeoutError, LabError, Result
 from tests.lab.hosts import HOSTS, Host
 from tests.lab.job import Job, failure
 from tests.lab.layers import find as find_layer
 
 MACHINE = "virt,virtualization=on,gic-version=3"
-BOOT_TIMEOUT = 120.0
 # For a command that is killed to be gone.
 KILL_TIMEOUT = 10.0
 
@@ -66,7 +65,7 @@ class Lab:
         self,
         args: Sequence[str],
         *,
-        timeout: float = 60,
+        timeout: float = PATIENCE,
         check: bool = False,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
@@ -95,7 +94,7 @@ class Lab:
             packed = frames.pack(piece)
             self._ask(do="write", path=path, data=packed, mode=mode, more=index > 0)
 
-    def fetch(self, path: str, into: Path, *, timeout: float = 60) -> None:
+    def fetch(self, path: str, into: Path, *, timeout: float = PATIENCE) -> None:
         """Copy what is below a directory of the lab to one of this machine."""
         job = self.start(["tar", "-C", path, "-c", "."])
         result = job.wait(timeout)
@@ -144,8 +143,8 @@ class Reply:
             return self.done or len(self.data) > had
 
         while not self.done:
-            if not channel.wait_for(moved, ANSWER_TIMEOUT):
-                raise channel.error(f"no data within {ANSWER_TIMEOUT:g} s")
+            if not channel.wait_for(moved, PATIENCE):
+                raise channel.error(f"no data within {PATIENCE:g} s")
             had = len(self.data)
 
 
@@ -157,7 +156,7 @@ def boot(
     *,
     files: Mapping[str, image.Source] | None = None,
     layers: Sequence[str] = (),
-    timeout: float = BOOT_TIMEOUT,
+    timeout: float = PATIENCE,
     echo: Callable[[str], None] | None = None,
 ) -> Iterator[Lab]:
     """A lab for as long as the block runs; `files` are put in by their absolute path there.

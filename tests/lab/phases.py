@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from tests.lab.channel import PATIENCE
 from tests.lab.errors import Result
 from tests.lab.machine import Lab
-from tests.lab.vmms import START_SECONDS, lines, runs, standin
+from tests.lab.vmms import lines, runs, standin
 from tests.lab.workloads.bare import parse_reports
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -56,7 +57,7 @@ def many_ranges(count: int = MANY_RANGES) -> str:
     return f"{CYCLES}," + ",".join(hex(0x400 + 2 * number) for number in range(count - 1))
 
 
-def until(found: Callable[[], T], why: str, seconds: float = START_SECONDS) -> T:
+def until(found: Callable[[], T], why: str, seconds: float = PATIENCE) -> T:
     """The first true value; a failure after a while."""
     deadline = time.monotonic() + seconds
     while not (its := found()):
@@ -95,13 +96,13 @@ class Supervised:
 
     def hear(self, regex: str) -> str:
         """Wait until it says this; the (first) group of it."""
-        match = self.job.wait_for(regex, START_SECONDS)
+        match = self.job.wait_for(regex)
         return match[1] if match.re.groups else match[0]
 
     def hear_next(self, text: str) -> None:
         """Wait until it says this once more than when that was asked for last."""
         self._heard[text] = self._heard.get(text, 0) + 1
-        self.job.wait_for(rf"(?s)({text}.*){{{self._heard[text]}}}", START_SECONDS)
+        self.job.wait_for(rf"(?s)({text}.*){{{self._heard[text]}}}")
 
     def go_on(self) -> None:
         """Let a stand-in go on from where it waits."""
@@ -147,7 +148,7 @@ class Supervised:
 
     def end(self) -> int:
         """Its exit status, waited for."""
-        return self.job.wait(START_SECONDS).status
+        return self.job.wait().status
 
     def supervisor_leaves(self) -> None:
         """Wait for that."""
@@ -204,7 +205,7 @@ def supervised(
             lab.run(["kill", "-KILL", str(pid)])
         if its.job.status is None:
             its.job.kill(signal.SIGKILL)
-            its.job.wait(START_SECONDS)
+            its.job.wait()
 
 
 def crosvm(*options: str) -> list[str]:

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.lab.channel import PATIENCE
 from tests.lab.errors import Result
 from tests.lab.job import Job
 from tests.lab.layers import QEMUS
 from tests.lab.machine import Lab
 from tests.lab.tracing import KVM_RUN, TRACING
-from tests.lab.vmms import START_SECONDS
 from tests.lab.vms import pmuctl
 from tests.lab.workloads.bare import START, parse_reports
 
@@ -77,7 +77,11 @@ class Run:
 
     def wait_open(self) -> None:
         """Until it is held."""
-        self.done("wait", "--for", "open", "--timeout", str(START_SECONDS))
+        self.wait("open")
+
+    def wait(self, state: str) -> None:
+        """Until `vm wait` says that it is there."""
+        self.done("wait", "--for", state, "--timeout", f"{PATIENCE / 2:g}")
 
     def show(self) -> dict[str, Any]:
         """What `vm show` tells."""
@@ -93,12 +97,12 @@ class Run:
     def wait_reports(self, count: int = 2) -> list[dict[str, int]]:
         """Until a bare-metal guest has told so many lines; all it has told."""
         line = r"^GUEST .*\n(?:(?!GUEST ).*\n)*"
-        self.job.wait_for(rf"(?:{line}){{{count}}}", START_SECONDS)
+        self.job.wait_for(rf"(?:{line}){{{count}}}")
         return parse_reports(self.job.output())
 
     def end(self) -> Result:
         """Until the VMM has ended by itself."""
-        return self.job.wait(START_SECONDS)
+        return self.job.wait()
 
     def threads(self) -> list[Thread]:
         """All of the process."""
@@ -145,7 +149,7 @@ def running(
     finally:
         if job.status is None:
             job.kill(9)
-            job.wait(10)
+            job.wait()
 
 
 def resident(lab: Lab, pid: int) -> int:
@@ -186,9 +190,9 @@ def shell(lab: Lab, script: str) -> str:
     return lab.run(["sh", "-e", "-c", script], check=True).stdout
 
 
-def wait_until(lab: Lab, condition: str, seconds: float = 20) -> None:
+def wait_until(lab: Lab, condition: str) -> None:
     """Until a shell's condition holds in the lab."""
-    lab.run(["sh", "-c", f"until {condition}; do sleep 0.05; done"], timeout=seconds, check=True)
+    lab.run(["sh", "-c", f"until {condition}; do sleep 0.05; done"], check=True)
 
 
 def wait_nothing_left(lab: Lab, *names: str) -> None:

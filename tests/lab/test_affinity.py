@@ -97,7 +97,7 @@ def test_what_the_check_says_of_a_vm_is_what_happens(lab: Lab) -> None:
     with reference_vm(lab, "--create-cpus", "0-1", "--forever") as vm:
         vm.set("pmu", A72)
         assert vm.pmuctl("release").status == 0
-        vm.job.wait_for('"cycles"', 30)
+        vm.job.wait_for('"cycles"')
         check(vm, status=0)
         assert affinity(vm, "set", "3").status == 0
         assert masks(vm) == ["3", "3"]
@@ -266,11 +266,11 @@ time.sleep(1000)
 """
     job = lab.start(["python3", "-c", script], user="1002:1002")
     try:
-        job.wait_for("mute", 30)
+        job.wait_for("mute")
         yield
     finally:
         job.kill()
-        job.wait(30)
+        job.wait()
         sh(lab, f"rm -rf {place}")
 
 

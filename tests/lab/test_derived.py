@@ -42,7 +42,7 @@ def plain(lab: Lab, vmm: Sequence[str]) -> Iterator[Run]:
     finally:
         if job.status is None:
             job.kill(9)
-            job.wait(10)
+            job.wait()
 
 
 def counting(lab: Lab) -> list[str]:
@@ -169,7 +169,7 @@ def test_a_vmm_that_knows_says_it_itself(newest: Lab, made_on: str) -> None:
         run = Run(newest, vm.name, vm.job)
         assert run.show()["pmu"] is None
         assert vm.pmuctl("release").status == 0
-        vm.job.wait_for('"cycles"', 30)
+        vm.job.wait_for('"cycles"')
         pmu, origin, candidates = told(run)
         if made_on == ALL_CPUS:
             assert (pmu, origin, candidates) == (None, None, list(PMUS))

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.lab.channel import PATIENCE
 from tests.lab.machine import Lab
 from tests.lab.test_snapshot import here
 from tests.lab.vms import pmuctl, reference_vm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
-PATIENCE = 60
 
 
 def found(lab: Lab, *words: str) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from tests.lab.runs import (
     wait_nothing_left,
 )
 from tests.lab.sequences import is_default_of_maker
-from tests.lab.vmms import START_SECONDS, lkvm, put_bare_metal, qemu, runs
+from tests.lab.vmms import lkvm, put_bare_metal, qemu, runs
 from tests.lab.vms import clear_sockets, pmuctl, reference_vm
 from tests.lab.workloads.bare import End
 
@@ -65,12 +65,12 @@ def started(lab: Lab, *argv: str, said: str, user: str | None = None) -> Iterato
     """A VMM that has said so."""
     job = lab.start(argv, user=user)
     try:
-        job.wait_for(said, START_SECONDS)
+        job.wait_for(said)
         yield job
     finally:
         if job.status is None:
             job.kill(9)
-            job.wait(10)
+            job.wait()
 
 
 def users(lab: Lab) -> tuple[str, str]:

@@ -187,7 +187,7 @@ def test_vm_list_and_show_tell_its_life(lab: Lab) -> None:
         assert (row["state"], row["window"], row["pid"]) == ("waiting", "open", vm.pid)
         vm.set("pmu", A72, *ONLY_CYCLES)
         assert vm.pmuctl("release").status == 0
-        vm.job.wait_for('"cycles"', 30)
+        vm.job.wait_for('"cycles"')
         shown = json.loads(vm.pmuctl("show", "-J").stdout)["vm"]
         assert (shown["state"], shown["window"]) == ("running", "sealed")
         assert [vcpu["tid"] for vcpu in shown["vcpu_list"]] == vm.tids

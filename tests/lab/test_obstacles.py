@@ -30,6 +30,8 @@ from tests.lab.phases import (
 from tests.lab.vmms import lines, put_bare_metal, qemu, runs, standin
 from tests.lab.workloads.bare import End, parse_reports
 
+pytestmark = pytest.mark.one_kernel
+
 CACHE = "/run/pmuctl/kvm-probe.json"
 USER = "admin"
 USERS_ENV = {"XDG_RUNTIME_DIR": USERS_RUNTIME_DIR}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.channel import PATIENCE
 from tests.lab.job import Job
 from tests.lab.machine import Lab
 from tests.lab.test_host import by_name, started
@@ -18,8 +19,6 @@ from tests.lab.workloads.bare import End
 
 PATH = "/tmp/qmp-{}"
 SERVED = "server=on,wait=off"
-PATIENCE = 60
-
 CLIENT = """
 import itertools, json, socket, sys
 qmp = socket.socket(socket.AF_UNIX)
@@ -46,7 +45,7 @@ class Client:
     def do(self, command: str) -> None:
         """A command, which QEMU must answer."""
         self._job.send(f"{command}\n".encode())
-        self._job.wait_for(rf"^did {command} {{'return'", PATIENCE)
+        self._job.wait_for(rf"^did {command} {{'return'")
 
 
 @contextmanager
@@ -54,11 +53,11 @@ def holding(lab: Lab, path: str) -> Iterator[Client]:
     """A client that has the monitor."""
     job = lab.start(["python3", "-c", CLIENT, path], stdin=None)
     try:
-        job.wait_for("^did qmp_capabilities {'return'", PATIENCE)
+        job.wait_for("^did qmp_capabilities {'return'")
         yield Client(job)
     finally:
         job.end_input()
-        job.wait(PATIENCE)
+        job.wait()
 
 
 def rows(lab: Lab) -> dict[str, dict[str, Any]]:
@@ -104,9 +103,9 @@ def pids(qemu_lab: Lab) -> Iterator[dict[str, int]]:
             vmm = qemu("7.2", *guest, "-name", f"guest={name},debug-threads=on", *words)
             its[name] = stack.enter_context(started(lab, *vmm, said=""))
         for name in ("short", "long"):
-            its[name].wait_for(r"(?s)(GUEST.*\n){2}", PATIENCE)
+            its[name].wait_for(r"(?s)(GUEST.*\n){2}")
         script = f"until [ -S {path['still']} ]; do sleep 0.1; done"
-        lab.run(["sh", "-c", script], timeout=PATIENCE, check=True)
+        lab.run(["sh", "-c", script], check=True)
         yield {name: job.pid for name, job in its.items()}
 
 

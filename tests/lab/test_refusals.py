@@ -67,7 +67,7 @@ def test_a_vm_that_was_released_or_has_run_is_sealed(lab: Lab) -> None:
     with reference_vm(lab, "--create-cpus", "0-1", "--forever") as vm:
         vm.set("pmu", A72)
         assert vm.pmuctl("release").status == 0
-        vm.job.wait_for('"cycles"', 30)
+        vm.job.wait_for('"cycles"')
         before = settings(vm)
         check(
             vm.pmuctl("set", *ONLY_CYCLES), 5, "sealed", "EBUSY", "fix: set it at the next start"
@@ -119,7 +119,7 @@ def test_a_pinned_vm(lab: Lab) -> None:
 def test_a_dead_socket(lab: Lab) -> None:
     with reference_vm(lab) as vm:
         vm.job.kill(9)
-        vm.job.wait(30)
+        vm.job.wait()
         check(vm.pmuctl("set", "pmu", A72), 3, "ECONNREFUSED")
         rows = json.loads(pmuctl(lab, "vm", "list", "-J").stdout)["vms"]
         assert [row["state"] for row in rows if row["name"] == vm.name] == ["dead"]

@@ -29,6 +29,8 @@ from tests.lab.vmms import calls, lines, put_bare_metal, qemu, runs, standin
 from tests.lab.vms import pmuctl
 from tests.lab.workloads.bare import End
 
+pytestmark = pytest.mark.one_kernel
+
 RESET = """
 import json, socket
 qmp = socket.socket(socket.AF_UNIX)
@@ -103,7 +105,7 @@ def test_supervised_vm_is_told_of(lab: Lab) -> None:
     """Its name, process, vCPUs, threads, PMU, filter and who says so, its state and its end."""
     vmm = standin("kvmtool", "--rounds", "1000")
     with running(lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm, name="told") as run:
-        run.done("wait", "--for", "running", "--timeout", "30")
+        run.wait("running")
         tids = {its["vcpu"]: its["tid"] for its in runs(run.job.output())}
         (row,) = json.loads(run.done("list", "-J"))["vms"]
         assert (row["name"], row["state"], row["pid"]) == ("told", "running", run.pid)
@@ -122,25 +124,25 @@ def test_supervised_vm_is_told_of(lab: Lab) -> None:
         assert (late.status, late.stdout) == (5, "")
         assert "it was started without --hold" in late.stderr
         run.job.kill(9)
-        run.done("wait", "--for", "stopped", "--timeout", "10")
+        run.wait("stopped")
     wait_nothing_left(lab, "told")
     assert pmuctl(lab, "vm", "show", "told").status == 4
 
 
 def test_supervisor_stays_small(qemu_lab: Lab) -> None:
     """Once the VM runs, and clients have asked for all there is."""
-    vmm = qemu("7.2", *put_bare_metal(qemu_lab, End.SPIN))
+    vmm = qemu("7.2", *put_bare_metal(qemu_lab, End.WFI))
     with running(qemu_lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm) as run:
         run.wait_reports()
         run.wait_given_back()
-        run.done("wait", "--for", "running", "--timeout", "20")
+        run.wait("running")
         assert run.show()["state"] == "running"
         assert resident(qemu_lab, run.record()["supervisor"]) < RESIDENT_MAX
 
 
 def test_qemu_goes_on_without_its_supervisor(qemu_lab: Lab) -> None:
     """It is told of from its record, and can be reset; its vCPUs stay where they were."""
-    guest = put_bare_metal(qemu_lab, End.SPIN)
+    guest = put_bare_metal(qemu_lab, End.WFI)
     vmm = qemu("7.2", *guest, "-qmp", "unix:/tmp/run-qmp,server=on,wait=off")
     with (
         trace(qemu_lab, starts=False) as seen,
@@ -170,7 +172,7 @@ def test_no_vcpu_is_made_without_the_supervisor(lab: Lab) -> None:
     """The first VM runs to its end; the second gets ENOSYS at once."""
     vmm = standin("crosvm", "--second-vm", "--rounds", "20")
     with running(lab, "--pmu", A72, vmm=vmm) as run:
-        run.job.wait_for('"event": "run"', 30)
+        run.job.wait_for('"event": "run"')
         run.kill_supervisor()
         assert ("KVM_CREATE_VCPU", "ENOSYS") not in calls(run.job.output())
         ended = run.end()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pmuctl.cli.env import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
@@ -21,6 +23,8 @@ from tests.lab.runs import running
 from tests.lab.test_affinity import cpuset_v2
 from tests.lab.vmms import standin
 from tests.lab.vms import ReferenceVm, pmuctl, reference_vm
+
+pytestmark = pytest.mark.one_kernel
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 MADE_ON_01 = ("--create-cpus", "0-1")
@@ -210,12 +214,12 @@ def test_vcpus_and_waiting_through_a_vms_life(lab: Lab) -> None:
         late = vm.pmuctl(*wait, "running", "--timeout", "0.5")
         assert (late.status, late.stdout) == (1, "")
         assert late.stderr.startswith(f"{vm.name}: not running after 0.5 s: waiting, ")
-        assert vm.pmuctl(*wait, "open", "--timeout", "30").status == 0
+        assert vm.pmuctl(*wait, "open", "--timeout", "60").status == 0
         vm.set("pmu", A72)
         assert vm.pmuctl("release").status == 0
-        assert vm.pmuctl(*wait, "sealed", "--timeout", "30").status == 0
+        assert vm.pmuctl(*wait, "sealed", "--timeout", "60").status == 0
         assert waiter.wait(120).status == 0
-        assert vm.pmuctl(*wait, "aligned", "--timeout", "30").status == 0
+        assert vm.pmuctl(*wait, "aligned", "--timeout", "60").status == 0
         for row, tid in zip(there(lab, "vm", "vcpus", vm.name)["vcpus"], vm.tids, strict=True):
             assert (row["vm"], row["tid"]) == (vm.name, tid)
             assert row["cpu"] in (2, 3)

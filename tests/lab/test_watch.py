@@ -12,9 +12,11 @@ import pytest
 
 from tests.lab.job import Job
 from tests.lab.machine import Lab
-from tests.lab.vmms import START_SECONDS, put_bare_metal, qemu
+from tests.lab.vmms import put_bare_metal, qemu
 from tests.lab.vms import ReferenceVm, pmuctl, reference_vm
 from tests.lab.workloads.bare import End
+
+pytestmark = pytest.mark.one_kernel
 
 A72 = "armv8_cortex_a72"
 START = 30.0
@@ -158,11 +160,11 @@ def test_the_last_cpu_of_a_pmu_is_told(vm: ReferenceVm) -> None:
 
 def test_a_supervised_qemu_whose_mask_is_widened_fails_and_spins(qemu_lab: Lab) -> None:
     lab = qemu_lab
-    guest = put_bare_metal(lab, End.SPIN)
+    guest = put_bare_metal(lab, End.REPEAT)
     command = ["pmuctl", "run", "--name", "q1", "--pmu", A72, "--", *qemu("7.2", *guest)]
     job = lab.start(command)
     try:
-        job.wait_for(r"(?s)(GUEST.*\n){2}", 2 * START_SECONDS)
+        job.wait_for(r"(?s)(GUEST.*\n){2}")
         found = findings(lab, "q1")
         assert found["vm.aligned"]["result"] == found["vm.supervisor"]["result"] == "PASS"
         rows = json.loads(pmuctl(lab, "vm", "vcpus", "q1", "-J").stdout)["vcpus"]

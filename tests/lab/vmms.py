@@ -9,9 +9,6 @@ from tests.lab.machine import Lab
 from tests.lab.workloads.bare import End, bare_metal
 from tests.lab.workloads.linux import APPEND
 
-START_SECONDS = 60
-"""For a VMM to come up and its guest to tell something, Linux as well."""
-
 
 def qemu(version: str, *options: str, vcpus: int = 2, memory: str = "128M") -> list[str]:
     """QEMU of a layer `qemu-VERSION`, its console on standard output; `options` add the guest.

@@ -11,7 +11,6 @@ from tests.lab.errors import Result
 from tests.lab.job import Job
 from tests.lab.machine import Lab
 
-BOOT_SECONDS = 60
 _numbers = itertools.count(1)
 
 
@@ -43,7 +42,7 @@ class ReferenceVm:
 
     def reports(self) -> list[dict[str, Any]]:
         """Wait for the end of a VM that goes on by itself; what its guest reported."""
-        result = self.job.wait(BOOT_SECONDS)
+        result = self.job.wait()
         assert result.status == 0, result
         return self.lines()
 
@@ -54,7 +53,7 @@ class ReferenceVm:
         return [line for line in lines if "vcpu" in line]
 
     def _event(self, name: str) -> dict[str, Any]:
-        match = self.job.wait_for(rf'(?m)^(\{{"event": "{name}".*\}})$', BOOT_SECONDS)
+        match = self.job.wait_for(rf'(?m)^(\{{"event": "{name}".*\}})$')
         event: dict[str, Any] = json.loads(match[1])
         return event
 
@@ -69,7 +68,7 @@ def reference_vm(lab: Lab, *options: str, name: str | None = None) -> Iterator[R
     finally:
         if job.status is None:
             job.kill()
-            job.wait(BOOT_SECONDS)
+            job.wait()
         # of one that was killed; the lab may be that of other files' tests, too
         lab.run(["rm", "-f", f"/run/pmuctl/{name}.sock"])
 
