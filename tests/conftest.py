@@ -10,8 +10,8 @@ from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # The oldest and the newest kernel, and with --all-kernels long-term ones between them.
-KERNELS = ("6.1", "newest")
-ALL_KERNELS = ("6.1", "6.12", "6.18", "newest")
+KERNELS: tuple[str, ...] = ("6.1", "newest")
+ALL_KERNELS: tuple[str, ...] = ("6.1", "6.12", "6.18", "newest")
 
 LINE = "line"
 """record_property("line", …) puts a line into the summary at the end of the run."""

@@ -22,6 +22,7 @@ from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DERIVED
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
+from pmuctl.render.change import CHANGE_COLUMNS
 from pmuctl.render.columns import Column
 from pmuctl.render.conformance import FINDING_COLUMNS
 from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
@@ -29,7 +30,7 @@ from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
 from pmuctl.render.monitor import EVENT_COLUMNS
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 from pmuctl.render.vcpu import PLACED_COLUMNS
-from pmuctl.render.vm import CHANGE_COLUMNS, VM_COLUMNS
+from pmuctl.render.vm import VM_COLUMNS
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
 from tests.fakes.vmm import FakeVm, fake_proc
 from tests.test_surface import COMMAND_PATHS, Path_, leaf, options_of, parse_words

@@ -143,3 +143,9 @@ OUTPUT = (
 MACHINE = ("sysroot",)
 REACH = ("socket", "deadline")
 CHANGE = ("dry_run",)
+
+SETTINGS = (
+    "pmu PMU | counters N | affinity auto|none|CPUSET | "
+    "filter default allow|deny [allow|deny EVENTS]..."
+)
+"""The form of what `vm set` is to set."""

@@ -9,23 +9,18 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.env import Env
-from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, TALK, Timeout
+from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, SETTINGS, TALK, Timeout
 from pmuctl.cli.reach import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
-from pmuctl.cli.words import FORM, parse_settings
-from pmuctl.errors import ExitStatus, OutputError, RefusedError
-from pmuctl.manage.affinity import change_affinity, leave_to_admin, remember, unkept
-from pmuctl.manage.choice import NONE
+from pmuctl.errors import ExitStatus
 from pmuctl.manage.held import hold, vcpu_rows
-from pmuctl.manage.naming import connected, look, take_stock
-from pmuctl.manage.settings import Change, release_vm, set_vm
+from pmuctl.manage.naming import look, take_stock
 from pmuctl.manage.stock import Listing, Stock
 from pmuctl.manage.wait import Awaited, wait_for
 from pmuctl.model.held import HeldVm
 from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
-from pmuctl.render.formats import Format
 from pmuctl.render.vcpu import PLACED_COLUMNS
-from pmuctl.render.vm import CHANGE_COLUMNS, VM_COLUMNS
+from pmuctl.render.vm import VM_COLUMNS
 
 app = make_noun("vm")
 
@@ -119,7 +114,7 @@ def vm_set(
     env: Env,
     vm: VmName,
     settings: Annotated[
-        list[str], typer.Argument(metavar="KEY VALUE...", help=FORM, show_default=False)
+        list[str], typer.Argument(metavar="KEY VALUE...", help=SETTINGS, show_default=False)
     ],
 ) -> None:
     """Set a VM's PMU, counters, affinity and event filter.
@@ -128,35 +123,9 @@ def vm_set(
     events, codes and ranges (0x10-0x1f) and quoted globs. vCPU threads are kept on the CPUs of
     the PMU, unless affinity says otherwise.
     """
-    env.check_columns(CHANGE_COLUMNS)
-    request = parse_settings(settings)
-    dry_run = env.options.dry_run
-    site = site_of(env)
-    with env.waiting_for(vm):
-        if request.affinity is not None and request.is_affinity_only:
-            its = look(Stock(reach_of(env)), parse_ref(vm), strictly=True)
-            done = change_affinity(its, request.affinity, site, dry_run=dry_run)
-        else:
-            with connected(Stock(reach_of(env)), parse_ref(vm), strictly=True) as (client, its):
-                done = set_vm(client, its, request, site, dry_run=dry_run)
-            try:
-                if done.is_placed and not dry_run:
-                    remember(its, site)
-                elif request.affinity == NONE and not dry_run:
-                    leave_to_admin(its, site)
-            except RefusedError as error:  # all else is done
-                env.warn(error)
-    for problem in done.warnings:
-        env.warn(problem)
-    if request.affinity == NONE and not request.is_affinity_only:
-        env.warn(unkept(its))
-    if dry_run and env.format is Format.TABLE:
-        steps = done.steps or ("nothing to do: all of it holds already",)
-        env.write_lines([f"{done.vm}: {step}" for step in steps])
-        return
-    for step in done.steps:
-        env.trace(f"{done.vm}: {step}")
-    _write_changes(env, done.changes, done.steps)
+    from pmuctl.cli.change import change_settings
+
+    change_settings(env, vm, settings)
 
 
 @command(app, "release", OUTPUT, REACH, CHANGE)
@@ -165,13 +134,9 @@ def vm_release(env: Env, vm: VmName) -> None:
 
     Its window closes: from then on KVM takes no settings.
     """
-    env.check_columns(CHANGE_COLUMNS)
-    with (
-        env.waiting_for(vm),
-        connected(Stock(reach_of(env)), parse_ref(vm), strictly=True) as (client, its),
-    ):
-        change = release_vm(client, its, dry_run=env.options.dry_run)
-    _write_changes(env, [change], ())
+    from pmuctl.cli.change import release
+
+    release(env, vm)
 
 
 def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
@@ -194,23 +159,3 @@ def _warn_of(env: Env, vms: Sequence[Vm]) -> None:
     for vm in vms:
         if vm.problem is not None:
             env.warn(vm.problem)
-
-
-def _write_changes(env: Env, changes: Sequence[Change], steps: Sequence[str]) -> None:
-    """What became of each key, a row each; nothing with `--quiet`.
-
-    Where that cannot be written, the error says that the changes hold all the same.
-    """
-    try:
-        _write(env, changes, steps)
-    except OutputError as error:
-        words = [f"{its.key} {its.outcome}" for its in changes]
-        error.subject, error.now = changes[0].vm, ", ".join(words)
-        raise
-
-
-def _write(env: Env, changes: Sequence[Change], steps: Sequence[str]) -> None:
-    if env.format is Format.TABLE and env.options.quiet:
-        return
-    more = {"steps": list(steps)}
-    env.write_rows("results", CHANGE_COLUMNS, changes, empty="", headings=False, more=more)

@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
+from pmuctl.cli.options import SETTINGS
 from pmuctl.errors import UsageError
 from pmuctl.manage.choice import FilterWords
 from pmuctl.manage.settings import Request
@@ -11,11 +12,6 @@ from pmuctl.model.filter import Action
 
 KEYS = ("pmu", "counters", "affinity", "filter")
 COUNTERS_MAX = 31
-
-FORM = (
-    "pmu PMU | counters N | affinity auto|none|CPUSET | "
-    "filter default allow|deny [allow|deny EVENTS]..."
-)
 
 
 def parse_settings(words: Sequence[str]) -> Request:
@@ -30,10 +26,10 @@ def parse_settings(words: Sequence[str]) -> Request:
         _check_quotes(key)
         if key not in KEYS:
             near = get_close_matches(key, KEYS, n=1)
-            fix = f"did you mean {near[0]}?" if near else FORM
+            fix = f"did you mean {near[0]}?" if near else SETTINGS
             raise UsageError(f"{key}: not a setting of a VM", fix=fix)
         if key in found or (key == "filter" and event_filter):
-            raise UsageError(f"{key} is given twice", fix=FORM)
+            raise UsageError(f"{key} is given twice", fix=SETTINGS)
         if key == "filter":
             its = list(rest)
             for word in its:
@@ -42,7 +38,7 @@ def parse_settings(words: Sequence[str]) -> Request:
         else:
             found[key] = _value(key, rest)
     if not found and event_filter is None:
-        raise UsageError("a setting is missing", fix=FORM)
+        raise UsageError("a setting is missing", fix=SETTINGS)
     return Request(
         pmu=found.get("pmu"),
         counters=_parse_counters(found.get("counters")),
@@ -54,7 +50,7 @@ def parse_settings(words: Sequence[str]) -> Request:
 def _value(key: str, rest: Iterator[str]) -> str:
     value = next(rest, None)
     if not value:
-        raise UsageError(f"{key}: its value is missing", fix=FORM)
+        raise UsageError(f"{key}: its value is missing", fix=SETTINGS)
     return value
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of VMs: their columns, and those of changes to them."""
+"""What is shown of VMs: their columns."""
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.manage.settings import Change
 from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.held import HeldVm
 from pmuctl.model.pmu import format_code
@@ -278,16 +277,4 @@ VM_COLUMNS: Sequence[Column[HeldVm]] = (
         value=_vm(lambda vm: vm.problem and f"{vm.problem.message}: {vm.problem.why}"),
         shown=False,
     ),
-)
-
-
-CHANGE_COLUMNS: Sequence[Column[Change]] = (
-    Column(name="VM", help="the VM", value=lambda change: change.vm),
-    Column(name="KEY", help="the setting", value=lambda change: change.key),
-    Column(
-        name="OUTCOME",
-        help="set, released, unchanged or planned",
-        value=lambda change: change.outcome,
-    ),
-    Column(name="VALUE", help="what it is now", value=lambda change: change.value),
 )
