@@ -42,7 +42,7 @@ def check_place(env: Env) -> None:
 
 
 def sifted(env: Env, seen: Listing) -> Listing:
-    """VMs as a table lists them: sockets of other users that do not answer do not bury the rest.
+    """VMs as a table lists them: sockets of other users with no VM do not bury the rest.
 
     Every other format has them all.
     """
