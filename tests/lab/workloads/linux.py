@@ -37,6 +37,8 @@ while [ $n -lt $rounds ]; do
     printf "$form" "${pmu##*/}" "$events" "$cpus"
     [ $n -eq $rounds ] || sleep 1
 done
+# waits until the console has taken it all: the kernel's last words overtake what it has not
+stty -echo
 poweroff -f
 """
 
