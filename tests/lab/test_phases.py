@@ -188,18 +188,22 @@ def test_stopped_and_continued_while_held(lab: Lab) -> None:
 
 
 def test_signals_all_the_time_do_not_starve_it(lab: Lab) -> None:
-    """From the VM's making to its first run it takes as long as without them."""
-    took = []
-    for options in ((), ("--signal-ms", "3")):
+    """From the VM's making to its first run it takes as long as without them.
+
+    The shortest times are compared: what else this machine does lengthens any of them.
+    """
+    took: dict[tuple[str, ...], list[float]] = {(): [], ("--signal-ms", "3"): []}
+    for options in [*took] * 3:
         with supervised(lab, crosvm("--wait-at", "start", *options)) as its:
             its.started()
             reach(its, "before")
             its.go_on()
             begun = time.monotonic()
             its.hear('"event": "run"')
-            took.append(time.monotonic() - begun)
+            took[options].append(time.monotonic() - begun)
             check_end(its)
-    assert took[1] < 3 * took[0] + 1, took
+    without, signalled = map(min, took.values())
+    assert signalled < 3 * without + 1, took
 
 
 def test_signals_all_the_time_while_held(lab: Lab) -> None:
