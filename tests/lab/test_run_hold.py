@@ -120,7 +120,7 @@ def test_held_vmm_ends_when_it_is_asked_to(run_lab: Lab) -> None:
         with running(run_lab, "--hold", vmm=vmm) as run:
             run.wait_open()
             run.job.kill(its_signal)
-            ended = run.job.wait()
+            ended = run.job.wait(10)
             assert (ended.status, runs(ended.stdout)) == (status, []), ended
             assert "GUEST" not in ended.stdout
         wait_nothing_left(run_lab, run.name)

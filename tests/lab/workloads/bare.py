@@ -2,7 +2,7 @@
 """A program for the VMs of real VMMs, without an operating system: counts, tells, and ends.
 
 It is for QEMU's `virt` machine (`-kernel FILE`): UART at 0x09000000, RAM at 0x40000000, PSCI by
-HVC. `python3 -m tests.lab.workloads.bare END >FILE` makes one in the lab.
+HVC, and to sleep a GICv3. `python3 -m tests.lab.workloads.bare END >FILE` makes one in the lab.
 """
 
 import re
