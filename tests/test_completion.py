@@ -29,6 +29,7 @@ from pmuctl.control.server import Server
 from pmuctl.host.sysfs import Sysfs
 from tests.fakes.vmm import FakeVm
 from tests.shells import COMPLETIONS, LiveShell
+from tests.skips import skip
 
 ROOT = Path(__file__).parents[1]
 PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.start import run; run()"]
@@ -74,7 +75,7 @@ def test_the_scripts_are_in_step_with_the_commands(shell: Shell) -> None:
 @pytest.mark.parametrize("shell", Shell)
 def test_the_shell_can_parse_its_script(shell: Shell) -> None:
     if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is missing: its script is not tested (install the package {shell})")
+        skip(f"{shell} is missing: its script is not tested", runs=f"with the package {shell}")
     command = [shell, "-n", str(COMPLETIONS / shell.file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -171,7 +172,10 @@ def host(tmp_path: Path, dump: Callable[[str], Path]) -> Iterator[Host]:
     wrapper += ["sh", "-c", 'mount --bind "$0" /sys && exec "$@"', str(root / "sys")]
     tried = subprocess.run([*wrapper, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
-        pytest.skip(f"no mount namespace, so no PMU to complete: {tried.stderr.strip()}")
+        skip(
+            f"no mount namespace, so no PMU to complete: {tried.stderr.strip()}",
+            runs="where this user may unshare(1)",
+        )
     for name in ("run", "home/adir", "bin"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "home/afile").touch()
@@ -198,7 +202,7 @@ def shell(request: pytest.FixtureRequest, host: Host) -> LiveShell:
 
 def start(host: Host, name: str) -> LiveShell:
     if shutil.which(name) is None:
-        pytest.skip(f"{name} is missing: its TAB is not tested (install the package {name})")
+        skip(f"{name} is missing: its TAB is not tested", runs=f"with the package {name}")
     shell = LiveShell(name, host.home, host.environ, host.wrapper)
     host.stack.callback(shell.close)
     return shell
@@ -383,7 +387,7 @@ def test_candidates_are_described(host: Host, name: str) -> None:
 
 def test_a_tab_starts_no_process(tmp_path: Path, host: Host) -> None:
     if shutil.which("strace") is None:
-        pytest.skip("strace is missing: nobody counts processes (install the package strace)")
+        skip("strace is missing: nobody counts processes", runs="with the package strace")
     log = tmp_path / "strace"
     trace = ["strace", "-f", "-qq", "-e", "trace=clone,clone3,fork,vfork,execve", "-o", str(log)]
     host.wrapper = [*trace, *host.wrapper]

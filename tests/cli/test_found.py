@@ -22,6 +22,7 @@ from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.fakes.peers import GREETING, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
+from tests.skips import only_root
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 QEMU = "qemu-system-aarch64"
@@ -632,7 +633,7 @@ def test_a_command_to_paste_means_the_one_process(
 # Who may not look
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what it may not read")
+@only_root("only root can make what it may not read")
 def test_processes_that_may_not_be_read_are_counted(host: Machine) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom pmuctl.host.procs import Procfs\n"

@@ -35,6 +35,7 @@ from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.conftest import DUMPS
 from tests.fakes.vmm import FakeThreads, FakeVm, fake_proc, fake_vmm
+from tests.skips import skip_if
 
 EXPECTED = Path(__file__).parents[1] / "expected"
 NAMES = sorted(str(path.relative_to(DUMPS))[:-4] for path in DUMPS.rglob("*.txt"))
@@ -249,7 +250,7 @@ def test_no_vms(machine: Machine, command: str) -> None:
     compare(path_of(command, "none"), transcript(machine, command.split()))
 
 
-@pytest.mark.skipif("UPDATE_EXPECTED" in os.environ, reason="they are just being written")
+@skip_if("UPDATE_EXPECTED" in os.environ, "they are just being written", runs="without that")
 def test_every_expectation_is_compared() -> None:
     wanted = {path_of(command, name) for command in COMMANDS for name in NAMES}
     wanted |= {path_of(command, name) for command in VM_COMMANDS for name in VMS_ON}

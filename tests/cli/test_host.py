@@ -13,6 +13,7 @@ from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from tests.cli.conftest import Machine
 from tests.conftest import DUMPS
+from tests.skips import skip, skip_if
 
 NAMES = sorted(str(path.relative_to(DUMPS))[:-4] for path in DUMPS.rglob("*.txt"))
 Dump = Callable[[str], Path]
@@ -72,7 +73,10 @@ def test_where_nobody_may_write_is_a_matter_of_permission(
     if os.geteuid() == 0:
         target = Path("/sys/pmuctl-snapshot")  # EPERM for root, too
         if os.statvfs("/sys").f_flag & os.ST_RDONLY:
-            pytest.skip("not tested: /sys is read-only, and root may write everywhere else")
+            skip(
+                "/sys is read-only, and root may write everywhere else",
+                runs="as an ordinary user, or where /sys may be written to",
+            )
     else:
         (tmp_path / "closed").mkdir(mode=0o500)
         target = tmp_path / "closed/tree"
@@ -136,9 +140,10 @@ def test_a_capability_that_is_none_is_a_usage_error(machine: Machine) -> None:
     assert "SET_PMU" in ran.stderr
 
 
-@pytest.mark.skipif(
+@skip_if(
     platform.machine() == "aarch64" and os.path.exists("/dev/kvm"),
-    reason="this machine's KVM may have a vPMU: the lab's hosts, with and without, are asked",
+    "this machine's KVM may have a vPMU: the lab's hosts, with and without, are asked",
+    runs="on other machines",
 )
 def test_capabilities_without_a_vpmu_are_unsupported(machine: Machine) -> None:
     told = "guests can have no PMU here" if os.path.exists("/dev/kvm") else "no /dev/kvm"

@@ -28,6 +28,7 @@ from tests.cli.conftest import Machine, Ran
 from tests.cli.test_affinity import put_online
 from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeVm, KernelThreads, StallingVm, fake_proc, fake_vmm
+from tests.skips import only_root
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.main import run; run()"]
@@ -473,7 +474,7 @@ def test_it_says_at_first_which_vms_it_cannot_judge(host: Machine) -> None:
     assert f"db1: {whether}: which threads run its vCPUs is not known\n" in ran.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what another may not ask")
+@only_root("only root can make what another may not ask")
 @pytest.mark.parametrize("words", [(), ("--repair",)])
 def test_a_vm_that_this_user_may_not_ask_is_not_watched(
     host: Machine, words: tuple[str, ...]

@@ -20,6 +20,7 @@ from tests.cli.conftest import Machine
 from tests.cli.test_trust import EVIL, answering, query
 from tests.fakes.peers import bad_server
 from tests.fakes.vmm import SupervisedVm, fake_proc, fake_vmm
+from tests.skips import only_root, only_users, skip
 
 A72 = "armv8_cortex_a72"
 ME = os.geteuid()
@@ -39,7 +40,7 @@ RECORD = Record(
         Applied(1_700_000_009, "uid 0, pid 9", ("FILTER",)),
     ),
 )
-as_root = pytest.mark.skipif(ME != 0, reason="only root can give files away")
+as_root = only_root("only root can give files away")
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_once_it_is_sealed_the_fix_is_a_new_start(host: Machine) -> None:
     assert "fix: choose it when web1 is started again: pmuctl run" in ran.stderr
 
 
-@pytest.mark.skipif(ME == 0, reason="root's supervisor may speak for any process")
+@only_users("root's supervisor may speak for any process")
 def test_another_users_process_is_nobodys_vm(host: Machine) -> None:
     fake_proc(host.proc, VMM, uid=ME + 1)
     supervised(host)
@@ -431,7 +432,7 @@ def test_any_other_name_is_only_not_found(host: Machine, kind: str) -> None:
             path.chmod(0o666)
         case "uid":
             if ME != 0:
-                pytest.skip("only root can give files away")
+                skip("only root can give files away", runs="as root")
             os.chown(path, 4321, 4321)
         case _:
             name = kind

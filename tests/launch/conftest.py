@@ -13,6 +13,7 @@ import pytest
 
 from pmuctl.launch.orders import Orders
 from tests.launch.native import Gated, fresh_name, need, no_gate, no_kvm
+from tests.skips import skip
 
 Start = Callable[..., Gated]
 
@@ -62,5 +63,5 @@ def two_cpus() -> tuple[int, int]:
     """Two CPUs that this process may run on."""
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
-        pytest.skip("this needs two CPUs")
+        skip("this needs two CPUs", runs="where this process may use two")
     return cpus[0], cpus[1]

@@ -18,12 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
-
 from pmuctl.launch.machine import MACHINES
 from pmuctl.launch.orders import Orders
 from pmuctl.uapi.ioctl import ioctl
 from tests.fakes.peers import PATIENCE
+from tests.skips import skip
 
 HERE = Path(__file__).parent
 STARTER, TEST_SUPERVISOR, VMM = HERE / "starter.py", HERE / "supervisor.py", HERE / "vmm.py"
@@ -90,7 +89,7 @@ def no_kvm() -> str | None:
 def need(reason: str | None) -> None:
     """Skip the test, aloud, if there is a reason to."""
     if reason is not None:
-        pytest.skip(reason)
+        skip(reason, runs="on an x86-64 machine with KVM where seccomp and ptrace are allowed")
 
 
 def wait_for(what: Callable[[], T], why: str) -> T:

@@ -22,6 +22,7 @@ from tests.launch.native import (
     wait_for,
 )
 from tests.launch.supervisor import MANY
+from tests.skips import skip
 
 HLT = 5
 """KVM_EXIT_HLT: the guest came as far as its one instruction."""
@@ -200,10 +201,15 @@ def test_a_gate_inside_a_gate_is_refused(gate: Start) -> None:
     its.is_left_alone()
 
 
+@pytest.mark.xfail(
+    shutil.which("qemu-system-x86_64") is not None,
+    reason="known: QEMU greets before it makes its vCPUs, and only later does it catch SIGTERM",
+    strict=True,
+)
 def test_qemu(kvm: Start) -> None:
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
-        pytest.skip("qemu-system-x86_64 is not installed")
+        skip("qemu-system-x86_64 is not installed", runs="with the package qemu-system-x86")
     words = (
         "-accel",
         "kvm",

@@ -23,6 +23,7 @@ from pmuctl.launch.obstacles import (
 from pmuctl.launch.tracee import is_group_stop
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
 from pmuctl.uapi.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data
+from tests.skips import skip
 
 PID = 4121
 both = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())
@@ -77,7 +78,7 @@ def test_why_it_may_not_be_traced(tmp_path: Path, its: dict[str, int], why: str,
 
 def test_what_is_not_dumpable_belongs_to_another_user(tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can give files away")
+        skip("only root can give files away", runs="as root")
     error = not_traceable(procfs(tmp_path, owner=65534), PID)
     assert error.why is not None
     assert "PR_SET_DUMPABLE 0" in error.why

@@ -15,6 +15,7 @@ from pmuctl.host.procs import Procfs
 from pmuctl.launch.obstacles import yama_scope
 from tests.launch.conftest import Start
 from tests.launch.native import HERE, tracers, vmm, wait_for
+from tests.skips import skip
 
 NOBODY = 65534
 
@@ -60,11 +61,14 @@ def usable_python(become: Callable[[], None]) -> str | None:
 def user(kvm: Start) -> Iterator[User]:
     """This user, or nobody where this is root; KVM comes as an open descriptor."""
     if yama_scope(Procfs()) > 1:
-        pytest.skip("Yama lets only administrators trace")
+        skip("Yama lets only administrators trace", runs="with kernel.yama.ptrace_scope 0 or 1")
     become = become_nobody if os.geteuid() == 0 else lambda: None
     python = usable_python(become)
     if python is None:
-        pytest.skip(f"no Python of this machine can read {HERE.parents[1]} as user {NOBODY}")
+        skip(
+            f"no Python of this machine can read {HERE.parents[1]} as user {NOBODY}",
+            runs="with a clone, and a python3 of 3.11 or later, that others may read",
+        )
     fd = os.open("/dev/kvm", os.O_RDWR)
     yield User(become=become, python=python, kvm=fd)
     os.close(fd)
@@ -133,7 +137,7 @@ def test_a_vmm_that_is_not_dumpable_starts_at_best_effort(kvm: Start, user: User
 
 def test_root_may_trace_what_is_not_dumpable(kvm: Start) -> None:
     if os.geteuid() != 0:
-        pytest.skip("this is not root")
+        skip("this is not root", runs="as root")
     its = kvm(*vmm("--nodump", "--run"))
     assert [ran["result"] for ran in its.all_said("ran")] == [0]
     its.is_left_alone()

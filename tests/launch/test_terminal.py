@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.peers import PATIENCE
 from tests.launch.native import processes_of, wait_for
 from tests.launch.test_as_without import Behind, behind
+from tests.skips import skip
 
 __all__ = ["behind"]
 
@@ -27,7 +28,7 @@ def shell() -> Iterator[Callable[[str, str], str]]:
     """An interactive bash on a terminal: send a line, get what there is up to a pattern."""
     bash = shutil.which("bash")
     if bash is None:
-        pytest.skip("bash is not installed")
+        skip("bash is not installed", runs="with the package bash")
     its = pexpect.spawn(
         bash,
         ["--norc", "--noprofile", "-i"],

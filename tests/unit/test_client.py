@@ -38,6 +38,7 @@ from pmuctl.manage.reach import ask_vm
 from pmuctl.manage.told import vm_of
 from tests.fakes.peers import GREETING, PATIENCE, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc
+from tests.skips import only_root, only_users
 
 Script = Callable[[RawClient], None]
 ME = os.geteuid()
@@ -513,7 +514,7 @@ def test_threads_of_a_process_that_took_over_the_pid_do_not_count(
 
 
 @pytest.mark.usefixtures("vm")
-@pytest.mark.skipif(ME == 0, reason="what root began is believed under any user")
+@only_users("what root began is believed under any user")
 def test_a_pid_that_is_another_users_by_now_is_not_believed(path: Path, procs: Procfs) -> None:
     told(procs, "status", f"Name:\tx\nUid:\t{ME}\t{ME + 1}\t{ME}\t{ME}\n")
     with client(path, procs=procs) as its:
@@ -551,7 +552,7 @@ def nobodys_server(path: Path, script: Script, count: int) -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.skipif(ME != 0, reason="only root can be another user")
+@only_root("only root can be another user")
 def test_a_pid_that_is_another_users_by_now_is_not_believed_by_root(
     path: Path, tmp_path: Path
 ) -> None:
@@ -566,7 +567,7 @@ def test_a_pid_that_is_another_users_by_now_is_not_believed_by_root(
     assert caught.value.why == f"uid 65534 began to listen there, process {pid} is uid 1000"
 
 
-@pytest.mark.skipif(ME != 0, reason="only root can be another user")
+@only_root("only root can be another user")
 def test_a_user_speaks_for_no_process_of_another_in_the_true_proc(path: Path) -> None:
     with subprocess.Popen(["true"]) as ended:
         pass

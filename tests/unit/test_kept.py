@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host import kept
+from tests.skips import only_root
 
 ME = {os.geteuid()}
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+as_root = only_root("only root can give files away")
 
 
 def load(directory: Path, *, limit: int = 100) -> object:

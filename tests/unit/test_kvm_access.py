@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.machine import read_kvm_group
+from tests.skips import only_root
 
 ROOTS = 0
 NAMELESS = 0x7FFF_0000
 NAMED = next(its for its in grp.getgrall() if its.gr_gid != ROOTS)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@only_root("only root can give files away")
 @pytest.mark.parametrize(
     ("group", "mode", "found"),
     [

@@ -21,6 +21,7 @@ from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import ProcessId, VmId
 from tests.fakes.vmm import fake_proc
+from tests.skips import only_root
 
 PID, START = 4121, 77
 PROCESS = ProcessId(PID, START)
@@ -106,7 +107,7 @@ def test_of_another_process_with_the_id_nothing_is_known(
     assert read(environ, START + 1) == Placings()
 
 
-@pytest.mark.skipif(UID != 0, reason="only root may write as several users")
+@only_root("only root may write as several users")
 def test_the_last_word_is_roots_or_the_owners(tmp_path: Path, procs: Procfs) -> None:
     """A user's `affinity none` holds for root's `align --all`, too, until root places it."""
     user, other = 1001, 1002

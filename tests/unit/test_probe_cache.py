@@ -17,6 +17,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vpmu import DefaultPmu
+from tests.skips import skip
 
 FOUND = Probed(
     has_vpmu=True,
@@ -86,7 +87,7 @@ class Machine:
 def machine(tmp_path: Path) -> Machine:
     its = Machine(tmp_path)
     if os.geteuid():
-        pytest.skip("root's directory is root's")
+        skip("root's directory is root's", runs="as root")
     return its
 
 

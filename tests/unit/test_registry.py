@@ -31,9 +31,10 @@ from pmuctl.control.registry import (
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.runtime import PROBE_CACHE
+from tests.skips import only_root, only_users
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+as_root = only_root("only root can be another user")
+as_user = only_users("root may write everywhere")
 NOBODY = 65534
 ME = os.geteuid()
 

@@ -34,11 +34,12 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.peers import PATIENCE, RawClient, connect_as
 from tests.fakes.vmm import FakeVm
+from tests.skips import only_root
 from tests.unit.test_wire import JSON, QUICKLY
 
 A72: dict[str, object] = {"type": 11, "name": "armv8_cortex_a72"}
 NOBODY = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+as_root = only_root("only root can be another user")
 
 
 class Room:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pmuctl.host.sysfs import LINK_LIMIT, TEXT_LIMIT, Sysfs, parse_number
 from pmuctl.model.cpuset import CpuSet
+from tests.skips import only_users
 
 SHARED_TREE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -60,7 +61,7 @@ def test_a_read_error_is_none() -> None:
     assert Sysfs().read_text("proc/self/mem") is None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@only_users("root may read everything")
 def test_a_file_without_permission_is_none(root: Path) -> None:
     (root / "file").touch(mode=0)
     assert Sysfs(root).read_text("file") is None

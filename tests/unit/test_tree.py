@@ -10,6 +10,7 @@ import pytest
 
 from pmuctl.host.machine import Captured, write_capture
 from pmuctl.host.tree import new_tree
+from tests.skips import only_root
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, bits: i
     assert mode(tmp_path / "root") == bits
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@only_root("only root can give a directory away")
 def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     os.chown(tmp_path / "root", 1001, -1)

@@ -16,6 +16,7 @@ import pytest
 
 from pmuctl.host.udev import Ear, Heard, Uevent, Uevents, listen
 from pmuctl.uapi.kvm import KVM_CREATE_VM
+from tests.skips import skip
 
 KVM = {"EVENT": "create", "PID": "4242", "COUNT": "1", "CREATED": "7"}
 
@@ -170,7 +171,7 @@ def ear() -> Iterator[Uevents]:
     """The true pyudev, libudev and netlink, in a namespace that the kernel tells of VMs."""
     its = listen()
     if not isinstance(its, Uevents):
-        pytest.skip("no netlink, or no libudev, for this process")
+        skip("no netlink, or no libudev, for this process", runs="with libudev.so.1")
     with closing(its):
         yield prepared(its)
 
@@ -179,7 +180,7 @@ def prepared(its: Uevents) -> Uevents:
     """It, having heard of a VM."""
     make_vms(1)
     if not heard_of(its, seconds=5, count=2)[0]:
-        pytest.skip("the kernel tells this namespace of no VM")
+        skip("the kernel tells this namespace of no VM", runs="in the first network namespace")
     return its
 
 
@@ -188,12 +189,12 @@ def make_vms(count: int) -> None:
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        pytest.skip(f"/dev/kvm: {error}")
+        skip(f"/dev/kvm: {error}", runs="where this user may open it")
     try:
         for _ in range(count):
             os.close(fcntl.ioctl(kvm, KVM_CREATE_VM, 0))
     except OSError as error:
-        pytest.skip(f"KVM_CREATE_VM: {error}")
+        skip(f"KVM_CREATE_VM: {error}", runs="where KVM makes VMs")
     finally:
         os.close(kvm)
 

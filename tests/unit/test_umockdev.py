@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.skips import skip_if
+
 PROJECT = Path(__file__).parents[2]
 NAMES = sorted(dump.stem for dump in (PROJECT / "tests/dumps").glob("*.txt"))
 
@@ -33,9 +35,10 @@ found = {
 json.dump(found, sys.stdout, default=lambda value: sorted(value))
 """
 
-pytestmark = pytest.mark.skipif(
+pytestmark = skip_if(
     shutil.which("umockdev-run") is None,
-    reason="umockdev-run is missing: pyudev is not tested (install the package umockdev)",
+    "umockdev-run is missing: pyudev is not tested",
+    runs="with the package umockdev",
 )
 
 
