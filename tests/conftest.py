@@ -2,16 +2,15 @@
 """Fixtures for all tests: captured machines as roots to read from."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
-from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-# The oldest and the newest kernel, and with --all-kernels long-term ones between them.
-KERNELS: tuple[str, ...] = ("6.1", "newest")
-ALL_KERNELS: tuple[str, ...] = ("6.1", "6.12", "6.18", "newest")
+from tests.scheduling import LabScheduling, scope_of, unit_of
+from tests.seconds import Stopwatch, read_seconds
 
 LINE = "line"
 """record_property("line", …) puts a line into the summary at the end of the run."""
@@ -32,34 +31,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Time the files of tests, in the process that tells of them."""
+    if not hasattr(config, "workerinput"):
+        is_update = "UPDATE_SECONDS" in os.environ
+        config.pluginmanager.register(
+            Stopwatch(lambda nodeid: unit_of(scope_of(nodeid)), is_update=is_update)
+        )
+
+
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """The tests of a file that share a lab, and what was found out in it, stay with one worker.
-
-    Not by xdist's own groups: with pytest 9.2 xdist 3.8 loses them on the way, and says nothing.
-    """
-    return LabScheduling(config, log)
-
-
-class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Deals out single tests, and those of the lab by their kernel and file."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return lab_group(nodeid)
-
-
-def lab_group(nodeid: str) -> str:
-    """What is to be run by one worker: a test that needs no lab, or a file's tests of a kernel.
-
-    They share their labs. A group for a kernel's tests of all files would save some boots of a few
-    seconds each, and have one worker wait for many minutes in the end.
-    """
-    path, _, test = nodeid.partition("::")
-    if not path.startswith("tests/lab/"):
-        return nodeid
-    parameters = test.partition("[")[2].removesuffix("]").split("-")
-    kernel = next((its for its in parameters if its in ALL_KERNELS), "newest")
-    return f"{path} on {kernel}"
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LabScheduling:
+    """Say which worker runs which tests."""
+    return LabScheduling(config, log, read_seconds())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

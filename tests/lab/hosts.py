@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arm64 hosts the lab can be: which PMU covers which CPUs."""
+"""The arm64 hosts the lab can be: which kernel they run, which PMU covers which CPUs."""
 
 from dataclasses import dataclass
+
+from tests.lab.cpulist import parse_cpus
+
+# The oldest and the newest kernel, and with --all-kernels long-term ones between them.
+KERNELS: tuple[str, ...] = ("6.1", "newest")
+ALL_KERNELS: tuple[str, ...] = ("6.1", "6.12", "6.18", "newest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +35,6 @@ class Host:
     cpus: int
     clusters: tuple[Cluster, ...] = ()
     model: str = CPU_MODEL
-
-
-def parse_cpus(text: str) -> tuple[int, ...]:
-    """The CPUs of a list such as `0-1,4`."""
-    cpus: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        cpus.extend(range(int(first), int(last or first) + 1))
-    return tuple(cpus)
 
 
 def _host(*clusters: str, model: str = CPU_MODEL) -> Host:

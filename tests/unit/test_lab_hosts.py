@@ -3,8 +3,8 @@
 
 import pytest
 
-from tests.conftest import lab_group
-from tests.lab.hosts import HOSTS, Cluster, Host, parse_cpus
+from tests.lab.cpulist import parse_cpus
+from tests.lab.hosts import HOSTS, Cluster, Host
 
 
 def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
@@ -26,13 +26,3 @@ def test_clusters_share_no_cpu_and_no_name(host: Host) -> None:
     assert all(cpu < host.cpus for cpu in cpus)
     # the kernel refuses a second PMU of the same name
     assert len({cluster.compatible for cluster in host.clusters}) == len(host.clusters)
-
-
-def test_a_files_tests_of_one_kernel_stay_together() -> None:
-    """Or each worker boots every kernel for each."""
-    file = "tests/lab/test_x.py"
-    assert lab_group(f"{file}::test_y[6.1]") == lab_group(f"{file}::test_z[gap-6.1]")
-    assert lab_group(f"{file}::test_y[newest]") == lab_group(f"{file}::test_y")
-    assert lab_group(f"{file}::test_y[6.1]") != lab_group(f"{file}::test_y")
-    assert lab_group(f"{file}::test_y") != lab_group("tests/lab/test_z.py::test_y")
-    assert lab_group("tests/unit/test_x.py::test_y[6.1]") == "tests/unit/test_x.py::test_y[6.1]"

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long each file of tests takes, beside what it took when that was written down.
+
+`UPDATE_SECONDS=1 tests/run` writes it down anew, on two CPUs that have nothing else to do.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+KEPT = Path(__file__).parent / "seconds.tsv"
+GROWN = 4 / 3
+NOISE = 2.0
+"""Seconds by which a file must have grown to be named: what is short varies by more than GROWN."""
+
+HEAD = "# seconds of each file of tests, the lab's by kernel; anew: UPDATE_SECONDS=1 tests/run"
+
+
+def read_seconds(path: Path = KEPT) -> dict[str, float]:
+    """Return the kept seconds by unit: a file, or "FILE on KERNEL" of the lab's."""
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = (line.split("\t") for line in lines if not line.startswith("#"))
+    return {unit: float(seconds) for seconds, unit in rows}
+
+
+def write_seconds(seconds: Mapping[str, float], path: Path = KEPT) -> None:
+    """Write them down, the longest first."""
+    rows = sorted(seconds.items(), key=lambda row: (-row[1], row[0]))
+    lines = [HEAD, *(f"{value:.1f}\t{unit}" for unit, value in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def find_grown(now: Mapping[str, float], kept: Mapping[str, float]) -> list[str]:
+    """Return the units that take over a third longer than they did, and over NOISE seconds."""
+    return sorted(
+        unit
+        for unit, seconds in now.items()
+        if unit in kept and seconds > max(kept[unit] * GROWN, kept[unit] + NOISE)
+    )
+
+
+def tell(now: Mapping[str, float], kept: Mapping[str, float]) -> Iterable[str]:
+    """Yield a line a unit, the longest last, and what has grown."""
+    yield f"{'now':>8} {'kept':>8}"
+    for unit, seconds in sorted(now.items(), key=lambda row: row[1]):
+        before = f"{kept[unit]:8.1f}" if unit in kept else f"{'-':>8}"
+        yield f"{seconds:8.1f} {before} {unit}"
+    both = now.keys() & kept.keys()
+    whole, before_whole = sum(now[unit] for unit in both), sum(kept[unit] for unit in both)
+    yield f"{whole:8.1f} {before_whole:8.1f} together, of {len(both)} of {len(now)} that are kept"
+    for unit in find_grown(now, kept):
+        ratio = now[unit] / kept[unit] if kept[unit] else float("inf")
+        yield f"grown by more than a third: {unit}, {ratio:.1f} times what is kept"
+
+
+class Stopwatch:
+    """A plugin that adds up what each unit takes, and tells it at the end of the run."""
+
+    def __init__(self, unit_of: Callable[[str], str], *, is_update: bool) -> None:
+        """Of the tests by node id; with `is_update` what they take is written down."""
+        self._unit_of = unit_of
+        self._now: dict[str, float] = {}
+        self._is_update = is_update
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add a test's set-up, call or clean-up."""
+        unit = self._unit_of(report.nodeid)
+        self._now[unit] = self._now.get(unit, 0.0) + report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Tell it."""
+        if not self._now:
+            return
+        kept = read_seconds()
+        terminalreporter.section("seconds by file")
+        for line in tell(self._now, kept):
+            terminalreporter.line(line)
+        if self._is_update:
+            write_seconds(kept | self._now)
+            terminalreporter.line(f"written to {KEPT}")

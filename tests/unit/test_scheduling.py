@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which worker runs what: the lab's by file and kernel, the longest first."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from tests.scheduling import LabScheduling, kernel_of, scope_of, unit_of
+
+FILE = "tests/lab/test_x.py"
+
+
+def test_a_files_tests_of_one_kernel_stay_together() -> None:
+    """Or each worker boots every kernel for each."""
+    assert scope_of(f"{FILE}::test_y[6.1]") == scope_of(f"{FILE}::test_z[gap-6.1]")
+    assert scope_of(f"{FILE}::test_y[newest]") == scope_of(f"{FILE}::test_y")
+    assert scope_of(f"{FILE}::test_y[6.1]") != scope_of(f"{FILE}::test_y")
+    assert scope_of(f"{FILE}::test_y") != scope_of("tests/lab/test_z.py::test_y")
+    assert scope_of("tests/unit/test_x.py::test_y[6.1]") == "tests/unit/test_x.py::test_y[6.1]"
+
+
+def test_times_are_kept_of_files() -> None:
+    assert unit_of(scope_of(f"{FILE}::test_y[6.1]")) == f"{FILE} on 6.1"
+    assert unit_of("tests/unit/test_x.py::test_y[a on b]") == "tests/unit/test_x.py"
+    assert kernel_of(f"{FILE} on 6.1") == "6.1"
+    assert kernel_of("tests/unit/test_x.py::test_y[a on b]") == ""
+
+
+class Node:
+    """A worker that is sent what it is to run."""
+
+    shutting_down = False
+
+    def __init__(self, name: str) -> None:
+        self.gateway = SimpleNamespace(id=name)
+        self.sent: list[int] = []
+
+    def send_runtest_some(self, indices: list[int]) -> None:
+        self.sent += indices
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+def scheduled(kept: Mapping[str, float], tests: list[str]) -> list[list[str]]:
+    """Deal out these tests to two workers that are done with one at once, in turn."""
+    option = SimpleNamespace(loadscopereorder=True)
+    config: Any = SimpleNamespace(option=option, getvalue=lambda name: ["2*popen"])
+    log: Any = SimpleNamespace(loadscopesched=lambda *words: None)
+    scheduling = LabScheduling(config, log, kept)
+    nodes: list[Any] = [Node("gw0"), Node("gw1")]
+    for node in nodes:
+        scheduling.add_node(node)
+        scheduling.add_node_collection(node, tests)
+    scheduling.schedule()
+    done = [0, 0]
+    while any(done[n] < len(node.sent) for n, node in enumerate(nodes)):
+        for n, node in enumerate(nodes):
+            if done[n] < len(node.sent):
+                scheduling.mark_test_complete(node, node.sent[done[n]])
+                done[n] += 1
+    return [[tests[index] for index in node.sent] for node in nodes]
+
+
+def test_the_labs_come_first_the_longest_before_others() -> None:
+    tests = ["tests/unit/test_a.py::test_1", f"{FILE}::test_1", "tests/lab/test_z.py::test_1"]
+    kept = {"tests/unit/test_a.py": 500.0, f"{FILE} on newest": 3.0}
+    first, second = scheduled(kept, tests)
+    assert first[0] == "tests/lab/test_z.py::test_1"  # nobody knows how long it takes
+    assert [first[0], second[0]] == [tests[2], tests[1]]
+    assert sorted([*first, *second]) == sorted(tests)
+
+
+def test_a_worker_stays_with_its_kernel() -> None:
+    tests = [f"tests/lab/test_{n}.py::test_x[{k}]" for n in "abcd" for k in ("6.1", "newest")]
+    kept = {f"tests/lab/test_{n}.py on {k}": ord(n) for n in "abcd" for k in ("6.1", "newest")}
+    first, second = scheduled(kept, tests)
+    for ran in (first, second):
+        assert len({test.partition("[")[2] for test in ran[:3]}) == 1
+    assert sorted([*first, *second]) == sorted(tests)
