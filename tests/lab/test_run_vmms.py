@@ -90,12 +90,13 @@ def test_others_get_the_pmu_as_well(lab: Lab, kind: str, pmu: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "option"), [("cloud-hypervisor", "--reboot"), ("crosvm", "--second-vm")]
+    ("kind", "options"), [("cloud-hypervisor", ("--reboot",)), ("crosvm", ())]
 )
-def test_second_vm_gets_the_same(lab: Lab, kind: str, option: str) -> None:
+def test_second_vm_gets_the_same(lab: Lab, kind: str, options: tuple[str, ...]) -> None:
     """In the same process: in place of the first one, or beside it."""
     with trace(lab, starts=False) as seen:
-        ran = to_the_end(lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=standin(kind, option))
+        vmm = standin(kind, *options, "--vms", "2")
+        ran = to_the_end(lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm)
         assert ran.status == 0, ran
         assert (seen.exits(), seen.lost()) == ([], 0)
     check_runs(ran.stdout, A72, vms=2)
@@ -170,7 +171,7 @@ def test_qemu_goes_on_without_its_supervisor(qemu_lab: Lab) -> None:
 
 def test_no_vcpu_is_made_without_the_supervisor(lab: Lab) -> None:
     """The first VM runs to its end; the second gets ENOSYS at once."""
-    vmm = standin("crosvm", "--second-vm", "--rounds", "20")
+    vmm = standin("crosvm", "--vms", "2", "--rounds", "20")
     with running(lab, "--pmu", A72, vmm=vmm) as run:
         run.job.wait_for('"event": "run"')
         run.kill_supervisor()

@@ -124,8 +124,8 @@ def test_kvmtool_chooses_the_pmu_of_its_cpu(lab: Lab) -> None:
 
 def test_standins_make_a_second_vm(lab: Lab) -> None:
     """Where asked to, with the same calls, in the same process."""
-    for kind, option in (("cloud-hypervisor", "--reboot"), ("crosvm", "--second-vm")):
-        ran = run(lab, *standin(kind, option, "--vcpus", "1"))
+    for kind, *options in (("cloud-hypervisor", "--reboot"), ("crosvm",)):
+        ran = run(lab, *standin(kind, *options, "--vms", "2", "--vcpus", "1"))
         assert ran.status == 0, ran
         made = calls(ran.stdout)
         assert made[: len(made) // 2] == made[len(made) // 2 :]

@@ -6,22 +6,65 @@ state of its threads at the end ("event": "status"). Exit status 0 when it ended
 KVM refused something, which is then told on stderr; or as the real VMM's.
 """
 
-import argparse
+import getopt
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from pmuctl.model.cpuset import CpuSet
+from tests.lab.cpulist import parse_cpus
 from tests.lab.standins.kinds import KINDS, Course
 from tests.lab.standins.talk import PR_SET_DUMPABLE, Waits, fork_helper, prctl, say, say_status
 from tests.lab.standins.vm import Plan, StandinVm
 
 
+class Options(NamedTuple):
+    """The words of the command line: KIND, and options of these names.
+
+    `move` (V=CPUS) has vCPU V's thread put itself on these CPUs after its first round; with
+    `vcpu_affinity` all put themselves there. `wait_at` start, init or round: wait for a byte of
+    input before the VM, after its first vCPU, or its first round.
+    """
+
+    vmm: str
+    wait_at: Sequence[str]
+    move: Sequence[tuple[int, frozenset[int]]]
+    name: str | None = None
+    """For who reads the command line, as `pmu`."""
+    pmu: bool = False
+    helper: bool = False
+    """Fork a process that has its descriptors."""
+    vcpus: int = 2
+    no_pmu: bool = False
+    """Make vCPUs without the PMUv3 feature."""
+    never: bool = False
+    """Make no VM, and end after a second."""
+    nodump: bool = False
+    """PR_SET_DUMPABLE 0 before the VM is made."""
+    fork: bool = False
+    """Become a daemon before the VM is made."""
+    signal_ms: float | None = None
+    """Have a SIGALRM that often."""
+    vms: int = 1
+    """VMs to make, each once the one before has run."""
+    reboot: bool = False
+    """Close each VM once it has run: as a reboot, if there are more."""
+    after: float = 0
+    """Seconds to stay at the end."""
+    rounds: int = 1
+    """Rounds that each vCPU runs."""
+    pause: float = 0.2
+    """Seconds between two rounds."""
+    vcpu_affinity: frozenset[int] | None = None
+    pmu_type: int | None = None
+    """kvmtool: insist on this PMU."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the VMM that these words ask for; returns the exit status."""
-    options = _parser().parse_args(argv)
+    options = _parse(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a program that is not Python's
     ready = _daemonize() if options.fork else None
     if options.nodump:
@@ -43,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         move=dict(options.move),
         waits=waits,
     )
-    course = Course(pmu_type=options.pmu_type, reboot=options.reboot, second_vm=options.second_vm)
+    course = Course(pmu_type=options.pmu_type, reboot=options.reboot, vms=options.vms)
 
     def started(vm: StandinVm) -> None:
         if ready is not None and not vm.number:
@@ -93,54 +136,44 @@ def _stay(seconds: float) -> None:
         time.sleep(left)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.lab.standins", description=__doc__)
-    add = parser.add_argument
-    add("vmm", choices=KINDS, help="whose ways")
-    add("--name", help="nothing: for who reads the command line")
-    add("--pmu", action="store_true", help="the same")
-    add("--helper", action="store_true", help="fork a process that has its descriptors")
-    add("--vcpus", type=int, default=2, metavar="N", help="(default: %(default)s)")
-    add("--no-pmu", action="store_true", help="vCPUs without the PMUv3 feature")
-    add("--never", action="store_true", help="make no VM, and end after a second")
-    add("--nodump", action="store_true", help="PR_SET_DUMPABLE 0 before the VM is made")
-    add("--fork", action="store_true", help="become a daemon before the VM is made")
-    add("--signal-ms", type=float, metavar="MS", help="have a SIGALRM that often")
-    add("--second-vm", action="store_true", help="make another VM once the first has run")
-    add("--reboot", action="store_true", help="the same, and the first is closed before")
-    add(
-        "--wait-at",
-        action="append",
-        default=[],
-        choices=("start", "init", "round"),
-        help="wait for a byte of input: before the VM, after its first vCPU, or its first round",
-    )
-    add("--after", type=float, default=0, metavar="SEC", help="stay so long at the end")
-    add("--rounds", type=int, default=1, metavar="N", help="rounds each vCPU runs (1)")
-    add("--pause", type=float, default=0.2, metavar="SEC", help="between two rounds (0.2)")
-    add(
-        "--move",
-        type=_move,
-        action="append",
-        default=[],
-        metavar="V=CPUS",
-        help="vCPU V's thread puts itself on these CPUs after its first round",
-    )
-    add("--vcpu-affinity", type=_cpus, metavar="CPUS", help="vCPU threads put themselves there")
-    add("--pmu-type", type=int, metavar="N", help="kvmtool: insist on this PMU")
-    return parser
+def _parse(argv: Sequence[str]) -> Options:
+    found: dict[str, Any] = {"wait_at": [], "move": []}
+    pairs, words = getopt.gnu_getopt(argv, "", [*FLAGS, *(f"{name}=" for name in VALUES)])
+    for option, text in pairs:
+        name = option.removeprefix("--")
+        key = name.replace("-", "_")
+        value = VALUES[name](text) if name in VALUES else True
+        if key in ("wait_at", "move"):
+            found[key].append(value)
+        else:
+            found[key] = value
+    (vmm,) = words
+    return Options(vmm, **found)
 
 
 def _cpus(text: str) -> frozenset[int]:
-    try:
-        return frozenset(CpuSet.parse(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return frozenset(parse_cpus(text))
 
 
 def _move(text: str) -> tuple[int, frozenset[int]]:
     vcpu, _, cpus = text.partition("=")
     return int(vcpu), _cpus(cpus)
+
+
+FLAGS = (*("fork", "helper", "never", "no-pmu", "nodump", "pmu", "reboot"),)
+VALUES: Mapping[str, Callable[[str], Any]] = {
+    "after": float,
+    "move": _move,
+    "name": str,
+    "pause": float,
+    "pmu-type": int,
+    "rounds": int,
+    "signal-ms": float,
+    "vcpu-affinity": _cpus,
+    "vcpus": int,
+    "vms": int,
+    "wait-at": str,
+}
 
 
 if __name__ == "__main__":

@@ -8,33 +8,30 @@ cloud-hypervisor (vmm/src/vm.rs).
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from pmuctl.model.cpuset import CpuSet
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_INIT,
     KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
+from tests.lab.cpulist import parse_cpus
 from tests.lab.standins.talk import current_cpu, start_thread
 from tests.lab.standins.vm import IRQ, Plan, StandinVm
 from tests.lab.vmm.vcpu import FailEntry
 
-PATH_EVENT_SOURCE = Path("/sys/bus/event_source/devices")
+PATH_EVENT_SOURCE = "/sys/bus/event_source/devices"
 
 Started = Callable[[StandinVm], None]
 """Called by a stand-in once the vCPU threads of a VM have been started."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
+class Course(NamedTuple):
     """What a stand-in is to do besides what it does for one VM."""
 
     pmu_type: int | None = None
     reboot: bool = False
-    second_vm: bool = False
+    vms: int = 1
 
 
 def kvmtool(plan: Plan, course: Course, started: Started) -> None:
@@ -133,25 +130,29 @@ KINDS = {"kvmtool": kvmtool, "crosvm": crosvm, "cloud-hypervisor": cloud_hypervi
 
 def _vms(make: Callable[[int], StandinVm], course: Course) -> Iterator[StandinVm]:
     """One VM after the other: each is to be started by who gets it."""
-    first = make(0)
-    yield first
-    first.wait()
-    if course.reboot:
-        first.close()
-    if course.reboot or course.second_vm:
-        second = make(1)
-        yield second
-        second.wait()
+    for number in range(course.vms):
+        vm = make(number)
+        yield vm
+        vm.wait()
+        if course.reboot:
+            vm.close()
 
 
 def _kvmtool_pmu(affinity: frozenset[int] | None) -> int | None:
     wanted = affinity or {current_cpu()}
-    for folder in sorted(PATH_EVENT_SOURCE.iterdir()):
-        if (folder / "cpus").exists() and wanted <= frozenset(
-            CpuSet.parse((folder / "cpus").read_text().strip())
-        ):
-            return int((folder / "type").read_text())
+    for name in sorted(os.listdir(PATH_EVENT_SOURCE)):
+        try:
+            cpus = _read(f"{PATH_EVENT_SOURCE}/{name}/cpus")
+        except FileNotFoundError:
+            continue
+        if wanted <= frozenset(parse_cpus(cpus)):
+            return int(_read(f"{PATH_EVENT_SOURCE}/{name}/type"))
     return None
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
 
 
 def _die(text: str, status: int) -> NoReturn:

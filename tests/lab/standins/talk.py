@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TypeVar
 
 PR_SET_DUMPABLE = 4
@@ -19,8 +19,8 @@ _lock = threading.Lock()
 
 
 def say(**line: object) -> None:
-    """One line, whole and at once."""
-    text = json.dumps(line) + "\n"
+    """One line, whole and at once, with the time (seconds of the monotonic clock)."""
+    text = json.dumps(line | {"time": time.monotonic()}) + "\n"
     with _lock:
         os.write(1, text.encode())
 
@@ -93,11 +93,12 @@ def say_status() -> None:
     """What the kernel says of tracing and seccomp, of the process and of each of its threads."""
     words = ("Seccomp", "TracerPid", "NoNewPrivs")
     threads = {}
-    for task in Path("/proc/self/task").iterdir():
+    for tid in os.listdir("/proc/self/task"):
         try:
-            text = (task / "status").read_text()
+            with open(f"/proc/self/task/{tid}/status", encoding="utf-8") as file:
+                text = file.read()
         except (FileNotFoundError, ProcessLookupError):
             continue  # a vCPU thread that was joined, but is not quite gone
         lines = dict(line.split(":\t", 1) for line in text.splitlines())
-        threads[int(task.name)] = {word: int(lines[word]) for word in words}
+        threads[int(tid)] = {word: int(lines[word]) for word in words}
     say(event="status", pid=os.getpid(), **threads[os.getpid()], threads=threads)

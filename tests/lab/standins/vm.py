@@ -6,10 +6,11 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 from pmuctl.host.kvm import PATH_DEV_KVM, has_pmu_attr, init_vcpu, pack_pmu, set_pmu_attr, vm_type
 from pmuctl.uapi.ioctl import ioctl
@@ -35,8 +36,7 @@ FailedEntry = Callable[[int, FailEntry], None]
 """What a VMM does, in the vCPU's thread, about a vCPU that could not enter the guest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(NamedTuple):
     """How the VM is to be and to run: the options all stand-ins have."""
 
     vcpus: int = 2
@@ -44,8 +44,8 @@ class Plan:
     rounds: int = 1
     pause: float = 0.2
     affinity: frozenset[int] | None = None
-    move: dict[int, frozenset[int]] = field(default_factory=dict)
-    waits: Waits = field(default_factory=Waits)
+    move: Mapping[int, frozenset[int]] = MappingProxyType({})
+    waits: Waits = Waits()
 
 
 class StandinVcpu(Vcpu):

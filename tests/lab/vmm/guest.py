@@ -7,7 +7,7 @@ it at once.
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tests.lab.vmm import a64
 from tests.lab.vmm.a64 import XZR
@@ -86,8 +86,7 @@ def program() -> bytes:
     return struct.pack(f"<{len(code)}I", *code)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(NamedTuple):
     """What the guest saw in one round; None for what it does not have.
 
     `pmuver` is ID_AA64DFR0_EL1.PMUVer, 0 without a PMU. `cycles` (PMCCNTR_EL0) and the event

@@ -6,14 +6,11 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from threading import get_native_id
-from typing import ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Self, TypeVar
 
 from pmuctl.host.kvm import has_pmu_attr, init_vcpu, on_cpus, pin, set_pmu_attr
-from pmuctl.model.cpuset import CpuSet
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_VCPU,
@@ -32,6 +29,12 @@ from pmuctl.uapi.kvm_arm64 import (
     user_pt_regs,
 )
 
+# The stand-ins need neither, and are to start fast.
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from pmuctl.model.cpuset import CpuSet
+
 PMU_IRQ = 23
 """The PPI of the PMU's overflow interrupt, the one Arm's Base System Architecture gives it."""
 
@@ -39,16 +42,14 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(NamedTuple):
     """KVM_EXIT_MMIO: the guest wrote `value` where there is no memory."""
 
     address: int
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class FailEntry:
+class FailEntry(NamedTuple):
     """KVM_EXIT_FAIL_ENTRY: KVM did not enter the guest, and KVM_RUN returned 0 all the same.
 
     With reason KVM_EXIT_FAIL_ENTRY_CPU_UNSUPPORTED the thread was on `cpu`, which the PMU chosen
@@ -60,8 +61,7 @@ class FailEntry:
     cpu: int
 
 
-@dataclass(frozen=True, slots=True)
-class OtherExit:
+class OtherExit(NamedTuple):
     """Any other exit, by its KVM_EXIT_ number: nothing that the guest here should cause."""
 
     reason: int
@@ -91,6 +91,8 @@ class Vcpu:
         self.initialised = False
         self.has_run = False
         self.init_masks: tuple[CpuSet, ...] = ()
+        from concurrent.futures import ThreadPoolExecutor
+
         with ExitStack() as undo:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vcpu-{index}")
             undo.callback(self._thread.shutdown)
@@ -104,6 +106,8 @@ class Vcpu:
             self._undo = undo.pop_all()
 
     def _create(self, vm_fd: int, *, vpmu: bool, cpus: Iterable[int] | None) -> int:
+        from pmuctl.model.cpuset import CpuSet
+
         with on_cpus(cpus), ExitStack() as undo:
             fd = ioctl(vm_fd, KVM_CREATE_VCPU, self.index, what=self._what("KVM_CREATE_VCPU"))
             undo.callback(os.close, fd)
@@ -119,7 +123,9 @@ class Vcpu:
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
-    def submit(self, job: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+    def submit(
+        self, job: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> "Future[_T]":
         """Have the vCPU's thread call this, after what it was given before."""
         return self._thread.submit(job, *args, **kwargs)
 
