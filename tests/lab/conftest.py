@@ -1,26 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The labs of a test session: each is booted when first asked for, and shared by all tests."""
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-from tests.conftest import ALL_KERNELS, KERNELS
 from tests.lab.errors import NoKernelError
-from tests.lab.machine import Lab, boot
+from tests.lab.hosts import ALL_KERNELS, KERNELS
+from tests.lab.machine import Lab
+from tests.lab.pool import Pool
+from tests.skips import skip
 
-# A lab takes half a gigabyte of memory; with a QEMU inside, up to two.
-ALIVE_MAX = 3
-
-# With a QEMU inside, and what its guests take.
-MEMORY_WITH_LAYERS = "3G"
-
-# kernel, host, layers
-Key = tuple[str, str, tuple[str, ...]]
+POOL = pytest.StashKey[Pool]()
 
 
 class GetLab(Protocol):
@@ -52,54 +45,71 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test of this folder."""
-    here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here):
+        if is_of_lab(item):
             item.add_marker(pytest.mark.lab)
 
 
+def is_of_lab(item: pytest.Item) -> bool:
+    """Whether it is a test of this folder."""
+    return item.path.is_relative_to(Path(__file__).parent)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have labs for as long as the session runs."""
+    config.stash[POOL] = pool = Pool()
+    config.add_cleanup(pool.close)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin the labs' journals anew."""
+    for lab in item.config.stash[POOL]:
+        lab.journal.begin()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a test that failed what it asked of its labs, and what they said."""
+    report = yield
+    if report.failed:
+        for lab in item.config.stash[POOL]:
+            if not lab.journal.is_empty:
+                report.sections.append((f"lab with {lab.kernel}", lab.journal.text()))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Pause the labs after each test, and end them after the last one that has any."""
+    try:
+        return (yield)
+    finally:
+        pool = item.config.stash[POOL]
+        if nextitem is None or not is_of_lab(nextitem):
+            pool.close()
+        else:
+            pool.pause()
+
+
 @pytest.fixture(scope="session")
-def get_lab() -> Iterator[GetLab]:
-    """The lab with this kernel and this host; one that died is replaced.
+def get_lab(request: pytest.FixtureRequest) -> GetLab:
+    """Get the lab with this kernel and this host; one that died is replaced.
 
     Skips the test where the archive has no such kernel (any more).
     """
-    labs: OrderedDict[Key, tuple[Lab, ExitStack]] = OrderedDict()
-    missing: dict[str, str] = {}
+    pool = request.config.stash[POOL]
 
     def get(kernel: str, host: str, layers: tuple[str, ...] = ()) -> Lab:
-        if kernel in missing:
-            pytest.skip(missing[kernel])
-        key = find_key(labs, (kernel, host, layers))
-        lab, stack = labs.pop(key, (None, ExitStack()))
-        if lab is None or not lab.alive:
-            stack.close()
-            while len(labs) >= ALIVE_MAX:
-                labs.popitem(last=False)[1][1].close()
-            stack = ExitStack()
-            try:
-                memory = MEMORY_WITH_LAYERS if key[2] else "2G"
-                lab = stack.enter_context(boot(kernel, host, memory, layers=key[2]))
-            except NoKernelError as error:
-                missing[kernel] = f"not tested: {error}"
-                pytest.skip(missing[kernel])
-        labs[key] = lab, stack
-        return lab
+        try:
+            return pool.get(kernel, host, layers)
+        except NoKernelError as error:
+            skip(f"not tested: {error}", runs="where the archive has that kernel")
 
-    try:
-        yield get
-    finally:
-        for _, stack in labs.values():
-            stack.close()
-
-
-def find_key(keys: Iterable[Key], wanted: Key) -> Key:
-    """Of the labs there are, the one that will do; what is wanted, if none will."""
-    kernel, host, layers = wanted
-    for key in keys:
-        if key[:2] == (kernel, host) and set(layers) <= set(key[2]):
-            return key
-    return wanted
+    return get
 
 
 @pytest.fixture

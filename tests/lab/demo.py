@@ -22,7 +22,7 @@ def show(lab: Lab, tell: Callable[[str], None]) -> None:
     """Go through the session in a lab with two PMUs; each piece of it goes to `tell`."""
 
     def command(words: str) -> None:
-        ran = pmuctl(lab, *shlex.split(words))
+        ran = pmuctl(lab, *shlex.split(words), preloaded=False)
         tell(f"$ pmuctl {words}\n{ran.stdout}{ran.stderr}")
         if ran.status:
             tell(f"(exit status {ran.status})\n")
@@ -35,10 +35,11 @@ def show(lab: Lab, tell: Callable[[str], None]) -> None:
 
     command("pmu list")
     tell("\n# A VM that is made on CPUs 0-1 and runs on CPUs 2-3, without pmuctl:\n")
-    with reference_vm(lab, *MADE, "--run-cpus", "2-3", "--no-socket", name="web1") as vm:
+    without = (*MADE, "--run-cpus", "2-3", "--no-socket")
+    with reference_vm(lab, *without, name="web1", preloaded=False) as vm:
         guest(vm.reports())
     tell("# The same VM again. Its window is open, and it waits:\n")
-    with reference_vm(lab, *MADE, "--forever", name="web1") as vm:
+    with reference_vm(lab, *MADE, "--forever", name="web1", preloaded=False) as vm:
         command("vm list")
         tell("\n")
         command(f"{SET} --dry-run")

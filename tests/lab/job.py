@@ -19,9 +19,10 @@ class Job:
         channel: Channel,
         args: Sequence[str],
         *,
-        env: Mapping[str, str] | None,
-        user: str | None,
-        cwd: str | None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        cwd: str | None = None,
+        preloaded: bool = False,
     ) -> None:
         self.args = tuple(args)
         self.pid = 0
@@ -31,7 +32,13 @@ class Job:
         self._error: OSError | None = None
         self._number = channel.open(self._receive)
         channel.send(
-            do="start", id=self._number, args=self.args, env=dict(env or {}), user=user, cwd=cwd
+            do="start",
+            id=self._number,
+            args=self.args,
+            env=dict(env or {}),
+            user=user,
+            cwd=cwd,
+            preloaded=preloaded,
         )
         if not channel.wait_for(lambda: bool(self.pid or self._error), PATIENCE):
             raise channel.error(f"{self.args[0]} was not started within {PATIENCE:g} s")

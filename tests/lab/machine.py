@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot the lab, run commands in it, move files in and out."""
 
+import glob
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from tests.lab.channel import PATIENCE, Channel
 from tests.lab.errors import CommandFailedError, CommandTimeoutError, LabError, Result
 from tests.lab.hosts import HOSTS, Host
 from tests.lab.job import Job, failure
+from tests.lab.journal import Journal
 from tests.lab.layers import find as find_layer
 
 MACHINE = "virt,virtualization=on,gic-version=3"
@@ -30,6 +34,7 @@ class Lab:
 
     def __init__(self, channel: Channel, *, kernel: str) -> None:
         self.kernel = kernel
+        self.journal = Journal(channel)
         self._channel = channel
 
     @property
@@ -42,6 +47,10 @@ class Lab:
         """Whether it still runs."""
         return self._channel.alive
 
+    def pause(self) -> None:
+        """Stop it with its clock until it is used again: one that idles costs a tenth of a CPU."""
+        self._channel.pause()
+
     def start(
         self,
         args: Sequence[str],
@@ -50,12 +59,15 @@ class Lab:
         user: str | None = None,
         cwd: str | None = None,
         stdin: bytes | None = b"",
+        preloaded: bool = False,
     ) -> Job:
         """Start a process; without `stdin` (None) its input stays open for `Job.send`.
 
-        It runs as root, or as `user`: a name, or UID:GID.
+        It runs as root, or as `user`: a name, or UID:GID. One that is `preloaded`, pmuctl or a
+        module of the lab's, is forked from a process that has imported all: forkserver.py.
         """
-        job = Job(self._channel, args, env=env, user=user, cwd=cwd)
+        job = Job(self._channel, args, env=env, user=user, cwd=cwd, preloaded=preloaded)
+        self.journal.add(job)
         if stdin is not None:
             job.send(stdin)
             job.end_input()
@@ -71,9 +83,10 @@ class Lab:
         user: str | None = None,
         cwd: str | None = None,
         stdin: bytes = b"",
+        preloaded: bool = False,
     ) -> Result:
         """Run a process to its end, and its process group no longer than `timeout` seconds."""
-        job = self.start(args, env=env, user=user, cwd=cwd, stdin=stdin)
+        job = self.start(args, env=env, user=user, cwd=cwd, stdin=stdin, preloaded=preloaded)
         try:
             result = job.wait(timeout)
         except CommandTimeoutError:
@@ -93,6 +106,29 @@ class Lab:
         for index, piece in enumerate(list(frames.chunks(data)) or [b""]):
             packed = frames.pack(piece)
             self._ask(do="write", path=path, data=packed, mode=mode, more=index > 0)
+
+    def read_files(self, pattern: str) -> dict[str, str]:
+        """By path, what is in the files that a glob pattern finds: nothing in a socket."""
+        files: dict[str, str] = json.loads(self._ask(do="read-all", pattern=pattern))
+        return files
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file, of any kind."""
+        return bool(self.read_files(glob.escape(path)))
+
+    def kill(self, pid: int, signal: int) -> None:
+        """Send a signal to a process; raises ProcessLookupError if there is none."""
+        self._ask(do="signal", pid=pid, signal=int(signal))
+
+    def wait_gone(self, pid: int) -> None:
+        """Wait until there is no such process, or it is a zombie."""
+        self._ask(do="wait-gone", pid=pid)
+
+    def find_processes(self, words: str) -> list[int]:
+        """The processes in whose command line this regular expression is found."""
+        cmdlines = self.read_files("/proc/[0-9]*/cmdline")
+        found = (path for path, cmdline in cmdlines.items() if re.search(words, cmdline))
+        return sorted(int(path.split("/")[2]) for path in found)
 
     def fetch(self, path: str, into: Path, *, timeout: float = PATIENCE) -> None:
         """Copy what is below a directory of the lab to one of this machine."""
@@ -179,7 +215,12 @@ def boot(
         )
         stack.callback(channel.close)
         channel.wait_ready(timeout)
-        yield Lab(channel, kernel=builder.newest() if kernel == "newest" else kernel)
+        lab = Lab(channel, kernel=builder.newest() if kernel == "newest" else kernel)
+        try:
+            yield lab
+        except Exception as error:
+            error.add_note(lab.journal.text())
+            raise
 
 
 def shell(kernel: str, host: str, mem: str) -> int:

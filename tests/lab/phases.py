@@ -3,15 +3,15 @@
 
 import json
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
-from tests.lab.channel import PATIENCE
 from tests.lab.errors import Result
 from tests.lab.machine import Lab
 from tests.lab.vmms import lines, runs, standin
+from tests.lab.vms import pmuctl
+from tests.lab.waiting import until
 from tests.lab.workloads.bare import parse_reports
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -26,9 +26,8 @@ CYCLES_ONLY = 1 << 0x11
 MANY_RANGES = 300
 """Calls of a filter that takes a while to put in: about a second in the lab."""
 KVM_SET_DEVICE_ATTR = "0x4018aee1"
-POLL_SECONDS = 0.005
-
-T = TypeVar("T")
+INJECTING_POLL = 0.005
+"""Seconds: it is not for long."""
 
 # A shell with job control: its job is a process group of its own, with a parent in the same
 # session. A group without that is orphaned, and the kernel does not let SIGTSTP stop it.
@@ -57,20 +56,18 @@ def many_ranges(count: int = MANY_RANGES) -> str:
     return f"{CYCLES}," + ",".join(hex(0x400 + 2 * number) for number in range(count - 1))
 
 
-def until(found: Callable[[], T], why: str, seconds: float = PATIENCE) -> T:
-    """The first true value; a failure after a while."""
-    deadline = time.monotonic() + seconds
-    while not (its := found()):
-        assert time.monotonic() < deadline, f"in vain for {seconds:g} s: {why}"
-        time.sleep(POLL_SECONDS)
-    return its
-
-
 class Supervised:
     """A VMM that `pmuctl run` was asked to start, from outside."""
 
     def __init__(
-        self, lab: Lab, name: str, words: Sequence[str], *, job_control: bool, user: str | None
+        self,
+        lab: Lab,
+        name: str,
+        words: Sequence[str],
+        *,
+        job_control: bool,
+        user: str | None,
+        preloaded: bool,
     ) -> None:
         self.lab = lab
         self.name = name
@@ -79,7 +76,7 @@ class Supervised:
         if job_control:
             command = ["python3", "-S", "-c", JOB_CONTROL, *command]
         env = {"XDG_RUNTIME_DIR": USERS_RUNTIME_DIR} if user else None
-        self.job = lab.start(command, stdin=None, user=user, env=env)
+        self.job = lab.start(command, stdin=None, user=user, env=env, preloaded=preloaded)
         self.pid = self.job.pid
         self.supervisor = 0
         self._heard: dict[str, int] = {}
@@ -111,7 +108,7 @@ class Supervised:
     def signal(self, number: signal.Signals, pid: int | None = None) -> None:
         """Signal the VMM, or another process."""
         its = self.pid if pid is None else pid
-        self.lab.run(["kill", f"-{number.name.removeprefix('SIG')}", str(its)], check=True)
+        self.lab.kill(its, number)
 
     def record(self) -> dict[str, Any]:
         """What its supervisor has left for others; empty if that is not of this process."""
@@ -144,7 +141,7 @@ class Supervised:
 
     def pmuctl(self, verb: str, *words: str) -> Result:
         """`pmuctl vm VERB NAME`."""
-        return self.lab.run(["pmuctl", "vm", verb, self.name, *words])
+        return pmuctl(self.lab, "vm", verb, self.name, *words)
 
     def end(self) -> int:
         """Its exit status, waited for."""
@@ -152,12 +149,13 @@ class Supervised:
 
     def supervisor_leaves(self) -> None:
         """Wait for that."""
-        until(lambda: not exists(self.lab, f"/proc/{self.supervisor}"), "the supervisor leaves")
+        self.lab.wait_gone(self.supervisor)
+        until(lambda: not self.lab.exists(f"/proc/{self.supervisor}"), "it is no zombie either")
 
     def leftovers(self) -> set[str]:
         """What is left of it: "process", "socket", "record"."""
         its = {"socket": self.path("sock"), "record": self.path("sock.json")}
-        found = {what for what, path in its.items() if exists(self.lab, path)}
+        found = {what for what, path in its.items() if self.lab.exists(path)}
         return found | ({"process"} if processes_of(self.lab, self.name) else set())
 
     def check_settings(self, reports: int = 2, *, is_let_go: bool = True) -> None:
@@ -173,16 +171,9 @@ class Supervised:
         assert (status["Seccomp"], status["TracerPid"] == 0 or not is_let_go) == (2, True), status
 
 
-def exists(lab: Lab, path: str) -> bool:
-    """Whether there is such a file, of any kind, in the lab."""
-    return lab.run(["test", "-e", path]).status == 0
-
-
 def processes_of(lab: Lab, name: str) -> list[int]:
     """The processes with this word in their command line: the launcher, the supervisor."""
-    pattern = f"[{name[0]}]{name[1:]}"  # which does not match itself
-    text = lab.run(["sh", "-c", f"grep -lzx '{pattern}' /proc/[0-9]*/cmdline"]).stdout
-    return [int(path.split("/")[2]) for path in text.split()]
+    return lab.find_processes(rf"\0{name}\0")
 
 
 @contextmanager
@@ -194,15 +185,21 @@ def supervised(
     filter_: str = CYCLES,
     job_control: bool = False,
     user: str | None = None,
+    preloaded: bool = False,
 ) -> Iterator[Supervised]:
-    """A VMM under `pmuctl run`, ended with its supervisor at the end of the block."""
+    """A VMM under `pmuctl run`, ended with its supervisor at the end of the block.
+
+    Where what happens after the VMM's start is what is tested, pmuctl may be `preloaded`.
+    """
     words = ["--pmu", A72, "--filter", filter_, *options, "--", *command]
-    its = Supervised(lab, name, words, job_control=job_control, user=user)
+    its = Supervised(lab, name, words, job_control=job_control, user=user, preloaded=preloaded)
     try:
-        yield its
+        with lab.journal.on_failure(f"before {name} was ended"):
+            yield its
     finally:
         for pid in {its.pid, its.supervisor, *processes_of(lab, name)} - {0}:
-            lab.run(["kill", "-KILL", str(pid)])
+            with suppress(ProcessLookupError):
+                lab.kill(pid, signal.SIGKILL)
         if its.job.status is None:
             its.job.kill(signal.SIGKILL)
             its.job.wait()
@@ -239,16 +236,18 @@ def check_refused(lab: Lab, ran: Result, status: int, *words: str) -> None:
     for word in (*words, "\n  why: ", "\n  fix: "):
         assert word in ran.stderr, ran
     assert "Traceback" not in ran.stderr
-    assert not exists(lab, "/tmp/obstacle.started")
+    assert not lab.exists("/tmp/obstacle.started")
     check_left(lab)
 
 
 def check_left(lab: Lab, *, record: bool = False) -> None:
     """Nothing is left of a VM "obstacle" but perhaps a record, which this removes."""
+    for pid in processes_of(lab, "obstacle"):
+        lab.wait_gone(pid)
     until(lambda: not processes_of(lab, "obstacle"), "its supervisor leaves")
     stems = [f"{folder}/obstacle" for folder in (RUNTIME_DIR, f"{USERS_RUNTIME_DIR}/pmuctl")]
-    assert not any(exists(lab, f"{stem}.sock") for stem in stems)
-    assert any(exists(lab, f"{stem}.sock.json") for stem in stems) is record
+    assert not any(lab.exists(f"{stem}.sock") for stem in stems)
+    assert any(lab.exists(f"{stem}.sock.json") for stem in stems) is record
     lab.run(["rm", "-f", *(f"{stem}.sock.json" for stem in stems)])
 
 

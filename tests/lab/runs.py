@@ -4,6 +4,7 @@
 import itertools
 import json
 import re
+import signal
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tests.lab.layers import QEMUS
 from tests.lab.machine import Lab
 from tests.lab.tracing import KVM_RUN, TRACING
 from tests.lab.vms import pmuctl
+from tests.lab.waiting import until
 from tests.lab.workloads.bare import START, parse_reports
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -35,8 +37,9 @@ LAYERS_OF_OTHERS = ("qemu-7.2", "guest-linux")
 RUNTIME_DIR = "/run/pmuctl"
 RESIDENT_MAX = 16 * 1024
 """Kilobytes of memory a supervisor may keep."""
-# The command lines of supervisors and of VMMs, and not that of who looks for them.
-_OURS = "[l]aunch/__main__|[q]emu-system|[l]ab.standins"
+# The command lines of supervisors, and of VMMs as well.
+_SUPERVISOR = "launch/__main__"
+_OURS = f"{_SUPERVISOR}|qemu-system|lab.standins"
 
 _numbers = itertools.count(1)
 
@@ -110,42 +113,63 @@ class Run:
 
     def wait_given_back(self) -> None:
         """Until the main thread has its mask back: then all that is no vCPU's has."""
-        wait_until(self.lab, f"grep -q 'Cpus_allowed_list:.{ALL_CPUS}' /proc/{self.pid}/status")
+        until(lambda: self._main_thread().cpus == ALL_CPUS, "the main thread has its mask back")
 
     def wait_applied(self, times: int) -> list[dict[str, Any]]:
         """Until the record, which is written a moment later, has so many changes; those."""
-        path = f"{RUNTIME_DIR}/{self.name}.sock.json"
-        wait_until(self.lab, f"[ $(grep -c '\"when\":' {path}) = {times} ]")
-        applied: list[dict[str, Any]] = self.record()["applied"]
-        return applied
+
+        def applied() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = self.record()["applied"]
+            return found
+
+        until(lambda: len(applied()) == times, f"{times} changes are recorded")
+        return applied()
 
     def wait_stopped(self) -> None:
         """Until all its threads are: those that are traced, too."""
-        wait_until(self.lab, f"! {self._states('DRS')}")
+        until(lambda: not {its.state for its in self.threads()} & {*"DRS"}, "all are stopped")
 
     def wait_held(self) -> None:
         """Until its main thread is held, and others are not."""
-        held = f"grep -q '^State:.t' /proc/{self.pid}/status"
-        wait_until(self.lab, f"{held} && {self._states('RS')}")
 
-    def _states(self, letters: str) -> str:
-        return f"grep -hq '^State:.[{letters}]' /proc/{self.pid}/task/*/status"
+        def held() -> bool:
+            threads = self.threads()
+            others = {its.state for its in threads if its.tid != self.pid}
+            main = {its.state for its in threads if its.tid == self.pid}
+            return main == {"t"} and bool(others & {*"RS"})
+
+        until(held, "its main thread is held, and others are not")
+
+    def _main_thread(self) -> Thread:
+        return next(its for its in self.threads() if its.tid == self.pid)
 
     def kill_supervisor(self) -> None:
         """End it as nothing should."""
-        its = self.record()["supervisor"]
-        shell(self.lab, f"kill -9 {its}; while [ -d /proc/{its} ]; do :; done")
+        its = int(self.record()["supervisor"])
+        self.lab.kill(its, signal.SIGKILL)
+        self.lab.wait_gone(its)
+        until(lambda: not self.lab.exists(f"/proc/{its}"), "it is no zombie either")
 
 
 @contextmanager
 def running(
-    lab: Lab, *options: str, vmm: Sequence[str], name: str | None = None, stdin: bytes | None = b""
+    lab: Lab,
+    *options: str,
+    vmm: Sequence[str],
+    name: str | None = None,
+    stdin: bytes | None = b"",
+    preloaded: bool = False,
 ) -> Iterator[Run]:
-    """A VMM under `pmuctl run`; at the end it is killed, and nothing of it stays."""
+    """A VMM under `pmuctl run`; at the end it is killed, and nothing of it stays.
+
+    Where `pmuctl run` is not what is tested, it may be `preloaded`.
+    """
     name = name or f"run{next(_numbers)}"
-    job = lab.start(["pmuctl", "run", "--name", name, *options, "--", *vmm], stdin=stdin)
+    command = ["pmuctl", "run", "--name", name, *options, "--", *vmm]
+    job = lab.start(command, stdin=stdin, preloaded=preloaded)
     try:
-        yield Run(lab, name, job)
+        with lab.journal.on_failure(f"before {name} was ended"):
+            yield Run(lab, name, job)
     finally:
         if job.status is None:
             job.kill(9)
@@ -166,13 +190,8 @@ def to_the_end(lab: Lab, *options: str, vmm: Sequence[str], name: str | None = N
 
 def threads_of(lab: Lab, pid: int) -> list[Thread]:
     """All threads of a process."""
-    words = "Name|State|Pid|TracerPid|Cpus_allowed_list"
-    text = shell(lab, f"grep -hE '^({words}):' /proc/{pid}/task/*/status")
-    its = [
-        dict(re.findall(r"^(\w+):\t(.*)$", one, re.M))
-        for one in re.split(r"^(?=Name:)", text, flags=re.M)
-        if one
-    ]
+    files = lab.read_files(f"/proc/{pid}/task/*/status")
+    its = [dict(re.findall(r"^(\w+):\t(.*)$", text, re.M)) for text in files.values() if text]
     return [
         Thread(
             tid=int(one["Pid"]),
@@ -190,21 +209,26 @@ def shell(lab: Lab, script: str) -> str:
     return lab.run(["sh", "-e", "-c", script], check=True).stdout
 
 
-def wait_until(lab: Lab, condition: str) -> None:
-    """Until a shell's condition holds in the lab."""
-    lab.run(["sh", "-c", f"until {condition}; do sleep 0.05; done"], check=True)
-
-
 def wait_nothing_left(lab: Lab, *names: str) -> None:
     """Until no supervisor and no VMM is there, and of these VMs no socket and no record."""
-    files = " ".join(f"{RUNTIME_DIR}/{name}.*" for name in names)
-    left = f"grep -laE '{_OURS}' /proc/[0-9]*/cmdline 2>/dev/null; ls -d {files} 2>/dev/null"
-    wait_until(lab, f'[ -z "$({left})" ]')
+    wait_none(lab, _OURS)
+
+    def left() -> list[str]:
+        return [path for name in names for path in lab.read_files(f"{RUNTIME_DIR}/{name}.*")]
+
+    until(lambda: not left(), f"no file is left of {', '.join(names)}")
 
 
 def wait_unsupervised(lab: Lab) -> None:
     """Until every supervisor has left."""
-    wait_until(lab, '! grep -qa "[l]aunch/__main__" /proc/[0-9]*/cmdline 2>/dev/null')
+    wait_none(lab, _SUPERVISOR)
+
+
+def wait_none(lab: Lab, words: str) -> None:
+    """Until no process has these words, a regular expression, in its command line."""
+    for pid in lab.find_processes(words):
+        lab.wait_gone(pid)
+    until(lambda: not lab.find_processes(words), f"there is no {words}")
 
 
 def cpus_of_runs(lab: Lab) -> dict[int, list[int]]:

@@ -54,7 +54,7 @@ def counting(lab: Lab) -> list[str]:
 def started(lab: Lab, *options: str) -> Iterator[Run]:
     """That guest, under `pmuctl run` if it has options."""
     vmm = counting(lab)
-    with running(lab, *options, vmm=vmm) if options else plain(lab, vmm) as run:
+    with running(lab, *options, vmm=vmm, preloaded=True) if options else plain(lab, vmm) as run:
         run.wait_reports()
         yield run
 
@@ -125,7 +125,8 @@ def test_what_could_be_either_is_not_derived(newest: Lab) -> None:
 def test_a_hold_without_a_pmu_ends_in_kvms_choice(newest: Lab) -> None:
     """Which can still be changed until then, so it is none before."""
     pmu = A72
-    with running(newest, "--hold", "--affinity", LISTED[pmu], vmm=counting(newest)) as run:
+    options = ("--hold", "--affinity", LISTED[pmu])
+    with running(newest, *options, vmm=counting(newest), preloaded=True) as run:
         run.wait_open()
         assert run.show()["pmu"] is None
         refused = run.vm("set", "filter", "default", "deny")

@@ -122,7 +122,7 @@ def host(qemu_lab: Lab) -> Iterator[tuple[Lab, dict[str, Known]]]:
     vmm = qemu("7.2", *guest, *threads)
     with ExitStack() as stack:
         enter = stack.enter_context
-        under = enter(running(lab, "--pmu", A72, vmm=vmm, name="under"))
+        under = enter(running(lab, "--pmu", A72, vmm=vmm, name="under", preloaded=True))
         plain = enter(started(lab, *vmm, said=r"(?s)(GUEST.*\n){2}"))
         says = r'(?s)("event": "run".*){2}'
         tools = enter(started(lab, *lkvm_on("0-1", "tool"), said=says))

@@ -3,13 +3,14 @@
 
 import json
 import re
+import signal
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
-from tests.conftest import KERNELS
 from tests.lab.conftest import GetLab
+from tests.lab.hosts import KERNELS
 from tests.lab.machine import Lab, boot
 from tests.lab.phases import (
     A53,
@@ -25,9 +26,10 @@ from tests.lab.phases import (
     give_runtime_dir,
     run,
     supervised,
-    until,
 )
 from tests.lab.vmms import lines, put_bare_metal, qemu, runs, standin
+from tests.lab.vms import pmuctl
+from tests.lab.waiting import until
 from tests.lab.workloads.bare import End, parse_reports
 
 pytestmark = pytest.mark.one_kernel
@@ -54,7 +56,7 @@ def test_a_pmu_that_is_none(
 @pytest.fixture
 def without(lab_newest: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab that is believed to have a kernel without an attribute."""
-    lab_newest.run(["pmuctl", "host", "info"], check=True)
+    pmuctl(lab_newest, "host", "info", check=True)
     kept = lab_newest.read_file(CACHE)
     its = json.loads(kept)
     its["probed"]["attributes"].remove(request.param)
@@ -123,7 +125,7 @@ def test_a_vm_without_a_pmu(qemu_lab: Lab) -> None:
     assert "makes vCPUs without a vPMU" in ran.stderr
     assert "  now: the VM was not started\n  fix: " in ran.stderr
     assert "-cpu host,pmu=on" in ran.stderr
-    shown = qemu_lab.run(["pmuctl", "vm", "show", "obstacle"])
+    shown = pmuctl(qemu_lab, "vm", "show", "obstacle")
     assert shown.status == 4
     assert "was refused: its VMM makes vCPUs without a vPMU" in shown.stderr
     check_left(qemu_lab, record=True)
@@ -164,9 +166,9 @@ def test_qemu_as_a_daemon(qemu_lab: Lab) -> None:
     until(lambda: len(parse_reports(console())) > 2, "the guest tells its lines")
     check_console(console())
     pid = int(qemu_lab.read_file(files["pid"]))
-    shown = json.loads(qemu_lab.run(["pmuctl", "vm", "show", "obstacle", "-J"]).stdout)
+    shown = json.loads(pmuctl(qemu_lab, "vm", "show", "obstacle", "-J").stdout)
     assert shown["vm"]["pid"] == pid
-    qemu_lab.run(["kill", str(pid)], check=True)
+    qemu_lab.kill(pid, signal.SIGTERM)
     check_left(qemu_lab)
 
 
@@ -261,7 +263,7 @@ def test_a_user_and_its_daemon(yama: Lab) -> None:
     with supervised(yama, command, name="obstacle", user=USER) as its:
         its.started()
         its.hear('"event": "waits"')
-        listed = yama.run(["pmuctl", "vm", "list", "-J"], user=USER, env=USERS_ENV)
+        listed = pmuctl(yama, "vm", "list", "-J", user=USER, env=USERS_ENV)
         (vm,) = [vm for vm in json.loads(listed.stdout)["vms"] if vm["name"] == "obstacle"]
         assert (vm["pid"], vm["pmu"]) == (its.pid, A72)
         its.go_on()

@@ -17,14 +17,6 @@ from tests.lab.runs import shell
 from tests.lab.sequences import is_default_of_maker
 
 CACHE = "/run/pmuctl/kvm-probe.json"
-CODE = """
-import json, os
-from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.probe_cache import read_kernel, to_json
-from pmuctl.host.sysfs import Sysfs
-sysfs = Sysfs()
-print(json.dumps(to_json(read_kernel(sysfs, scan_pmus(sysfs), os.environ))))
-"""
 CPUS = {
     "one": ["0-3"],
     "two": ["0-1", "2-3"],
@@ -34,8 +26,9 @@ CPUS = {
 }
 
 
-def probe(lab: Lab, **options: str) -> Probed:
-    ran = lab.run(["python3", "-c", CODE], check=True, **options)  # type: ignore[arg-type]
+def probe(lab: Lab, user: str | None = None) -> Probed:
+    command = ["python3", "-m", "tests.lab.probe"]
+    ran = lab.run(command, check=True, preloaded=user is None, user=user)
     return from_json(json.loads(ran.stdout))
 
 
@@ -110,7 +103,10 @@ def test_it_is_probed_once_a_boot_and_read_by_all(fresh: Lab) -> None:
 
 @pytest.mark.parametrize("host", ["two"])
 def test_a_probe_from_one_cpu_only_moves_and_comes_back(fresh: Lab) -> None:
-    code = f"import os; os.sched_setaffinity(0, [3]){CODE}print(os.sched_getaffinity(0))"
+    code = (
+        "import os; from tests.lab.probe import main\n"
+        "os.sched_setaffinity(0, [3])\nmain()\nprint(os.sched_getaffinity(0))"
+    )
     lines = fresh.run(["python3", "-c", code], check=True).stdout.splitlines()
     assert from_json(json.loads(lines[0])).default is not None
     assert lines[1] == "{3}"

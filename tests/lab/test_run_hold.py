@@ -22,10 +22,10 @@ from tests.lab.runs import (
     check_placed,
     running,
     wait_nothing_left,
-    wait_until,
 )
 from tests.lab.vmms import calls, put_bare_metal, qemu, runs, standin
-from tests.lab.vms import pmuctl
+from tests.lab.vms import pmuctl, start_pmuctl
+from tests.lab.waiting import until
 from tests.lab.workloads.bare import End
 
 pytestmark = pytest.mark.one_kernel
@@ -87,8 +87,8 @@ def test_two_admins_at_once_cannot_half_apply(run_lab: Lab) -> None:
     with running(run_lab, "--hold", vmm=standin("kvmtool")) as run:
         run.wait_open()
         wanted = ((A53, ONLY), (A72, BUT))
-        words = ["pmuctl", "vm", "set", run.name, "pmu"]
-        jobs = [run_lab.start([*words, pmu, *rules]) for pmu, rules in wanted]
+        words = ("vm", "set", run.name, "pmu")
+        jobs = [start_pmuctl(run_lab, *words, pmu, *rules) for pmu, rules in wanted]
         ran = [job.wait() for job in jobs]
         assert sorted(its.status for its in ran) == [0, 5], ran
         (lost,) = (its for its in ran if its.status == 5)
@@ -163,7 +163,7 @@ def test_nothing_is_set_before_it_is_held(run_lab: Lab) -> None:
     """Refused, and the VM that is released without settings has what KVM chooses."""
     vmm = ["sh", "-c", f"read go; exec {' '.join(standin('crosvm'))}"]
     with running(run_lab, "--hold", vmm=vmm, stdin=None) as run:
-        wait_until(run_lab, f"[ -S /run/pmuctl/{run.name}.sock ]")
+        until(lambda: run_lab.exists(f"/run/pmuctl/{run.name}.sock"), "it has a socket")
         refused = run.vm("set", "pmu", A72, *ONLY)
         assert (refused.status, refused.stdout) == (9, ""), refused
         assert "its VM is not there to be changed" in refused.stderr

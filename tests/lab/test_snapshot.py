@@ -3,6 +3,7 @@
 
 import io
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.lab.machine import Lab
 from tests.lab.runs import running
 from tests.lab.test_affinity import cpuset_v2
 from tests.lab.vmms import standin
-from tests.lab.vms import ReferenceVm, pmuctl, reference_vm
+from tests.lab.vms import ReferenceVm, pmuctl, reference_vm, start_pmuctl
 
 pytestmark = pytest.mark.one_kernel
 
@@ -69,11 +70,11 @@ def test_a_snapshot_shows_elsewhere_what_the_host_shows(lab: Lab, tmp_path: Path
 @contextmanager
 def stopped(vm: ReferenceVm) -> Iterator[None]:
     """No thread of it gets to another CPU, or runs longer, between two looks."""
-    vm.lab.run(["kill", "-STOP", str(vm.pid)], check=True)
+    vm.lab.kill(vm.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        vm.lab.run(["kill", "-CONT", str(vm.pid)], check=True)
+        vm.lab.kill(vm.pid, signal.SIGCONT)
 
 
 def test_a_snapshot_tells_of_a_confined_vm_what_the_host_tells(lab: Lab, tmp_path: Path) -> None:
@@ -146,10 +147,11 @@ def test_a_snapshot_tells_of_a_vm_under_pmuctl_run_what_the_host_tells(
 ) -> None:
     """With its supervisor and, as its record tells, without it."""
     vmm = standin("crosvm", "--rounds", "100000")
-    with running(lab, "--pmu", A72, "--filter", runs.ONLY_CYCLES, vmm=vmm) as run:
+    options = ("--pmu", A72, "--filter", runs.ONLY_CYCLES)
+    with running(lab, *options, vmm=vmm, preloaded=True) as run:
         run.wait_given_back()
         run.done("wait", "--for", "running", "--timeout", "60")
-        lab.run(["kill", "-STOP", str(run.pid)], check=True)
+        lab.kill(run.pid, signal.SIGSTOP)
         commands = (
             *(("vm", "list"), ("vm", "list", "-O"), ("vm", "show", run.name)),
             *(("vm", "vcpus", "-O"), ("affinity", "check", "-O"), ("doctor", run.name)),
@@ -210,7 +212,7 @@ def test_capabilities_are_what_has_device_attr_says(lab: Lab) -> None:
 def test_vcpus_and_waiting_through_a_vms_life(lab: Lab) -> None:
     wait = ("wait", "--for")
     with reference_vm(lab, *MADE_ON_01, "--forever") as vm:
-        waiter = lab.start(["pmuctl", "vm", *wait, "running", vm.name, "--timeout", "120"])
+        waiter = start_pmuctl(lab, "vm", *wait, "running", vm.name, "--timeout", "120")
         late = vm.pmuctl(*wait, "running", "--timeout", "0.5")
         assert (late.status, late.stdout) == (1, "")
         assert late.stderr.startswith(f"{vm.name}: not running after 0.5 s: waiting, ")
@@ -227,6 +229,6 @@ def test_vcpus_and_waiting_through_a_vms_life(lab: Lab) -> None:
         lab.run(["taskset", "-p", "f", str(vm.tids[0])], check=True)
         rows = there(lab, "vm", "vcpus", vm.name)["vcpus"]
         assert [row["aligned"] for row in rows] == [False, True]
-        stopped = lab.start(["pmuctl", "vm", *wait, "stopped", vm.name, "--timeout", "120"])
+        stopped = start_pmuctl(lab, "vm", *wait, "stopped", vm.name, "--timeout", "120")
         vm.job.kill(9)
         assert stopped.wait(120).status == 0

@@ -2,7 +2,6 @@
 """A vCPU that leaves its PMU, and a PMU that loses its CPUs: told as it happens, and why."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,11 +13,13 @@ from tests.lab.job import Job
 from tests.lab.machine import Lab
 from tests.lab.vmms import put_bare_metal, qemu
 from tests.lab.vms import ReferenceVm, pmuctl, reference_vm
+from tests.lab.waiting import until
 from tests.lab.workloads.bare import End
 
 pytestmark = pytest.mark.one_kernel
 
 A72 = "armv8_cortex_a72"
+ERRORS = "/tmp/monitor.err"
 START = 30.0
 """Seconds for monitor to begin, or to tell something."""
 INTERVAL = 2.0
@@ -48,15 +49,16 @@ class Monitor:
 def monitor(lab: Lab, *words: str) -> Iterator[Monitor]:
     """A monitor that has begun to watch."""
     command = ["pmuctl", "monitor", "--format", "jsonl", "--interval", str(INTERVAL), *words]
-    job = lab.start(["sh", "-c", 'exec "$@" 2>/tmp/monitor.err', "-", *command])
+    job = lab.start(["sh", "-c", f'exec "$@" 2>{ERRORS}', "-", *command])
+
+    def has_begun() -> bool:
+        return "watching" in lab.read_files(ERRORS).get(ERRORS, "")
+
     try:
-        until = time.monotonic() + START
-        while "watching" not in lab.run(["cat", "/tmp/monitor.err"]).stdout:
-            assert time.monotonic() < until, lab.run(["cat", "/tmp/monitor.err"])
-            time.sleep(0.2)
+        until(has_begun, "it watches", START)
         yield Monitor(lab, job)
     finally:
-        lab.run(["rm", "-f", "/tmp/monitor.err"])
+        lab.run(["rm", "-f", ERRORS])
         if job.status is None:
             job.kill()
             job.wait(START)
@@ -77,13 +79,12 @@ def put(lab: Lab, tid: int, mask: str) -> None:
 
 def wait_for_cpu(lab: Lab, name: str, cpus: set[int]) -> None:
     """Until a VM's first vCPU has been on one of these CPUs: one that sleeps is moved later."""
-    until = time.monotonic() + START
-    while True:
+
+    def is_there() -> bool:
         rows = json.loads(pmuctl(lab, "vm", "vcpus", name, "-J").stdout)["vcpus"]
-        if rows[0]["cpu"] in cpus:
-            return
-        assert time.monotonic() < until, rows
-        time.sleep(0.2)
+        return rows[0]["cpu"] in cpus
+
+    until(is_there, f"vCPU 0 of {name} is on one of the CPUs {cpus}", START, poll=0.2)
 
 
 def test_a_thread_that_leaves_is_told_within_one_interval(vm: ReferenceVm) -> None:
@@ -123,7 +124,7 @@ def test_the_kernel_wakes_it(qemu_lab: Lab) -> None:
         assert its.wait_for("cpu-online")["cpus"] == [1]
         with reference_vm(qemu_lab):
             # it is there a moment after the kernel tells of it
-            told = qemu_lab.run(["cat", "/tmp/monitor.err"]).stdout
+            told = qemu_lab.read_file(ERRORS).decode()
             assert "the kernel: kvm create, thread " in told
 
 
@@ -162,7 +163,7 @@ def test_a_supervised_qemu_whose_mask_is_widened_fails_and_spins(qemu_lab: Lab) 
     lab = qemu_lab
     guest = put_bare_metal(lab, End.REPEAT)
     command = ["pmuctl", "run", "--name", "q1", "--pmu", A72, "--", *qemu("7.2", *guest)]
-    job = lab.start(command)
+    job = lab.start(command, preloaded=True)
     try:
         job.wait_for(r"(?s)(GUEST.*\n){2}")
         found = findings(lab, "q1")

@@ -26,7 +26,7 @@ class ReferenceVm:
         self.tids = [int(tid) for tid in window["tids"]]
 
     def pmuctl(self, *words: str, **options: Any) -> Result:
-        """`pmuctl vm VERB NAME …` in the lab: the first word is the verb."""
+        """Run `pmuctl vm VERB NAME …` in the lab: the first word is the verb."""
         return pmuctl(self.lab, "vm", words[0], self.name, *words[1:], **options)
 
     def set(self, *words: str) -> None:
@@ -59,12 +59,16 @@ class ReferenceVm:
 
 
 @contextmanager
-def reference_vm(lab: Lab, *options: str, name: str | None = None) -> Iterator[ReferenceVm]:
+def reference_vm(
+    lab: Lab, *options: str, name: str | None = None, preloaded: bool = True
+) -> Iterator[ReferenceVm]:
     """A reference VM whose window is open, unless its options say otherwise; ended at the end."""
     name = name or f"vm{next(_numbers)}"
-    job = lab.start(["python3", "-m", "tests.lab.vmm", "--name", name, *options])
+    words = ["python3", "-m", "tests.lab.vmm", "--name", name, *options]
+    job = lab.start(words, preloaded=preloaded)
     try:
-        yield ReferenceVm(lab, name, job)
+        with lab.journal.on_failure(f"before {name} was ended"):
+            yield ReferenceVm(lab, name, job)
     finally:
         if job.status is None:
             job.kill()
@@ -73,9 +77,19 @@ def reference_vm(lab: Lab, *options: str, name: str | None = None) -> Iterator[R
         lab.run(["rm", "-f", f"/run/pmuctl/{name}.sock"])
 
 
-def pmuctl(lab: Lab, *words: str, **options: Any) -> Result:
-    """One pmuctl command in the lab."""
-    return lab.run(["pmuctl", *words], **options)
+def pmuctl(lab: Lab, *words: str, preloaded: bool = True, **options: Any) -> Result:
+    """Run one pmuctl command in the lab.
+
+    It is executed, instead of forked with all imports done, if another user is to run it or
+    `preloaded` is false: where start-up, rights, signals or limits are what is tested.
+    """
+    preloaded = preloaded and options.get("user") is None
+    return lab.run(["pmuctl", *words], preloaded=preloaded, **options)
+
+
+def start_pmuctl(lab: Lab, *words: str) -> Job:
+    """Start one pmuctl command in the lab, forked with all imports done."""
+    return lab.start(["pmuctl", *words], preloaded=True)
 
 
 def clear_sockets(lab: Lab) -> None:

@@ -5,21 +5,25 @@ Each request has a number, which all answers to it carry. Every line that comes 
 acknowledged once it has been read, so that the other side never sends more than the tty holds.
 """
 
+import glob
 import grp
+import json
 import os
 import pwd
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import termios
 import tty
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 from tests.lab import frames
+from tests.lab.guest import forkserver
 
 CONSOLE = "/dev/ttyAMA0"
 PIPE_SIZE = 65536
@@ -36,6 +40,7 @@ class Agent:
         self._open = True
         self._splitter = frames.Splitter()
         self._jobs: dict[int, Job] = {}
+        self._forkserver: Forkserver | None = None
         self._acknowledged = 0
 
     def serve(self) -> None:
@@ -50,6 +55,8 @@ class Agent:
         """Let go of all that was started, without ending it."""
         for job in self._jobs.values():
             job.close()
+        if self._forkserver:
+            self._forkserver.close()
         self.selector.close()
 
     def watch(self, fd: int, handler: Handler, events: int = selectors.EVENT_READ) -> None:
@@ -71,6 +78,35 @@ class Agent:
         """A job has ended, and nobody can write its output any more."""
         self._jobs.pop(number, None)
 
+    @property
+    def forkserver(self) -> "Forkserver":
+        """The process that preloaded programs are forked from, started at first use."""
+        if self._forkserver is None:
+            self._forkserver = Forkserver()
+            self.watch(self._forkserver.socket.fileno(), self._read_forkserver)
+        return self._forkserver
+
+    def _wait_gone(self, number: int, pid: int) -> None:
+        """Tell when the process has ended, of whomever it is a child."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.tell(tell="done", id=number)
+            return
+
+        def gone() -> None:
+            self.selector.unregister(pidfd)
+            os.close(pidfd)
+            self.tell(tell="done", id=number)
+
+        self.watch(pidfd, gone)
+
+    def _read_forkserver(self) -> None:
+        message = self.forkserver.receive()
+        job = self._jobs[message["id"]]
+        assert isinstance(job, PreloadedJob)
+        job.take(message)
+
     def _read_console(self) -> None:
         data = os.read(self._console, PIPE_SIZE)
         self._open = bool(data)
@@ -86,10 +122,10 @@ class Agent:
         number = message["id"]
         try:
             match message["do"]:
+                case "start" if message["preloaded"]:
+                    self._jobs[number] = PreloadedJob(self, message)
                 case "start":
-                    job = Job(self, message)
-                    self._jobs[number] = job
-                    self.tell(tell="started", id=number, pid=job.process.pid)
+                    self._jobs[number] = StartedJob(self, message)
                 case "stdin" if number in self._jobs:
                     self._jobs[number].feed(frames.unpack(message["data"]))
                 case "end-stdin" if number in self._jobs:
@@ -103,6 +139,15 @@ class Agent:
                 case "write":
                     write_file(message)
                     self.tell(tell="done", id=number)
+                case "read-all":
+                    files = read_files(message["pattern"])
+                    self.tell_data("data", number, json.dumps(files).encode())
+                    self.tell(tell="done", id=number)
+                case "signal":
+                    os.kill(message["pid"], message["signal"])
+                    self.tell(tell="done", id=number)
+                case "wait-gone":
+                    self._wait_gone(number, message["pid"])
         except OSError as error:
             self.tell(
                 tell="failed",
@@ -116,24 +161,26 @@ class Agent:
 
 
 class Job:
-    """A process with the pipes to it, in a process group of its own."""
+    """A process with the pipes to it, in a process group of its own.
 
-    def __init__(self, agent: Agent, message: frames.Message) -> None:
+    Without a `pid` it has not been started yet, with a `status` it has ended.
+    """
+
+    def __init__(self, agent: Agent, number: int, pipes: Sequence[int]) -> None:
+        """Of the agent's ends of the pipes to its standard input, output and error."""
+        self.pid: int | None = None
+        self.status: int | None = None
         self._agent = agent
-        self._number: int = message["id"]
+        self._number = number
         self._input = b""
         self._input_ends = False
-        self.process = start_process(message)
-        assert self.process.stdin is not None
-        self._stdin = self.process.stdin
-        pipes = {"stdout": self.process.stdout, "stderr": self.process.stderr}
-        self._outputs = {name: pipe for name, pipe in pipes.items() if pipe is not None}
-        self._pidfd = os.pidfd_open(self.process.pid)
-        os.set_blocking(self._stdin.fileno(), False)
-        agent.watch(self._pidfd, self._reap)
+        stdin, stdout, stderr = pipes
+        self._stdin = open(stdin, "wb", buffering=0)
+        self._outputs = {"stdout": stdout, "stderr": stderr}
+        for pipe in pipes:
+            os.set_blocking(pipe, False)
         for name, pipe in self._outputs.items():
-            os.set_blocking(pipe.fileno(), False)
-            agent.watch(pipe.fileno(), partial(self._read, name))
+            agent.watch(pipe, partial(self._read, name))
 
     def feed(self, data: bytes) -> None:
         """More for its standard input."""
@@ -151,17 +198,36 @@ class Job:
 
     def kill(self, number: int) -> None:
         """Signal it and the processes of its group."""
+        if self.pid is None:
+            return
         try:
-            os.killpg(self.process.pid, number)
+            os.killpg(self.pid, number)
         except ProcessLookupError:
             pass  # it ended in the meantime, which is told by itself
 
     def close(self) -> None:
         """Let go of its pipes."""
-        for pipe in (self._stdin, *self._outputs.values()):
-            pipe.close()
-        if self.process.returncode is None:
-            os.close(self._pidfd)
+        self._stdin.close()
+        for pipe in self._outputs.values():
+            os.close(pipe)
+
+    def begin(self, pid: int) -> None:
+        """It runs."""
+        self.pid = pid
+        self._agent.tell(tell="started", id=self._number, pid=pid)
+
+    def end(self, status: int) -> None:
+        """It has ended, and -N is the status when signal N did that."""
+        self.status = status
+        # What it wrote itself is in the pipes by now; its descendants may go on writing.
+        for name in ("stdout", "stderr"):
+            self._read(name)
+        if self._input:
+            self._agent.selector.unregister(self._stdin)
+            self._input = b""
+        self._stdin.close()
+        self._agent.tell(tell="exit", id=self._number, status=status)
+        self._forget_if_over()
 
     def _write(self) -> None:
         if self._stdin.closed:  # its command ended in the same round
@@ -181,33 +247,110 @@ class Job:
             return
         pipe = self._outputs[name]
         try:
-            data = os.read(pipe.fileno(), PIPE_SIZE)
+            data = os.read(pipe, PIPE_SIZE)
         except BlockingIOError:
             return
         if data:
             self._agent.tell_data(name, self._number, data)
         else:
             self._agent.selector.unregister(pipe)
-            pipe.close()
+            os.close(pipe)
             del self._outputs[name]
             self._forget_if_over()
 
+    def _forget_if_over(self) -> None:
+        if self.status is not None and not self._outputs:
+            self._agent.forget(self._number)
+
+
+class StartedJob(Job):
+    """A process that was executed."""
+
+    def __init__(self, agent: Agent, message: frames.Message) -> None:
+        self._process = start_process(message)
+        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        super().__init__(agent, message["id"], [detach(pipe) for pipe in pipes])
+        self._pidfd = os.pidfd_open(self._process.pid)
+        agent.watch(self._pidfd, self._reap)
+        self.begin(self._process.pid)
+
+    def close(self) -> None:
+        """Let go of its pipes."""
+        super().close()
+        if self.status is None:
+            os.close(self._pidfd)
+
     def _reap(self) -> None:
-        status = self.process.wait()
         self._agent.selector.unregister(self._pidfd)
         os.close(self._pidfd)
-        # What it wrote itself is in the pipes by now; its descendants may go on writing.
-        for name in ("stdout", "stderr"):
-            self._read(name)
-        if self._input:
-            self._agent.selector.unregister(self._stdin)
-        self._stdin.close()
-        self._agent.tell(tell="exit", id=self._number, status=status)
-        self._forget_if_over()
+        self.end(self._process.wait())
 
-    def _forget_if_over(self) -> None:
-        if self.process.returncode is not None and not self._outputs:
-            self._agent.forget(self._number)
+
+class PreloadedJob(Job):
+    """A process that the forkserver forks, which is told once it has done so."""
+
+    def __init__(self, agent: Agent, message: frames.Message) -> None:
+        forkserver.check(message["args"], message["env"], message["user"])
+        inner, outer = zip(*(os.pipe(), os.pipe()[::-1], os.pipe()[::-1]), strict=True)
+        program = {
+            "id": message["id"],
+            "args": message["args"],
+            "env": dict(os.environ) | message["env"],
+            "cwd": message["cwd"],
+        }
+        try:
+            agent.forkserver.send(program, inner)
+        finally:
+            for fd in inner:
+                os.close(fd)
+        super().__init__(agent, message["id"], outer)
+
+    def take(self, told: Mapping[str, Any]) -> None:
+        """What the forkserver tells of it."""
+        match told:
+            case {"pid": pid}:
+                self.begin(pid)
+            case {"errno": number, "why": why, "subject": subject}:
+                failure = {"errno": number, "why": why, "subject": subject}
+                self._agent.tell(tell="failed", id=self._number, **failure)
+            case {"status": status}:
+                self.end(status)
+
+
+class Forkserver:
+    """The process that preloaded programs are forked from: see tests.lab.guest.forkserver."""
+
+    def __init__(self) -> None:
+        self.socket, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", forkserver.__name__, str(inner.fileno())]
+        with inner:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=[inner.fileno()]
+            )
+
+    def send(self, program: Mapping[str, Any], streams: Sequence[int]) -> None:
+        """Ask for a process with these standard streams."""
+        socket.send_fds(self.socket, [json.dumps(program).encode()], streams)
+
+    def receive(self) -> dict[str, Any]:
+        """What it tells of one of them; raises EOFError when it has ended."""
+        data = self.socket.recv(forkserver.MESSAGE_MAX)
+        if not data:
+            raise EOFError(f"the forkserver ended with status {self._process.wait()}")
+        told: dict[str, Any] = json.loads(data)
+        return told
+
+    def close(self) -> None:
+        """End it; what was forked goes on."""
+        self.socket.close()
+        self._process.wait()
+
+
+def detach(pipe: Any) -> int:
+    """The descriptor of a file, which is left open."""
+    fd = os.dup(pipe.fileno())
+    pipe.close()
+    return fd
 
 
 def start_process(message: frames.Message) -> subprocess.Popen[bytes]:
@@ -253,6 +396,23 @@ def write_file(message: frames.Message) -> None:
     with open(message["path"], mode) as file:
         file.write(frames.unpack(message["data"]))
     os.chmod(message["path"], message["mode"])
+
+
+def read_files(pattern: str) -> dict[str, str]:
+    """By path, what is in the files of a glob pattern; those that go away meanwhile are left out.
+
+    A directory, a socket and an empty file are there with nothing in them.
+    """
+    found = {}
+    for path in glob.glob(pattern):
+        try:
+            with open(path, "rb") as file:
+                found[path] = file.read().decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            found[path] = ""
+    return found
 
 
 def open_console() -> int:

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts Python programs that are imported already: forks for each, and executes nothing.
+
+Under TCG nine tenths of a short command are the imports of Python and pmuctl. The agent starts
+this once, with a socket, and sends it one message a program, with the three standard streams
+beside it. A program has its own words and environment (which /proc tells, too), directory,
+streams, session and exit status; umask, limits and all else are the agent's, as they are of what
+that executes. Not for tests of start-up itself, of other users' rights or of limits.
+"""
+
+import ctypes
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+MESSAGE_MAX = 1 << 17
+INTERPRETER, PMUCTL = "/usr/bin/python3", "/usr/bin/pmuctl"
+
+# Of an interpreter's start: who sets one of these wants another one.
+START_UP = ("PYTHON", "LC_", "LANG")
+
+# What pmuctl and the VMMs of the tests load late, besides their own modules.
+OF_OTHERS = (
+    *("argparse", "concurrent.futures.thread", "csv", "ctypes.util", "datetime", "pyudev"),
+    *("rich.box", "rich.console", "rich.table", "rich.text", "traceback", "typer", "typer.core"),
+)
+PACKAGES = ("pmuctl", "tests.lab.vmm")
+
+PR_SET_NAME = 15
+PR_SET_MM = 35
+PR_SET_MM_ARG_START = 8
+PR_SET_MM_ARG_END = 9
+PR_SET_MM_ENV_START = 10
+PR_SET_MM_ENV_END = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program to be, as the agent was asked for it."""
+
+    number: int
+    args: Sequence[str]
+    environ: Mapping[str, str]
+    cwd: str | None
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Program":
+        """From a message of the agent."""
+        message = json.loads(data)
+        return cls(message["id"], message["args"], message["env"], message["cwd"])
+
+    @property
+    def cmdline(self) -> list[str]:
+        """As /proc tells it of one that was executed."""
+        if self.args[0] == "pmuctl":
+            return [INTERPRETER, PMUCTL, *self.args[1:]]
+        return list(self.args)
+
+
+def check(args: Sequence[str], environ: Mapping[str, str], user: str | None) -> None:
+    """Raise ValueError for what only an interpreter that starts anew can be."""
+    if user is not None:
+        raise ValueError("a preloaded program has the agent's rights: start it anew")
+    if not is_program(args):
+        raise ValueError(f"not preloaded: {' '.join(args)}")
+    if found := [name for name in environ if name.startswith(START_UP)]:
+        raise ValueError(f"an interpreter reads {', '.join(found)} as it starts: start it anew")
+
+
+def is_program(args: Sequence[str]) -> bool:
+    """Whether these are the words of pmuctl or of a module here."""
+    if args[0] == "pmuctl":
+        return True
+    return list(args[:2]) == ["python3", "-m"] and "".join(args[2:3]).startswith("tests.lab.")
+
+
+class Forkserver:
+    """Forks one process for each message."""
+
+    def __init__(self, agent: socket.socket) -> None:
+        self._agent = agent
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, int] = {}  # by pidfd, the number of the program
+
+    def serve(self) -> Program | None:
+        """Return in each child, with what it is to be; in the parent once the agent is gone."""
+        self._selector.register(self._agent, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd in self._children:
+                    self._reap(key.fd)
+                    continue
+                data, streams, _, _ = socket.recv_fds(self._agent, MESSAGE_MAX, 3)
+                if not data:
+                    return None
+                program = Program.parse(data)
+                if self._fork(program, streams):
+                    return program
+
+    def _fork(self, program: Program, streams: Sequence[int]) -> bool:
+        """Whether this is the child."""
+        pid = os.fork()
+        if pid:
+            for fd in streams:
+                os.close(fd)
+            pidfd = os.pidfd_open(pid)
+            self._children[pidfd] = program.number
+            self._selector.register(pidfd, selectors.EVENT_READ)
+            return False
+        os.setsid()
+        for target, fd in enumerate(streams):
+            os.dup2(fd, target)
+            os.close(fd)
+        try:
+            if program.cwd is not None:
+                os.chdir(program.cwd)
+        except OSError as error:
+            self._tell(program.number, errno=error.errno, why=error.strerror, subject=program.cwd)
+            os._exit(0)
+        tell_proc(program)
+        self._tell(program.number, pid=os.getpid())
+        self._selector.close()
+        for pidfd in self._children:
+            os.close(pidfd)
+        self._agent.close()
+        return True
+
+    def _reap(self, pidfd: int) -> None:
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        assert ended is not None
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        has_exited = ended.si_code == os.CLD_EXITED
+        status = ended.si_status if has_exited else -ended.si_status
+        self._tell(self._children.pop(pidfd), status=status)
+
+    def _tell(self, number: int, **what: Any) -> None:
+        self._agent.send(json.dumps({"id": number, **what}).encode())
+
+
+def become(program: Program) -> NoReturn:
+    """Be the program, as if the interpreter had just started."""
+    os.environ.clear()
+    os.environ.update(program.environ)
+    # what is buffered in them is nobody's
+    sys.stdin = open_stream(0, "r")
+    sys.stdout = open_stream(1, "w")
+    sys.stderr = open_stream(2, "w")
+    gc.enable()
+    if program.args[0] == "pmuctl":
+        from pmuctl.cli.start import run
+
+        sys.argv = [PMUCTL, *program.args[1:]]
+        run()
+        sys.exit()
+    sys.argv = list(program.args[2:])
+    runpy.run_module(program.args[2], run_name="__main__", alter_sys=True)
+    sys.exit()
+
+
+def open_stream(fd: int, mode: str) -> io.TextIOWrapper:
+    """A standard stream, as an interpreter opens it that runs in the C.UTF-8 locale."""
+    errors = "backslashreplace" if fd == 2 else "surrogateescape"
+    stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
+    assert isinstance(stream, io.TextIOWrapper)
+    if fd == 2 or stream.isatty():
+        stream.reconfigure(line_buffering=True)
+    return stream
+
+
+def tell_proc(program: Program) -> None:
+    """Set what /proc/PID/comm, cmdline and environ say of this process: prctl(2)."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+    name = ctypes.create_string_buffer(os.path.basename(program.args[0]).encode()[:15])
+    words = b"".join(os.fsencode(word) + b"\0" for word in program.cmdline)
+    environ = b"".join(
+        os.fsencode(f"{name}={value}") + b"\0" for name, value in program.environ.items()
+    )
+    whole = words + environ
+    # lives as long as the process: the kernel reads it whenever somebody asks
+    tell_proc.kept = buffer = ctypes.create_string_buffer(whole, len(whole))  # type: ignore[attr-defined]
+    start = ctypes.addressof(buffer)
+    middle, end = start + len(words), start + len(whole)
+    for option, what, value in (
+        (PR_SET_NAME, ctypes.addressof(name), 0),
+        # below the old ones, so first the starts
+        (PR_SET_MM, PR_SET_MM_ARG_START, start),
+        (PR_SET_MM, PR_SET_MM_ARG_END, middle),
+        (PR_SET_MM, PR_SET_MM_ENV_START, middle),
+        (PR_SET_MM, PR_SET_MM_ENV_END, end),
+    ):
+        if prctl(option, what, value, 0, 0):
+            raise OSError(ctypes.get_errno(), f"prctl({option}, {what})")
+
+
+def preload() -> None:
+    """Import all that the programs may load."""
+    for name in OF_OTHERS:
+        importlib.import_module(name)
+    for package in PACKAGES:
+        found = importlib.import_module(package)
+        for module in pkgutil.walk_packages(found.__path__, f"{package}."):
+            if not module.name.endswith(".__main__"):
+                importlib.import_module(module.name)
+
+
+def main() -> None:
+    """Serve the agent, and in each child become what it asked for."""
+    preload()
+    gc.collect()
+    gc.freeze()
+    # as the interpreter has them: nothing that was imported has changed any
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    agent = socket.socket(fileno=int(sys.argv[1]))
+    program = Forkserver(agent).serve()
+    if program is not None:
+        become(program)
+
+
+if __name__ == "__main__":
+    main()
