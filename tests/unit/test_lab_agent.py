@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab's agent answers requests, here through a socket in place of the console."""
 
+import errno
+import json
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,8 @@ import pytest
 
 from tests.lab import frames
 from tests.lab.guest.agent import Agent
+
+PLAIN: frames.Message = {"env": {}, "user": None, "cwd": None, "preloaded": False}
 
 
 class Peer:
@@ -36,7 +41,7 @@ class Peer:
                 self._messages.append(message_or_none)
 
     def start(self, number: int, *args: str) -> None:
-        self.send(do="start", id=number, args=args, env={}, user=None, cwd=None)
+        self.send(do="start", id=number, args=args, **PLAIN)
         started = self.receive()
         assert (started["tell"], started["id"]) == ("started", number)
 
@@ -111,7 +116,7 @@ def test_failure_names_its_object(peer: Peer, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     requests: list[frames.Message] = [
         {"do": "read", "path": missing},
-        {"do": "start", "args": [missing], "env": {}, "user": None, "cwd": None},
+        {"do": "start", "args": [missing], **PLAIN},
     ]
     for request in requests:
         peer.send(id=9, **request)
@@ -130,3 +135,28 @@ def test_file_is_written_in_pieces(peer: Peer, tmp_path: Path) -> None:
     peer.send(do="read", id=4, path=str(path))
     assert frames.unpack(peer.receive()["data"]) == b"one two"
     assert peer.receive() == {"tell": "done", "id": 4}
+
+
+def test_files_are_read_by_pattern(peer: Peer, tmp_path: Path) -> None:
+    """What cannot be read has nothing in it, and what is not there is not told."""
+    (tmp_path / "a1").write_text("one")
+    (tmp_path / "a2").mkdir()
+    (tmp_path / "b").write_text("two")
+    peer.send(do="read-all", id=5, pattern=f"{tmp_path}/a*")
+    told = frames.unpack(peer.receive()["data"])
+    assert json.loads(told) == {f"{tmp_path}/a1": "one", f"{tmp_path}/a2": ""}
+    assert peer.receive() == {"tell": "done", "id": 5}
+
+
+def test_any_process_is_signalled_and_waited_for(peer: Peer) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        peer.send(do="wait-gone", id=6, pid=process.pid)
+        peer.send(do="signal", id=7, pid=process.pid, signal=9)
+        assert [peer.receive() for _ in range(2)] == [
+            {"tell": "done", "id": 7},
+            {"tell": "done", "id": 6},
+        ]
+    peer.send(do="wait-gone", id=8, pid=process.pid)
+    assert peer.receive() == {"tell": "done", "id": 8}
+    peer.send(do="signal", id=9, pid=process.pid, signal=9)
+    assert peer.receive()["errno"] == errno.ESRCH
