@@ -44,10 +44,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder."""
+    """Mark every test of this folder; those of a file that are of one host follow each other."""
     for item in items:
         if is_of_lab(item):
             item.add_marker(pytest.mark.lab)
+    files = {path: number for number, path in enumerate(dict.fromkeys(its.path for its in items))}
+    items.sort(key=lambda item: (files[item.path], host_of(item)))
+
+
+def host_of(item: pytest.Item) -> str:
+    """The host that a test names as its parameter; "" if it names none."""
+    call = getattr(item, "callspec", None)
+    return str(call.params.get("host", "")) if call and is_of_lab(item) else ""
 
 
 def is_of_lab(item: pytest.Item) -> bool:

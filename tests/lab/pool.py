@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The labs of one process: booted at first use, shared, paused while no test uses them."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 from tests.lab.machine import Lab, boot
 
-ALIVE_MAX = 3
-"""A lab takes half a gigabyte of memory; with a QEMU inside, up to two."""
+MEMORY_OF_EACH = 4 << 30
+"""Bytes of this machine's memory for each lab of a process: it takes half a gigabyte, with a QEMU
+inside up to two, and there are as many processes with labs as this machine has CPUs."""
+ALIVE_MIN = 3
 
 MEMORY, MEMORY_WITH_LAYERS = "2G", "3G"
 
@@ -17,9 +20,11 @@ Key = tuple[str, str, tuple[str, ...]]
 
 
 class Pool:
-    """Labs by kernel, host and layers; at most ALIVE_MAX of them."""
+    """Labs by kernel, host and layers; as many as this machine's memory allows."""
 
     def __init__(self) -> None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._alive_max = max(ALIVE_MIN, memory // MEMORY_OF_EACH)
         self._labs: OrderedDict[Key, tuple[Lab, ExitStack]] = OrderedDict()
 
     def __iter__(self) -> Iterator[Lab]:
@@ -35,7 +40,7 @@ class Pool:
         lab, stack = self._labs.pop(key, (None, ExitStack()))
         if lab is None or not lab.alive:
             stack.close()
-            while len(self._labs) >= ALIVE_MAX:
+            while len(self._labs) >= self._alive_max:
                 self._labs.popitem(last=False)[1][1].close()
             self.pause()
             stack = ExitStack()

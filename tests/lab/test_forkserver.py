@@ -12,43 +12,43 @@ from tests.lab.runs import A72
 from tests.lab.vms import pmuctl, reference_vm
 
 ABOUT_ITSELF = """
-import json, os, resource, signal, sys
+import json, os, sys
 def read(path):
     with open(f"/proc/self/{path}") as file:
         return file.read()
-status = dict(line.split(":\\t", 1) for line in read("status").splitlines())
-kept = ("Name", "Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff",
-        "NoNewPrivs", "Seccomp", "Cpus_allowed_list", "TracerPid", "Threads")
-print(json.dumps({
-    **{key: status[key] for key in kept},
-    "cmdline": read("cmdline"),
-    "limits": read("limits"),
-    "environ": {**os.environ},
-    "argv": sys.argv[1:],
-    "cwd": os.getcwd(),
-    "fds": sorted(set(map(int, os.listdir("/proc/self/fd")[:-1])) - {3}),
-    "session": os.getsid(0) == os.getpgid(0) == os.getpid(),
-    "nice": os.nice(0),
-    "stdin": sys.stdin.read(),
-    "encodings": [(its.encoding, its.errors, its.line_buffering, its.isatty())
-                  for its in (sys.stdin, sys.stdout, sys.stderr)],
-    "module": __name__,
-    "path": sys.path[1:],
-    "flags": str(sys.flags),
-}))
-print("an error", file=sys.stderr)
-sys.exit(7)
+def main():
+    status = dict(line.split(":\\t", 1) for line in read("status").splitlines())
+    kept = ("Name", "Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff",
+            "NoNewPrivs", "Seccomp", "Cpus_allowed_list", "TracerPid", "Threads")
+    print(json.dumps({
+        **{key: status[key] for key in kept},
+        "cmdline": read("cmdline"),
+        "limits": read("limits"),
+        "environ": {**os.environ},
+        "argv": sys.argv[1:],
+        "cwd": os.getcwd(),
+        "fds": sorted(set(map(int, os.listdir("/proc/self/fd")[:-1])) - {3}),
+        "session": os.getsid(0) == os.getpgid(0) == os.getpid(),
+        "nice": os.nice(0),
+        "stdin": sys.stdin.read(),
+        "encodings": [(its.encoding, its.errors, its.line_buffering, its.isatty())
+                      for its in (sys.stdin, sys.stdout, sys.stderr)],
+        "module": __name__,
+        "path": sys.path[1:],
+        "flags": str(sys.flags),
+    }))
+    print("an error", file=sys.stderr)
+    sys.exit(7)
+if __name__ == "__main__":
+    main()
 """
 
 
 @pytest.fixture
 def about_itself(lab: Lab) -> list[str]:
     """The command of a program that tells what the kernel and the interpreter tell it."""
-    folder = "/lab/tests/lab/vmm/about_itself"
-    lab.run(["mkdir", "-p", folder], check=True)
-    lab.write_file(f"{folder}/__init__.py", b"")
-    lab.write_file(f"{folder}/__main__.py", ABOUT_ITSELF.encode())
-    return ["python3", "-m", "tests.lab.vmm.about_itself", "one word", "", "ünï"]
+    lab.write_file("/lab/tests/lab/about_itself.py", ABOUT_ITSELF.encode())
+    return ["python3", "-m", "tests.lab.about_itself", "one word", "", "ünï"]
 
 
 def test_it_is_the_process_that_was_asked_for(lab: Lab, about_itself: list[str]) -> None:

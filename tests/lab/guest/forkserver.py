@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts Python programs that are imported already: forks for each, and executes nothing.
+"""Starts Python programs whose imports are done already: forks for each, executes nothing.
 
 Under TCG nine tenths of a short command are the imports of Python and pmuctl. The agent starts
 this once, with a socket, and sends it one message a program, with the three standard streams
@@ -10,17 +10,17 @@ that executes. Not for tests of start-up itself, of other users' rights or of li
 
 import ctypes
 import gc
-import importlib
+import importlib.util
 import io
 import json
 import os
 import pkgutil
 import runpy
 import selectors
-import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -30,12 +30,11 @@ INTERPRETER, PMUCTL = "/usr/bin/python3", "/usr/bin/pmuctl"
 # Of an interpreter's start: who sets one of these wants another one.
 START_UP = ("PYTHON", "LC_", "LANG")
 
-# What pmuctl and the VMMs of the tests load late, besides their own modules.
+# What pmuctl loads late, besides its own modules.
 OF_OTHERS = (
-    *("argparse", "concurrent.futures.thread", "csv", "ctypes.util", "datetime", "pyudev"),
-    *("rich.box", "rich.console", "rich.table", "rich.text", "traceback", "typer", "typer.core"),
+    *("concurrent.futures.thread", "csv", "ctypes.util", "datetime", "pyudev", "traceback"),
+    *("rich.box", "rich.console", "rich.table", "rich.text", "typer", "typer.core"),
 )
-PACKAGES = ("pmuctl", "tests.lab.vmm")
 
 PR_SET_NAME = 15
 PR_SET_MM = 35
@@ -59,6 +58,18 @@ class Program:
         """From a message of the agent."""
         message = json.loads(data)
         return cls(message["id"], message["args"], message["env"], message["cwd"])
+
+    @property
+    def kind(self) -> str:
+        """What it is whatever else its words are: "pmuctl", or the name of a module."""
+        return "pmuctl" if self.args[0] == "pmuctl" else self.args[2]
+
+    @property
+    def main_module(self) -> str:
+        """The module that `python3 -m` executes: of a package, the one in it."""
+        spec = importlib.util.find_spec(self.kind)
+        is_package = spec is not None and spec.submodule_search_locations is not None
+        return f"{self.kind}.__main__" if is_package else self.kind
 
     @property
     def cmdline(self) -> list[str]:
@@ -85,12 +96,25 @@ def is_program(args: Sequence[str]) -> bool:
     return list(args[:2]) == ["python3", "-m"] and "".join(args[2:3]).startswith("tests.lab.")
 
 
+def modules_of(program: Program) -> Iterator[str]:
+    """What a program of this kind may load; a module of the lab's must do nothing on import."""
+    if program.kind != "pmuctl":
+        yield program.main_module
+        return
+    yield from OF_OTHERS
+    package = importlib.import_module("pmuctl")
+    for module in pkgutil.walk_packages(package.__path__, "pmuctl."):
+        if not module.name.endswith(".__main__"):
+            yield module.name
+
+
 class Forkserver:
     """Forks one process for each message."""
 
     def __init__(self, agent: socket.socket) -> None:
         self._agent = agent
         self._selector = selectors.DefaultSelector()
+        self._kinds: set[str] = set()
         self._children: dict[int, int] = {}  # by pidfd, the number of the program
 
     def serve(self) -> Program | None:
@@ -105,8 +129,19 @@ class Forkserver:
                 if not data:
                     return None
                 program = Program.parse(data)
+                self._preload(program)
                 if self._fork(program, streams):
                     return program
+
+    def _preload(self, program: Program) -> None:
+        if program.kind in self._kinds:
+            return
+        self._kinds.add(program.kind)
+        with suppress(ImportError):  # the program will say so itself
+            for name in modules_of(program):
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
 
     def _fork(self, program: Program, streams: Sequence[int]) -> bool:
         """Whether this is the child."""
@@ -165,7 +200,8 @@ def become(program: Program) -> NoReturn:
         run()
         sys.exit()
     sys.argv = list(program.args[2:])
-    runpy.run_module(program.args[2], run_name="__main__", alter_sys=True)
+    sys.modules.pop(program.main_module, None)  # or runpy warns
+    runpy.run_module(program.kind, run_name="__main__", alter_sys=True)
     sys.exit()
 
 
@@ -205,24 +241,8 @@ def tell_proc(program: Program) -> None:
             raise OSError(ctypes.get_errno(), f"prctl({option}, {what})")
 
 
-def preload() -> None:
-    """Import all that the programs may load."""
-    for name in OF_OTHERS:
-        importlib.import_module(name)
-    for package in PACKAGES:
-        found = importlib.import_module(package)
-        for module in pkgutil.walk_packages(found.__path__, f"{package}."):
-            if not module.name.endswith(".__main__"):
-                importlib.import_module(module.name)
-
-
 def main() -> None:
     """Serve the agent, and in each child become what it asked for."""
-    preload()
-    gc.collect()
-    gc.freeze()
-    # as the interpreter has them: nothing that was imported has changed any
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     agent = socket.socket(fileno=int(sys.argv[1]))
     program = Forkserver(agent).serve()
     if program is not None:
