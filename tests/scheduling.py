@@ -31,13 +31,26 @@ class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
         self._kept = kept_seconds
         self._kernels: dict[WorkerController, str] = {}
 
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Take back what a worker that has crashed had not run, and only that."""
+        self._kernels.pop(node, None)
+        work = self.assigned_work[node]
+        for scope in [scope for scope, tests in work.items() if all(tests.values())]:
+            del work[scope]
+        crashed: str | None = super().remove_node(node)
+        self._sort()
+        return crashed
+
+    def _sort(self) -> None:
+        for scope in sorted(self.workqueue, key=self._rank):
+            self.workqueue.move_to_end(scope)
+
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         if not self._kernels:
-            for scope in sorted(self.workqueue, key=self._rank):
-                self.workqueue.move_to_end(scope)
+            self._sort()
         scope = self._choose(node)
         self._kernels[node] = kernel_of(scope)
         self.workqueue.move_to_end(scope, last=False)
@@ -52,7 +65,7 @@ class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _choose(self, node: WorkerController) -> str:
         """The first one with the kernel this worker has, or with one that no other has."""
         kernel = self._kernels.get(node)
-        of_others = {its for other, its in self._kernels.items() if other is not node}
+        of_others = {self._kernels.get(other) for other in self.nodes if other is not node}
         left: list[str] = [*self.workqueue]
         of_lab = [*takewhile(kernel_of, left)]
         for scopes in (

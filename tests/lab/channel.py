@@ -6,7 +6,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from tests.lab import frames
 from tests.lab.errors import LabError
@@ -41,6 +40,7 @@ class Channel:
         self._sending = threading.Lock()
         self._monitor = Monitor()
         self._is_paused = False
+        self._pausing = threading.Lock()
         # QEMU dies with this process, however this one ends.
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *command, *self._monitor.options],
@@ -73,18 +73,22 @@ class Channel:
     def pause(self) -> None:
         """Stop the emulated host with its clock, until it is talked to or waited for again.
 
-        One that idles costs a tenth of a CPU.
+        One that idles takes CPU from the one at work.
         """
-        if self._is_paused:
-            return
-        with suppress(LabError):  # a QEMU that has just ended is told of when it is used again
-            self._monitor.execute("stop")
-            self._is_paused = True
+        self._set_paused(paused=True)
 
-    def _resume(self) -> None:
-        if self._is_paused:
-            self._is_paused = False
-            self._monitor.execute("cont")
+    def _set_paused(self, *, paused: bool) -> None:
+        with self._pausing:
+            if self._is_paused == paused or not self.alive:
+                return
+            self._is_paused = paused
+            try:
+                self._monitor.execute("stop" if paused else "cont")
+            except LabError as error:
+                # nobody knows whether it runs: it is of no use any more
+                with self.changed:
+                    self._ended = self._ended or str(error)
+                    self.changed.notify_all()
 
     def open(self, receiver: Receiver) -> int:
         """A new request number, whose answers go to this receiver."""
@@ -107,7 +111,7 @@ class Channel:
             with self.changed:
                 self._check()
                 self._sent += 1
-            self._resume()
+            self._set_paused(paused=False)
             assert self._process.stdin
             try:
                 while line:
@@ -119,7 +123,7 @@ class Channel:
 
     def wait_for(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Whether it came true in time; LabError when the lab ends before."""
-        self._resume()
+        self._set_paused(paused=False)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.changed:
             while not condition():

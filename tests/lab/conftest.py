@@ -48,14 +48,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_of_lab(item):
             item.add_marker(pytest.mark.lab)
-    files = {path: number for number, path in enumerate(dict.fromkeys(its.path for its in items))}
-    items.sort(key=lambda item: (files[item.path], host_of(item)))
+    places = [place for place, item in enumerate(items) if is_of_lab(item)]
+    of_lab = [items[place] for place in places]
+    files = {path: number for number, path in enumerate(dict.fromkeys(i.path for i in of_lab))}
+    of_lab.sort(key=lambda item: (files[item.path], host_of(item)))
+    for place, item in zip(places, of_lab, strict=True):
+        items[place] = item
 
 
 def host_of(item: pytest.Item) -> str:
     """The host that a test names as its parameter; "" if it names none."""
     call = getattr(item, "callspec", None)
-    return str(call.params.get("host", "")) if call and is_of_lab(item) else ""
+    return str(call.params.get("host", "")) if call else ""
 
 
 def is_of_lab(item: pytest.Item) -> bool:
@@ -83,7 +87,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         for lab in item.config.stash[POOL]:
-            if not lab.journal.is_empty:
+            if lab.journal.is_used:
                 report.sections.append((f"lab with {lab.kernel}", lab.journal.text()))
     return report
 

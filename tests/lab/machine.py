@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot the lab, run commands in it, move files in and out."""
 
-import glob
 import json
 import os
 import re
@@ -114,7 +113,7 @@ class Lab:
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file, of any kind."""
-        return bool(self.read_files(glob.escape(path)))
+        return self._ask(do="exists", path=path) == b"1"
 
     def kill(self, pid: int, signal: int) -> None:
         """Send a signal to a process; raises ProcessLookupError if there is none."""
@@ -122,7 +121,10 @@ class Lab:
 
     def wait_gone(self, pid: int) -> None:
         """Wait until there is no such process, or it is a zombie."""
-        self._ask(do="wait-gone", pid=pid)
+        try:
+            self._ask(do="wait-gone", pid=pid)
+        except LabError as error:
+            raise LabError(f"process {pid} has not ended: {error}") from error
 
     def find_processes(self, words: str) -> list[int]:
         """The processes in whose command line this regular expression is found."""
@@ -141,6 +143,7 @@ class Lab:
         subprocess.run(unpack, input=job.raw("stdout"), check=True)
 
     def _ask(self, **request: object) -> bytes:
+        self.journal.is_used = True
         reply = Reply()
         number = self._channel.open(reply.receive)
         try:
@@ -218,7 +221,7 @@ def boot(
         lab = Lab(channel, kernel=builder.newest() if kernel == "newest" else kernel)
         try:
             yield lab
-        except Exception as error:
+        except AssertionError as error:  # of a test that has this lab for itself
             error.add_note(lab.journal.text())
             raise
 

@@ -51,7 +51,7 @@ class Monitor:
             line = self._lines.readline()
         except OSError as error:
             raise LabError(f"QEMU's monitor: {error}") from error
-        if not line:
+        if not line.endswith(b"\n"):
             raise LabError("QEMU has closed its monitor")
         message: dict[str, Any] = json.loads(line)
         return message

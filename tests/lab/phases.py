@@ -2,6 +2,7 @@
 """VMMs under `pmuctl run`, caught in a phase of their start: how the tests stop them there."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -173,7 +174,7 @@ class Supervised:
 
 def processes_of(lab: Lab, name: str) -> list[int]:
     """The processes with this word in their command line: the launcher, the supervisor."""
-    return lab.find_processes(rf"\0{name}\0")
+    return lab.find_processes(rf"\x00{re.escape(name)}\x00")
 
 
 @contextmanager

@@ -6,12 +6,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
+from tests.lab.errors import NoKernelError
 from tests.lab.machine import Lab, boot
 
-MEMORY_OF_EACH = 4 << 30
-"""Bytes of this machine's memory for each lab of a process: it takes half a gigabyte, with a QEMU
-inside up to two, and there are as many processes with labs as this machine has CPUs."""
-ALIVE_MIN = 3
+MEMORY_OF_EACH = 2 << 30
+"""Bytes of this machine's memory for each lab: it takes half a gigabyte, with a QEMU inside up to
+two."""
+ALIVE_MIN, ALIVE_MAX = 3, 6
 
 MEMORY, MEMORY_WITH_LAYERS = "2G", "3G"
 
@@ -24,7 +25,10 @@ class Pool:
 
     def __init__(self) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._alive_max = max(ALIVE_MIN, memory // MEMORY_OF_EACH)
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        room = memory // MEMORY_OF_EACH // workers
+        self._alive_max = min(max(ALIVE_MIN, room), ALIVE_MAX)
+        self._missing: dict[str, NoKernelError] = {}
         self._labs: OrderedDict[Key, tuple[Lab, ExitStack]] = OrderedDict()
 
     def __iter__(self) -> Iterator[Lab]:
@@ -36,7 +40,9 @@ class Pool:
 
         Raises NoKernelError if the archive has no such kernel (any more).
         """
-        key = find_key(self._labs, (kernel, host, layers))
+        if kernel in self._missing:
+            raise self._missing[kernel]
+        key = find_usable_key(self._labs, (kernel, host, layers))
         lab, stack = self._labs.pop(key, (None, ExitStack()))
         if lab is None or not lab.alive:
             stack.close()
@@ -45,7 +51,11 @@ class Pool:
             self.pause()
             stack = ExitStack()
             memory = MEMORY_WITH_LAYERS if key[2] else MEMORY
-            lab = stack.enter_context(boot(kernel, host, memory, layers=key[2]))
+            try:
+                lab = stack.enter_context(boot(kernel, host, memory, layers=key[2]))
+            except NoKernelError as error:
+                self._missing[kernel] = error
+                raise
         self._labs[key] = lab, stack
         return lab
 
@@ -60,7 +70,7 @@ class Pool:
             self._labs.popitem()[1][1].close()
 
 
-def find_key(keys: Iterable[Key], wanted: Key) -> Key:
+def find_usable_key(keys: Iterable[Key], wanted: Key) -> Key:
     """Of the labs there are, the one that will do; what is wanted, if none will."""
     kernel, host, layers = wanted
     for key in keys:

@@ -6,7 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,42 +113,48 @@ class Run:
 
     def wait_given_back(self) -> None:
         """Until the main thread has its mask back: then all that is no vCPU's has."""
-        until(lambda: self._main_thread().cpus == ALL_CPUS, "the main thread has its mask back")
+
+        def has_mask() -> bool:
+            return any(t.tid == self.pid and t.cpus == ALL_CPUS for t in self.threads())
+
+        until(has_mask, "the main thread has its mask back")
 
     def wait_applied(self, times: int) -> list[dict[str, Any]]:
         """Until the record, which is written a moment later, has so many changes; those."""
 
         def applied() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = self.record()["applied"]
-            return found
+            with suppress(FileNotFoundError):
+                found: list[dict[str, Any]] = self.record()["applied"]
+                return found if len(found) == times else []
+            return []
 
-        until(lambda: len(applied()) == times, f"{times} changes are recorded")
-        return applied()
+        return until(applied, f"{times} changes are recorded")
 
     def wait_stopped(self) -> None:
         """Until all its threads are: those that are traced, too."""
-        until(lambda: not {its.state for its in self.threads()} & {*"DRS"}, "all are stopped")
+
+        def states() -> set[str]:
+            return {thread.state for thread in self.threads()}
+
+        until(lambda: not states() & {*"DRS"}, "all are stopped")
 
     def wait_held(self) -> None:
         """Until its main thread is held, and others are not."""
 
         def held() -> bool:
             threads = self.threads()
-            others = {its.state for its in threads if its.tid != self.pid}
-            main = {its.state for its in threads if its.tid == self.pid}
+            others = {thread.state for thread in threads if thread.tid != self.pid}
+            main = {thread.state for thread in threads if thread.tid == self.pid}
             return main == {"t"} and bool(others & {*"RS"})
 
         until(held, "its main thread is held, and others are not")
 
-    def _main_thread(self) -> Thread:
-        return next(its for its in self.threads() if its.tid == self.pid)
-
     def kill_supervisor(self) -> None:
         """End it as nothing should."""
-        its = int(self.record()["supervisor"])
-        self.lab.kill(its, signal.SIGKILL)
-        self.lab.wait_gone(its)
-        until(lambda: not self.lab.exists(f"/proc/{its}"), "it is no zombie either")
+        supervisor = int(self.record()["supervisor"])
+        self.lab.kill(supervisor, signal.SIGKILL)
+        self.lab.wait_gone(supervisor)
+        until(lambda: not self.lab.exists(f"/proc/{supervisor}"), "it is no zombie either")
 
 
 @contextmanager
@@ -182,9 +188,15 @@ def resident(lab: Lab, pid: int) -> int:
     return int(re.findall(r"^Rss: +(\d+) kB$", text, re.M)[0])
 
 
-def to_the_end(lab: Lab, *options: str, vmm: Sequence[str], name: str | None = None) -> Result:
+def to_the_end(
+    lab: Lab,
+    *options: str,
+    vmm: Sequence[str],
+    name: str | None = None,
+    preloaded: bool = False,
+) -> Result:
     """A VMM under `pmuctl run` that ends by itself."""
-    with running(lab, *options, vmm=vmm, name=name) as run:
+    with running(lab, *options, vmm=vmm, name=name, preloaded=preloaded) as run:
         return run.end()
 
 

@@ -2,6 +2,7 @@
 """A program that is forked with its imports done is what it is when it is executed."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def main():
         "environ": {**os.environ},
         "argv": sys.argv[1:],
         "cwd": os.getcwd(),
-        "fds": sorted(set(map(int, os.listdir("/proc/self/fd")[:-1])) - {3}),
+        "fds": sorted(map(int, os.listdir("/proc/self/fd"))),
         "session": os.getsid(0) == os.getpgid(0) == os.getpid(),
         "nice": os.nice(0),
         "stdin": sys.stdin.read(),
@@ -45,15 +46,17 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def about_itself(lab: Lab) -> list[str]:
+def about_itself(lab: Lab) -> Iterator[list[str]]:
     """The command of a program that tells what the kernel and the interpreter tell it."""
-    lab.write_file("/lab/tests/lab/about_itself.py", ABOUT_ITSELF.encode())
-    return ["python3", "-m", "tests.lab.about_itself", "one word", "", "ünï"]
+    path = "/lab/tests/lab/about_itself.py"
+    lab.write_file(path, ABOUT_ITSELF.encode())
+    yield ["python3", "-m", "tests.lab.about_itself", "one word", "", "ünï"]
+    lab.run(["rm", path], check=True)
 
 
 def test_it_is_the_process_that_was_asked_for(lab: Lab, about_itself: list[str]) -> None:
     """Its words, environment, directory, streams, limits, signals, session and status."""
-    how: Any = {"env": {"WHAT": "x y", "HOME": "/tmp"}, "cwd": "/run", "stdin": b"some\ninput"}
+    how: Any = {"env": {"WHAT": "x y", "HOME": "/tmp"}, "cwd": "/run", "stdin": b"some\r\ninput"}
     plain, forked = (
         lab.run(about_itself, **how, preloaded=preloaded) for preloaded in (False, True)
     )

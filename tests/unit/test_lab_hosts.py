@@ -10,8 +10,9 @@ from tests.lab.hosts import HOSTS, Cluster, Host
 def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
     assert parse_cpus("0") == (0,)
     assert parse_cpus("0-1,4") == (0, 1, 4)
+    assert parse_cpus("\n") == ()
     with pytest.raises(ValueError, match="invalid literal"):
-        parse_cpus("")
+        parse_cpus("0,")
 
 
 def test_cluster_is_a_name_and_cpus() -> None:

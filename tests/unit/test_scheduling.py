@@ -42,20 +42,36 @@ class Node:
         self.shutting_down = True
 
 
-def scheduled(kept: Mapping[str, float], tests: list[str]) -> list[list[str]]:
-    """Deal out these tests to two workers that are done with one at once, in turn."""
+def scheduled(
+    kept: Mapping[str, float], tests: list[str], *, crash_after: int | None = None
+) -> list[list[str]]:
+    """Deal out these tests to two workers that are done with one at once, in turn.
+
+    With `crash_after` the first one crashes once it has done so many, and is replaced.
+    """
     option = SimpleNamespace(loadscopereorder=True)
     config: Any = SimpleNamespace(option=option, getvalue=lambda name: ["2*popen"])
     log: Any = SimpleNamespace(loadscopesched=lambda *words: None)
     scheduling = LabScheduling(config, log, kept)
-    nodes: list[Any] = [Node("gw0"), Node("gw1")]
-    for node in nodes:
+    nodes: list[Any] = []
+
+    def add() -> None:
+        nodes.append(node := Node(f"gw{len(nodes)}"))
         scheduling.add_node(node)
         scheduling.add_node_collection(node, tests)
+
+    add()
+    add()
     scheduling.schedule()
-    done = [0, 0]
+    done = [0, 0, 0]
     while any(done[n] < len(node.sent) for n, node in enumerate(nodes)):
         for n, node in enumerate(nodes):
+            if n == 0 and done[n] == crash_after:
+                scheduling.remove_node(node)
+                del node.sent[done[n] :]
+                crash_after = None
+                add()
+                scheduling.schedule()
             if done[n] < len(node.sent):
                 scheduling.mark_test_complete(node, node.sent[done[n]])
                 done[n] += 1
@@ -69,6 +85,13 @@ def test_the_labs_come_first_the_longest_before_others() -> None:
     assert first[0] == "tests/lab/test_z.py::test_1"  # nobody knows how long it takes
     assert [first[0], second[0]] == [tests[2], tests[1]]
     assert sorted([*first, *second]) == sorted(tests)
+
+
+def test_what_a_worker_that_crashed_has_left_is_run_once() -> None:
+    tests = [f"{FILE}::test_{n}" for n in range(4)] + [f"tests/unit/a.py::{n}" for n in range(9)]
+    for count in range(1, 6):
+        first, second, new = scheduled({}, tests, crash_after=count)
+        assert (len(first), sorted([*first, *second, *new])) == (count, sorted(tests))
 
 
 def test_a_worker_stays_with_its_kernel() -> None:

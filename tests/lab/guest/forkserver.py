@@ -5,7 +5,8 @@ Under TCG nine tenths of a short command are the imports of Python and pmuctl. T
 this once, with a socket, and sends it one message a program, with the three standard streams
 beside it. A program has its own words and environment (which /proc tells, too), directory,
 streams, session and exit status; umask, limits and all else are the agent's, as they are of what
-that executes. Not for tests of start-up itself, of other users' rights or of limits.
+that executes. All of one lab's have the same hash seed. Not for tests of start-up itself, of other
+users' rights or of limits.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ import runpy
 import selectors
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,11 +29,11 @@ from typing import Any, NoReturn
 MESSAGE_MAX = 1 << 17
 INTERPRETER, PMUCTL = "/usr/bin/python3", "/usr/bin/pmuctl"
 
-# Of an interpreter's start: who sets one of these wants another one.
-START_UP = ("PYTHON", "LC_", "LANG")
+# What is read at an interpreter's start, or when typer is imported.
+START_UP_PREFIXES = ("PYTHON", "LC_", "LANG", "TYPER", "_TYPER")
 
 # What pmuctl loads late, besides its own modules.
-OF_OTHERS = (
+LATE_IMPORTS = (
     *("concurrent.futures.thread", "csv", "ctypes.util", "datetime", "pyudev", "traceback"),
     *("rich.box", "rich.console", "rich.table", "rich.text", "typer", "typer.core"),
 )
@@ -79,13 +81,15 @@ class Program:
         return list(self.args)
 
 
-def check(args: Sequence[str], environ: Mapping[str, str], user: str | None) -> None:
+def check_may_be_preloaded(
+    args: Sequence[str], environ: Mapping[str, str], user: str | None
+) -> None:
     """Raise ValueError for what only an interpreter that starts anew can be."""
     if user is not None:
         raise ValueError("a preloaded program has the agent's rights: start it anew")
     if not is_program(args):
         raise ValueError(f"not preloaded: {' '.join(args)}")
-    if found := [name for name in environ if name.startswith(START_UP)]:
+    if found := [name for name in environ if name.startswith(START_UP_PREFIXES)]:
         raise ValueError(f"an interpreter reads {', '.join(found)} as it starts: start it anew")
 
 
@@ -101,7 +105,7 @@ def modules_of(program: Program) -> Iterator[str]:
     if program.kind != "pmuctl":
         yield program.main_module
         return
-    yield from OF_OTHERS
+    yield from LATE_IMPORTS
     package = importlib.import_module("pmuctl")
     for module in pkgutil.walk_packages(package.__path__, "pmuctl."):
         if not module.name.endswith(".__main__"):
@@ -137,7 +141,7 @@ class Forkserver:
         if program.kind in self._kinds:
             return
         self._kinds.add(program.kind)
-        with suppress(ImportError):  # the program will say so itself
+        with suppress(Exception):  # the program will tell of it itself
             for name in modules_of(program):
                 importlib.import_module(name)
         gc.collect()
@@ -145,10 +149,16 @@ class Forkserver:
 
     def _fork(self, program: Program, streams: Sequence[int]) -> bool:
         """Whether this is the child."""
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._tell(program.number, errno=error.errno, why=error.strerror, subject="fork")
+            pid = -1
         if pid:
             for fd in streams:
                 os.close(fd)
+            if pid < 0:
+                return False
             pidfd = os.pidfd_open(pid)
             self._children[pidfd] = program.number
             self._selector.register(pidfd, selectors.EVENT_READ)
@@ -163,7 +173,7 @@ class Forkserver:
         except OSError as error:
             self._tell(program.number, errno=error.errno, why=error.strerror, subject=program.cwd)
             os._exit(0)
-        tell_proc(program)
+        set_proc_names(program)
         self._tell(program.number, pid=os.getpid())
         self._selector.close()
         for pidfd in self._children:
@@ -184,15 +194,15 @@ class Forkserver:
         self._agent.send(json.dumps({"id": number, **what}).encode())
 
 
-def become(program: Program) -> NoReturn:
+def run_program(program: Program) -> NoReturn:
     """Be the program, as if the interpreter had just started."""
     os.environ.clear()
     os.environ.update(program.environ)
+    time.tzset()
     # what is buffered in them is nobody's
     sys.stdin = open_stream(0, "r")
     sys.stdout = open_stream(1, "w")
     sys.stderr = open_stream(2, "w")
-    gc.enable()
     if program.args[0] == "pmuctl":
         from pmuctl.cli.start import run
 
@@ -208,14 +218,14 @@ def become(program: Program) -> NoReturn:
 def open_stream(fd: int, mode: str) -> io.TextIOWrapper:
     """A standard stream, as an interpreter opens it that runs in the C.UTF-8 locale."""
     errors = "backslashreplace" if fd == 2 else "surrogateescape"
-    stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
+    stream = open(fd, mode, encoding="utf-8", errors=errors, newline="\n", closefd=False)
     assert isinstance(stream, io.TextIOWrapper)
     if fd == 2 or stream.isatty():
         stream.reconfigure(line_buffering=True)
     return stream
 
 
-def tell_proc(program: Program) -> None:
+def set_proc_names(program: Program) -> None:
     """Set what /proc/PID/comm, cmdline and environ say of this process: prctl(2)."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
@@ -226,7 +236,7 @@ def tell_proc(program: Program) -> None:
     )
     whole = words + environ
     # lives as long as the process: the kernel reads it whenever somebody asks
-    tell_proc.kept = buffer = ctypes.create_string_buffer(whole, len(whole))  # type: ignore[attr-defined]
+    set_proc_names.kept = buffer = ctypes.create_string_buffer(whole, len(whole))  # type: ignore[attr-defined]
     start = ctypes.addressof(buffer)
     middle, end = start + len(words), start + len(whole)
     for option, what, value in (
@@ -246,7 +256,7 @@ def main() -> None:
     agent = socket.socket(fileno=int(sys.argv[1]))
     program = Forkserver(agent).serve()
     if program is not None:
-        become(program)
+        run_program(program)
 
 
 if __name__ == "__main__":

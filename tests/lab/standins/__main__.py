@@ -3,7 +3,10 @@
 
 Says a line of JSON for each call to KVM ("call"), each vCPU's round ("event": "run") and the
 state of its threads at the end ("event": "status"). Exit status 0 when it ended as asked, 1 when
-KVM refused something, which is then told on stderr; or as the real VMM's.
+KVM refused something, 2 for wrong words, which is then told on stderr; or as the real VMM's.
+
+Neither argparse nor dataclasses here, nor in what this imports: under emulation they are two
+thirds of a stand-in's life.
 """
 
 import getopt
@@ -64,7 +67,11 @@ class Options(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the VMM that these words ask for; returns the exit status."""
-    options = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parse(sys.argv[1:] if argv is None else argv)
+    except (getopt.GetoptError, ValueError) as error:
+        print(f"stand-in: {error}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a program that is not Python's
     ready = _daemonize() if options.fork else None
     if options.nodump:
@@ -148,7 +155,15 @@ def _parse(argv: Sequence[str]) -> Options:
         else:
             found[key] = value
     (vmm,) = words
+    if vmm not in KINDS:
+        raise ValueError(f"{vmm}: no such VMM; there are {', '.join(KINDS)}")
     return Options(vmm, **found)
+
+
+def _point(text: str) -> str:
+    if text not in POINTS:
+        raise ValueError(f"{text}: no such point; there are {', '.join(POINTS)}")
+    return text
 
 
 def _cpus(text: str) -> frozenset[int]:
@@ -160,7 +175,8 @@ def _move(text: str) -> tuple[int, frozenset[int]]:
     return int(vcpu), _cpus(cpus)
 
 
-FLAGS = (*("fork", "helper", "never", "no-pmu", "nodump", "pmu", "reboot"),)
+POINTS = ("start", "init", "round")
+FLAGS = ("fork", "helper", "never", "no-pmu", "nodump", "pmu", "reboot")
 VALUES: Mapping[str, Callable[[str], Any]] = {
     "after": float,
     "move": _move,
@@ -172,7 +188,7 @@ VALUES: Mapping[str, Callable[[str], Any]] = {
     "vcpu-affinity": _cpus,
     "vcpus": int,
     "vms": int,
-    "wait-at": str,
+    "wait-at": _point,
 }
 
 
