@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 
-from tests.scheduling import LabScheduling, scope_of, unit_of
+from tests.scheduling import LabScheduling, scope_of
 from tests.seconds import Stopwatch, read_seconds
 
 LINE = "line"
@@ -35,9 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Time the files of tests, in the process that tells of them."""
     if not hasattr(config, "workerinput"):
         is_update = "UPDATE_SECONDS" in os.environ
-        config.pluginmanager.register(
-            Stopwatch(lambda nodeid: unit_of(scope_of(nodeid)), is_update=is_update)
-        )
+        config.pluginmanager.register(Stopwatch(scope_of, is_update=is_update))
 
 
 @pytest.hookimpl(optionalhook=True)

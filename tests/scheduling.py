@@ -18,10 +18,11 @@ UNKNOWN_SECONDS = 60.0
 
 
 class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Deals out single tests, and those of the lab by file and kernel, the longest first.
+    """Deals out files of tests, the longest first, and the lab's before others, by kernel.
 
-    They share their labs, so a worker goes on with the kernel it has as long as there is some of
-    it left. Not by xdist's own groups: with pytest 9.2 xdist 3.8 loses them, and says nothing.
+    Dealing out single tests takes as long as running them. Files of one kernel share their labs,
+    so a worker goes on with the kernel it has as long as there is some of it left. Not by xdist's
+    own groups: with pytest 9.2 xdist 3.8 loses them, and says nothing.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _rank(self, scope: str) -> tuple[bool, float]:
         """The lab's first, then the longest."""
         is_of_lab = bool(kernel_of(scope))
-        seconds = self._kept.get(unit_of(scope), UNKNOWN_SECONDS if is_of_lab else 0.0)
+        seconds = self._kept.get(scope, UNKNOWN_SECONDS if is_of_lab else 0.0)
         return not is_of_lab, -seconds
 
     def _choose(self, node: WorkerController) -> str:
@@ -79,10 +80,10 @@ class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def scope_of(nodeid: str) -> str:
-    """Return what one worker is to run: a single test, or "FILE on KERNEL" of the lab's."""
+    """Return what one worker is to run, and what is timed: a file, or "FILE on KERNEL"."""
     path, _, test = nodeid.partition("::")
     if not path.startswith(LAB):
-        return nodeid
+        return path
     parameters = test.partition("[")[2].removesuffix("]").split("-")
     kernel = next((word for word in parameters if word in ALL_KERNELS), ALL_KERNELS[-1])
     return f"{path}{ON}{kernel}"
@@ -91,8 +92,3 @@ def scope_of(nodeid: str) -> str:
 def kernel_of(scope: str) -> str:
     """Return the kernel of a scope, "" if it needs no lab."""
     return scope.partition(ON)[2] if scope.startswith(LAB) else ""
-
-
-def unit_of(scope: str) -> str:
-    """Return what its time is kept for: the scope of the lab's, the file of a single test."""
-    return scope if kernel_of(scope) else scope.partition("::")[0]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from tests.scheduling import LabScheduling, kernel_of, scope_of, unit_of
+from tests.scheduling import LabScheduling, kernel_of, scope_of
 
 FILE = "tests/lab/test_x.py"
 
@@ -16,14 +16,9 @@ def test_a_files_tests_of_one_kernel_stay_together() -> None:
     assert scope_of(f"{FILE}::test_y[newest]") == scope_of(f"{FILE}::test_y")
     assert scope_of(f"{FILE}::test_y[6.1]") != scope_of(f"{FILE}::test_y")
     assert scope_of(f"{FILE}::test_y") != scope_of("tests/lab/test_z.py::test_y")
-    assert scope_of("tests/unit/test_x.py::test_y[6.1]") == "tests/unit/test_x.py::test_y[6.1]"
-
-
-def test_times_are_kept_of_files() -> None:
-    assert unit_of(scope_of(f"{FILE}::test_y[6.1]")) == f"{FILE} on 6.1"
-    assert unit_of("tests/unit/test_x.py::test_y[a on b]") == "tests/unit/test_x.py"
-    assert kernel_of(f"{FILE} on 6.1") == "6.1"
-    assert kernel_of("tests/unit/test_x.py::test_y[a on b]") == ""
+    assert scope_of("tests/unit/test_x.py::test_y[6.1]") == "tests/unit/test_x.py"
+    assert kernel_of(scope_of(f"{FILE}::test_y[6.1]")) == "6.1"
+    assert kernel_of("tests/unit/test_x.py") == ""
 
 
 class Node:
@@ -88,7 +83,7 @@ def test_the_labs_come_first_the_longest_before_others() -> None:
 
 
 def test_what_a_worker_that_crashed_has_left_is_run_once() -> None:
-    tests = [f"{FILE}::test_{n}" for n in range(4)] + [f"tests/unit/a.py::{n}" for n in range(9)]
+    tests = [f"{FILE}::test_{n}" for n in range(4)] + [f"tests/unit/{n}.py::x" for n in range(9)]
     for count in range(1, 6):
         first, second, new = scheduled({}, tests, crash_after=count)
         assert (len(first), sorted([*first, *second, *new])) == (count, sorted(tests))
