@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for all tests: captured machines as roots to read from."""
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -36,6 +37,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         is_update = "UPDATE_SECONDS" in os.environ
         config.pluginmanager.register(Stopwatch(scope_of, is_update=is_update))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from looking again and again through what stays to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Have more workers than CPUs where no emulated host keeps one busy: half of it is waiting."""
+    if config.option.markexpr != "not lab":
+        return None
+    cpus = len(os.sched_getaffinity(0))
+    return cpus + (cpus + 1) // 2
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,6 +12,7 @@ RUNS = "; runs "
 
 def skip(why: str, *, runs: str) -> NoReturn:
     """Skip the test that calls this; `runs` continues "it runs …": "as root", "with zsh"."""
+    __tracebackhide__ = True  # the place that is told is the caller's
     pytest.skip(f"{why}{RUNS}{runs}")
 
 

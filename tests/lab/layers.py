@@ -47,6 +47,12 @@ QEMUS = (
 )
 
 
+def all_layers(kernel: str) -> tuple[str, ...]:
+    """The layers that any test of a kernel asks for."""
+    qemus = QEMUS if kernel == "newest" else QEMUS[:1]
+    return (*(qemu.name for qemu in qemus), "guest-linux")
+
+
 class Suites(Suite):
     """Several suites as one; of a package that several have, the first one's is taken."""
 

@@ -24,8 +24,8 @@ CPUS = {2, 3}
 CYCLES = "default deny allow 0x11"
 CYCLES_ONLY = 1 << 0x11
 """PMCEID0 of a guest that may count 0x11 only, of the events it has a bit for."""
-MANY_RANGES = 300
-"""Calls of a filter that takes a while to put in: about a second in the lab."""
+MANY_RANGES = 100
+"""Calls of a filter that takes a while to put in: a second or two in the lab."""
 KVM_SET_DEVICE_ATTR = "0x4018aee1"
 INJECTING_POLL = 0.005
 """Seconds: it is not for long."""

@@ -13,7 +13,6 @@ from typing import Any
 from tests.lab.channel import PATIENCE
 from tests.lab.errors import Result
 from tests.lab.job import Job
-from tests.lab.layers import QEMUS
 from tests.lab.machine import Lab
 from tests.lab.tracing import KVM_RUN, TRACING
 from tests.lab.vms import pmuctl
@@ -29,10 +28,6 @@ ALL_CPUS = "0-3"
 ONLY_CYCLES = "default deny allow cpu_cycles"
 NO_CYCLES = "default allow deny cpu_cycles"
 CYCLES_BIT = 1 << 0x11
-
-# The most that any of these tests asks for: they share one lab of each kernel.
-LAYERS = {"newest": (*(its.name for its in QEMUS), "guest-linux")}
-LAYERS_OF_OTHERS = ("qemu-7.2", "guest-linux")
 
 RUNTIME_DIR = "/run/pmuctl"
 RESIDENT_MAX = 16 * 1024

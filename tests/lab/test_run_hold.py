@@ -8,14 +8,13 @@ import signal
 import pytest
 
 from tests.lab.conftest import GetLab
+from tests.lab.layers import all_layers
 from tests.lab.machine import Lab
 from tests.lab.runs import (
     A53,
     A72,
     CPUS,
     CYCLES_BIT,
-    LAYERS,
-    LAYERS_OF_OTHERS,
     NO_CYCLES,
     ONLY_CYCLES,
     check_counting,
@@ -46,7 +45,7 @@ CAUGHT = ["python3", "-c", CATCHING]
 @pytest.fixture
 def run_lab(kernel: str, get_lab: GetLab) -> Lab:
     """A host with two PMUs and QEMUs: the one that test_run_qemu.py has."""
-    return get_lab(kernel, "two", LAYERS.get(kernel, LAYERS_OF_OTHERS))
+    return get_lab(kernel, "two", all_layers(kernel))
 
 
 def test_qemu_is_set_while_it_is_held(run_lab: Lab) -> None:

@@ -4,14 +4,13 @@
 import pytest
 
 from tests.lab.conftest import GetLab
+from tests.lab.layers import all_layers
 from tests.lab.machine import Lab
 from tests.lab.runs import (
     A53,
     A72,
     CPUS,
     CYCLES_BIT,
-    LAYERS,
-    LAYERS_OF_OTHERS,
     LISTED,
     NO_CYCLES,
     ONLY_CYCLES,
@@ -39,13 +38,13 @@ FAILED = "reason KVM_EXIT_FAIL_ENTRY"
 @pytest.fixture
 def run_lab(kernel: str, get_lab: GetLab) -> Lab:
     """A host with two PMUs, and every QEMU that there is for its kernel."""
-    return get_lab(kernel, "two", LAYERS.get(kernel, LAYERS_OF_OTHERS))
+    return get_lab(kernel, "two", all_layers(kernel))
 
 
 @pytest.fixture
 def full_lab(get_lab: GetLab) -> Lab:
     """The one with the newest kernel."""
-    return get_lab("newest", "two", LAYERS["newest"])
+    return get_lab("newest", "two", all_layers("newest"))
 
 
 def check_started(seen: Trace, run: Run, pmu: str) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from tests.lab.channel import PATIENCE
 from tests.lab.conftest import GetLab
 from tests.lab.errors import LabError, Result
-from tests.lab.layers import QEMUS
+from tests.lab.layers import QEMUS, all_layers
 from tests.lab.machine import Lab, boot
 from tests.lab.tracing import trace
 from tests.lab.vmms import (
@@ -26,13 +26,12 @@ from tests.lab.workloads.linux import parse_lines
 KINDS = ("kvmtool", "crosvm", "cloud-hypervisor")
 # 6.1 takes the PMU of CPUs 0-1 by default, wherever the VMM is.
 FIRST_CLUSTER = ("taskset", "-c", "0-1")
-ALL_QEMUS = tuple(its.name for its in QEMUS)
 
 
 @pytest.fixture
 def full_lab(get_lab: GetLab) -> Lab:
     """The newest kernel with every layer: one lab for the tests that need any."""
-    return get_lab("newest", "two", (*ALL_QEMUS, "guest-linux"))
+    return get_lab("newest", "two", all_layers("newest"))
 
 
 def run(lab: Lab, *command: str) -> Result:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from tests.lab.channel import PATIENCE
 
-POLL_SECONDS = 0.03
-"""To look costs the lab some milliseconds of its CPUs, which it then lacks for what is awaited."""
+POLL_SECONDS = 0.1
+"""To look costs the lab 10 to 20 ms of its CPUs, which it then lacks for what is awaited."""
 
 T = TypeVar("T")
 
