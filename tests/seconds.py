@@ -4,16 +4,18 @@
 `UPDATE_SECONDS=1 tests/run` writes it down anew, on two CPUs that have nothing else to do.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 KEPT = Path(__file__).parent / "seconds.tsv"
 GROWN = 4 / 3
-NOISE = 8.0
-"""Seconds by which a file must have grown to be named, too: about what the boot of a host takes,
+NOISE = 15.0
+"""Seconds by which a file must have grown to be named, too: more than the boot of a host takes,
 which is counted with the first test that needs it."""
+SHORT = 1.0
+"""Seconds: what takes less is not told one by one."""
 
 HEAD = "# seconds of each file of tests, the lab's by kernel; anew: UPDATE_SECONDS=1 tests/run"
 
@@ -43,18 +45,23 @@ def find_grown(now: Mapping[str, float], kept: Mapping[str, float]) -> list[str]
     )
 
 
-def tell(now: Mapping[str, float], kept: Mapping[str, float]) -> Iterable[str]:
+def format_report(now: Mapping[str, float], kept: Mapping[str, float]) -> Iterator[str]:
     """Yield a line a unit, the longest last, and what has grown."""
-    yield f"{'now':>8} {'kept':>8}"
+    yield f"{'this run':>10} {KEPT.name:>11}"
+    short = [unit for unit in now if max(now[unit], kept.get(unit, 0.0)) < SHORT]
     for unit, seconds in sorted(now.items(), key=lambda row: row[1]):
-        before = f"{kept[unit]:8.1f}" if unit in kept else f"{'-':>8}"
-        yield f"{seconds:8.1f} {before} {unit}"
+        before = f"{kept[unit]:11.1f}" if unit in kept else f"{'-':>11}"
+        if unit not in short:
+            yield f"{seconds:10.1f} {before} {unit}"
+    yield f"{sum(now[unit] for unit in short):10.1f} {'':11} {len(short)} more files"
     both = now.keys() & kept.keys()
     whole, before_whole = sum(now[unit] for unit in both), sum(kept[unit] for unit in both)
-    yield f"{whole:8.1f} {before_whole:8.1f} together, of {len(both)} of {len(now)} that are kept"
+    yield f"{whole:10.1f} {before_whole:11.1f} all that have a row there, workers side by side"
     for unit in find_grown(now, kept):
-        ratio = now[unit] / kept[unit] if kept[unit] else float("inf")
-        yield f"grown by more than a third: {unit}, {ratio:.1f} times what is kept"
+        yield (
+            f"grown by more than a third: {unit} took {now[unit]:.1f} s, {KEPT.name} has "
+            f"{kept[unit]:.1f} (on an idle machine, and meant: UPDATE_SECONDS=1 tests/run)"
+        )
 
 
 def is_chosen(config: pytest.Config) -> bool:
@@ -85,8 +92,8 @@ class Stopwatch:
         if not self._now:
             return
         kept = read_seconds()
-        terminalreporter.section("seconds by file")
-        for line in tell(self._now, kept):
+        terminalreporter.section("seconds by file, the lab's by kernel")
+        for line in format_report(self._now, kept):
             terminalreporter.line(line)
         if self._is_update and (exitstatus or is_chosen(config)):
             terminalreporter.line("not written down: not all tests were to be run, or some failed")

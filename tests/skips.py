@@ -28,4 +28,4 @@ def only_root(why: str) -> pytest.MarkDecorator:
 
 def only_users(why: str) -> pytest.MarkDecorator:
     """Mark tests of what stops nobody who is root."""
-    return skip_if(os.geteuid() == 0, why, runs="as an ordinary user, once root ran tests/setup")
+    return skip_if(os.geteuid() == 0, why, runs="as an ordinary user, after root ran tests/setup")

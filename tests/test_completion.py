@@ -174,7 +174,7 @@ def host(tmp_path: Path, dump: Callable[[str], Path]) -> Iterator[Host]:
     if tried.returncode:
         skip(
             f"no mount namespace, so no PMU to complete: {tried.stderr.strip()}",
-            runs="where this user may unshare(1)",
+            runs="as root, or where users may unshare(1) --mount",
         )
     for name in ("run", "home/adir", "bin"):
         (tmp_path / name).mkdir(parents=True)

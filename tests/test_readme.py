@@ -1,46 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's first terminal session is what the demonstration prints on a real kernel, and its
-second what pmuctl says of a host like the one in the text."""
+"""The README's second terminal session is what pmuctl says of a host like the one in the text.
+
+The first one is held by tests/lab/test_readme.py.
+"""
 
 import io
 import re
 import shlex
-from pathlib import Path
-
-import pytest
 
 from pmuctl.cli.main import main
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, machine  # noqa: F401
 from tests.fakes.vmm import FakeVm, fake_vmm
-from tests.lab.demo import show
-from tests.lab.machine import boot
-
-README = Path(__file__).parents[1] / "README.md"
-
-
-def shape(text: str) -> list[str]:
-    """Lines with every time, number and run of spaces made the same: they differ each time."""
-    text = re.sub(r"\b\d{4}-\d\d-\d\dT[\d:.+-]+", "TIME", text)
-    lines = (re.sub(r" +", " ", re.sub(r"\b\d+\b", "N", line)) for line in text.splitlines())
-    return [line.rstrip() for line in lines]
-
-
-def sessions() -> list[str]:
-    return re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.mark.lab
-def test_the_session_in_the_readme_is_the_one_that_is_printed() -> None:
-    first, _ = sessions()
-    told: list[str] = []
-    with boot("newest", "two") as lab:
-        show(lab, told.append)
-    session = "".join(told)
-    assert shape(session) == shape(first)
-    without, with_pmuctl = session.split("# The same VM again")
-    assert all(int(n) == 0 for n in re.findall(r"cycle counter (\d+)", without))
-    assert all(int(n) > 0 for n in re.findall(r"cycle counter (\d+)", with_pmuctl))
+from tests.sessions import read_sessions, shape
 
 
 def test_the_session_of_a_host_that_is_looked_after(machine: Machine) -> None:  # noqa: F811
@@ -54,7 +26,7 @@ def test_the_session_of_a_host_that_is_looked_after(machine: Machine) -> None:  
     vm.initialise()
     vm.run()
     vm.threads.masks[1002] = CpuSet.parse("0-3")
-    _, second = sessions()
+    _, second = read_sessions()
     said = ""
     for words in re.findall(r"^\$ pmuctl (.*)$", second, re.MULTILINE):
         out = io.StringIO()

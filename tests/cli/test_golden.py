@@ -250,7 +250,7 @@ def test_no_vms(machine: Machine, command: str) -> None:
     compare(path_of(command, "none"), transcript(machine, command.split()))
 
 
-@skip_if("UPDATE_EXPECTED" in os.environ, "they are just being written", runs="without that")
+@skip_if("UPDATE_EXPECTED" in os.environ, "they are being written", runs="without UPDATE_EXPECTED")
 def test_every_expectation_is_compared() -> None:
     wanted = {path_of(command, name) for command in COMMANDS for name in NAMES}
     wanted |= {path_of(command, name) for command in VM_COMMANDS for name in VMS_ON}

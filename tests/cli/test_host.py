@@ -143,7 +143,7 @@ def test_a_capability_that_is_none_is_a_usage_error(machine: Machine) -> None:
 @skip_if(
     platform.machine() == "aarch64" and os.path.exists("/dev/kvm"),
     "this machine's KVM may have a vPMU: the lab's hosts, with and without, are asked",
-    runs="on other machines",
+    runs="on a machine that is not arm64, or has no /dev/kvm",
 )
 def test_capabilities_without_a_vpmu_are_unsupported(machine: Machine) -> None:
     told = "guests can have no PMU here" if os.path.exists("/dev/kvm") else "no /dev/kvm"

@@ -92,7 +92,7 @@ def pytest_runtest_makereport(
     if report.failed:
         for lab in item.config.stash[POOL]:
             if lab.journal.is_used:
-                report.sections.append((f"lab with {lab.kernel}", lab.journal.text()))
+                report.sections.append((f"lab: {lab.kernel}, {lab.host}", lab.journal.text()))
     return report
 
 

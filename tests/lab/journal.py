@@ -61,7 +61,7 @@ class Journal:
         """Keep what there is in the lab if the block fails, before what follows cleans it up."""
         try:
             yield
-        except Exception:
+        except BaseException:  # that of pytest.fail() is no Exception
             self.add_state(when)
             raise
 
@@ -71,14 +71,14 @@ class Journal:
         last = self._jobs[-JOBS_MAX:]
         parts = [*map(describe_job, last), *self._states]
         if len(last) < len(self._jobs):
-            parts.insert(0, f"--- {len(self._jobs) - len(last)} commands before")
+            parts.insert(0, f"--- {len(self._jobs) - len(last)} earlier commands are not shown")
         return "\n".join((*parts, "--- the console's last lines:", self._channel.tail()))
 
     def _read_state(self) -> str:
         if not self._channel.alive:
             return "the lab has ended"
         if self._is_mute:
-            return "it cannot be told, as before"
+            return "the lab did not answer before: it was not asked again"
         try:
             job = Job(self._channel, ["sh", "-c", STATE])
             job.end_input()

@@ -31,8 +31,9 @@ KILL_TIMEOUT = 10.0
 class Lab:
     """A running lab."""
 
-    def __init__(self, channel: Channel, *, kernel: str) -> None:
+    def __init__(self, channel: Channel, *, kernel: str, host: str) -> None:
         self.kernel = kernel
+        self.host = host
         self.journal = Journal(channel)
         self._channel = channel
 
@@ -218,7 +219,7 @@ def boot(
         )
         stack.callback(channel.close)
         channel.wait_ready(timeout)
-        lab = Lab(channel, kernel=builder.newest() if kernel == "newest" else kernel)
+        lab = Lab(channel, kernel=builder.newest() if kernel == "newest" else kernel, host=host)
         try:
             yield lab
         except AssertionError as error:  # of a test that has this lab for itself

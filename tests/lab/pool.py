@@ -22,7 +22,7 @@ Key = tuple[str, str, tuple[str, ...]]
 
 
 class Pool:
-    """Labs by kernel, host and layers; as many as this machine's memory allows."""
+    """Labs by kernel, host and layers: ALIVE_MIN to ALIVE_MAX, as this machine's memory allows."""
 
     def __init__(self) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

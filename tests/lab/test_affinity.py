@@ -181,7 +181,7 @@ def cpuset_v1(lab: Lab) -> Iterator[str]:
     if mounted.status:
         skip(
             f"this kernel has no cpuset of version 1: {mounted.stderr.strip()}",
-            runs="on 6.1, as the other one of this name does",
+            runs="on 6.1",
         )
     sh(lab, f"mkdir {V1}/vm; echo 0-1 >{V1}/vm/cpuset.cpus; echo 0 >{V1}/vm/cpuset.mems")
     try:

@@ -171,7 +171,10 @@ def ear() -> Iterator[Uevents]:
     """The true pyudev, libudev and netlink, in a namespace that the kernel tells of VMs."""
     its = listen()
     if not isinstance(its, Uevents):
-        skip("no netlink, or no libudev, for this process", runs="with libudev.so.1")
+        skip(
+            "no netlink, or no libudev, for this process",
+            runs="with libudev.so.1, where netlink is allowed",
+        )
     with closing(its):
         yield prepared(its)
 
