@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.errors import Result
 from tests.lab.machine import Lab, boot
-from tests.lab.vms import ReferenceVm, pmuctl, reference_vm
+from tests.lab.vms import ReferenceVm, clear_sockets, pmuctl, reference_vm
 from tests.skips import skip
 
 A72 = "armv8_cortex_a72"
@@ -20,7 +20,11 @@ V1, V2 = "/tmp/cpuset", "/sys/fs/cgroup"
 
 @pytest.fixture
 def vm(lab: Lab) -> Iterator[ReferenceVm]:
-    """A VM that was given the PMU of CPUs 2-3, by which its vCPU threads were put there."""
+    """A VM that was given the PMU of CPUs 2-3, by which its vCPU threads were put there.
+
+    It is the only one: VMMs of other tests, which were killed, have left sockets.
+    """
+    clear_sockets(lab)
     with reference_vm(lab, "--create-cpus", "0-1") as its:
         its.set("pmu", A72)
         yield its
