@@ -43,12 +43,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kernel", kernels)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test of this folder; those of a file that are of one host follow each other."""
-    asks_for_all = {"run_lab", "full_lab"}
-    config.stash[POOL].is_for_all_layers = any(
-        asks_for_all & {*getattr(item, "fixturenames", ())} for item in items
-    )
     for item in items:
         if is_of_lab(item):
             item.add_marker(pytest.mark.lab)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 from tests.lab.errors import NoKernelError
-from tests.lab.layers import all_layers
 from tests.lab.machine import Lab, boot
 
 MEMORY_OF_EACH = 2 << 30
@@ -30,8 +29,6 @@ class Pool:
         room = memory // MEMORY_OF_EACH // workers
         self._alive_max = min(max(ALIVE_MIN, room), ALIVE_MAX)
         self._missing: dict[str, NoKernelError] = {}
-        self.is_for_all_layers = False
-        """Whether tests will ask for all layers of host "two": one lab does for all of them."""
         self._labs: OrderedDict[Key, tuple[Lab, ExitStack]] = OrderedDict()
 
     def __iter__(self) -> Iterator[Lab]:
@@ -45,8 +42,6 @@ class Pool:
         """
         if kernel in self._missing:
             raise self._missing[kernel]
-        if self.is_for_all_layers and host == "two":
-            layers = all_layers(kernel)
         key = find_usable_key(self._labs, (kernel, host, layers))
         lab, stack = self._labs.pop(key, (None, ExitStack()))
         if lab is None or not lab.alive:
