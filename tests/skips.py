@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Skipping a test, aloud: why, and what would make it run."""
+"""Skipping a test, aloud: why, and what would make it run.
+
+The one place that calls pytest for it (tests/unit/test_skips.py), so that no test is skipped
+without both.
+"""
 
 import os
 from typing import NoReturn
