@@ -45,7 +45,7 @@ def test_a_killed_pmuctl_leaves_a_vm_whose_state_is_told_truly(lab: Lab) -> None
                 job.kill(9)
             statuses.append(job.wait().status)
             assert vm.pmuctl("show").status == 0
-        assert -9 in statuses
+        assert -9 in statuses[1:]  # the first is killed before it can have begun
         told = allows_cycles(vm)
         reports = vm.finish()
     for report in reports:
