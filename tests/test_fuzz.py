@@ -34,8 +34,8 @@ from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
 from pmuctl.host.procs import Procfs
 from pmuctl.host.runtime import PATH_TOLD
 from pmuctl.host.sysfs import Sysfs, parse_number
+from pmuctl.manage.choice import Request
 from pmuctl.manage.reach import Reach
-from pmuctl.manage.settings import Request
 from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
 from pmuctl.model.event import format_events, parse_events

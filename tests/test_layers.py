@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("cli", "render", "manage", "launch", "control", "policy", "host", "model", "uapi")
 """From the top: a room imports from the rooms below it, and from itself."""
 
-FOR_ALL = ("errors",)
+FOR_ALL = ("errors", "value")
 THIRD_PARTY = {"typer": {"cli"}, "rich": {"render"}, "pyudev": {"host"}}
 """The one room that knows each library."""
 

@@ -3,7 +3,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from importlib import import_module
 from typing import Annotated, Any, get_type_hints
 
@@ -12,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pmuctl import __version__
 from pmuctl.cli.options import Options
+from pmuctl.value import field_defaults
 
 NOUNS = {
     "host": "This machine: its kernel, its KVM, its CPUs.",
@@ -105,7 +105,7 @@ def command(
     """
     settings = {**CONTEXT, **parsing} if parsing else None
     hints = get_type_hints(Options, include_extras=True)
-    defaults = {field.name: field.default for field in fields(Options)}
+    defaults = field_defaults(Options)
     names = [its for group in groups for its in group]
 
     def declare(handler: Handler) -> Handler:

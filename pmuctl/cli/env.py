@@ -5,7 +5,6 @@ import contextlib
 import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from pmuctl.cli.options import Options, When
@@ -16,6 +15,7 @@ from pmuctl.render.columns import Column, as_object, choose
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.problem import write_problem
 from pmuctl.render.text import printable
+from pmuctl.value import field, replace, value
 
 if TYPE_CHECKING:
     from pmuctl.host.procs import Procfs
@@ -31,7 +31,7 @@ USUAL_WIDTH = 80
 """Columns of a terminal that does not say how many it has."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Env:
     """The outside of one run of pmuctl; commands touch nothing but through it."""
 

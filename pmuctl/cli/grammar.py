@@ -3,13 +3,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from pmuctl.cli.app import root
 from pmuctl.model.symptoms import SYMPTOMS
 from pmuctl.model.vpmu import ATTR_NAMES
+from pmuctl.value import value
 
 KINDS = {
     "PMU": "pmu",
@@ -52,7 +52,7 @@ COLUMNS = {
 """Command → the columns it shows, below pmuctl.render."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Value:
     """The value of an option or an operand: its name in help, its kind, or its fixed words."""
 
@@ -62,7 +62,7 @@ class Value:
     is_repeated: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Option:
     """One option with its spellings; one without a value is a flag."""
 
@@ -72,7 +72,7 @@ class Option:
     is_repeated: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Node:
     """A command or a group of commands; `path` are its words, none for pmuctl itself."""
 

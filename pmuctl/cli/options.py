@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several commands share: each declared once, taken by whole groups."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.render.formats import Format
+from pmuctl.value import value
 
 MIN_SECONDS, MAX_SECONDS = 0.001, 86400.0
 
@@ -45,7 +45,7 @@ def _positive(value: float) -> float:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Options:
     """The shared options as they were given; the annotations declare them."""
 

@@ -2,7 +2,6 @@
 """pmuctl vm: the VMs of a host, and their PMU settings."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -21,6 +20,7 @@ from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
 from pmuctl.render.vcpu import PLACED_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
+from pmuctl.value import replace
 
 app = make_noun("vm")
 

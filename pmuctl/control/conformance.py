@@ -2,11 +2,11 @@
 """Checks of a peer of the control socket, one after another, and what became of each."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pmuctl.control.trial import Fault, Peer, Skipped
 from pmuctl.control.wire import PEER_TEXT_MAX, WireError
+from pmuctl.value import value
 
 
 class Outcome(StrEnum):
@@ -17,7 +17,7 @@ class Outcome(StrEnum):
     SKIP = "skip"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Check:
     """One rule: its stable name, a sentence, and what tries it, raising Fault or Skipped.
 
@@ -27,10 +27,10 @@ class Check:
     name: str
     rule: str
     run: Callable[[Peer], None]
-    needed: bool = field(default=False, kw_only=True)
+    needed: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Finding:
     """What became of one check, and why if it did not pass."""
 

@@ -2,15 +2,15 @@
 """What the control server sees of its VMM, and filters as they stand on the wire."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pmuctl.control.wire import Message
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, EventFilter
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class VcpuStatus:
     """One vCPU as its VMM knows it: its thread, and how far it is.
 

@@ -3,16 +3,16 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.model.kernel import DERIVED
+from pmuctl.value import value
 
 VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """What a VM may be called: it is a file name, an argument and a table cell."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Command:
     """One command: its arguments, its result, and whether it changes the VM."""
 

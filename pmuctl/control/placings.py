@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pmuctl.host import kept
 from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import ProcessId, VmId
+from pmuctl.value import field, value
 
 FORMAT = 2
 ANY = -1
@@ -42,7 +42,7 @@ _FORM = Obj(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Placings:
     """What was done with the threads of a process: the `cpus` that each was put on, by its id.
 

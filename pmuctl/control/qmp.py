@@ -13,11 +13,11 @@ import struct
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pmuctl.control import wire
 from pmuctl.control.wire import WireError
+from pmuctl.value import field, value
 
 DEADLINE = 0.5
 """Seconds for all monitors of one process: one that somebody holds lets others wait, and does not
@@ -39,7 +39,7 @@ MANAGERS = ("libvirtd", "virtqemud")
 _COMMANDS = ("query-name", "query-uuid", "query-status", "query-cpus-fast")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Monitor:
     """What a QEMU says: its name, UUID and run state ("running", "paused", ...), and the thread
     of each vCPU by its number. What it did not say is None."""

@@ -7,7 +7,6 @@ and what was set of a VM that goes on after its supervisor was killed.
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.filter import EventFilter
 from pmuctl.model.ref import ProcessId
+from pmuctl.value import replace, value
 
 FORMAT = 1
 SIZE_LIMIT = 2 << 20
@@ -31,7 +31,7 @@ CHANGES_KEPT = 32
 STEPS_KEPT = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Problem:
     """Why a start was refused or failed: the texts of the error and its exit status."""
 
@@ -41,7 +41,7 @@ class Problem:
     status: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Record:
     """One start of a VM under a supervisor.
 

@@ -7,7 +7,6 @@ import re
 import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.host.runtime import PATH_RUN, PATH_USERS
 from pmuctl.host.shortage import check_shortage
+from pmuctl.value import value
 
 SUFFIX = ".sock"
 RECORD_SUFFIX = ".json"
@@ -32,7 +32,7 @@ _UID = re.compile(r"0|[1-9][0-9]{0,9}")
 _RECORD = re.compile(rb"([0-9]{1,10}) ([0-9]{1,20})\n")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Entry:
     """A control socket found in a runtime directory.
 
@@ -45,7 +45,7 @@ class Entry:
     owner: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sockets:
     """Control sockets, and how many more of other users are left out: see SOCKETS_MAX."""
 

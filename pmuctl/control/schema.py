@@ -3,8 +3,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+from pmuctl.value import value
 
 LIST_MAX = 4096
 
@@ -33,7 +34,7 @@ def _row(path: str, type: str, **bounds: object) -> Row:
     return {"path": path, "type": type, "required": True, "null": False, **bounds}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Int:
     """A whole number from `least` to `most`."""
 
@@ -53,7 +54,7 @@ class Int:
         yield _row(path, "integer", least=self.least, most=self.most)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bool:
     """true or false."""
 
@@ -67,7 +68,7 @@ class Bool:
         yield _row(path, "boolean")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Str:
     """A text of at most `most` characters, if given one of `words` or of the form `form`."""
 
@@ -98,7 +99,7 @@ class Str:
         yield row
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class List:
     """A list of `least` to `most` values of one kind."""
 
@@ -121,7 +122,7 @@ class List:
         yield from self.of.describe(f"{path}[]")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tuple:
     """A list with a value of each of these kinds."""
 
@@ -141,7 +142,7 @@ class Tuple:
             yield from kind.describe(f"{path}[{index}]")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Nullable:
     """A value of this kind, or null for none."""
 
@@ -158,14 +159,14 @@ class Nullable:
         yield from (first | {"null": True}, *inner)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Maybe:
     """A member of an object that may be left out."""
 
     of: Kind
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Obj:
     """An object with these members; an open one lets others through, for later versions."""
 

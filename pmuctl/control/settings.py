@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
 from pmuctl.control.door import Door, filter_message
 from pmuctl.control.refusals import ApplyError, no_vcpu, refused
@@ -24,9 +23,10 @@ from pmuctl.model.kernel import DERIVED
 from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
+from pmuctl.value import replace, value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Seal:
     """What closed the window, and when (seconds since the epoch)."""
 

@@ -5,18 +5,17 @@ The server lives in the VMM, or is the VMM's supervisor (pmuctl run), which has 
 names in `query-pmu` the process that has. A peer says what it likes, so that is checked.
 """
 
-from dataclasses import dataclass
-
 from pmuctl.control.registry import Entry
 from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
 from pmuctl.host.procs import Procfs
 from pmuctl.model.ref import ProcessId
+from pmuctl.value import value
 
 CLOCK_SECONDS = 1.0
 """How far the times of a process and of a file may be apart: one is told in clock ticks."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Peer:
     """Who listens at the other end, by SO_PEERCRED (unix(7)): as it was when it began to.
 
@@ -41,7 +40,7 @@ class Peer:
         return ProcessId(self.pid, self.started) if is_its else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Vmm:
     """The process that has a VM, as far as the control socket is believed.
 

@@ -9,7 +9,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from pmuctl.host.cgroup import PATH_MOUNTS, Cpusets, cpuset_mounts
 from pmuctl.host.holders import scan_owners
@@ -24,6 +23,7 @@ from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.ref import ProcessId
 from pmuctl.uapi.kvm import KVM_RUN
+from pmuctl.value import replace, value
 
 UNREADABLE = "pmuctl-unreadable"
 """In a captured /proc: how many processes could not be looked at when it was made."""
@@ -34,14 +34,13 @@ OF_THREAD = ("stat", "status", "comm", "cgroup", "syscall")
 _NUMBER = re.compile(rb"([0-9]{1,9})\n?")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CapturedProcfs(Procfs):
     """A captured /proc, `root`; that must be no link either."""
 
     def scan_kvm(self) -> KvmScan:
         """As it was when the capture was made."""
-        # super() alone does not know the class that slots=True makes
-        found = super(CapturedProcfs, self).scan_kvm()
+        found = super().scan_kvm()
         try:
             number = _NUMBER.fullmatch(self._read(UNREADABLE))
         except OSError:

@@ -8,10 +8,10 @@ read is believed no further than Sysfs does: a path that leaves the hierarchy is
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import value
 
 PATH_CGROUP = "proc/{pid}/task/{tid}/cgroup"
 PATH_MOUNTS = "proc/self/mountinfo"
@@ -26,7 +26,7 @@ PATH_LIMIT = 4096
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Cpuset:
     """What a cpuset cgroup allows a thread.
 
@@ -46,7 +46,7 @@ class Cpuset:
         return f"{self.path}/{self.prefix}cpus"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Mount:
     """One mount of a hierarchy: `root` is the group that is seen at the directory `point`."""
 

@@ -6,13 +6,13 @@ virt/kvm/kvm_main.c): a helper that a VMM forks has its descriptors, but not its
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from pmuctl.host import debugfs
 from pmuctl.host.kvm_links import KvmHolder, KvmScan
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.uapi.kvm import KVM_RUN
+from pmuctl.value import replace
 
 NR_IOCTL = (29, 16)
 """ioctl(2) as a number: arm64's (asm-generic/unistd.h) and x86-64's."""

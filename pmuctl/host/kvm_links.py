@@ -3,9 +3,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pmuctl.model.ref import ProcessId
+from pmuctl.value import value
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
 """What /proc/PID/fd/N of a VM's file descriptor points to (virt/kvm/kvm_main.c)."""
@@ -15,7 +15,7 @@ KVM_VCPU_LINK = "anon_inode:kvm-vcpu:"
 _VCPU = re.compile(rf"{KVM_VCPU_LINK}([0-9]{{1,9}})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class KvmHolder:
     """A process that has KVM VMs or vCPUs open, and its descriptors of them.
 
@@ -38,7 +38,7 @@ class KvmHolder:
         return self.vms or tuple(sorted(self.vcpus)[:1])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class KvmScan:
     """Every process that is seen to have a VM open, and how many could not be looked at.
 

@@ -6,7 +6,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm import PATH_DEV_KVM
 from pmuctl.host.sysfs import PATH_CPU, PATH_EVENT_SOURCE, Sysfs
 from pmuctl.host.tree import new_tree
+from pmuctl.value import value
 
 PATH_OSRELEASE = "proc/sys/kernel/osrelease"
 PATH_KMSG = "/dev/kmsg"
@@ -88,7 +88,7 @@ def _records(fd: int) -> Iterator[str]:
         yield record.decode(errors="replace")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Captured:
     """A file of a capture: its path below the root, and its text or, of a link, its target."""
 

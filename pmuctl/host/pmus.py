@@ -3,7 +3,6 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from pmuctl.host import udev
@@ -11,6 +10,7 @@ from pmuctl.host.cpus import read_online, scan_cores
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs, parse_number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import OtherPmu, Pmu
+from pmuctl.value import value
 
 EVENT_CODE_LIMIT = 1 << 16
 """Event numbers are below this: PMEVTYPER<n>_EL0.evtCount has 16 bits since Armv8.1."""
@@ -35,7 +35,7 @@ class Source(StrEnum):
     SYSFS = "sysfs"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class EventSources:
     """The names under /sys/bus/event_source/devices, and who told them."""
 

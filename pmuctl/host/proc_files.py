@@ -4,10 +4,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from pmuctl.host.shortage import check_shortage
+from pmuctl.value import value
 
 READ_LIMIT = 1 << 20
 """Bytes of one file that are read: only command lines can have more."""
@@ -15,7 +15,7 @@ PAGE = 4096
 """Bytes: the smallest pages there are."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ProcFiles:
     """Readers of a mounted procfs. What has vanished, or may not be read, is none or empty.
 

@@ -2,11 +2,11 @@
 """Threads as /proc shows them: their names, masks, signals, calls and times."""
 
 import re
-from dataclasses import dataclass
 
 from pmuctl.host.proc_files import ProcFiles, number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.spin import ThreadTimes
+from pmuctl.value import value
 
 ID = re.compile(r"[1-9][0-9]{0,9}")
 """The name of a process or thread in a directory."""
@@ -15,7 +15,7 @@ _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16}
 _CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ThreadStat:
     """Some of proc_pid_stat(5): the state's letter, clock ticks of guest code, the last CPU."""
 
@@ -24,7 +24,7 @@ class ThreadStat:
     last_cpu: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ProcThreads(ProcFiles):
     """What is told of a thread. One that is gone, or may not be looked at, is none or empty."""
 

@@ -4,7 +4,6 @@
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from pmuctl.host.kvm_links import KvmHolder, KvmScan, has_kvm, holder_of, vcpus_of
@@ -12,6 +11,7 @@ from pmuctl.host.proc_files import number
 from pmuctl.host.proc_threads import ID, ProcThreads
 from pmuctl.model.ref import ProcessId
 from pmuctl.uapi.pidfd import kcmp_file
+from pmuctl.value import value
 
 TICKS = 100
 """Clock ticks a second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
@@ -24,7 +24,7 @@ _UIDS = re.compile(rb"^Uid:\t([0-9]{1,10})\t\1\t\1\t", re.MULTILINE)
 _BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Procfs(ProcThreads):
     """The processes of a machine. What has vanished, or may not be read, is none or empty.
 

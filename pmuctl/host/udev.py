@@ -7,7 +7,8 @@ import select
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from pmuctl.value import value
 
 RECEIVED_AT_ONCE = 1000
 """Events that are read before they are answered: a storm of them is no reason to read on."""
@@ -37,7 +38,7 @@ def list_event_sources() -> list[str] | None:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Uevent:
     """What the kernel tells of a device: `kvm` with `create` or `destroy`, or a CPU.
 
@@ -50,7 +51,7 @@ class Uevent:
     tid: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Heard:
     """What was heard in a while; `is_lossy` tells that the kernel dropped some of it."""
 

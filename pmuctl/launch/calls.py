@@ -3,7 +3,6 @@
 
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pmuctl.control.settings import payload
 from pmuctl.errors import PmuctlError, RefusedError
@@ -15,12 +14,13 @@ from pmuctl.model.plan import Current, SetAttr, Wanted, plan, refusal
 from pmuctl.model.vpmu import Vcpu, Vpmu
 from pmuctl.uapi.kvm import KVM_SET_DEVICE_ATTR, kvm_device_attr
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_FILTER
+from pmuctl.value import value
 
 LOCK = FilterRange(base=0, nevents=0, action=Action.DENY)
 """A filter of no events that denies: it allows all, and from then on KVM refuses another PMU."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Call:
     """One ioctl: the struct, and what follows it for `pointer`.
 

@@ -5,7 +5,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from pmuctl.control.door import VcpuStatus
 from pmuctl.launch.orders import Orders
@@ -17,15 +16,15 @@ GONE_SECONDS = 0.5
 MakeCall = Callable[[int, int, bytes], None]
 
 
-@dataclass(slots=True)
 class Waiting:
     """A call that waits to be made, and what came of it."""
 
-    vcpu: int
-    attr: int
-    payload: bytes
-    is_done: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
+    def __init__(self, vcpu: int, attr: int, payload: bytes) -> None:
+        self.vcpu = vcpu
+        self.attr = attr
+        self.payload = payload
+        self.is_done = threading.Event()
+        self.error: Exception | None = None
 
 
 class SupervisedDoor:

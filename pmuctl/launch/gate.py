@@ -5,7 +5,6 @@ import ctypes
 import errno
 import select
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pmuctl.launch.machine import Machine
 from pmuctl.uapi.ioctl import ioctl
@@ -28,9 +27,10 @@ from pmuctl.uapi.seccomp import (
     seccomp_notif_resp,
     sock_filter,
 )
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Notification:
     """A thread that waits at the gate, with its KVM_CREATE_VCPU.
 
@@ -68,10 +68,10 @@ def _program(machine: Machine) -> "ctypes.Array[sock_filter]":
         (second, KVM_CREATE_VCPU),
     )
     code = []
-    for position, (offset, value) in enumerate(wanted):
+    for position, (offset, word) in enumerate(wanted):
         to_the_end = 2 * (len(wanted) - position) - 1
         code.append(sock_filter(BPF_LD_W_ABS, 0, 0, offset))
-        code.append(sock_filter(BPF_JMP_JEQ_K, 0, to_the_end, value))
+        code.append(sock_filter(BPF_JMP_JEQ_K, 0, to_the_end, word))
     code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_USER_NOTIF))
     code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW))
     return (sock_filter * len(code))(*code)

@@ -3,14 +3,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pmuctl.errors import UnsupportedError
 from pmuctl.uapi.kvm import KVM_ARM_VCPU_INIT, KVM_CREATE_VCPU
 from pmuctl.uapi.seccomp import AUDIT_ARCH_AARCH64, AUDIT_ARCH_X86_64
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Machine:
     """Numbers of system calls, and where the register set NT_PRSTATUS (64-bit words) has what.
 
@@ -54,8 +54,8 @@ class Machine:
         its = list(registers)
         its[self.pc] -= self.instruction
         its[self.nr] = nr
-        for register, value in zip(self.args, args, strict=False):
-            its[register] = value
+        for register, argument in zip(self.args, args, strict=False):
+            its[register] = argument
         return its
 
 

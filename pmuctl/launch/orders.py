@@ -3,7 +3,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.wire import Message
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.filter import EventFilter
+from pmuctl.value import field, value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Orders:
     """What to apply, and what to do where that cannot be.
 

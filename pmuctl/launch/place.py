@@ -9,7 +9,6 @@ get their masks back.
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from pmuctl.errors import PinnedError
 from pmuctl.host.procs import Procfs
@@ -18,13 +17,14 @@ from pmuctl.launch.machine import Machine
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vmm import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN
+from pmuctl.value import field, value
 
 LOOK_SECONDS = 0.2
 """How long after its window a VMM is first looked at for vCPUs that run."""
 LOOK_SECONDS_MAX = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Look:
     """When to look for vCPUs that run (time.monotonic()), and how long after that again."""
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 
 from pmuctl.control.door import VcpuStatus, filter_from
 from pmuctl.control.record import Problem, Record, remove_record, write_record
@@ -24,6 +23,7 @@ from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Wanted
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
+from pmuctl.value import replace
 
 BY_RUN = "pmuctl run"
 
@@ -206,7 +206,7 @@ class Service:
     def _note(self, **changes: object) -> None:
         """For the record, once nobody waits for the supervisor."""
         with self._lock:
-            self._record = replace(self._record, **changes)  # type: ignore[arg-type]
+            self._record = replace(self._record, **changes)
             self._is_behind = True
 
     def rest(self) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a vCPU's making to its window: what is followed of a VMM, and when it has been enough."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from pmuctl.host.procs import Procfs
@@ -26,7 +25,6 @@ BITS = 0xFFFFFFFF
 """Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
 
 
-@dataclass(slots=True, kw_only=True)
 class NewVcpu:
     """A vCPU whose window has not come yet.
 
@@ -34,13 +32,14 @@ class NewVcpu:
     who asks KVM for its features only, as QEMU does first, does not map it.
     """
 
-    tgid: int
-    tid: int
-    vm_fd: int
-    fd: int
-    index: int
-    has_vpmu: bool | None = None
-    is_mapped: bool = False
+    def __init__(self, *, tgid: int, tid: int, vm_fd: int, fd: int, index: int) -> None:
+        self.tgid = tgid
+        self.tid = tid
+        self.vm_fd = vm_fd
+        self.fd = fd
+        self.index = index
+        self.has_vpmu: bool | None = None
+        self.is_mapped = False
 
 
 class Master(Protocol):

@@ -2,7 +2,6 @@
 """Aligning several VMs: those that were named, or all there are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pmuctl.errors import NOTHING_CHANGED, GoneError, PmuctlError, Stopped, UnknownThreadsError
@@ -17,15 +16,16 @@ from pmuctl.manage.strangers import failure_of
 from pmuctl.model.ref import VmRef
 from pmuctl.model.truth import chosen_pmu
 from pmuctl.model.vm import Vm
+from pmuctl.value import replace, value
 
 
-@dataclass(slots=True)
+@value
 class Aligned:
     """What came of each VM, why others were left alone, and what is to be warned of."""
 
     vms: Several[PlacedVm]
-    left: list[str] = field(default_factory=list)
-    warnings: list[PmuctlError] = field(default_factory=list)
+    left: Sequence[str] = ()
+    warnings: Sequence[PmuctlError] = ()
 
 
 def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:

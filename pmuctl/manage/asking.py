@@ -4,7 +4,6 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -16,6 +15,7 @@ from pmuctl.host.stops import uninterrupted
 from pmuctl.manage.reach import Reach, ask_socket, nothing_told, try_read
 from pmuctl.manage.told import Told
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.value import replace
 
 REST_SECONDS = 60.0
 """The longest pause after which a socket that stays mute is asked again by one who watches it."""
@@ -76,18 +76,18 @@ def _not_reached(reach: Reach, entry: Entry) -> Told:
     return nothing_told(reach, entry, problem)
 
 
-@dataclass(slots=True)
 class _Slow:
     """A socket that no look waits for, and what it said last, or that it said nothing.
 
     `is_mute` tells that it was given the whole deadline, and did not answer.
     """
 
-    vm: Vm
-    answer: Future[tuple[Vm, float]] | None = None
-    due: float = 0.0
-    pause: float = 0.0
-    is_mute: bool = False
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+        self.answer: Future[tuple[Vm, float]] | None = None
+        self.due = 0.0
+        self.pause = 0.0
+        self.is_mute = False
 
 
 class Asker:

@@ -2,7 +2,6 @@
 """What keeps a thread off the CPUs it is wanted on, which the kernel calls EINVAL."""
 
 import shlex
-from dataclasses import dataclass
 
 from pmuctl.host.cgroup import Cpuset
 from pmuctl.host.sysfs import PATH_CPU
@@ -10,9 +9,10 @@ from pmuctl.manage.choice import cpus_words
 from pmuctl.manage.site import Site
 from pmuctl.model.align import Obstacle, find_obstacle
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Blocker:
     """What keeps a thread off some CPUs, in words, and what to do about it."""
 

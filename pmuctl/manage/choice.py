@@ -2,7 +2,6 @@
 """What a user's words for a PMU and a filter stand for on this host."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from pmuctl.errors import NotFoundError, UsageError, command
 from pmuctl.host.cpus import read_online, scan_present
@@ -13,17 +12,36 @@ from pmuctl.model.event import parse_events
 from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.selector import check_present, parse_cpus, select_pmu
+from pmuctl.value import value
 
 AUTO, NONE = "auto", "none"
 """The words for an affinity that are no CPUs: those of the PMU, and masks left alone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class FilterWords:
     """An inline filter as it was written: its default, and (action, events) rules in order."""
 
     default: Action
     rules: tuple[tuple[Action, str], ...] = ()
+
+
+@value(kw_only=True)
+class Request:
+    """What `vm set` was asked for; None is what was not mentioned.
+
+    `affinity` is `auto`, `none` or CPUs as a user writes them.
+    """
+
+    pmu: str | None = None
+    counters: int | None = None
+    filter: FilterWords | None = None
+    affinity: str | None = None
+
+    @property
+    def is_affinity_only(self) -> bool:
+        """Whether nothing is asked that KVM has a say in."""
+        return self.pmu is None and self.counters is None and self.filter is None
 
 
 def choose_pmu(

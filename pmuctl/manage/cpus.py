@@ -2,14 +2,14 @@
 """The CPUs of a machine: which PMU and core model each has."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pmuctl.host.cpus import read_core, read_online, scan_present
 from pmuctl.host.sysfs import PATH_CPU, Sysfs
 from pmuctl.model.pmu import CoreModel, Pmu
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Cpu:
     """One CPU; None is what could not be read, `pmu` None where none covers it."""
 

@@ -4,7 +4,6 @@
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from pmuctl.control.registry import own_dir, runtime_dirs
@@ -27,6 +26,7 @@ from pmuctl.model.held import HeldVm
 from pmuctl.model.kernel import Probed
 from pmuctl.model.spin import TICKS
 from pmuctl.model.vm import Window
+from pmuctl.value import replace
 
 
 def diagnose(

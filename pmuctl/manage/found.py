@@ -4,7 +4,6 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pmuctl.control.qmp import DEADLINE, Monitor, is_free, read_monitor
@@ -17,6 +16,7 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name, vm_uuid
+from pmuctl.value import field, replace, value
 
 MONITORS_MAX = 4
 """Monitors of one process that are tried: its command line, anybody's word, may name thousands."""
@@ -32,7 +32,7 @@ Answers = dict[tuple[ProcessId, frozenset[int]], Monitor | None]
 """What the monitors of a process have said, when it had these vCPUs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class VmProcess:
     """A process that has VMs open, and what it says it is."""
 
@@ -46,7 +46,7 @@ class VmProcess:
         return self.holder.pid
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Survey:
     """The processes of a host that have VMs open, and how many could not be looked at.
 
@@ -58,7 +58,7 @@ class Survey:
     is_partial: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Scene:
     """Where VMs are looked for: /proc, the rest of that machine, and whether it is this one.
 

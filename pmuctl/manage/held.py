@@ -2,7 +2,6 @@
 """VMs held against their PMUs: read once, and the same to each command that tells of them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from pmuctl.control.placings import read_placings
 from pmuctl.manage.blocker import Blocker, find_blocker
@@ -13,9 +12,10 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.held import HeldVcpu, HeldVm
 from pmuctl.model.truth import chosen_pmu
 from pmuctl.model.vm import Vm
+from pmuctl.value import field, value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class VcpuRow:
     """One vCPU of a VM, and the CPU its thread was last on; None where that is not known.
 
@@ -33,7 +33,7 @@ class VcpuRow:
         return self.its.judgement.aligned is None and bool(self.vm.chosen.cpus)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Recorded:
     """The CPUs that pmuctl put vCPUs on, by number; or that it leaves them alone."""
 

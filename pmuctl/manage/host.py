@@ -2,7 +2,6 @@
 """This host: its kernel and CPUs, and what KVM can do here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pmuctl.host.cpus import read_core, read_online, scan_present
 from pmuctl.host.machine import PATH_OSRELEASE, KvmAccess, read_kvm_access, read_kvm_mode
@@ -11,9 +10,10 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import CoreModel, Pmu
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Host:
     """One machine; `probed` is None where KVM was not asked."""
 

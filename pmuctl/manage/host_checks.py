@@ -3,7 +3,6 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from pmuctl.host.machine import KvmAccess
 from pmuctl.host.sysfs import PATH_CPU
@@ -18,11 +17,12 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
+from pmuctl.value import value
 
 HOST = "host"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class RuntimeDir:
     """A directory of control sockets, and the users who may own it; None is not there (yet)."""
 
@@ -33,7 +33,7 @@ class RuntimeDir:
     is_directory: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class HostFacts:
     """What the checks of a host judge; None is what could not be found out, or not of this one.
 

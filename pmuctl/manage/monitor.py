@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pmuctl.errors import PmuctlError
@@ -27,6 +26,7 @@ from pmuctl.model.changes import (
 )
 from pmuctl.model.ref import VmRef
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.value import replace, value
 
 SETTLE_SECONDS = 0.05
 """The least pause between two looks: what the kernel told of may not be to be seen at once."""
@@ -37,7 +37,7 @@ LEAST_PATIENCE, FIRST_PATIENCE = 0.25, 1.0
 UNASKED = (VmState.SILENT, VmState.DENIED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Event:
     """A change, and when it was seen, in seconds since the epoch."""
 
@@ -50,7 +50,6 @@ class Event:
         return datetime.fromtimestamp(self.when).astimezone().isoformat(timespec="milliseconds")
 
 
-@dataclass(slots=True, kw_only=True)
 class Watch:
     """One host that is watched: how its VMs are reached, and what hears of changes.
 
@@ -58,24 +57,32 @@ class Watch:
     `affinity align`. With `refs` there are no other VMs than those that are meant, now or later.
     """
 
-    reach: Reach
-    refs: Sequence[VmRef] = ()
-    threads: Threads
-    ear: Ear
-    interval: float = 1.0
-    repairs: bool = False
-    clock: Callable[[], float] = time.time
-    seen: Listing = field(default_factory=lambda: Listing(vms=[]))
-    """What the last look has found."""
-    site: Site | None = None
-    """The machine, as it was then."""
-    _asker: Asker = field(init=False)
-    _before: Snapshot | None = None
-    _vms: dict[tuple[object, ...], Vm] = field(default_factory=dict)
-    _failed: dict[tuple[object, ...], str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._asker = Asker(self.reach.deadline)
+    def __init__(
+        self,
+        *,
+        reach: Reach,
+        refs: Sequence[VmRef] = (),
+        threads: Threads,
+        ear: Ear,
+        interval: float = 1.0,
+        repairs: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.reach = reach
+        self.refs = refs
+        self.threads = threads
+        self.ear = ear
+        self.interval = interval
+        self.repairs = repairs
+        self.clock = clock
+        self.seen = Listing(vms=[])
+        """What the last look has found."""
+        self.site: Site | None = None
+        """The machine, as it was then."""
+        self._asker = Asker(reach.deadline)
+        self._before: Snapshot | None = None
+        self._vms: dict[tuple[object, ...], Vm] = {}
+        self._failed: dict[tuple[object, ...], str] = {}
 
     def close(self) -> None:
         """Look no more."""

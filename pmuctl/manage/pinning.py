@@ -2,7 +2,6 @@
 """Placing vCPU threads so that it lasts: recorded, not cut in two by a signal, and told."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from pmuctl.control.placings import write_placings
 from pmuctl.errors import PmuctlError, RefusedError, Stopped
@@ -13,9 +12,10 @@ from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import VmId
 from pmuctl.model.vm import Vm
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class PlacedVm:
     """What became of the vCPU threads of a VM, and what is to be warned of.
 

@@ -4,7 +4,6 @@
 import errno
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pmuctl.errors import (
     NOTHING_CHANGED,
@@ -25,9 +24,10 @@ from pmuctl.model.plan import Place
 from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vmm import VmmKind
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Placed:
     """What became of a vCPU's thread: `set`, `unchanged` or `planned`.
 
@@ -48,7 +48,7 @@ class Placed:
         return Place(self.vcpu, self.tid, self.wanted, self.before).words()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Crew:
     """The vCPU threads of a VM as they were found: vCPU number to thread id, and since when.
 

@@ -3,13 +3,13 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.runtime import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.pmu import Pmu
+from pmuctl.value import replace
 
 
 def scan_probed_pmus(

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from shlex import quote
 
 from pmuctl.errors import (
@@ -28,9 +27,10 @@ from pmuctl.model.pmu import Pmu
 from pmuctl.model.selector import check_present, parse_cpus
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Kvm:
     """KVM on the machine: whether this user may use it, and which group may; and what probes it
     where nothing is cached."""
@@ -40,7 +40,7 @@ class Kvm:
     probe: Callable[[Sequence[Pmu]], Probed] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class StartSite:
     """Where a VMM is to be started: the machine, and the process that is to become it."""
 

@@ -2,7 +2,6 @@
 """Asking one VM over its control socket, as far as its peer can be believed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from pmuctl.manage.supervised import orphan, record_of, recorded_process
 from pmuctl.manage.told import Answered, CapturedEntry, Told, Untold, check_answer, vm_of
 from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.value import field, value
 
 NOBODY = -1
 """What no user's number is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Reach:
     """How this user's VMs are reached: where to look, and how long to wait (seconds).
 

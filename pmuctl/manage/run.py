@@ -3,7 +3,6 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pmuctl.control.messages import VM_NAME
@@ -27,11 +26,12 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
+from pmuctl.value import value
 
 NAME_MAX = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Request:
     """What `pmuctl run` was asked for; None is what was not mentioned, `timeout` is in seconds."""
 
@@ -45,7 +45,7 @@ class Request:
     best_effort: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Prepared:
     """A VMM that is ready to be started: its file, its orders, and the steps in kernel words.
 

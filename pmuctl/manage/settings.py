@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from pmuctl.control.client import Client
@@ -25,7 +24,7 @@ from pmuctl.host.threads import Threads
 from pmuctl.manage.choice import (
     AUTO,
     NONE,
-    FilterWords,
+    Request,
     choose_pmu,
     compile_filter,
     present_cpus,
@@ -38,29 +37,12 @@ from pmuctl.model.filter import EventFilter
 from pmuctl.model.plan import no_attribute, no_vpmu, sealed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmState, Window
+from pmuctl.value import value
 
 AFFINITY = "affinity"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What `vm set` was asked for; None is what was not mentioned.
-
-    `affinity` is `auto`, `none` or CPUs as a user writes them.
-    """
-
-    pmu: str | None = None
-    counters: int | None = None
-    filter: FilterWords | None = None
-    affinity: str | None = None
-
-    @property
-    def is_affinity_only(self) -> bool:
-        """Whether nothing is asked that KVM has a say in."""
-        return self.pmu is None and self.counters is None and self.filter is None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Change:
     """What became of one key of one VM: `set`, `released`, `unchanged` or `planned`.
 
@@ -73,7 +55,7 @@ class Change:
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Done:
     """What became of a request: a change for each key, and the steps in the kernel's words.
 

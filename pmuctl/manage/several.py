@@ -2,16 +2,16 @@
 """Doing the same with several things: until one fails, or with each of them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pmuctl.errors import ExitStatus, PmuctlError
+from pmuctl.value import value
 
 Target = TypeVar("Target")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Several(Generic[Result]):
     """What came of each, in order; without `keeps_going` the first failure was the last."""
 

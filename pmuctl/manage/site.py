@@ -2,7 +2,6 @@
 """The machine on which VMs are judged and their threads placed, as it was at one look."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from pmuctl.host.cgroup import Cpusets
 from pmuctl.host.cpus import read_online
@@ -16,9 +15,10 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.truth import Ground
+from pmuctl.value import field, replace, value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Site:
     """Where VMs are: how this user reaches them, and what the truth about them rests on.
 

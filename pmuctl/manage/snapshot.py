@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 
 from pmuctl.host.captured import capture_probed, scan_captured_vms
 from pmuctl.host.machine import Captured, read_kvm_access, scan_captured
@@ -13,6 +12,7 @@ from pmuctl.manage.host import read_probed
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.told import Answered
 from pmuctl.manage.told_files import capture_told
+from pmuctl.value import replace
 
 
 def scan_snapshot(reach: Reach) -> Iterator[Captured]:

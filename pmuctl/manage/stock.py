@@ -2,7 +2,6 @@
 """The VMs of a host: those with a control socket, and those found by their processes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pmuctl.control.registry import Entry, Sockets
@@ -10,9 +9,10 @@ from pmuctl.manage.asking import ask_all
 from pmuctl.manage.found import Scene, Survey, VmProcess, find_vms, survey
 from pmuctl.manage.reach import Reach, try_read
 from pmuctl.model.vm import Vm, VmVcpu
+from pmuctl.value import field, replace, value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Listing:
     """VMs, and how many processes could not be looked at: whether those have VMs is not known.
 

@@ -2,12 +2,12 @@
 """Control sockets in other users' directories behind which there is no VM: anybody makes those."""
 
 from collections import Counter
-from dataclasses import replace
 
 from pmuctl.errors import PmuctlError
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.stock import Listing
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.value import replace
 
 FEW = 4
 """So many of one user are listed as all others are: VMMs that have crashed leave some behind."""

@@ -2,7 +2,6 @@
 """What came of asking a control socket, and the VM that is made of it: live, or of a capture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pmuctl.control.door import filter_from
@@ -16,13 +15,14 @@ from pmuctl.model.kernel import DERIVED
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vmm import identify
+from pmuctl.value import field, replace, value
 
 RECORDED = "recorded"
 """Who says so: the record, while there is nobody to ask."""
 SUPERVISOR_IS_GONE = "its supervisor is gone"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Answered:
     """A VM's answer to `query-pmu`, checked by `check_answer`, and whose it is believed to be.
 
@@ -34,7 +34,7 @@ class Answered:
     record: Record | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Orphaned:
     """Nobody listens, and the process of the record goes on without its supervisor, as `uid`."""
 
@@ -42,7 +42,7 @@ class Orphaned:
     uid: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Untold:
     """Nothing was told: why, and what the socket itself tells of its VM's process and user."""
 
@@ -55,7 +55,7 @@ class Untold:
 Told = Answered | Orphaned | Untold
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class CapturedEntry(Entry):
     """A control socket of another machine, and what it told there: it is not there to be asked.
 

@@ -3,7 +3,6 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 
 from pmuctl.errors import command
 from pmuctl.manage.blocker import Blocker
@@ -17,6 +16,7 @@ from pmuctl.model.held import HeldVm
 from pmuctl.model.judge import Chosen, Consequence
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.model.vmm import VmmKind
+from pmuctl.value import field, replace, value
 
 HELD_LONG = 300.0
 """Seconds after which a VM that still waits may have been forgotten."""
@@ -24,7 +24,7 @@ SPIN_SHARE = 0.8
 """The share of a CPU, outside the guest, from which on a vCPU's thread is said to spin."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class VmFacts:
     """What the checks of a VM judge.
 

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from enum import StrEnum
 
 from pmuctl.errors import DeniedError, NotFoundError, NoVmError, UnreachableError, command
@@ -14,6 +13,7 @@ from pmuctl.manage.supervised import RefusedStartError
 from pmuctl.model.held import HeldVm
 from pmuctl.model.ref import ByPid, ProcessId, VmRef
 from pmuctl.model.vm import Vm, VmState, Window
+from pmuctl.value import replace
 
 POLL_SECONDS = 0.2
 ANSWER_SECONDS = 1.0

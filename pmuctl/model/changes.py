@@ -2,7 +2,6 @@
 """What differs between two looks at a host: its VMs, their vCPUs, its CPUs and PMUs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
@@ -10,6 +9,7 @@ from pmuctl.model.held import HeldVcpu, HeldVm
 from pmuctl.model.judge import words
 from pmuctl.model.ref import VmId
 from pmuctl.model.vm import Window
+from pmuctl.value import field, replace, value
 
 
 class ChangeKind(StrEnum):
@@ -31,7 +31,7 @@ class ChangeKind(StrEnum):
     """something is not watched any more, or events of the kernel were missed"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class SeenVm:
     """A VM at one look, held against its PMU.
 
@@ -75,7 +75,7 @@ class SeenVm:
         return self.id.process.pid if self.id else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Snapshot:
     """One look at a host; `online` is None where that could not be read."""
 
@@ -94,7 +94,7 @@ class Snapshot:
         return {name for name, cpus in self.pmus.items() if cpus and not cpus & self.online}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Change:
     """One thing that has changed, in words, and which VM, vCPU, PMU and CPUs it is about."""
 

@@ -3,8 +3,9 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Self
+
+from pmuctl.value import value
 
 CPU_LIMIT = 1 << 16
 """CPU numbers are below this: far above any NR_CPUS, and a bound on what hostile text costs."""
@@ -12,7 +13,7 @@ CPU_LIMIT = 1 << 16
 _PART = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CpuSet:
     """A set of CPU numbers. `str()` and `parse()` are inverse to one another."""
 

@@ -4,11 +4,11 @@
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Self
 
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.model.pmu import format_code
+from pmuctl.value import value
 
 WIDEST_BITS = 16
 """PMUv3 for Armv8.1 and later numbers its events with 16 bits, Armv8.0 with 10."""
@@ -19,7 +19,7 @@ FEW = 8
 _CODE = re.compile(r"0[xX]([0-9a-fA-F]{1,8})")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EventSet:
     """A set of event numbers, kept as KVM keeps its filter: bit n of `mask` is event n."""
 

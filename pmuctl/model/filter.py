@@ -6,12 +6,12 @@ kvm_arm_pmu_v3_set_attr() in arch/arm64/kvm/pmu-emul.c.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
 from pmuctl.model.event import NO_EVENTS, WIDEST_BITS, EventSet, format_events
 from pmuctl.uapi.kvm_arm64 import KVM_PMU_EVENT_ALLOW, KVM_PMU_EVENT_DENY
+from pmuctl.value import value
 
 NEVENTS_MAX = 0xFFFF
 """kvm_pmu_event_filter.nevents is a u16: all 65,536 events need two ranges."""
@@ -32,7 +32,7 @@ class Action(StrEnum):
         return KVM_PMU_EVENT_ALLOW if self is Action.ALLOW else KVM_PMU_EVENT_DENY
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FilterRange:
     """One KVM_ARM_VCPU_PMU_V3_FILTER call: the events [base, base + nevents)."""
 
@@ -45,7 +45,7 @@ class FilterRange:
         return EventSet.of_ranges([(self.base, self.nevents)])
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EventFilter:
     """What a guest may count: a default for all events, and the exceptions from it."""
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a check of a host or of a VM has found."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from pmuctl.value import value
 
 
 class Result(StrEnum):
@@ -34,7 +35,7 @@ class CheckId(StrEnum):
     VM_SPINNING = "vm.spinning"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """How a check ended; `subject` is what it looked at, where that is but a part of the thing.
 
@@ -47,7 +48,7 @@ class Outcome:
     subject: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Finding:
     """One check of one thing, and how it ended; see Outcome."""
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM held against its PMU: which one that is, and where its vCPUs may be."""
 
-from dataclasses import dataclass
-
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.judge import Chosen, Judgement, Verdict, judge_mask, judge_vm, words
 from pmuctl.model.vm import Vm, VmVcpu
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class HeldVcpu:
     """A vCPU, the CPUs its thread may be on (None where not known), and whether it can leave."""
 
@@ -27,7 +26,7 @@ class HeldVcpu:
         return self.vcpu.tid
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class HeldVm:
     """A VM, the PMU it has or can have, and whether its vCPUs stay there: each, and all."""
 

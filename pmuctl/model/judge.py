@@ -2,12 +2,12 @@
 """Whether the vCPUs of a VM can leave its PMU, where to, and what that does to the guest."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import VmPmu
 from pmuctl.model.vmm import VmmKind
+from pmuctl.value import field, value
 
 _ON_FAIL_ENTRY = {
     VmmKind.QEMU: "QEMU spins at 100 %",
@@ -34,7 +34,7 @@ class Consequence(StrEnum):
         return f"KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: {then}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Chosen:
     """The PMU of a VM, None where it has none (yet), or where it is not known which it has.
 
@@ -96,7 +96,7 @@ class Verdict(StrEnum):
         return self is Verdict.STAYS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Judgement:
     """A verdict. `outside` are the CPUs off its PMU, for each that it can be, only of LEAVES.
 

@@ -2,7 +2,6 @@
 """What differs between the KVMs of two hosts, as far as the rules of a vPMU depend on it."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
+from pmuctl.value import field, value
 
 ATTR_NAMES: Mapping[int, str] = {
     KVM_ARM_VCPU_PMU_V3_IRQ: "IRQ",
@@ -43,7 +43,7 @@ class DefaultPmu(Enum):
     """That of the CPU on which the first KVM_ARM_VCPU_INIT is made (v6.7, 427733579744)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Kernel:
     """What differs between hosts; found by asking and by probing, never from a version.
 
@@ -66,7 +66,7 @@ class Kernel:
     has_strict: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Probed:
     """What was found; see Kernel for what the fields mean.
 

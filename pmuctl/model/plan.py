@@ -7,7 +7,6 @@ taken back; then SET_PMU; then SET_NR_COUNTERS, which every SET_PMU resets; then
 
 import errno
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from pmuctl.errors import (
     NotFoundError,
@@ -28,9 +27,10 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Place:
     """sched_setaffinity(2) on one vCPU thread; `before` is the mask it replaces."""
 
@@ -45,7 +45,7 @@ class Place:
         return f"sched_setaffinity({self.tid}, {self.cpus})  vCPU {self.vcpu}, was {was}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetAttr:
     """KVM_SET_DEVICE_ATTR of the group KVM_ARM_VCPU_PMU_V3_CTRL on the vCPU `vcpu`."""
 
@@ -74,7 +74,7 @@ class SetAttr:
 Step = Place | SetAttr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Wanted:
     """Settings asked of a VM; None leaves one as it is.
 
@@ -88,7 +88,7 @@ class Wanted:
     cpus: CpuSet | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Thread:
     """A vCPU's thread: the CPUs it is on now, and those it may be on.
 
@@ -100,7 +100,7 @@ class Thread:
     may: CpuSet
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Current:
     """A VM as its VMM knows it.
 

@@ -2,12 +2,12 @@
 """The host's CPU PMUs as values, and how a user names one of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class CoreModel:
     """One kind of CPU core, from MIDR_EL1 (Arm ARM D24.2.106).
 
@@ -22,7 +22,7 @@ class CoreModel:
         return f"{self.name or '?'} (implementer {self.implementer:#04x}, part {self.part:#05x})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Pmu:
     """One CPU PMU: an arm_pmu device of the kernel.
 
@@ -46,7 +46,7 @@ class Pmu:
     event_bits: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class OtherPmu:
     """An event source that is no CPU PMU, so no VM can use it.
 

@@ -3,15 +3,15 @@
 for show."""
 
 import re
-from dataclasses import dataclass
 
 from pmuctl.errors import UsageError
+from pmuctl.value import value
 
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PID = re.compile(r"(0|[1-9][0-9]{0,9})(?:/(0|[1-9][0-9]{0,9}))?")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ProcessId:
     """A process: its pid, and when it `started`, in clock ticks since boot (Procfs.start_time)."""
 
@@ -19,7 +19,7 @@ class ProcessId:
     started: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class VmId:
     """A VM: its process, and the lowest descriptor that has it there.
 
@@ -36,7 +36,7 @@ class VmId:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ByName:
     """The VM of this name, which anybody can take."""
 
@@ -46,7 +46,7 @@ class ByName:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ByUuid:
     """The VM of this UUID, in which case does not matter; anybody can take it, too."""
 
@@ -56,7 +56,7 @@ class ByUuid:
         return f"uuid/{self.uuid}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ByPid:
     """The VM of this process, the one of descriptor `fd` where several are meant apart."""
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a thread takes a CPU for itself: what its times at two moments say."""
 
-from dataclasses import dataclass
+from pmuctl.value import value
 
 TICKS = 100
 """Clock ticks a second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ThreadTimes:
     """The clock ticks that a thread has had of a CPU, and those of them in a guest.
 

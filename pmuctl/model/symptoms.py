@@ -8,13 +8,14 @@ accel/kvm/kvm-all.c and target/arm/kvm.c, and of reports of users.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from pmuctl.value import value
 
 _WORD = re.compile(r"[a-z0-9_]+")
 _FILLERS = frozenset("a an and at for in is it of on or the to with".split())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Symptom:
     """What is seen (`seen`, by users of `by`), what it `means`, how to `check` it and to `fix` it.
 

@@ -6,16 +6,16 @@ only). So that is said as a fact where it is certain, and else the PMUs it can b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.judge import Chosen
 from pmuctl.model.kernel import DERIVED, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Ground:
     """What is known of the host: its CPU PMUs, its online CPUs, and what probes of KVM found.
 

@@ -2,7 +2,6 @@
 """A VM of a host, as its control socket, its record or its process tells of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pmuctl.errors import PmuctlError
@@ -11,6 +10,7 @@ from pmuctl.model.filter import EventFilter
 from pmuctl.model.kernel import DERIVED
 from pmuctl.model.ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
 from pmuctl.model.vmm import Identity
+from pmuctl.value import field, value
 
 
 class VmState(StrEnum):
@@ -57,7 +57,7 @@ class Evidence(StrEnum):
     """the thread is named as its VMM names those of vCPUs"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class VmVcpu:
     """One vCPU; `tid` is None where the thread the VMM names is not one of its own, or unknown.
 
@@ -71,7 +71,7 @@ class VmVcpu:
     evidence: Evidence | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class VmPmu:
     """The PMU a VM has, its perf type, and who says so."""
 
@@ -85,7 +85,7 @@ class VmPmu:
         return self.origin != DERIVED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Vm:
     """One VM. `owner` is the user id its VMM runs as; `since` is in seconds since the epoch, `by`
     what sealed its window.

@@ -6,10 +6,10 @@ All of it is a process's own word for itself: good for names on a screen, never 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from pmuctl.model.ref import UUID
+from pmuctl.value import value
 
 NAME_MAX = 255
 """Characters of a name that is shown; QEMU and others set no limit of their own."""
@@ -42,7 +42,7 @@ _PROGRAMS: Sequence[tuple[str, VmmKind]] = (
 """Names of programs; a thread's name has at most 15 bytes of one (TASK_COMM_LEN)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Identity:
     """What a process says it is; all None where it is no VMM that is known.
 
@@ -99,14 +99,14 @@ def identify(argv: Sequence[str], comm: str) -> Identity:
 def _identify_qemu(argv: Sequence[str]) -> Identity:
     name = uuid = None
     has_vpmu: bool | None = None
-    for option, value in _qemu_options(argv):
+    for option, word in _qemu_options(argv):
         if option == "name":
-            name = _options(value, implied="guest").get("guest", name)
+            name = _options(word, implied="guest").get("guest", name)
         elif option == "uuid":
-            uuid = value
+            uuid = word
         elif option == "cpu":
-            word = _options(value, implied="model").get("pmu")
-            has_vpmu = None if word is None else word in ("on", "yes", "true", "y")
+            pmu = _options(word, implied="model").get("pmu")
+            has_vpmu = None if pmu is None else pmu in ("on", "yes", "true", "y")
     return Identity(
         kind=VmmKind.QEMU,
         name=vm_name(name),
@@ -120,20 +120,20 @@ def _qmp_sockets(argv: Sequence[str]) -> Iterator[str]:
     """Paths at which QEMU itself listens for QMP: `-qmp`, or a `-chardev` with a `-mon`."""
     chardevs: dict[str, str] = {}
     monitors: set[str] = set()
-    for option, value in _qemu_options(argv):
+    for option, word in _qemu_options(argv):
         if option in ("qmp", "qmp-pretty"):
-            kind, colon, rest = value.partition(":")
+            kind, colon, rest = word.partition(":")
             its = _options(rest, implied="path")
             if colon and kind == "unix" and _serves(its):
                 yield its["path"]
             elif colon and kind == "chardev":
                 monitors.add(rest)
         elif option == "chardev":
-            its = _options(value, implied="backend")
+            its = _options(word, implied="backend")
             if its.get("backend") == "socket" and _serves(its):
                 chardevs[its.get("id", "")] = its["path"]
         elif option == "mon":
-            its = _options(value, implied="chardev")
+            its = _options(word, implied="chardev")
             if its.get("mode") == "control":
                 monitors.add(its.get("chardev", ""))
     yield from (path for name, path in chardevs.items() if name in monitors)
@@ -151,9 +151,9 @@ def _serves(options: Mapping[str, str]) -> bool:
 
 def _qemu_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Options with the word that follows; QEMU takes one dash or two."""
-    for word, value in zip(argv[1:], [*argv[2:], ""], strict=False):
-        if word.startswith("-"):
-            yield word.removeprefix("-").removeprefix("-"), value
+    for option, word in zip(argv[1:], [*argv[2:], ""], strict=False):
+        if option.startswith("-"):
+            yield option.removeprefix("-").removeprefix("-"), word
 
 
 def _options(text: str, *, implied: str = "") -> dict[str, str]:
@@ -172,9 +172,9 @@ def _options(text: str, *, implied: str = "") -> dict[str, str]:
 
 def _value(argv: Sequence[str], *names: str) -> str | None:
     """The value of a long or a short option: `--name X`, `--name=X`, `-n X`."""
-    for word, value in zip(argv[1:], [*argv[2:], None], strict=False):
+    for word, following in zip(argv[1:], [*argv[2:], None], strict=False):
         if word in names:
-            return value
+            return following
         name, equals, rest = word.partition("=")
         if equals and name in names and name.startswith("--"):
             return rest

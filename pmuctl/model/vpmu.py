@@ -7,7 +7,6 @@ this module against them, call by call and with random sequences.
 """
 
 import errno
-from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from pmuctl.model.event import EventSet
@@ -22,6 +21,7 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
+from pmuctl.value import field, replace, value
 
 OK = 0
 FIRST_PPI, FIRST_SPI, LAST_SPI = 16, 32, 1019
@@ -37,7 +37,7 @@ class Irqchip(Enum):
     READY = "ready"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Vcpu:
     """One vCPU: whether it was made with the PMU feature, its PMU interrupt, whether INITed.
 
@@ -50,7 +50,7 @@ class Vcpu:
     has_timers: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Vpmu:
     """The state KVM keeps for one VM.
 

@@ -2,13 +2,13 @@
 """Columns as data: what a row can show, how a value reads as text and as JSON, choosing some."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar
 
 from pmuctl.errors import UsageError
 from pmuctl.render.text import printable
+from pmuctl.value import value
 
 Row = TypeVar("Row")
 
@@ -22,7 +22,7 @@ class Unknown(Enum):
 UNKNOWN: Final = Unknown.UNKNOWN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Column(Generic[Row]):
     """One column: its heading, and how to get a row's value.
 
@@ -65,7 +65,7 @@ class Column(Generic[Row]):
         return plain(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Shape:
     """How values of one type are written."""
 

@@ -2,13 +2,13 @@
 """The formats of results: the same columns as a table, JSON, csv, tsv, raw words or names."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TextIO, TypeVar
 
 from pmuctl.render.columns import Column, as_object
 from pmuctl.render.table import write_record, write_table
 from pmuctl.render.text import to_json
+from pmuctl.value import value
 
 Row = TypeVar("Row")
 
@@ -33,7 +33,7 @@ class Format(StrEnum):
         return self in (Format.JSON, Format.JSONL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Layout:
     """How a table is laid out: with headings, fitted to a terminal of `width`, with bold headings.
 

@@ -2,7 +2,6 @@
 """What is shown of hosts: their columns, and those of KVM's attributes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pmuctl.manage.host import Host
 from pmuctl.model.cpuset import CpuSet
@@ -10,9 +9,10 @@ from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import CoreModel
 from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.columns import UNKNOWN, Column, known
+from pmuctl.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Capability:
     """One PMU attribute of KVM, and whether this kernel has it."""
 

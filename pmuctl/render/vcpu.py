@@ -2,11 +2,11 @@
 """What is shown of vCPUs: their columns below a VM, and those of a list of vCPUs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pmuctl.manage.held import VcpuRow
 from pmuctl.model.vm import VmVcpu
 from pmuctl.render.columns import Column, Shape, cell, known, plain
+from pmuctl.value import value
 
 VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
     Column(name="VCPU", help="its number", value=lambda vcpu: vcpu.index, is_number=True),
@@ -25,7 +25,7 @@ VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidates:
     """Values of which one is true, and nobody knows which: none in JSON."""
 

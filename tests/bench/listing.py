@@ -30,7 +30,7 @@ GOAL_GROWTH = 1.3
 
 LIVE = """
 import sys
-from dataclasses import replace
+from pmuctl.value import replace
 from pathlib import Path
 from pmuctl.cli.env import live_env
 from pmuctl.cli.main import main

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ import pytest
 from pmuctl.cli.main import main
 from pmuctl.errors import ExitStatus, Stopped
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm
 

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pmuctl.manage.preflight import Kvm
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import DefaultPmu, Probed
 from pmuctl.model.symptoms import SYMPTOMS
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.cli.test_affinity import put_cpuset, put_online
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm

@@ -13,7 +13,6 @@ import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +25,7 @@ from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.render.formats import Format
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm
 

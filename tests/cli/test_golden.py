@@ -22,7 +22,6 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +31,7 @@ from pmuctl.control.server import VcpuStatus
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.conftest import DUMPS
 from tests.fakes.vmm import FakeThreads, FakeVm, fake_proc, fake_vmm

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,6 +23,7 @@ from pmuctl.errors import ExitStatus, Stopped
 from pmuctl.host.udev import Ear, Heard, Uevent
 from pmuctl.model.changes import ChangeKind
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
 from tests.cli.test_affinity import put_online
 from tests.fakes.peers import mute

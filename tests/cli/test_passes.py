@@ -3,13 +3,13 @@
 
 import io
 import os
-from dataclasses import dataclass, field, replace
 
 import pytest
 
 from pmuctl.cli.main import main
 from pmuctl.host.kvm_links import KvmScan
 from pmuctl.host.procs import Procfs
+from pmuctl.value import field, replace, value
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm, fake_vmm
 
@@ -17,7 +17,7 @@ A72 = "armv8_cortex_a72"
 QEMU = "qemu-system-aarch64"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CountingProcfs(Procfs):
     """One that is told of each pass."""
 

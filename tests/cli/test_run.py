@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +36,7 @@ from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.kernel import ATTR_NAMES, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
+from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
 from tests.fakes.vmm import FakeThreads
 from tests.test_man import ROOT, examples
@@ -291,7 +292,7 @@ def test_the_options_with_values_are_known_before_they_are_parsed() -> None:
 
 SPAWNED = """
 import io, os, sys
-from dataclasses import replace
+from pmuctl.value import replace
 from pathlib import Path
 from pmuctl.cli.env import live_env
 from pmuctl.cli.main import main

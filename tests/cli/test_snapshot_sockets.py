@@ -6,7 +6,6 @@ import json
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pmuctl.control.door import VcpuStatus
 from pmuctl.control.record import Problem, write_record
 from pmuctl.host.runtime import LEFT_OUT, PATH_TOLD
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.cli.test_supervised import RECORD, dead_socket
 from tests.cli.test_trust import EVIL, answering

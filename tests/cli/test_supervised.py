@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, EventFilter
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.cli.test_trust import EVIL, answering, query
 from tests.fakes.peers import bad_server

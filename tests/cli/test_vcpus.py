@@ -5,7 +5,6 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pmuctl.control.server import VcpuStatus
@@ -17,6 +16,7 @@ from pmuctl.manage.site import read_site
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeThreads, FakeVm
 

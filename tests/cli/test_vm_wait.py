@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
 from pmuctl.cli.main import main
 from pmuctl.manage.wait import Awaited
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 

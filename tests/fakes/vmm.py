@@ -6,7 +6,6 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pmuctl.control.server import VcpuStatus
@@ -22,6 +21,8 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
 )
+from pmuctl.value import field as value_field
+from pmuctl.value import replace, value
 
 
 class FakeThreads(Threads):
@@ -149,8 +150,8 @@ class FakeVm:
     def initialise(self) -> None:
         """What a VMM does once it goes on: IRQ and INIT on each vCPU."""
         for n in range(len(self.vpmu.vcpus)):
-            for attr, value in ((KVM_ARM_VCPU_PMU_V3_IRQ, 23), (KVM_ARM_VCPU_PMU_V3_INIT, None)):
-                error, self.vpmu = set_attr(self.vpmu, n, attr, value)
+            for attr, data in ((KVM_ARM_VCPU_PMU_V3_IRQ, 23), (KVM_ARM_VCPU_PMU_V3_INIT, None)):
+                error, self.vpmu = set_attr(self.vpmu, n, attr, data)
                 assert error == 0
 
     def run(self) -> None:
@@ -194,7 +195,7 @@ class SupervisedVm(FakeVm):
         return [vcpu if vcpu.has_run else replace(vcpu, tid=None) for vcpu in its]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ClosedProcfs(Procfs):
     """A procfs in which nobody may look at the descriptors of some processes.
 
@@ -203,8 +204,8 @@ class ClosedProcfs(Procfs):
     """
 
     unreadable: frozenset[int] = frozenset()
-    inherited: Mapping[int, int] = field(default_factory=dict)
-    before: Callable[[], None] = field(default=lambda: None)
+    inherited: Mapping[int, int] = value_field(default_factory=dict)
+    before: Callable[[], None] = value_field(default=lambda: None)
 
     def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
         self.before()
@@ -212,17 +213,17 @@ class ClosedProcfs(Procfs):
 
     def _read(self, path: str) -> bytes:
         self.before()
-        return super(ClosedProcfs, self)._read(path)
+        return super()._read(path)
 
     def _names(self, path: str) -> list[str]:
         self.before()
-        return super(ClosedProcfs, self)._names(path)
+        return super()._names(path)
 
     def _links(self, path: str) -> dict[int, str]:
         self.before()
         if int(path.partition("/")[0]) in self.unreadable:
             raise PermissionError
-        return super(ClosedProcfs, self)._links(path)
+        return super()._links(path)
 
 
 def fake_proc(

@@ -3,7 +3,6 @@
 
 import errno
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, FilterRange
@@ -20,6 +19,7 @@ from pmuctl.model.vpmu import (
     run,
     set_attr,
 )
+from pmuctl.value import replace, value
 from tests.lab.sequences import Filter, Place, Script, Vm, is_address, parse_attr, parse_value
 from tests.lab.vmm.guest import CPU_CYCLES
 from tests.lab.vmm.machine import NR_IRQS
@@ -27,7 +27,7 @@ from tests.lab.vmm.machine import NR_IRQS
 ACTIONS = {action.kernel_value(): action for action in Action}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Host:
     """A host as the driver found it; `pmceid` is what a guest reads with no filter."""
 

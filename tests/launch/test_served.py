@@ -4,7 +4,6 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from pmuctl.launch.orders import Orders
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.model.vm import Vm, VmState, VmVcpu
+from pmuctl.value import replace
 from tests.launch.native import (
     Gated,
     fresh_name,

@@ -3,7 +3,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from pmuctl.host.cgroup import PATH_MOUNTS, Cpuset, Cpusets
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import replace
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "31 23 0:27 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"

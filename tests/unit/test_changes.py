@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What changed between two looks at a host."""
 
-from dataclasses import replace
 from typing import Any
 
 from pmuctl.model.changes import (
@@ -17,6 +16,7 @@ from pmuctl.model.held import HeldVm
 from pmuctl.model.judge import Chosen, Consequence
 from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
+from pmuctl.value import replace
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 ID = VmId(ProcessId(100, 5), 9)

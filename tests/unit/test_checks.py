@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks of `pmuctl doctor`, each made to pass, to warn and to fail."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
 )
+from pmuctl.value import replace
 
 PASS, WARN, FAIL = Result
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"

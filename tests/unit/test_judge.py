@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether vCPUs can leave their PMU, and what that means in words."""
 
-from dataclasses import replace
-
 import pytest
 
 from pmuctl.model.cpuset import CpuSet
@@ -17,6 +15,7 @@ from pmuctl.model.judge import (
 )
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from pmuctl.model.vmm import Identity, VmmKind
+from pmuctl.value import replace
 
 STAYS, LEAVES, STRANDED, UNKNOWN = Verdict
 ONLINE = CpuSet.parse("0-3")

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of calls repeats all that was measured, and the comparison finds what differs."""
 
+import dataclasses
 import re
-from dataclasses import replace
 
 import pytest
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vpmu import DefaultPmu, Kernel
+from pmuctl.value import replace
 from tests.lab import randoms
 from tests.lab.oracle import Host, first_difference, foretell, tell
 from tests.lab.sequences import (
@@ -124,7 +125,7 @@ def test_values_are_read() -> None:
     deny = Filter(base=0x11, nevents=2, action=1)
     assert parse_value(["0x11+2", "deny"], PLACES) == deny
     assert pack(deny) == b"\x11\0\2\0\1\0\0\0"
-    assert pack(replace(deny, pad=b"abc")) == b"\x11\0\2\0\1abc"
+    assert pack(dataclasses.replace(deny, pad=b"abc")) == b"\x11\0\2\0\1abc"
     assert pack(-1) == b"\xff\xff\xff\xff"
     with pytest.raises(ValueError, match="what"):
         parse_value(["what"], PLACES)
@@ -164,7 +165,7 @@ def test_random_sequences_have_everything() -> None:
 )
 def test_any_wrong_belief_about_a_kernel_is_found(wrong: dict[str, object]) -> None:
     """A comparison that cannot fail would be none: another kernel stands for the real one."""
-    other = replace(HOST, kernel=replace(HOST.kernel, **wrong))  # type: ignore[arg-type]
+    other = replace(HOST, kernel=replace(HOST.kernel, **wrong))
     scripts = randoms.make(1, 600, places="AB-")
     found = [
         script

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan: what is sent, in which order, and what is refused before anything is."""
 
-from dataclasses import replace
-
 import pytest
 
 from pmuctl.errors import (
@@ -17,6 +15,7 @@ from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, EventFilter
 from pmuctl.model.plan import Current, Place, SetAttr, Thread, Wanted, plan
 from pmuctl.model.vpmu import Kernel, Vcpu, Vpmu
+from pmuctl.value import replace
 
 A, B = 10, 11
 ALL = CpuSet.parse("0-3")
@@ -29,11 +28,11 @@ def current(vpmu: Vpmu = FRESH, *, mask: str = "0-3", **more: object) -> Current
     threads = {
         n: Thread(tid=100 + n, now=CpuSet.parse(mask), may=CpuSet.parse(mask)) for n in (0, 1)
     }
-    return replace(Current(vpmu=vpmu, threads=threads), **more)  # type: ignore[arg-type]
+    return replace(Current(vpmu=vpmu, threads=threads), **more)
 
 
 def wanted(**more: object) -> Wanted:
-    return replace(Wanted(type=B, name="b"), **more)  # type: ignore[arg-type]
+    return replace(Wanted(type=B, name="b"), **more)
 
 
 def words(its: Current, what: Wanted) -> list[str]:

@@ -5,7 +5,6 @@ import json
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kernel import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vpmu import DefaultPmu
+from pmuctl.value import replace
 from tests.skips import skip
 
 FOUND = Probed(

@@ -6,7 +6,6 @@ import json
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.filter import Action, EventFilter
+from pmuctl.value import replace
 from tests.unit.test_wire import QUICKLY
 
 ME = {os.geteuid()}

@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,7 @@ from pmuctl.manage.stock import Listing, Stock, merge
 from pmuctl.manage.strangers import FEW, is_hollow, sift
 from pmuctl.model.ref import ByPid, ByUuid, ProcessId, VmId
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.value import replace
 from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeThreads, fake_proc
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which PMU a VM has where nobody chose one."""
 
-from dataclasses import replace
-
 import pytest
 
 from pmuctl.model.cpuset import CpuSet
@@ -12,6 +10,7 @@ from pmuctl.model.pmu import Pmu
 from pmuctl.model.truth import Ground, chosen_pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vmm import Identity
+from pmuctl.value import replace
 
 
 def pmu(name: str, number: int, cpus: str | None) -> Pmu:

@@ -18,21 +18,27 @@ PROJECT = Path(__file__).parents[2]
 NAMES = sorted(dump.stem for dump in (PROJECT / "tests/dumps").glob("*.txt"))
 
 SCRIPT = """
-import dataclasses, json, sys
+import json, sys
 from pathlib import Path
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.host.sysfs import Sysfs
 
 if "--no-pyudev" in sys.argv:
     sys.modules["pyudev"] = None
+
+
+def told(value):
+    return {name: getattr(value, name) for name in value.__fields__}
+
+
 sysfs = Sysfs(Path(sys.argv[1]))
 found = {
     "source": scan_event_sources(sysfs).source,
-    "pmus": [dataclasses.asdict(pmu) for pmu in scan_pmus(sysfs)],
-    "other": [dataclasses.asdict(other) for other in scan_other(sysfs)],
+    "pmus": [told(pmu) for pmu in scan_pmus(sysfs)],
+    "other": [told(other) for other in scan_other(sysfs)],
     "libudev": "libudev.so" in Path("/proc/self/maps").read_text(),
 }
-json.dump(found, sys.stdout, default=lambda value: sorted(value))
+json.dump(found, sys.stdout, default=str)
 """
 
 pytestmark = skip_if(

@@ -2,7 +2,6 @@
 """The model of the vPMU, rule by rule; that the kernel agrees is shown in tests/lab."""
 
 import errno
-from dataclasses import replace
 
 import pytest
 
@@ -41,6 +40,7 @@ from pmuctl.uapi.kvm_arm64 import (
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_PMU as SET_PMU,
 )
+from pmuctl.value import replace
 
 A, B = 10, 11
 KERNEL = Kernel(counters={A: 6, B: 4})

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from pmuctl.cli.words import KEYS, parse_filter, parse_settings
 from pmuctl.errors import UsageError
-from pmuctl.manage.choice import FilterWords
-from pmuctl.manage.settings import Request
+from pmuctl.manage.choice import FilterWords, Request
 from pmuctl.model.filter import Action
 
 ALLOW, DENY = Action.ALLOW, Action.DENY
