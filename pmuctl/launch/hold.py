@@ -19,6 +19,9 @@ HOLD_SECONDS = 0.1
 ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 """Signals that ask a process to end: a held VMM could only do so once it is released."""
 
+SignalMasks = Mapping[str, frozenset[int]]
+"""As Procfs.signals() tells them."""
+
 
 class Hold:
     """One thread, held; `vcpus` maps file descriptors of its VM's vCPUs to their numbers.
@@ -79,35 +82,37 @@ class Hold:
     def before(self, thread: Tracee, its_signal: int) -> int:
         """Before a signal is delivered to a thread: the one to deliver, 0 for none.
 
-        One that asks the held VMM to end, and that it would catch, ends it instead.
+        One that asks the held VMM to end, and that it would catch, ends it instead; where the
+        held thread is out, it is delivered as well, and ends it once the thread is back.
         """
         if thread.tgid != self.thread.tgid or its_signal not in ENDING:
-            return its_signal
-        if self.is_out and thread is self.thread:  # it may never come back from its handler
             return its_signal
         if its_signal not in self._procs.signals(thread.tgid, thread.tid)["SigCgt"]:
             return its_signal
         self._ending = its_signal
-        return 0
+        # from its handler it may never come back, or leave all to be done after its call
+        return its_signal if self.is_out and thread is self.thread else 0
 
     def end_by(self, its_signal: int) -> None:
         """End the VMM as the signal would: by it, or with its status where there is a handler."""
-        masks = self._procs.signals(self.thread.tgid, self.thread.tid)
+        masks = self.signals()
         if its_signal == self._ending or its_signal in masks["SigCgt"] | masks["SigBlk"]:
             self.thread.exit_group(128 + its_signal)
         else:
             # not only let go: another thread may have taken it, and be slower than this one
             self._resume(followed=False, its_signal=its_signal)
 
-    def asked_to_end(self) -> int | None:
+    def signals(self) -> SignalMasks:
+        """The signals of the held thread, as they are now."""
+        return self._procs.signals(self.thread.tgid, self.thread.tid)
+
+    def asked_to_end(self, masks: SignalMasks) -> int | None:
         """The signal that asks the VMM to end, None where there is none."""
-        masks = self._procs.signals(self.thread.tgid, self.thread.tid)
         waiting = (masks["SigPnd"] | masks["ShdPnd"]) & ENDING - masks["SigIgn"]
         return self._ending or min(waiting, default=None)
 
-    def is_wanted(self) -> bool:
+    def is_wanted(self, masks: SignalMasks) -> bool:
         """Whether the held thread has to take a signal, or to stop with its process."""
-        masks = self._procs.signals(self.thread.tgid, self.thread.tid)
         pending = (masks["SigPnd"] | masks["ShdPnd"]) - masks["SigBlk"]
         return self.is_to_stop or bool(pending)
 

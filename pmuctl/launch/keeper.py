@@ -134,7 +134,8 @@ class Keeper:
             if time.monotonic() - self._out_since > OUT_SECONDS:
                 self._story.carry_out()  # they hear that it is not there
             return
-        if ending := hold.asked_to_end():
+        masks = hold.signals()  # once: what comes between two looks would be taken for harmless
+        if ending := hold.asked_to_end(masks):
             hold.end_by(ending)
         elif time.monotonic() >= hold.until:
             self._applier.fail(hold.thread, not_released(self._orders.timeout or 0), is_final=True)
@@ -142,7 +143,7 @@ class Keeper:
             self._release(hold, given)
         else:
             self._story.carry_out()
-            if hold.is_wanted():
+            if hold.is_wanted(masks):
                 self._out_since = time.monotonic()
                 self.windows.awaits_attribute = True
                 hold.let_out()

@@ -5,11 +5,13 @@ Started by `pmuctl.launch.launcher.launch` as the real one is. What happens goes
 the orders have as their socket, a JSON object a line. At each window it sets an event filter,
 which x86-64 has for a VM: allow one event, none of whose counting matters here. Orders whose name
 begins with "wrong" get a filter that KVM refuses, "many" get it very many times. A held VM is
-released by a file `….release`.
+released by a file `….release`; one that is "interrupted" gets a SIGINT in the midst of a look
+at it.
 """
 
 import json
 import os
+import signal
 import struct
 import sys
 import traceback
@@ -58,6 +60,7 @@ class Log:
         # open from the start: it is also told of a supervisor that may open nothing any more
         self._file = open(self._path, "a", buffering=1)
         self._orders = orders
+        self._is_to_interrupt = False
         self.tell("ready", supervisor=os.getpid())
 
     def tell(self, what: str, **more: object) -> None:
@@ -82,11 +85,15 @@ class Log:
     def held(self, words: Sequence[str]) -> None:
         self.tell("applied", words=list(words))
         self.tell("held")
+        self._is_to_interrupt = self._orders.name.startswith("interrupted")
 
     def carry_out(self) -> None:
         pass
 
     def released(self) -> Orders | None:
+        if self._is_to_interrupt:
+            self._is_to_interrupt = False
+            os.kill(self.pid, signal.SIGINT)
         return self._orders if self._path.with_suffix(".release").exists() else None
 
     def ended(self) -> None:

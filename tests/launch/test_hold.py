@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procs import Procfs
+from pmuctl.launch.hold import Hold
+from pmuctl.launch.machine import this_machine
+from pmuctl.launch.tracee import Tracee
 from tests.launch.conftest import Start
 from tests.launch.native import Gated, has_a_turn, starved, vmm, wait_for
 
 HELD = vmm("--vcpus", "2", "--attribute", "--run", "--idle", "1")
+ALONE = vmm("--vcpus", "2", "--attribute", "--run")
+"""Its one thread is the held one: no other takes a signal."""
 HOLD = {"hold": True}
 
 
@@ -74,6 +79,45 @@ def test_one_that_it_would_catch_ends_it_as_well(kvm: Start) -> None:
     its.process.send_signal(signal.SIGINT)
     assert its.status() == 128 + signal.SIGINT
     its.is_left_alone()
+
+
+def test_one_that_comes_in_the_midst_of_a_look_does(kvm: Start) -> None:
+    """Let out for it, Python would only note it: its handler runs after the call it is held at."""
+    its = kvm(*ALONE, prefix="interrupted", orders=HOLD)
+    its.event("held")
+    assert its.status() == 128 + signal.SIGINT
+    its.is_left_alone()
+    assert its.events("failed") == []
+
+
+def test_one_that_comes_while_it_is_out_ends_it_once_it_is_back() -> None:
+    class Held(Tracee):
+        """A thread that goes where it is sent."""
+
+        def skip_call(self) -> list[int]:
+            return []
+
+        def set_registers(self, registers: list[int]) -> None:
+            pass
+
+        def resume(self, its_signal: int = 0) -> None:
+            pass
+
+    class Catching(Procfs):
+        """A process that catches SIGINT, and has nothing pending."""
+
+        def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
+            none = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn"), frozenset[int]())
+            return none | {"SigCgt": frozenset({signal.SIGINT})}
+
+    thread = Held(1, 1, this_machine())
+    hold = Hold(thread, {3: 0}, Catching(), timeout=None)
+    hold.let_out()
+    assert hold.before(thread, signal.SIGALRM) == signal.SIGALRM
+    assert hold.asked_to_end(hold.signals()) is None
+    assert hold.before(thread, signal.SIGINT) == signal.SIGINT
+    hold.catch()
+    assert hold.asked_to_end(hold.signals()) == signal.SIGINT
 
 
 def test_a_signal_that_is_caught_is_taken_while_it_is_held(kvm: Start) -> None:
