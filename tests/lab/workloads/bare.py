@@ -199,7 +199,7 @@ def _tell(p: Program, values: list[tuple[str, int]]) -> None:
 
 
 def _print(p: Program) -> None:
-    """`text`: the bytes at X0 up to a zero; `hex`: X0 as 0x and 16 digits. They use X0-X3, X9."""
+    """`text`: the bytes at X0 up to a zero; `hex`: X0 as 0x and its digits. They use X0-X3, X9."""
     p.place("text")
     p(*asm.movi(9, UART))
     p.place("next byte")
@@ -212,6 +212,13 @@ def _print(p: Program) -> None:
     p.place("hex")
     p(*asm.movi(9, UART), *asm.movi(2, 16))
     p(*asm.movi(1, ord("0")), asm.store_word(1, 9), *asm.movi(1, ord("x")), asm.store_word(1, 9))
+    p.place("skip a zero")  # each character is an exit to the VMM
+    p(asm.cmp(2, 1))
+    p.b_cond(0, "next digit")
+    p(asm.ror(1, 0, 60), a64.ubfx(3, 1, lsb=0, width=4))
+    p.cbnz(3, "next digit")
+    p(asm.mov(0, 1), a64.subs(2, 2, 1))
+    p.b("skip a zero")
     p.place("next digit")
     p(asm.ror(0, 0, 60), a64.ubfx(1, 0, lsb=0, width=4))
     p(asm.add(3, 1, ord("0")), asm.cmp(1, 9))
