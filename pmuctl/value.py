@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Immutable values: classes whose instances are their fields, made in little time.
+"""Immutable values: classes whose instances are no more than their fields.
 
-Nothing is compiled and `dataclasses` is not imported, which loads a part of the compiler:
-120 classes of values are what most commands of pmuctl spend their start on otherwise.
+For their users they are `dataclass(frozen=True, slots=True)`. But nothing is compiled for them,
+and `dataclasses` is not imported, which loads a part of Python's compiler: most commands of
+pmuctl make some eighty such classes, and would spend more time on that than on anything else.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
-from typing import Any, Never, TypeVar, dataclass_transform, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Never,
+    TypeVar,
+    dataclass_transform,
+    get_origin,
+    overload,
+)
 
 T = TypeVar("T")
 
@@ -33,6 +42,11 @@ class _Field:
         self.in_eq = in_eq
         self.in_repr = in_repr
 
+    @property
+    def is_required(self) -> bool:
+        """Whether a value has to be given."""
+        return self.default is _MISSING and self.default_factory is None
+
 
 def field(
     *,
@@ -54,39 +68,50 @@ def value(cls: type[T], /) -> type[T]: ...
 def value(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]: ...
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def value(cls: type[Any] | None = None, /, *, kw_only: bool = False) -> Any:
-    """Make a class of immutable values: `dataclass(frozen=True, slots=True)` for its users.
+    """Make a class of immutable values.
 
     The annotated names of the class are the fields, after those of a base that is such a class.
-    With `kw_only` its own fields are given by name only. `__post_init__` is called where there
-    is one. What the class defines itself, such as `__eq__`, stays.
+    With `kw_only` its own fields are given by name only. `__post_init__` is called if there is
+    one. A class that defines `__init__`, `__repr__` or both of `__eq__` and `__hash__` keeps them.
+
+    A class derived from one of values is to be one, too: it can have no other attributes. Values
+    are not copied or pickled. Raises TypeError for what cannot be as it is written.
     """
     if cls is None:
         return lambda cls: _make_value(cls, kw_only=kw_only)
     return _make_value(cls, kw_only=kw_only)
 
 
-def replace(instance: T, /, **changes: Any) -> T:
-    """Return the same value with other fields; raises TypeError for a field that it has not."""
-    kind: Any = type(instance)
-    kept = {name: getattr(instance, name) for name in kind.__fields__ if name not in changes}
-    return kind(**kept, **changes)  # type: ignore[no-any-return]
-
-
 def field_defaults(cls: type[Any]) -> Mapping[str, Any]:
     """Return the default of each field of a class of values that has one."""
     fields: Mapping[str, _Field] = cls.__fields__
-    defaults = {name: its.default for name, its in fields.items()}
+    defaults = {name: described.default for name, described in fields.items()}
     return {name: default for name, default in defaults.items() if default is not _MISSING}
+
+
+if TYPE_CHECKING:
+    from dataclasses import replace as replace  # type checkers know the fields by it
+else:
+
+    def replace(instance, /, **changes):
+        """Return the same value with other fields; raises TypeError for one that it has not."""
+        cls = type(instance)
+        kept = {name: getattr(instance, name) for name in cls.__fields__ if name not in changes}
+        return cls(**kept, **changes)
 
 
 def _make_value(cls: type[Any], *, kw_only: bool) -> type[Any]:
     namespace = dict(cls.__dict__)
     own = {name: _read_field(namespace.pop(name, _MISSING)) for name in cls.__annotations__}
-    fields: dict[str, _Field] = {**getattr(cls, "__fields__", {}), **own}
+    inherited: dict[str, _Field] = getattr(cls, "__fields__", {})
+    fields = {**inherited, **own}
     positional = (*getattr(cls, "__match_args__", ()), *(() if kw_only else own))
+    for fault in _find_faults(cls, own, inherited, positional):
+        raise TypeError(f"{cls.__qualname__}: {fault}")
     for name in ("__dict__", "__weakref__"):
         namespace.pop(name, None)
     namespace |= {
+        "__qualname__": cls.__qualname__,
         "__slots__": tuple(own),
         "__fields__": fields,
         "__match_args__": positional,
@@ -96,23 +121,37 @@ def _make_value(cls: type[Any], *, kw_only: bool) -> type[Any]:
     namespace.setdefault("__repr__", _show)
     # a class has its slots from the start, or not at all: it is made once more
     made: Any = type(cls)(cls.__name__, cls.__bases__, namespace)  # type: ignore[misc]
-    _correct_super(cls, made)
-    setters = {name: getattr(made, name).__set__ for name in fields}
+    _repoint_super(cls, made)
     if "__init__" not in namespace:
-        made.__init__ = _make_init(made, fields, setters, positional)
+        made.__init__ = _make_init(made, fields, positional)
     if "__eq__" not in namespace:
         made.__eq__, made.__hash__ = _make_eq(fields)
     return made  # type: ignore[no-any-return]
 
 
-def _correct_super(cls: type[Any], made: type[Any]) -> None:
-    """Tell methods that call super() of the class that was made in place of theirs."""
-    for method in vars(made).values():
-        if "__class__" in getattr(getattr(method, "__code__", None), "co_freevars", ()):
-            for cell in method.__closure__:
-                with suppress(ValueError):  # a cell that nothing has been put into
-                    if cell.cell_contents is cls:
-                        cell.cell_contents = made
+def _find_faults(
+    cls: type[Any],
+    own: Mapping[str, _Field],
+    inherited: Mapping[str, _Field],
+    positional: tuple[str, ...],
+) -> Iterator[str]:
+    """Yield each reason to refuse the class: dataclasses refuse it as well, or do more for it."""
+    if sum("__fields__" in vars(base) for base in cls.__bases__) > 1:
+        yield "two bases are classes of values"
+    if ("__eq__" in vars(cls)) != (vars(cls).get("__hash__") is not None):
+        yield "of __eq__ and __hash__ one is defined"
+    had_default = False
+    for name, described in {**inherited, **own}.items():
+        if name in own and name in inherited:
+            yield f"{name} is a field of the base"
+        if get_origin(cls.__annotations__.get(name)) is ClassVar:
+            yield f"{name} is no field"
+        if type(described.default).__hash__ is None:
+            yield f"all values would share the default of {name}: use default_factory"
+        if name in positional:
+            if had_default and described.is_required:
+                yield f"{name} has no default, a field before it has"
+            had_default = had_default or not described.is_required
 
 
 def _read_field(default: Any) -> _Field:
@@ -121,27 +160,32 @@ def _read_field(default: Any) -> _Field:
     )
 
 
-def _make_init(
-    cls: type[Any],
-    fields: Mapping[str, _Field],
-    setters: Mapping[str, Callable[[Any, Any], None]],
-    positional: tuple[str, ...],
-) -> Any:
+def _repoint_super(cls: type[Any], made: type[Any]) -> None:
+    """Have super() in methods, properties and class methods mean the class that was made anew."""
+    for member in vars(made).values():
+        function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+        if "__class__" in getattr(getattr(function, "__code__", None), "co_freevars", ()):
+            at = function.__code__.co_freevars.index("__class__")
+            function.__closure__[at].cell_contents = made
+
+
+def _make_init(cls: type[Any], fields: Mapping[str, _Field], positional: tuple[str, ...]) -> Any:
+    setters = {name: getattr(cls, name).__set__ for name in fields}
     in_order = tuple(setters[name] for name in positional)
-    is_plain = len(positional) == len(fields)
-    post = getattr(cls, "__post_init__", None)
     described = tuple(
         (name, setters[name], its.default, its.default_factory) for name, its in fields.items()
     )
+    has_post_init = hasattr(cls, "__post_init__")
+    is_plain = len(positional) == len(fields) and not has_post_init
 
     def init(self: Any, /, *args: Any, **given: Any) -> None:
         if args:
-            if len(args) > len(positional):
-                raise TypeError(f"{cls.__name__}() takes {len(positional)} positional arguments")
-            if is_plain and len(args) == len(in_order) and not given and post is None:
+            if is_plain and len(args) == len(in_order) and not given:
                 for set_field, argument in zip(in_order, args, strict=True):
                     set_field(self, argument)
                 return
+            if len(args) > len(positional):
+                raise TypeError(f"{cls.__name__}() takes {len(positional)} positional arguments")
             for name, argument in zip(positional, args, strict=False):
                 if name in given:
                     raise TypeError(f"{cls.__name__}() got {name!r} twice")
@@ -157,31 +201,35 @@ def _make_init(
                 raise TypeError(f"{cls.__name__}() is not given {name!r}")
         if given:
             raise TypeError(f"{cls.__name__}() has no {', '.join(map(repr, given))}")
-        if post is not None:
-            post(self)
+        if has_post_init:
+            self.__post_init__()
 
     return init
 
 
 def _make_eq(fields: Mapping[str, _Field]) -> tuple[Any, Any]:
-    names = [name for name, its in fields.items() if its.in_eq]
-    # of no name there is nothing to get, and all such values are equal
-    compared: Callable[[Any], Any] = attrgetter(*names) if names else type
+    names = [name for name, described in fields.items() if described.in_eq]
+    # attrgetter needs a name, and values of which nothing is compared are all equal
+    read: Callable[[Any], Any] = attrgetter(*names) if names else type
 
     def equals(self: Any, other: object) -> Any:
         if type(other) is not type(self):
             return NotImplemented
-        return compared(self) == compared(other)
+        return read(self) == read(other)
 
     def hash_value(self: Any) -> int:
-        return hash(compared(self))
+        return hash(read(self))
 
     return equals, hash_value
 
 
 def _show(self: Any) -> str:
-    fields: Mapping[str, _Field] = type(self).__fields__
-    shown = [f"{name}={getattr(self, name)!r}" for name, its in fields.items() if its.in_repr]
+    fields: Mapping[str, _Field] = self.__fields__
+    shown = [
+        f"{name}={getattr(self, name)!r}"
+        for name, described in fields.items()
+        if described.in_repr
+    ]
     return f"{type(self).__qualname__}({', '.join(shown)})"
 
 

@@ -206,7 +206,7 @@ class Service:
     def _note(self, **changes: object) -> None:
         """For the record, once nobody waits for the supervisor."""
         with self._lock:
-            self._record = replace(self._record, **changes)
+            self._record = replace(self._record, **changes)  # type: ignore[arg-type]
             self._is_behind = True
 
     def rest(self) -> None:

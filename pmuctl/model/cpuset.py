@@ -19,6 +19,10 @@ class CpuSet:
 
     cpus: frozenset[int] = frozenset()
 
+    def __init__(self, cpus: frozenset[int] = frozenset()) -> None:
+        # as `value` would make it, in half of the time: a listing makes thousands
+        object.__setattr__(self, "cpus", cpus)
+
     @classmethod
     def of(cls, cpus: Iterable[int]) -> Self:
         """The set of these CPU numbers."""

@@ -25,6 +25,10 @@ class EventSet:
 
     mask: int = 0
 
+    def __init__(self, mask: int = 0) -> None:
+        # as `value` would make it, in half of the time: a filter is made of thousands
+        object.__setattr__(self, "mask", mask)
+
     @classmethod
     def of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> Self:
         """The union of (base, nevents) ranges."""

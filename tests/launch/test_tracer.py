@@ -3,7 +3,6 @@
 
 import subprocess
 import time
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -11,11 +10,12 @@ from pmuctl.host.procs import Procfs
 from pmuctl.launch.machine import this_machine
 from pmuctl.launch.obstacles import not_stopped
 from pmuctl.launch.tracer import STOPS_AT_ONCE, Tracer
+from pmuctl.value import field, value
 from tests.fakes.peers import PATIENCE
 from tests.launch.native import need, no_gate
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Endless(Procfs):
     """A process that has one more thread whenever one looks: here they are processes."""
 

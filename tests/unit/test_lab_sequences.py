@@ -165,7 +165,7 @@ def test_random_sequences_have_everything() -> None:
 )
 def test_any_wrong_belief_about_a_kernel_is_found(wrong: dict[str, object]) -> None:
     """A comparison that cannot fail would be none: another kernel stands for the real one."""
-    other = replace(HOST, kernel=replace(HOST.kernel, **wrong))
+    other = replace(HOST, kernel=replace(HOST.kernel, **wrong))  # type: ignore[arg-type]
     scripts = randoms.make(1, 600, places="AB-")
     found = [
         script

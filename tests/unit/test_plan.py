@@ -28,11 +28,11 @@ def current(vpmu: Vpmu = FRESH, *, mask: str = "0-3", **more: object) -> Current
     threads = {
         n: Thread(tid=100 + n, now=CpuSet.parse(mask), may=CpuSet.parse(mask)) for n in (0, 1)
     }
-    return replace(Current(vpmu=vpmu, threads=threads), **more)
+    return replace(Current(vpmu=vpmu, threads=threads), **more)  # type: ignore[arg-type]
 
 
 def wanted(**more: object) -> Wanted:
-    return replace(Wanted(type=B, name="b"), **more)
+    return replace(Wanted(type=B, name="b"), **more)  # type: ignore[arg-type]
 
 
 def words(its: Current, what: Wanted) -> list[str]:
