@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 from pmuctl.host.procs import Procfs
+from pmuctl.host.shortage import ShortageError
 from pmuctl.launch.calls import attr_call
 from pmuctl.launch.tracee import ThreadGoneError, Tracee
 
@@ -20,14 +21,15 @@ ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM
 """Signals that ask a process to end: a held VMM could only do so once it is released."""
 
 SignalMasks = Mapping[str, frozenset[int]]
-"""As Procfs.signals() tells them."""
+"""Signals by SigPnd, ShdPnd, SigBlk, SigIgn and SigCgt, as Procfs.signals() returns them."""
 
 
 class Hold:
     """One thread, held; `vcpus` maps file descriptors of its VM's vCPUs to their numbers.
 
     `until` is when it has been held long enough (time.monotonic()), `is_out` whether the thread
-    is on its way to a signal and back, `is_to_stop` whether job control stops its process.
+    is on its way to a signal and back, `is_to_stop` whether job control stops its process,
+    `ending` the signal that asked the VMM to end and was caught, so that it has to be ended.
     """
 
     def __init__(
@@ -39,7 +41,8 @@ class Hold:
         self.is_to_stop = False
         self._vcpus = {index: fd for fd, index in vcpus.items()}
         self._procs = procs
-        self._ending: int | None = None
+        self.ending: int | None = None
+        self._masks: SignalMasks = {}
         self.catch()
 
     @property
@@ -79,37 +82,41 @@ class Hold:
         if result < 0:
             raise OSError(-result, os.strerror(-result))
 
-    def before(self, thread: Tracee, its_signal: int) -> int:
+    def before_delivery(self, thread: Tracee, its_signal: int) -> int:
         """Before a signal is delivered to a thread: the one to deliver, 0 for none.
 
-        One that asks the held VMM to end, and that it would catch, ends it instead; where the
-        held thread is out, it is delivered as well, and ends it once the thread is back.
+        One that asks the held VMM to end, and that it would catch, ends it instead. While the
+        held thread is out, it is delivered as well, and ends the VMM once the thread is back.
         """
         if thread.tgid != self.thread.tgid or its_signal not in ENDING:
             return its_signal
-        if its_signal not in self._procs.signals(thread.tgid, thread.tid)["SigCgt"]:
+        try:
+            masks = self.signals()
+        except ShortageError:
+            masks = self._masks  # as they were a moment ago
+        if its_signal not in masks.get("SigCgt", ()):
             return its_signal
-        self._ending = its_signal
-        # from its handler it may never come back, or leave all to be done after its call
-        return its_signal if self.is_out and thread is self.thread else 0
+        self.ending = its_signal
+        # its handler may never return, or only set a flag that is read after the call
+        return its_signal if self.is_out else 0
 
-    def end_by(self, its_signal: int) -> None:
+    def end_by(self, its_signal: int, masks: SignalMasks) -> None:
         """End the VMM as the signal would: by it, or with its status where there is a handler."""
-        masks = self.signals()
-        if its_signal == self._ending or its_signal in masks["SigCgt"] | masks["SigBlk"]:
+        if its_signal in masks["SigCgt"] | masks["SigBlk"]:
             self.thread.exit_group(128 + its_signal)
         else:
             # not only let go: another thread may have taken it, and be slower than this one
             self._resume(followed=False, its_signal=its_signal)
 
     def signals(self) -> SignalMasks:
-        """The signals of the held thread, as they are now."""
-        return self._procs.signals(self.thread.tgid, self.thread.tid)
+        """The signals of the held thread, as they are now; raises ShortageError."""
+        self._masks = self._procs.signals(self.thread.tgid, self.thread.tid)
+        return self._masks
 
-    def asked_to_end(self, masks: SignalMasks) -> int | None:
-        """The signal that asks the VMM to end, None where there is none."""
+    def find_ending_signal(self, masks: SignalMasks) -> int | None:
+        """Return the pending signal that asks the VMM to end, None if there is none."""
         waiting = (masks["SigPnd"] | masks["ShdPnd"]) & ENDING - masks["SigIgn"]
-        return self._ending or min(waiting, default=None)
+        return min(waiting, default=None)
 
     def is_wanted(self, masks: SignalMasks) -> bool:
         """Whether the held thread has to take a signal, or to stop with its process."""

@@ -10,12 +10,12 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.shortage import ShortageError
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.calls import Call, call_of, lock, steps
-from pmuctl.launch.hold import Hold
+from pmuctl.launch.hold import ENDING, Hold
 from pmuctl.launch.obstacles import no_memory, not_released
 from pmuctl.launch.orders import Orders
 from pmuctl.launch.place import Placement
 from pmuctl.launch.story import Story
-from pmuctl.launch.tracee import Tracee
+from pmuctl.launch.tracee import ThreadGoneError, Tracee
 from pmuctl.launch.tracer import Tracer
 from pmuctl.launch.window import Windows
 from pmuctl.model.cpuset import CpuSet
@@ -53,6 +53,8 @@ class Keeper:
         self._procs = procs
         self._started = started
         self._out_since = 0.0
+        self._asked_to_end: dict[int, set[int]] = {}
+        """By process: the signals it was given on the way to its hold."""
 
     # --- what the tracer tells -----------------------------------------------------------------
 
@@ -63,12 +65,11 @@ class Keeper:
 
     def signalled(self, thread: Tracee, its_signal: int) -> int:
         """Before a signal is delivered: one that asks a held VMM to end has to end it."""
-        if self.hold is None:
-            return its_signal
-        try:
-            return self.hold.before(thread, its_signal)
-        except ShortageError:  # whether it would be caught is not known
-            return its_signal
+        if self.hold is not None:
+            return self.hold.before_delivery(thread, its_signal)
+        if self.is_awaited and its_signal in ENDING:  # one that is not caught ends it by itself
+            self._asked_to_end.setdefault(thread.tgid, set()).add(its_signal)
+        return its_signal
 
     # --- the hold ------------------------------------------------------------------------------
 
@@ -89,6 +90,7 @@ class Keeper:
             return
         if fd not in vcpus:
             return
+        ignored = self._procs.signals(thread.tgid, thread.tid)["SigIgn"]
         self.windows.awaits_attribute = self.is_awaited = False
         self._tracer.let_run(thread.tgid)
         hold = Hold(thread, vcpus, self._procs, timeout=self._orders.timeout)
@@ -102,6 +104,9 @@ class Keeper:
             self._let_start(hold, [])
         else:
             self.hold = hold
+            if asked := self._asked_to_end.get(thread.tgid, set()) - ignored:
+                # its handler has run, and may have set a flag that is read after this call
+                hold.ending = min(asked)
             self._story.held(words)
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
@@ -117,6 +122,11 @@ class Keeper:
 
     def tend(self) -> None:
         """Do what is due."""
+        if self._asked_to_end:
+            followed = self._tracer.followed()
+            self._asked_to_end = {
+                tgid: asked for tgid, asked in self._asked_to_end.items() if tgid in followed
+            }
         hold = self.hold
         if hold is not None and hold.thread.tid not in self._tracer.threads:
             self.hold = hold = None
@@ -124,7 +134,7 @@ class Keeper:
             self._story.carry_out()
             return
         # a shortage will pass: the VMM waits all the same
-        with suppress(ProcessLookupError, ShortageError):
+        with suppress(ProcessLookupError, ThreadGoneError, ShortageError):
             self._tend(hold)
 
     def _tend(self, hold: Hold) -> None:
@@ -134,9 +144,13 @@ class Keeper:
             if time.monotonic() - self._out_since > OUT_SECONDS:
                 self._story.carry_out()  # they hear that it is not there
             return
-        masks = hold.signals()  # once: what comes between two looks would be taken for harmless
-        if ending := hold.asked_to_end(masks):
-            hold.end_by(ending)
+        if hold.ending is not None:
+            hold.thread.exit_group(128 + hold.ending)
+            return
+        # once: a signal that came between two looks would be taken for a harmless one
+        masks = hold.signals()
+        if ending := hold.find_ending_signal(masks):
+            hold.end_by(ending, masks)
         elif time.monotonic() >= hold.until:
             self._applier.fail(hold.thread, not_released(self._orders.timeout or 0), is_final=True)
         elif (given := self._story.released()) is not None:

@@ -3,13 +3,17 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from pmuctl.host.procs import Procfs
 from pmuctl.launch.hold import Hold
+from pmuctl.launch.keeper import Keeper
 from pmuctl.launch.machine import this_machine
+from pmuctl.launch.orders import Orders
 from pmuctl.launch.tracee import Tracee
 from tests.launch.conftest import Start
 from tests.launch.native import Gated, has_a_turn, starved, vmm, wait_for
@@ -18,6 +22,7 @@ HELD = vmm("--vcpus", "2", "--attribute", "--run", "--idle", "1")
 ALONE = vmm("--vcpus", "2", "--attribute", "--run")
 """Its one thread is the held one: no other takes a signal."""
 HOLD = {"hold": True}
+INT = signal.SIGINT
 
 
 def release(its: Gated) -> None:
@@ -90,34 +95,82 @@ def test_one_that_comes_in_the_midst_of_a_look_does(kvm: Start) -> None:
     assert its.events("failed") == []
 
 
+class Scripted(Tracee):
+    """A thread that goes where it is sent."""
+
+    def __init__(self, tgid: int = 1) -> None:
+        super().__init__(1, tgid, this_machine())
+
+    def skip_call(self) -> list[int]:
+        return []
+
+    def set_registers(self, registers: list[int]) -> None:
+        pass
+
+    def resume(self, its_signal: int = 0) -> None:
+        pass
+
+
+class Catching(Procfs):
+    """A process with a vCPU, descriptor 3, that catches SIGINT and ignores SIGTERM."""
+
+    def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
+        none = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk"), frozenset[int]())
+        return none | {"SigCgt": frozenset({INT}), "SigIgn": frozenset({signal.SIGTERM})}
+
+    def vcpu_fds(self, pid: int) -> dict[int, int]:
+        return {3: 0}
+
+
 def test_one_that_comes_while_it_is_out_ends_it_once_it_is_back() -> None:
-    class Held(Tracee):
-        """A thread that goes where it is sent."""
-
-        def skip_call(self) -> list[int]:
-            return []
-
-        def set_registers(self, registers: list[int]) -> None:
-            pass
-
-        def resume(self, its_signal: int = 0) -> None:
-            pass
-
-    class Catching(Procfs):
-        """A process that catches SIGINT, and has nothing pending."""
-
-        def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
-            none = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn"), frozenset[int]())
-            return none | {"SigCgt": frozenset({signal.SIGINT})}
-
-    thread = Held(1, 1, this_machine())
+    thread, other, stranger = Scripted(), Scripted(), Scripted(tgid=2)
     hold = Hold(thread, {3: 0}, Catching(), timeout=None)
     hold.let_out()
-    assert hold.before(thread, signal.SIGALRM) == signal.SIGALRM
-    assert hold.asked_to_end(hold.signals()) is None
-    assert hold.before(thread, signal.SIGINT) == signal.SIGINT
+    for its, its_signal in ((thread, signal.SIGALRM), (thread, signal.SIGTERM), (stranger, INT)):
+        assert hold.before_delivery(its, its_signal) == its_signal
+        assert hold.ending is None
+    assert hold.before_delivery(other, INT) == INT
+    assert hold.ending == INT
     hold.catch()
-    assert hold.asked_to_end(hold.signals()) == signal.SIGINT
+    assert hold.before_delivery(other, INT) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "followed", "ending"),
+    [
+        ([(1, signal.SIGALRM)], {1}, None),
+        ([(1, INT)], {1}, INT),
+        ([(1, signal.SIGTERM)], {1}, None),  # ignored
+        ([(2, INT)], {1, 2}, None),
+        ([(1, INT)], set(), None),  # let go between, and followed anew
+    ],
+)
+def test_one_that_was_caught_on_the_way_to_the_hold_does(
+    given: Sequence[tuple[int, int]], followed: set[int], ending: int | None
+) -> None:
+    """Its handler may have set a flag that is read after all vCPUs are made."""
+    thread, told = Scripted(), Mock()
+    told.apply.return_value = []
+    told.followed.return_value = followed
+    orders = Orders(name="x", socket=Path("/x"), command=("x",), hold=True)
+    its = Keeper(orders, [], told, told, told, told, Catching(), told)
+    its.windows = told
+    for tgid, its_signal in given:
+        assert its.signalled(Scripted(tgid=tgid), its_signal) == its_signal
+    its.tend()
+    its.at_attribute(thread, 3, 3)
+    assert its.hold is not None
+    assert its.hold.ending == ending
+
+
+def test_a_storm_of_signals_does_not_keep_it_from_being_held_and_released(kvm: Start) -> None:
+    its = kvm(*HELD, "--signals", "restart", "--storm", orders=HOLD)
+    its.event("held")
+    release(its)
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    its.is_left_alone()
+    assert its.events("failed") == []
 
 
 def test_a_signal_that_is_caught_is_taken_while_it_is_held(kvm: Start) -> None:
@@ -171,12 +224,16 @@ def test_it_waits_until_a_shortage_has_passed(kvm: Start) -> None:
     its.is_left_alone()
 
 
-def test_a_signal_ends_it_though_it_cannot_be_told_whether_it_is_caught(kvm: Start) -> None:
+@pytest.mark.parametrize(("its_signal", "status"), [(signal.SIGTERM, -signal.SIGTERM), (INT, 130)])
+def test_a_signal_ends_it_though_it_cannot_be_told_whether_it_is_caught(
+    kvm: Start, its_signal: int, status: int
+) -> None:
     its = kvm(*HELD, orders=HOLD)
     its.event("held")
+    has_a_turn(its.supervisor)
     with starved(its.supervisor):
-        its.process.send_signal(signal.SIGTERM)
-        assert its.status() == -signal.SIGTERM
+        its.process.send_signal(its_signal)
+        assert its.status() == status
         its.is_left_alone()
     assert its.events("failed") == []
 

@@ -143,7 +143,10 @@ def make_vm(options: argparse.Namespace) -> None:
     ready.wait()
     if options.attribute and made[0] is not None:  # of group 0, as those of a PMU are on arm64
         attribute = ctypes.create_string_buffer(24)
+        if options.storm:
+            signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
         say(attribute=ioctl(made[0], KVM_HAS_DEVICE_ATTR, attribute))
+        signal.setitimer(signal.ITIMER_REAL, 0)
     if options.helper:
         fork_helper()
     pause(options, "made")
@@ -230,7 +233,7 @@ def main() -> None:
     parser.add_argument("--pause", type=lambda text: text.split(","), default=[])
     parser.add_argument("--signals", choices=("restart", "interrupt"))
     flags = ("threads", "process", "fork", "nodump", "registers", "attribute", "run", "spin")
-    for name in (*flags, "sleep", "helper"):
+    for name in (*flags, "sleep", "helper", "storm"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     say(pid=os.getpid())
