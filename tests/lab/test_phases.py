@@ -217,8 +217,12 @@ def test_signals_all_the_time_do_not_starve_it(lab: Lab) -> None:
 
 
 def test_signals_all_the_time_while_held(lab: Lab) -> None:
-    """They are delivered, and it is held all the same, and released."""
-    with supervised(lab, crosvm("--signal-ms", "3"), "--hold", preloaded=True) as its:
+    """They are delivered, and it is held all the same, and released.
+
+    On the way from its window to the hold a signal makes three stops, some milliseconds in the
+    lab: at every 3 ms it would get no further there. tests/launch holds one at 3 ms.
+    """
+    with supervised(lab, crosvm("--signal-ms", "20"), "--hold", preloaded=True) as its:
         its.started()
         reach(its, "held")
         assert '"event": "run"' not in its.job.output()
