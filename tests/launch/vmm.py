@@ -138,8 +138,11 @@ def make_vm(options: argparse.Namespace) -> None:
         threading.Thread(target=run, args=(index, made[index]), daemon=True)
         for index in range(options.vcpus)
     ]
-    for thread in threads:
+    deaf = signal.valid_signals() if options.deaf_threads else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
+    for thread in threads:  # they inherit the mask
         thread.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ready.wait()
     if options.attribute and made[0] is not None:  # of group 0, as those of a PMU are on arm64
         attribute = ctypes.create_string_buffer(24)
@@ -233,7 +236,7 @@ def main() -> None:
     parser.add_argument("--pause", type=lambda text: text.split(","), default=[])
     parser.add_argument("--signals", choices=("restart", "interrupt"))
     flags = ("threads", "process", "fork", "nodump", "registers", "attribute", "run", "spin")
-    for name in (*flags, "sleep", "helper", "storm"):
+    for name in (*flags, "sleep", "helper", "storm", "deaf-threads"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     say(pid=os.getpid())
