@@ -26,6 +26,8 @@ for file in $(grep -laE "$ours" /proc/[0-9]*/cmdline); do
     grep -HE '^(Name|State|TracerPid|Sig...|Cpus_allowed_list):' ${file%cmdline}task/*/status
 done
 echo kernel:
+# a warning or a fault, from its first line on, though others came after it
+dmesg | sed -n '/cut here\|Unable to handle\|Internal error/,/end trace/p' | head -n 80
 dmesg | tail -n 40
 """
 

@@ -107,10 +107,18 @@ class Run:
         return threads_of(self.lab, self.pid)
 
     def wait_given_back(self) -> None:
-        """Until the main thread has its mask back: then all that is no vCPU's has."""
+        """Until the main thread has its mask back: then all that is no vCPU's has.
+
+        It has it before it is narrowed as well, so first until every vCPU was seen to run, which
+        is when the supervisor counts its stops.
+        """
 
         def has_mask() -> bool:
-            return any(t.tid == self.pid and t.cpus == ALL_CPUS for t in self.threads())
+            with suppress(FileNotFoundError):
+                return self.record()["stops"] is not None and any(
+                    t.tid == self.pid and t.cpus == ALL_CPUS for t in self.threads()
+                )
+            return False
 
         until(has_mask, "the main thread has its mask back")
 
