@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.cli.grammar import COLUMNS, Node, read_tree
-from pmuctl.cli.shells import Shell, write_script
+from pmuctl.cli.tab.command_tree import COLUMNS, Node, read_tree
+from pmuctl.cli.tab.scripts import Shell, write_script
 from pmuctl.control.messages import VM_NAME
 from pmuctl.control.server import Server
 from pmuctl.host.sysfs import Sysfs
@@ -32,7 +32,7 @@ from tests.shells import COMPLETIONS, LiveShell
 from tests.skips import skip
 
 ROOT = Path(__file__).parents[1]
-PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.start import run; run()"]
+PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.entry import run; run()"]
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 ONLY = f"pmuctl vm set web1 pmu {A72} filter default deny allow"
 CPUS = ["2", "2-3", "3", "auto", "none", f"pmu/{A72}"]
@@ -541,7 +541,7 @@ def test_it_imports_next_to_nothing(host: Host) -> None:
     done = subprocess.run(traced, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == len(EVENTS)
     found = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "pmuctl.cli.complete" in found
+    assert "pmuctl.cli.tab.candidates" in found
     assert not {"typer", "typing", "re", "enum", "json", "dataclasses", "pathlib"} & found
 
 

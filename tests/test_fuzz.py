@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.main import main
+from pmuctl.cli.settings_parser import parse_settings
 from pmuctl.cli.streams import guarded
-from pmuctl.cli.words import parse_settings
 from pmuctl.control.messages import COMMANDS, EVENTS
 from pmuctl.control.schema import SchemaError
 from pmuctl.control.server import Server

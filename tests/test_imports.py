@@ -10,7 +10,7 @@ import pytest
 
 CODE = """
 import sys
-from pmuctl.cli.env import live_env
+from pmuctl.cli.context import live_env
 from pmuctl.cli.main import main
 status = main(sys.argv[1:], live_env(sys.stdout, sys.stderr))
 print(status, *sorted(sys.modules), file=sys.stderr)
@@ -150,12 +150,12 @@ def test_the_console_script_answers_scripts_and_tab_with_next_to_nothing() -> No
     code = (
         "import sys, os; sys.argv = ['pmuctl', *sys.argv[1:]];"
         "os._exit = lambda _: (print(*sys.modules, file=sys.stderr), sys.exit(0));"
-        "from pmuctl.cli.start import run; run()"
+        "from pmuctl.cli.entry import run; run()"
     )
     for words in (["--version"], ["__complete", "events", "--socket=", "web1"]):
         ran = subprocess.run(
             [sys.executable, "-P", "-c", code, *words], capture_output=True, text=True, check=False
         )
         modules = set(ran.stderr.split())
-        assert "pmuctl.cli.start" in modules
+        assert "pmuctl.cli.entry" in modules
         assert modules.isdisjoint({"typer", "enum", "re", "json", "dataclasses", "pathlib"})

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
+from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.manage.affinity import set_affinity
 from pmuctl.manage.align_all import align_all, align_named

@@ -3,9 +3,9 @@
 
 from collections.abc import Sequence
 
-from pmuctl.cli.env import Env
-from pmuctl.cli.reach import reach_of, site_of
-from pmuctl.cli.words import parse_settings
+from pmuctl.cli.context import Env
+from pmuctl.cli.session import reach_of, site_of
+from pmuctl.cli.settings_parser import parse_settings
 from pmuctl.errors import OutputError, RefusedError
 from pmuctl.manage.affinity import change_affinity, leave_to_admin, remember, unkept
 from pmuctl.manage.choice import NONE

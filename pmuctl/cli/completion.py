@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.env import Env
-from pmuctl.cli.shells import Shell, write_script
+from pmuctl.cli.context import Env
+from pmuctl.cli.tab.scripts import Shell, write_script
 
 app = make_app(VERBS["completion"])
 
@@ -22,7 +22,7 @@ def completion(
     ~/.local/share/bash-completion/completions/pmuctl, to a file _pmuctl in a directory of zsh's
     $fpath, or to ~/.config/fish/completions/pmuctl.fish.
     """
-    from pmuctl.cli.grammar import read_tree
+    from pmuctl.cli.tab.command_tree import read_tree
 
     env.stdout.write(write_script(shell, read_tree()))
     env.stdout.flush()

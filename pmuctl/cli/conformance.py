@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import OUTPUT
 from pmuctl.control.conformance import Outcome
 from pmuctl.control.trial import Peer

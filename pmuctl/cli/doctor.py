@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, REACH
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of, sifted, tell_hollow
+from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, tell_hollow
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
 from pmuctl.model.ref import parse_ref
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms

@@ -8,7 +8,7 @@ import typer
 
 from pmuctl import errors
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, TALK
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
 from pmuctl.host.machine import write_capture
@@ -81,7 +81,7 @@ def host_snapshot(
     and what their control sockets tell.
     """
     # here, because only this asks VMs
-    from pmuctl.cli.reach import reach_of
+    from pmuctl.cli.session import reach_of
     from pmuctl.manage.snapshot import scan_snapshot
 
     try:

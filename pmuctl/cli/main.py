@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError
 
 if TYPE_CHECKING:
-    from pmuctl.cli.env import Env
+    from pmuctl.cli.context import Env
 
 
 ENDING = {
@@ -46,7 +46,7 @@ def run() -> NoReturn:
 
 
 def _live_env() -> "Env":
-    from pmuctl.cli.env import live_env
+    from pmuctl.cli.context import live_env
     from pmuctl.cli.streams import standard_streams
 
     return live_env(*standard_streams())

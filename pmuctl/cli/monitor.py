@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import OUTPUT, REACH, Timeout
-from pmuctl.cli.reach import VM_HELP, reach_of, tell_missing
+from pmuctl.cli.session import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
 from pmuctl.manage.monitor import Event, Watch, absent, scope
 from pmuctl.model.changes import ChangeKind

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import MACHINE, OUTPUT
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.pmus import scan_probed_pmus

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import CHANGE, TALK, Timeout
-from pmuctl.cli.words import parse_filter
+from pmuctl.cli.settings_parser import parse_filter
 from pmuctl.manage.choice import AUTO
 from pmuctl.manage.execute import own_environ, start
 from pmuctl.manage.preflight import StartSite

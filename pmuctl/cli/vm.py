@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, SETTINGS, TALK, Timeout
-from pmuctl.cli.reach import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
+from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus
 from pmuctl.manage.held import hold, vcpu_rows
 from pmuctl.manage.naming import look, take_stock

@@ -32,7 +32,7 @@ LIVE = """
 import sys
 from pmuctl.value import replace
 from pathlib import Path
-from pmuctl.cli.env import live_env
+from pmuctl.cli.context import live_env
 from pmuctl.cli.main import main
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import pytest
 
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
 from pmuctl.control.server import Server

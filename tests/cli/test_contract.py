@@ -218,7 +218,7 @@ class Finder:
             os.kill(os.getpid(), {int(number)})
 sys.meta_path.insert(0, Finder)
 signal.signal({int(number)}, signal.SIG_IGN if {is_ignored} else signal.getsignal({int(number)}))
-from pmuctl.cli.start import run
+from pmuctl.cli.entry import run
 run()
 """
     ran = subprocess.run(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.cli.reach import reach_of
+from pmuctl.cli.session import reach_of
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.model.cpuset import CpuSet

@@ -294,7 +294,7 @@ SPAWNED = """
 import io, os, sys
 from pmuctl.value import replace
 from pathlib import Path
-from pmuctl.cli.env import live_env
+from pmuctl.cli.context import live_env
 from pmuctl.cli.main import main
 from pmuctl.host.machine import KvmAccess
 from pmuctl.host.sysfs import Sysfs

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
 from pmuctl.host.cgroup import Cpuset, Cpusets

@@ -20,7 +20,9 @@ NAMES = sorted(dump.stem for dump in (PROJECT / "tests/dumps").glob("*.txt"))
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
+from pmuctl.host.pmus import scan_event_sources
+from pmuctl.host.pmus import scan_other
+from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
 
 if "--no-pyudev" in sys.argv:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmuctl.cli.words import KEYS, parse_filter, parse_settings
+from pmuctl.cli.settings_parser import KEYS, parse_filter, parse_settings
 from pmuctl.errors import UsageError
 from pmuctl.manage.choice import FilterWords, Request
 from pmuctl.model.filter import Action

@@ -204,7 +204,7 @@ def run_program(program: Program) -> NoReturn:
     sys.stdout = open_stream(1, "w")
     sys.stderr = open_stream(2, "w")
     if program.args[0] == "pmuctl":
-        from pmuctl.cli.start import run
+        from pmuctl.cli.entry import run
 
         sys.argv = [PMUCTL, *program.args[1:]]
         run()

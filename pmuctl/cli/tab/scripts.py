@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from pmuctl.cli.grammar import Node, Option, Value
-from pmuctl.cli.words import KEYS
+from pmuctl.cli.settings_parser import KEYS
+from pmuctl.cli.tab.command_tree import Node, Option, Value
 from pmuctl.model.filter import Action
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "completion"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How commands reach VMs: what a VM is called, and where this run of pmuctl looks for them."""
 
-from pmuctl.cli.env import Env
+from pmuctl.cli.context import Env
 from pmuctl.control.registry import SOCKETS_MAX
 from pmuctl.errors import UsageError
 from pmuctl.manage.reach import Reach

@@ -21,7 +21,7 @@ def run() -> None:
     if sys.argv[1:] == ["--version"]:
         _print_version()
     if sys.argv[1:2] == ["__complete"]:
-        from pmuctl.cli.complete import run
+        from pmuctl.cli.tab.candidates import run
     else:
         from pmuctl.cli.main import run
     run()
