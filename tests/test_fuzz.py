@@ -40,8 +40,8 @@ from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
 from pmuctl.model.event import format_events, parse_events
 from pmuctl.model.pmu import OtherPmu, Pmu
-from pmuctl.model.selector import match_pmus, select_pmu
-from pmuctl.model.vmm import identify
+from pmuctl.model.pmu_selector import match_pmus, select_pmu
+from pmuctl.model.vmm_identity import identify
 from pmuctl.render.text import printable
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 

@@ -23,8 +23,8 @@ NEVER = {"pydantic", "pygments", "asyncio", "pyudev", "hypothesis", "ctypes"}
 
 OURS = {
     ("--help",): {"cli.app", "cli.options"},
-    ("pmu", "list"): {"cli.pmu", "host.pmus", "host.sysfs", "host.cpus", "model.selector"},
-    ("pmu", "show", "*a72"): {"cli.pmu", "host.pmus", "model.selector"},
+    ("pmu", "list"): {"cli.pmu", "host.pmus", "host.sysfs", "host.cpus", "model.pmu_selector"},
+    ("pmu", "show", "*a72"): {"cli.pmu", "host.pmus", "model.pmu_selector"},
     ("pmu", "cpus"): {"cli.pmu", "manage.cpus", "render.pmu"},
     ("vm", "list"): {"cli.vm", "manage.stock", "render.vm"},
     ("run", "--help"): {"cli.run", "manage.run", "manage.preflight", "launch.orders"},
@@ -39,7 +39,7 @@ WITHOUT = {
         "control",
         "manage.host",
         "model.vpmu",
-        "model.filter",
+        "model.event_filter",
     },
     ("pmu", "show", "*a72"): {"cli.vm", "cli.host", "control", "manage.host", "model.vpmu"},
     ("pmu", "cpus"): {"cli.vm", "cli.host", "control", "manage.host", "host.probes"},
@@ -91,8 +91,8 @@ WITHOUT_SUPERVISOR = {
     "host.machine",
     "host.probes",
     "launch.launcher",
-    "model.changes",
-    "model.selector",
+    "model.host_diff",
+    "model.pmu_selector",
     "model.symptoms",
     "model.vm",
 }

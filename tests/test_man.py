@@ -20,7 +20,7 @@ from pmuctl.control.messages import COMMANDS, EVENTS
 from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import DERIVED
+from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.change import CHANGE_COLUMNS
 from pmuctl.render.columns import Column
@@ -314,7 +314,7 @@ def entries_of(page: str, heading: str) -> list[str]:
 
 def test_the_events_and_the_checks_are_those_of_their_pages() -> None:
     from pmuctl.manage import host_checks, vm_checks
-    from pmuctl.model.changes import ChangeKind
+    from pmuctl.model.host_diff import ChangeKind
 
     assert entries_of("pmuctl-monitor.1", "EVENTS") == list(ChangeKind)
     assert entries_of("pmuctl-doctor.1", "CHECKS") == [*host_checks.CHECKS, *vm_checks.CHECKS]

@@ -21,8 +21,8 @@ from pmuctl.manage.several import Several, each
 from pmuctl.manage.stock import Stock
 from pmuctl.manage.strangers import failure_of
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import VmRef, parse_ref
 from pmuctl.model.vm import Vm
+from pmuctl.model.vm_ref import VmRef, parse_ref
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
 from pmuctl.render.formats import Format
 

@@ -12,7 +12,7 @@ from pmuctl.manage.choice import NONE
 from pmuctl.manage.naming import connected, look
 from pmuctl.manage.settings import Change, release_vm, set_vm
 from pmuctl.manage.stock import Stock
-from pmuctl.model.ref import parse_ref
+from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.change import CHANGE_COLUMNS
 from pmuctl.render.formats import Format
 

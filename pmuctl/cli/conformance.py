@@ -14,7 +14,7 @@ from pmuctl.control.trial import Peer
 from pmuctl.errors import ExitStatus
 from pmuctl.host.pmus import scan_other, scan_pmus
 from pmuctl.manage.conformance import examine
-from pmuctl.model.selector import select_pmu
+from pmuctl.model.pmu_selector import select_pmu
 from pmuctl.render.conformance import FINDING_COLUMNS
 
 app = make_app(VERBS["conformance"])

@@ -11,14 +11,14 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, REACH
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, tell_hollow
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
-from pmuctl.model.ref import parse_ref
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
+from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.formats import Format
 from pmuctl.render.table import write_record
 
 if TYPE_CHECKING:
-    from pmuctl.model.finding import Finding
+    from pmuctl.model.check_result import Finding
 
 app = make_app(VERBS["doctor"])
 
@@ -47,7 +47,7 @@ def doctor(
     # here, because a symptom needs nothing of it
     from pmuctl.manage.doctor import diagnose
     from pmuctl.manage.naming import take_stock
-    from pmuctl.model.finding import Result
+    from pmuctl.model.check_result import Result
 
     env.check_columns(DOCTOR_COLUMNS)
     check_place(env)

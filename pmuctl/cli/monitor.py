@@ -14,8 +14,8 @@ from pmuctl.cli.options import OUTPUT, REACH, Timeout
 from pmuctl.cli.session import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
 from pmuctl.manage.monitor import Event, Watch, absent, scope
-from pmuctl.model.changes import ChangeKind
-from pmuctl.model.ref import parse_ref
+from pmuctl.model.host_diff import ChangeKind
+from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.columns import Column, choose
 from pmuctl.render.formats import Format
 from pmuctl.render.monitor import EVENT_COLUMNS, write_event, write_head

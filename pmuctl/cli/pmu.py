@@ -11,7 +11,7 @@ from pmuctl.cli.options import MACHINE, OUTPUT
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.pmus import scan_probed_pmus
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.selector import check_present, match_pmus, parse_cpus, select_pmu
+from pmuctl.model.pmu_selector import check_present, match_pmus, parse_cpus, select_pmu
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 
 app = make_noun("pmu")

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pmuctl.cli.options import SETTINGS
 from pmuctl.errors import UsageError
 from pmuctl.manage.choice import FilterWords, Request
-from pmuctl.model.filter import Action
+from pmuctl.model.event_filter import Action
 
 KEYS = ("pmu", "counters", "affinity", "filter")
 COUNTERS_MAX = 31

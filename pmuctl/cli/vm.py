@@ -16,8 +16,8 @@ from pmuctl.manage.naming import look, take_stock
 from pmuctl.manage.stock import Listing, Stock
 from pmuctl.manage.wait import Awaited, wait_for
 from pmuctl.model.held import HeldVm
-from pmuctl.model.ref import parse_ref
 from pmuctl.model.vm import Vm
+from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.vcpu import PLACED_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
 from pmuctl.value import replace

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pmuctl.control.wire import Message
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.value import value
 
 

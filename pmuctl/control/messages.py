@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
-from pmuctl.model.kernel import DERIVED
+from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.value import value
 
 VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

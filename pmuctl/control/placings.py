@@ -20,7 +20,7 @@ from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host import kept
 from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import ProcessId, VmId
+from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.value import field, value
 
 FORMAT = 2

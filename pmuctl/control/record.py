@@ -14,11 +14,11 @@ from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.messages import FILTER, NAME, PERF_TYPE, PMU_NAME
 from pmuctl.control.schema import LIST_MAX, Int, List, Maybe, Nullable, Obj, Str
 from pmuctl.host import kept
-from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
-from pmuctl.model.filter import EventFilter
-from pmuctl.model.ref import ProcessId
+from pmuctl.model.event_filter import EventFilter
+from pmuctl.model.settings_change import Applied
+from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import replace, value
 
 FORMAT = 1

@@ -18,8 +18,8 @@ from pmuctl.host.kvm import pack_filter, pack_nr_counters, pack_pmu
 from pmuctl.host.threads import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
-from pmuctl.model.filter import Action, EventFilter, FilterRange
-from pmuctl.model.kernel import DERIVED
+from pmuctl.model.event_filter import Action, EventFilter, FilterRange
+from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU

@@ -17,7 +17,7 @@ from pmuctl.control.messages import COMMANDS, EVENTS
 from pmuctl.control.schema import Kind, Obj, SchemaError, Str
 from pmuctl.control.wire import Message
 from pmuctl.errors import DeniedError, NotFoundError, UnreachableError, UsageError
-from pmuctl.model.kernel import DERIVED
+from pmuctl.model.kvm_caps import DERIVED
 
 EVENTS_MAX = 100
 """Events that are kept while an answer is waited for: more are a flood."""

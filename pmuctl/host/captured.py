@@ -19,9 +19,9 @@ from pmuctl.host.proc_files import read_all
 from pmuctl.host.procs import Procfs
 from pmuctl.host.runtime import PATH_CAPTURED
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.ref import ProcessId
+from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import replace, value
 

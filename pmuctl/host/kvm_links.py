@@ -4,7 +4,7 @@
 import re
 from collections.abc import Mapping
 
-from pmuctl.model.ref import ProcessId
+from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import value
 
 KVM_VM_LINK = "anon_inode:kvm-vm"

@@ -12,7 +12,7 @@ from pmuctl.host import kept
 from pmuctl.host.runtime import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 
 PATH_BOOT_ID = "proc/sys/kernel/random/boot_id"

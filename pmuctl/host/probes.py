@@ -17,7 +17,7 @@ from pmuctl.host.kvm import (
     set_pmu_attr,
 )
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import ATTR_NAMES, DefaultPmu, Probed
+from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,

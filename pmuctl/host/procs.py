@@ -9,7 +9,7 @@ from pathlib import Path
 from pmuctl.host.kvm_links import KvmHolder, KvmScan, has_kvm, holder_of, vcpus_of
 from pmuctl.host.proc_files import number
 from pmuctl.host.proc_threads import ID, ProcThreads
-from pmuctl.model.ref import ProcessId
+from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.pidfd import kcmp_file
 from pmuctl.value import value
 

@@ -8,8 +8,8 @@ from pmuctl.control.settings import payload
 from pmuctl.errors import PmuctlError, RefusedError
 from pmuctl.launch.orders import Orders
 from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.filter import Action, FilterRange
-from pmuctl.model.kernel import Kernel
+from pmuctl.model.event_filter import Action, FilterRange
+from pmuctl.model.kvm_caps import Kernel
 from pmuctl.model.plan import Current, SetAttr, Wanted, plan, refusal
 from pmuctl.model.vpmu import Vcpu, Vpmu
 from pmuctl.uapi.kvm import KVM_SET_DEVICE_ATTR, kvm_device_attr

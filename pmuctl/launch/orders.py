@@ -9,7 +9,7 @@ from typing import Any
 from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.wire import Message
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.filter import EventFilter
+from pmuctl.model.event_filter import EventFilter
 from pmuctl.value import field, value
 
 

@@ -15,7 +15,7 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.launch.machine import Machine
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.vmm import vcpu_of_thread
+from pmuctl.model.vmm_identity import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import field, value
 

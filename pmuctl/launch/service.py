@@ -19,9 +19,9 @@ from pmuctl.host.shortage import shortage_of
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.door import MakeCall, SupervisedDoor
 from pmuctl.launch.orders import Orders
-from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Wanted
+from pmuctl.model.settings_change import Applied
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import default_by_cpu
-from pmuctl.model.vmm import identify
+from pmuctl.model.kvm_caps import default_by_cpu
+from pmuctl.model.vmm_identity import identify
 
 
 class Witness:

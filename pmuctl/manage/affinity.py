@@ -29,10 +29,10 @@ from pmuctl.manage.placing import (
 from pmuctl.manage.settings import AFFINITY, Change, Done
 from pmuctl.manage.site import Site
 from pmuctl.model.align import aligned_mask
+from pmuctl.model.alignment import Chosen, Consequence, Verdict, judge_mask
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.judge import Chosen, Consequence, Verdict, judge_mask
+from pmuctl.model.effective_pmu import chosen_pmu
 from pmuctl.model.plan import Place, no_vpmu
-from pmuctl.model.truth import chosen_pmu
 from pmuctl.model.vm import Vm, Window
 
 

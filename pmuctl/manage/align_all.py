@@ -13,9 +13,9 @@ from pmuctl.manage.several import Several, each
 from pmuctl.manage.site import Site
 from pmuctl.manage.stock import Stock
 from pmuctl.manage.strangers import failure_of
-from pmuctl.model.ref import VmRef
-from pmuctl.model.truth import chosen_pmu
+from pmuctl.model.effective_pmu import chosen_pmu
 from pmuctl.model.vm import Vm
+from pmuctl.model.vm_ref import VmRef
 from pmuctl.value import replace, value
 
 

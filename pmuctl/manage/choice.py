@@ -9,9 +9,9 @@ from pmuctl.host.pmus import scan_other
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import parse_events
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.selector import check_present, parse_cpus, select_pmu
+from pmuctl.model.pmu_selector import check_present, parse_cpus, select_pmu
 from pmuctl.value import value
 
 AUTO, NONE = "auto", "none"

@@ -13,7 +13,7 @@ from pmuctl.control.trial import Fault, Line, Peer, Skipped, conform, is_set, op
 from pmuctl.control.wire import Message
 from pmuctl.errors import UsageError
 from pmuctl.model.event import WIDEST_BITS, EventSet
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.pmu import Pmu
 
 FIRST: Final = EventFilter(Action.DENY, EventSet.of_ranges([(0x11, 1)]))

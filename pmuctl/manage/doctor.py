@@ -21,9 +21,9 @@ from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.spins import ThreadId, rest, spins
 from pmuctl.manage.stock import Listing
 from pmuctl.manage.vm_checks import VmFacts, check_vm
-from pmuctl.model.finding import Finding
+from pmuctl.model.check_result import Finding
 from pmuctl.model.held import HeldVm
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.spin import TICKS
 from pmuctl.model.vm import Window
 from pmuctl.value import replace

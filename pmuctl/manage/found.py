@@ -13,9 +13,16 @@ from pmuctl.host.kvm_links import KvmHolder
 from pmuctl.host.procs import Procfs
 from pmuctl.host.side_by_side import side_by_side
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
-from pmuctl.model.vmm import Identity, identify, is_pmuctl, vcpu_of_thread, vm_name, vm_uuid
+from pmuctl.model.vm_ref import ProcessId, VmId
+from pmuctl.model.vmm_identity import (
+    Identity,
+    identify,
+    is_pmuctl,
+    vcpu_of_thread,
+    vm_name,
+    vm_uuid,
+)
 from pmuctl.value import field, replace, value
 
 MONITORS_MAX = 4

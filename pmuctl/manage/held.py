@@ -9,8 +9,8 @@ from pmuctl.manage.site import Site
 from pmuctl.manage.supervised import recorded_cpus
 from pmuctl.model.align import aligned_mask
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.effective_pmu import chosen_pmu
 from pmuctl.model.held import HeldVcpu, HeldVm
-from pmuctl.model.truth import chosen_pmu
 from pmuctl.model.vm import Vm
 from pmuctl.value import field, value
 

@@ -8,7 +8,7 @@ from pmuctl.host.machine import PATH_OSRELEASE, KvmAccess, read_kvm_access, read
 from pmuctl.host.probe_cache import read_cached, read_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import CoreModel, Pmu
 from pmuctl.value import value
 

@@ -8,9 +8,9 @@ from pmuctl.host.machine import KvmAccess
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.choice import cpus_words
 from pmuctl.manage.preflight import giving_access
+from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.finding import CheckId, Finding, Outcome, Result
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,

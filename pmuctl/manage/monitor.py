@@ -15,7 +15,7 @@ from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.stock import Listing
-from pmuctl.model.changes import (
+from pmuctl.model.host_diff import (
     Change,
     ChangeKind,
     SeenVm,
@@ -24,8 +24,8 @@ from pmuctl.model.changes import (
     stray,
     with_silent,
 )
-from pmuctl.model.ref import VmRef
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vm_ref import VmRef
 from pmuctl.value import replace, value
 
 SETTLE_SECONDS = 0.05

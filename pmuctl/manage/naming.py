@@ -16,8 +16,8 @@ from pmuctl.manage.stock import Ask, Listing, Stock
 from pmuctl.manage.strangers import is_hollow
 from pmuctl.manage.supervised import orphan, refused_start
 from pmuctl.manage.told import CapturedEntry, Told
-from pmuctl.model.ref import UUID, ByName, ByPid, VmRef
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vm_ref import UUID, ByName, ByPid, VmRef
 
 
 def take_stock(reach: Reach, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all) -> Listing:

@@ -10,8 +10,8 @@ from pmuctl.manage.blocker import cpuset_words
 from pmuctl.manage.placing import Crew, Placed, place_threads
 from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import VmId
 from pmuctl.model.vm import Vm
+from pmuctl.model.vm_ref import VmId
 from pmuctl.value import value
 
 

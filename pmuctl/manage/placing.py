@@ -18,12 +18,12 @@ from pmuctl.errors import (
 from pmuctl.manage.blocker import Blocker, find_blocker
 from pmuctl.manage.choice import cpus_words
 from pmuctl.manage.site import Site
+from pmuctl.model.alignment import Consequence
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.judge import Consequence
 from pmuctl.model.plan import Place
-from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm, VmState
-from pmuctl.model.vmm import VmmKind
+from pmuctl.model.vm_ref import ProcessId
+from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import value
 
 

@@ -20,11 +20,11 @@ from pmuctl.host.threads import Threads
 from pmuctl.manage.choice import cpus_words
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.filter import EventFilter
-from pmuctl.model.kernel import Probed
+from pmuctl.model.event_filter import EventFilter
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.plan import Current, Wanted, no_attribute, plan
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.selector import check_present, parse_cpus
+from pmuctl.model.pmu_selector import check_present, parse_cpus
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import value

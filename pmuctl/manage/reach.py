@@ -14,8 +14,8 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.found import Answers, Scene
 from pmuctl.manage.supervised import orphan, record_of, recorded_process
 from pmuctl.manage.told import Answered, CapturedEntry, Told, Untold, check_answer, vm_of
-from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import field, value
 
 NOBODY = -1

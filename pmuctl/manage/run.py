@@ -24,7 +24,7 @@ from pmuctl.manage.preflight import (
 )
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.kernel import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import value
 

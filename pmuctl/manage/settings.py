@@ -33,7 +33,7 @@ from pmuctl.manage.placing import check_inside
 from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.filter import EventFilter
+from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.plan import no_attribute, no_vpmu, sealed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmState, Window

@@ -12,9 +12,9 @@ from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
 from pmuctl.host.threads import Threads
 from pmuctl.manage.reach import Reach
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import Probed
+from pmuctl.model.effective_pmu import Ground
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.truth import Ground
 from pmuctl.value import field, replace, value
 
 

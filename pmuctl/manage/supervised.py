@@ -11,8 +11,8 @@ from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.procs import Procfs
 from pmuctl.manage.told import Orphaned
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import Vm
+from pmuctl.model.vm_ref import ProcessId
 
 
 class RefusedStartError(NotFoundError):

@@ -11,10 +11,10 @@ from pmuctl.control.trust import Vmm
 from pmuctl.errors import PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procs import Procfs
 from pmuctl.model.event import WIDEST_BITS, EventSet
-from pmuctl.model.kernel import DERIVED
-from pmuctl.model.ref import ProcessId, VmId
+from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
-from pmuctl.model.vmm import identify
+from pmuctl.model.vm_ref import ProcessId, VmId
+from pmuctl.model.vmm_identity import identify
 from pmuctl.value import field, replace, value
 
 RECORDED = "recorded"

@@ -21,8 +21,8 @@ from pmuctl.host.machine import Captured
 from pmuctl.host.runtime import LEFT_OUT, PATH_TOLD
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.told import Answered, CapturedEntry, Orphaned, Told, Untold, check_answer
-from pmuctl.model.ref import ProcessId
 from pmuctl.model.vm import VmState
+from pmuctl.model.vm_ref import ProcessId
 
 FORMAT = 1
 SIZE_LIMIT = 8 << 20

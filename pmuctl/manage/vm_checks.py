@@ -10,12 +10,12 @@ from pmuctl.manage.choice import pins
 from pmuctl.manage.host_checks import bring_online
 from pmuctl.manage.placing import no_threads, unknown_threads
 from pmuctl.model.align import aligned_mask
+from pmuctl.model.alignment import Chosen, Consequence
+from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.finding import CheckId, Finding, Outcome, Result
 from pmuctl.model.held import HeldVm
-from pmuctl.model.judge import Chosen, Consequence
 from pmuctl.model.vm import Vm, VmState, Window
-from pmuctl.model.vmm import VmmKind
+from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import field, replace, value
 
 HELD_LONG = 300.0

@@ -11,8 +11,8 @@ from pmuctl.manage.reach import Reach
 from pmuctl.manage.stock import Stock
 from pmuctl.manage.supervised import RefusedStartError
 from pmuctl.model.held import HeldVm
-from pmuctl.model.ref import ByPid, ProcessId, VmRef
 from pmuctl.model.vm import Vm, VmState, Window
+from pmuctl.model.vm_ref import ByPid, ProcessId, VmRef
 from pmuctl.value import replace
 
 POLL_SECONDS = 0.2

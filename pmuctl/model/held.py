@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM held against its PMU: which one that is, and where its vCPUs may be."""
 
+from pmuctl.model.alignment import Chosen, Judgement, Verdict, judge_mask, judge_vm, words
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.judge import Chosen, Judgement, Verdict, judge_mask, judge_vm, words
 from pmuctl.model.vm import Vm, VmVcpu
 from pmuctl.value import value
 

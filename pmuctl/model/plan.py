@@ -19,7 +19,7 @@ from pmuctl.errors import (
 )
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import EventFilter, FilterRange, difference
+from pmuctl.model.event_filter import EventFilter, FilterRange, difference
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vpmu import ATTR_NAMES, Vpmu, is_sealed, set_attr
 from pmuctl.uapi.kvm_arm64 import (

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from pmuctl.errors import PmuctlError
-from pmuctl.model.applied import Applied
-from pmuctl.model.filter import EventFilter
-from pmuctl.model.kernel import DERIVED
-from pmuctl.model.ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
-from pmuctl.model.vmm import Identity
+from pmuctl.model.event_filter import EventFilter
+from pmuctl.model.kvm_caps import DERIVED
+from pmuctl.model.settings_change import Applied
+from pmuctl.model.vm_ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
+from pmuctl.model.vmm_identity import Identity
 from pmuctl.value import field, value
 
 

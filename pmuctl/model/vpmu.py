@@ -10,10 +10,10 @@ import errno
 from enum import Enum
 
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import FilterRange, kernel_allows
-from pmuctl.model.kernel import ATTR_NAMES as ATTR_NAMES
-from pmuctl.model.kernel import DefaultPmu as DefaultPmu
-from pmuctl.model.kernel import Kernel as Kernel
+from pmuctl.model.event_filter import FilterRange, kernel_allows
+from pmuctl.model.kvm_caps import ATTR_NAMES as ATTR_NAMES
+from pmuctl.model.kvm_caps import DefaultPmu as DefaultPmu
+from pmuctl.model.kvm_caps import Kernel as Kernel
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_INIT,

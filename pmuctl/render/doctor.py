@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from pmuctl.model.finding import Finding
+from pmuctl.model.check_result import Finding
 from pmuctl.model.symptoms import Symptom
 from pmuctl.render.columns import Column
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from pmuctl.manage.host import Host
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import CoreModel
 from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.columns import UNKNOWN, Column, known

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.held import HeldVm
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, Window

@@ -21,7 +21,7 @@ from pmuctl.host.machine import KvmAccess
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.manage.preflight import Kvm
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from pmuctl.model.symptoms import SYMPTOMS
 from pmuctl.value import replace
 from tests.cli.conftest import Machine

@@ -21,8 +21,8 @@ import pytest
 from pmuctl.cli.main import main
 from pmuctl.errors import ExitStatus, Stopped
 from pmuctl.host.udev import Ear, Heard, Uevent
-from pmuctl.model.changes import ChangeKind
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.host_diff import ChangeKind
 from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
 from tests.cli.test_affinity import put_online

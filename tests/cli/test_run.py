@@ -32,8 +32,8 @@ from pmuctl.manage.preflight import Kvm
 from pmuctl.manage.run import default_name
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter
-from pmuctl.model.kernel import ATTR_NAMES, DefaultPmu, Probed
+from pmuctl.model.event_filter import Action, EventFilter
+from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace

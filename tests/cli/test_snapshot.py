@@ -16,7 +16,7 @@ from pmuctl.host.probe_cache import to_captured
 from pmuctl.host.runtime import PATH_CAPTURED
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import fake_vmm
 

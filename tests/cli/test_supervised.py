@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from pmuctl.control.record import Problem, Record, write_record
-from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
+from pmuctl.model.settings_change import Applied
 from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.cli.test_trust import EVIL, answering, query

@@ -14,8 +14,8 @@ from pmuctl.manage.held import hold
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import read_site
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
+from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeThreads, FakeVm

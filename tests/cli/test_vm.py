@@ -11,7 +11,7 @@ import pytest
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, FilterRange
+from pmuctl.model.event_filter import Action, FilterRange
 from tests.cli.conftest import Machine
 from tests.cli.test_trust import answering, query
 from tests.fakes.peers import bad_server

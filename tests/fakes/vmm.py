@@ -13,7 +13,7 @@ from pmuctl.host.procs import Procfs
 from pmuctl.host.threads import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.filter import Action, FilterRange
+from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, has_attr, run, set_attr
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,

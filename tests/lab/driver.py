@@ -21,7 +21,7 @@ from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.probe_cache import to_json
 from pmuctl.host.probes import PMCR_EL0, probe_kernel
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_VCPU,

@@ -5,7 +5,7 @@ import errno
 from collections.abc import Mapping, Sequence
 
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, FilterRange
+from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.guest import Entry, entry, guest_counters
 from pmuctl.model.vpmu import (
     BadAction,

@@ -8,7 +8,7 @@ import pytest
 
 from pmuctl.host.probe_cache import from_json
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.vpmu import DefaultPmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 from tests.lab.conftest import GetLab

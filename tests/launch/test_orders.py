@@ -16,7 +16,7 @@ from pmuctl.launch.roster import Roster
 from pmuctl.launch.window import NewVcpu
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter, FilterRange
+from pmuctl.model.event_filter import Action, EventFilter, FilterRange
 from pmuctl.model.plan import SetAttr
 from pmuctl.uapi.kvm import KVM_SET_DEVICE_ATTR
 from pmuctl.uapi.kvm_arm64 import (

@@ -12,7 +12,7 @@ from pmuctl.host.machine import write_capture
 from pmuctl.host.procs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import ProcessId
+from pmuctl.model.vm_ref import ProcessId
 from tests.fakes.vmm import fake_proc, fake_vmm
 
 QEMU = ("qemu-system-aarch64", "-name", "db1")

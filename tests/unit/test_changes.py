@@ -3,7 +3,10 @@
 
 from typing import Any
 
-from pmuctl.model.changes import (
+from pmuctl.model.alignment import Chosen, Consequence
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.held import HeldVm
+from pmuctl.model.host_diff import (
     ChangeKind,
     SeenVm,
     Snapshot,
@@ -11,11 +14,8 @@ from pmuctl.model.changes import (
     stray,
     with_silent,
 )
-from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.held import HeldVm
-from pmuctl.model.judge import Chosen, Consequence
-from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
+from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.value import replace
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"

@@ -11,15 +11,15 @@ from pmuctl.manage import host_checks, vm_checks
 from pmuctl.manage.blocker import Blocker
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.vm_checks import VmFacts, check_vm
+from pmuctl.model.alignment import Chosen
+from pmuctl.model.check_result import CheckId, Finding, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.finding import CheckId, Finding, Result
 from pmuctl.model.held import HeldVm
-from pmuctl.model.judge import Chosen
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.ref import ProcessId, VmId
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
-from pmuctl.model.vmm import Identity, VmmKind
+from pmuctl.model.vm_ref import ProcessId, VmId
+from pmuctl.model.vmm_identity import Identity, VmmKind
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,

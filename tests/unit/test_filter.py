@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter, FilterRange, difference, kernel_allows
+from pmuctl.model.event_filter import Action, EventFilter, FilterRange, difference, kernel_allows
 
 ALLOW, DENY = Action.ALLOW, Action.DENY
 ALL16, ALL10 = EventSet.space(16), EventSet.space(10)

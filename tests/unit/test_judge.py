@@ -3,9 +3,7 @@
 
 import pytest
 
-from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.held import HeldVm
-from pmuctl.model.judge import (
+from pmuctl.model.alignment import (
     Chosen,
     Consequence,
     Judgement,
@@ -13,8 +11,10 @@ from pmuctl.model.judge import (
     judge_mask,
     judge_vm,
 )
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.held import HeldVm
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
-from pmuctl.model.vmm import Identity, VmmKind
+from pmuctl.model.vmm_identity import Identity, VmmKind
 from pmuctl.value import replace
 
 STAYS, LEAVES, STRANDED, UNKNOWN = Verdict

@@ -19,7 +19,7 @@ from pmuctl.errors import RefusedError
 from pmuctl.host import kept
 from pmuctl.host.procs import Procfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.ref import ProcessId, VmId
+from pmuctl.model.vm_ref import ProcessId, VmId
 from tests.fakes.vmm import fake_proc
 from tests.skips import only_root
 

@@ -12,7 +12,7 @@ from pmuctl.errors import (
 )
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.plan import Current, Place, SetAttr, Thread, Wanted, plan
 from pmuctl.model.vpmu import Kernel, Vcpu, Vpmu
 from pmuctl.value import replace

@@ -13,7 +13,7 @@ from pmuctl.host.probe_cache import from_json, read_kernel, to_json
 from pmuctl.host.runtime import PROBE_CACHE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import Probed
+from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vpmu import DefaultPmu
 from pmuctl.value import replace

@@ -28,10 +28,10 @@ from pmuctl.control.record import (
     write_record,
 )
 from pmuctl.control.registry import record_path
-from pmuctl.model.applied import Applied
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
+from pmuctl.model.settings_change import Applied
 from pmuctl.value import replace
 from tests.unit.test_wire import QUICKLY
 

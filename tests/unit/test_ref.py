@@ -4,8 +4,8 @@
 import pytest
 
 from pmuctl.errors import UsageError
-from pmuctl.model.ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef, parse_ref
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vm_ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef, parse_ref
 
 ID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 VM = Vm(

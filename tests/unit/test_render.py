@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from pmuctl import errors
 from pmuctl.errors import ExitStatus, PmuctlError, UsageError
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.filter import Action
+from pmuctl.model.event_filter import Action
 from pmuctl.render.columns import UNKNOWN, Column, as_object, cell, choose, plain
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.problem import write_problem

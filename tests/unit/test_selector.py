@@ -10,7 +10,7 @@ from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.pmus import scan_other, scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.selector import parse_cpus, select_pmu
+from pmuctl.model.pmu_selector import parse_cpus, select_pmu
 
 A55, A76 = "armv8_cortex_a55", "armv8_cortex_a76"
 Select = Callable[[str], str]

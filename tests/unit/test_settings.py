@@ -12,7 +12,7 @@ from pmuctl.control.settings import Settings
 from pmuctl.errors import RefusedError, SealedError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, EventFilter
+from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.plan import SetAttr, Wanted
 from tests.fakes.vmm import FakeVm, SupervisedVm
 

@@ -14,7 +14,7 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import read_site
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kernel import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from tests.fakes.vmm import FakeThreads, fake_proc
 
 PROBED = Probed(

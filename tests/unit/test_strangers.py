@@ -25,8 +25,8 @@ from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site
 from pmuctl.manage.stock import Listing, Stock, merge
 from pmuctl.manage.strangers import FEW, is_hollow, sift
-from pmuctl.model.ref import ByPid, ByUuid, ProcessId, VmId
 from pmuctl.model.vm import Vm, VmState
+from pmuctl.model.vm_ref import ByPid, ByUuid, ProcessId, VmId
 from pmuctl.value import replace
 from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeThreads, fake_proc

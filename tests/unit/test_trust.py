@@ -9,7 +9,7 @@ from pmuctl.control.registry import Entry
 from pmuctl.control.trust import Peer, Vmm, believe
 from pmuctl.errors import DeniedError, NoVmError, PmuctlError, RefusedError
 from pmuctl.host.procs import Procfs
-from pmuctl.model.ref import ProcessId
+from pmuctl.model.vm_ref import ProcessId
 from tests.fakes.vmm import fake_proc
 
 SERVER, VMM, INIT = 300, 4121, 1

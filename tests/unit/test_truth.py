@@ -3,13 +3,13 @@
 
 import pytest
 
+from pmuctl.model.alignment import Chosen
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.judge import Chosen
-from pmuctl.model.kernel import DERIVED, DefaultPmu, Probed, default_by_cpu
+from pmuctl.model.effective_pmu import Ground, chosen_pmu
+from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, Probed, default_by_cpu
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.truth import Ground, chosen_pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
-from pmuctl.model.vmm import Identity
+from pmuctl.model.vmm_identity import Identity
 from pmuctl.value import replace
 
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from pmuctl.model.vmm import VmmKind, identify, is_pmuctl, vcpu_of_thread
+from pmuctl.model.vmm_identity import VmmKind, identify, is_pmuctl, vcpu_of_thread
 
 UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 QEMU = "/usr/bin/qemu-system-aarch64"

@@ -7,7 +7,7 @@ import pytest
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
-from pmuctl.model.filter import Action, FilterRange
+from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.guest import Entry, entry, guest_counters
 from pmuctl.model.vpmu import (
     BadAction,

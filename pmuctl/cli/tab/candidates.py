@@ -120,7 +120,7 @@ def _select(text: str) -> list[str]:
     """The PMU that a glob, core/MODEL or cpus/LIST stands for: rare, and worth the imports."""
     from pmuctl.host.pmus import scan_pmus
     from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
-    from pmuctl.model.selector import select_pmu
+    from pmuctl.model.pmu_selector import select_pmu
 
     sysfs = Sysfs()
     return [select_pmu(text, scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))).name]

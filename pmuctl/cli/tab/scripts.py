@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmuctl.cli.settings_parser import KEYS
 from pmuctl.cli.tab.command_tree import Node, Option, Value
-from pmuctl.model.filter import Action
+from pmuctl.model.event_filter import Action
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "completion"
 

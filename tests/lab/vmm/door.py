@@ -8,7 +8,7 @@ from pmuctl.control.door import VcpuStatus
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.host.probes import probe_counters_limit, probe_default
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.model.kernel import DefaultPmu, default_by_cpu
+from pmuctl.model.kvm_caps import DefaultPmu, default_by_cpu
 from tests.lab.vmm.machine import Machine
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
-from pmuctl.model.ref import UUID
+from pmuctl.model.vm_ref import UUID
 from pmuctl.value import value
 
 NAME_MAX = 255

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import VmPmu
-from pmuctl.model.vmm import VmmKind
+from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import field, value
 
 _ON_FAIL_ENTRY = {

@@ -7,9 +7,9 @@ only). So that is said as a fact where it is certain, and else the PMUs it can b
 
 from collections.abc import Sequence
 
+from pmuctl.model.alignment import Chosen
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.judge import Chosen
-from pmuctl.model.kernel import DERIVED, DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
 from pmuctl.value import value
