@@ -26,13 +26,13 @@ from pmuctl.control.schema import SchemaError
 from pmuctl.control.server import Server
 from pmuctl.control.wire import MESSAGE_MAX, Decoder, WireError, encode, error_from
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
-from pmuctl.host.captured import CapturedProcfs
-from pmuctl.host.cgroup import Cpusets
+from pmuctl.host.captured_procfs import CapturedProcfs
 from pmuctl.host.cpus import scan_present
-from pmuctl.host.machine import scan_captured, write_capture
+from pmuctl.host.cpuset_cgroup import Cpusets
 from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
-from pmuctl.host.procs import Procfs
-from pmuctl.host.runtime import PATH_TOLD
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.runtime_dirs import PATH_TOLD
+from pmuctl.host.snapshot_files import scan_captured, write_capture
 from pmuctl.host.sysfs import Sysfs, parse_number
 from pmuctl.manage.choice import Request
 from pmuctl.manage.reach import Reach

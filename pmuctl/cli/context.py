@@ -18,8 +18,8 @@ from pmuctl.render.text import printable
 from pmuctl.value import field, replace, value
 
 if TYPE_CHECKING:
-    from pmuctl.host.procs import Procfs
-    from pmuctl.host.threads import Threads
+    from pmuctl.host.procfs import Procfs
+    from pmuctl.host.thread_affinity import Threads
     from pmuctl.host.udev import Ear
     from pmuctl.manage.execute import Starter
     from pmuctl.manage.preflight import Kvm
@@ -68,17 +68,17 @@ class Env:
     def procs(self) -> "Procfs":
         """The processes of this machine, or those in the captured tree of another."""
         if self.options.sysroot is not None:
-            from pmuctl.host.captured import CapturedProcfs
+            from pmuctl.host.captured_procfs import CapturedProcfs
 
             return CapturedProcfs(self.sysfs.root / "proc")
-        from pmuctl.host.procs import Procfs
+        from pmuctl.host.procfs import Procfs
 
         return self.processes or Procfs()
 
     @property
     def threads(self) -> "Threads":
         """The threads of this machine and their CPU masks."""
-        from pmuctl.host.threads import Threads
+        from pmuctl.host.thread_affinity import Threads
 
         return self.masks or Threads()
 

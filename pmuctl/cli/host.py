@@ -11,8 +11,8 @@ from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Env
 from pmuctl.cli.options import MACHINE, OUTPUT, TALK
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
-from pmuctl.host.machine import write_capture
 from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.snapshot_files import write_capture
 from pmuctl.manage.host import read_host
 from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability

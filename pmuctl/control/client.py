@@ -29,7 +29,7 @@ from pmuctl.errors import (
     UsageError,
     command,
 )
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 
 
 class Client:

@@ -17,8 +17,8 @@ from typing import Any
 from pmuctl.control.registry import own_dir, runtime_dirs
 from pmuctl.control.schema import Int, List, Obj, Str
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
-from pmuctl.host import kept
-from pmuctl.host.procs import Procfs
+from pmuctl.host import json_store
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.value import field, value
@@ -79,7 +79,9 @@ def last_placings(
     for directory, whose in directories:
         if whose in (None, uid, owner):
             owners = {0, uid if whose is None else whose}
-            document = kept.load(directory, _name(process.pid), owners=owners, limit=SIZE_LIMIT)
+            document = json_store.load(
+                directory, _name(process.pid), owners=owners, limit=SIZE_LIMIT
+            )
             with suppress(ValueError):
                 found.append(_from_json(document, process.started))
     # each is written with what was to be read then; what claims to be of the future is a lie
@@ -161,7 +163,7 @@ def _write(
     }
     directory = own_dir(environ, uid)
     _remove_old(directory, procs)
-    kept.store(directory, _name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT)
+    json_store.store(directory, _name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT)
 
 
 def _unrecorded(message: str, error: OSError | UsageError, then: str) -> PmuctlError:
@@ -189,7 +191,7 @@ def _remove_old(directory: Path, procs: Procfs) -> None:
         match = _FILE.fullmatch(name)
         if match and procs.start_time(int(match[1])) is None:
             with suppress(OSError):
-                kept.remove(directory, name)
+                json_store.remove(directory, name)
 
 
 def _from_json(document: object, start: int) -> tuple[int, Placings]:

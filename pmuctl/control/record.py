@@ -13,7 +13,7 @@ from typing import Any
 from pmuctl.control.door import filter_from, filter_message
 from pmuctl.control.messages import FILTER, NAME, PERF_TYPE, PMU_NAME
 from pmuctl.control.schema import LIST_MAX, Int, List, Maybe, Nullable, Obj, Str
-from pmuctl.host import kept
+from pmuctl.host import json_store
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import EventFilter
@@ -119,20 +119,21 @@ def write_record(path: Path, record: Record) -> None:
     """
     document = to_json(_cut(record))
     owners = {0, os.geteuid()}
-    kept.store(path.parent, path.name, document, owners=owners, limit=SIZE_LIMIT)
+    json_store.store(path.parent, path.name, document, owners=owners, limit=SIZE_LIMIT)
 
 
 def remove_record(path: Path) -> None:
     """Remove the record, if there is one; raises OSError where that is not permitted."""
-    kept.remove(path.parent, path.name)
+    json_store.remove(path.parent, path.name)
 
 
 def read_record(path: Path, owners: Collection[int]) -> Record | None:
     """The record at `path`; None where there is none that can be believed.
 
-    Directory and file must be of one of `owners` and writable by nobody else; see kept.load().
+    Directory and file must be of one of `owners` and writable by nobody else, as
+    `json_store.load` asks.
     """
-    document = kept.load(path.parent, path.name, owners=owners, limit=SIZE_LIMIT)
+    document = json_store.load(path.parent, path.name, owners=owners, limit=SIZE_LIMIT)
     try:
         return from_json(document)
     except ValueError:

@@ -13,9 +13,9 @@ from pathlib import Path
 from pmuctl.control.lock import LOCK_SECONDS, locked
 from pmuctl.control.messages import VM_NAME
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.runtime import PATH_RUN, PATH_USERS
-from pmuctl.host.shortage import check_shortage
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import check_shortage
+from pmuctl.host.runtime_dirs import PATH_RUN, PATH_USERS
 from pmuctl.value import value
 
 SUFFIX = ".sock"

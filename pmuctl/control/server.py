@@ -27,7 +27,7 @@ from pmuctl.control.settings import Settings
 from pmuctl.control.wire import Message, WireError
 from pmuctl.host.pmus import scan_pmu_types
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.thread_affinity import Threads
 
 __all__ = ["Door", "Server", "VcpuStatus"]
 

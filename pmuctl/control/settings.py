@@ -14,8 +14,8 @@ from pmuctl.control.door import Door, filter_message
 from pmuctl.control.refusals import ApplyError, no_vcpu, refused
 from pmuctl.control.wire import Message
 from pmuctl.errors import NotFoundError, PmuctlError
-from pmuctl.host.kvm import pack_filter, pack_nr_counters, pack_pmu
-from pmuctl.host.threads import Threads
+from pmuctl.host.kvm.device import pack_filter, pack_nr_counters, pack_pmu
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange

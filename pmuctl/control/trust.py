@@ -7,7 +7,7 @@ names in `query-pmu` the process that has. A peer says what it likes, so that is
 
 from pmuctl.control.registry import Entry
 from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import value
 

@@ -9,7 +9,7 @@ The directory of a VM is named for the thread that made it and the descriptor th
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from pmuctl.host.kvm_links import KvmHolder
+from pmuctl.host.kvm.fds import KvmHolder
 from pmuctl.host.sysfs import Sysfs
 
 PATH_KVM = "sys/kernel/debug/kvm"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pmuctl.host.shortage import check_shortage
+from pmuctl.host.resource_errors import check_shortage
 from pmuctl.value import value
 
 READ_LIMIT = 1 << 20

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pmuctl.host.shortage import check_shortage
+from pmuctl.host.resource_errors import check_shortage
 from pmuctl.model.cpuset import CpuSet
 
 PATH_EVENT_SOURCE = "sys/bus/event_source/devices"

@@ -18,8 +18,8 @@ import socket
 from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.launch import parcel
 from pmuctl.launch.calls import call_of, steps
 from pmuctl.launch.gate import Listener

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pmuctl.errors import ExitStatus, PmuctlError
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch.calls import Call
 from pmuctl.launch.gate import Listener, Notification
 from pmuctl.launch.obstacles import no_memory, not_traceable

@@ -10,8 +10,8 @@ import signal
 import time
 from collections.abc import Mapping
 
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError
 from pmuctl.launch.calls import attr_call
 from pmuctl.launch.tracee import ThreadGoneError, Tracee
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.calls import Call, call_of, lock, steps
 from pmuctl.launch.hold import ENDING, Hold

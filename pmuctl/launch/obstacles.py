@@ -13,8 +13,8 @@ from pmuctl.errors import (
     UnreachableError,
     UnsupportedError,
 )
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError, shortage_of
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError, shortage_of
 
 PATH_YAMA = "sys/kernel/yama/ptrace_scope"
 CAP_SYS_PTRACE = 19

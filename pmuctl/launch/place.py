@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from pmuctl.errors import PinnedError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.launch.machine import Machine
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vmm_identity import vcpu_of_thread

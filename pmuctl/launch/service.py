@@ -14,8 +14,8 @@ from pmuctl.control.registry import record_path
 from pmuctl.control.server import Server
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import shortage_of
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import shortage_of
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.door import MakeCall, SupervisedDoor
 from pmuctl.launch.orders import Orders

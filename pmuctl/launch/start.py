@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch.obstacles import not_traceable
 from pmuctl.launch.supervisor import Supervisor
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from pmuctl.errors import PinnedError, PmuctlError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError
-from pmuctl.host.threads import Threads
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.calls import Call, attr_call
 from pmuctl.launch.gate import Listener, Notification

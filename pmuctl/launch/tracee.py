@@ -11,7 +11,7 @@ import signal
 import struct
 from contextlib import suppress
 
-from pmuctl.host.shortage import ShortageError
+from pmuctl.host.resource_errors import ShortageError
 from pmuctl.launch.machine import Machine
 from pmuctl.uapi.ptrace import (
     NT_ARM_SYSTEM_CALL,

@@ -9,8 +9,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError
 from pmuctl.launch.machine import Machine
 from pmuctl.launch.tracee import SYSCALL_STOP, WALL, ThreadGoneError, Tracee, is_group_stop
 from pmuctl.uapi.ptrace import (

@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 from typing import Protocol
 
-from pmuctl.host.shortage import shortage_of
+from pmuctl.host.resource_errors import shortage_of
 from pmuctl.launch.gate import Listener
 from pmuctl.launch.supervisor import Supervisor
 

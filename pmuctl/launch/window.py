@@ -3,8 +3,8 @@
 
 from typing import Protocol
 
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError
 from pmuctl.launch.machine import Machine
 from pmuctl.launch.tracee import Tracee
 from pmuctl.uapi.kvm import (

@@ -4,8 +4,8 @@
 from collections.abc import Mapping
 from contextlib import suppress
 
-from pmuctl.host.procs import Procfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import default_by_cpu
 from pmuctl.model.vmm_identity import identify

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pmuctl.control.registry import Entry
 from pmuctl.errors import UnreachableError
-from pmuctl.host.side_by_side import AT_ONCE, side_by_side
-from pmuctl.host.stops import uninterrupted
+from pmuctl.host.parallel import AT_ONCE, side_by_side
+from pmuctl.host.signals import uninterrupted
 from pmuctl.manage.reach import Reach, ask_socket, nothing_told, try_read
 from pmuctl.manage.told import Told
 from pmuctl.model.vm import Vm, VmState

@@ -3,7 +3,7 @@
 
 import shlex
 
-from pmuctl.host.cgroup import Cpuset
+from pmuctl.host.cpuset_cgroup import Cpuset
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.choice import cpus_words
 from pmuctl.manage.site import Site

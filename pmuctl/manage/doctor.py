@@ -9,10 +9,10 @@ from pathlib import Path
 from pmuctl.control.registry import own_dir, runtime_dirs
 from pmuctl.errors import UsageError
 from pmuctl.host.debugfs import PATH_KVM
-from pmuctl.host.machine import KvmAccess
-from pmuctl.host.probe_cache import read_kernel
-from pmuctl.host.procs import Procfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.kvm.access import KvmAccess
+from pmuctl.host.kvm.cache import read_kernel
+from pmuctl.host.procfs import TICKS, Procfs
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.manage.held import find_obstacle, hold, recorded
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.preflight import Kvm
@@ -24,7 +24,6 @@ from pmuctl.manage.vm_checks import VmFacts, check_vm
 from pmuctl.model.check_result import Finding
 from pmuctl.model.held import HeldVm
 from pmuctl.model.kvm_caps import Probed
-from pmuctl.model.spin import TICKS
 from pmuctl.model.vm import Window
 from pmuctl.value import replace
 

@@ -8,10 +8,10 @@ from functools import partial
 
 from pmuctl.control.qmp import DEADLINE, Monitor, is_free, read_monitor
 from pmuctl.host import debugfs
-from pmuctl.host.holders import running_vcpu, scan_owners
-from pmuctl.host.kvm_links import KvmHolder
-from pmuctl.host.procs import Procfs
-from pmuctl.host.side_by_side import side_by_side
+from pmuctl.host.kvm.fds import KvmHolder
+from pmuctl.host.kvm.owners import running_vcpu, scan_owners
+from pmuctl.host.parallel import side_by_side
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId

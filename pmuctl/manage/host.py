@@ -4,8 +4,9 @@
 from collections.abc import Mapping, Sequence
 
 from pmuctl.host.cpus import read_core, read_online, scan_present
-from pmuctl.host.machine import PATH_OSRELEASE, KvmAccess, read_kvm_access, read_kvm_mode
-from pmuctl.host.probe_cache import read_cached, read_kernel
+from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_mode
+from pmuctl.host.kvm.cache import read_cached, read_kernel
+from pmuctl.host.snapshot_files import PATH_OSRELEASE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import Probed

@@ -4,7 +4,7 @@
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from pmuctl.host.machine import KvmAccess
+from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.choice import cpus_words
 from pmuctl.manage.preflight import giving_access

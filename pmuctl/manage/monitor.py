@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.threads import Threads
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.host.udev import Ear
 from pmuctl.manage.affinity import align_vm
 from pmuctl.manage.asking import Asker

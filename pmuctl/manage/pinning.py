@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pmuctl.control.placings import write_placings
 from pmuctl.errors import PmuctlError, RefusedError, Stopped
-from pmuctl.host.stops import uninterrupted
+from pmuctl.host.signals import uninterrupted
 from pmuctl.manage.blocker import cpuset_words
 from pmuctl.manage.placing import Crew, Placed, place_threads
 from pmuctl.manage.site import Site

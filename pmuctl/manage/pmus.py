@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.runtime import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
+from pmuctl.host.runtime_dirs import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import replace
@@ -28,7 +28,7 @@ def scan_probed_pmus(
     if not is_cached:
         return pmus
     # here, because most calls find no cache, and json and what KVM is cost a tenth of the time
-    from pmuctl.host.probe_cache import read_cached
+    from pmuctl.host.kvm.cache import read_cached
 
     probed = read_cached(sysfs, pmus, environ, run=run)
     if probed is None:

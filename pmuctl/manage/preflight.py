@@ -13,10 +13,10 @@ from pmuctl.errors import (
     UsageError,
 )
 from pmuctl.host.cpus import read_online, scan_present
-from pmuctl.host.machine import KvmAccess, read_kvm_access, read_kvm_group
-from pmuctl.host.probe_cache import read_kernel
+from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_group
+from pmuctl.host.kvm.cache import read_kernel
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.manage.choice import cpus_words
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS

@@ -9,7 +9,7 @@ from pmuctl.control.client import Client, socket_at
 from pmuctl.control.registry import Entry, Sockets, scan_sockets
 from pmuctl.control.trust import Peer
 from pmuctl.errors import DeniedError, PmuctlError, UnreachableError
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.found import Answers, Scene
 from pmuctl.manage.supervised import orphan, record_of, recorded_process

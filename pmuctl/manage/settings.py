@@ -20,7 +20,7 @@ from pmuctl.errors import (
     command,
 )
 from pmuctl.host.pmus import scan_event_sources
-from pmuctl.host.threads import Threads
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.manage.choice import (
     AUTO,
     NONE,

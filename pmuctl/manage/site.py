@@ -3,13 +3,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from pmuctl.host.cgroup import Cpusets
 from pmuctl.host.cpus import read_online
+from pmuctl.host.cpuset_cgroup import Cpusets
+from pmuctl.host.kvm.cache import read_cached
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.probe_cache import read_cached
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.manage.reach import Reach
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Ground

@@ -4,9 +4,10 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from pmuctl.host.captured import capture_probed, scan_captured_vms
-from pmuctl.host.machine import Captured, read_kvm_access, scan_captured
+from pmuctl.host.captured_procfs import capture_probed, scan_captured_vms
+from pmuctl.host.kvm.access import read_kvm_access
 from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.snapshot_files import Captured, scan_captured
 from pmuctl.manage.asking import ask_sockets
 from pmuctl.manage.host import read_probed
 from pmuctl.manage.reach import Reach

@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from pmuctl.host.procs import Procfs
-from pmuctl.model.spin import spin_share
+from pmuctl.host.procfs import TICKS, Procfs, ThreadTimes
 
 SAMPLE_SECONDS = 0.3
 """How long threads that may spin are looked at: 30 clock ticks."""
@@ -44,3 +43,15 @@ def spins(
         if share is not None:
             found[its] = share
     return found
+
+
+def spin_share(then: ThreadTimes, now: ThreadTimes, seconds: float) -> float | None:
+    """The share of a CPU that a thread took meanwhile, 0 where it ran its guest.
+
+    None where it is another thread by now.
+    """
+    if then.start != now.start:
+        return None
+    if now.guest > then.guest:
+        return 0.0
+    return min((now.busy - then.busy) / TICKS / seconds, 1.0)

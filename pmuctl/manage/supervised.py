@@ -8,7 +8,7 @@ from pathlib import Path
 from pmuctl.control.record import Record, read_record
 from pmuctl.control.registry import Entry, file_name, record_path, runtime_dirs
 from pmuctl.errors import NotFoundError, UsageError
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.manage.told import Orphaned
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm

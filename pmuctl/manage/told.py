@@ -9,7 +9,7 @@ from pmuctl.control.record import Record
 from pmuctl.control.registry import Entry
 from pmuctl.control.trust import Vmm
 from pmuctl.errors import PmuctlError, RefusedError, UnreachableError
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window

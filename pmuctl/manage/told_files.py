@@ -17,8 +17,8 @@ from pmuctl.control.registry import SUFFIX, Entry, Sockets
 from pmuctl.control.schema import Bool, Int, Maybe, Nullable, Obj, Str
 from pmuctl.control.trust import Vmm
 from pmuctl.errors import PmuctlError, RefusedError, class_of
-from pmuctl.host.machine import Captured
-from pmuctl.host.runtime import LEFT_OUT, PATH_TOLD
+from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
+from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.told import Answered, CapturedEntry, Orphaned, Told, Untold, check_answer
 from pmuctl.model.vm import VmState

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pmuctl.cli.main import main
-from pmuctl.host.cgroup import PATH_MOUNTS
-from pmuctl.host.machine import KvmAccess
+from pmuctl.host.cpuset_cgroup import PATH_MOUNTS
+from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.manage.preflight import Kvm
 from pmuctl.model.cpuset import CpuSet

@@ -636,7 +636,7 @@ def test_a_command_to_paste_means_the_one_process(
 @only_root("only root can make what it may not read")
 def test_processes_that_may_not_be_read_are_counted(host: Machine) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom pmuctl.host.procs import Procfs\n"
+        "import os, sys\nfrom pathlib import Path\nfrom pmuctl.host.procfs import Procfs\n"
         "os.setgroups([])\nos.setresgid(4321, 4321, 4321)\nos.setresuid(4321, 4321, 4321)\n"
         "its = Procfs(Path(sys.argv[1])).scan_kvm()\nprint(len(its.holders), its.unreadable)"
     )

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pytest
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.found import Scene, find_vms, survey
 from pmuctl.model.vm import VmState

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from pmuctl.cli.main import main
-from pmuctl.host.kvm_links import KvmScan
-from pmuctl.host.procs import Procfs
+from pmuctl.host.kvm.fds import KvmScan
+from pmuctl.host.procfs import Procfs
 from pmuctl.value import field, replace, value
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm, fake_vmm

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
 from tests.cli.test_found import QEMU, with_vmm

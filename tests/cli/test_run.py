@@ -25,7 +25,7 @@ from pmuctl.errors import (
     RefusedError,
     UnsupportedError,
 )
-from pmuctl.host.machine import KvmAccess
+from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.launch.orders import Orders
 from pmuctl.manage.execute import Starter, exec_problem, find_program, own_environ
 from pmuctl.manage.preflight import Kvm
@@ -296,7 +296,7 @@ from pmuctl.value import replace
 from pathlib import Path
 from pmuctl.cli.context import live_env
 from pmuctl.cli.main import main
-from pmuctl.host.machine import KvmAccess
+from pmuctl.host.kvm.access import (KvmAccess)
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.preflight import Kvm
 env = replace(

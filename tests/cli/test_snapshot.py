@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from pmuctl.host.kvm.cache import to_captured
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.probe_cache import to_captured
-from pmuctl.host.runtime import PATH_CAPTURED
+from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, Probed

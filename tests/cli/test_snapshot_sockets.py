@@ -13,7 +13,7 @@ import pytest
 
 from pmuctl.control.door import VcpuStatus
 from pmuctl.control.record import Problem, write_record
-from pmuctl.host.runtime import LEFT_OUT, PATH_TOLD
+from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import replace
 from tests.cli.conftest import Machine

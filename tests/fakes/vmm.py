@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pmuctl.control.server import VcpuStatus
-from pmuctl.host.procs import Procfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange

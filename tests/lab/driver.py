@@ -16,10 +16,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
-from pmuctl.host.kvm import PATH_DEV_KVM, get_sys_reg, init_vcpu, on_cpus, vm_type
+from pmuctl.host.kvm.cache import to_json
+from pmuctl.host.kvm.device import PATH_DEV_KVM, get_sys_reg, init_vcpu, on_cpus, vm_type
+from pmuctl.host.kvm.probes import PMCR_EL0, probe_kernel
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.probe_cache import to_json
-from pmuctl.host.probes import PMCR_EL0, probe_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.uapi.ioctl import ioctl

@@ -4,8 +4,8 @@
 import json
 import os
 
+from pmuctl.host.kvm.cache import read_kernel, to_json
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.probe_cache import read_kernel, to_json
 from pmuctl.host.sysfs import Sysfs
 
 

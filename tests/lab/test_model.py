@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pmuctl.host.probe_cache import from_json
+from pmuctl.host.kvm.cache import from_json
 from pmuctl.model.kvm_caps import Probed
 from tests.lab import randoms
 from tests.lab.conftest import GetLab

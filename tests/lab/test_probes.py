@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pmuctl.host.probe_cache import from_json
+from pmuctl.host.kvm.cache import from_json
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.vpmu import DefaultPmu
@@ -76,7 +76,7 @@ def test_counters_are_found_with_and_without_set_nr_counters(fresh: Lab) -> None
     """Where there is the attribute, PMCR_EL0.N says the same."""
     probed = probe(fresh)
     code = (
-        "from pmuctl.host.kvm import *; from pmuctl.host.probes import *;"
+        "from pmuctl.host.kvm.device import *; from pmuctl.host.kvm.probes import *;"
         f"pmu = {min(probed.counters)}\n"
         "with scratch_vcpu() as vcpu:\n"
         "    set_pmu_attr(vcpu, 3, pack_pmu(pmu))\n"

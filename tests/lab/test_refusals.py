@@ -99,7 +99,7 @@ def test_the_attributes_are_those_of_this_kernel(lab: Lab) -> None:
     with reference_vm(lab, "--create-cpus", "0-1") as vm:
         attributes = json.loads(vm.pmuctl("show", "-J").stdout)["vm"]["attributes"]
     code = (
-        "from pmuctl.host.probes import probe_kernel;"
+        "from pmuctl.host.kvm.probes import probe_kernel;"
         "from pmuctl.model.vpmu import ATTR_NAMES;"
         "print(*(ATTR_NAMES[its] for its in sorted(probe_kernel([]).attributes)))"
     )

@@ -14,8 +14,8 @@ import pytest
 from pmuctl.cli.context import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
-from pmuctl.host.cgroup import Cpuset, Cpusets
-from pmuctl.host.procs import Procfs
+from pmuctl.host.cpuset_cgroup import Cpuset, Cpusets
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.lab import runs
@@ -193,7 +193,7 @@ def test_host_info_on_a_real_host(lab: Lab) -> None:
 
 def test_capabilities_are_what_has_device_attr_says(lab: Lab) -> None:
     code = (
-        "from pmuctl.host.kvm import has_pmu_attr, scratch_vcpu\n"
+        "from pmuctl.host.kvm.device import has_pmu_attr, scratch_vcpu\n"
         "with scratch_vcpu() as vcpu: print(int(has_pmu_attr(vcpu, 4)))"
     )
     has_nr_counters = lab.run(["python3", "-c", code], check=True).stdout == "1\n"

@@ -23,8 +23,8 @@ if __name__ == "__main__":
 
 from pmuctl.control.door import VcpuStatus
 from pmuctl.errors import PmuctlError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.launch import parcel
 from pmuctl.launch.calls import Call
 from pmuctl.launch.gate import Listener

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from tests.launch.conftest import Start
 from tests.launch.native import Gated, vmm, wait_for

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import cast
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.threads import Threads
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.launch.gate import Listener, Notification
 from pmuctl.launch.machine import this_machine
 from pmuctl.launch.orders import Orders

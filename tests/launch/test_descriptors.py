@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch import window
 from pmuctl.launch.window import Windows
 from pmuctl.uapi.kvm import KVM_RUN

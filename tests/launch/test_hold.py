@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch.hold import Hold
 from pmuctl.launch.keeper import Keeper
 from pmuctl.launch.machine import this_machine

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import shortage_of
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import shortage_of
 from pmuctl.launch.gate import _program
 from pmuctl.launch.machine import MACHINES, Machine
 from pmuctl.launch.obstacles import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.errors import PinnedError
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch.machine import MACHINES
 from pmuctl.launch.place import Placement
 from pmuctl.model.cpuset import CpuSet

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch.obstacles import yama_scope
 from tests.launch.conftest import Start
 from tests.launch.native import HERE, tracers, vmm, wait_for

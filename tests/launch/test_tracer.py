@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch.machine import this_machine
 from pmuctl.launch.obstacles import not_stopped
 from pmuctl.launch.tracer import STOPS_AT_ONCE, Tracer

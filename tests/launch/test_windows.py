@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError
 from pmuctl.launch.machine import MACHINES
 from pmuctl.launch.tracee import Tracee
 from pmuctl.launch.window import NewVcpu, Windows

@@ -11,7 +11,7 @@ import pytest
 
 from pmuctl.control.registry import Entry
 from pmuctl.control.server import Server
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.asking import Asker, ask_all
 from pmuctl.manage.reach import Reach

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.captured import CapturedProcfs, scan_captured_vms
-from pmuctl.host.kvm_links import KvmHolder
-from pmuctl.host.machine import write_capture
-from pmuctl.host.procs import Procfs
+from pmuctl.host.captured_procfs import CapturedProcfs, scan_captured_vms
+from pmuctl.host.kvm.fds import KvmHolder
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.snapshot_files import write_capture
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.cgroup import PATH_MOUNTS, Cpuset, Cpusets
+from pmuctl.host.cpuset_cgroup import PATH_MOUNTS, Cpuset, Cpusets
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import replace

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pmuctl.errors import UnreachableError
-from pmuctl.host.machine import KvmAccess
+from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.manage import host_checks, vm_checks
 from pmuctl.manage.blocker import Blocker
 from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host

@@ -32,7 +32,7 @@ from pmuctl.errors import (
     UnsupportedError,
     UsageError,
 )
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.reach import ask_vm
 from pmuctl.manage.told import vm_of

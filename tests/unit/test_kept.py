@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host import kept
+from pmuctl.host import json_store
 from tests.skips import only_root
 
 ME = {os.geteuid()}
@@ -17,11 +17,11 @@ as_root = only_root("only root can give files away")
 
 
 def load(directory: Path, *, limit: int = 100) -> object:
-    return kept.load(directory, "a.json", owners=ME, limit=limit)
+    return json_store.load(directory, "a.json", owners=ME, limit=limit)
 
 
 def store(directory: Path, document: object, *, limit: int = 100) -> None:
-    kept.store(directory, "a.json", document, owners=ME, limit=limit)
+    json_store.store(directory, "a.json", document, owners=ME, limit=limit)
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def test_the_mode_is_that_whatever_the_umask_is(directory: Path) -> None:
 
 def test_what_is_not_there_is_none(directory: Path) -> None:
     assert load(directory) is None
-    kept.remove(directory, "a.json")
+    json_store.remove(directory, "a.json")
     directory.mkdir()
     assert load(directory) is None
-    kept.remove(directory, "a.json")
+    json_store.remove(directory, "a.json")
 
 
 def test_what_is_too_large_is_neither_written_nor_read(directory: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_link_is_removed_and_not_what_it_names(directory: Path) -> None:
     directory.mkdir()
     (directory / "precious").write_text("x")
     (directory / "a.json").symlink_to("precious")
-    kept.remove(directory, "a.json")
+    json_store.remove(directory, "a.json")
     assert os.listdir(directory) == ["precious"]
 
 
@@ -130,7 +130,7 @@ def test_a_linked_directory_is_neither_read_nor_written(directory: Path) -> None
     with pytest.raises(OSError, match="directory"):
         store(directory, {"a": 2})
     with pytest.raises(OSError, match="directory"):
-        kept.remove(directory, "a.json")
+        json_store.remove(directory, "a.json")
     assert load(elsewhere) == {"a": 1}
 
 
@@ -153,7 +153,7 @@ def test_what_is_another_users_is_not_believed(directory: Path, what: str) -> No
     store(directory, {"a": 1})
     os.chown(directory if what == "directory" else directory / "a.json", 4321, 4321)
     assert load(directory) is None
-    assert kept.load(directory, "a.json", owners={0, 4321}, limit=100) == {"a": 1}
+    assert json_store.load(directory, "a.json", owners={0, 4321}, limit=100) == {"a": 1}
     if what == "directory":
         with pytest.raises(PermissionError):
             store(directory, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.machine import read_kvm_group
+from pmuctl.host.kvm.access import read_kvm_group
 from tests.skips import only_root
 
 ROOTS = 0

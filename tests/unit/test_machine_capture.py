@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.machine import Captured, scan_captured, write_capture
+from pmuctl.host.snapshot_files import Captured, scan_captured, write_capture
 from pmuctl.host.sysfs import Sysfs
 from tests.conftest import DUMPS
 

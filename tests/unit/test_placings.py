@@ -16,8 +16,8 @@ from pmuctl.control.placings import (
     write_placings,
 )
 from pmuctl.errors import RefusedError
-from pmuctl.host import kept
-from pmuctl.host.procs import Procfs
+from pmuctl.host import json_store
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId, VmId
 from tests.fakes.vmm import fake_proc
@@ -124,7 +124,9 @@ def test_the_last_word_is_roots_or_the_owners(tmp_path: Path, procs: Procfs) -> 
     def say(uid: int, when: int, **its: object) -> None:
         document = {"format": 2, "start": START, "when": when, "left-alone": [], "threads": []}
         directory = run if uid == 0 else users / str(uid) / "pmuctl"
-        kept.store(directory, f".placed-{PID}.json", document | its, owners={0, uid}, limit=9999)
+        json_store.store(
+            directory, f".placed-{PID}.json", document | its, owners={0, uid}, limit=9999
+        )
 
     def seen(uid: int) -> Placings:
         return last_placings(dirs(uid), uid, PROCESS, owner=user)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.probe_cache import from_json, read_kernel, to_json
-from pmuctl.host.runtime import PROBE_CACHE
+from pmuctl.host.kvm.cache import from_json, read_kernel, to_json
+from pmuctl.host.runtime_dirs import PROBE_CACHE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import Probed

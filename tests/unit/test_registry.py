@@ -29,8 +29,8 @@ from pmuctl.control.registry import (
     scan_sockets,
 )
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
-from pmuctl.host.procs import Procfs
-from pmuctl.host.runtime import PROBE_CACHE
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.runtime_dirs import PROBE_CACHE
 from tests.skips import only_root, only_users
 
 as_root = only_root("only root can be another user")

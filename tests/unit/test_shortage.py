@@ -10,10 +10,10 @@ import pytest
 
 from pmuctl.control.registry import scan_sockets
 from pmuctl.errors import ExitStatus
-from pmuctl.host import kept
+from pmuctl.host import json_store
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
-from pmuctl.host.procs import Procfs
-from pmuctl.host.shortage import ShortageError, check_shortage
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ShortageError, check_shortage
 from pmuctl.host.sysfs import PATH_CPU_ONLINE, Sysfs
 from tests.fakes.shortage import no_descriptors
 from tests.fakes.vmm import fake_proc
@@ -64,7 +64,7 @@ def test_what_is_of_the_file_itself_passes(number: int) -> None:
         lambda root: Procfs(root).threads(PID),
         lambda root: Procfs(root).vcpu_fds(PID),
         lambda root: scan_sockets({"PMUCTL_RUNTIME_DIR": str(root)}, 0),
-        lambda root: kept.load(root, "a.json", owners={0}, limit=10),
+        lambda root: json_store.load(root, "a.json", owners={0}, limit=10),
     ],
 )
 def test_no_reader_takes_a_shortage_for_an_absence(

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from pmuctl.errors import ExitStatus, RefusedError, Stopped
-from pmuctl.host.side_by_side import AT_ONCE, side_by_side
+from pmuctl.host.parallel import AT_ONCE, side_by_side
 
 
 @pytest.fixture

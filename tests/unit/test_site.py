@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pmuctl.host.kvm.cache import PATH_BOOT_ID, read_kernel
 from pmuctl.host.pmus import scan_pmus
-from pmuctl.host.probe_cache import PATH_BOOT_ID, read_kernel
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import read_site

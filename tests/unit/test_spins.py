@@ -4,9 +4,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pmuctl.host.procs import Procfs
-from pmuctl.manage.spins import ThreadId, spins
-from pmuctl.model.spin import ThreadTimes, spin_share
+from pmuctl.host.procfs import Procfs, ThreadTimes
+from pmuctl.manage.spins import ThreadId, spin_share, spins
 
 FIRST, SECOND = ThreadId(11, 12), ThreadId(11, 13)
 

@@ -16,7 +16,7 @@ from pmuctl.errors import (
     UnreachableError,
     UsageError,
 )
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.align_all import Aligned, align_all
 from pmuctl.manage.asking import ask_all

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.errors import UnsupportedError
-from pmuctl.host.threads import Threads
+from pmuctl.host.thread_affinity import Threads
 from pmuctl.model.cpuset import CpuSet
 
 AS_ROOT = () if os.geteuid() == 0 else ("--map-root-user",)
@@ -49,7 +49,7 @@ def inside(*options: str, code: str) -> str:
 def test_a_proc_of_outside_is_noticed() -> None:
     code = (
         "from pmuctl.errors import UnsupportedError\n"
-        "from pmuctl.host.threads import Threads\n"
+        "from pmuctl.host.thread_affinity import Threads\n"
         "try: Threads().affinity(1)\n"
         "except UnsupportedError as error: print(error.why)"
     )
@@ -58,7 +58,7 @@ def test_a_proc_of_outside_is_noticed() -> None:
 
 
 def test_what_is_outside_of_a_pid_namespace_is_hidden() -> None:
-    code = "from pmuctl.host.procs import Procfs\nprint(Procfs().scan_kvm().is_partial)"
+    code = "from pmuctl.host.procfs import Procfs\nprint(Procfs().scan_kvm().is_partial)"
     assert inside("--mount-proc", code=code) == "True\n"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.machine import Captured, write_capture
-from pmuctl.host.tree import new_tree
+from pmuctl.host.new_tree import new_tree
+from pmuctl.host.snapshot_files import Captured, write_capture
 from tests.skips import only_root
 
 

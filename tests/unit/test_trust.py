@@ -8,7 +8,7 @@ import pytest
 from pmuctl.control.registry import Entry
 from pmuctl.control.trust import Peer, Vmm, believe
 from pmuctl.errors import DeniedError, NoVmError, PmuctlError, RefusedError
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.vm_ref import ProcessId
 from tests.fakes.vmm import fake_proc
 

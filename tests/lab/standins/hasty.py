@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 
-from pmuctl.host.kvm import init_vcpu
+from pmuctl.host.kvm.device import init_vcpu
 from tests.lab.standins.kinds import init_pmu
 from tests.lab.standins.talk import say, say_status, start_thread
 from tests.lab.standins.vm import Plan, StandinVm

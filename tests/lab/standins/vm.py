@@ -12,7 +12,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pmuctl.host.kvm import PATH_DEV_KVM, has_pmu_attr, init_vcpu, pack_pmu, set_pmu_attr, vm_type
+from pmuctl.host.kvm.device import (
+    PATH_DEV_KVM,
+    has_pmu_attr,
+    init_vcpu,
+    pack_pmu,
+    set_pmu_attr,
+    vm_type,
+)
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE
 from pmuctl.uapi.kvm_arm64 import (

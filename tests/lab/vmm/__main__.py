@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from pmuctl.control.server import Server
 from pmuctl.errors import PmuctlError
-from pmuctl.host.probes import probe_event_bits
+from pmuctl.host.kvm.probes import probe_event_bits
 from pmuctl.model.cpuset import CpuSet
 from tests.lab.vmm.door import MachineDoor
 from tests.lab.vmm.guest import Guest, Report, program

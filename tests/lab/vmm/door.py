@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 
 from pmuctl.control.door import VcpuStatus
+from pmuctl.host.kvm.probes import probe_counters_limit, probe_default
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
-from pmuctl.host.probes import probe_counters_limit, probe_default
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.kvm_caps import DefaultPmu, default_by_cpu
 from tests.lab.vmm.machine import Machine
@@ -15,7 +15,7 @@ from tests.lab.vmm.machine import Machine
 class MachineDoor:
     """The server's Door to a Machine; called from the server's own thread.
 
-    `event_bits` is what pmuctl.host.probes.probe_event_bits() said.
+    `event_bits` is what pmuctl.host.kvm.probes.probe_event_bits() said.
     """
 
     vmm = "reference-vmm"

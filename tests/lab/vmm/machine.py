@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Self
 
-from pmuctl.host.kvm import PATH_DEV_KVM, pack_filter, pack_nr_counters, pack_pmu, vm_type
+from pmuctl.host.kvm.device import PATH_DEV_KVM, pack_filter, pack_nr_counters, pack_pmu, vm_type
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_DEVICE,

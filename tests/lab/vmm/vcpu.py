@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from threading import get_native_id
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Self, TypeVar
 
-from pmuctl.host.kvm import has_pmu_attr, init_vcpu, on_cpus, pin, set_pmu_attr
+from pmuctl.host.kvm.device import has_pmu_attr, init_vcpu, on_cpus, pin, set_pmu_attr
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_VCPU,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from pmuctl.host.stops import uninterrupted
+from pmuctl.host.signals import uninterrupted
 
 AT_ONCE = 32
 SIGNAL_SECONDS = 0.05

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from pmuctl.host.kvm import (
+from pmuctl.host.kvm.device import (
     get_sys_reg,
     has_pmu_attr,
     on_cpus,

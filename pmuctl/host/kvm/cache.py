@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmuctl.host import kept
-from pmuctl.host.runtime import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
+from pmuctl.host import json_store
+from pmuctl.host.runtime_dirs import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, Probed
@@ -37,7 +37,7 @@ def read_kernel(
     to it. `probe` is `probe_kernel` unless given; raises OSError as that does.
     """
     if probe is None:
-        from pmuctl.host.probes import probe_kernel
+        from pmuctl.host.kvm.probes import probe_kernel
 
         probe = probe_kernel
     uid = os.geteuid() if uid is None else uid
@@ -141,7 +141,7 @@ def from_json(document: Mapping[str, Any]) -> Probed:
 
 
 def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> Probed | None:
-    return _of(kept.load(directory, PROBE_CACHE, owners=owners, limit=SIZE_LIMIT), key)
+    return _of(json_store.load(directory, PROBE_CACHE, owners=owners, limit=SIZE_LIMIT), key)
 
 
 def _of(document: object, key: Mapping[str, object]) -> Probed | None:
@@ -155,4 +155,4 @@ def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: s
     """Whole or not at all; where it cannot be, there is no cache and no error."""
     document = {"key": key, "probed": to_json(probed)}
     with contextlib.suppress(OSError):
-        kept.store(directory, PROBE_CACHE, document, owners=owners, limit=SIZE_LIMIT)
+        json_store.store(directory, PROBE_CACHE, document, owners=owners, limit=SIZE_LIMIT)

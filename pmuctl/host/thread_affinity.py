@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pmuctl.errors import UnsupportedError
-from pmuctl.host.procs import Procfs
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes as /proc shows them: who holds KVM file descriptors, whose they are, since when."""
+"""Processes and threads as /proc shows them: KVM descriptors, owners, masks, signals, times."""
 
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.host.kvm_links import KvmHolder, KvmScan, has_kvm, holder_of, vcpus_of
-from pmuctl.host.proc_files import number
-from pmuctl.host.proc_threads import ID, ProcThreads
+from pmuctl.host.kvm.fds import KvmHolder, KvmScan, has_kvm, holder_of, vcpus_of
+from pmuctl.host.proc_files import ProcFiles, number
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.pidfd import kcmp_file
 from pmuctl.value import value
@@ -19,13 +19,38 @@ FIRST_NAMESPACE = 0xEFFFFFFC
 """The inode of the first pid namespace: PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 PF_KTHREAD = 0x00200000
 """Among a process's flags (proc_pid_stat(5), field 9; include/linux/sched.h)."""
+ID = re.compile(r"[1-9][0-9]{0,9}")
+"""The name of a process or thread in a directory."""
 
 _UIDS = re.compile(rb"^Uid:\t([0-9]{1,10})\t\1\t\1\t", re.MULTILINE)
 _BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
+_SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
+_CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
 
 
 @value
-class Procfs(ProcThreads):
+class ThreadStat:
+    """Some of proc_pid_stat(5): the state's letter, clock ticks of guest code, the last CPU."""
+
+    state: str
+    guest_time: int
+    last_cpu: int | None
+
+
+@value
+class ThreadTimes:
+    """The clock ticks that a thread has had of a CPU, and those of them in a guest.
+
+    `start` is when it began, in clock ticks since boot: with its id that names it for good.
+    """
+
+    start: int
+    busy: int
+    guest: int
+
+
+@value
+class Procfs(ProcFiles):
     """The processes of a machine. What has vanished, or may not be read, is none or empty.
 
     Where this process or the machine runs short, its readers raise ShortageError.
@@ -162,6 +187,103 @@ class Procfs(ProcThreads):
         except OSError:
             return {}
         return {fd: its for fd, its in links.items() if its.startswith("anon_inode:kvm-")}
+
+    def threads(self, pid: int) -> frozenset[int]:
+        """The thread ids of a process; none where it is gone."""
+        try:
+            return frozenset(
+                int(name) for name in self._names(f"{pid}/task") if ID.fullmatch(name)
+            )
+        except OSError:
+            return frozenset()
+
+    def tgid(self, tid: int) -> int | None:
+        """The process a thread belongs to; None where it is gone."""
+        return self._status_number(tid, b"Tgid")
+
+    def tracer(self, tid: int) -> int | None:
+        """Who traces a thread, 0 for nobody; None where it is gone."""
+        return self._status_number(tid, b"TracerPid")
+
+    def is_zombie(self, pid: int, tid: int) -> bool:
+        """Whether a thread has ended, though it is still there."""
+        fields = self._stat(f"{pid}/task/{tid}/stat")
+        return not fields or fields[0] in (b"Z", b"X")
+
+    def thread_stat(self, pid: int, tid: int) -> ThreadStat | None:
+        """How a thread is; None where it is gone."""
+        fields = self._stat(f"{pid}/task/{tid}/stat")
+        if not fields:
+            return None
+        state = fields[0].decode("ascii", "replace")
+        return ThreadStat(state, number(fields, 40) or 0, number(fields, 36))
+
+    def guest_time(self, pid: int, tid: int) -> int:
+        """Clock ticks a thread ran guest code (proc_pid_stat(5), field 43); 0 where it is gone."""
+        return number(self._stat(f"{pid}/task/{tid}/stat"), 40) or 0
+
+    def thread_times(self, pid: int, tid: int) -> ThreadTimes | None:
+        """What a thread has had of CPUs (proc_pid_stat(5)); None where it is gone.
+
+        From utime (14), which has the guest's in it, stime (15), starttime (22), guest_time (43).
+        """
+        fields = self._stat(f"{pid}/task/{tid}/stat")
+        user, system, start, guest = (number(fields, at) for at in (11, 12, 19, 40))
+        if user is None or system is None or start is None or guest is None:
+            return None
+        return ThreadTimes(start=start, busy=user + system, guest=guest)
+
+    def last_cpu(self, pid: int, tid: int) -> int | None:
+        """The CPU a thread last ran on (proc_pid_stat(5), field 39); None where it is gone."""
+        return number(self._stat(f"{pid}/task/{tid}/stat"), 36)
+
+    def syscall(self, pid: int, tid: int) -> tuple[int, ...]:
+        """The system call a thread sleeps in: its number and arguments (proc_pid_syscall(5)).
+
+        Empty where it runs, is gone, or this user may not look.
+        """
+        try:
+            words = self._read(f"{pid}/task/{tid}/syscall").split()
+            if max(map(len, words[:7]), default=0) > 20:
+                return ()
+            return (int(words[0]), *(int(word, 16) for word in words[1:7]))
+        except (OSError, ValueError, IndexError):
+            return ()
+
+    def comm(self, pid: int, tid: int) -> str:
+        """The name of a thread, empty where it is gone."""
+        try:
+            raw = self._read(f"{pid}/task/{tid}/comm")
+        except OSError:
+            return ""
+        return raw.rstrip(b"\n").decode(errors="replace")
+
+    def affinity(self, pid: int, tid: int) -> CpuSet | None:
+        """The CPUs a thread may run on, offline ones included (proc_pid_status(5)).
+
+        None where it is gone.
+        """
+        try:
+            found = _CPUS.search(self._read(f"{pid}/task/{tid}/status"))
+            return CpuSet.parse(found[1].decode("ascii")) if found else None
+        except (OSError, ValueError):
+            return None
+
+    def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
+        """The signals a thread has pending, blocks, ignores and catches (proc_pid_status(5)).
+
+        Under SigPnd, ShdPnd (of its whole process), SigBlk, SigIgn and SigCgt; empty sets where
+        it is gone.
+        """
+        try:
+            status = self._read(f"{pid}/task/{tid}/status")
+        except OSError:
+            status = b""
+        found = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"), frozenset[int]())
+        for name, mask in _SIGNALS.findall(status):
+            bits = int(mask, 16)
+            found[name.decode()] = frozenset(n + 1 for n in range(64) if bits >> n & 1)
+        return found
 
     def _is_of_kernel(self, pid: int) -> bool:
         return bool((number(self._stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from pmuctl.host.shortage import check_shortage
+from pmuctl.host.resource_errors import check_shortage
 
 
 def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> object:

@@ -8,8 +8,8 @@ virt/kvm/kvm_main.c): a helper that a VMM forks has its descriptors, but not its
 from collections.abc import Iterator, Mapping, Sequence
 
 from pmuctl.host import debugfs
-from pmuctl.host.kvm_links import KvmHolder, KvmScan
-from pmuctl.host.procs import Procfs
+from pmuctl.host.kvm.fds import KvmHolder, KvmScan
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import replace

@@ -10,14 +10,14 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
-from pmuctl.host.cgroup import PATH_MOUNTS, Cpusets, cpuset_mounts
-from pmuctl.host.holders import scan_owners
-from pmuctl.host.kvm_links import KvmScan
-from pmuctl.host.machine import Captured
-from pmuctl.host.probe_cache import to_captured
+from pmuctl.host.cpuset_cgroup import PATH_MOUNTS, Cpusets, cpuset_mounts
+from pmuctl.host.kvm.cache import to_captured
+from pmuctl.host.kvm.fds import KvmScan
+from pmuctl.host.kvm.owners import scan_owners
 from pmuctl.host.proc_files import read_all
-from pmuctl.host.procs import Procfs
-from pmuctl.host.runtime import PATH_CAPTURED
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.runtime_dirs import PATH_CAPTURED
+from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
