@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Whether this user can use KVM here, who else could, and how it runs."""
 
 import errno
 import os
