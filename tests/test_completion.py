@@ -24,8 +24,8 @@ import pytest
 
 from pmuctl.cli.tab.command_tree import COLUMNS, Node, read_tree
 from pmuctl.cli.tab.scripts import Shell, write_script
-from pmuctl.control.messages import VM_NAME
-from pmuctl.control.server import Server
+from pmuctl.control.protocol.messages import VM_NAME
+from pmuctl.control.server.server import Server
 from pmuctl.host.sysfs import Sysfs
 from tests.fakes.vmm import FakeVm
 from tests.shells import COMPLETIONS, LiveShell

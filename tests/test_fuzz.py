@@ -21,10 +21,10 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.settings_parser import parse_settings
 from pmuctl.cli.streams import guarded
-from pmuctl.control.messages import COMMANDS, EVENTS
-from pmuctl.control.schema import SchemaError
-from pmuctl.control.server import Server
-from pmuctl.control.wire import MESSAGE_MAX, Decoder, WireError, encode, error_from
+from pmuctl.control.protocol.messages import COMMANDS, EVENTS
+from pmuctl.control.protocol.qmp_codec import MESSAGE_MAX, Decoder, WireError, encode, error_from
+from pmuctl.control.protocol.schema import SchemaError
+from pmuctl.control.server.server import Server
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
 from pmuctl.host.captured_procfs import CapturedProcfs
 from pmuctl.host.cpus import scan_present

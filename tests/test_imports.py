@@ -51,8 +51,8 @@ WITHOUT = {
         "model.vpmu",
     },
     ("run", "--help"): {
-        "control.client",
-        "control.qmp",
+        "control.client.client",
+        "control.client.qemu_monitor",
         "host.parallel",
         "launch.tracer",
         "manage.found",
@@ -85,8 +85,8 @@ WITHOUT_SUPERVISOR = {
     "cli",
     "render",
     "manage",
-    "control.client",
-    "control.qmp",
+    "control.client.client",
+    "control.client.qemu_monitor",
     "host.cpuset_cgroup",
     "host.snapshot_files",
     "host.kvm.probes",
@@ -135,7 +135,11 @@ def test_a_supervisor_loads_what_it_needs_and_no_more() -> None:
     ours = {name for name in modules if name.partition(".")[0] == "pmuctl"}
     assert OF_SUPERVISOR <= modules
     assert modules - ours <= isolated(*OF_SUPERVISOR)
-    assert {"pmuctl.launch.supervisor", "pmuctl.control.server", "pmuctl.model.plan"} <= ours
+    assert {
+        "pmuctl.launch.supervisor",
+        "pmuctl.control.server.server",
+        "pmuctl.model.plan",
+    } <= ours
     assert {f"pmuctl.{name}" for name in WITHOUT_SUPERVISOR}.isdisjoint(ours)
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("cli", "render", "manage", "launch", "control", "policy", "host", "model", "uapi")
+LAYERS = (
+    *("cli", "render", "manage", "launch", "conformance", "control", "policy", "host", "model"),
+    "uapi",
+)
 """From the top: a room imports from the rooms below it, and from itself."""
 
 FOR_ALL = ("errors", "value")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control import messages, wire
-from pmuctl.control.messages import COMMANDS, EVENTS
-from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
+from pmuctl.control.protocol import messages, qmp_codec
+from pmuctl.control.protocol.messages import COMMANDS, EVENTS
+from pmuctl.control.protocol.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DERIVED
@@ -488,16 +488,16 @@ def test_a_protocol_event_has_this_data(name: str) -> None:
 
 def test_the_protocol_has_these_error_classes() -> None:
     classes: dict[str, type[PmuctlError]] = {
-        **wire.ERROR_CLASSES,
+        **qmp_codec.ERROR_CLASSES,
         "CommandNotFound": UnsupportedError,
-        "GenericError": type(wire.error_from({"class": "GenericError"}, subject="")),
+        "GenericError": type(qmp_codec.error_from({"class": "GenericError"}, subject="")),
     }
     entries = [line for line in sections(PROTOCOL)["ERROR CLASSES"] if line.startswith(".It Cm ")]
     assert entries == [
         f".It Cm {name} Pq exit status {int(cls.status)}" for name, cls in classes.items()
     ]
     told = dict(told_fields(sections(PROTOCOL)["ERROR CLASSES"]))
-    data = wire.error_message(PmuctlError(""), {"step": None, "applied": []})["data"]
+    data = qmp_codec.error_message(PmuctlError(""), {"step": None, "applied": []})["data"]
     assert isinstance(data, dict)
     assert list(told) == list(data)
 

@@ -9,11 +9,11 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Env
 from pmuctl.cli.options import OUTPUT
-from pmuctl.control.conformance import Outcome
-from pmuctl.control.trial import Peer
+from pmuctl.conformance.peer import Peer
+from pmuctl.conformance.pmu_checks import examine
+from pmuctl.conformance.runner import Outcome
 from pmuctl.errors import ExitStatus
 from pmuctl.host.pmus import scan_other, scan_pmus
-from pmuctl.manage.conformance import examine
 from pmuctl.model.pmu_selector import select_pmu
 from pmuctl.render.conformance import FINDING_COLUMNS
 

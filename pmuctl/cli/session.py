@@ -2,7 +2,7 @@
 """How commands reach VMs: what a VM is called, and where this run of pmuctl looks for them."""
 
 from pmuctl.cli.context import Env
-from pmuctl.control.registry import SOCKETS_MAX
+from pmuctl.control.runtime.sockets import SOCKETS_MAX
 from pmuctl.errors import UsageError
 from pmuctl.manage.reach import Reach
 from pmuctl.manage.site import Site, read_site

@@ -4,7 +4,7 @@
 import errno
 from collections.abc import Iterator
 
-from pmuctl.control.settings import payload
+from pmuctl.control.server.pmu_state import payload
 from pmuctl.errors import PmuctlError, RefusedError
 from pmuctl.launch.orders import Orders
 from pmuctl.model.event import WIDEST_BITS

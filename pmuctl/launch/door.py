@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from pmuctl.control.door import VcpuStatus
+from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.launch.orders import Orders
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 

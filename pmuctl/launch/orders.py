@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control.door import filter_from, filter_message
-from pmuctl.control.wire import Message
+from pmuctl.control.protocol.messages import filter_from, filter_message
+from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.value import field, value

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pmuctl.control.door import VcpuStatus
+from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.launch.window import NewVcpu
 
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-from pmuctl.control.door import VcpuStatus, filter_from
-from pmuctl.control.record import Problem, Record, remove_record, write_record
-from pmuctl.control.registry import record_path
-from pmuctl.control.server import Server
+from pmuctl.control.protocol.messages import filter_from
+from pmuctl.control.runtime.sockets import record_path
+from pmuctl.control.runtime.start_record import Problem, Record, remove_record, write_record
+from pmuctl.control.server.backend import VcpuStatus
+from pmuctl.control.server.server import Server
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs

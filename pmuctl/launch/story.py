@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from pmuctl.control.door import VcpuStatus
+from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import PmuctlError
 from pmuctl.launch.orders import Orders
 

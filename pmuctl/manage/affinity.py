@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from pmuctl.control.placings import leave_alone, write_placings
+from pmuctl.control.runtime.affinity_record import leave_alone, write_placings
 from pmuctl.errors import (
     NOTHING_CHANGED,
     PinnedError,

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from pmuctl.control.registry import Entry
+from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import UnreachableError
 from pmuctl.host.parallel import AT_ONCE, side_by_side
 from pmuctl.host.signals import uninterrupted

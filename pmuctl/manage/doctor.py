@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.control.registry import own_dir, runtime_dirs
+from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
 from pmuctl.errors import UsageError
 from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm.access import KvmAccess

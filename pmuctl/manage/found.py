@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 
-from pmuctl.control.qmp import DEADLINE, Monitor, is_free, read_monitor
+from pmuctl.control.client.qemu_monitor import DEADLINE, Monitor, is_free, read_monitor
 from pmuctl.host import debugfs
 from pmuctl.host.kvm.fds import KvmHolder
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners

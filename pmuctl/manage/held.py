@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from pmuctl.control.placings import read_placings
+from pmuctl.control.runtime.affinity_record import read_placings
 from pmuctl.manage.blocker import Blocker, find_blocker
 from pmuctl.manage.site import Site
 from pmuctl.manage.supervised import recorded_cpus

@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from shlex import quote
 
-from pmuctl.control.client import Client
-from pmuctl.control.registry import Entry
+from pmuctl.control.client.client import Client
+from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
 from pmuctl.manage.asking import ask_all
 from pmuctl.manage.found import VmProcess

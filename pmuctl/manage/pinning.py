@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pmuctl.control.placings import write_placings
+from pmuctl.control.runtime.affinity_record import write_placings
 from pmuctl.errors import PmuctlError, RefusedError, Stopped
 from pmuctl.host.signals import uninterrupted
 from pmuctl.manage.blocker import cpuset_words

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control.client import Client, socket_at
-from pmuctl.control.registry import Entry, Sockets, scan_sockets
-from pmuctl.control.trust import Peer
+from pmuctl.control.client.client import Client, socket_at
+from pmuctl.control.client.peer_auth import Peer
+from pmuctl.control.runtime.sockets import Entry, Sockets, scan_sockets
 from pmuctl.errors import DeniedError, PmuctlError, UnreachableError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs

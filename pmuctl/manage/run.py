@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pmuctl.control.messages import VM_NAME
-from pmuctl.control.registry import file_name, own_dir
+from pmuctl.control.protocol.messages import VM_NAME
+from pmuctl.control.runtime.sockets import file_name, own_dir
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.calls import lock, steps

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from pmuctl.control.client import Client
-from pmuctl.control.door import filter_message
-from pmuctl.control.refusals import no_vcpu
+from pmuctl.control.client.client import Client
+from pmuctl.control.protocol.messages import filter_message
 from pmuctl.errors import (
     NOTHING_CHANGED,
     PinnedError,
@@ -34,7 +33,7 @@ from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import EventFilter
-from pmuctl.model.plan import no_attribute, no_vpmu, sealed
+from pmuctl.model.plan import no_attribute, no_vcpu, no_vpmu, sealed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.value import value

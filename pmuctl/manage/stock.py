@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-from pmuctl.control.registry import Entry, Sockets
+from pmuctl.control.runtime.sockets import Entry, Sockets
 from pmuctl.manage.asking import ask_all
 from pmuctl.manage.found import Scene, Survey, VmProcess, find_vms, survey
 from pmuctl.manage.reach import Reach, try_read

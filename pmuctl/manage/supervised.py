@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pmuctl.control.record import Record, read_record
-from pmuctl.control.registry import Entry, file_name, record_path, runtime_dirs
+from pmuctl.control.runtime.sockets import Entry, file_name, record_path, runtime_dirs
+from pmuctl.control.runtime.start_record import Record, read_record
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.procfs import Procfs
 from pmuctl.manage.told import Orphaned

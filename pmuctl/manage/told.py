@@ -4,10 +4,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pmuctl.control.door import filter_from
-from pmuctl.control.record import Record
-from pmuctl.control.registry import Entry
-from pmuctl.control.trust import Vmm
+from pmuctl.control.client.peer_auth import Vmm
+from pmuctl.control.protocol.messages import filter_from
+from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.start_record import Record
 from pmuctl.errors import PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.event import WIDEST_BITS, EventSet

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control import record
-from pmuctl.control.messages import COMMANDS, NAME
-from pmuctl.control.registry import SUFFIX, Entry, Sockets
-from pmuctl.control.schema import Bool, Int, Maybe, Nullable, Obj, Str
-from pmuctl.control.trust import Vmm
+from pmuctl.control.client.peer_auth import Vmm
+from pmuctl.control.protocol.messages import COMMANDS, NAME
+from pmuctl.control.protocol.schema import Bool, Int, Maybe, Nullable, Obj, Str
+from pmuctl.control.runtime import start_record
+from pmuctl.control.runtime.sockets import SUFFIX, Entry, Sockets
 from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.host.snapshot_files import Captured
@@ -69,7 +69,7 @@ _FORM = Obj(
         "vmm": Maybe(_VMM),
         "answer": Maybe(COMMANDS["query-pmu"].result),
         "uid": Maybe(_UID),
-        "record": Maybe(record.FORM),
+        "record": Maybe(start_record.FORM),
         "untold": Maybe(_UNTOLD),
     },
     is_open=True,
@@ -119,7 +119,7 @@ def to_text(entry: Entry, told: Told) -> str:
     document: dict[str, object] = {
         "format": FORMAT,
         "name": entry.name,
-        "path": record.cut_text(str(entry.path.absolute()), PATH_CHARS),
+        "path": start_record.cut_text(str(entry.path.absolute()), PATH_CHARS),
         "owner": entry.owner,
     }
     match told:
@@ -133,16 +133,16 @@ def to_text(entry: Entry, told: Told) -> str:
             }
             document["answer"] = message
             if told.record:
-                document["record"] = record.to_json(told.record)
+                document["record"] = start_record.to_json(told.record)
         case Orphaned():
             document["uid"] = told.uid
-            document["record"] = record.to_json(told.record)
+            document["record"] = start_record.to_json(told.record)
         case Untold(problem=problem, process=process):
             document["untold"] = {
                 "state": told.state,
                 "status": int(problem.status),
-                "message": record.cut_text(problem.message),
-                "why": problem.why and record.cut_text(problem.why),
+                "message": start_record.cut_text(problem.message),
+                "why": problem.why and start_record.cut_text(problem.why),
                 "errno": problem.errno,
                 "process": process and {"pid": process.pid, "start": process.started},
                 "owner": told.owner,
@@ -194,8 +194,8 @@ def _answered(entry: Entry, its: Mapping[str, Any]) -> Answered:
     return Answered(message=its["answer"], vmm=vmm, record=start)
 
 
-def _record(its: Mapping[str, Any], name: str | None) -> record.Record:
-    found = record.from_json(its["record"])
+def _record(its: Mapping[str, Any], name: str | None) -> start_record.Record:
+    found = start_record.from_json(its["record"])
     if found.name != name:
         raise ValueError("file.record: is of another VM")
     return found

@@ -255,3 +255,11 @@ def refusal(call: SetAttr, error: int, vpmu: Vpmu, sealed_by: str | None = None)
     if error == errno.EINVAL:
         return UsageError(f"{call.words()} was refused", why=f"{told}: out of range", errno=name)
     return RefusedError(f"{call.words()} was refused", why=told, errno=name)
+
+
+def no_vcpu() -> PmuctlError:
+    """The refusal of settings before there is a vCPU to make the calls on."""
+    return RefusedError(
+        "the VM has no vCPU yet",
+        why="KVM takes PMU settings through a vCPU, and the VMM has not made one",
+    )

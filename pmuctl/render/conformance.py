@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from pmuctl.control.conformance import Finding
+from pmuctl.conformance.runner import Finding
 from pmuctl.render.columns import Column
 
 FINDING_COLUMNS: Sequence[Column[Finding]] = (

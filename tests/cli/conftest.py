@@ -14,7 +14,7 @@ import pytest
 from pmuctl.cli.context import Env
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
-from pmuctl.control.server import Server
+from pmuctl.control.server.server import Server
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import ClosedProcfs, FakeThreads, FakeVm, fake_proc

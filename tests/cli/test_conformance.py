@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.connection import Connection
-from pmuctl.control.dispatch import Dispatcher
-from pmuctl.control.messages import COMMANDS
-from pmuctl.control.settings import Settings
-from pmuctl.control.wire import Decoder, Message, WireError, encode
-from pmuctl.manage.conformance import check_names
+from pmuctl.conformance.pmu_checks import check_names
+from pmuctl.control.protocol.messages import COMMANDS
+from pmuctl.control.protocol.qmp_codec import Decoder, Message, WireError, encode
+from pmuctl.control.server.commands import Dispatcher
+from pmuctl.control.server.connection import Connection
+from pmuctl.control.server.pmu_state import Settings
 from tests.cli.conftest import Machine, Ran
 from tests.fakes.peers import GREETING, PATIENCE
 from tests.fakes.vmm import FakeVm

@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.cli.main import main
-from pmuctl.control.server import VcpuStatus
+from pmuctl.control.server.server import VcpuStatus
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet

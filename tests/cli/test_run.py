@@ -17,7 +17,7 @@ from typing import NoReturn
 import pytest
 
 from pmuctl.cli.main import RUN_VALUES, main, own_words
-from pmuctl.control.messages import VM_NAME
+from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,

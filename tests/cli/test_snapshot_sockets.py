@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.door import VcpuStatus
-from pmuctl.control.record import Problem, write_record
+from pmuctl.control.runtime.start_record import Problem, write_record
+from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import replace

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.record import Problem, Record, write_record
+from pmuctl.control.runtime.start_record import Problem, Record, write_record
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter

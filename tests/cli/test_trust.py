@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.registry import Entry
+from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import ExitStatus, Stopped, UsageError
 from pmuctl.manage.naming import choose_entry
 from pmuctl.model.vm_ref import ByName, ByPid, parse_ref

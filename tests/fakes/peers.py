@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control.wire import Decoder
+from pmuctl.control.protocol.qmp_codec import Decoder
 
 PATIENCE = 10.0
 """Seconds after which a test fails where nothing comes; none waits so long when all is well."""

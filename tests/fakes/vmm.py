@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pmuctl.control.server import VcpuStatus
+from pmuctl.control.server.server import VcpuStatus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import Threads
 from pmuctl.model.cpuset import CpuSet

@@ -21,7 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pmuctl.control.door import VcpuStatus
+from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import Threads

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmuctl.control.door import VcpuStatus
+from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, SealedError, UnsupportedError
 from pmuctl.launch import parcel
 from pmuctl.launch.calls import LOCK, Call, call_of, lock, steps

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.record import read_record
+from pmuctl.control.runtime.start_record import read_record
 from pmuctl.launch.orders import Orders
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.registry import Entry
-from pmuctl.control.server import Server
+from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.server.server import Server
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.asking import Asker, ask_all

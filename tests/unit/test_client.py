@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.client import Client, socket_at
-from pmuctl.control.registry import Entry
-from pmuctl.control.server import Server
-from pmuctl.control.wire import MESSAGE_MAX, encode
+from pmuctl.control.client.client import Client, socket_at
+from pmuctl.control.protocol.qmp_codec import MESSAGE_MAX, encode
+from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.server.server import Server
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,

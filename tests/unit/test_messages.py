@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.connection import OUTPUT_MAX
-from pmuctl.control.dispatch import ERRORS
-from pmuctl.control.messages import COMMANDS, EVENTS, describe_messages
-from pmuctl.control.schema import (
+from pmuctl.control.protocol.messages import COMMANDS, EVENTS, describe_messages
+from pmuctl.control.protocol.qmp_codec import ERROR_CLASSES, NESTING_MAX, Decoder, encode
+from pmuctl.control.protocol.schema import (
     Bool,
     Int,
     Kind,
@@ -22,7 +21,8 @@ from pmuctl.control.schema import (
     Str,
     Tuple,
 )
-from pmuctl.control.wire import ERROR_CLASSES, NESTING_MAX, Decoder, encode
+from pmuctl.control.server.commands import ERRORS
+from pmuctl.control.server.connection import OUTPUT_MAX
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
 from tests.fakes.peers import RawClient
 from tests.fakes.vmm import FakeVm

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.placings import (
+from pmuctl.control.runtime.affinity_record import (
     Placings,
     last_placings,
     leave_alone,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.qmp import Monitor, is_free, read_monitor
+from pmuctl.control.client.qemu_monitor import Monitor, is_free, read_monitor
 from tests.fakes.peers import GREETING, RawClient, bad_server
 
 PID, UID = os.getpid(), os.geteuid()

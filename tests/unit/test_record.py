@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmuctl.control.record import (
+from pmuctl.control.runtime.sockets import record_path
+from pmuctl.control.runtime.start_record import (
     CHANGES_KEPT,
     COMMAND_CHARS,
     SIZE_LIMIT,
@@ -27,7 +28,6 @@ from pmuctl.control.record import (
     to_json,
     write_record,
 )
-from pmuctl.control.registry import record_path
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter

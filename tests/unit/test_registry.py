@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.registry import (
+from pmuctl.control.runtime.sockets import (
     SOCKETS_MAX,
     SUN_PATH_MAX,
     claim,
@@ -261,7 +261,7 @@ def test_a_socket_is_not_open_to_others_for_a_moment(place: Path) -> None:
 import os, stat, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from pmuctl.control.registry import claim
+from pmuctl.control.runtime.sockets import claim
 path = Path({str(place / "web1.sock")!r})
 seen = []
 def look(event, arguments):
@@ -427,7 +427,7 @@ def test_of_two_processes_one_gets_the_name(place: Path) -> None:
 import sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from pmuctl.control.registry import claim
+from pmuctl.control.runtime.sockets import claim
 from pmuctl.errors import RefusedError
 sys.stdin.readline()
 try:
@@ -508,7 +508,7 @@ def test_another_users_directory_is_denied(place: Path) -> None:
 import os, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from pmuctl.control.registry import claim
+from pmuctl.control.runtime.sockets import claim
 from pmuctl.errors import DeniedError
 os.setgroups([])
 os.setresgid(*[{NOBODY}] * 3)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 
-from pmuctl.control.messages import COMMANDS, EVENTS, VM_NAME
-from pmuctl.control.schema import (
+from pmuctl.control.protocol.messages import COMMANDS, EVENTS, VM_NAME
+from pmuctl.control.protocol.schema import (
     LIST_MAX,
     Bool,
     Int,

@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qemu.qmp import ExecuteError, QMPClient
 
-from pmuctl.control.connection import Connection
-from pmuctl.control.dispatch import OnChange
-from pmuctl.control.messages import COMMANDS
-from pmuctl.control.server import CLIENTS_MAX, READERS_MAX, Server, VcpuStatus
-from pmuctl.control.wire import ERROR_CLASSES, MESSAGE_MAX, encode
+from pmuctl.control.protocol.messages import COMMANDS
+from pmuctl.control.protocol.qmp_codec import ERROR_CLASSES, MESSAGE_MAX, encode
+from pmuctl.control.server.commands import OnChange
+from pmuctl.control.server.connection import Connection
+from pmuctl.control.server.server import CLIENTS_MAX, READERS_MAX, Server, VcpuStatus
 from pmuctl.errors import PmuctlError, UsageError
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
@@ -516,7 +516,7 @@ import os, signal, socket, sys
 from pathlib import Path
 sys.path[:0] = {sys.path!r}
 from tests.fakes.vmm import FakeVm
-from pmuctl.control.server import Server
+from pmuctl.control.server.server import Server
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 with Server(FakeVm(), Path({str(room.path)!r})):
     for _ in range(20):

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.messages import COMMANDS
-from pmuctl.control.refusals import ApplyError
-from pmuctl.control.settings import Settings
+from pmuctl.control.protocol.messages import COMMANDS
+from pmuctl.control.server.pmu_state import ApplyError, Settings
 from pmuctl.errors import RefusedError, SealedError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.registry import scan_sockets
+from pmuctl.control.runtime.sockets import scan_sockets
 from pmuctl.errors import ExitStatus
 from pmuctl.host import json_store
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus

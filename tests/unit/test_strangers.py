@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.registry import Entry, Sockets
+from pmuctl.control.runtime.sockets import Entry, Sockets
 from pmuctl.errors import (
     DeniedError,
     ExitStatus,

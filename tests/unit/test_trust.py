@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.registry import Entry
-from pmuctl.control.trust import Peer, Vmm, believe
+from pmuctl.control.client.peer_auth import Peer, Vmm, believe
+from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import DeniedError, NoVmError, PmuctlError, RefusedError
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.vm_ref import ProcessId

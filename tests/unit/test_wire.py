@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmuctl.control.wire import (
+from pmuctl.control.protocol.qmp_codec import (
     ERROR_CLASSES,
     MESSAGE_MAX,
     NESTING_MAX,

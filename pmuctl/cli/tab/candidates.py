@@ -127,7 +127,7 @@ def _select(text: str) -> list[str]:
 
 
 def _socket(vm: str, named: str) -> str | None:
-    """The control socket of a VM, as `scan_sockets` in pmuctl.control.registry finds it."""
+    """The control socket of a VM, as `scan_sockets` in pmuctl.control.runtime.sockets finds it."""
     if named:
         return named
     if own := os.environ.get("PMUCTL_RUNTIME_DIR"):

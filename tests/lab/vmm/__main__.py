@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from pmuctl.control.server import Server
+from pmuctl.control.server.server import Server
 from pmuctl.errors import PmuctlError
 from pmuctl.host.kvm.probes import probe_event_bits
 from pmuctl.model.cpuset import CpuSet

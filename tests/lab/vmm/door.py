@@ -4,7 +4,7 @@
 import os
 from collections.abc import Sequence
 
-from pmuctl.control.door import VcpuStatus
+from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.host.kvm.probes import probe_counters_limit, probe_default
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.host.sysfs import Sysfs

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from pmuctl.control.lock import LOCK_SECONDS, locked
-from pmuctl.control.messages import VM_NAME
+from pmuctl.control.protocol.messages import VM_NAME
+from pmuctl.control.runtime.lock import LOCK_SECONDS, locked
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import check_shortage

@@ -5,7 +5,7 @@ The server lives in the VMM, or is the VMM's supervisor (pmuctl run), which has 
 names in `query-pmu` the process that has. A peer says what it likes, so that is checked.
 """
 
-from pmuctl.control.registry import Entry
+from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.vm_ref import ProcessId

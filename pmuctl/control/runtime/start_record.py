@@ -10,9 +10,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control.door import filter_from, filter_message
-from pmuctl.control.messages import FILTER, NAME, PERF_TYPE, PMU_NAME
-from pmuctl.control.schema import LIST_MAX, Int, List, Maybe, Nullable, Obj, Str
+from pmuctl.control.protocol.messages import (
+    FILTER,
+    NAME,
+    PERF_TYPE,
+    PMU_NAME,
+    filter_from,
+    filter_message,
+)
+from pmuctl.control.protocol.schema import LIST_MAX, Int, List, Maybe, Nullable, Obj, Str
 from pmuctl.host import json_store
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet

@@ -4,14 +4,12 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from pmuctl.control import wire
-from pmuctl.control.connection import Connection
-from pmuctl.control.door import filter_from
-from pmuctl.control.messages import COMMANDS, Command, describe_messages
-from pmuctl.control.refusals import ApplyError
-from pmuctl.control.schema import SchemaError
-from pmuctl.control.settings import Settings
-from pmuctl.control.wire import Message
+from pmuctl.control.protocol import qmp_codec
+from pmuctl.control.protocol.messages import COMMANDS, Command, describe_messages, filter_from
+from pmuctl.control.protocol.qmp_codec import Message
+from pmuctl.control.protocol.schema import SchemaError
+from pmuctl.control.server.connection import Connection
+from pmuctl.control.server.pmu_state import ApplyError, Settings
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import SetAttr, Step, Wanted
 
@@ -22,7 +20,7 @@ STEPS_TOLD = 1000
 OnChange = Callable[[str, tuple[str, ...]], None]
 """Told who made a change ("uid 0, pid 4121", as SO_PEERCRED says) and its steps in words."""
 
-ERRORS = (*wire.ERROR_CLASSES, "CommandNotFound", "GenericError")
+ERRORS = (*qmp_codec.ERROR_CLASSES, "CommandNotFound", "GenericError")
 """Every class of error that an answer can have."""
 
 
@@ -49,7 +47,7 @@ class Dispatcher:
     def answer(self, request: Message, asker: Connection) -> Message:
         """The answer to one request, with `return` or `error` and the request's id."""
         tag = {"id": request["id"]} if "id" in request else {}
-        if len(wire.encode(tag)) > ID_MAX:
+        if len(qmp_codec.encode(tag)) > ID_MAX:
             return _error("GenericError", f"id: its JSON is longer than {ID_MAX} bytes")
         return tag | self._outcome(request, asker)
 
@@ -118,7 +116,7 @@ class Dispatcher:
     def _refused(self, refused: ApplyError) -> Message:
         applied = _step_messages(refused.applied, "done")
         step = refused.step.words() if refused.step else None
-        message = wire.error_message(refused.cause, {"step": step, "applied": applied})
+        message = qmp_codec.error_message(refused.cause, {"step": step, "applied": applied})
         if not refused.dry_run:
             self._tell("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
         return message

@@ -4,7 +4,10 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from pmuctl.control.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
+from pmuctl.control.protocol.qmp_codec import Message
+from pmuctl.control.protocol.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
+from pmuctl.model.event import EventSet
+from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.value import value
 
@@ -154,3 +157,15 @@ def describe_messages(errors: Iterable[str]) -> dict[str, object]:
         "events": [{"name": name, "data": list(its.describe(""))} for name, its in EVENTS.items()],
         "errors": [{"class": name} for name in errors],
     }
+
+
+def filter_message(its: EventFilter) -> Message:
+    """A filter as it stands on the wire: {"default": …, "except": [[base, nevents], …]}."""
+    return {"default": str(its.default), "except": [list(run) for run in its.exceptions.runs()]}
+
+
+def filter_from(message: Mapping[str, object]) -> EventFilter:
+    """The filter of a message that the schema has checked."""
+    ranges = message["except"]
+    assert isinstance(ranges, list)
+    return EventFilter(Action(str(message["default"])), EventSet.of_ranges(ranges))

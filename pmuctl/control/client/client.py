@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from pmuctl.control import wire
-from pmuctl.control.messages import COMMANDS
-from pmuctl.control.registry import Entry
-from pmuctl.control.schema import SchemaError
-from pmuctl.control.trust import Peer, Vmm, believe, untrusted
-from pmuctl.control.wire import Message, WireError
+from pmuctl.control.client.peer_auth import Peer, Vmm, believe, untrusted
+from pmuctl.control.protocol import qmp_codec
+from pmuctl.control.protocol.messages import COMMANDS
+from pmuctl.control.protocol.qmp_codec import Message, WireError
+from pmuctl.control.protocol.schema import SchemaError
+from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,
@@ -56,7 +56,7 @@ class Client:
         self._seconds = deadline
         self._until = time.monotonic() + deadline
         self._procs = procs
-        self._decoder = wire.Decoder()
+        self._decoder = qmp_codec.Decoder()
         self._tags = itertools.count(1)
         self._trace = trace
         self._address: tuple[str, ...] = (self.subject,)
@@ -96,9 +96,11 @@ class Client:
         request: Message = {"execute": name, "id": f"pmuctl-{os.getpid()}-{next(self._tags)}"}
         if arguments:
             request["arguments"] = arguments
-        self._trace(f"{self.subject} <- {name} {wire.encode(arguments or {}).decode().strip()}")
+        self._trace(
+            f"{self.subject} <- {name} {qmp_codec.encode(arguments or {}).decode().strip()}"
+        )
         try:
-            self._send(wire.encode(request))
+            self._send(qmp_codec.encode(request))
         except TimeoutError:  # half a request does nothing
             raise self._unreachable(f"{name} could not be sent in {self._waited} s") from None
         except OSError as error:
@@ -215,7 +217,7 @@ class Client:
         except WireError as error:
             raise self._unreachable(f"it does not speak the protocol: {error}") from None
         if isinstance(problem := greeting.get("error"), dict):
-            raise self._unreachable(f"it answers: {wire.peer_text(problem.get('desc'))}")
+            raise self._unreachable(f"it answers: {qmp_codec.peer_text(problem.get('desc'))}")
         if not isinstance(greeting.get("QMP"), dict):
             raise self._unreachable("it does not speak the protocol: no QMP greeting")
         self.execute("qmp_capabilities")
@@ -254,9 +256,9 @@ class Client:
             return UnsupportedError(
                 f"its VMM does not know {name}",
                 subject=self.subject,
-                why=wire.peer_text(problem.get("desc")),
+                why=qmp_codec.peer_text(problem.get("desc")),
             )
-        return wire.error_from(problem, subject=self.subject)
+        return qmp_codec.error_from(problem, subject=self.subject)
 
     def _send(self, data: bytes) -> None:
         self._socket.settimeout(self._left())

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control.registry import own_dir, runtime_dirs
-from pmuctl.control.schema import Int, List, Obj, Str
+from pmuctl.control.protocol.schema import Int, List, Obj, Str
+from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host import json_store
 from pmuctl.host.procfs import Procfs

@@ -5,22 +5,23 @@ KVM cannot be asked for the PMU or the filter of a VM, so this object is the one
 It is kept by the VMM, the only one that KVM takes them from, or by the VMM's supervisor.
 """
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from pmuctl.control.door import Door, filter_message
-from pmuctl.control.refusals import ApplyError, no_vcpu, refused
-from pmuctl.control.wire import Message
-from pmuctl.errors import NotFoundError, PmuctlError
+from pmuctl.control.protocol.messages import filter_message
+from pmuctl.control.protocol.qmp_codec import Message
+from pmuctl.control.server.backend import Door
+from pmuctl.errors import NotFoundError, PmuctlError, RefusedError
 from pmuctl.host.kvm.device import pack_filter, pack_nr_counters, pack_pmu
 from pmuctl.host.thread_affinity import Threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange
 from pmuctl.model.kvm_caps import DERIVED
-from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, plan
+from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, no_vcpu, plan, refusal
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace, value
@@ -32,6 +33,27 @@ class Seal:
 
     by: str
     since: int
+
+
+class ApplyError(Exception):
+    """A refusal, the step that met it, and what had been applied before and stays so.
+
+    `dry_run` tells that nothing was to be applied anyway.
+    """
+
+    def __init__(
+        self,
+        cause: PmuctlError,
+        step: Step | None,
+        applied: Sequence[Step],
+        *,
+        dry_run: bool = False,
+    ) -> None:
+        super().__init__(cause.message)
+        self.dry_run = dry_run
+        self.cause = cause
+        self.step = step
+        self.applied = tuple(applied)
 
 
 class Settings:
@@ -288,3 +310,23 @@ def payload(step: SetAttr) -> bytes:
     if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
         return pack_pmu(step.value)
     return pack_nr_counters(step.value)
+
+
+def refused(step: Step, error: Exception, state: Vpmu, current: Current) -> PmuctlError:
+    """What it means that a step failed with this error when KVM was in this state."""
+    if not isinstance(error, OSError):
+        return RefusedError(
+            "the VMM failed at a step, which may have been done or not",
+            why=f"{type(error).__name__}; the step: {step.words()}",
+        )
+    number = error.errno or errno.EIO
+    if isinstance(step, SetAttr):
+        return refusal(step, number, state, current.sealed_by)
+    why = error.strerror or str(error)
+    if number == errno.EINVAL:
+        why = "none of these CPUs is online and in the thread's cpuset cgroup (EINVAL)"
+    return RefusedError(
+        f"vCPU {step.vcpu} could not be put on {step.cpus}",
+        why=why,
+        errno=errno.errorcode.get(number),
+    )

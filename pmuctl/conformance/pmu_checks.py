@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
-from pmuctl.control.conformance import Check, Finding, verify
-from pmuctl.control.conformance_checks import FORM_CHECKS, STREAM_CHECKS
-from pmuctl.control.door import filter_from, filter_message
-from pmuctl.control.messages import COMMANDS, EVENTS
-from pmuctl.control.trial import Fault, Line, Peer, Skipped, conform, is_set, open_peer, words
-from pmuctl.control.wire import Message
+from pmuctl.conformance.peer import Fault, Line, Peer, Skipped, conform, is_set, open_peer, words
+from pmuctl.conformance.protocol_checks import FORM_CHECKS, STREAM_CHECKS
+from pmuctl.conformance.runner import Check, Finding, verify
+from pmuctl.control.protocol.messages import COMMANDS, EVENTS, filter_from, filter_message
+from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.errors import UsageError
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import Action, EventFilter

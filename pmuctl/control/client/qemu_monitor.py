@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.control import wire
-from pmuctl.control.wire import WireError
+from pmuctl.control.protocol import qmp_codec
+from pmuctl.control.protocol.qmp_codec import WireError
 from pmuctl.value import field, value
 
 DEADLINE = 0.5
@@ -142,12 +142,12 @@ def _listens(process: Path, inodes: Collection[bytes]) -> bool:
 
 
 def _ask(peer: socket.socket, until: float) -> Monitor | None:
-    decoder = wire.Decoder()
+    decoder = qmp_codec.Decoder()
     if "QMP" not in _next(peer, decoder, until):
         return None
     requests = [{"execute": "qmp_capabilities"}]
     requests += [{"execute": name, "id": name} for name in _COMMANDS]
-    peer.sendall(b"".join(wire.encode(dict(its)) for its in requests), socket.MSG_NOSIGNAL)
+    peer.sendall(b"".join(qmp_codec.encode(dict(its)) for its in requests), socket.MSG_NOSIGNAL)
     answers: dict[object, object] = {}
     while len(answers) < len(_COMMANDS):
         message = _next(peer, decoder, until)
@@ -162,7 +162,7 @@ def _ask(peer: socket.socket, until: float) -> Monitor | None:
     )
 
 
-def _next(peer: socket.socket, decoder: wire.Decoder, until: float) -> wire.Message:
+def _next(peer: socket.socket, decoder: qmp_codec.Decoder, until: float) -> qmp_codec.Message:
     while (message := decoder.next()) is None:
         left = until - time.monotonic()
         if left <= 0:
@@ -177,7 +177,7 @@ def _next(peer: socket.socket, decoder: wire.Decoder, until: float) -> wire.Mess
 
 def _text(answer: object, key: str) -> str | None:
     value = answer.get(key) if isinstance(answer, dict) else None
-    return wire.peer_text(value) or None
+    return qmp_codec.peer_text(value) or None
 
 
 def _threads(answer: object) -> Iterable[tuple[int, int]]:

@@ -4,8 +4,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
-from pmuctl.control.trial import Fault, Peer, Skipped
-from pmuctl.control.wire import PEER_TEXT_MAX, WireError
+from pmuctl.conformance.peer import Fault, Peer, Skipped
+from pmuctl.control.protocol.qmp_codec import PEER_TEXT_MAX, WireError
 from pmuctl.value import value
 
 

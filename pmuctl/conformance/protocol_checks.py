@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from pmuctl.control import wire
-from pmuctl.control.conformance import Check
-from pmuctl.control.messages import COMMANDS
-from pmuctl.control.trial import Fault, Line, Peer, Skipped, conform, words
-from pmuctl.control.wire import Message
+from pmuctl.conformance.peer import Fault, Line, Peer, Skipped, conform, words
+from pmuctl.conformance.runner import Check
+from pmuctl.control.protocol import qmp_codec
+from pmuctl.control.protocol.messages import COMMANDS
+from pmuctl.control.protocol.qmp_codec import Message
 
 OPTIONAL = {"query-schema"}
 """Commands that a server may do without."""
@@ -127,7 +127,7 @@ def _ids(peer: Peer) -> None:
     with peer.ready() as line:
         for tag in ("a", 7, {"a": [1, None]}):
             for name in ("query-commands", NO_COMMAND):
-                line.send(wire.encode({"execute": name, "id": tag}))
+                line.send(qmp_codec.encode({"execute": name, "id": tag}))
                 answer = line.answer()
                 if "id" not in answer or answer["id"] != tag:
                     raise Fault(f"the id {json.dumps(tag)} was not repeated with {_kind(answer)}")
@@ -277,13 +277,13 @@ STREAM_CHECKS: Sequence[Check] = (
     ),
     Check(
         "nesting",
-        f"Nesting over {wire.NESTING_MAX} ends in an error or a closed connection.",
-        _is_refused(_nested(wire.NESTING_MAX + 1), _nested(100_000)),
+        f"Nesting over {qmp_codec.NESTING_MAX} ends in an error or a closed connection.",
+        _is_refused(_nested(qmp_codec.NESTING_MAX + 1), _nested(100_000)),
     ),
     Check(
         "size",
         "A request over 1 MiB ends in an error or a closed connection.",
-        _is_refused(b'{"execute":"query-commands","id":"%s"}' % (b"x" * wire.MESSAGE_MAX)),
+        _is_refused(b'{"execute":"query-commands","id":"%s"}' % (b"x" * qmp_codec.MESSAGE_MAX)),
     ),
     Check(
         "half-request",

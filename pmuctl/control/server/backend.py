@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the control server sees of its VMM, and filters as they stand on the wire."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from pmuctl.control.wire import Message
-from pmuctl.model.event import EventSet
-from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.value import value
 
 
@@ -60,15 +57,3 @@ class Door(Protocol):
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         """KVM_SET_DEVICE_ATTR of that group on this vCPU; raises OSError with KVM's errno."""
-
-
-def filter_message(its: EventFilter) -> Message:
-    """A filter as it stands on the wire: {"default": …, "except": [[base, nevents], …]}."""
-    return {"default": str(its.default), "except": [list(run) for run in its.exceptions.runs()]}
-
-
-def filter_from(message: Mapping[str, object]) -> EventFilter:
-    """The filter of a message that the schema has checked."""
-    ranges = message["except"]
-    assert isinstance(ranges, list)
-    return EventFilter(Action(str(message["default"])), EventSet.of_ranges(ranges))

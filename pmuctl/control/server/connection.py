@@ -6,10 +6,10 @@ import socket
 import struct
 import time
 
-from pmuctl.control import wire
-from pmuctl.control.wire import Message
+from pmuctl.control.protocol import qmp_codec
+from pmuctl.control.protocol.qmp_codec import Message
 
-OUTPUT_MAX = wire.MESSAGE_MAX
+OUTPUT_MAX = qmp_codec.MESSAGE_MAX
 """Bytes a client may leave unread before it gets no more."""
 
 
@@ -33,7 +33,7 @@ class Connection:
         """Whether it is only kept to read the last word."""
         self.may_have_more = False
         """Whether another whole request may have come with the last one."""
-        self._decoder = wire.Decoder()
+        self._decoder = qmp_codec.Decoder()
         self._output = bytearray()
         self._begun_since: float | None = None
         self._unread_since: float | None = None
@@ -70,7 +70,7 @@ class Connection:
 
     def send(self, message: Message) -> None:
         """Send a message after what is not read yet."""
-        self._output += wire.encode(message)
+        self._output += qmp_codec.encode(message)
         self.flush()
         if len(self._output) > OUTPUT_MAX:
             raise ConnectionAbortedError("it does not read")

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from pmuctl.control import wire
-from pmuctl.control.messages import COMMANDS, EVENTS
-from pmuctl.control.schema import Kind, Obj, SchemaError, Str
-from pmuctl.control.wire import Message
+from pmuctl.control.protocol import qmp_codec
+from pmuctl.control.protocol.messages import COMMANDS, EVENTS
+from pmuctl.control.protocol.qmp_codec import Message
+from pmuctl.control.protocol.schema import Kind, Obj, SchemaError, Str
 from pmuctl.errors import DeniedError, NotFoundError, UnreachableError, UsageError
 from pmuctl.model.kvm_caps import DERIVED
 
@@ -119,7 +119,7 @@ class Line:
     def __init__(self, peer: Peer, its_socket: socket.socket) -> None:
         self._peer = peer
         self._socket = its_socket
-        self._decoder = wire.Decoder()
+        self._decoder = qmp_codec.Decoder()
         self._count = 0
         self.events: list[Message] = []
         self._passed = 0
@@ -186,7 +186,7 @@ class Line:
         message: Message = {"execute": name, "id": f"conformance-{self._count}"}
         if arguments is not None:
             message["arguments"] = arguments
-        data = wire.encode(message)
+        data = qmp_codec.encode(message)
         self._peer.trace(f"{self._peer.path} <- {data.decode().strip()}")
         self.send(data)
         return self.answer()
@@ -242,7 +242,7 @@ class Line:
 def words(error: object) -> str:
     """An error member of the peer in its own words."""
     its = error if isinstance(error, dict) else {}
-    return f"{wire.peer_text(its.get('class'))}: {wire.peer_text(its.get('desc'))}"
+    return f"{qmp_codec.peer_text(its.get('class'))}: {qmp_codec.peer_text(its.get('desc'))}"
 
 
 def conform(kind: Kind, value: object, where: str) -> None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 
 from pmuctl import __version__
-from pmuctl.control import registry
-from pmuctl.control.connection import Connection
-from pmuctl.control.dispatch import Dispatcher, OnChange
-from pmuctl.control.door import Door, VcpuStatus
-from pmuctl.control.settings import Settings
-from pmuctl.control.wire import Message, WireError
+from pmuctl.control.protocol.qmp_codec import Message, WireError
+from pmuctl.control.runtime import sockets
+from pmuctl.control.server.backend import Door, VcpuStatus
+from pmuctl.control.server.commands import Dispatcher, OnChange
+from pmuctl.control.server.connection import Connection
+from pmuctl.control.server.pmu_state import Settings
 from pmuctl.host.pmus import scan_pmu_types
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.thread_affinity import Threads
@@ -56,7 +56,7 @@ class Server:
         `stall` is how many seconds a client may leave a request half sent, or an answer unread.
         `on_change` is called in the server's thread after each change that a client has made,
         also if only a part of it was done; what it raises is passed over. Entering the context
-        raises what registry.claim() and registry.own_dir() raise, and UsageError for a VM whose
+        raises what sockets.claim() and sockets.own_dir() raise, and UsageError for a VM whose
         name is none.
         """
         self._door = door
@@ -76,9 +76,9 @@ class Server:
 
     def __enter__(self) -> "Server":
         with contextlib.ExitStack() as stack:
-            file = registry.file_name(self._door.name)
-            path = self._path or registry.own_dir(os.environ, os.geteuid()) / file
-            self._listener = stack.enter_context(registry.claim(path))
+            file = sockets.file_name(self._door.name)
+            path = self._path or sockets.own_dir(os.environ, os.geteuid()) / file
+            self._listener = stack.enter_context(sockets.claim(path))
             self._listener.settimeout(0)
             self._selector = stack.enter_context(selectors.DefaultSelector())
             wake_read, self._wake_write = socket.socketpair()
