@@ -27,7 +27,7 @@ OURS = {
     ("pmu", "show", "*a72"): {"cli.pmu", "host.pmus", "model.pmu_selector"},
     ("pmu", "cpus"): {"cli.pmu", "manage.cpus", "render.pmu"},
     ("vm", "list"): {"cli.vm", "manage.stock", "render.vm"},
-    ("run", "--help"): {"cli.run", "manage.run", "manage.preflight", "launch.orders"},
+    ("run", "--help"): {"cli.run", "manage.run", "manage.preflight", "launch.spec"},
 }
 """Some of what each command does need: a list that is never held up is no pin."""
 
@@ -54,7 +54,7 @@ WITHOUT = {
         "control.client.client",
         "control.client.qemu_monitor",
         "host.parallel",
-        "launch.tracer",
+        "launch.trace.tracer",
         "manage.found",
         "manage.settings",
         "manage.site",

@@ -14,32 +14,43 @@ if __name__ == "__main__":
 
 import gc
 import os
+import signal
 import socket
 from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.launch import parcel
-from pmuctl.launch.calls import call_of, steps
-from pmuctl.launch.gate import Listener
-from pmuctl.launch.machine import this_machine
-from pmuctl.launch.obstacles import may_trace_all, yama_scope
-from pmuctl.launch.orders import Orders
-from pmuctl.launch.service import Service
-from pmuctl.launch.start import ignore_signals, own_socket, try_to_trace
+from pmuctl.launch import handshake
+from pmuctl.launch.event_loop import Watch
+from pmuctl.launch.failures import may_trace_all, not_traceable, yama_scope
+from pmuctl.launch.ioctls import call_of, steps
+from pmuctl.launch.serve.control_service import Service
+from pmuctl.launch.spec import Orders
 from pmuctl.launch.supervisor import Supervisor
-from pmuctl.launch.voice import Voice
-from pmuctl.launch.watch import Watch
+from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.seccomp_gate import Listener
+from pmuctl.launch.vmm_stderr import Voice
 from pmuctl.uapi.ptrace import set_thread_name
+
+IGNORED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGTSTP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""A service manager sends them to all of a service; this leaves with the VMM, not before."""
 
 
 def main(fd: int) -> None:
     """Supervise whoever sends the orders over this socket."""
     ignore_signals()
     with own_socket(fd) as launcher, suppress(EOFError, ConnectionError):
-        parcel.send(launcher, str(os.getpid()).encode())
-        text, stderr = parcel.receive(launcher)
+        handshake.send(launcher, str(os.getpid()).encode())
+        text, stderr = handshake.receive(launcher)
         supervise(launcher, *text.split(b"\n", 1), voice=Voice(-1 if stderr is None else stderr))
 
 
@@ -66,18 +77,46 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voic
         keeper = supervisor.keeper
         service.open(keeper.set_attr, keeper.check_cpus, lambda: supervisor.tracer.stops)
     except PmuctlError as error:
-        parcel.send(launcher, parcel.error_text(error))
+        handshake.send(launcher, handshake.error_text(error))
         return
     try:
-        parcel.send(launcher, b"")
-        _, listener = parcel.receive(launcher)
+        handshake.send(launcher, b"")
+        _, listener = handshake.receive(launcher)
         if listener is not None:
-            parcel.send(launcher, b"")
+            handshake.send(launcher, b"")
             launcher.close()
             gc.freeze()  # what is here stays: no VMM is to wait for a look at all of it
             watch.over(supervisor, Listener(listener), service)
     finally:
         service.ended()
+
+
+def ignore_signals() -> None:
+    """Outlive what ends all of a service or a terminal's job."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked SIGCHLD would never wake this
+    for its in IGNORED:
+        signal.signal(its, signal.SIG_IGN)
+
+
+def own_socket(fd: int) -> socket.socket:
+    """The launcher's socket, and the only descriptor that is not to be inherited further."""
+    os.set_inheritable(fd, False)  # noqa: FBT003 (positional only)
+    return socket.socket(fileno=fd)
+
+
+def try_to_trace(supervisor: Supervisor, pid: int, procs: Procfs, *, stay: bool) -> None:
+    """See whether the launcher may be traced, while it still can say so; DeniedError if not.
+
+    With `stay` it is traced from here on, for under Yama 1 its children are not to be had later.
+    """
+    try:
+        thread = supervisor.tracer.seize(pid, pid)
+    except PermissionError:
+        raise not_traceable(procs, pid) from None
+    if not stay:
+        supervisor.tracer.let_go()
+        while thread.tid in supervisor.tracer.threads:
+            supervisor.tracer.take_stop()
 
 
 if __name__ == "__main__":

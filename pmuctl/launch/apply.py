@@ -8,13 +8,13 @@ from contextlib import suppress
 
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.calls import Call
-from pmuctl.launch.gate import Listener, Notification
-from pmuctl.launch.obstacles import no_memory, not_traceable
-from pmuctl.launch.orders import Orders
-from pmuctl.launch.story import Story
-from pmuctl.launch.tracee import Tracee
-from pmuctl.launch.voice import Voice
+from pmuctl.launch.failures import no_memory, not_traceable
+from pmuctl.launch.ioctls import Call
+from pmuctl.launch.observer import Story
+from pmuctl.launch.spec import Orders
+from pmuctl.launch.trace.seccomp_gate import Listener, Notification
+from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.vmm_stderr import Voice
 
 
 class Applier:

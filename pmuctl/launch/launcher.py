@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from pmuctl.errors import RefusedError, UnreachableError
-from pmuctl.launch import parcel
-from pmuctl.launch.gate import install
-from pmuctl.launch.machine import Machine, this_machine
-from pmuctl.launch.obstacles import no_gate
-from pmuctl.launch.orders import Orders
+from pmuctl.launch import handshake
+from pmuctl.launch.failures import no_gate
+from pmuctl.launch.spec import Orders
+from pmuctl.launch.trace.arch import Machine, this_machine
+from pmuctl.launch.trace.seccomp_gate import install
 from pmuctl.uapi.ptrace import PR_SET_PTRACER, PR_SET_THP_DISABLE, prctl
 
 SUPERVISOR = Path(__file__).with_name("__main__.py")
@@ -69,9 +69,9 @@ def _put_up(machine: Machine, ours: socket.socket, supervisor: Path) -> None:
     except OSError as error:
         raise no_gate(error) from None
     try:
-        parcel.send(ours, b"", listener)
+        handshake.send(ours, b"", listener)
         os.close(listener)
-        parcel.receive(ours)
+        handshake.receive(ours)
     except (EOFError, OSError):
         message, why = _did_not_stay(supervisor)
         raise UnreachableError(message, why=why) from None
@@ -92,18 +92,18 @@ def _clear_of_the_streams(its: socket.socket) -> socket.socket:
 
 def _introduce(ours: socket.socket, orders: Orders) -> None:
     """Learn who the supervisor is, let it trace this process, and hand it the orders."""
-    pid, _ = parcel.receive(ours)
+    pid, _ = handshake.receive(ours)
     with suppress(OSError):  # EINVAL where there is no Yama
         prctl(PR_SET_PTRACER, int(pid))
     text = str(os.getpid()).encode() + b"\n" + orders.encode()
     try:
         os.fstat(2)
-        parcel.send(ours, text, 2)
+        handshake.send(ours, text, 2)
     except OSError:
-        parcel.send(ours, text)
-    answer, _ = parcel.receive(ours)
+        handshake.send(ours, text)
+    answer, _ = handshake.receive(ours)
     if answer:
-        raise parcel.error_of(answer)
+        raise handshake.error_of(answer)
 
 
 def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> None:

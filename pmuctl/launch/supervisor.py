@@ -9,21 +9,20 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ShortageError
 from pmuctl.host.thread_affinity import Threads
 from pmuctl.launch.apply import Applier
-from pmuctl.launch.calls import Call, attr_call
-from pmuctl.launch.gate import Listener, Notification
-from pmuctl.launch.hold import HOLD_SECONDS
-from pmuctl.launch.keeper import Keeper
-from pmuctl.launch.machine import Machine
-from pmuctl.launch.obstacles import lost_sight, no_memory, no_vpmu, not_stopped, not_traceable
-from pmuctl.launch.orders import Orders
-from pmuctl.launch.place import Look, Placement
-from pmuctl.launch.roster import Roster
-from pmuctl.launch.story import Story
-from pmuctl.launch.tracee import Tracee
-from pmuctl.launch.tracer import Tracer
-from pmuctl.launch.voice import Voice
-from pmuctl.launch.window import NewVcpu, Windows
-from pmuctl.launch.witness import Witness
+from pmuctl.launch.confinement import Look, Placement
+from pmuctl.launch.default_pmu import Witness
+from pmuctl.launch.failures import lost_sight, no_memory, no_vpmu, not_stopped, not_traceable
+from pmuctl.launch.hold import HOLD_SECONDS, Keeper
+from pmuctl.launch.ioctls import Call, attr_call
+from pmuctl.launch.observer import Story
+from pmuctl.launch.spec import Orders
+from pmuctl.launch.trace.arch import Machine
+from pmuctl.launch.trace.seccomp_gate import Listener, Notification
+from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.tracer import Tracer
+from pmuctl.launch.trace.vcpu_tracker import NewVcpu, Windows
+from pmuctl.launch.vcpu_table import Roster
+from pmuctl.launch.vmm_stderr import Voice
 from pmuctl.uapi.kvm import KVM_HAS_DEVICE_ATTR
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 

@@ -16,7 +16,7 @@ from pmuctl.errors import (
     RefusedError,
     UnsupportedError,
 )
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 
 PATH_OWN_ENVIRON = "/proc/self/environ"
 DEFAULT_PATH = "/bin:/usr/bin"

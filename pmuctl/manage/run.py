@@ -9,8 +9,8 @@ from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.control.runtime.sockets import file_name, own_dir
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
-from pmuctl.launch.calls import lock, steps
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.ioctls import lock, steps
+from pmuctl.launch.spec import Orders
 from pmuctl.manage.choice import AUTO, NONE, FilterWords, choose_pmu, compile_filter
 from pmuctl.manage.execute import find_program, without_settings
 from pmuctl.manage.preflight import (

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmuctl.launch import launcher
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 
 ROOT = Path(__file__).resolve().parents[2]
 VMM = ROOT / "tests/launch/vmm.py"

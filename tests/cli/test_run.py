@@ -26,7 +26,7 @@ from pmuctl.errors import (
     UnsupportedError,
 )
 from pmuctl.host.kvm.access import KvmAccess
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 from pmuctl.manage.execute import Starter, exec_problem, find_program, own_environ
 from pmuctl.manage.preflight import Kvm
 from pmuctl.manage.run import default_name

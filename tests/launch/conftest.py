@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 from tests.launch.native import Gated, fresh_name, need, no_gate, no_kvm
 from tests.skips import skip
 

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pmuctl.launch.machine import MACHINES
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
+from pmuctl.launch.trace.arch import MACHINES
 from pmuctl.uapi.ioctl import ioctl
 from tests.fakes.peers import PATIENCE
 from tests.skips import skip

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from pmuctl.errors import PmuctlError
 from pmuctl.launch.launcher import SUPERVISOR, launch
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 
 
 def main() -> None:

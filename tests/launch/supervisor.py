@@ -25,15 +25,15 @@ from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.launch import parcel
-from pmuctl.launch.calls import Call
-from pmuctl.launch.gate import Listener
-from pmuctl.launch.machine import this_machine
-from pmuctl.launch.orders import Orders
-from pmuctl.launch.start import ignore_signals, own_socket, try_to_trace
+from pmuctl.launch import handshake
+from pmuctl.launch.__main__ import ignore_signals, own_socket, try_to_trace
+from pmuctl.launch.event_loop import Watch
+from pmuctl.launch.ioctls import Call
+from pmuctl.launch.spec import Orders
 from pmuctl.launch.supervisor import Supervisor
-from pmuctl.launch.voice import Voice
-from pmuctl.launch.watch import Watch
+from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.seccomp_gate import Listener
+from pmuctl.launch.vmm_stderr import Voice
 from pmuctl.uapi.ioctl import _IOC, _IOC_WRITE
 from pmuctl.uapi.kvm import KVMIO
 
@@ -106,8 +106,8 @@ class Log:
 def main(fd: int) -> None:
     ignore_signals()
     with own_socket(fd) as launcher:
-        parcel.send(launcher, str(os.getpid()).encode())
-        text, stderr = parcel.receive(launcher)
+        handshake.send(launcher, str(os.getpid()).encode())
+        text, stderr = handshake.receive(launcher)
         pid, orders = text.split(b"\n", 1)
         its, watch = Orders.decode(orders), Watch()
         calls = [filter_call(7 if its.name.startswith("wrong") else 0)]
@@ -127,12 +127,12 @@ def main(fd: int) -> None:
         try:
             try_to_trace(supervisor, int(pid), Procfs(), stay=False)
         except PmuctlError as error:
-            parcel.send(launcher, parcel.error_text(error))
+            handshake.send(launcher, handshake.error_text(error))
             return
-        parcel.send(launcher, b"")
-        _, listener = parcel.receive(launcher)
+        handshake.send(launcher, b"")
+        _, listener = handshake.receive(launcher)
         assert listener is not None
-        parcel.send(launcher, b"")
+        handshake.send(launcher, b"")
         launcher.close()
         try:
             watch.over(supervisor, Listener(listener), log)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 from tests.fakes.peers import PATIENCE
 from tests.launch.native import (
     HERE,

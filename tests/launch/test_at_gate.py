@@ -9,12 +9,12 @@ from typing import cast
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.launch.gate import Listener, Notification
-from pmuctl.launch.machine import this_machine
-from pmuctl.launch.orders import Orders
-from pmuctl.launch.story import Story
+from pmuctl.launch.observer import Story
+from pmuctl.launch.spec import Orders
 from pmuctl.launch.supervisor import Supervisor
-from pmuctl.launch.voice import Voice
+from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.seccomp_gate import Listener, Notification
+from pmuctl.launch.vmm_stderr import Voice
 from tests.fakes.peers import PATIENCE
 from tests.fakes.shortage import no_descriptors
 from tests.launch.native import need, no_gate

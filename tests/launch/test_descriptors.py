@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch import window
-from pmuctl.launch.window import Windows
+from pmuctl.launch.trace import vcpu_tracker
+from pmuctl.launch.trace.vcpu_tracker import Windows
 from pmuctl.uapi.kvm import KVM_RUN
 from tests.launch.test_windows import ARM64, Vmm
 
@@ -41,7 +41,7 @@ class Files:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     its = Files(tmp_path)
-    monkeypatch.setattr(window, "kcmp_file", its.compare)
+    monkeypatch.setattr(vcpu_tracker, "kcmp_file", its.compare)
     return its
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 from tests.launch.conftest import Start
 from tests.launch.native import (
     STARTER,

@@ -10,11 +10,10 @@ from unittest.mock import Mock
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.hold import Hold
-from pmuctl.launch.keeper import Keeper
-from pmuctl.launch.machine import this_machine
-from pmuctl.launch.orders import Orders
-from pmuctl.launch.tracee import Tracee
+from pmuctl.launch.hold import Hold, Keeper
+from pmuctl.launch.spec import Orders
+from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.tracee import Tracee
 from tests.launch.conftest import Start
 from tests.launch.native import Gated, has_a_turn, starved, vmm, wait_for
 

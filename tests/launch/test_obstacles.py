@@ -10,9 +10,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import shortage_of
-from pmuctl.launch.gate import _program
-from pmuctl.launch.machine import MACHINES, Machine
-from pmuctl.launch.obstacles import (
+from pmuctl.launch.failures import (
     lost_sight,
     may_trace_all,
     no_gate,
@@ -20,7 +18,9 @@ from pmuctl.launch.obstacles import (
     not_traceable,
     yama_scope,
 )
-from pmuctl.launch.tracee import is_group_stop
+from pmuctl.launch.trace.arch import MACHINES, Machine
+from pmuctl.launch.trace.seccomp_gate import _program
+from pmuctl.launch.trace.tracee import is_group_stop
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
 from pmuctl.uapi.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data
 from tests.skips import skip

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, SealedError, UnsupportedError
-from pmuctl.launch import parcel
-from pmuctl.launch.calls import LOCK, Call, call_of, lock, steps
-from pmuctl.launch.orders import Orders
-from pmuctl.launch.roster import Roster
-from pmuctl.launch.window import NewVcpu
+from pmuctl.launch import handshake
+from pmuctl.launch.ioctls import LOCK, Call, call_of, lock, steps
+from pmuctl.launch.spec import Orders
+from pmuctl.launch.trace.vcpu_tracker import NewVcpu
+from pmuctl.launch.vcpu_table import Roster
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange
@@ -169,6 +169,8 @@ def test_an_error_goes_through_as_text(
     message: str, why: str | None, fix: str | None, errno: str | None
 ) -> None:
     for kind in (DeniedError, RefusedError, UnsupportedError, SealedError):
-        its = parcel.error_of(parcel.error_text(kind(message, why=why, fix=fix, errno=errno)))
+        its = handshake.error_of(
+            handshake.error_text(kind(message, why=why, fix=fix, errno=errno))
+        )
         assert type(its) is kind
         assert (its.message, its.why, its.fix, its.errno) == (message, why, fix, errno)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pmuctl.errors import RefusedError
-from pmuctl.launch import parcel
-from pmuctl.launch.voice import Voice
+from pmuctl.launch import handshake
+from pmuctl.launch.vmm_stderr import Voice
 
 Pair = tuple[socket.socket, socket.socket]
 ERROR = RefusedError("it was refused", subject="web1", why="so", fix="do\udcff", now="nothing")
@@ -30,34 +30,34 @@ def pair() -> Iterator[Pair]:
 @pytest.mark.parametrize("text", [b"", b"x", b"\0" * 7, os.urandom(3_000_000)], ids=len)
 def test_texts_of_any_length(pair: Pair, text: bytes) -> None:
     here, there = pair
-    sending = threading.Thread(target=parcel.send, args=(here, text))
+    sending = threading.Thread(target=handshake.send, args=(here, text))
     sending.start()
-    assert parcel.receive(there) == (text, None)
+    assert handshake.receive(there) == (text, None)
     sending.join()
 
 
 def test_texts_do_not_run_into_each_other(pair: Pair) -> None:
     here, there = pair
     for text in (b"one", b"", b"three"):
-        parcel.send(here, text)
-    assert [parcel.receive(there)[0] for _ in range(3)] == [b"one", b"", b"three"]
+        handshake.send(here, text)
+    assert [handshake.receive(there)[0] for _ in range(3)] == [b"one", b"", b"three"]
 
 
 @pytest.mark.parametrize("text", [b"", b"with it"])
 def test_a_descriptor_goes_with_its_text(pair: Pair, text: bytes) -> None:
     here, there = pair
     read, write = os.pipe()
-    parcel.send(here, text, write)
-    parcel.send(here, b"next")
+    handshake.send(here, text, write)
+    handshake.send(here, b"next")
     os.close(write)
-    received, fd = parcel.receive(there)
+    received, fd = handshake.receive(there)
     assert received == text
     assert fd is not None
     os.write(fd, b"through")
     os.close(fd)
     assert os.read(read, 10) == b"through"
     os.close(read)
-    assert parcel.receive(there) == (b"next", None)
+    assert handshake.receive(there) == (b"next", None)
 
 
 @pytest.mark.parametrize("part", [b"", b"\5\0", b"\5\0\0\0", b"\5\0\0\0abc"])
@@ -66,14 +66,14 @@ def test_an_end_in_the_middle_is_an_end(pair: Pair, part: bytes) -> None:
     here.sendall(part)
     here.close()
     with pytest.raises(EOFError):
-        parcel.receive(there)
+        handshake.receive(there)
 
 
 def test_it_is_an_error_to_send_to_nobody(pair: Pair) -> None:
     here, there = pair
     there.close()
     with pytest.raises(ConnectionError):
-        parcel.send(here, b"x")
+        handshake.send(here, b"x")
 
 
 def test_a_voice_says_an_error_as_pmuctl_does() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.machine import MACHINES
-from pmuctl.launch.place import Placement
+from pmuctl.launch.confinement import Placement
+from pmuctl.launch.trace.arch import MACHINES
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import FakeThreads
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.obstacles import yama_scope
+from pmuctl.launch.failures import yama_scope
 from tests.launch.conftest import Start
 from tests.launch.native import HERE, tracers, vmm, wait_for
 from tests.skips import skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.control.runtime.start_record import read_record
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 from pmuctl.manage.naming import take_stock
 from pmuctl.manage.reach import Reach
 from pmuctl.model.vm import Vm, VmState, VmVcpu

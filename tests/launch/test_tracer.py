@@ -7,9 +7,9 @@ import time
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.machine import this_machine
-from pmuctl.launch.obstacles import not_stopped
-from pmuctl.launch.tracer import STOPS_AT_ONCE, Tracer
+from pmuctl.launch.failures import not_stopped
+from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.tracer import STOPS_AT_ONCE, Tracer
 from pmuctl.value import field, value
 from tests.fakes.peers import PATIENCE
 from tests.launch.native import need, no_gate

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from pmuctl.launch.gate import Listener
+from pmuctl.launch.event_loop import Watch
 from pmuctl.launch.supervisor import Supervisor
-from pmuctl.launch.watch import Watch
+from pmuctl.launch.trace.seccomp_gate import Listener
 from tests.fakes.peers import PATIENCE
 from tests.fakes.shortage import no_descriptors
 

@@ -10,9 +10,9 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ShortageError
-from pmuctl.launch.machine import MACHINES
-from pmuctl.launch.tracee import Tracee
-from pmuctl.launch.window import NewVcpu, Windows
+from pmuctl.launch.trace.arch import MACHINES
+from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.vcpu_tracker import NewVcpu, Windows
 from pmuctl.uapi.kvm import (
     KVM_ARM_VCPU_INIT,
     KVM_CREATE_VCPU,

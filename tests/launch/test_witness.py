@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.witness import Witness
+from pmuctl.launch.default_pmu import Witness
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import FakeThreads
 

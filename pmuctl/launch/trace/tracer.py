@@ -11,8 +11,8 @@ from typing import Protocol
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ShortageError
-from pmuctl.launch.machine import Machine
-from pmuctl.launch.tracee import SYSCALL_STOP, WALL, ThreadGoneError, Tracee, is_group_stop
+from pmuctl.launch.trace.arch import Machine
+from pmuctl.launch.trace.tracee import SYSCALL_STOP, WALL, ThreadGoneError, Tracee, is_group_stop
 from pmuctl.uapi.ptrace import (
     PTRACE_EVENT_EXEC,
     PTRACE_EVENT_STOP,

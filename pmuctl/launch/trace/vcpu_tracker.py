@@ -5,8 +5,8 @@ from typing import Protocol
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ShortageError
-from pmuctl.launch.machine import Machine
-from pmuctl.launch.tracee import Tracee
+from pmuctl.launch.trace.arch import Machine
+from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.uapi.kvm import (
     KVM_ARM_VCPU_INIT,
     KVM_CREATE_VCPU,

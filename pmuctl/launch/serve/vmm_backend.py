@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from pmuctl.control.server.backend import VcpuStatus
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 
 GONE_SECONDS = 0.5

@@ -12,7 +12,7 @@ import struct
 from contextlib import suppress
 
 from pmuctl.host.resource_errors import ShortageError
-from pmuctl.launch.machine import Machine
+from pmuctl.launch.trace.arch import Machine
 from pmuctl.uapi.ptrace import (
     NT_ARM_SYSTEM_CALL,
     NT_PRSTATUS,

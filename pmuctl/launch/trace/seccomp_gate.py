@@ -6,7 +6,7 @@ import errno
 import select
 from contextlib import suppress
 
-from pmuctl.launch.machine import Machine
+from pmuctl.launch.trace.arch import Machine
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
 from pmuctl.uapi.ptrace import PR_SET_NO_NEW_PRIVS, prctl

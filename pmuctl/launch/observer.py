@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import PmuctlError
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 
 
 class Story(Protocol):

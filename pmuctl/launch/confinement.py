@@ -13,7 +13,7 @@ from contextlib import suppress
 from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.launch.machine import Machine
+from pmuctl.launch.trace.arch import Machine
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vmm_identity import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN

@@ -18,8 +18,8 @@ from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import shortage_of
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.launch.door import MakeCall, SupervisedDoor
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedDoor
+from pmuctl.launch.spec import Orders
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Wanted
 from pmuctl.model.settings_change import Applied

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from pmuctl.host.resource_errors import shortage_of
-from pmuctl.launch.gate import Listener
 from pmuctl.launch.supervisor import Supervisor
+from pmuctl.launch.trace.seccomp_gate import Listener
 
 
 class Watched(Protocol):

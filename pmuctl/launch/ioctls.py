@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pmuctl.control.server.pmu_state import payload
 from pmuctl.errors import PmuctlError, RefusedError
-from pmuctl.launch.orders import Orders
+from pmuctl.launch.spec import Orders
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.kvm_caps import Kernel
