@@ -34,8 +34,8 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import PATH_TOLD
 from pmuctl.host.snapshot_files import scan_captured, write_capture
 from pmuctl.host.sysfs import Sysfs, parse_number
-from pmuctl.manage.choice import Request
-from pmuctl.manage.reach import Reach
+from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.resolve import Request
 from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
 from pmuctl.model.event import format_events, parse_events

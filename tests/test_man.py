@@ -286,8 +286,8 @@ def test_the_columns_of_a_command_are_those_of_its_page(path: Path_) -> None:
 
 def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
     from pmuctl.cli.settings_parser import KEYS
-    from pmuctl.manage import told
-    from pmuctl.manage.wait import Awaited
+    from pmuctl.manage.inventory import replies
+    from pmuctl.manage.inventory.wait import Awaited
     from pmuctl.model.vm import VmState, Window
 
     lists, waits = own_section(("vm", "list")), own_section(("vm", "wait"))
@@ -298,7 +298,7 @@ def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
 
     assert entries(lists, ".It Cm STATE", ".It Cm PID")[1:] == list(VmState)
     assert entries(lists, ".It Cm WINDOW", ".It Cm ALIGNED")[1:] == list(Window)
-    origins = [*messages.ORIGIN.words, told.RECORDED, DERIVED]
+    origins = [*messages.ORIGIN.words, replies.RECORDED, DERIVED]
     assert entries(lists, ".It Cm PMU-ORIGIN", ".It Cm COUNTERS")[1:] == origins
     sets = own_section(("vm", "set"))
     keys = entries(sets, "each key at most once:", "A setting that is not given stays as it is.")
@@ -313,7 +313,7 @@ def entries_of(page: str, heading: str) -> list[str]:
 
 
 def test_the_events_and_the_checks_are_those_of_their_pages() -> None:
-    from pmuctl.manage import host_checks, vm_checks
+    from pmuctl.manage.diagnosis import host_checks, vm_checks
     from pmuctl.model.host_diff import ChangeKind
 
     assert entries_of("pmuctl-monitor.1", "EVENTS") == list(ChangeKind)

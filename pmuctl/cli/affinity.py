@@ -11,15 +11,15 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
-from pmuctl.manage.affinity import set_affinity
-from pmuctl.manage.align_all import align_all, align_named
-from pmuctl.manage.held import check_rows, hold
-from pmuctl.manage.naming import look, pick
-from pmuctl.manage.pinning import PlacedVm
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.several import Several, each
-from pmuctl.manage.stock import Stock
-from pmuctl.manage.strangers import failure_of
+from pmuctl.manage.affinity.align_many import align_all, align_named
+from pmuctl.manage.affinity.assess import check_rows, hold
+from pmuctl.manage.affinity.pin import PlacedVm
+from pmuctl.manage.affinity.set_and_align import set_affinity
+from pmuctl.manage.batch import Several, each
+from pmuctl.manage.inventory.inventory import Stock
+from pmuctl.manage.inventory.lookup import look, pick
+from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmRef, parse_ref

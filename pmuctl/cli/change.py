@@ -7,11 +7,11 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.session import reach_of, site_of
 from pmuctl.cli.settings_parser import parse_settings
 from pmuctl.errors import OutputError, RefusedError
-from pmuctl.manage.affinity import change_affinity, leave_to_admin, remember, unkept
-from pmuctl.manage.choice import NONE
-from pmuctl.manage.naming import connected, look
-from pmuctl.manage.settings import Change, release_vm, set_vm
-from pmuctl.manage.stock import Stock
+from pmuctl.manage.affinity.set_and_align import change_affinity, leave_to_admin, remember, unkept
+from pmuctl.manage.inventory.inventory import Stock
+from pmuctl.manage.inventory.lookup import connected, look
+from pmuctl.manage.resolve import NONE
+from pmuctl.manage.settings.transaction import Change, release_vm, set_vm
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.change import CHANGE_COLUMNS
 from pmuctl.render.formats import Format

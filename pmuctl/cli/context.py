@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pmuctl.host.procfs import Procfs
     from pmuctl.host.thread_affinity import Threads
     from pmuctl.host.udev import Ear
-    from pmuctl.manage.execute import Starter
-    from pmuctl.manage.preflight import Kvm
+    from pmuctl.manage.start.exec import Starter
+    from pmuctl.manage.start.preflight import Kvm
 
 Row = TypeVar("Row")
 
@@ -85,14 +85,14 @@ class Env:
     @property
     def kvm(self) -> "Kvm":
         """KVM on this machine."""
-        from pmuctl.manage.preflight import Kvm
+        from pmuctl.manage.start.preflight import Kvm
 
         return self.hypervisor or Kvm()
 
     @property
     def starter(self) -> "Starter":
         """What executes a VMM in place of this process."""
-        from pmuctl.manage.execute import Starter
+        from pmuctl.manage.start.exec import Starter
 
         return self.successor or Starter()
 

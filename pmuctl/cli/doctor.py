@@ -45,8 +45,8 @@ def doctor(
         _tell_symptoms(env, symptom)
         return ExitStatus.OK
     # here, because a symptom needs nothing of it
-    from pmuctl.manage.doctor import diagnose
-    from pmuctl.manage.naming import take_stock
+    from pmuctl.manage.diagnosis.doctor import diagnose
+    from pmuctl.manage.inventory.lookup import take_stock
     from pmuctl.model.check_result import Result
 
     env.check_columns(DOCTOR_COLUMNS)

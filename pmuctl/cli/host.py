@@ -13,7 +13,7 @@ from pmuctl.cli.options import MACHINE, OUTPUT, TALK
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import write_capture
-from pmuctl.manage.host import read_host
+from pmuctl.manage.host_info import read_host
 from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
 
@@ -49,7 +49,7 @@ def host_capabilities(
         if name not in names:
             raise UsageError(f"{name}: no such attribute", why=f"they are {', '.join(names)}")
     # here, because only this needs KVM
-    from pmuctl.manage.preflight import check_access
+    from pmuctl.manage.start.preflight import check_access
 
     check_access(env.kvm)
     with env.waiting_for("probes of KVM"):

@@ -13,7 +13,7 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.options import OUTPUT, REACH, Timeout
 from pmuctl.cli.session import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
-from pmuctl.manage.monitor import Event, Watch, absent, scope
+from pmuctl.manage.diagnosis.monitor import Event, Watch, absent, scope
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.columns import Column, choose

@@ -10,10 +10,10 @@ from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Env
 from pmuctl.cli.options import CHANGE, TALK, Timeout
 from pmuctl.cli.settings_parser import parse_filter
-from pmuctl.manage.choice import AUTO
-from pmuctl.manage.execute import own_environ, start
-from pmuctl.manage.preflight import StartSite
-from pmuctl.manage.run import Prepared, Request, check_words, prepare
+from pmuctl.manage.resolve import AUTO
+from pmuctl.manage.start.exec import own_environ, start
+from pmuctl.manage.start.preflight import StartSite
+from pmuctl.manage.start.prepare import Prepared, Request, check_words, prepare
 
 app = make_app(VERBS["run"])
 

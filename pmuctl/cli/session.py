@@ -4,10 +4,10 @@
 from pmuctl.cli.context import Env
 from pmuctl.control.runtime.sockets import SOCKETS_MAX
 from pmuctl.errors import UsageError
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.site import Site, read_site
-from pmuctl.manage.stock import Listing
-from pmuctl.manage.strangers import sift
+from pmuctl.manage.affinity.host_state import Site, read_site
+from pmuctl.manage.inventory.inventory import Listing
+from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.unbacked_sockets import sift
 from pmuctl.render.formats import Format
 
 VM_HELP = "A name, uuid/UUID or pid/PID."

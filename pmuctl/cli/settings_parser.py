@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from pmuctl.cli.options import SETTINGS
 from pmuctl.errors import UsageError
-from pmuctl.manage.choice import FilterWords, Request
+from pmuctl.manage.resolve import FilterWords, Request
 from pmuctl.model.event_filter import Action
 
 KEYS = ("pmu", "counters", "affinity", "filter")

@@ -11,10 +11,10 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, SETTINGS, TALK, Timeout
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus
-from pmuctl.manage.held import hold, vcpu_rows
-from pmuctl.manage.naming import look, take_stock
-from pmuctl.manage.stock import Listing, Stock
-from pmuctl.manage.wait import Awaited, wait_for
+from pmuctl.manage.affinity.assess import hold, vcpu_rows
+from pmuctl.manage.inventory.inventory import Listing, Stock
+from pmuctl.manage.inventory.lookup import look, take_stock
+from pmuctl.manage.inventory.wait import Awaited, wait_for
 from pmuctl.model.held import HeldVm
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import parse_ref

@@ -8,11 +8,11 @@ from pmuctl.host.captured_procfs import capture_probed, scan_captured_vms
 from pmuctl.host.kvm.access import read_kvm_access
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import Captured, scan_captured
-from pmuctl.manage.asking import ask_sockets
-from pmuctl.manage.host import read_probed
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.told import Answered
-from pmuctl.manage.told_files import capture_told
+from pmuctl.manage.host_info import read_probed
+from pmuctl.manage.inventory.captured_replies import capture_told
+from pmuctl.manage.inventory.poller import ask_sockets
+from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.replies import Answered
 from pmuctl.value import replace
 
 

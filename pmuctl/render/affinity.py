@@ -3,8 +3,8 @@
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.manage.held import VcpuRow
-from pmuctl.manage.placing import Placed
+from pmuctl.manage.affinity.assess import VcpuRow
+from pmuctl.manage.affinity.vcpu_threads import Placed
 from pmuctl.render.columns import UNKNOWN, Column, known
 from pmuctl.render.vcpu import CANDIDATES_SHAPE, Candidates
 

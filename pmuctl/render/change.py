@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from pmuctl.manage.settings import Change
+from pmuctl.manage.settings.transaction import Change
 from pmuctl.render.columns import Column
 
 CHANGE_COLUMNS: Sequence[Column[Change]] = (

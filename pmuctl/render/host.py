@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.manage.host import Host
+from pmuctl.manage.host_info import Host
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import CoreModel

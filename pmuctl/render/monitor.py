@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import TextIO
 
-from pmuctl.manage.monitor import Event
+from pmuctl.manage.diagnosis.monitor import Event
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.render.columns import Column
 from pmuctl.render.formats import Format, Layout, write_rows

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.manage.held import VcpuRow
+from pmuctl.manage.affinity.assess import VcpuRow
 from pmuctl.model.vm import VmVcpu
 from pmuctl.render.columns import Column, Shape, cell, known, plain
 from pmuctl.value import value

@@ -19,7 +19,7 @@ from pmuctl.cli.main import main
 from pmuctl.host.cpuset_cgroup import PATH_MOUNTS
 from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
-from pmuctl.manage.preflight import Kvm
+from pmuctl.manage.start.preflight import Kvm
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from pmuctl.model.symptoms import SYMPTOMS

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pmuctl.cli.session import reach_of
-from pmuctl.manage.naming import take_stock
-from pmuctl.manage.reach import Reach
+from pmuctl.manage.inventory.lookup import take_stock
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.fakes.peers import GREETING, RawClient, bad_server

@@ -14,7 +14,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.found import Scene, find_vms, survey
+from pmuctl.manage.inventory.processes import Scene, find_vms, survey
 from pmuctl.model.vm import VmState
 from tests.cli.conftest import Machine
 from tests.cli.test_found import QEMU, debugfs, listed, with_vmm

@@ -27,9 +27,9 @@ from pmuctl.errors import (
 )
 from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.launch.spec import Orders
-from pmuctl.manage.execute import Starter, exec_problem, find_program, own_environ
-from pmuctl.manage.preflight import Kvm
-from pmuctl.manage.run import default_name
+from pmuctl.manage.start.exec import Starter, exec_problem, find_program, own_environ
+from pmuctl.manage.start.preflight import Kvm
+from pmuctl.manage.start.prepare import default_name
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
@@ -298,7 +298,7 @@ from pmuctl.cli.context import live_env
 from pmuctl.cli.main import main
 from pmuctl.host.kvm.access import (KvmAccess)
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.preflight import Kvm
+from pmuctl.manage.start.preflight import Kvm
 env = replace(
     live_env(sys.stdout, sys.stderr),
     live=Sysfs(Path(sys.argv[1])),

@@ -12,7 +12,7 @@ import pytest
 
 from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import ExitStatus, Stopped, UsageError
-from pmuctl.manage.naming import choose_entry
+from pmuctl.manage.inventory.lookup import choose_entry
 from pmuctl.model.vm_ref import ByName, ByPid, parse_ref
 from tests.cli.conftest import Machine
 from tests.fakes.peers import GREETING, RawClient, bad_server

@@ -10,9 +10,9 @@ from typing import Any
 from pmuctl.control.server.server import VcpuStatus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.held import hold
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.site import read_site
+from pmuctl.manage.affinity.assess import hold
+from pmuctl.manage.affinity.host_state import read_site
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from pmuctl.model.vm_ref import ProcessId, VmId

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from pmuctl.cli.main import main
-from pmuctl.manage.wait import Awaited
+from pmuctl.manage.inventory.wait import Awaited
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran

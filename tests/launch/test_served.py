@@ -10,8 +10,8 @@ import pytest
 
 from pmuctl.control.runtime.start_record import read_record
 from pmuctl.launch.spec import Orders
-from pmuctl.manage.naming import take_stock
-from pmuctl.manage.reach import Reach
+from pmuctl.manage.inventory.lookup import take_stock
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.vm import Vm, VmState, VmVcpu
 from pmuctl.value import replace
 from tests.launch.native import (

@@ -13,8 +13,8 @@ from pmuctl.control.runtime.sockets import Entry
 from pmuctl.control.server.server import Server
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.asking import Asker, ask_all
-from pmuctl.manage.reach import Reach
+from pmuctl.manage.inventory.poller import Asker, ask_all
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.vm import Vm, VmState
 from tests.fakes.peers import PATIENCE, mute
 from tests.fakes.vmm import FakeVm, StallingVm, fake_proc

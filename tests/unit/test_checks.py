@@ -7,10 +7,10 @@ import pytest
 
 from pmuctl.errors import UnreachableError
 from pmuctl.host.kvm.access import KvmAccess
-from pmuctl.manage import host_checks, vm_checks
-from pmuctl.manage.blocker import Blocker
-from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
-from pmuctl.manage.vm_checks import VmFacts, check_vm
+from pmuctl.manage.affinity.blockers import Blocker
+from pmuctl.manage.diagnosis import host_checks, vm_checks
+from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
+from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.model.alignment import Chosen
 from pmuctl.model.check_result import CheckId, Finding, Result
 from pmuctl.model.cpuset import CpuSet

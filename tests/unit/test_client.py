@@ -34,8 +34,8 @@ from pmuctl.errors import (
 )
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.reach import ask_vm
-from pmuctl.manage.told import vm_of
+from pmuctl.manage.inventory.query import ask_vm
+from pmuctl.manage.inventory.replies import vm_of
 from tests.fakes.peers import GREETING, PATIENCE, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc
 from tests.skips import only_root, only_users

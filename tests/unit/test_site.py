@@ -11,8 +11,8 @@ from pmuctl.host.kvm.cache import PATH_BOOT_ID, read_kernel
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.site import read_site
+from pmuctl.manage.affinity.host_state import read_site
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from tests.fakes.vmm import FakeThreads, fake_proc

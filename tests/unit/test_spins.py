@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pmuctl.host.procfs import Procfs, ThreadTimes
-from pmuctl.manage.spins import ThreadId, spin_share, spins
+from pmuctl.manage.diagnosis.spinning import ThreadId, spin_share, spins
 
 FIRST, SECOND = ThreadId(11, 12), ThreadId(11, 13)
 

@@ -18,13 +18,13 @@ from pmuctl.errors import (
 )
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.align_all import Aligned, align_all
-from pmuctl.manage.asking import ask_all
-from pmuctl.manage.naming import look
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.site import Site, read_site
-from pmuctl.manage.stock import Listing, Stock, merge
-from pmuctl.manage.strangers import FEW, is_hollow, sift
+from pmuctl.manage.affinity.align_many import Aligned, align_all
+from pmuctl.manage.affinity.host_state import Site, read_site
+from pmuctl.manage.inventory.inventory import Listing, Stock, merge
+from pmuctl.manage.inventory.lookup import look
+from pmuctl.manage.inventory.poller import ask_all
+from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.unbacked_sockets import FEW, is_hollow, sift
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ByPid, ByUuid, ProcessId, VmId
 from pmuctl.value import replace

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pmuctl.cli.settings_parser import KEYS, parse_filter, parse_settings
 from pmuctl.errors import UsageError
-from pmuctl.manage.choice import FilterWords, Request
+from pmuctl.manage.resolve import FilterWords, Request
 from pmuctl.model.event_filter import Action
 
 ALLOW, DENY = Action.ALLOW, Action.DENY

@@ -9,13 +9,13 @@ from shlex import quote
 from pmuctl.control.client.client import Client
 from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
-from pmuctl.manage.asking import ask_all
-from pmuctl.manage.found import VmProcess
-from pmuctl.manage.reach import Reach, ask_vm, is_dead
-from pmuctl.manage.stock import Ask, Listing, Stock
-from pmuctl.manage.strangers import is_hollow
-from pmuctl.manage.supervised import orphan, refused_start
-from pmuctl.manage.told import CapturedEntry, Told
+from pmuctl.manage.inventory.inventory import Ask, Listing, Stock
+from pmuctl.manage.inventory.poller import ask_all
+from pmuctl.manage.inventory.processes import VmProcess
+from pmuctl.manage.inventory.query import Reach, ask_vm, is_dead
+from pmuctl.manage.inventory.replies import CapturedEntry, Told
+from pmuctl.manage.inventory.start_records import orphan, refused_start
+from pmuctl.manage.inventory.unbacked_sockets import is_hollow
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import UUID, ByName, ByPid, VmRef
 

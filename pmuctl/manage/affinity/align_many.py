@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from pmuctl.errors import NOTHING_CHANGED, GoneError, PmuctlError, Stopped, UnknownThreadsError
-from pmuctl.manage.affinity import align_vm
-from pmuctl.manage.held import recorded
-from pmuctl.manage.naming import look
-from pmuctl.manage.pinning import PlacedVm, stopped_after
-from pmuctl.manage.several import Several, each
-from pmuctl.manage.site import Site
-from pmuctl.manage.stock import Stock
-from pmuctl.manage.strangers import failure_of
+from pmuctl.manage.affinity.assess import recorded
+from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.pin import PlacedVm, stopped_after
+from pmuctl.manage.affinity.set_and_align import align_vm
+from pmuctl.manage.batch import Several, each
+from pmuctl.manage.inventory.inventory import Stock
+from pmuctl.manage.inventory.lookup import look
+from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.effective_pmu import chosen_pmu
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmRef

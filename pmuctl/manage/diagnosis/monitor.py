@@ -8,13 +8,13 @@ from datetime import datetime
 from pmuctl.errors import PmuctlError
 from pmuctl.host.thread_affinity import Threads
 from pmuctl.host.udev import Ear
-from pmuctl.manage.affinity import align_vm
-from pmuctl.manage.asking import Asker
-from pmuctl.manage.held import hold, recorded
-from pmuctl.manage.naming import take_stock
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.site import Site, read_site
-from pmuctl.manage.stock import Listing
+from pmuctl.manage.affinity.assess import hold, recorded
+from pmuctl.manage.affinity.host_state import Site, read_site
+from pmuctl.manage.affinity.set_and_align import align_vm
+from pmuctl.manage.inventory.inventory import Listing
+from pmuctl.manage.inventory.lookup import take_stock
+from pmuctl.manage.inventory.poller import Asker
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.host_diff import (
     Change,
     ChangeKind,

@@ -4,8 +4,8 @@
 from collections import Counter
 
 from pmuctl.errors import PmuctlError
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.stock import Listing
+from pmuctl.manage.inventory.inventory import Listing
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.value import replace
 

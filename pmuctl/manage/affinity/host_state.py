@@ -10,7 +10,7 @@ from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.reach import Reach
+from pmuctl.manage.inventory.query import Reach
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Ground
 from pmuctl.model.kvm_caps import Probed

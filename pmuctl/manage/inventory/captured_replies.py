@@ -20,7 +20,14 @@ from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.told import Answered, CapturedEntry, Orphaned, Told, Untold, check_answer
+from pmuctl.manage.inventory.replies import (
+    Answered,
+    CapturedEntry,
+    Orphaned,
+    Told,
+    Untold,
+    check_answer,
+)
 from pmuctl.model.vm import VmState
 from pmuctl.model.vm_ref import ProcessId
 

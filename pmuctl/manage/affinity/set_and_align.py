@@ -14,11 +14,11 @@ from pmuctl.errors import (
     UnsupportedError,
     command,
 )
-from pmuctl.manage.blocker import find_blocker
-from pmuctl.manage.choice import AUTO, NONE, cpus_words, pins, present_cpus
-from pmuctl.manage.held import recorded
-from pmuctl.manage.pinning import PlacedVm, place_and_record
-from pmuctl.manage.placing import (
+from pmuctl.manage.affinity.assess import recorded
+from pmuctl.manage.affinity.blockers import find_blocker
+from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.pin import PlacedVm, place_and_record
+from pmuctl.manage.affinity.vcpu_threads import (
     Crew,
     blocked,
     check_inside,
@@ -26,8 +26,8 @@ from pmuctl.manage.placing import (
     no_threads,
     unknown_threads,
 )
-from pmuctl.manage.settings import AFFINITY, Change, Done
-from pmuctl.manage.site import Site
+from pmuctl.manage.resolve import AUTO, NONE, cpus_words, pins, present_cpus
+from pmuctl.manage.settings.transaction import AFFINITY, Change, Done
 from pmuctl.model.align import aligned_mask
 from pmuctl.model.alignment import Chosen, Consequence, Verdict, judge_mask
 from pmuctl.model.cpuset import CpuSet

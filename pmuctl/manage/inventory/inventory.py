@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 from pmuctl.control.runtime.sockets import Entry, Sockets
-from pmuctl.manage.asking import ask_all
-from pmuctl.manage.found import Scene, Survey, VmProcess, find_vms, survey
-from pmuctl.manage.reach import Reach, try_read
+from pmuctl.manage.inventory.poller import ask_all
+from pmuctl.manage.inventory.processes import Scene, Survey, VmProcess, find_vms, survey
+from pmuctl.manage.inventory.query import Reach, try_read
 from pmuctl.model.vm import Vm, VmVcpu
 from pmuctl.value import field, replace, value
 

@@ -9,7 +9,7 @@ from pmuctl.control.runtime.sockets import Entry, file_name, record_path, runtim
 from pmuctl.control.runtime.start_record import Record, read_record
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.procfs import Procfs
-from pmuctl.manage.told import Orphaned
+from pmuctl.manage.inventory.replies import Orphaned
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import ProcessId

@@ -17,7 +17,7 @@ from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_group
 from pmuctl.host.kvm.cache import read_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.choice import cpus_words
+from pmuctl.manage.resolve import cpus_words
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import EventFilter

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.sysfs import PATH_CPU
-from pmuctl.manage.choice import cpus_words
-from pmuctl.manage.preflight import giving_access
+from pmuctl.manage.resolve import cpus_words
+from pmuctl.manage.start.preflight import giving_access
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import Probed

@@ -20,7 +20,9 @@ from pmuctl.errors import (
 )
 from pmuctl.host.pmus import scan_event_sources
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.choice import (
+from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.vcpu_threads import check_inside
+from pmuctl.manage.resolve import (
     AUTO,
     NONE,
     Request,
@@ -28,8 +30,6 @@ from pmuctl.manage.choice import (
     compile_filter,
     present_cpus,
 )
-from pmuctl.manage.placing import check_inside
-from pmuctl.manage.site import Site
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import EventFilter

@@ -11,9 +11,16 @@ from pmuctl.control.runtime.sockets import Entry, Sockets, scan_sockets
 from pmuctl.errors import DeniedError, PmuctlError, UnreachableError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.found import Answers, Scene
-from pmuctl.manage.supervised import orphan, record_of, recorded_process
-from pmuctl.manage.told import Answered, CapturedEntry, Told, Untold, check_answer, vm_of
+from pmuctl.manage.inventory.processes import Answers, Scene
+from pmuctl.manage.inventory.replies import (
+    Answered,
+    CapturedEntry,
+    Told,
+    Untold,
+    check_answer,
+    vm_of,
+)
+from pmuctl.manage.inventory.start_records import orphan, record_of, recorded_process
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import field, value
@@ -47,7 +54,7 @@ class Reach:
         Raises RefusedError for what is no capture of them in another machine's tree.
         """
         if not self.is_live:
-            from pmuctl.manage.told_files import read_told
+            from pmuctl.manage.inventory.captured_replies import read_told
 
             return read_told(self.sysfs)
         if self.socket is not None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pmuctl.control.runtime.affinity_record import write_placings
 from pmuctl.errors import PmuctlError, RefusedError, Stopped
 from pmuctl.host.signals import uninterrupted
-from pmuctl.manage.blocker import cpuset_words
-from pmuctl.manage.placing import Crew, Placed, place_threads
-from pmuctl.manage.site import Site
+from pmuctl.manage.affinity.blockers import cpuset_words
+from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.vcpu_threads import Crew, Placed, place_threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmId

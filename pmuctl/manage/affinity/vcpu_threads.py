@@ -15,9 +15,9 @@ from pmuctl.errors import (
     UnknownThreadsError,
     command,
 )
-from pmuctl.manage.blocker import Blocker, find_blocker
-from pmuctl.manage.choice import cpus_words
-from pmuctl.manage.site import Site
+from pmuctl.manage.affinity.blockers import Blocker, find_blocker
+from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.resolve import cpus_words
 from pmuctl.model.alignment import Consequence
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Place

@@ -12,8 +12,8 @@ from pmuctl.control.runtime.sockets import Entry
 from pmuctl.errors import UnreachableError
 from pmuctl.host.parallel import AT_ONCE, side_by_side
 from pmuctl.host.signals import uninterrupted
-from pmuctl.manage.reach import Reach, ask_socket, nothing_told, try_read
-from pmuctl.manage.told import Told
+from pmuctl.manage.inventory.query import Reach, ask_socket, nothing_told, try_read
+from pmuctl.manage.inventory.replies import Told
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.value import replace
 

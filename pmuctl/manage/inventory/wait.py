@@ -6,10 +6,10 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from pmuctl.errors import DeniedError, NotFoundError, NoVmError, UnreachableError, command
-from pmuctl.manage.naming import look
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.stock import Stock
-from pmuctl.manage.supervised import RefusedStartError
+from pmuctl.manage.inventory.inventory import Stock
+from pmuctl.manage.inventory.lookup import look
+from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.start_records import RefusedStartError
 from pmuctl.model.held import HeldVm
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.model.vm_ref import ByPid, ProcessId, VmRef

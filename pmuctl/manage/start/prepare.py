@@ -11,9 +11,9 @@ from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.ioctls import lock, steps
 from pmuctl.launch.spec import Orders
-from pmuctl.manage.choice import AUTO, NONE, FilterWords, choose_pmu, compile_filter
-from pmuctl.manage.execute import find_program, without_settings
-from pmuctl.manage.preflight import (
+from pmuctl.manage.resolve import AUTO, NONE, FilterWords, choose_pmu, compile_filter
+from pmuctl.manage.start.exec import find_program, without_settings
+from pmuctl.manage.start.preflight import (
     StartSite,
     ask_kvm,
     check_cpus,

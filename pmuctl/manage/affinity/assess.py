@@ -4,9 +4,9 @@
 from collections.abc import Iterator, Mapping
 
 from pmuctl.control.runtime.affinity_record import read_placings
-from pmuctl.manage.blocker import Blocker, find_blocker
-from pmuctl.manage.site import Site
-from pmuctl.manage.supervised import recorded_cpus
+from pmuctl.manage.affinity.blockers import Blocker, find_blocker
+from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.inventory.start_records import recorded_cpus
 from pmuctl.model.align import aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import chosen_pmu

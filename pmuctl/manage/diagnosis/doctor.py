@@ -13,14 +13,14 @@ from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.kvm.cache import read_kernel
 from pmuctl.host.procfs import TICKS, Procfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.held import find_obstacle, hold, recorded
-from pmuctl.manage.host_checks import HostFacts, RuntimeDir, check_host
-from pmuctl.manage.preflight import Kvm
-from pmuctl.manage.reach import Reach
-from pmuctl.manage.site import Site, read_site
-from pmuctl.manage.spins import ThreadId, rest, spins
-from pmuctl.manage.stock import Listing
-from pmuctl.manage.vm_checks import VmFacts, check_vm
+from pmuctl.manage.affinity.assess import find_obstacle, hold, recorded
+from pmuctl.manage.affinity.host_state import Site, read_site
+from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
+from pmuctl.manage.diagnosis.spinning import ThreadId, rest, spins
+from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
+from pmuctl.manage.inventory.inventory import Listing
+from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.start.preflight import Kvm
 from pmuctl.model.check_result import Finding
 from pmuctl.model.held import HeldVm
 from pmuctl.model.kvm_caps import Probed
