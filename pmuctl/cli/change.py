@@ -7,10 +7,10 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.session import reach_of, site_of
 from pmuctl.cli.settings_parser import parse_settings
 from pmuctl.errors import OutputError, RefusedError
-from pmuctl.manage.affinity.set_and_align import change_affinity, leave_to_admin, remember, unkept
 from pmuctl.manage.inventory.inventory import Stock
 from pmuctl.manage.inventory.lookup import connected, look
 from pmuctl.manage.resolve import NONE
+from pmuctl.manage.settings.affinity_key import change_affinity, leave_to_admin, remember, unkept
 from pmuctl.manage.settings.transaction import Change, release_vm, set_vm
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.change import CHANGE_COLUMNS

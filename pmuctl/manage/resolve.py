@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user's words for a PMU and a filter stand for on this host."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from pmuctl.errors import NotFoundError, UsageError, command
+from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.cpus import read_online, scan_present
 from pmuctl.host.pmus import scan_other
 from pmuctl.host.sysfs import Sysfs
@@ -95,14 +95,3 @@ def present_cpus(text: str, pmus: Sequence[Pmu], sysfs: Sysfs, *, subject: str) 
         error.subject = error.subject or subject
         raise
     return cpus
-
-
-def pins(vm: str, choices: Iterable[CpuSet | None]) -> str:
-    """The commands of which one keeps a VM on its PMU, where that is one of several; `choices`
-    are their CPUs."""
-    return " or ".join(command("affinity", "set", vm, cpus) for cpus in choices if cpus)
-
-
-def cpus_words(cpus: CpuSet) -> str:
-    """ "CPU 3 is" or "CPUs 2-3 are"."""
-    return f"CPU {cpus} is" if len(cpus) == 1 else f"CPUs {cpus} are"

@@ -11,6 +11,7 @@ from pmuctl.manage.affinity.blockers import Blocker
 from pmuctl.manage.diagnosis import host_checks, vm_checks
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
+from pmuctl.manage.hints import MOUNT_DEBUGFS
 from pmuctl.model.alignment import Chosen
 from pmuctl.model.check_result import CheckId, Finding, Result
 from pmuctl.model.cpuset import CpuSet
@@ -190,7 +191,7 @@ def test_who_may_not_look_is_told() -> None:
         "sudo pmuctl doctor",
     )
     assert "hidden" in one(of_host("host.processes", is_partial=True))[1]
-    assert one(of_host("host.debugfs", has_debugfs=False))[2] == host_checks.MOUNT_DEBUGFS
+    assert one(of_host("host.debugfs", has_debugfs=False))[2] == MOUNT_DEBUGFS
     assert one(of_host("host.debugfs", has_debugfs=False, uid=1))[2] == "sudo pmuctl doctor"
 
 

@@ -6,7 +6,7 @@ import shlex
 from pmuctl.host.cpuset_cgroup import Cpuset
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.affinity.host_state import Site
-from pmuctl.manage.resolve import cpus_words
+from pmuctl.manage.hints import cpus_words
 from pmuctl.model.align import Obstacle, find_obstacle
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import value

@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Affinity of a VM's vCPU threads: choosing it, bringing it back onto the PMU, checking it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-
-from pmuctl.control.runtime.affinity_record import leave_alone, write_placings
 from pmuctl.errors import (
     NOTHING_CHANGED,
     PinnedError,
@@ -26,8 +21,8 @@ from pmuctl.manage.affinity.vcpu_threads import (
     no_threads,
     unknown_threads,
 )
-from pmuctl.manage.resolve import AUTO, NONE, cpus_words, pins, present_cpus
-from pmuctl.manage.settings.transaction import AFFINITY, Change, Done
+from pmuctl.manage.hints import cpus_words, pins
+from pmuctl.manage.resolve import present_cpus
 from pmuctl.model.align import aligned_mask
 from pmuctl.model.alignment import Chosen, Consequence, Verdict, judge_mask
 from pmuctl.model.cpuset import CpuSet
@@ -102,88 +97,6 @@ def align_vm(vm: Vm, site: Site, *, dry_run: bool) -> PlacedVm:
     if pinned:
         raise _pinned(vm, chosen, pinned)
     return place_and_record(crew, wanted, site, all_of_them=False, dry_run=dry_run)
-
-
-def change_affinity(vm: Vm, text: str, site: Site, *, dry_run: bool) -> Done:
-    """What `vm set` does where only the affinity is asked for: at once, whatever the window.
-
-    `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
-    """
-    if text == NONE:
-        return _leave_alone(vm, site, dry_run=dry_run)
-    change = align_vm if text == AUTO else partial(set_affinity, text=text)
-    its = change(vm, site=site, dry_run=dry_run)
-    outcomes = {one.outcome for one in its.placed} - {"unchanged"}
-    return Done(
-        vm=vm.name,
-        changes=(
-            _changed(
-                vm,
-                outcomes.pop() if outcomes else "unchanged",
-                "; ".join(dict.fromkeys(f"within {one.wanted}" for one in its.placed)),
-            ),
-        ),
-        steps=its.steps,
-        warnings=its.warnings,
-    )
-
-
-def _changed(vm: Vm, outcome: str, value: str) -> Change:
-    return Change(vm=vm.name, key=AFFINITY, outcome=outcome, value=value)
-
-
-def _leave_alone(vm: Vm, site: Site, *, dry_run: bool) -> Done:
-    is_new = not recorded(vm, site).is_left_alone
-    if is_new and not dry_run:
-        leave_to_admin(vm, site)
-    outcome = "unchanged" if not is_new else "planned" if dry_run else "set"
-    return Done(vm=vm.name, changes=(_changed(vm, outcome, "left alone"),), steps=())
-
-
-def remember(vm: Vm, site: Site) -> None:
-    """Record where a VM's vCPU threads are, having been put there with its PMU.
-
-    Raises RefusedError where that cannot be.
-    """
-    masks: dict[int, CpuSet] = {}
-    for vcpu in vm.vcpus or ():
-        with suppress(OSError):
-            if vcpu.tid is not None:
-                masks[vcpu.tid] = site.threads.affinity(vcpu.tid)
-    if vm.id is not None:
-        with _about(vm):
-            write_placings(site.environ, site.uid, vm.id, masks, site.procs, owner=vm.owner)
-
-
-def leave_to_admin(vm: Vm, site: Site) -> None:
-    """Record that the masks of a VM's vCPU threads are the admin's from now on.
-
-    They are neither aligned with all others nor repaired. Raises RefusedError where that cannot
-    be.
-    """
-    if vm.id is not None:
-        tids = {its.tid for its in vm.vcpus or () if its.tid is not None}
-        with _about(vm):
-            leave_alone(site.environ, site.uid, vm.id, tids, site.procs, owner=vm.owner)
-
-
-@contextmanager
-def _about(vm: Vm) -> Iterator[None]:
-    try:
-        yield
-    except PmuctlError as error:
-        error.subject = vm.name
-        raise
-
-
-def unkept(vm: Vm) -> RefusedError:
-    """The warning of a VM whose vCPU threads are not kept on the CPUs of a PMU that was set."""
-    return RefusedError(
-        "its vCPU threads are not kept on the CPUs of its PMU (affinity none)",
-        subject=vm.name,
-        why=Consequence.FAIL_ENTRY.words(),
-        fix=f"keep them there by other means; {command('affinity', 'check', vm.address)}",
-    )
 
 
 def _no_pmu(vm: Vm, chosen: Chosen, site: Site) -> PmuctlError:

@@ -17,7 +17,7 @@ from pmuctl.errors import (
 )
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import Site
-from pmuctl.manage.resolve import cpus_words
+from pmuctl.manage.hints import cpus_words
 from pmuctl.model.alignment import Consequence
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import Place

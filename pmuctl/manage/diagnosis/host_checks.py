@@ -5,9 +5,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pmuctl.host.kvm.access import KvmAccess
-from pmuctl.host.sysfs import PATH_CPU
-from pmuctl.manage.resolve import cpus_words
-from pmuctl.manage.start.preflight import giving_access
+from pmuctl.manage.hints import MOUNT_DEBUGFS, bring_online, cpus_words, giving_access
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import Probed
@@ -199,8 +197,6 @@ def _debugfs(facts: HostFacts) -> Iterator[Outcome]:
         yield _warned(why, fix=_as_root(facts) or MOUNT_DEBUGFS)
 
 
-MOUNT_DEBUGFS = "mount -t debugfs none /sys/kernel/debug"
-
 Check = Callable[[HostFacts], Iterator[Outcome]]
 
 CHECKS: Mapping[CheckId, Check] = {
@@ -213,11 +209,6 @@ CHECKS: Mapping[CheckId, Check] = {
     CheckId.HOST_PROCESSES: _processes,
     CheckId.HOST_DEBUGFS: _debugfs,
 }
-
-
-def bring_online(cpus: CpuSet) -> str:
-    """The command that brings the first of these CPUs online."""
-    return f"echo 1 >/{PATH_CPU}/cpu{next(iter(cpus))}/online"
 
 
 def _as_root(facts: HostFacts) -> str | None:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pmuctl.errors import command
 from pmuctl.manage.affinity.blockers import Blocker
 from pmuctl.manage.affinity.vcpu_threads import no_threads, unknown_threads
-from pmuctl.manage.diagnosis.host_checks import bring_online
-from pmuctl.manage.resolve import pins
+from pmuctl.manage.hints import bring_online, pins
 from pmuctl.model.align import aligned_mask
 from pmuctl.model.alignment import Chosen, Consequence
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from shlex import quote
 
 from pmuctl.errors import (
     DeniedError,
@@ -17,7 +16,7 @@ from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_group
 from pmuctl.host.kvm.cache import read_kernel
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.resolve import cpus_words
+from pmuctl.manage.hints import cpus_words, giving_access
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import EventFilter
@@ -103,11 +102,6 @@ def check_access(kvm: Kvm) -> None:
                 why="/dev/kvm may not be opened by this user",
                 fix=f"run pmuctl as root, or give USER access: {giving_access(kvm.group())}",
             )
-
-
-def giving_access(group: str | None) -> str:
-    """The command that lets USER open /dev/kvm, which this group may, if there is one."""
-    return f"usermod -aG {quote(group)} USER" if group else "setfacl -m u:USER:rw /dev/kvm"
 
 
 def ask_kvm(site: StartSite, pmus: Sequence[Pmu]) -> Probed:
