@@ -15,7 +15,7 @@ from pmuctl.manage.affinity.assess import hold, vcpu_rows
 from pmuctl.manage.inventory.inventory import Listing, Stock
 from pmuctl.manage.inventory.lookup import look, take_stock
 from pmuctl.manage.inventory.wait import Awaited, wait_for
-from pmuctl.model.held import HeldVm
+from pmuctl.model.alignment import HeldVm
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.vcpu import PLACED_COLUMNS

@@ -1,80 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the vCPUs of a VM can leave its PMU, where to, and what that does to the guest."""
+"""Whether the vCPUs of a VM can leave its PMU, what that does to the guest, and what mends it."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.vm import VmPmu
+from pmuctl.model.effective_pmu import Chosen, Consequence
+from pmuctl.model.vm import Vm, VmVcpu
 from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import field, value
-
-_ON_FAIL_ENTRY = {
-    VmmKind.QEMU: "QEMU spins at 100 %",
-    VmmKind.KVMTOOL: "kvmtool ends the VM",
-    VmmKind.CROSVM: "crosvm ends the VM",
-    VmmKind.CLOUD_HYPERVISOR: "cloud-hypervisor ends the vCPU's thread",
-}
-
-
-class Consequence(StrEnum):
-    """What happens on a CPU that is not of the VM's PMU (vcpu.rst 1.4, and measured)."""
-
-    FAIL_ENTRY = "fail-entry"
-    """a PMU was set: KVM_RUN returns KVM_EXIT_FAIL_ENTRY, reason CPU_UNSUPPORTED"""
-    COUNTERS_STOP = "counters-stop"
-    """KVM chose the PMU: the guest's counters stand still, without an exit or an error"""
-
-    def words(self, kind: VmmKind | None = None) -> str:
-        """What that means, for a person; of a VMM of this kind, where that is known."""
-        if self is Consequence.COUNTERS_STOP:
-            return "the guest's counters stop there silently"
-        any_vmm = "most VMMs end the VM, and QEMU spins at 100 %"
-        then = _ON_FAIL_ENTRY.get(kind, any_vmm) if kind else any_vmm
-        return f"KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: {then}"
-
-
-@value(kw_only=True)
-class Chosen:
-    """The PMU of a VM, None where it has none (yet), or where it is not known which it has.
-
-    `cpus` are those of that PMU, or of each it can be, by name: None where they could not be read.
-    `is_explicit` tells that it was set, by SET_PMU: KVM then runs no vCPU elsewhere.
-    """
-
-    pmu: VmPmu | None = None
-    cpus: Mapping[str, CpuSet | None] = field(default_factory=dict)
-    is_explicit: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The PMU, or those it can be."""
-        return tuple(self.cpus)
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """Those it can be, where it is not known which it is."""
-        return () if self.pmu else self.names
-
-    @property
-    def only(self) -> str | None:
-        """The one that it has or can only be."""
-        return self.names[0] if len(self.cpus) == 1 else None
-
-    @property
-    def only_cpus(self) -> CpuSet | None:
-        """The CPUs of that one."""
-        return self.cpus[self.only] if self.only else None
-
-    @property
-    def consequence(self) -> Consequence:
-        """What happens where a vCPU leaves it."""
-        return Consequence.FAIL_ENTRY if self.is_explicit else Consequence.COUNTERS_STOP
-
-    def __str__(self) -> str:
-        return " or ".join(
-            f"{name} ({'?' if its is None else its})" for name, its in self.cpus.items()
-        )
 
 
 class Verdict(StrEnum):
@@ -188,3 +122,117 @@ def words(
 
 def _cpus(cpus: CpuSet) -> str:
     return f"CPUs {cpus}" if len(cpus) > 1 else f"CPU {cpus}"
+
+
+@value(kw_only=True)
+class HeldVcpu:
+    """A vCPU, the CPUs its thread may be on (None where not known), and whether it can leave."""
+
+    vcpu: VmVcpu
+    affinity: CpuSet | None
+    judgement: Judgement
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+        return self.vcpu.index
+
+    @property
+    def tid(self) -> int | None:
+        """Its thread, where that is known."""
+        return self.vcpu.tid
+
+
+@value(kw_only=True)
+class HeldVm:
+    """A VM, the PMU it has or can have, and whether its vCPUs stay there: each, and all."""
+
+    vm: Vm
+    chosen: Chosen
+    vcpus: tuple[HeldVcpu, ...]
+    judgement: Judgement
+
+    @classmethod
+    def of(
+        cls, vm: Vm, chosen: Chosen, masks: dict[int, CpuSet], online: CpuSet | None
+    ) -> "HeldVm":
+        """A VM whose threads have these masks, by thread id."""
+        vcpus = tuple(
+            HeldVcpu(vcpu=its, affinity=mask, judgement=judge_mask(mask, chosen, online))
+            for its in vm.vcpus or ()
+            for mask in [None if its.tid is None else masks.get(its.tid)]
+        )
+        judged = judge_vm([its.affinity for its in vcpus], chosen, online)
+        return cls(vm=vm, chosen=chosen, vcpus=vcpus, judgement=judged)
+
+    @property
+    def is_stray(self) -> bool:
+        """Whether a vCPU can leave its PMU, or some of them do whichever it is."""
+        return self.judgement.aligned is False
+
+    @property
+    def strays(self) -> tuple[HeldVcpu, ...]:
+        """The vCPUs that can leave the VM's PMU, whichever it is."""
+        return tuple(its for its in self.vcpus if its.judgement.aligned is False)
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether no vCPU leaves by itself: they are on several PMUs, of which it has one."""
+        return self.is_stray and not self.strays
+
+    @property
+    def leavers(self) -> tuple[HeldVcpu, ...]:
+        """The vCPUs that its judgement is about: those that leave one of the PMUs it can have."""
+        if not self.is_stray:
+            return ()
+        if self.judgement.verdict is Verdict.STRANDED:
+            return tuple(its for its in self.strays if its.judgement.verdict is Verdict.STRANDED)
+        stay = (Verdict.STAYS, Verdict.STRANDED)
+        known = (its for its in self.vcpus if its.affinity is not None)
+        return tuple(its for its in known if its.judgement.verdict not in stay)
+
+    @property
+    def means(self) -> str | None:
+        """What it means for the guest where its vCPUs may be; None without a PMU."""
+        whose = f"vCPU {CpuSet.of(its.index for its in self.leavers)}"
+        return words(self.judgement, self.chosen, whose, self.vm.identity.kind)
+
+
+def aligned_mask(
+    now: CpuSet,
+    pmu: CpuSet,
+    recorded: CpuSet | None = None,
+    *,
+    online: CpuSet | None = None,
+) -> CpuSet | None:
+    """The mask that brings a thread back onto the CPUs of its PMU: a pin is never widened.
+
+    What the thread may be on, less what is not of the PMU; a CPU that is offline stays, for it can
+    come back. Where no CPU of that is `online`, those of `recorded` that are of the PMU: the CPUs
+    pmuctl itself had put the thread on. None where there are none: then the pin is somebody
+    else's, and not pmuctl's to change.
+    """
+    masks = [mask for mask in (now & pmu, (recorded or CpuSet()) & pmu) if mask]
+    usable = (mask for mask in masks if online is None or mask & online)
+    return next(usable, masks[0] if masks else None)
+
+
+class Obstacle(StrEnum):
+    """Why the kernel puts a thread on none of the CPUs that are wanted (EINVAL)."""
+
+    OFFLINE = "offline"
+    CPUSET = "cpuset"
+
+
+def find_obstacle(
+    wanted: CpuSet, *, online: CpuSet | None, allowed: CpuSet | None
+) -> Obstacle | None:
+    """What is in the way of these CPUs: none is online, or the thread's cpuset allows none.
+
+    From __sched_setaffinity(), kernel/sched/syscalls.c: the mask is cut down to the cpuset's CPUs,
+    and then has to have an active one. What is not known (None) is no obstacle.
+    """
+    if online is not None and not wanted & online:
+        return Obstacle.OFFLINE
+    usable = wanted if online is None else wanted & online
+    return Obstacle.CPUSET if allowed is not None and not usable & allowed else None

@@ -1,18 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which PMU a VM has, where nobody chose one.
+"""Which PMU a VM has, also where nobody chose one, and what happens on other CPUs.
 
 KVM tells of no VM which PMU it has chosen by itself (KVM_GET_DEVICE_ATTR answers for the interrupt
 only). So that is said as a fact where it is certain, and else the PMUs it can be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 
-from pmuctl.model.alignment import Chosen
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
-from pmuctl.value import value
+from pmuctl.model.vmm_identity import VmmKind
+from pmuctl.value import field, value
+
+_ON_FAIL_ENTRY = {
+    VmmKind.QEMU: "QEMU spins at 100 %",
+    VmmKind.KVMTOOL: "kvmtool ends the VM",
+    VmmKind.CROSVM: "crosvm ends the VM",
+    VmmKind.CLOUD_HYPERVISOR: "cloud-hypervisor ends the vCPU's thread",
+}
+
+
+class Consequence(StrEnum):
+    """What happens on a CPU that is not of the VM's PMU (vcpu.rst 1.4, and measured)."""
+
+    FAIL_ENTRY = "fail-entry"
+    """a PMU was set: KVM_RUN returns KVM_EXIT_FAIL_ENTRY, reason CPU_UNSUPPORTED"""
+    COUNTERS_STOP = "counters-stop"
+    """KVM chose the PMU: the guest's counters stand still, without an exit or an error"""
+
+    def words(self, kind: VmmKind | None = None) -> str:
+        """What that means, for a person; of a VMM of this kind, where that is known."""
+        if self is Consequence.COUNTERS_STOP:
+            return "the guest's counters stop there silently"
+        any_vmm = "most VMMs end the VM, and QEMU spins at 100 %"
+        then = _ON_FAIL_ENTRY.get(kind, any_vmm) if kind else any_vmm
+        return f"KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: {then}"
+
+
+@value(kw_only=True)
+class Chosen:
+    """The PMU of a VM, None where it has none (yet), or where it is not known which it has.
+
+    `cpus` are those of that PMU, or of each it can be, by name: None where they could not be read.
+    `is_explicit` tells that it was set, by SET_PMU: KVM then runs no vCPU elsewhere.
+    """
+
+    pmu: VmPmu | None = None
+    cpus: Mapping[str, CpuSet | None] = field(default_factory=dict)
+    is_explicit: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The PMU, or those it can be."""
+        return tuple(self.cpus)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Those it can be, where it is not known which it is."""
+        return () if self.pmu else self.names
+
+    @property
+    def only(self) -> str | None:
+        """The one that it has or can only be."""
+        return self.names[0] if len(self.cpus) == 1 else None
+
+    @property
+    def only_cpus(self) -> CpuSet | None:
+        """The CPUs of that one."""
+        return self.cpus[self.only] if self.only else None
+
+    @property
+    def consequence(self) -> Consequence:
+        """What happens where a vCPU leaves it."""
+        return Consequence.FAIL_ENTRY if self.is_explicit else Consequence.COUNTERS_STOP
+
+    def __str__(self) -> str:
+        return " or ".join(
+            f"{name} ({'?' if its is None else its})" for name, its in self.cpus.items()
+        )
 
 
 @value(kw_only=True)

@@ -4,9 +4,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
-from pmuctl.model.alignment import words
+from pmuctl.model.alignment import HeldVcpu, HeldVm, words
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.held import HeldVcpu, HeldVm
 from pmuctl.model.vm import Window
 from pmuctl.model.vm_ref import VmId
 from pmuctl.value import field, replace, value

@@ -3,8 +3,8 @@
 
 from collections.abc import Callable, Sequence
 
+from pmuctl.model.alignment import HeldVm
 from pmuctl.model.event_filter import Action, EventFilter
-from pmuctl.model.held import HeldVm
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.render.columns import UNKNOWN, Column, Shape, known

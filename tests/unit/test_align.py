@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rule of align, and what is in the way of a mask."""
 
-from pmuctl.model.align import Obstacle, aligned_mask, find_obstacle
+from pmuctl.model.alignment import Obstacle, aligned_mask, find_obstacle
 from pmuctl.model.cpuset import CpuSet
 
 

@@ -3,9 +3,9 @@
 
 from typing import Any
 
-from pmuctl.model.alignment import Chosen, Consequence
+from pmuctl.model.alignment import HeldVm
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.held import HeldVm
+from pmuctl.model.effective_pmu import Chosen, Consequence
 from pmuctl.model.host_diff import (
     ChangeKind,
     SeenVm,

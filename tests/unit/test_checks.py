@@ -12,10 +12,10 @@ from pmuctl.manage.diagnosis import host_checks, vm_checks
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.hints import MOUNT_DEBUGFS
-from pmuctl.model.alignment import Chosen
+from pmuctl.model.alignment import HeldVm
 from pmuctl.model.check_result import CheckId, Finding, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.held import HeldVm
+from pmuctl.model.effective_pmu import Chosen
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window

@@ -3,16 +3,9 @@
 
 import pytest
 
-from pmuctl.model.alignment import (
-    Chosen,
-    Consequence,
-    Judgement,
-    Verdict,
-    judge_mask,
-    judge_vm,
-)
+from pmuctl.model.alignment import HeldVm, Judgement, Verdict, judge_mask, judge_vm
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.held import HeldVm
+from pmuctl.model.effective_pmu import Chosen, Consequence
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from pmuctl.model.vmm_identity import Identity, VmmKind
 from pmuctl.value import replace

@@ -3,9 +3,8 @@
 
 import pytest
 
-from pmuctl.model.alignment import Chosen
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Ground, chosen_pmu
+from pmuctl.model.effective_pmu import Chosen, Ground, chosen_pmu
 from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, Probed, default_by_cpu
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window

@@ -7,10 +7,9 @@ from pmuctl.control.runtime.affinity_record import read_placings
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import Site
 from pmuctl.manage.inventory.start_records import recorded_cpus
-from pmuctl.model.align import aligned_mask
+from pmuctl.model.alignment import HeldVcpu, HeldVm, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import chosen_pmu
-from pmuctl.model.held import HeldVcpu, HeldVm
 from pmuctl.model.vm import Vm
 from pmuctl.value import field, value
 

@@ -7,7 +7,7 @@ from pmuctl.host.cpuset_cgroup import Cpuset
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.affinity.host_state import Site
 from pmuctl.manage.hints import cpus_words
-from pmuctl.model.align import Obstacle, find_obstacle
+from pmuctl.model.alignment import Obstacle, find_obstacle
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import value
 

@@ -23,10 +23,9 @@ from pmuctl.manage.affinity.vcpu_threads import (
 )
 from pmuctl.manage.hints import cpus_words, pins
 from pmuctl.manage.resolve import present_cpus
-from pmuctl.model.align import aligned_mask
-from pmuctl.model.alignment import Chosen, Consequence, Verdict, judge_mask
+from pmuctl.model.alignment import Verdict, aligned_mask, judge_mask
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import chosen_pmu
+from pmuctl.model.effective_pmu import Chosen, Consequence, chosen_pmu
 from pmuctl.model.plan import Place, no_vpmu
 from pmuctl.model.vm import Vm, Window
 

@@ -18,8 +18,8 @@ from pmuctl.errors import (
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import Site
 from pmuctl.manage.hints import cpus_words
-from pmuctl.model.alignment import Consequence
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.effective_pmu import Consequence
 from pmuctl.model.plan import Place
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ProcessId

@@ -21,8 +21,8 @@ from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.inventory.inventory import Listing
 from pmuctl.manage.inventory.query import Reach
 from pmuctl.manage.start.preflight import Kvm
+from pmuctl.model.alignment import HeldVm
 from pmuctl.model.check_result import Finding
-from pmuctl.model.held import HeldVm
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.vm import Window
 from pmuctl.value import replace

@@ -8,11 +8,10 @@ from pmuctl.errors import command
 from pmuctl.manage.affinity.blockers import Blocker
 from pmuctl.manage.affinity.vcpu_threads import no_threads, unknown_threads
 from pmuctl.manage.hints import bring_online, pins
-from pmuctl.model.align import aligned_mask
-from pmuctl.model.alignment import Chosen, Consequence
+from pmuctl.model.alignment import HeldVm, aligned_mask
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.held import HeldVm
+from pmuctl.model.effective_pmu import Chosen, Consequence
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import field, replace, value

@@ -10,7 +10,7 @@ from pmuctl.manage.inventory.inventory import Stock
 from pmuctl.manage.inventory.lookup import look
 from pmuctl.manage.inventory.query import Reach
 from pmuctl.manage.inventory.start_records import RefusedStartError
-from pmuctl.model.held import HeldVm
+from pmuctl.model.alignment import HeldVm
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.model.vm_ref import ByPid, ProcessId, VmRef
 from pmuctl.value import replace

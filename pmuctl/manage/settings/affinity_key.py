@@ -16,8 +16,8 @@ from pmuctl.manage.affinity.host_state import Site
 from pmuctl.manage.affinity.set_and_align import align_vm, set_affinity
 from pmuctl.manage.resolve import AUTO, NONE
 from pmuctl.manage.settings.transaction import AFFINITY, Change, Done
-from pmuctl.model.alignment import Consequence
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.effective_pmu import Consequence
 from pmuctl.model.vm import Vm
 
 
