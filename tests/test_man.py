@@ -22,13 +22,16 @@ from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
-from pmuctl.render.change import CHANGE_COLUMNS
 from pmuctl.render.columns import Column
-from pmuctl.render.conformance import FINDING_COLUMNS
-from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
+from pmuctl.render.events import EVENT_COLUMNS
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
-from pmuctl.render.monitor import EVENT_COLUMNS
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
+from pmuctl.render.reports import (
+    CHANGE_COLUMNS,
+    CONFORMANCE_COLUMNS,
+    DOCTOR_COLUMNS,
+    SYMPTOM_COLUMNS,
+)
 from pmuctl.render.vcpu import PLACED_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
@@ -53,7 +56,7 @@ COLUMNS: Mapping[Path_, Sequence[Column[Any]] | None] = {
     ("affinity", "set"): PLACING_COLUMNS,
     ("affinity", "align"): None,  # those of affinity set
     ("affinity", "check"): CHECK_COLUMNS,
-    ("conformance",): FINDING_COLUMNS,
+    ("conformance",): CONFORMANCE_COLUMNS,
     ("doctor",): (*DOCTOR_COLUMNS, *SYMPTOM_COLUMNS),
     ("monitor",): EVENT_COLUMNS,
 }

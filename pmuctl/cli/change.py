@@ -13,8 +13,8 @@ from pmuctl.manage.resolve import NONE
 from pmuctl.manage.settings.affinity_key import change_affinity, leave_to_admin, remember, unkept
 from pmuctl.manage.settings.transaction import Change, release_vm, set_vm
 from pmuctl.model.vm_ref import parse_ref
-from pmuctl.render.change import CHANGE_COLUMNS
 from pmuctl.render.formats import Format
+from pmuctl.render.reports import CHANGE_COLUMNS
 
 
 def change_settings(env: Env, vm: str, settings: Sequence[str]) -> None:

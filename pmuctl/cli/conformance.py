@@ -11,11 +11,11 @@ from pmuctl.cli.context import Env
 from pmuctl.cli.options import OUTPUT
 from pmuctl.conformance.peer import Peer
 from pmuctl.conformance.pmu_checks import examine
-from pmuctl.conformance.runner import Outcome
+from pmuctl.conformance.runner import Verdict
 from pmuctl.errors import ExitStatus
 from pmuctl.host.pmus import scan_other, scan_pmus
 from pmuctl.model.pmu_selector import select_pmu
-from pmuctl.render.conformance import FINDING_COLUMNS
+from pmuctl.render.reports import CONFORMANCE_COLUMNS
 
 app = make_app(VERBS["conformance"])
 
@@ -41,12 +41,12 @@ def conformance(
     Exit status 1 if something fails. Nothing is changed, unless --apply names a PMU: then
     its settings are made and it goes on, so use it on a throw-away VM.
     """
-    env.check_columns(FINDING_COLUMNS)
+    env.check_columns(CONFORMANCE_COLUMNS)
     pmus = scan_pmus(env.sysfs)
     pmu = select_pmu(apply, pmus, scan_other(env.sysfs)) if apply is not None else None
     peer = Peer(socket, deadline=env.options.deadline, trace=env.trace)
     with env.waiting_for("the checks"):
         findings = examine(peer, pmus, apply=pmu)
-    env.write_rows("checks", FINDING_COLUMNS, findings, empty="")
-    failed = any(its.outcome is Outcome.FAIL for its in findings)
+    env.write_rows("checks", CONFORMANCE_COLUMNS, findings, empty="")
+    failed = any(its.outcome is Verdict.FAIL for its in findings)
     return ExitStatus.NO if failed else ExitStatus.OK

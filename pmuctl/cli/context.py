@@ -12,8 +12,8 @@ from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError, UsageError
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.render.columns import Column, as_object, choose
+from pmuctl.render.error import write_problem
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
-from pmuctl.render.problem import write_problem
 from pmuctl.render.text import printable
 from pmuctl.value import field, replace, value
 

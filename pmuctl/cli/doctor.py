@@ -13,8 +13,8 @@ from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, tell_holl
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
 from pmuctl.model.vm_ref import parse_ref
-from pmuctl.render.doctor import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.formats import Format
+from pmuctl.render.reports import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.table import write_record
 
 if TYPE_CHECKING:

@@ -126,7 +126,7 @@ def _usage_error(error: Any) -> PmuctlError:
 
 
 def _report(error: PmuctlError, argv: Sequence[str], env: "Env") -> int:
-    from pmuctl.render.problem import write_problem
+    from pmuctl.render.error import write_problem
 
     with suppress(OSError):  # there is nowhere left to say it; the status still does
         write_problem(error, env.stderr, as_json=_wants_json(argv))

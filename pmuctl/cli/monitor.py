@@ -17,8 +17,8 @@ from pmuctl.manage.diagnosis.monitor import Event, Watch, absent, scope
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.columns import Column, choose
+from pmuctl.render.events import EVENT_COLUMNS, write_event, write_head
 from pmuctl.render.formats import Format
-from pmuctl.render.monitor import EVENT_COLUMNS, write_event, write_head
 
 app = make_app(VERBS["monitor"])
 

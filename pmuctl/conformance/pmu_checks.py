@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pmuctl.conformance.peer import Fault, Line, Peer, Skipped, conform, is_set, open_peer, words
 from pmuctl.conformance.protocol_checks import FORM_CHECKS, STREAM_CHECKS
-from pmuctl.conformance.runner import Check, Finding, verify
+from pmuctl.conformance.runner import ConformanceCheck, ConformanceResult, verify
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS, filter_from, filter_message
 from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.errors import UsageError
@@ -34,49 +34,51 @@ class Trials:
         self._stands: EventFilter | None = None
         """What was applied last."""
 
-    def rehearsals(self) -> Sequence[Check]:
+    def rehearsals(self) -> Sequence[ConformanceCheck]:
         """What is tried with dry runs only."""
         return (
-            Check("dry-run", "A dry run changes nothing.", self._dry_run),
-            Check(
+            ConformanceCheck("dry-run", "A dry run changes nothing.", self._dry_run),
+            ConformanceCheck(
                 "dry-run-order",
                 "The steps are affinity, SET_PMU, SET_NR_COUNTERS, FILTER, in this order.",
                 self._dry_run_order,
             ),
-            Check(
+            ConformanceCheck(
                 "dry-run-again",
                 "A dry run that is repeated has the same answer.",
                 self._dry_run_again,
             ),
         )
 
-    def applications(self) -> Sequence[Check]:
+    def applications(self) -> Sequence[ConformanceCheck]:
         """What is tried for real; the VM is released on the way."""
         return (
-            Check(
+            ConformanceCheck(
                 "apply",
                 "pmu-apply sets the PMU and the filter, and query-pmu says so.",
                 self._apply,
             ),
-            Check("apply-again", "What holds already is unchanged.", self._apply_again),
-            Check(
+            ConformanceCheck("apply-again", "What holds already is unchanged.", self._apply_again),
+            ConformanceCheck(
                 "difference",
                 "A filter that stands is changed by FILTER calls alone.",
                 self._difference,
             ),
-            Check(
+            ConformanceCheck(
                 "other-pmu",
                 "Another PMU is refused as Sealed while a filter stands.",
                 self._other_pmu,
             ),
-            Check("applied-event", "Another client hears PMU_APPLIED.", self._applied_event),
-            Check("release", "pmu-release releases the VM, once.", self._release),
-            Check(
+            ConformanceCheck(
+                "applied-event", "Another client hears PMU_APPLIED.", self._applied_event
+            ),
+            ConformanceCheck("release", "pmu-release releases the VM, once.", self._release),
+            ConformanceCheck(
                 "window-event",
                 "Another client hears PMU_WINDOW when the VM is released.",
                 self._window_event,
             ),
-            Check(
+            ConformanceCheck(
                 "sealed",
                 "After the release changes are refused as Sealed, and what holds is unchanged.",
                 self._sealed,
@@ -277,12 +279,14 @@ def check_names(*, apply: bool) -> list[str]:
     return [its.name for its in _checks(Trials(None, (), ExitStack()), apply=apply)]
 
 
-def _checks(trials: Trials, *, apply: bool) -> Sequence[Check]:
+def _checks(trials: Trials, *, apply: bool) -> Sequence[ConformanceCheck]:
     real = trials.applications() if apply else ()
     return (*FORM_CHECKS, *trials.rehearsals(), *STREAM_CHECKS, *real)
 
 
-def examine(peer: Peer, pmus: Sequence[Pmu], *, apply: Pmu | None = None) -> list[Finding]:
+def examine(
+    peer: Peer, pmus: Sequence[Pmu], *, apply: Pmu | None = None
+) -> list[ConformanceResult]:
     """Every check of a peer, with what became of it.
 
     It changes nothing, unless there is a PMU to `apply`: that and a filter are then applied, and

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from pmuctl.conformance.peer import Fault, Line, Peer, Skipped, conform, words
-from pmuctl.conformance.runner import Check
+from pmuctl.conformance.runner import ConformanceCheck
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.protocol.qmp_codec import Message
@@ -201,96 +201,100 @@ def _nested(depth: int) -> bytes:
     return b'{"execute":"query-commands","id":' + b"[" * inner + b"]" * inner + b"}"
 
 
-FORM_CHECKS: Sequence[Check] = (
-    Check("greeting", "A client is greeted with an object QMP.", _greeting, needed=True),
-    Check(
+FORM_CHECKS: Sequence[ConformanceCheck] = (
+    ConformanceCheck(
+        "greeting", "A client is greeted with an object QMP.", _greeting, needed=True
+    ),
+    ConformanceCheck(
         "capabilities", "After qmp_capabilities commands are taken.", _capabilities, needed=True
     ),
-    Check(
+    ConformanceCheck(
         "capabilities-first",
         "A command before qmp_capabilities is the error CommandNotFound.",
         _capabilities_first,
     ),
-    Check(
+    ConformanceCheck(
         "capabilities-once",
         "A second qmp_capabilities is the error CommandNotFound.",
         _capabilities_once,
     ),
-    Check(
+    ConformanceCheck(
         "query-commands", "query-commands names every command of the protocol.", _query_commands
     ),
-    Check(
+    ConformanceCheck(
         "query-schema",
         "query-schema, where there is one, describes the commands of the protocol.",
         _query_schema,
     ),
-    Check("query-pmu", "query-pmu answers with what the protocol says.", _query_pmu),
-    Check(
+    ConformanceCheck("query-pmu", "query-pmu answers with what the protocol says.", _query_pmu),
+    ConformanceCheck(
         "unknown-command",
         "A command that does not exist is the error CommandNotFound.",
         _unknown_command,
     ),
-    Check(
+    ConformanceCheck(
         "unknown-argument",
         "An argument that does not exist is an error, and the connection goes on.",
         _unknown_argument,
     ),
-    Check(
+    ConformanceCheck(
         "missing-argument",
         "An argument that is missing is an error, and the connection goes on.",
         _missing_argument,
     ),
-    Check(
+    ConformanceCheck(
         "wrong-argument",
         "An argument of a wrong type or range is an error, and the connection goes on.",
         _wrong_argument,
     ),
-    Check("ids", "An answer has the id of its request, whatever that is.", _ids),
-    Check(
+    ConformanceCheck("ids", "An answer has the id of its request, whatever that is.", _ids),
+    ConformanceCheck(
         "order",
         "Requests that do not wait for each other's answers are answered in order.",
         _order,
     ),
-    Check("no-newline", "A request needs no line end.", _pieces(LIST)),
-    Check(
+    ConformanceCheck("no-newline", "A request needs no line end.", _pieces(LIST)),
+    ConformanceCheck(
         "two-pieces", "A request may come in two pieces.", _pieces(LIST[:17], LIST[17:] + b"\n")
     ),
-    Check("two-at-once", "Two requests may come at once.", _pieces((LIST + b"\n") * 2, answers=2)),
+    ConformanceCheck(
+        "two-at-once", "Two requests may come at once.", _pieces((LIST + b"\n") * 2, answers=2)
+    ),
 )
 """What a client does every day."""
 
-STREAM_CHECKS: Sequence[Check] = (
-    Check(
+STREAM_CHECKS: Sequence[ConformanceCheck] = (
+    ConformanceCheck(
         "bad-json",
         "What is no JSON ends in an error or a closed connection, for that client only.",
         _is_refused(b'{"execute":query-commands}\n'),
     ),
-    Check(
+    ConformanceCheck(
         "bad-utf-8",
         "What is no UTF-8 ends in an error or a closed connection, for that client only.",
         _is_refused(b'{"execute":"query-commands","id":"\xff"}\n'),
     ),
-    Check(
+    ConformanceCheck(
         "nan",
         "NaN, which is no JSON, ends in an error or a closed connection.",
         _is_refused(b'{"execute":"query-commands","id":NaN}\n'),
     ),
-    Check(
+    ConformanceCheck(
         "nesting",
         f"Nesting over {qmp_codec.NESTING_MAX} ends in an error or a closed connection.",
         _is_refused(_nested(qmp_codec.NESTING_MAX + 1), _nested(100_000)),
     ),
-    Check(
+    ConformanceCheck(
         "size",
         "A request over 1 MiB ends in an error or a closed connection.",
         _is_refused(b'{"execute":"query-commands","id":"%s"}' % (b"x" * qmp_codec.MESSAGE_MAX)),
     ),
-    Check(
+    ConformanceCheck(
         "half-request",
         "While one client has sent half a request others are served.",
         _half_request,
     ),
-    Check(
+    ConformanceCheck(
         "many-clients",
         "Too many clients disturb none that is connected, and leave no trace.",
         _many_clients,

@@ -9,7 +9,7 @@ from pmuctl.control.protocol.qmp_codec import PEER_TEXT_MAX, WireError
 from pmuctl.value import value
 
 
-class Outcome(StrEnum):
+class Verdict(StrEnum):
     """What became of a check."""
 
     PASS = "pass"
@@ -18,7 +18,7 @@ class Outcome(StrEnum):
 
 
 @value
-class Check:
+class ConformanceCheck:
     """One rule: its stable name, a sentence, and what tries it, raising Fault or Skipped.
 
     Without one that is `needed` nothing else can be tried.
@@ -31,44 +31,44 @@ class Check:
 
 
 @value(kw_only=True)
-class Finding:
+class ConformanceResult:
     """What became of one check, and why if it did not pass."""
 
-    check: Check
-    outcome: Outcome
+    check: ConformanceCheck
+    outcome: Verdict
     detail: str | None = None
 
 
-def verify(peer: Peer, checks: Sequence[Check]) -> Iterator[Finding]:
+def verify(peer: Peer, checks: Sequence[ConformanceCheck]) -> Iterator[ConformanceResult]:
     """Make the checks, in order; whatever the peer does, each has a finding."""
     lost: str | None = None
     for check in checks:
         if lost is not None:
-            yield Finding(check=check, outcome=Outcome.SKIP, detail=lost)
+            yield ConformanceResult(check=check, outcome=Verdict.SKIP, detail=lost)
             continue
         peer.begin()
         outcome, detail = _try(peer, check)
-        yield Finding(check=check, outcome=outcome, detail=detail)
-        if outcome is Outcome.FAIL:
+        yield ConformanceResult(check=check, outcome=outcome, detail=detail)
+        if outcome is Verdict.FAIL:
             if check.needed:
                 lost = f"nothing can be asked: {check.name} has failed"
             elif peer.is_gone():
                 lost = f"nobody listens there any more since {check.name}"
 
 
-def _try(peer: Peer, check: Check) -> tuple[Outcome, str | None]:
+def _try(peer: Peer, check: ConformanceCheck) -> tuple[Verdict, str | None]:
     try:
         check.run(peer)
     except Skipped as skipped:
-        return Outcome.SKIP, str(skipped)
+        return Verdict.SKIP, str(skipped)
     except Fault as fault:
-        return Outcome.FAIL, str(fault)[:PEER_TEXT_MAX]
+        return Verdict.FAIL, str(fault)[:PEER_TEXT_MAX]
     except TimeoutError:
-        return Outcome.FAIL, f"no answer in {peer.deadline:g} s"
+        return Verdict.FAIL, f"no answer in {peer.deadline:g} s"
     except EOFError:
-        return Outcome.FAIL, "the connection was closed"
+        return Verdict.FAIL, "the connection was closed"
     except WireError as error:
-        return Outcome.FAIL, f"what it sends is no message: {error}"
+        return Verdict.FAIL, f"what it sends is no message: {error}"
     except OSError as error:
-        return Outcome.FAIL, error.strerror or str(error)
-    return Outcome.PASS, None
+        return Verdict.FAIL, error.strerror or str(error)
+    return Verdict.PASS, None

@@ -19,8 +19,8 @@ from pmuctl.errors import ExitStatus, PmuctlError, UsageError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event_filter import Action
 from pmuctl.render.columns import UNKNOWN, Column, as_object, cell, choose, plain
+from pmuctl.render.error import write_problem
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
-from pmuctl.render.problem import write_problem
 from pmuctl.render.table import write_record, write_table
 from pmuctl.render.text import printable, to_json
 

@@ -40,14 +40,14 @@ COLUMNS = {
     "vm list": "vm.VM_COLUMNS",
     "vm show": "vm.VM_COLUMNS",
     "vm vcpus": "vcpu.PLACED_COLUMNS",
-    "vm set": "change.CHANGE_COLUMNS",
-    "vm release": "change.CHANGE_COLUMNS",
+    "vm set": "reports.CHANGE_COLUMNS",
+    "vm release": "reports.CHANGE_COLUMNS",
     "affinity set": "affinity.PLACING_COLUMNS",
     "affinity align": "affinity.PLACING_COLUMNS",
     "affinity check": "affinity.CHECK_COLUMNS",
-    "conformance": "conformance.FINDING_COLUMNS",
-    "doctor": "doctor.DOCTOR_COLUMNS",
-    "monitor": "monitor.EVENT_COLUMNS",
+    "conformance": "reports.CONFORMANCE_COLUMNS",
+    "doctor": "reports.DOCTOR_COLUMNS",
+    "monitor": "events.EVENT_COLUMNS",
 }
 """Command → the columns it shows, below pmuctl.render."""
 
