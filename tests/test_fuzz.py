@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.main import main
 from pmuctl.cli.settings_parser import parse_settings
 from pmuctl.cli.streams import guarded
@@ -34,7 +34,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import PATH_TOLD
 from pmuctl.host.snapshot_files import scan_captured, write_capture
 from pmuctl.host.sysfs import Sysfs, parse_number
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.query import Session
 from pmuctl.manage.resolve import Request
 from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
@@ -421,7 +421,7 @@ def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
         grow_processes(root / "proc", rng, is_live=is_live)
         verb = rng.choice(("list", "vcpus", "show a", "show pid/5120", "list -O", "list -J -O"))
         out, err = io.StringIO(), io.StringIO()
-        env = Env(
+        env = Context(
             stdout=guarded(out),
             stderr=err,
             environ={"PMUCTL_RUNTIME_DIR": str(tmp_path / "none")},
@@ -437,7 +437,7 @@ def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
             assert "\x1b" not in out.getvalue() + err.getvalue()
             if seed % 50 == 0 and not is_live:
                 procs = CapturedProcfs(root / "proc")
-                reach = Reach(
+                reach = Session(
                     environ={}, uid=0, deadline=1, procs=procs, sysfs=Sysfs(root), is_live=False
                 )
                 write_capture(scan_snapshot(reach), tmp_path / f"proc{seed}")
@@ -609,7 +609,7 @@ def test_what_sockets_told_in_a_capture(dump: Callable[[str], Path]) -> None:
         (folder / "0.json").write_bytes(data)
         words = rng.choice(("vm list", "vm list -J -O", "vm vcpus", "vm show web1", "doctor"))
         out, err = io.StringIO(), io.StringIO()
-        env = Env(stdout=guarded(out), stderr=err, environ={}, uid=0, live=Sysfs(root))
+        env = Context(stdout=guarded(out), stderr=err, environ={}, uid=0, live=Sysfs(root))
         with told(seed, bytes(data)):
             status = main([*words.split(), "--sysroot", str(root)], env)
             assert status in (0, 1, 3, 9), err.getvalue()
@@ -697,7 +697,7 @@ def run_command_lines(live: Sysfs, tmp_path: Path, server: ExitStack) -> None:
             server.enter_context(Server(vm, path, sysfs=live, threads=vm.threads))
         argv = command_line(rng)
         out, err = io.StringIO(), io.StringIO()
-        env = Env(
+        env = Context(
             stdout=guarded(out),
             stderr=err,
             environ={"PMUCTL_RUNTIME_DIR": "run"},

@@ -10,9 +10,9 @@ import pytest
 
 CODE = """
 import sys
-from pmuctl.cli.context import live_env
+from pmuctl.cli.context import live_context
 from pmuctl.cli.main import main
-status = main(sys.argv[1:], live_env(sys.stdout, sys.stderr))
+status = main(sys.argv[1:], live_context(sys.stdout, sys.stderr))
 print(status, *sorted(sys.modules), file=sys.stderr)
 """
 

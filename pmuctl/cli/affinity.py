@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
@@ -15,10 +15,10 @@ from pmuctl.manage.affinity.align_many import align_all, align_named
 from pmuctl.manage.affinity.assess import check_rows, hold
 from pmuctl.manage.affinity.pin import PlacedVm
 from pmuctl.manage.affinity.set_and_align import set_affinity
-from pmuctl.manage.batch import Several, each
-from pmuctl.manage.inventory.inventory import Stock
-from pmuctl.manage.inventory.lookup import look, pick
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.batch import BatchResult, run_each
+from pmuctl.manage.inventory.inventory import Inventory
+from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
+from pmuctl.manage.inventory.query import Session
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
@@ -34,7 +34,7 @@ MANY = ("keep_going",)
 
 @command(app, "set", OUTPUT, REACH, CHANGE)
 def affinity_set(
-    env: Env,
+    context: Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)],
     cpuset: Annotated[
         str, typer.Argument(metavar="CPUSET", help="A list of 0-3, ^5 (not 5), all, pmu/NAME.")
@@ -49,20 +49,20 @@ def affinity_set(
 
     A PMU that was set is not left: its CPUs are the only ones that KVM runs the VM on.
     """
-    env.check_columns(PLACING_COLUMNS)
+    context.check_columns(PLACING_COLUMNS)
     only = None if vcpu is None else _parse_vcpus(vcpu)
-    site = site_of(env)
-    with env.waiting_for(vm):
-        its = look(Stock(reach_of(env)), parse_ref(vm), strictly=True)
-    done = set_affinity(its, cpuset, site, vcpus=only, dry_run=env.options.dry_run)
-    _write(env, [done])
+    site = site_of(context)
+    with context.waiting_for(vm):
+        its = lookup_vm(Inventory(reach_of(context)), parse_ref(vm), strictly=True)
+    done = set_affinity(its, cpuset, site, vcpus=only, dry_run=context.options.dry_run)
+    _write(context, [done])
     for problem in done.warnings:
-        env.warn(problem)
+        context.warn(problem)
 
 
 @command(app, "align", OUTPUT, REACH, CHANGE, MANY)
 def affinity_align(
-    env: Env,
+    context: Context,
     vm: VmNames = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All VMs that have a PMU.")] = False,
@@ -73,67 +73,71 @@ def affinity_align(
     Where that leaves nothing it is what pmuctl had put it on, and a pin of somebody else's is
     refused.
     """
-    env.check_columns(PLACING_COLUMNS)
+    context.check_columns(PLACING_COLUMNS)
     if every and vm:
         raise UsageError("either VMs or --all, not both", fix="pmuctl affinity align --all")
     if not every and not vm:
         raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
-    stock, dry_run, goes_on = Stock(reach_of(env)), env.options.dry_run, env.options.keep_going
+    stock, dry_run, goes_on = (
+        Inventory(reach_of(context)),
+        context.options.dry_run,
+        context.options.keep_going,
+    )
     refs = [parse_ref(name) for name in vm or ()]
-    with env.waiting_for("control sockets"):
+    with context.waiting_for("control sockets"):
         if every:
-            seen = sifted(env, pick(stock))
-            tell_missing(env, seen)
-            its = align_all(seen.vms, site_of(env), dry_run=dry_run)
+            seen = sifted(context, select_vms(stock))
+            tell_missing(context, seen)
+            its = align_all(seen.vms, site_of(context), dry_run=dry_run)
         else:
-            its = align_named(refs, stock, site_of(env), keep_going=goes_on, dry_run=dry_run)
+            its = align_named(refs, stock, site_of(context), keep_going=goes_on, dry_run=dry_run)
     if not its.vms.done:
-        its.vms.check()
+        its.vms.raise_first()
     for words in its.left:
-        env.say(words)
+        context.note(words)
     for problem in its.warnings:
-        env.warn(problem)
+        context.warn(problem)
     for failure in its.vms.failed:
-        env.fail(failure)
+        context.fail(failure)
     is_none = not its.left and not its.vms.failed
     none = "nothing to align: no VM has a PMU that is known" if is_none else "nothing was aligned"
-    _write(env, its.vms.done, empty=none)
+    _write(context, its.vms.done, empty=none)
     return its.vms.status()
 
 
 @command(app, "check", OUTPUT, REACH, MACHINE, MANY)
-def affinity_check(env: Env, vm: VmNames = None) -> int:
+def affinity_check(context: Context, vm: VmNames = None) -> int:
     """Tell whether vCPUs can leave their PMU, what happens then, and what is in the way.
 
     Exit status 1 if one can.
     """
-    env.check_columns(CHECK_COLUMNS)
-    check_place(env)
-    with env.waiting_for("control sockets"):
-        stock = Stock(reach_of(env))
-        seen = None if vm else sifted(env, pick(stock))
+    context.check_columns(CHECK_COLUMNS)
+    check_place(context)
+    with context.waiting_for("control sockets"):
+        stock = Inventory(reach_of(context))
+        seen = None if vm else sifted(context, select_vms(stock))
         refs = [parse_ref(name) for name in vm or ()]
-        found = _all(seen.vms, stock.reach) if seen else _named(env, stock, refs)
+        found = _all(seen.vms, stock.reach) if seen else _named(context, stock, refs)
     for failure in found.failed:
-        env.fail(failure)
+        context.fail(failure)
     vms = _each_once(found.done)
-    site = site_of(env)
+    site = site_of(context)
     held = [hold(its, site) for its in vms]
     rows = [row for its in held for row in check_rows(its, site)]
-    env.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
+    context.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
     for its in vms:
         if its.problem is not None:
-            env.warn(its.problem)
+            context.warn(its.problem)
     if seen:
-        tell_missing(env, seen)
+        tell_missing(context, seen)
     if unknown := sum(row.is_unknown for row in rows if not row.vm.is_torn):
-        env.say(f"not known of {_counted(unknown, 'vCPU')}: whether it can leave its PMU")
+        context.note(f"not known of {_counted(unknown, 'vCPU')}: whether it can leave its PMU")
     strays = [one for one in held if one.is_stray]
     for consequence in dict.fromkeys(one.chosen.consequence for one in strays if one.strays):
-        env.say(f"{consequence}: {consequence.words()}")
+        context.note(f"{consequence}: {consequence.words()}")
     for one in strays:
         if one.is_torn:
-            env.say(f"{one.vm.name}: {one.means}")
+            context.note(f"{one.vm.name}: {one.means}")
     return found.status(ExitStatus.NO if strays else ExitStatus.OK)
 
 
@@ -147,24 +151,24 @@ def _parse_vcpus(text: str) -> CpuSet:
     return vcpus
 
 
-def _named(env: Env, stock: Stock, refs: Sequence[VmRef]) -> Several[list[Vm]]:
+def _named(context: Context, stock: Inventory, refs: Sequence[VmRef]) -> BatchResult[list[Vm]]:
     """The VMs that are named, by name; of one that is, no answer is an error."""
-    goes_on = env.options.keep_going
+    goes_on = context.options.keep_going
 
     def find(group: Sequence[VmRef]) -> list[Vm]:
-        vms = pick(stock, group).vms
+        vms = select_vms(stock, group).vms
         for its in vms:
-            if its.untold is not None:
-                raise its.untold
+            if its.query_error is not None:
+                raise its.query_error
         return vms
 
     groups: list[Sequence[VmRef]] = [[ref] for ref in refs] if goes_on else [refs] * bool(refs)
-    found = each(groups, find, keep_going=goes_on)
-    found.check()
+    found = run_each(groups, find, keep_going=goes_on)
+    found.raise_first()
     return found
 
 
-def _all(vms: Sequence[Vm], reach: Reach) -> Several[list[Vm]]:
+def _all(vms: Sequence[Vm], reach: Session) -> BatchResult[list[Vm]]:
     """All VMs there are; it goes on after one that fails."""
     done: list[list[Vm]] = []
     failed: list[PmuctlError] = []
@@ -173,7 +177,7 @@ def _all(vms: Sequence[Vm], reach: Reach) -> Several[list[Vm]]:
             failed.append(failure)
         else:
             done.append([its])
-    return Several(done=tuple(done), failed=tuple(failed), keeps_going=True)
+    return BatchResult(done=tuple(done), failed=tuple(failed), keeps_going=True)
 
 
 def _each_once(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
@@ -187,21 +191,21 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _write(env: Env, done: Sequence[PlacedVm], *, empty: str = "") -> None:
+def _write(context: Context, done: Sequence[PlacedVm], *, empty: str = "") -> None:
     """What became of each vCPU, a row each; nothing with `--quiet`.
 
     Where that cannot be written, the error says that the threads stay where they are.
     """
     steps = [f"{its.vm.name}: {step}" for its in done for step in its.steps]
-    if env.options.dry_run and env.format is Format.TABLE:
-        env.write_lines(steps or ["nothing to do: all of it holds already"])
+    if context.options.dry_run and context.format is Format.TABLE:
+        context.write_lines(steps or ["nothing to do: all of it holds already"])
         return
-    for step in () if env.options.dry_run else steps:
-        env.trace(step)
-    if env.format is Format.TABLE and env.options.quiet:
+    for step in () if context.options.dry_run else steps:
+        context.trace(step)
+    if context.format is Format.TABLE and context.options.quiet:
         return
     try:
-        env.write_rows(
+        context.write_rows(
             "results",
             PLACING_COLUMNS,
             [row for its in done for row in its.placed],

@@ -100,7 +100,7 @@ def command(
 ) -> Callable[[Handler], Handler]:
     """Declare a handler as the command `name` that takes these groups of shared options.
 
-    The handler gets an Env with the options first, then its own parameters.
+    The handler gets a Context with the options first, then its own parameters.
     `parsing` are settings of the parser that differ from those of all commands.
     """
     settings = {**CONTEXT, **parsing} if parsing else None
@@ -116,16 +116,16 @@ def command(
             )
             for its in names
         ]
-        context = inspect.Parameter(
+        typer_context = inspect.Parameter(
             "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         )
 
         def run(ctx: typer.Context, **given: Any) -> int | None:
             options = Options(**{its: given.pop(its) for its in names})
             path = ctx.command_path.partition(" ")[2]
-            return handler(ctx.obj.asked(path, options), **given)
+            return handler(ctx.obj.for_command(path, options), **given)
 
-        parameters = [context, *own, *shared]
+        parameters = [typer_context, *own, *shared]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {its.name: its.annotation for its in parameters}
         run.__doc__ = handler.__doc__

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.tab.scripts import Shell, write_script
 
 app = make_app(VERBS["completion"])
@@ -14,7 +14,8 @@ app = make_app(VERBS["completion"])
 
 @command(app, "completion")
 def completion(
-    env: Env, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]
+    context: Context,
+    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
 ) -> None:
     """Print the TAB completion of a shell, as a script.
 
@@ -24,5 +25,5 @@ def completion(
     """
     from pmuctl.cli.tab.command_tree import read_tree
 
-    env.stdout.write(write_script(shell, read_tree()))
-    env.stdout.flush()
+    context.stdout.write(write_script(shell, read_tree()))
+    context.stdout.flush()

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import OUTPUT
-from pmuctl.conformance.peer import Peer
+from pmuctl.conformance.peer import ServerUnderTest
 from pmuctl.conformance.pmu_checks import examine
 from pmuctl.conformance.runner import Verdict
 from pmuctl.errors import ExitStatus
@@ -22,7 +22,7 @@ app = make_app(VERBS["conformance"])
 
 @command(app, "conformance", OUTPUT, ("deadline",))
 def conformance(
-    env: Env,
+    context: Context,
     socket: Annotated[
         Path, typer.Argument(metavar="SOCKET", readable=False, help="A VMM's control socket.")
     ],
@@ -41,12 +41,12 @@ def conformance(
     Exit status 1 if something fails. Nothing is changed, unless --apply names a PMU: then
     its settings are made and it goes on, so use it on a throw-away VM.
     """
-    env.check_columns(CONFORMANCE_COLUMNS)
-    pmus = scan_pmus(env.sysfs)
-    pmu = select_pmu(apply, pmus, scan_other(env.sysfs)) if apply is not None else None
-    peer = Peer(socket, deadline=env.options.deadline, trace=env.trace)
-    with env.waiting_for("the checks"):
+    context.check_columns(CONFORMANCE_COLUMNS)
+    pmus = scan_pmus(context.sysfs)
+    pmu = select_pmu(apply, pmus, scan_other(context.sysfs)) if apply is not None else None
+    peer = ServerUnderTest(socket, deadline=context.options.deadline, trace=context.trace)
+    with context.waiting_for("the checks"):
         findings = examine(peer, pmus, apply=pmu)
-    env.write_rows("checks", CONFORMANCE_COLUMNS, findings, empty="")
+    context.write_rows("checks", CONFORMANCE_COLUMNS, findings, empty="")
     failed = any(its.outcome is Verdict.FAIL for its in findings)
     return ExitStatus.NO if failed else ExitStatus.OK

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pmuctl.host.procfs import Procfs
     from pmuctl.host.thread_affinity import Threads
     from pmuctl.host.udev import Ear
-    from pmuctl.manage.start.exec import Starter
+    from pmuctl.manage.start.exec import Executor
     from pmuctl.manage.start.preflight import Kvm
 
 Row = TypeVar("Row")
@@ -32,7 +32,7 @@ USUAL_WIDTH = 80
 
 
 @value(kw_only=True)
-class Env:
+class Context:
     """The outside of one run of pmuctl; commands touch nothing but through it."""
 
     stdout: TextIO
@@ -43,12 +43,12 @@ class Env:
     processes: "Procfs | None" = None
     masks: "Threads | None" = None
     hypervisor: "Kvm | None" = None
-    successor: "Starter | None" = None
+    successor: "Executor | None" = None
     listener: "Ear | None" = None
     command: str = ""
     options: Options = field(default_factory=Options)
 
-    def asked(self, command: str, options: Options) -> "Env":
+    def for_command(self, command: str, options: Options) -> "Context":
         """This environment with the command that is run, "pmu list", and its options."""
         sysroot = options.sysroot
         if sysroot is not None and not os.path.isdir(sysroot / "sys"):
@@ -90,11 +90,11 @@ class Env:
         return self.hypervisor or Kvm()
 
     @property
-    def starter(self) -> "Starter":
+    def starter(self) -> "Executor":
         """What executes a VMM in place of this process."""
-        from pmuctl.manage.start.exec import Starter
+        from pmuctl.manage.start.exec import Executor
 
-        return self.successor or Starter()
+        return self.successor or Executor()
 
     @property
     def ear(self) -> "Ear":
@@ -167,7 +167,7 @@ class Env:
                 layout = replace(layout, headings=False)
             write_rows(chosen, rows, self.stdout, format=self.format, layout=layout)
         if not rows:
-            self.say(empty)
+            self.note(empty)
         self.stdout.flush()
 
     def write_one(self, key: str, columns: Sequence[Column[Row]], row: Row) -> None:
@@ -192,7 +192,7 @@ class Env:
             self.stdout.write("".join(printable(line) + "\n" for line in lines))
         self.stdout.flush()
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """A remark for a person, on stderr; nothing with `--quiet`."""
         if not self.options.quiet:
             self._remark(text)
@@ -218,7 +218,7 @@ class Env:
         with contextlib.suppress(OSError):
             write_problem(problem, self.stderr, as_json=self.format.is_json)
 
-    def stay(self) -> None:
+    def enable_gc(self) -> None:
         """Keep house from now on: a command that goes on and on would fill the memory."""
         gc.enable()  # main.run() leaves it off, for most commands end at once
 
@@ -251,9 +251,9 @@ class Env:
                     self.stderr.write("\r" + " " * len(text) + "\r")
 
 
-def live_env(stdout: TextIO, stderr: TextIO) -> Env:
+def live_context(stdout: TextIO, stderr: TextIO) -> Context:
     """The environment of this process on this machine."""
-    return Env(
+    return Context(
         stdout=guarded(stdout),
         stderr=stderr,
         environ=os.environ,

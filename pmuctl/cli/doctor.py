@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import MACHINE, OUTPUT, REACH
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, tell_hollow
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
@@ -25,7 +25,7 @@ app = make_app(VERBS["doctor"])
 
 @command(app, "doctor", OUTPUT, REACH, MACHINE)
 def doctor(
-    env: Env,
+    context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
     *,
     symptom: Annotated[
@@ -42,53 +42,53 @@ def doctor(
     if symptom is not None:
         if vm:
             raise UsageError("--symptom is about no VM of this host", fix="leave the VM out")
-        _tell_symptoms(env, symptom)
+        _tell_symptoms(context, symptom)
         return ExitStatus.OK
     # here, because a symptom needs nothing of it
     from pmuctl.manage.diagnosis.doctor import diagnose
-    from pmuctl.manage.inventory.lookup import take_stock
+    from pmuctl.manage.inventory.lookup import list_vms
     from pmuctl.model.check_result import Result
 
-    env.check_columns(DOCTOR_COLUMNS)
-    check_place(env)
-    with env.waiting_for("KVM and VMs"):
-        reach = reach_of(env)
-        seen = take_stock(reach, [parse_ref(name) for name in vm or ()])
-        seen = seen if vm else sifted(env, seen)
+    context.check_columns(DOCTOR_COLUMNS)
+    check_place(context)
+    with context.waiting_for("KVM and VMs"):
+        reach = reach_of(context)
+        seen = list_vms(reach, [parse_ref(name) for name in vm or ()])
+        seen = seen if vm else sifted(context, seen)
         findings, unchecked = diagnose(
             reach,
             seen,
             is_whole=not vm,
-            kvm=env.hypervisor or (env.kvm if env.sysfs.is_live else None),
-            threads=env.threads,
+            kvm=context.hypervisor or (context.kvm if context.sysfs.is_live else None),
+            threads=context.threads,
         )
-    env.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
-    tell_hollow(env, seen)
+    context.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
+    tell_hollow(context, seen)
     for words in unchecked:
-        env.say(words)
+        context.note(words)
     if (
-        env.options.sysroot is not None
-        and env.format is Format.TABLE
+        context.options.sysroot is not None
+        and context.format is Format.TABLE
         and any(its.fix for its in findings)
     ):
-        env.say("a fix is for the host that was captured")
-    if env.format is Format.TABLE and env.layout.width is not None:
-        _tell_in_full(env, findings)
+        context.note("a fix is for the host that was captured")
+    if context.format is Format.TABLE and context.layout.width is not None:
+        _tell_in_full(context, findings)
     failed = any(its.result is Result.FAIL for its in findings)
     return ExitStatus.NO if failed else ExitStatus.OK
 
 
-def _tell_in_full(env: Env, findings: "Sequence[Finding]") -> None:
+def _tell_in_full(context: Context, findings: "Sequence[Finding]") -> None:
     """What a terminal's table has cut off: half a command cannot be typed."""
     for its in findings:
         if its.fix is not None:
             head = f"{its.result} {its.id} {its.subject}"
-            env.write_lines(["", head, f"  why: {its.why}", f"  fix: {its.fix}"])
+            context.write_lines(["", head, f"  why: {its.why}", f"  fix: {its.fix}"])
 
 
-def _tell_symptoms(env: Env, text: str) -> None:
+def _tell_symptoms(context: Context, text: str) -> None:
     """What a text can mean; in a table, each in full: these are sentences."""
-    env.check_columns(SYMPTOM_COLUMNS)
+    context.check_columns(SYMPTOM_COLUMNS)
     found = match_symptoms(text)
     if not found:
         raise NotFoundError(
@@ -97,11 +97,11 @@ def _tell_symptoms(env: Env, text: str) -> None:
             why=f"known are {', '.join(its.id for its in SYMPTOMS)}",
             fix="give fewer words of the message, such as --symptom busy",
         )
-    if env.format is not Format.TABLE or env.options.columns is not None:
-        env.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")
+    if context.format is not Format.TABLE or context.options.columns is not None:
+        context.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")
         return
     for number, its in enumerate(found):
         if number:
-            env.stdout.write("\n")
-        write_record(SYMPTOM_COLUMNS, its, env.stdout)
-    env.stdout.flush()
+            context.stdout.write("\n")
+        write_record(SYMPTOM_COLUMNS, its, context.stdout)
+    context.stdout.flush()

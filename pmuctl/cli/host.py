@@ -8,7 +8,7 @@ import typer
 
 from pmuctl import errors
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import MACHINE, OUTPUT, TALK
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
 from pmuctl.host.pmus import scan_pmus
@@ -21,19 +21,19 @@ app = make_noun("host")
 
 
 @command(app, "info", OUTPUT, MACHINE)
-def host_info(env: Env) -> None:
+def host_info(context: Context) -> None:
     """Show this machine: its kernel, its KVM, its CPUs and PMUs.
 
     What KVM does is tried out on scratch VMs, once a boot.
     """
-    with env.waiting_for("probes of KVM"):
-        host = read_host(env.sysfs, scan_pmus(env.sysfs), env.environ)
-    env.write_one("host", HOST_COLUMNS, host)
+    with context.waiting_for("probes of KVM"):
+        host = read_host(context.sysfs, scan_pmus(context.sysfs), context.environ)
+    context.write_one("host", HOST_COLUMNS, host)
 
 
 @command(app, "capabilities", OUTPUT)
 def host_capabilities(
-    env: Env,
+    context: Context,
     attr: Annotated[
         list[str] | None,
         typer.Argument(metavar="[ATTR]...", help="SET_PMU, FILTER, SET_NR_COUNTERS, ..."),
@@ -51,9 +51,9 @@ def host_capabilities(
     # here, because only this needs KVM
     from pmuctl.manage.start.preflight import check_access
 
-    check_access(env.kvm)
-    with env.waiting_for("probes of KVM"):
-        probed = read_host(env.sysfs, scan_pmus(env.sysfs), env.environ).probed
+    check_access(context.kvm)
+    with context.waiting_for("probes of KVM"):
+        probed = read_host(context.sysfs, scan_pmus(context.sysfs), context.environ).probed
     if probed is None or not probed.has_vpmu:
         raise UnsupportedError(
             "guests can have no PMU here",
@@ -63,14 +63,14 @@ def host_capabilities(
     rows = [
         Capability(name=name, number=names[name], present=names[name] in present) for name in asked
     ]
-    env.write_rows("attributes", CAPABILITY_COLUMNS, rows, empty="")
+    context.write_rows("attributes", CAPABILITY_COLUMNS, rows, empty="")
     missing = attr and not all(row.present for row in rows)
     return ExitStatus.NO if missing else ExitStatus.OK
 
 
 @command(app, "snapshot", MACHINE, TALK)
 def host_snapshot(
-    env: Env,
+    context: Context,
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", readable=False, help="A new or empty directory.")
     ],
@@ -85,8 +85,8 @@ def host_snapshot(
     from pmuctl.manage.snapshot import scan_snapshot
 
     try:
-        with env.waiting_for("KVM and VMs"):
-            count = write_capture(scan_snapshot(reach_of(env)), directory)
+        with context.waiting_for("KVM and VMs"):
+            count = write_capture(scan_snapshot(reach_of(context)), directory)
     except OSError as error:
         cls = DeniedError if isinstance(error, PermissionError) else RefusedError
         raise cls(
@@ -95,4 +95,4 @@ def host_snapshot(
             fix="name a new or an empty directory of your own",
         ) from error
     listing = errors.command("pmu", "list", "--sysroot", directory)
-    env.say(f"{count} files; look at them with: {listing}")
+    context.note(f"{count} files; look at them with: {listing}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError
 
 if TYPE_CHECKING:
-    from pmuctl.cli.context import Env
+    from pmuctl.cli.context import Context
 
 
 ENDING = {
@@ -36,47 +36,47 @@ def run() -> NoReturn:
         for number, status in ENDING.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
                 signal.signal(number, partial(_stop, status))
-        env = _live_env()
-        ended = main(sys.argv[1:], env)
+        context = _live_context()
+        ended = main(sys.argv[1:], context)
         with suppress(OSError):
-            env.stderr.flush()
+            context.stderr.flush()
     except Stopped as stop:
         ended = stop.status
     os._exit(ended)
 
 
-def _live_env() -> "Env":
-    from pmuctl.cli.context import live_env
+def _live_context() -> "Context":
+    from pmuctl.cli.context import live_context
     from pmuctl.cli.streams import standard_streams
 
-    return live_env(*standard_streams())
+    return live_context(*standard_streams())
 
 
 def _stop(status: ExitStatus, *_: object) -> NoReturn:
     raise Stopped(status)
 
 
-def main(argv: Sequence[str], env: "Env") -> int:
+def main(argv: Sequence[str], context: "Context") -> int:
     """Carry out one command line and return its exit status; nothing is raised."""
     from pmuctl.cli.streams import PipeClosed
 
     try:
-        return _dispatch(argv, env)
+        return _dispatch(argv, context)
     except PipeClosed:
         return ExitStatus.PIPE
     except Stopped as stop:
         if stop.lost:
-            _report(stop.lost, argv, env)
+            _report(stop.lost, argv, context)
         return stop.status
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except PmuctlError as error:
-        return _report(error, argv, env)
+        return _report(error, argv, context)
     except Exception as bug:
         behind = _stop_behind(bug)
         if behind is not None:
             return behind.status
-        return _report_bug(bug, argv, env)
+        return _report_bug(bug, argv, context)
 
 
 def _stop_behind(bug: BaseException | None) -> Stopped | None:
@@ -86,7 +86,7 @@ def _stop_behind(bug: BaseException | None) -> Stopped | None:
     return bug
 
 
-def _dispatch(argv: Sequence[str], env: "Env") -> int:
+def _dispatch(argv: Sequence[str], context: "Context") -> int:
     import typer
 
     from pmuctl.cli.app import root
@@ -94,19 +94,19 @@ def _dispatch(argv: Sequence[str], env: "Env") -> int:
     # the vendored click has no public name for the errors of its parser
     parser_error: Any = typer.BadParameter.__mro__[2]
     try:
-        with redirect_stdout(env.stdout):
+        with redirect_stdout(context.stdout):
             status = root().main(
                 args=list(argv),
                 prog_name="pmuctl",
                 standalone_mode=False,
-                obj=env,
+                obj=context,
                 complete_var="",
             )
-            env.stdout.flush()
+            context.stdout.flush()
     except parser_error as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             with suppress(OSError):
-                env.stderr.write(error.format_message() + "\n")
+                context.stderr.write(error.format_message() + "\n")
             return ExitStatus.USAGE
         raise _usage_error(error) from None
     except typer.Abort:
@@ -115,37 +115,37 @@ def _dispatch(argv: Sequence[str], env: "Env") -> int:
 
 
 def _usage_error(error: Any) -> PmuctlError:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "pmuctl"
+    typer_context = getattr(error, "ctx", None)
+    command = typer_context.command_path if typer_context else "pmuctl"
     fix = f"{command} --help"
-    is_group = context is not None and hasattr(context.command, "commands")
+    is_group = typer_context is not None and hasattr(typer_context.command, "commands")
     if type(error).__name__ == "NoSuchOption" and is_group:
         fix = f"options go after the command: pmuctl NOUN VERB {error.option_name}"
     message = " ".join(error.format_message().split())
     return UsageError(message.rstrip("."), fix=fix)
 
 
-def _report(error: PmuctlError, argv: Sequence[str], env: "Env") -> int:
+def _report(error: PmuctlError, argv: Sequence[str], context: "Context") -> int:
     from pmuctl.render.error import write_problem
 
     with suppress(OSError):  # there is nowhere left to say it; the status still does
-        write_problem(error, env.stderr, as_json=_wants_json(argv))
-        env.stderr.flush()
+        write_problem(error, context.stderr, as_json=_wants_json(argv))
+        context.stderr.flush()
     return error.status
 
 
-def _report_bug(bug: Exception, argv: Sequence[str], env: "Env") -> int:
+def _report_bug(bug: Exception, argv: Sequence[str], context: "Context") -> int:
     if sum(word.count("v") for word in _flags(argv)) > 1:
         import traceback
 
         with suppress(OSError):
-            traceback.print_exception(bug, file=env.stderr)
+            traceback.print_exception(bug, file=context.stderr)
     error = PmuctlError(
         f"a bug in pmuctl: {type(bug).__name__}: {bug}",
         fix="please report it with the output of the same command and -vv",
     )
     error.status = ExitStatus.BUG
-    return _report(error, argv, env)
+    return _report(error, argv, context)
 
 
 def _flags(argv: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import OUTPUT, REACH, Timeout
 from pmuctl.cli.session import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
@@ -34,7 +34,7 @@ def checked_interval(value: float) -> float:
 
 @command(app, "monitor", OUTPUT, REACH)
 def monitor(
-    env: Env,
+    context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
     *,
     event: Annotated[
@@ -70,48 +70,48 @@ def monitor(
     pmu-offline, repaired, repair-failed and lost.
     """
     refs = tuple(parse_ref(name) for name in vm or ())
-    if env.format is Format.JSON:
+    if context.format is Format.JSON:
         raise UsageError(
             "what goes on without an end is no one JSON object",
             fix="--format jsonl: one object a line",
         )
     columns = choose(
         EVENT_COLUMNS,
-        env.options.columns,
-        every=env.options.every_column,
-        as_json=env.format.is_json,
+        context.options.columns,
+        every=context.options.every_column,
+        as_json=context.format.is_json,
     )
-    env.stay()
+    context.enable_gc()
     wanted = set(event or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
     watch = Watch(
-        reach=reach_of(env),
+        reach=reach_of(context),
         refs=refs,
-        threads=env.threads,
-        ear=env.ear,
+        threads=context.threads,
+        ear=context.ear,
         interval=interval,
         repairs=repair,
     )
     with closing(watch):
-        for its in _begin(env, watch, columns), watch.watch(until):
+        for its in _begin(context, watch, columns), watch.watch(until):
             for one in its:
                 if one.change.kind in wanted:
-                    write_event(columns, one, env.stdout, format=env.format)
+                    write_event(columns, one, context.stdout, format=context.format)
 
 
-def _begin(env: Env, watch: Watch, columns: Sequence[Column[Event]]) -> list[Event]:
+def _begin(context: Context, watch: Watch, columns: Sequence[Column[Event]]) -> list[Event]:
     """The first look; what is watched is said, and the headings are written."""
-    with env.waiting_for("VMs"):
+    with context.waiting_for("VMs"):
         first = list(watch.look())
-    env.say(scope(watch))
+    context.note(scope(watch))
     for name in absent(watch):
-        env.say(f"{name}: there is no such VM yet")
+        context.note(f"{name}: there is no such VM yet")
     for name, why in watch.unjudged():
-        env.say(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
-    tell_missing(env, watch.seen)
+        context.note(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
+    tell_missing(context, watch.seen)
     for problem in watch.problems():
-        env.warn(problem)
-    if not env.options.no_headings:
-        write_head(columns, env.stdout, format=env.format)
-        env.stdout.flush()
+        context.warn(problem)
+    if not context.options.no_headings:
+        write_head(columns, context.stdout, format=context.format)
+        context.stdout.flush()
     return first

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import MACHINE, OUTPUT
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.pmus import scan_probed_pmus
@@ -21,35 +21,37 @@ PMU_HELP = "A name, a quoted glob, core/MODEL or cpus/LIST."
 
 @command(app, "list", OUTPUT, MACHINE)
 def pmu_list(
-    env: Env,
+    context: Context,
     pmu: Annotated[list[str] | None, typer.Argument(metavar="[PMU]...", help=PMU_HELP)] = None,
 ) -> None:
     """List the CPU PMUs of this host, or those that are named."""
-    names = _scan_names(env)
-    pmus = scan_probed_pmus(env.sysfs, names, env.environ)
+    names = _scan_names(context)
+    pmus = scan_probed_pmus(context.sysfs, names, context.environ)
     if pmu:
-        others = scan_other(env.sysfs, names)
+        others = scan_other(context.sysfs, names)
         chosen = [match_pmus(text, pmus) or [select_pmu(text, pmus, others)] for text in pmu]
         pmus = [its for its in pmus if any(its in some for some in chosen)]
     empty = "no CPU PMU: the kernel has registered no arm_pmu device here"
-    env.write_rows("pmus", PMU_COLUMNS, pmus, empty=empty)
+    context.write_rows("pmus", PMU_COLUMNS, pmus, empty=empty)
 
 
 @command(app, "show", OUTPUT, MACHINE)
-def pmu_show(env: Env, pmu: Annotated[str, typer.Argument(metavar="PMU", help=PMU_HELP)]) -> None:
+def pmu_show(
+    context: Context, pmu: Annotated[str, typer.Argument(metavar="PMU", help=PMU_HELP)]
+) -> None:
     """Show one PMU in full.
 
     Its CPUs and their core models, what its format/ and caps/ say, and its named events.
     """
-    names = _scan_names(env)
-    pmus = scan_probed_pmus(env.sysfs, names, env.environ)
-    its = select_pmu(pmu, pmus, scan_other(env.sysfs, names))
-    env.write_one("pmu", PMU_COLUMNS, its)
+    names = _scan_names(context)
+    pmus = scan_probed_pmus(context.sysfs, names, context.environ)
+    its = select_pmu(pmu, pmus, scan_other(context.sysfs, names))
+    context.write_one("pmu", PMU_COLUMNS, its)
 
 
 @command(app, "cpus", OUTPUT, MACHINE)
 def pmu_cpus(
-    env: Env,
+    context: Context,
     cpus: Annotated[
         str | None,
         typer.Argument(metavar="[CPUSET]", help="A list of 0-3, ^5 (not 5), all, pmu/NAME."),
@@ -58,17 +60,17 @@ def pmu_cpus(
     """List the CPUs: the PMU, the core model and the capacity of each."""
     from pmuctl.manage.cpus import scan_cpus
 
-    pmus = scan_pmus(env.sysfs, _scan_names(env))
-    rows = scan_cpus(env.sysfs, pmus)
+    pmus = scan_pmus(context.sysfs, _scan_names(context))
+    rows = scan_cpus(context.sysfs, pmus)
     if cpus is not None:
         present = CpuSet.of(row.number for row in rows)
         wanted = parse_cpus(cpus, pmus, present)
         check_present(wanted, present)
         rows = [row for row in rows if row.number in wanted]
-    env.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU is left of the list")
+    context.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU is left of the list")
 
 
-def _scan_names(env: Env) -> tuple[str, ...]:
-    sources = scan_event_sources(env.sysfs)
-    env.trace(f"{len(sources.names)} event sources, named by {sources.source}")
+def _scan_names(context: Context) -> tuple[str, ...]:
+    sources = scan_event_sources(context.sysfs)
+    context.trace(f"{len(sources.names)} event sources, named by {sources.source}")
     return sources.names

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import CHANGE, TALK, Timeout
 from pmuctl.cli.settings_parser import parse_filter
 from pmuctl.manage.resolve import AUTO
@@ -20,7 +20,7 @@ app = make_app(VERBS["run"])
 
 @command(app, "run", ("json",), TALK, CHANGE, parsing={"allow_interspersed_args": False})
 def run(
-    env: Env,
+    context: Context,
     vmm: Annotated[
         list[str],
         typer.Argument(
@@ -78,41 +78,41 @@ def run(
     )
     check_words(request)
     site = StartSite(
-        sysfs=env.sysfs,
-        threads=env.threads,
-        kvm=env.kvm,
-        environ=env.environ,
-        uid=env.uid,
+        sysfs=context.sysfs,
+        threads=context.threads,
+        kvm=context.kvm,
+        environ=context.environ,
+        uid=context.uid,
         pid=os.getpid(),
     )
-    with env.waiting_for("probes of KVM"):
+    with context.waiting_for("probes of KVM"):
         its = prepare(request, site)
-    if env.options.dry_run:
-        _show(env, its)
+    if context.options.dry_run:
+        _show(context, its)
         return
-    _warn(env, its)
+    _warn(context, its)
     for step in its.steps:
-        env.trace(f"{its.orders.name}: {step}")
-    env.stdout.flush()
-    env.stderr.flush()
+        context.trace(f"{its.orders.name}: {step}")
+    context.stdout.flush()
+    context.stderr.flush()
     start(
-        env.starter,
+        context.starter,
         its.orders,
         its.executable,
         own_environ(),
         gated=its.obstacle is None,
-        warn=env.warn,
+        warn=context.warn,
     )
 
 
-def _warn(env: Env, its: Prepared) -> None:
+def _warn(context: Context, its: Prepared) -> None:
     for problem in (*its.warnings, *([its.obstacle] if its.obstacle else [])):
-        env.warn(problem)
+        context.warn(problem)
 
 
-def _show(env: Env, its: Prepared) -> None:
-    _warn(env, its)
-    if env.options.json:
-        env.write_document({"steps": list(its.steps)})
+def _show(context: Context, its: Prepared) -> None:
+    _warn(context, its)
+    if context.options.json:
+        context.write_document({"steps": list(its.steps)})
     else:
-        env.write_lines([f"{its.orders.name}: {step}" for step in its.steps])
+        context.write_lines([f"{its.orders.name}: {step}" for step in its.steps])

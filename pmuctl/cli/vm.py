@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import command, make_noun
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, SETTINGS, TALK, Timeout
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus
 from pmuctl.manage.affinity.assess import hold, vcpu_rows
-from pmuctl.manage.inventory.inventory import Listing, Stock
-from pmuctl.manage.inventory.lookup import look, take_stock
+from pmuctl.manage.inventory.inventory import Inventory, VmList
+from pmuctl.manage.inventory.lookup import list_vms, lookup_vm
 from pmuctl.manage.inventory.wait import Awaited, wait_for
 from pmuctl.model.alignment import HeldVm
 from pmuctl.model.vm import Vm
@@ -29,62 +29,62 @@ VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 
 @command(app, "list", OUTPUT, REACH, MACHINE)
 def vm_list(
-    env: Env,
+    context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
     """List the VMs of this host, or those that are named.
 
     Those that have a control socket are asked, the others are found by their processes.
     """
-    env.check_columns(VM_COLUMNS)
-    seen = _take_stock(env, vm)
-    site = site_of(env)
+    context.check_columns(VM_COLUMNS)
+    seen = _take_stock(context, vm)
+    site = site_of(context)
     vms = [hold(its, site) for its in seen.vms]
-    env.write_rows("vms", VM_COLUMNS, vms, empty="no VM", more=_missing(seen))
-    _warn_of(env, seen.vms)
+    context.write_rows("vms", VM_COLUMNS, vms, empty="no VM", more=_missing(seen))
+    _warn_of(context, seen.vms)
     if not vm:
-        tell_missing(env, seen)
+        tell_missing(context, seen)
 
 
 @command(app, "show", OUTPUT, REACH, MACHINE)
-def vm_show(env: Env, vm: VmName) -> None:
+def vm_show(context: Context, vm: VmName) -> None:
     """Show one VM in full.
 
     Its window, its settings with the origin of each, and its vCPUs.
     """
-    check_place(env)
-    with env.waiting_for(vm):
-        its = look(Stock(reach_of(env)), parse_ref(vm))
-    site = site_of(env)
+    check_place(context)
+    with context.waiting_for(vm):
+        its = lookup_vm(Inventory(reach_of(context)), parse_ref(vm))
+    site = site_of(context)
     if its.filter is not None and its.pmu is not None:
         names = [pmu.events for pmu in site.pmus if pmu.name == its.pmu.name]
         its = replace(its, event_names=names[0] if names else {})
-    env.write_one("vm", VM_COLUMNS, hold(its, site))
+    context.write_one("vm", VM_COLUMNS, hold(its, site))
 
 
 @command(app, "vcpus", OUTPUT, REACH, MACHINE)
 def vm_vcpus(
-    env: Env,
+    context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
     """List vCPUs: where their threads may be, and whether they can leave their PMU."""
-    env.check_columns(PLACED_COLUMNS)
-    seen = _take_stock(env, vm)
+    context.check_columns(PLACED_COLUMNS)
+    seen = _take_stock(context, vm)
     for its in seen.vms if vm else ():
         # of one that is named, no answer is no list
-        if its.untold is not None:
-            raise its.untold
-    site = site_of(env)
+        if its.query_error is not None:
+            raise its.query_error
+    site = site_of(context)
     rows = [row for its in seen.vms for row in vcpu_rows(hold(its, site), site)]
-    env.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))
-    _warn_of(env, seen.vms)
+    context.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))
+    _warn_of(context, seen.vms)
     if not vm:
-        tell_missing(env, seen)
+        tell_missing(context, seen)
 
 
 @command(app, "wait", TALK, REACH)
 def vm_wait(
-    env: Env,
+    context: Context,
     vm: VmName,
     *,
     awaited: Annotated[
@@ -98,20 +98,20 @@ def vm_wait(
     """
 
     def held(its: Vm) -> HeldVm:
-        return hold(its, site_of(env))
+        return hold(its, site_of(context))
 
-    env.stay()
-    with env.waiting_for(f"{vm} to be {awaited}"):
-        seen = wait_for(reach_of(env), parse_ref(vm), awaited, timeout=timeout, hold=held)
+    context.enable_gc()
+    with context.waiting_for(f"{vm} to be {awaited}"):
+        seen = wait_for(reach_of(context), parse_ref(vm), awaited, timeout=timeout, hold=held)
     if seen is None:
         return ExitStatus.OK
-    env.say(f"{vm}: not {awaited} after {timeout:g} s: {seen}")
+    context.note(f"{vm}: not {awaited} after {timeout:g} s: {seen}")
     return ExitStatus.NO
 
 
 @command(app, "set", OUTPUT, REACH, CHANGE)
 def vm_set(
-    env: Env,
+    context: Context,
     vm: VmName,
     settings: Annotated[
         list[str], typer.Argument(metavar="KEY VALUE...", help=SETTINGS, show_default=False)
@@ -125,28 +125,28 @@ def vm_set(
     """
     from pmuctl.cli.change import change_settings
 
-    change_settings(env, vm, settings)
+    change_settings(context, vm, settings)
 
 
 @command(app, "release", OUTPUT, REACH, CHANGE)
-def vm_release(env: Env, vm: VmName) -> None:
+def vm_release(context: Context, vm: VmName) -> None:
     """Let a VM that waits go on.
 
     Its window closes: from then on KVM takes no settings.
     """
     from pmuctl.cli.change import release
 
-    release(env, vm)
+    release(context, vm)
 
 
-def _take_stock(env: Env, vms: Sequence[str] | None) -> Listing:
-    check_place(env)
-    with env.waiting_for("VMs"):
-        seen = take_stock(reach_of(env), [parse_ref(vm) for vm in vms or ()])
-    return seen if vms else sifted(env, seen)
+def _take_stock(context: Context, vms: Sequence[str] | None) -> VmList:
+    check_place(context)
+    with context.waiting_for("VMs"):
+        seen = list_vms(reach_of(context), [parse_ref(vm) for vm in vms or ()])
+    return seen if vms else sifted(context, seen)
 
 
-def _missing(seen: Listing) -> dict[str, object]:
+def _missing(seen: VmList) -> dict[str, object]:
     return {
         "unreadable": seen.unreadable,
         "partial": seen.is_partial,
@@ -155,7 +155,7 @@ def _missing(seen: Listing) -> dict[str, object]:
     }
 
 
-def _warn_of(env: Env, vms: Sequence[Vm]) -> None:
+def _warn_of(context: Context, vms: Sequence[Vm]) -> None:
     for vm in vms:
         if vm.problem is not None:
-            env.warn(vm.problem)
+            context.warn(vm.problem)

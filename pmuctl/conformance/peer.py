@@ -25,15 +25,15 @@ EVENTS_MAX = 100
 ERROR = Obj({"class": Str(), "desc": Str()}, is_open=True)
 
 
-class Fault(Exception):  # noqa: N818 - no error of pmuctl, but what it was asked to find
+class CheckFailed(Exception):  # noqa: N818 - no error of pmuctl, but what it was asked to find
     """A rule does not hold; the text says what came instead."""
 
 
-class Skipped(Exception):  # noqa: N818
+class CheckSkipped(Exception):  # noqa: N818
     """A check that cannot be made; the text says why."""
 
 
-class Peer:
+class ServerUnderTest:
     """The peer at a path; each check has `deadline` seconds from begin() on."""
 
     def __init__(
@@ -62,9 +62,9 @@ class Peer:
     def demand(self, name: str) -> None:
         """Raise Skipped if the peer has said that it has no such command."""
         if self.commands is not None and name not in self.commands:
-            raise Skipped(f"there is no {name}")
+            raise CheckSkipped(f"there is no {name}")
 
-    def dial(self, *, patient: bool = True) -> "Line":
+    def dial(self, *, patient: bool = True) -> "TestConnection":
         """A connection whose greeting is not read yet.
 
         If not `patient`, raises BlockingIOError where too many others wait to be accepted.
@@ -75,7 +75,7 @@ class Peer:
                 its.settimeout(self.left())
                 try:
                     its.connect(str(self.path))
-                    return Line(self, its)
+                    return TestConnection(self, its)
                 except BlockingIOError:
                     if not patient:
                         raise
@@ -85,7 +85,7 @@ class Peer:
             raise
 
     @contextmanager
-    def ready(self) -> "Iterator[Line]":
+    def ready(self) -> "Iterator[TestConnection]":
         """A connection after its greeting and qmp_capabilities."""
         with self.dial() as line:
             line.greeting()
@@ -109,14 +109,14 @@ class Peer:
         return False
 
 
-class Line:
+class TestConnection:
     """A connection to the peer, as a context.
 
     What is read raises EOFError at its end, TimeoutError after the deadline of the check and
     WireError where it is no message.
     """
 
-    def __init__(self, peer: Peer, its_socket: socket.socket) -> None:
+    def __init__(self, peer: ServerUnderTest, its_socket: socket.socket) -> None:
         self._peer = peer
         self._socket = its_socket
         self._decoder = qmp_codec.Decoder()
@@ -125,7 +125,7 @@ class Line:
         self._passed = 0
         """Events that have come before an answer."""
 
-    def __enter__(self) -> "Line":
+    def __enter__(self) -> "TestConnection":
         return self
 
     def __exit__(
@@ -162,9 +162,9 @@ class Line:
         """Read the greeting; raises Fault for any other message."""
         message = self.read()
         if "error" in message:
-            raise Fault(f"in place of a greeting: {words(message['error'])}")
+            raise CheckFailed(f"in place of a greeting: {words(message['error'])}")
         if not isinstance(message.get("QMP"), dict):
-            raise Fault("the first message is no greeting: it has no object QMP")
+            raise CheckFailed("the first message is no greeting: it has no object QMP")
 
     def answer(self) -> Message:
         """The next message that is no event; raises Fault unless it has the form of an answer."""
@@ -173,9 +173,9 @@ class Line:
                 self.events.append(message)
             self._passed += 1
             if self._passed > EVENTS_MAX:
-                raise Fault("nothing but events comes")
+                raise CheckFailed("nothing but events comes")
         if ("return" in message) == ("error" in message):
-            raise Fault("an answer has either return or error")
+            raise CheckFailed("an answer has either return or error")
         if "error" in message:
             conform(ERROR, message["error"], "error")
         return message
@@ -195,7 +195,7 @@ class Line:
         """The result of a command; raises Fault for an error."""
         answer = self.request(name, arguments)
         if "error" in answer:
-            raise Fault(f"{name}: {words(answer['error'])}")
+            raise CheckFailed(f"{name}: {words(answer['error'])}")
         return answer["return"]
 
     def ask_well(self, name: str, arguments: Message | None = None) -> Message:
@@ -219,16 +219,16 @@ class Line:
         """Raise Fault unless a command is answered with an error, of that class if named."""
         error = self.request(name, arguments).get("error")
         if not isinstance(error, dict):
-            raise Fault(f"{name} was not refused")
+            raise CheckFailed(f"{name} was not refused")
         if as_class is not None and error["class"] != as_class:
-            raise Fault(f"{name} is not the error {as_class}, but {words(error)}")
+            raise CheckFailed(f"{name} is not the error {as_class}, but {words(error)}")
 
     def ends_with(self, data: bytes) -> None:
         """Raise Fault unless this is answered with an error or the end of the connection."""
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             self.send(data)
             if "error" not in self.answer():
-                raise Fault("it was taken for a request")
+                raise CheckFailed("it was taken for a request")
 
     def event(self, name: str) -> Message:
         """The data of the next event of this name; all other messages are passed over."""
@@ -250,10 +250,10 @@ def conform(kind: Kind, value: object, where: str) -> None:
     try:
         kind.check(value, where)
     except SchemaError as error:
-        raise Fault(str(error)) from None
+        raise CheckFailed(str(error)) from None
 
 
-def open_peer(peer: Peer) -> None:
+def open_peer(peer: ServerUnderTest) -> None:
     """See that somebody listens; raises what tells the user why nobody can be tested there."""
     path = peer.path
     try:

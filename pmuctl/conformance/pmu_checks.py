@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
-from pmuctl.conformance.peer import Fault, Line, Peer, Skipped, conform, is_set, open_peer, words
+from pmuctl.conformance.peer import (
+    CheckFailed,
+    CheckSkipped,
+    ServerUnderTest,
+    TestConnection,
+    conform,
+    is_set,
+    open_peer,
+    words,
+)
 from pmuctl.conformance.protocol_checks import FORM_CHECKS, STREAM_CHECKS
 from pmuctl.conformance.runner import ConformanceCheck, ConformanceResult, verify
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS, filter_from, filter_message
@@ -30,7 +39,7 @@ class Trials:
         self._pmu = pmu
         self._other = next((its for its in others if its != pmu and its.type is not None), None)
         self._stack = stack
-        self._watcher: Line | None = None
+        self._watcher: TestConnection | None = None
         self._stands: EventFilter | None = None
         """What was applied last."""
 
@@ -88,10 +97,10 @@ class Trials:
     def _arguments(self, state: Message, its: EventFilter, **more: object) -> Message:
         """Arguments of pmu-apply: all that this VM's kernel has."""
         if self._pmu is None or self._pmu.type is None:
-            raise Skipped("this host has no CPU PMU that is known")
+            raise CheckSkipped("this host has no CPU PMU that is known")
         has = _attributes(state)
         if "SET_PMU" not in has:
-            raise Skipped("KVM has no SET_PMU there")
+            raise CheckSkipped("KVM has no SET_PMU there")
         asked: Message = {"type": self._pmu.type, "name": self._pmu.name}
         if "SET_NR_COUNTERS" in has:
             asked["counters"] = COUNTERS
@@ -101,7 +110,7 @@ class Trials:
             asked["cpus"] = list(self._pmu.cpus)
         return asked | more
 
-    def _rehearse(self, peer: Peer, line: Line) -> tuple[Message, Message]:
+    def _rehearse(self, peer: ServerUnderTest, line: TestConnection) -> tuple[Message, Message]:
         """The state of the VM, and the answer to a dry run, which may be an error."""
         peer.demand("pmu-apply")
         state = line.state()
@@ -111,147 +120,149 @@ class Trials:
             del asked["cpus"]
             answer = line.request("pmu-apply", asked)
         if _class(answer) == "NotPermitted":
-            raise Skipped("this user may not change the VM")
+            raise CheckSkipped("this user may not change the VM")
         return state, answer
 
-    def _dry_run(self, peer: Peer) -> None:
+    def _dry_run(self, peer: ServerUnderTest) -> None:
         with peer.ready() as line:
             before, answer = self._rehearse(peer, line)
             after = line.state()
         if before != after:
-            raise Fault("query-pmu does not answer the same after a dry run")
+            raise CheckFailed("query-pmu does not answer the same after a dry run")
         if any(its.get("event") == "PMU_APPLIED" for its in line.events):
-            raise Fault("there was PMU_APPLIED for a dry run")
+            raise CheckFailed("there was PMU_APPLIED for a dry run")
         if "return" in answer:
             result = _result(answer)
             if result["outcome"] == "set" or "done" in [its["outcome"] for its in result["steps"]]:
-                raise Fault("the answer to a dry run says that something was done")
+                raise CheckFailed("the answer to a dry run says that something was done")
 
-    def _dry_run_order(self, peer: Peer) -> None:
+    def _dry_run_order(self, peer: ServerUnderTest) -> None:
         with peer.ready() as line:
             state, answer = self._rehearse(peer, line)
         if state.get("window") != "open":
-            raise Skipped("the window is not open: there are no steps")
+            raise CheckSkipped("the window is not open: there are no steps")
         if "error" in answer:
-            raise Fault(words(answer["error"]))
+            raise CheckFailed(words(answer["error"]))
         steps = [its["attribute"] for its in _result(answer)["steps"]]
         if strange := next((its for its in steps if its not in ORDER), None):
-            raise Fault(f"a step is called {strange:.64}")
+            raise CheckFailed(f"a step is called {strange:.64}")
         if steps != sorted(steps, key=ORDER.index):
-            raise Fault(f"the order is {', '.join(dict.fromkeys(steps))}")
+            raise CheckFailed(f"the order is {', '.join(dict.fromkeys(steps))}")
         for name, key in (("SET_PMU", "pmu"), ("FILTER", "filter")):
             if not is_set(state, key) and name in _attributes(state) and name not in steps:
-                raise Fault(f"there is no step {name}, and no {key} was set before")
+                raise CheckFailed(f"there is no step {name}, and no {key} was set before")
 
-    def _dry_run_again(self, peer: Peer) -> None:
+    def _dry_run_again(self, peer: ServerUnderTest) -> None:
         with peer.ready() as line:
             _, first = self._rehearse(peer, line)
             _, second = self._rehearse(peer, line)
         if any(first.get(key) != second.get(key) for key in ("return", "error")):
-            raise Fault("the second answer is not the first one")
+            raise CheckFailed("the second answer is not the first one")
 
-    def _apply(self, peer: Peer) -> None:
+    def _apply(self, peer: ServerUnderTest) -> None:
         peer.demand("pmu-apply")
         with peer.ready() as line:
             state = line.state()
             if state.get("window") != "open":
-                raise Fault("the window is not open: this wants a VM that waits")
+                raise CheckFailed("the window is not open: this wants a VM that waits")
             if is_set(state, "pmu") or is_set(state, "filter"):
-                raise Fault("something was applied to this VM before: this wants a fresh one")
+                raise CheckFailed(
+                    "something was applied to this VM before: this wants a fresh one"
+                )
             self._set(line, state, FIRST)
 
-    def _set(self, line: Line, state: Message, its: EventFilter) -> list[str]:
+    def _set(self, line: TestConnection, state: Message, its: EventFilter) -> list[str]:
         """Apply it for real and see that it stands; the attributes of the steps."""
         asked = self._arguments(state, its)
         result: Any = line.ask_well("pmu-apply", asked)
         if result["outcome"] != "set":
-            raise Fault(f"the outcome is {result['outcome']}, not set")
+            raise CheckFailed(f"the outcome is {result['outcome']}, not set")
         if any(step["outcome"] != "done" for step in result["steps"]):
-            raise Fault("a step is not done, though all was set")
+            raise CheckFailed("a step is not done, though all was set")
         after: Any = line.ask_well("query-pmu")
         pmu, standing = after["pmu"], after["filter"]
         wanted = asked["type"], asked["name"]
         if not is_set(after, "pmu") or (pmu["type"], pmu["name"]) != wanted:
-            raise Fault("query-pmu does not say that the PMU was set")
+            raise CheckFailed("query-pmu does not say that the PMU was set")
         bits = after.get("event-bits") or WIDEST_BITS
         if "filter" in asked:
             if standing is None or filter_from(standing).allowed(bits) != its.allowed(bits):
-                raise Fault("query-pmu does not say that the filter was set")
+                raise CheckFailed("query-pmu does not say that the filter was set")
         self._stands = its
         return [step["attribute"] for step in result["steps"]]
 
-    def _held(self, line: Line, *, filtered: bool = True) -> tuple[Message, EventFilter]:
+    def _held(self, line: TestConnection, *, filtered: bool = True) -> tuple[Message, EventFilter]:
         """The state of the VM, and the filter that stands; skips unless `apply` has passed."""
         if self._stands is None:
-            raise Skipped("apply has not passed")
+            raise CheckSkipped("apply has not passed")
         state = line.state()
         if filtered and "FILTER" not in _attributes(state):
-            raise Skipped("KVM has no FILTER there")
+            raise CheckSkipped("KVM has no FILTER there")
         return state, self._stands
 
-    def _apply_again(self, peer: Peer) -> None:
+    def _apply_again(self, peer: ServerUnderTest) -> None:
         with peer.ready() as line:
             state, standing = self._held(line, filtered=False)
             self._is_unchanged(line, state, standing)
 
-    def _is_unchanged(self, line: Line, state: Message, its: EventFilter) -> None:
+    def _is_unchanged(self, line: TestConnection, state: Message, its: EventFilter) -> None:
         result = line.ask_well("pmu-apply", self._arguments(state, its))
         if (result["outcome"], result["steps"]) != ("unchanged", []):
-            raise Fault(f"the outcome is {result['outcome']}, not unchanged without steps")
+            raise CheckFailed(f"the outcome is {result['outcome']}, not unchanged without steps")
 
-    def _difference(self, peer: Peer) -> None:
+    def _difference(self, peer: ServerUnderTest) -> None:
         with peer.ready() as line:
             state, standing = self._held(line)
             steps = self._set(line, state, _another(standing))
         if set(steps) != {"FILTER"}:
-            raise Fault(f"the steps are {', '.join(steps) or 'none'}")
+            raise CheckFailed(f"the steps are {', '.join(steps) or 'none'}")
 
-    def _other_pmu(self, peer: Peer) -> None:
+    def _other_pmu(self, peer: ServerUnderTest) -> None:
         if self._other is None:
-            raise Skipped("this host has no other PMU")
+            raise CheckSkipped("this host has no other PMU")
         with peer.ready() as line:
             before, _ = self._held(line)
             asked: Message = {"type": self._other.type, "name": self._other.name}
             line.refused("pmu-apply", asked, as_class="Sealed")
             if line.state() != before:
-                raise Fault("query-pmu does not answer the same after the refusal")
+                raise CheckFailed("query-pmu does not answer the same after the refusal")
 
-    def _applied_event(self, peer: Peer) -> None:
+    def _applied_event(self, peer: ServerUnderTest) -> None:
         with peer.ready() as line, peer.ready() as watcher:
             state, standing = self._held(line)
             self._set(line, state, _another(standing))
             conform(EVENTS["PMU_APPLIED"], watcher.event("PMU_APPLIED"), "PMU_APPLIED")
 
-    def _release(self, peer: Peer) -> None:
+    def _release(self, peer: ServerUnderTest) -> None:
         with peer.ready() as line:
             self._held(line, filtered=False)
             watcher = self._stack.enter_context(peer.ready())
             for expected in ("released", "unchanged"):
                 outcome = line.ask_well("pmu-release")["outcome"]
                 if outcome != expected:
-                    raise Fault(f"the outcome is {outcome}, not {expected}")
+                    raise CheckFailed(f"the outcome is {outcome}, not {expected}")
             self._watcher = watcher
 
-    def _window_event(self, peer: Peer) -> None:
+    def _window_event(self, peer: ServerUnderTest) -> None:
         if self._watcher is None:
-            raise Skipped("release has not passed")
+            raise CheckSkipped("release has not passed")
         data = self._watcher.event("PMU_WINDOW")
         conform(EVENTS["PMU_WINDOW"], data, "PMU_WINDOW")
         if data["window"] != "sealed":
-            raise Fault(f"the window is {data['window']}, not sealed")
+            raise CheckFailed(f"the window is {data['window']}, not sealed")
 
-    def _sealed(self, peer: Peer) -> None:
+    def _sealed(self, peer: ServerUnderTest) -> None:
         if self._watcher is None:
-            raise Skipped("release has not passed")
+            raise CheckSkipped("release has not passed")
         with peer.ready() as line:
             state, standing = self._held(line)
             if state.get("window") != "sealed":
-                raise Fault(f"the window is {state.get('window')}, not sealed")
+                raise CheckFailed(f"the window is {state.get('window')}, not sealed")
             line.refused(
                 "pmu-apply", self._arguments(state, _another(standing)), as_class="Sealed"
             )
             if (after := line.state()).get("filter") != state.get("filter"):
-                raise Fault("the filter was changed all the same")
+                raise CheckFailed("the filter was changed all the same")
             self._is_unchanged(line, after, standing)
 
 
@@ -285,7 +296,7 @@ def _checks(trials: Trials, *, apply: bool) -> Sequence[ConformanceCheck]:
 
 
 def examine(
-    peer: Peer, pmus: Sequence[Pmu], *, apply: Pmu | None = None
+    peer: ServerUnderTest, pmus: Sequence[Pmu], *, apply: Pmu | None = None
 ) -> list[ConformanceResult]:
     """Every check of a peer, with what became of it.
 

@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from pmuctl.conformance.peer import Fault, Line, Peer, Skipped, conform, words
+from pmuctl.conformance.peer import (
+    CheckFailed,
+    CheckSkipped,
+    ServerUnderTest,
+    TestConnection,
+    conform,
+    words,
+)
 from pmuctl.conformance.runner import ConformanceCheck
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS
@@ -25,58 +32,58 @@ PAUSE = 0.05
 LIST, REFUSED = b'{"execute":"query-commands"}', b'{"execute":"%s"}' % NO_COMMAND.encode()
 
 
-def _is_alive(line: Line) -> None:
+def _is_alive(line: TestConnection) -> None:
     """Raise unless the connection goes on."""
     line.ask("query-commands")
 
 
-def _greeting(peer: Peer) -> None:
+def _greeting(peer: ServerUnderTest) -> None:
     with peer.dial() as line:
         line.greeting()
 
 
-def _capabilities(peer: Peer) -> None:
+def _capabilities(peer: ServerUnderTest) -> None:
     with peer.ready() as line:
         _is_alive(line)
 
 
-def _capabilities_first(peer: Peer) -> None:
+def _capabilities_first(peer: ServerUnderTest) -> None:
     with peer.dial() as line:
         line.greeting()
         line.refused("query-commands", as_class=NOT_FOUND)
         line.ask("qmp_capabilities")
 
 
-def _capabilities_once(peer: Peer) -> None:
+def _capabilities_once(peer: ServerUnderTest) -> None:
     with peer.ready() as line:
         line.refused("qmp_capabilities", as_class=NOT_FOUND)
         _is_alive(line)
 
 
-def _query_commands(peer: Peer) -> None:
+def _query_commands(peer: ServerUnderTest) -> None:
     with peer.ready() as line:
         result = line.ask("query-commands")
     conform(COMMANDS["query-commands"].result, result, "query-commands")
     assert isinstance(result, list)
     peer.commands = frozenset(its["name"] for its in result)
     if missing := [name for name in COMMANDS if name not in peer.commands | OPTIONAL]:
-        raise Fault(f"there is no {', '.join(missing)}")
+        raise CheckFailed(f"there is no {', '.join(missing)}")
 
 
-def _query_schema(peer: Peer) -> None:
+def _query_schema(peer: ServerUnderTest) -> None:
     if peer.commands is None:
-        raise Skipped("query-commands does not tell whether there is one")
+        raise CheckSkipped("query-commands does not tell whether there is one")
     if "query-schema" not in peer.commands:
-        raise Skipped("there is no query-schema, which a server may do without")
+        raise CheckSkipped("there is no query-schema, which a server may do without")
     with peer.ready() as line:
         result = line.ask_well("query-schema")
     told = {its["name"]: _types(its["arguments"]) for its in _list(result["commands"])}
     for name, command in COMMANDS.items():
         if name in told and _types(list(command.arguments.describe(""))) - told[name]:
-            raise Fault(f"{name} has other arguments than the protocol")
+            raise CheckFailed(f"{name} has other arguments than the protocol")
     for name in COMMANDS:
         if name in peer.commands and name not in told:
-            raise Fault(f"it does not describe {name}")
+            raise CheckFailed(f"it does not describe {name}")
 
 
 def _list(value: object) -> list[Message]:
@@ -88,19 +95,19 @@ def _types(fields: object) -> set[tuple[object, object]]:
     return {(its["path"], its["type"]) for its in _list(fields)}
 
 
-def _query_pmu(peer: Peer) -> None:
+def _query_pmu(peer: ServerUnderTest) -> None:
     peer.demand("query-pmu")
     with peer.ready() as line:
         line.ask_well("query-pmu")
 
 
-def _unknown_command(peer: Peer) -> None:
+def _unknown_command(peer: ServerUnderTest) -> None:
     with peer.ready() as line:
         line.refused(NO_COMMAND, as_class=NOT_FOUND)
         _is_alive(line)
 
 
-def _unknown_argument(peer: Peer) -> None:
+def _unknown_argument(peer: ServerUnderTest) -> None:
     with peer.ready() as line:
         line.refused("query-commands", {"no-such-argument": True})
         if peer.commands is not None and "pmu-apply" in peer.commands:
@@ -108,14 +115,14 @@ def _unknown_argument(peer: Peer) -> None:
         _is_alive(line)
 
 
-def _missing_argument(peer: Peer) -> None:
+def _missing_argument(peer: ServerUnderTest) -> None:
     peer.demand("pmu-apply")
     with peer.ready() as line:
         line.refused("pmu-apply", {k: v for k, v in peer.rehearsal.items() if k != "type"})
         _is_alive(line)
 
 
-def _wrong_argument(peer: Peer) -> None:
+def _wrong_argument(peer: ServerUnderTest) -> None:
     peer.demand("pmu-apply")
     with peer.ready() as line:
         line.refused("pmu-apply", peer.rehearsal | {"type": str(peer.rehearsal["type"])})
@@ -123,48 +130,50 @@ def _wrong_argument(peer: Peer) -> None:
         _is_alive(line)
 
 
-def _ids(peer: Peer) -> None:
+def _ids(peer: ServerUnderTest) -> None:
     with peer.ready() as line:
         for tag in ("a", 7, {"a": [1, None]}):
             for name in ("query-commands", NO_COMMAND):
                 line.send(qmp_codec.encode({"execute": name, "id": tag}))
                 answer = line.answer()
                 if "id" not in answer or answer["id"] != tag:
-                    raise Fault(f"the id {json.dumps(tag)} was not repeated with {_kind(answer)}")
+                    raise CheckFailed(
+                        f"the id {json.dumps(tag)} was not repeated with {_kind(answer)}"
+                    )
         line.send(LIST + b"\n")
         if "id" in line.answer():
-            raise Fault("an answer has an id, its request had none")
+            raise CheckFailed("an answer has an id, its request had none")
 
 
 def _kind(answer: Message) -> str:
     return "an error" if "error" in answer else "a result"
 
 
-def _order(peer: Peer) -> None:
+def _order(peer: ServerUnderTest) -> None:
     pattern = (LIST, REFUSED, REFUSED, LIST, REFUSED, LIST, LIST, LIST, REFUSED)
     with peer.ready() as line:
         for data in pattern:
             line.send(data + b"\n")
         for number, data in enumerate(pattern, 1):
             if ("error" in line.answer()) != (data == REFUSED):
-                raise Fault(f"answer {number} of {len(pattern)} is that of another request")
+                raise CheckFailed(f"answer {number} of {len(pattern)} is that of another request")
 
 
-def _pieces(*pieces: bytes, answers: int = 1) -> Callable[[Peer], None]:
-    def run(peer: Peer) -> None:
+def _pieces(*pieces: bytes, answers: int = 1) -> Callable[[ServerUnderTest], None]:
+    def run(peer: ServerUnderTest) -> None:
         with peer.ready() as line:
             for number, piece in enumerate(pieces):
                 time.sleep(PAUSE if number else 0)
                 line.send(piece)
             for _ in range(answers):
                 if "error" in (answer := line.answer()):
-                    raise Fault(words(answer["error"]))
+                    raise CheckFailed(words(answer["error"]))
 
     return run
 
 
-def _is_refused(*bad: bytes) -> Callable[[Peer], None]:
-    def run(peer: Peer) -> None:
+def _is_refused(*bad: bytes) -> Callable[[ServerUnderTest], None]:
+    def run(peer: ServerUnderTest) -> None:
         for data in bad:
             with peer.ready() as line:
                 line.ends_with(data)
@@ -173,13 +182,13 @@ def _is_refused(*bad: bytes) -> Callable[[Peer], None]:
     return run
 
 
-def _half_request(peer: Peer) -> None:
+def _half_request(peer: ServerUnderTest) -> None:
     with peer.ready() as line:
         line.send(LIST[:10])
         peer.check_serves()
 
 
-def _many_clients(peer: Peer) -> None:
+def _many_clients(peer: ServerUnderTest) -> None:
     with peer.ready() as first:
         with ExitStack() as stack:
             for _ in range(MANY):
@@ -192,7 +201,7 @@ def _many_clients(peer: Peer) -> None:
     while True:
         try:
             return peer.check_serves()
-        except (Fault, EOFError, ConnectionResetError, BrokenPipeError):
+        except (CheckFailed, EOFError, ConnectionResetError, BrokenPipeError):
             time.sleep(min(PAUSE, peer.left()))  # it has still to see that they have left
 
 

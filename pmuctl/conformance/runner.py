@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
-from pmuctl.conformance.peer import Fault, Peer, Skipped
+from pmuctl.conformance.peer import CheckFailed, CheckSkipped, ServerUnderTest
 from pmuctl.control.protocol.qmp_codec import PEER_TEXT_MAX, WireError
 from pmuctl.value import value
 
@@ -26,7 +26,7 @@ class ConformanceCheck:
 
     name: str
     rule: str
-    run: Callable[[Peer], None]
+    run: Callable[[ServerUnderTest], None]
     needed: bool = False
 
 
@@ -39,7 +39,9 @@ class ConformanceResult:
     detail: str | None = None
 
 
-def verify(peer: Peer, checks: Sequence[ConformanceCheck]) -> Iterator[ConformanceResult]:
+def verify(
+    peer: ServerUnderTest, checks: Sequence[ConformanceCheck]
+) -> Iterator[ConformanceResult]:
     """Make the checks, in order; whatever the peer does, each has a finding."""
     lost: str | None = None
     for check in checks:
@@ -56,12 +58,12 @@ def verify(peer: Peer, checks: Sequence[ConformanceCheck]) -> Iterator[Conforman
                 lost = f"nobody listens there any more since {check.name}"
 
 
-def _try(peer: Peer, check: ConformanceCheck) -> tuple[Verdict, str | None]:
+def _try(peer: ServerUnderTest, check: ConformanceCheck) -> tuple[Verdict, str | None]:
     try:
         check.run(peer)
-    except Skipped as skipped:
+    except CheckSkipped as skipped:
         return Verdict.SKIP, str(skipped)
-    except Fault as fault:
+    except CheckFailed as fault:
         return Verdict.FAIL, str(fault)[:PEER_TEXT_MAX]
     except TimeoutError:
         return Verdict.FAIL, f"no answer in {peer.deadline:g} s"

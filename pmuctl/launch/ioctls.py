@@ -10,7 +10,7 @@ from pmuctl.launch.spec import Orders
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.kvm_caps import Kernel
-from pmuctl.model.plan import Current, SetAttr, Wanted, plan, refusal
+from pmuctl.model.plan import CurrentState, SetAttr, TargetSettings, plan, refusal
 from pmuctl.model.vpmu import Vcpu, Vpmu
 from pmuctl.uapi.kvm import KVM_SET_DEVICE_ATTR, kvm_device_attr
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_FILTER
@@ -53,8 +53,8 @@ def steps(orders: Orders) -> tuple[SetAttr, ...]:
         attributes=orders.attributes,
         event_bits=orders.event_bits or WIDEST_BITS,
     )
-    wanted = Wanted(type=number, name=name, filter=orders.filter)
-    planned = plan(Current(vpmu=_fresh(kernel), threads={}), wanted)
+    wanted = TargetSettings(type=number, name=name, filter=orders.filter)
+    planned = plan(CurrentState(vpmu=_fresh(kernel), threads={}), wanted)
     return tuple(_locked(its for its in planned if isinstance(its, SetAttr)))
 
 

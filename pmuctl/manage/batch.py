@@ -12,14 +12,14 @@ Result = TypeVar("Result")
 
 
 @value(kw_only=True)
-class Several(Generic[Result]):
+class BatchResult(Generic[Result]):
     """What came of each, in order; without `keeps_going` the first failure was the last."""
 
     done: tuple[Result, ...]
     failed: tuple[PmuctlError, ...]
     keeps_going: bool
 
-    def check(self) -> None:
+    def raise_first(self) -> None:
         """Raise the failure that has ended it, if one has."""
         if self.failed and not self.keeps_going:
             raise self.failed[0]
@@ -32,9 +32,9 @@ class Several(Generic[Result]):
         return ExitStatus.PARTIAL if is_partial else self.failed[0].status
 
 
-def each(
+def run_each(
     targets: Iterable[Target], act: Callable[[Target], Result], *, keep_going: bool
-) -> Several[Result]:
+) -> BatchResult[Result]:
     """Act on each of these; `keep_going` says whether also after a failure."""
     done: list[Result] = []
     failed: list[PmuctlError] = []
@@ -45,4 +45,4 @@ def each(
             failed.append(error)
             if not keep_going:
                 break
-    return Several(done=tuple(done), failed=tuple(failed), keeps_going=keep_going)
+    return BatchResult(done=tuple(done), failed=tuple(failed), keeps_going=keep_going)

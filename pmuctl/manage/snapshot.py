@@ -11,12 +11,12 @@ from pmuctl.host.snapshot_files import Captured, scan_captured
 from pmuctl.manage.host_info import read_probed
 from pmuctl.manage.inventory.captured_replies import capture_told
 from pmuctl.manage.inventory.poller import ask_sockets
-from pmuctl.manage.inventory.query import Reach
-from pmuctl.manage.inventory.replies import Answered
+from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.replies import VmReply
 from pmuctl.value import replace
 
 
-def scan_snapshot(reach: Reach) -> Iterator[Captured]:
+def scan_snapshot(reach: Session) -> Iterator[Captured]:
     """The files of a capture: sysfs and debugfs, what control sockets tell, the processes of VMs,
     and what KVM does.
 
@@ -31,7 +31,7 @@ def scan_snapshot(reach: Reach) -> Iterator[Captured]:
         replace(entry, owner=None) if reach.is_own(entry) else entry for entry in sockets.entries
     ]
     yield from capture_told(list(zip(entries, told, strict=True)), sockets.left_out)
-    vmms = (its.vmm.process for its in told if isinstance(its, Answered))
+    vmms = (its.vmm.process for its in told if isinstance(its, VmReply))
     yield from scan_captured_vms(reach.procs, sysfs, filter(None, vmms))
     pmus = scan_pmus(sysfs)
     probed = None

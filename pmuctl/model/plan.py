@@ -31,7 +31,7 @@ from pmuctl.value import value
 
 
 @value
-class Place:
+class SetAffinity:
     """sched_setaffinity(2) on one vCPU thread; `before` is the mask it replaces."""
 
     vcpu: int
@@ -71,11 +71,11 @@ class SetAttr:
         return f"{call}{value}){note}"
 
 
-Step = Place | SetAttr
+Step = SetAffinity | SetAttr
 
 
 @value(kw_only=True)
-class Wanted:
+class TargetSettings:
     """Settings asked of a VM; None leaves one as it is.
 
     `cpus` are the CPUs vCPU threads are to stay on: a thread's mask is cut down to them.
@@ -89,7 +89,7 @@ class Wanted:
 
 
 @value(kw_only=True)
-class Thread:
+class VcpuThread:
     """A vCPU's thread: the CPUs it is on now, and those it may be on.
 
     They differ where the present mask is pmuctl's own work: then `may` is the mask before it.
@@ -101,7 +101,7 @@ class Thread:
 
 
 @value(kw_only=True)
-class Current:
+class CurrentState:
     """A VM as its VMM knows it.
 
     `sealed_by` says what
@@ -111,10 +111,10 @@ class Current:
 
     vpmu: Vpmu
     sealed_by: str | None = None
-    threads: Mapping[int, Thread]
+    threads: Mapping[int, VcpuThread]
 
 
-def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
+def plan(current: CurrentState, wanted: TargetSettings) -> tuple[Step, ...]:
     """The steps that bring a VM to what is wanted, none where it is so already.
 
     Raises UnsupportedError, NotFoundError, UsageError, SealedError or RefusedError, each with the
@@ -135,7 +135,7 @@ def plan(current: Current, wanted: Wanted) -> tuple[Step, ...]:
     return (*_placing(current, wanted), *calls)
 
 
-def _check_known(vpmu: Vpmu, wanted: Wanted) -> None:
+def _check_known(vpmu: Vpmu, wanted: TargetSettings) -> None:
     if not vpmu.vcpus or not vpmu.vcpus[0].has_pmu:
         raise no_vpmu()
     if wanted.type not in vpmu.kernel.counters:
@@ -155,7 +155,7 @@ def _check_known(vpmu: Vpmu, wanted: Wanted) -> None:
         )
 
 
-def _placing(current: Current, wanted: Wanted) -> Iterator[Place]:
+def _placing(current: CurrentState, wanted: TargetSettings) -> Iterator[SetAffinity]:
     if wanted.cpus is None:
         return
     for vcpu, thread in sorted(current.threads.items()):
@@ -168,10 +168,10 @@ def _placing(current: Current, wanted: Wanted) -> Iterator[Place]:
                 "a pin is never widened",
             )
         if cpus != thread.now:
-            yield Place(vcpu, thread.tid, cpus, thread.now)
+            yield SetAffinity(vcpu, thread.tid, cpus, thread.now)
 
 
-def _calls(current: Current, wanted: Wanted) -> Iterator[SetAttr]:
+def _calls(current: CurrentState, wanted: TargetSettings) -> Iterator[SetAttr]:
     vpmu = current.vpmu
     # any vCPU will do, but one that is INITed answers EBUSY to everything
     vcpu = next((n for n, its in enumerate(vpmu.vcpus) if not its.initialised), 0)

@@ -167,7 +167,7 @@ class Vm:
                 return self.id is not None and self.pid == pid and fd in (None, self.id.fd)
 
     @property
-    def untold(self) -> PmuctlError | None:
+    def query_error(self) -> PmuctlError | None:
         """Why it could not be asked, where its process does not tell its vCPUs either."""
         return None if self.vcpus else self.problem
 

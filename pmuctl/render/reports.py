@@ -8,7 +8,7 @@ from pmuctl.render.columns import Column
 
 if TYPE_CHECKING:
     from pmuctl.conformance.runner import ConformanceResult
-    from pmuctl.manage.settings.transaction import Change
+    from pmuctl.manage.settings.transaction import KeyResult
     from pmuctl.model.check_result import Finding
     from pmuctl.model.symptoms import Symptom
 
@@ -29,7 +29,7 @@ SYMPTOM_COLUMNS: Sequence[Column["Symptom"]] = (
     Column(name="FIX", help="what mends it", value=lambda its: its.fix),
 )
 
-CHANGE_COLUMNS: Sequence[Column["Change"]] = (
+CHANGE_COLUMNS: Sequence[Column["KeyResult"]] = (
     Column(name="VM", help="the VM", value=lambda change: change.vm),
     Column(name="KEY", help="the setting", value=lambda change: change.key),
     Column(

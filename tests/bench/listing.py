@@ -32,11 +32,11 @@ LIVE = """
 import sys
 from pmuctl.value import replace
 from pathlib import Path
-from pmuctl.cli.context import live_env
+from pmuctl.cli.context import live_context
 from pmuctl.cli.main import main
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-env = replace(live_env(sys.stdout, sys.stderr), processes=Procfs(Path(sys.argv[1]) / "proc"),
+env = replace(live_context(sys.stdout, sys.stderr), processes=Procfs(Path(sys.argv[1]) / "proc"),
               live=Sysfs(Path(sys.argv[1])))
 status = main(["vm", "list"], env)
 env.stdout.flush()

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import pytest
 
-from pmuctl.cli.context import Env
+from pmuctl.cli.context import Context
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
 from pmuctl.control.server.server import Server
@@ -60,9 +60,9 @@ class Machine:
         status = main(argv, self.env(stdout, stderr, uid=uid))
         return Ran(int(status), stdout.getvalue(), stderr.getvalue())
 
-    def env(self, stdout: TextIO, stderr: TextIO, *, uid: int = 0) -> Env:
+    def env(self, stdout: TextIO, stderr: TextIO, *, uid: int = 0) -> Context:
         """The outside of a command on this machine."""
-        return Env(
+        return Context(
             stdout=guarded(stdout),
             stderr=stderr,
             environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},

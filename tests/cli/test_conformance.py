@@ -17,9 +17,9 @@ import pytest
 from pmuctl.conformance.pmu_checks import check_names
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.protocol.qmp_codec import Decoder, Message, WireError, encode
-from pmuctl.control.server.commands import Dispatcher
+from pmuctl.control.server.commands import CommandHandler
 from pmuctl.control.server.connection import Connection
-from pmuctl.control.server.pmu_state import Settings
+from pmuctl.control.server.pmu_state import PmuState
 from tests.cli.conftest import Machine, Ran
 from tests.fakes.peers import GREETING, PATIENCE
 from tests.fakes.vmm import FakeVm
@@ -39,8 +39,8 @@ class OtherServer:
 
     def __init__(self) -> None:
         self.vm = FakeVm()
-        self._settings = Settings(self.vm, lambda: PMUS, self.vm.threads)
-        self._dispatcher = Dispatcher(self._settings, self.tell)
+        self._settings = PmuState(self.vm, lambda: PMUS, self.vm.threads)
+        self._dispatcher = CommandHandler(self._settings, self.tell)
         self._clients: list[Connection] = []
         self._threads: list[threading.Thread] = []
         self.lock = threading.Lock()

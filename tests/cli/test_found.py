@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pmuctl.cli.session import reach_of
-from pmuctl.manage.inventory.lookup import take_stock
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.lookup import list_vms
+from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.fakes.peers import GREETING, RawClient, bad_server
@@ -363,7 +363,7 @@ def test_two_vms_of_a_process_are_two_where_they_can_be_told_apart(machine: Mach
     assert shown(machine, "pid/6000/10")["vcpu_list"][0]["vcpu"] == 1
 
 
-def with_monitors(machine: Machine, paths: list[Path]) -> Reach:
+def with_monitors(machine: Machine, paths: list[Path]) -> Session:
     """A QEMU, this very process, with these monitors of its own."""
     words = [word for path in paths for word in ("-qmp", f"unix:{path},server=on")]
     with_vmm(machine, os.getpid(), QEMU, *words, uid=os.geteuid())
@@ -385,7 +385,7 @@ def test_no_command_line_keeps_anybody_waiting(machine: Machine, tmp_path: Path)
             mute.bind(str(path))
             mute.listen()
         begin = time.monotonic()
-        assert len(take_stock(with_monitors(machine, paths)).vms) == 1
+        assert len(list_vms(with_monitors(machine, paths)).vms) == 1
         assert time.monotonic() - begin < 10  # 0.5 s, not 30
 
 
@@ -397,7 +397,7 @@ def test_no_more_than_four_monitors_of_a_process_are_tried(
         mute.listen()
         mute.settimeout(0)
         gone = [tmp_path / str(n) for n in range(4)]
-        assert len(take_stock(with_monitors(machine, [*gone, tmp_path / "q"])).vms) == 1
+        assert len(list_vms(with_monitors(machine, [*gone, tmp_path / "q"])).vms) == 1
         with pytest.raises(BlockingIOError):
             mute.accept()
 
@@ -415,11 +415,11 @@ def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> Non
         (machine.proc / str(pid) / "net").mkdir()
         (machine.proc / str(pid) / "net/unix").write_text(table)
     reach = reach_of(machine.env(io.StringIO(), io.StringIO()))
-    assert len(take_stock(reach).vms) == 250
+    assert len(list_vms(reach).vms) == 250
     first = len(reach.answers)
     assert 0 < first < 250
     # who looks again goes on where it stopped
-    take_stock(reach)
+    list_vms(reach)
     assert first < len(reach.answers) <= 250
 
 
@@ -436,7 +436,7 @@ def test_a_monitors_words_are_checked_as_those_of_a_command_line(
 
     with_vmm(machine, 6000, QEMU, "-name", "web1")
     with bad_server(tmp_path / "q", script):
-        vms = take_stock(with_monitors(machine, [tmp_path / "q"])).vms
+        vms = list_vms(with_monitors(machine, [tmp_path / "q"])).vms
     found = {vm.pid: (vm.name, vm.uuid) for vm in vms}
     assert found == {6000: ("web1", None), os.getpid(): (f"pid/{os.getpid()}", None)}
     assert shown(machine, "pid/6000")["name"] == "web1"
@@ -449,14 +449,14 @@ def test_a_monitor_is_asked_once_by_whoever_looks_again(machine: Machine, tmp_pa
         mute.settimeout(0)
         reach = with_monitors(machine, [tmp_path / "q"])
         for _ in range(3):
-            assert len(take_stock(reach).vms) == 1
+            assert len(list_vms(reach).vms) == 1
         mute.accept()[0].close()
         with pytest.raises(BlockingIOError):
             mute.accept()
         # with other vCPUs it is asked what threads they have
         fds = machine.proc / str(os.getpid()) / "fd"
         (fds / "30").symlink_to("anon_inode:kvm-vcpu:2")
-        assert len(take_stock(reach).vms) == 1
+        assert len(list_vms(reach).vms) == 1
         mute.accept()[0].close()
 
 

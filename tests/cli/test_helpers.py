@@ -14,7 +14,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.inventory.processes import Scene, find_vms, survey
+from pmuctl.manage.inventory.processes import Scene, scan_processes, vms_of_processes
 from pmuctl.model.vm import VmState
 from tests.cli.conftest import Machine
 from tests.cli.test_found import QEMU, debugfs, listed, with_vmm
@@ -132,7 +132,7 @@ def running(*words: str) -> Iterator[tuple[int, int, IO[bytes]]]:
 def seen(*among: int) -> dict[int, VmState]:
     """Those of these processes that are VMs, and their state."""
     scene = Scene(procs=Procfs(), sysfs=Sysfs())
-    found = find_vms(survey(scene).processes, scene)
+    found = vms_of_processes(scan_processes(scene).processes, scene)
     return {vm.pid: vm.state for vm in found if vm.pid in among}
 
 

@@ -27,7 +27,7 @@ from pmuctl.errors import (
 )
 from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.launch.spec import Orders
-from pmuctl.manage.start.exec import Starter, exec_problem, find_program, own_environ
+from pmuctl.manage.start.exec import Executor, exec_problem, find_program, own_environ
 from pmuctl.manage.start.preflight import Kvm
 from pmuctl.manage.start.prepare import default_name
 from pmuctl.model.cpuset import CpuSet
@@ -52,7 +52,7 @@ class Became(BaseException):
 
 
 @dataclass
-class FakeStarter(Starter):
+class FakeStarter(Executor):
     """Remembers what would have been executed; `obstacles` are raised first, one a try."""
 
     obstacles: list[Exception] = field(default_factory=list)
@@ -294,13 +294,13 @@ SPAWNED = """
 import io, os, sys
 from pmuctl.value import replace
 from pathlib import Path
-from pmuctl.cli.context import live_env
+from pmuctl.cli.context import live_context
 from pmuctl.cli.main import main
 from pmuctl.host.kvm.access import (KvmAccess)
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.start.preflight import Kvm
 env = replace(
-    live_env(sys.stdout, sys.stderr),
+    live_context(sys.stdout, sys.stderr),
     live=Sysfs(Path(sys.argv[1])),
     hypervisor=Kvm(access=lambda: KvmAccess.MISSING),
 )

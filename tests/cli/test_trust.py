@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import ExitStatus, Stopped, UsageError
 from pmuctl.manage.inventory.lookup import choose_entry
 from pmuctl.model.vm_ref import ByName, ByPid, parse_ref
@@ -147,8 +147,8 @@ def test_a_path_that_is_no_socket_is_a_usage_error(machine: Machine, tmp_path: P
         assert "remove" not in ran.stderr
 
 
-def entry(owner: int | None, path: str = "/a") -> Entry:
-    return Entry(name="web1", path=Path(path), owner=owner)
+def entry(owner: int | None, path: str = "/a") -> ControlSocket:
+    return ControlSocket(name="web1", path=Path(path), owner=owner)
 
 
 def test_ones_own_vm_goes_before_another_users() -> None:

@@ -70,7 +70,7 @@ class KernelThreads(FakeThreads):
 
 
 class FakeVm:
-    """A `Door` of two vCPUs with the threads 1001 and 1002.
+    """A `VmmBackend` of two vCPUs with the threads 1001 and 1002.
 
     `calls` records what reached KVM as (attribute, value); `faults` maps an attribute to the
     errno that KVM gives in spite of the model, once `fault_after` calls were let through.
@@ -176,7 +176,7 @@ class StallingVm(FakeVm):
 
 
 class SupervisedVm(FakeVm):
-    """A `Door` to a VMM that is another process, `pid`; at first it has made no vCPU.
+    """A `VmmBackend` to a VMM that is another process, `pid`; at first it has made no vCPU.
 
     So is a VM behind the socket of pmuctl run: its counters cannot be set, and which thread runs
     a vCPU is not known before it has run.

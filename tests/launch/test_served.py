@@ -10,8 +10,8 @@ import pytest
 
 from pmuctl.control.runtime.start_record import read_record
 from pmuctl.launch.spec import Orders
-from pmuctl.manage.inventory.lookup import take_stock
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.lookup import list_vms
+from pmuctl.manage.inventory.query import Session
 from pmuctl.model.vm import Vm, VmState, VmVcpu
 from pmuctl.value import replace
 from tests.launch.native import (
@@ -50,7 +50,7 @@ def serve(room: Path) -> Iterator[Serve]:
 def listed(room: Path) -> list[Vm]:
     """What an admin would see."""
     environ = {"PMUCTL_RUNTIME_DIR": str(room)}
-    found = take_stock(Reach(environ=environ, uid=os.geteuid(), deadline=5)).vms
+    found = list_vms(Session(environ=environ, uid=os.geteuid(), deadline=5)).vms
     return [vm for vm in found if vm.socket]  # others on this machine are nobody's here
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.control.server.server import Server
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.inventory.poller import Asker, ask_all
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.poller import SocketPoller, ask_all
+from pmuctl.manage.inventory.query import Session
 from pmuctl.model.vm import Vm, VmState
 from tests.fakes.peers import PATIENCE, mute
 from tests.fakes.vmm import FakeVm, StallingVm, fake_proc
@@ -44,12 +44,12 @@ def vm(place: Path, procs: Procfs, dump: Callable[[str], Path]) -> Iterator[Fake
         yield its
 
 
-def reach(procs: Procfs, *, uid: int = ME, deadline: float = DEADLINE) -> Reach:
-    return Reach(environ={}, uid=uid, deadline=deadline, procs=procs)
+def reach(procs: Procfs, *, uid: int = ME, deadline: float = DEADLINE) -> Session:
+    return Session(environ={}, uid=uid, deadline=deadline, procs=procs)
 
 
-def entry(path: Path, owner: int | None = None) -> Entry:
-    return Entry(name=path.stem, path=path, owner=owner)
+def entry(path: Path, owner: int | None = None) -> ControlSocket:
+    return ControlSocket(name=path.stem, path=path, owner=owner)
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -97,7 +97,7 @@ def test_no_user_is_in_the_way_of_another(place: Path, procs: Procfs, vm: FakeVm
 
 def test_a_mute_socket_holds_up_one_look_only(place: Path, procs: Procfs, vm: FakeVm) -> None:
     entries = [entry(place / "a1.sock"), entry(place / "web1.sock")]
-    with mute(place / "a1.sock"), closing(Asker(PATIENCE)) as asker:
+    with mute(place / "a1.sock"), closing(SocketPoller(PATIENCE)) as asker:
         asker.ask(reach(procs), entries)
         assert asker.pending == {str(place / "a1.sock")}
         found: list[Vm] = []
@@ -115,7 +115,7 @@ def test_it_is_asked_apart_with_the_whole_deadline(place: Path, procs: Procfs) -
     sysfs = Sysfs(Path("/nonexistent"))
     with (
         Server(vm, path, sysfs=sysfs, threads=vm.threads),
-        closing(Asker(2 * DEADLINE)) as asker,
+        closing(SocketPoller(2 * DEADLINE)) as asker,
     ):
         states = [asker.ask(reach(procs), entries)[0].state]
         assert asker.pending
@@ -132,7 +132,7 @@ def test_what_it_said_last_holds_while_its_process_goes_on(place: Path, procs: P
     entries = [entry(path)]
     with (
         Server(vm, path, sysfs=Sysfs(Path("/nonexistent")), threads=vm.threads),
-        closing(Asker(2 * DEADLINE)) as asker,
+        closing(SocketPoller(2 * DEADLINE)) as asker,
     ):
         (told,) = asker.ask(reach(procs), entries)
         vm.goes_on.clear()
@@ -152,7 +152,7 @@ def test_another_socket_in_its_place_is_asked_at_once(
     place: Path, procs: Procfs, dump: Callable[[str], Path]
 ) -> None:
     path = place / "web1.sock"
-    with closing(Asker(PATIENCE)) as asker:
+    with closing(SocketPoller(PATIENCE)) as asker:
         with mute(path):
             assert asker.ask(reach(procs), [entry(path)])[0].state is VmState.SILENT
         path.unlink()

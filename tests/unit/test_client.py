@@ -18,7 +18,7 @@ import pytest
 
 from pmuctl.control.client.client import Client, socket_at
 from pmuctl.control.protocol.qmp_codec import MESSAGE_MAX, encode
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.control.server.server import Server
 from pmuctl.errors import (
     DeniedError,
@@ -85,7 +85,7 @@ def started(procs: Procfs, start: int) -> None:
 
 def client(path: Path, *, deadline: float = PATIENCE, **its: Any) -> Client:
     procs = its.pop("procs", Procfs())
-    return Client(Entry(name="web1", path=path, **its), deadline=deadline, procs=procs)
+    return Client(ControlSocket(name="web1", path=path, **its), deadline=deadline, procs=procs)
 
 
 def begins(peer: RawClient) -> None:
@@ -468,10 +468,10 @@ def test_a_peer_without_a_vm_is_not_believed(path: Path, procs: Procfs, *, stric
     fake_proc(procs.root, os.getpid(), holds_kvm=False)
     with client(path, procs=procs) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.believe(os.getpid(), strictly=strictly)
+            its.authenticate(os.getpid(), strictly=strictly)
     with client(path, procs=Procfs(procs.root / "empty")) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.believe(os.getpid(), strictly=strictly)
+            its.authenticate(os.getpid(), strictly=strictly)
 
 
 class Unreadable(Procfs):
@@ -484,9 +484,9 @@ class Unreadable(Procfs):
 @pytest.mark.usefixtures("vm")
 def test_a_peer_that_cannot_be_checked_may_be_asked_and_not_changed(path: Path) -> None:
     with client(path, procs=Unreadable()) as its:
-        its.believe(os.getpid(), strictly=False)
+        its.authenticate(os.getpid(), strictly=False)
         with pytest.raises(DeniedError):
-            its.believe(os.getpid(), strictly=True)
+            its.authenticate(os.getpid(), strictly=True)
 
 
 @pytest.mark.usefixtures("vm")
@@ -496,7 +496,7 @@ def test_thread_ids_that_are_not_the_peers_do_not_count(path: Path, procs: Procf
         (procs.root / str(os.getpid()) / "task" / name).mkdir()
     with client(path, procs=procs) as its:
         vcpus = vm_of(its.entry, ask_vm(its), procs, is_own=False).vcpus
-        assert its.believe(os.getpid(), strictly=True).threads(procs) == {1002}
+        assert its.authenticate(os.getpid(), strictly=True).threads(procs) == {1002}
     assert vcpus is not None
     assert [vcpu.tid for vcpu in vcpus] == [None, 1002]
 
@@ -507,7 +507,7 @@ def test_threads_of_a_process_that_took_over_the_pid_do_not_count(
 ) -> None:
     started(procs, 1000)
     with client(path, procs=procs) as its:
-        vmm = its.believe(os.getpid(), strictly=True)
+        vmm = its.authenticate(os.getpid(), strictly=True)
         assert vmm.threads(procs) == {1001, 1002}
         started(procs, 1001)
         assert vmm.threads(procs) == frozenset()
@@ -519,7 +519,7 @@ def test_a_pid_that_is_another_users_by_now_is_not_believed(path: Path, procs: P
     told(procs, "status", f"Name:\tx\nUid:\t{ME}\t{ME + 1}\t{ME}\t{ME}\n")
     with client(path, procs=procs) as its:
         with pytest.raises(RefusedError, match="not believed"):
-            its.believe(os.getpid(), strictly=True)
+            its.authenticate(os.getpid(), strictly=True)
 
 
 LISTENER = """
@@ -559,11 +559,11 @@ def test_a_pid_that_is_another_users_by_now_is_not_believed_by_root(
     with nobodys_server(path, begins, 2) as pid:
         procs = Procfs(fake_proc(tmp_path / "proc", pid, uid=65534))
         with client(path, procs=procs) as its:
-            its.believe(pid, strictly=True)
+            its.authenticate(pid, strictly=True)
         fake_proc(procs.root, pid, uid=1000)
         with client(path, procs=procs) as its:
             with pytest.raises(RefusedError, match="not believed") as caught:
-                its.believe(pid, strictly=True)
+                its.authenticate(pid, strictly=True)
     assert caught.value.why == f"uid 65534 began to listen there, process {pid} is uid 1000"
 
 

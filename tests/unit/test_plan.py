@@ -13,7 +13,7 @@ from pmuctl.errors import (
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
-from pmuctl.model.plan import Current, Place, SetAttr, Thread, Wanted, plan
+from pmuctl.model.plan import CurrentState, SetAffinity, SetAttr, TargetSettings, VcpuThread, plan
 from pmuctl.model.vpmu import Kernel, Vcpu, Vpmu
 from pmuctl.value import replace
 
@@ -24,18 +24,18 @@ CYCLES = EventSet.of_ranges([(0x11, 1)])
 ONLY_CYCLES = EventFilter(Action.DENY, CYCLES)
 
 
-def current(vpmu: Vpmu = FRESH, *, mask: str = "0-3", **more: object) -> Current:
+def current(vpmu: Vpmu = FRESH, *, mask: str = "0-3", **more: object) -> CurrentState:
     threads = {
-        n: Thread(tid=100 + n, now=CpuSet.parse(mask), may=CpuSet.parse(mask)) for n in (0, 1)
+        n: VcpuThread(tid=100 + n, now=CpuSet.parse(mask), may=CpuSet.parse(mask)) for n in (0, 1)
     }
-    return replace(Current(vpmu=vpmu, threads=threads), **more)  # type: ignore[arg-type]
+    return replace(CurrentState(vpmu=vpmu, threads=threads), **more)  # type: ignore[arg-type]
 
 
-def wanted(**more: object) -> Wanted:
-    return replace(Wanted(type=B, name="b"), **more)  # type: ignore[arg-type]
+def wanted(**more: object) -> TargetSettings:
+    return replace(TargetSettings(type=B, name="b"), **more)  # type: ignore[arg-type]
 
 
-def words(its: Current, what: Wanted) -> list[str]:
+def words(its: CurrentState, what: TargetSettings) -> list[str]:
     return [step.words() for step in plan(its, what)]
 
 
@@ -76,7 +76,9 @@ def test_the_first_vcpu_that_is_not_initialised_is_asked() -> None:
 def test_a_mask_is_cut_down_never_widened() -> None:
     its = current(mask="1-2")
     places = [step for step in plan(its, wanted(cpus=CpuSet.parse("2-3")))]
-    assert [step.cpus for step in places if isinstance(step, Place)] == [CpuSet.parse("2")] * 2
+    assert [step.cpus for step in places if isinstance(step, SetAffinity)] == [
+        CpuSet.parse("2")
+    ] * 2
     with pytest.raises(PinnedError):
         plan(current(mask="0-1"), wanted(cpus=CpuSet.parse("2-3")))
 
@@ -105,7 +107,7 @@ def test_a_mask_is_cut_down_never_widened() -> None:
     ],
 )
 def test_refusals_carry_the_errno_of_the_kernel(
-    vpmu: Vpmu, what: Wanted, error: type[Exception], errno: str
+    vpmu: Vpmu, what: TargetSettings, error: type[Exception], errno: str
 ) -> None:
     with pytest.raises(error) as raised:
         plan(current(vpmu), what)

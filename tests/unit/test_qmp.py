@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.control.client.qemu_monitor import Monitor, is_free, read_monitor
+from pmuctl.control.client.qemu_monitor import QemuMonitor, may_query, query_qemu
 from tests.fakes.peers import GREETING, RawClient, bad_server
 
 PID, UID = os.getpid(), os.geteuid()
@@ -54,16 +54,16 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def ask(path: str, process: Path, **how: Any) -> Monitor | None:
+def ask(path: str, process: Path, **how: Any) -> QemuMonitor | None:
     """With patience for tests beside this one: their sockets have the same relative paths."""
     until = time.monotonic() + how.pop("deadline", 5)
-    return read_monitor(
+    return query_qemu(
         path, process, until=until, **({"pid": PID, "uid": UID, "patience": 5} | how)
     )
 
 
 def test_what_qemu_says(process: Path, tmp_path: Path) -> None:
-    wanted = Monitor(
+    wanted = QemuMonitor(
         name="web1",
         uuid="6695eb01-f6a4-8304-79aa-97f2502e193f",
         status="running",
@@ -94,7 +94,7 @@ def test_odd_answers_are_none(process: Path, tmp_path: Path, name: str, answer: 
 
 def test_commands_that_it_does_not_know_are_passed_over(process: Path, tmp_path: Path) -> None:
     with bad_server(Path("q"), lambda its: serve(its, {"qmp_capabilities": {}})):
-        assert ask("q", process) == Monitor()
+        assert ask("q", process) == QemuMonitor()
 
 
 @pytest.mark.parametrize("first", [b"", b"(qemu) ", b'{"return":{}}', b"{" * 99, b"\xff"])
@@ -224,8 +224,8 @@ def test_libvirts_monitors_are_left_alone() -> None:
         "/root/.config/libvirt/qemu/lib/x",
         "/run/user/1000/libvirt/q",
     ):
-        assert not is_free(path, "systemd")
-    assert not is_free("/run/q", "libvirtd")
-    assert not is_free("/run/q", "virtqemud")
-    assert is_free("/run/q", "systemd")
-    assert is_free("q", "")
+        assert not may_query(path, "systemd")
+    assert not may_query("/run/q", "libvirtd")
+    assert not may_query("/run/q", "virtqemud")
+    assert may_query("/run/q", "systemd")
+    assert may_query("q", "")

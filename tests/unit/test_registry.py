@@ -21,7 +21,7 @@ import pytest
 from pmuctl.control.runtime.sockets import (
     SOCKETS_MAX,
     SUN_PATH_MAX,
-    claim,
+    bind_control_socket,
     file_name,
     own_dir,
     record_path,
@@ -232,7 +232,7 @@ def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o177, 0o777])
 def test_modes_do_not_depend_on_the_umask(place: Path, mask: int) -> None:
     path = place / "run" / "web1.sock"
-    with umask(mask), claim(path, group="no such group"):
+    with umask(mask), bind_control_socket(path, group="no such group"):
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE((path.parent / ".lock").stat().st_mode) == 0o600
@@ -243,14 +243,14 @@ def test_modes_do_not_depend_on_the_umask(place: Path, mask: int) -> None:
 @as_root
 def test_the_group_may_connect_where_there_is_one(place: Path) -> None:
     path, group = place / "web1.sock", grp.getgrgid(1)
-    with umask(0o077), claim(path, group=group.gr_name):
+    with umask(0o077), bind_control_socket(path, group=group.gr_name):
         its = path.stat()
     assert (stat.S_IMODE(its.st_mode), its.st_uid, its.st_gid) == (0o660, 0, 1)
 
 
 def test_a_directory_that_is_there_keeps_its_mode(place: Path) -> None:
     place.chmod(0o700)
-    with claim(place / "web1.sock"):
+    with bind_control_socket(place / "web1.sock"):
         pass
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
@@ -261,7 +261,7 @@ def test_a_socket_is_not_open_to_others_for_a_moment(place: Path) -> None:
 import os, stat, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from pmuctl.control.runtime.sockets import claim
+from pmuctl.control.runtime.sockets import bind_control_socket
 path = Path({str(place / "web1.sock")!r})
 seen = []
 def look(event, arguments):
@@ -272,7 +272,7 @@ def look(event, arguments):
             pass
 os.umask(0)
 sys.addaudithook(look)
-with claim(path, group="no such group"):
+with bind_control_socket(path, group="no such group"):
     pass
 print({{oct(mode) for mode in seen}})
 """
@@ -284,7 +284,7 @@ print({{oct(mode) for mode in seen}})
 
 def test_the_end_removes_the_socket_and_its_record(place: Path) -> None:
     path = place / "web1.sock"
-    with claim(path):
+    with bind_control_socket(path):
         pid, start = (place / "web1.sock.pid").read_text().split()
         assert (int(pid), int(start)) == (os.getpid(), Procfs().start_time(os.getpid()))
         assert sorted(os.listdir(place)) == [".lock", "web1.sock", "web1.sock.pid"]
@@ -293,9 +293,9 @@ def test_the_end_removes_the_socket_and_its_record(place: Path) -> None:
 
 def test_the_end_leaves_what_somebody_else_put_there(place: Path) -> None:
     path = place / "web1.sock"
-    with claim(path):
+    with bind_control_socket(path):
         path.unlink()
-        with claim(path):
+        with bind_control_socket(path):
             pass
         leave_socket(path)
         (place / "web1.sock.pid").write_text("1 1\n")
@@ -305,14 +305,14 @@ def test_the_end_leaves_what_somebody_else_put_there(place: Path) -> None:
 
 
 def test_the_end_does_no_harm_where_all_is_gone(place: Path) -> None:
-    with claim(place / "run" / "web1.sock"):
+    with bind_control_socket(place / "run" / "web1.sock"):
         shutil.rmtree(place / "run")
 
 
 def test_a_socket_that_answers_is_not_replaced(place: Path) -> None:
     path = place / "web1.sock"
-    with claim(path):
-        with pytest.raises(RefusedError, match="is taken") as caught, claim(path):
+    with bind_control_socket(path):
+        with pytest.raises(RefusedError, match="is taken") as caught, bind_control_socket(path):
             pass
         assert caught.value.why == "a server listens there"
         assert connects(path)
@@ -322,7 +322,7 @@ def test_a_socket_that_answers_is_not_replaced(place: Path) -> None:
 def test_a_dead_socket_is_replaced(place: Path) -> None:
     path = place / "web1.sock"
     leave_socket(path)
-    with claim(path):
+    with bind_control_socket(path):
         assert connects(path)
 
 
@@ -349,11 +349,11 @@ def test_a_socket_is_stale_once_its_recorded_process_is_gone(
     (place / "web1.sock.pid").write_text(record)
     with ExitStack() as stack:
         if is_replaced:
-            stack.enter_context(claim(path, procs=Procfs(place / "proc")))
+            stack.enter_context(bind_control_socket(path, procs=Procfs(place / "proc")))
             assert (place / "web1.sock.pid").read_text() == f"{os.getpid()} 5\n"
         else:
             with pytest.raises(RefusedError) as caught:
-                stack.enter_context(claim(path, procs=Procfs(place / "proc")))
+                stack.enter_context(bind_control_socket(path, procs=Procfs(place / "proc")))
             assert caught.value.why == "its process 77 is still there"
             assert path.is_socket()
 
@@ -373,7 +373,7 @@ def test_a_hostile_record_is_not_followed_and_not_waited_for(place: Path, kind: 
             record.symlink_to(record)
         case "endless":
             record.symlink_to("/dev/zero")
-    with claim(path, procs=Procfs(place / "proc")):
+    with bind_control_socket(path, procs=Procfs(place / "proc")):
         assert stat.S_ISREG(record.lstat().st_mode)
     assert victim.read_text() == "77 1000\n"
 
@@ -394,7 +394,7 @@ def test_what_is_no_socket_is_never_replaced(place: Path, kind: str) -> None:
         case _:
             path.symlink_to(place / "nothing")
     before = path.lstat()
-    with pytest.raises(RefusedError, match="is in the way"), claim(path):
+    with pytest.raises(RefusedError, match="is in the way"), bind_control_socket(path):
         pass
     assert os.path.samestat(path.lstat(), before)
     assert not (place / "nothing").exists()
@@ -409,7 +409,7 @@ def test_of_two_threads_one_gets_the_name(place: Path) -> None:
         with ExitStack() as stack:
             at_once.wait()
             try:
-                stack.enter_context(claim(path))
+                stack.enter_context(bind_control_socket(path))
                 return "got it"
             except RefusedError as error:
                 return error.message
@@ -427,11 +427,11 @@ def test_of_two_processes_one_gets_the_name(place: Path) -> None:
 import sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from pmuctl.control.runtime.sockets import claim
+from pmuctl.control.runtime.sockets import bind_control_socket
 from pmuctl.errors import RefusedError
 sys.stdin.readline()
 try:
-    with claim(Path({str(path)!r})):
+    with bind_control_socket(Path({str(path)!r})):
         print("got it", flush=True)
         sys.stdin.readline()
 except RefusedError as error:
@@ -462,11 +462,11 @@ except RefusedError as error:
 
 def test_a_path_too_long_is_a_usage_error(place: Path) -> None:
     longest = place / ("x" * (SUN_PATH_MAX - len(str(place)) - 1))
-    with claim(longest):
+    with bind_control_socket(longest):
         assert connects(longest)
-    with pytest.raises(UsageError, match="too long"), claim(Path(f"{longest}x")):
+    with pytest.raises(UsageError, match="too long"), bind_control_socket(Path(f"{longest}x")):
         pass
-    with pytest.raises(UsageError, match="too long"), claim(place / ("é" * 50)):
+    with pytest.raises(UsageError, match="too long"), bind_control_socket(place / ("é" * 50)):
         pass
     assert os.listdir(place) == [".lock"]
 
@@ -477,7 +477,7 @@ def test_a_runtime_directory_that_cannot_be_one_is_refused(place: Path, parent: 
     (place / "dangling").symlink_to(place / "nothing")
     (place / "loop").symlink_to(place / "loop")
     with pytest.raises(RefusedError, match="cannot be made there") as caught:
-        with claim(place / parent / "web1.sock"):
+        with bind_control_socket(place / parent / "web1.sock"):
             pass
     assert caught.value.why
     assert caught.value.fix
@@ -486,7 +486,10 @@ def test_a_runtime_directory_that_cannot_be_one_is_refused(place: Path, parent: 
 
 def test_a_record_that_cannot_be_written_leaves_no_socket(place: Path) -> None:
     (place / "web1.sock.pid").mkdir()
-    with pytest.raises(PmuctlError, match="cannot be made there"), claim(place / "web1.sock"):
+    with (
+        pytest.raises(PmuctlError, match="cannot be made there"),
+        bind_control_socket(place / "web1.sock"),
+    ):
         pass
     assert sorted(os.listdir(place)) == [".lock", "web1.sock.pid"]
 
@@ -495,7 +498,10 @@ def test_a_record_that_cannot_be_written_leaves_no_socket(place: Path) -> None:
 def test_an_unwritable_directory_is_denied(place: Path) -> None:
     place.chmod(0o555)
     try:
-        with pytest.raises(DeniedError, match="cannot be made there"), claim(place / "web1.sock"):
+        with (
+            pytest.raises(DeniedError, match="cannot be made there"),
+            bind_control_socket(place / "web1.sock"),
+        ):
             pass
     finally:
         place.chmod(0o755)
@@ -508,14 +514,14 @@ def test_another_users_directory_is_denied(place: Path) -> None:
 import os, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from pmuctl.control.runtime.sockets import claim
+from pmuctl.control.runtime.sockets import bind_control_socket
 from pmuctl.errors import DeniedError
 os.setgroups([])
 os.setresgid(*[{NOBODY}] * 3)
 os.setresuid(*[{NOBODY}] * 3)
 for path in ("web1.sock", "run/web1.sock"):
     try:
-        with claim(Path({str(place)!r}) / path):
+        with bind_control_socket(Path({str(place)!r}) / path):
             print("got it")
     except DeniedError as error:
         print(error.why)
@@ -539,7 +545,7 @@ def claim_as(uid: int, path: Path, *, mask: int = 0o022, groups: Sequence[int] =
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
             try:
-                with claim(path):
+                with bind_control_socket(path):
                     told = "got it"
             except DeniedError as error:
                 told = str(error.why)
@@ -560,7 +566,7 @@ def test_who_may_write_to_the_directory_takes_its_lock_whatever_the_umask_is(pla
     assert claim_as(4322, path, mask=0o077, groups=[its]) == "got it"
     assert stat.S_IMODE((place / ".lock").stat().st_mode) == 0o660
     place.chmod(0o1777)  # where the kernel protects others' files from root, too
-    with claim(path):
+    with bind_control_socket(path):
         pass
 
 
@@ -577,15 +583,18 @@ def test_a_lock_that_is_held_for_ever_is_not_waited_for_so_long(place: Path) -> 
     with open(place / ".lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(RefusedError, match="is locked"):
-            with claim(place / "web1.sock", patience=0.05):
+            with bind_control_socket(place / "web1.sock", patience=0.05):
                 pass
-    with claim(place / "web1.sock", patience=0.05):
+    with bind_control_socket(place / "web1.sock", patience=0.05):
         pass
 
 
 def test_a_link_as_lock_is_not_followed(place: Path) -> None:
     (place / ".lock").symlink_to(place / "victim")
-    with pytest.raises(RefusedError, match="cannot be made there"), claim(place / "web1.sock"):
+    with (
+        pytest.raises(RefusedError, match="cannot be made there"),
+        bind_control_socket(place / "web1.sock"),
+    ):
         pass
     assert not (place / "victim").exists()
 
@@ -599,7 +608,7 @@ def test_what_is_no_lock_is_in_the_way(place: Path, kind: str) -> None:
             (place / ".lock").mkdir()
         case _:
             (place / ".lock").symlink_to(".lock")
-    with pytest.raises(RefusedError) as raised, claim(place / "web1.sock"):
+    with pytest.raises(RefusedError) as raised, bind_control_socket(place / "web1.sock"):
         pass
     assert f"{place}/.lock" in f"{raised.value.message} {raised.value.why}"
     assert raised.value.fix

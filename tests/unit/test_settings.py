@@ -7,32 +7,32 @@ from typing import Any
 import pytest
 
 from pmuctl.control.protocol.messages import COMMANDS
-from pmuctl.control.server.pmu_state import ApplyError, Settings
+from pmuctl.control.server.pmu_state import ApplyError, PmuState
 from pmuctl.errors import RefusedError, SealedError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
-from pmuctl.model.plan import SetAttr, Wanted
+from pmuctl.model.plan import SetAttr, TargetSettings
 from tests.fakes.vmm import FakeVm, SupervisedVm
 
 PMUS = {10: "armv8_cortex_a53", 11: "armv8_cortex_a72"}
 ONE_EVENT = EventFilter(Action.DENY, EventSet.of_ranges([(0x11, 1)]))
-A72 = Wanted(type=11, name=PMUS[11])
-FILTERED = Wanted(type=11, name=PMUS[11], filter=ONE_EVENT)
+A72 = TargetSettings(type=11, name=PMUS[11])
+FILTERED = TargetSettings(type=11, name=PMUS[11], filter=ONE_EVENT)
 
 
-def settings_of(vm: FakeVm) -> Settings:
-    return Settings(vm, lambda: PMUS, vm.threads)
+def settings_of(vm: FakeVm) -> PmuState:
+    return PmuState(vm, lambda: PMUS, vm.threads)
 
 
-def query(settings: Settings) -> dict[str, Any]:
+def query(settings: PmuState) -> dict[str, Any]:
     """An answer that holds against the table."""
     answer = settings.query()
     COMMANDS["query-pmu"].result.check(answer, "return")
     return answer
 
 
-def refused(settings: Settings, wanted: Wanted) -> ApplyError:
+def refused(settings: PmuState, wanted: TargetSettings) -> ApplyError:
     with pytest.raises(ApplyError) as caught:
         settings.apply(wanted, dry_run=False)
     assert caught.value.applied == ()
@@ -82,7 +82,7 @@ def test_a_thread_that_is_not_known_is_not_placed() -> None:
     vm.is_made = True
     settings = settings_of(vm)
     assert [its["tid"] for its in query(settings)["vcpus"]] == [None, None]
-    wanted = Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse("2-3"))
+    wanted = TargetSettings(type=11, name=PMUS[11], cpus=CpuSet.parse("2-3"))
     steps = settings.apply(wanted, dry_run=False)
     assert all(isinstance(step, SetAttr) for step in steps)
     assert set(map(str, vm.threads.masks.values())) == {"0-3"}
@@ -92,7 +92,7 @@ def test_who_was_placed_may_be_where_it_could_before_the_first_time() -> None:
     vm = FakeVm(cpus="0-2")
     settings = settings_of(vm)
     for cpus in ("1-2", "2", "0"):
-        wanted = Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse(cpus))
+        wanted = TargetSettings(type=11, name=PMUS[11], cpus=CpuSet.parse(cpus))
         settings.apply(wanted, dry_run=False)
         assert vm.threads.masks[1001] == vm.threads.masks[1002] == CpuSet.parse(cpus)
 
@@ -104,11 +104,11 @@ def test_the_cpus_stand_until_others_are_chosen() -> None:
     settings = settings_of(vm)
     assert settings.cpus is None
     on_one = CpuSet.parse("3")
-    settings.apply(Wanted(type=11, name=PMUS[11], cpus=on_one), dry_run=False)
+    settings.apply(TargetSettings(type=11, name=PMUS[11], cpus=on_one), dry_run=False)
     settings.apply(FILTERED, dry_run=False)
-    settings.apply(Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse("2")), dry_run=True)
+    settings.apply(TargetSettings(type=11, name=PMUS[11], cpus=CpuSet.parse("2")), dry_run=True)
     assert settings.cpus == on_one
-    settings.apply(Wanted(type=11, name=PMUS[11], cpus=CpuSet.parse("2-3")), dry_run=False)
+    settings.apply(TargetSettings(type=11, name=PMUS[11], cpus=CpuSet.parse("2-3")), dry_run=False)
     assert settings.cpus == CpuSet.parse("2-3")
 
 
@@ -116,7 +116,7 @@ def test_a_pmu_without_cpus_leaves_the_threads_alone() -> None:
     vm = SupervisedVm(4121)
     vm.is_made = True
     settings = settings_of(vm)
-    settings.apply(Wanted(type=10, name=PMUS[10], cpus=CpuSet.parse("0-1")), dry_run=False)
+    settings.apply(TargetSettings(type=10, name=PMUS[10], cpus=CpuSet.parse("0-1")), dry_run=False)
     settings.apply(A72, dry_run=False)
     assert settings.cpus is None
 
@@ -124,7 +124,7 @@ def test_a_pmu_without_cpus_leaves_the_threads_alone() -> None:
 def test_what_was_applied_by_other_means_stands() -> None:
     vm = SupervisedVm(4121)
     settings = settings_of(vm)
-    settings.adopt(FILTERED)
+    settings.set_applied(FILTERED)
     settings.seal("pmuctl run has set it")
     answer = query(settings)
     assert answer["pmu"] == {"name": PMUS[11], "type": 11, "origin": "applied"}
@@ -133,7 +133,7 @@ def test_what_was_applied_by_other_means_stands() -> None:
     # the same again is no change, anything else is too late
     assert settings.apply(FILTERED, dry_run=False) == ()
     assert settings.apply(A72, dry_run=False) == ()
-    other = Wanted(type=11, name=PMUS[11], filter=EventFilter(Action.DENY))
+    other = TargetSettings(type=11, name=PMUS[11], filter=EventFilter(Action.DENY))
     assert isinstance(refused(settings, other).cause, SealedError)
     assert vm.calls == []
 
@@ -146,7 +146,7 @@ def test_what_kvm_chose_is_told_once_it_is_the_last_word() -> None:
     settings.seal("it did not wait")
     assert query(settings)["pmu"] == {"name": PMUS[10], "type": 10, "origin": "derived"}
     assert settings.pmu is None
-    error = refused(settings, Wanted(type=10, name=PMUS[10]))
+    error = refused(settings, TargetSettings(type=10, name=PMUS[10]))
     assert isinstance(error.cause, SealedError)
 
 
@@ -162,8 +162,8 @@ def test_what_was_set_is_told_and_not_what_kvm_chose_before() -> None:
 
 def test_what_is_not_adopted_stays_as_it_is() -> None:
     settings = settings_of(FakeVm())
-    settings.adopt(Wanted(type=11, name=PMUS[11], counters=3, filter=ONE_EVENT))
-    settings.adopt(A72)
+    settings.set_applied(TargetSettings(type=11, name=PMUS[11], counters=3, filter=ONE_EVENT))
+    settings.set_applied(A72)
     answer = query(settings)
     assert answer["counters"] == {"value": 3, "origin": "applied"}
     assert answer["filter"] == {"default": "deny", "except": [[0x11, 1]], "origin": "applied"}
@@ -175,14 +175,14 @@ def test_an_adopted_filter_is_changed_by_the_difference_as_an_applied_one(
     default: Action, ranges: list[tuple[int, int]]
 ) -> None:
     before = EventFilter(default, EventSet.of_ranges(ranges))
-    after = Wanted(
+    after = TargetSettings(
         type=11,
         name=PMUS[11],
         filter=EventFilter(Action.DENY, EventSet.of_ranges([(0x8, 1), (0x11, 1)])),
     )
-    wanted = Wanted(type=11, name=PMUS[11], filter=before)
+    wanted = TargetSettings(type=11, name=PMUS[11], filter=before)
     applied, adopted = settings_of(FakeVm()), settings_of(FakeVm())
     applied.apply(wanted, dry_run=False)
-    adopted.adopt(wanted)
+    adopted.set_applied(wanted)
     assert query(adopted)["filter"] == query(applied)["filter"]
     assert adopted.apply(after, dry_run=True) == applied.apply(after, dry_run=True)

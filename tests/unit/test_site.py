@@ -11,8 +11,8 @@ from pmuctl.host.kvm.cache import PATH_BOOT_ID, read_kernel
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.affinity.host_state import read_site
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.affinity.host_state import read_host_state
+from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, Probed
 from tests.fakes.vmm import FakeThreads, fake_proc
@@ -22,8 +22,8 @@ PROBED = Probed(
 )
 
 
-def reach_of(root: Path, environ: dict[str, str], uid: int, *, is_live: bool = True) -> Reach:
-    return Reach(
+def reach_of(root: Path, environ: dict[str, str], uid: int, *, is_live: bool = True) -> Session:
+    return Session(
         environ=environ,
         uid=uid,
         deadline=1,
@@ -45,7 +45,7 @@ def test_what_probes_found_is_read_as_the_user_who_asks(
     read_kernel(sysfs, scan_pmus(sysfs), environ, uid=uid, probe=lambda _: PROBED)
     (kept,) = (tmp_path / "pmuctl").iterdir()
     assert kept.is_file()
-    site = read_site(reach_of(root, environ, uid), FakeThreads({}))
+    site = read_host_state(reach_of(root, environ, uid), FakeThreads({}))
     assert site.ground.probed == PROBED
     assert [pmu.name for pmu in site.pmus] == ["armv8_cortex_a53", "armv8_cortex_a72"]
     assert site.online == CpuSet.parse("0-3")
@@ -58,8 +58,8 @@ def test_the_threads_of_this_machine_are_not_those_of_a_captured_tree(
     proc = fake_proc(tmp_path / "proc", 11, tids=[12])
     (proc / "11/task/12/status").write_text("Name:\tx\nCpus_allowed_list:\t2-3\n")
     live = FakeThreads({12: CpuSet.parse("0-1")})
-    here = read_site(reach_of(tmp_path, {}, 0), live)
-    there = read_site(reach_of(tmp_path, {}, 0, is_live=False), live)
+    here = read_host_state(reach_of(tmp_path, {}, 0), live)
+    there = read_host_state(reach_of(tmp_path, {}, 0, is_live=False), live)
     assert (here.mask(11, 12), there.mask(11, 12)) == (CpuSet.parse("0-1"), CpuSet.parse("2-3"))
     assert (here.mask(11, None), there.mask(None, 12)) == (None, None)
     assert here.threads is live

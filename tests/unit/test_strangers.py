@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.runtime.sockets import Entry, Sockets
+from pmuctl.control.runtime.sockets import ControlSocket, SocketScan
 from pmuctl.errors import (
     DeniedError,
     ExitStatus,
@@ -19,12 +19,12 @@ from pmuctl.errors import (
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.affinity.align_many import Aligned, align_all
-from pmuctl.manage.affinity.host_state import Site, read_site
-from pmuctl.manage.inventory.inventory import Listing, Stock, merge
-from pmuctl.manage.inventory.lookup import look
+from pmuctl.manage.affinity.host_state import HostState, read_host_state
+from pmuctl.manage.inventory.inventory import Inventory, VmList, merge
+from pmuctl.manage.inventory.lookup import lookup_vm
 from pmuctl.manage.inventory.poller import ask_all
-from pmuctl.manage.inventory.query import Reach
-from pmuctl.manage.inventory.unbacked_sockets import FEW, is_hollow, sift
+from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.unbacked_sockets import FEW, hide_unbacked, is_unbacked
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ByPid, ByUuid, ProcessId, VmId
 from pmuctl.value import replace
@@ -41,10 +41,12 @@ def root(dump: Callable[[str], Path]) -> Path:
     return dump("two-pmus-6.12")
 
 
-def site_of(root: Path, *, uid: int, holds_kvm: bool = False, socket: Path | None = None) -> Site:
+def site_of(
+    root: Path, *, uid: int, holds_kvm: bool = False, socket: Path | None = None
+) -> HostState:
     """A machine on which the process behind the sockets has a VM open, or has not."""
     proc = fake_proc(root / "proc", os.getpid(), holds_kvm=holds_kvm, uid=ME, start=5)
-    its = Reach(
+    its = Session(
         environ={"PMUCTL_RUNTIME_DIR": str(root / "placings")},
         uid=uid,
         deadline=0.2,
@@ -52,19 +54,19 @@ def site_of(root: Path, *, uid: int, holds_kvm: bool = False, socket: Path | Non
         procs=Procfs(proc),
         sysfs=Sysfs(root),
     )
-    return read_site(its, FakeThreads({}))
+    return read_host_state(its, FakeThreads({}))
 
 
-def asked(site: Site, *entries: Entry) -> list[Vm]:
+def asked(site: HostState, *entries: ControlSocket) -> list[Vm]:
     return merge(ask_all(site.reach, entries), (), site.reach.scene)
 
 
-def entries(place: Path, count: int, owner: int | None = ME) -> list[Entry]:
+def entries(place: Path, count: int, owner: int | None = ME) -> list[ControlSocket]:
     paths = [place / f"a{n}.sock" for n in range(count)]
-    return [Entry(name=path.stem, path=path, owner=owner) for path in paths]
+    return [ControlSocket(name=path.stem, path=path, owner=owner) for path in paths]
 
 
-def mutes(site: Site, place: Path, count: int, owner: int | None = ME) -> list[Vm]:
+def mutes(site: HostState, place: Path, count: int, owner: int | None = ME) -> list[Vm]:
     """What is told of sockets at which somebody listens and says nothing."""
     its = entries(place, count, owner)
     with mute(*(one.path for one in its)):
@@ -73,7 +75,7 @@ def mutes(site: Site, place: Path, count: int, owner: int | None = ME) -> list[V
     return found
 
 
-def aligned(site: Site, vms: Sequence[Vm]) -> Aligned:
+def aligned(site: HostState, vms: Sequence[Vm]) -> Aligned:
     return align_all(vms, site, dry_run=False)
 
 
@@ -120,22 +122,22 @@ def test_a_mute_socket_that_is_named_fails(root: Path, tmp_path: Path) -> None:
 
 def test_those_of_one_user_are_counted_where_they_are_many(root: Path, tmp_path: Path) -> None:
     site = site_of(root, uid=ANOTHER)
-    seen = Listing(vms=mutes(site, tmp_path / "run", FEW))
-    assert sift(seen, site.reach) == seen
-    seen = Listing(vms=mutes(site, tmp_path / "more", FEW + 1))
+    seen = VmList(vms=mutes(site, tmp_path / "run", FEW))
+    assert hide_unbacked(seen, site.reach) == seen
+    seen = VmList(vms=mutes(site, tmp_path / "more", FEW + 1))
     # dead ones as well
     seen.vms[:] = [*seen.vms[:3], *asked(site, *entries(tmp_path / "more", FEW + 1)[3:])]
     assert {vm.state for vm in seen.vms} == {VmState.SILENT, VmState.DEAD}
     few = replace(seen.vms[0], owner=A_THIRD)
-    its = sift(replace(seen, vms=[*seen.vms, few]), site.reach)
-    assert (its.vms, its.hollow) == ([few], {ME: FEW + 1})
+    its = hide_unbacked(replace(seen, vms=[*seen.vms, few]), site.reach)
+    assert (its.vms, its.unbacked) == ([few], {ME: FEW + 1})
 
 
 def test_no_other_is_counted_away(root: Path, tmp_path: Path) -> None:
     for owner, holds_kvm in ((None, False), (ANOTHER, False), (ME, True)):
         site = site_of(root, uid=ANOTHER, holds_kvm=holds_kvm)
         vms = mutes(site, tmp_path / f"{owner}", FEW + 1, owner=owner)
-        assert sift(Listing(vms=vms), site.reach).vms == vms
+        assert hide_unbacked(VmList(vms=vms), site.reach).vms == vms
 
 
 ASKED = (VmState.SILENT, VmState.DENIED, VmState.ORPHANED)
@@ -155,16 +157,16 @@ def untold(state: VmState, process: ProcessId | None) -> Vm:
 @pytest.mark.parametrize("state", ASKED)
 def test_whatever_it_says_its_process_decides(root: Path, state: VmState) -> None:
     vm = untold(state, ProcessId(os.getpid(), 5))
-    assert is_hollow(vm, site_of(root, uid=0).reach)
-    assert not is_hollow(vm, site_of(root, uid=0, holds_kvm=True).reach)
+    assert is_unbacked(vm, site_of(root, uid=0).reach)
+    assert not is_unbacked(vm, site_of(root, uid=0, holds_kvm=True).reach)
 
 
 def test_where_no_process_is_known_root_alone_knows_that_there_is_none(root: Path) -> None:
     """An ordinary user may be kept from another's socket, which then tells nothing of itself."""
     vm = untold(VmState.DENIED, None)
-    assert is_hollow(vm, site_of(root, uid=0).reach)
-    assert not is_hollow(vm, site_of(root, uid=ANOTHER).reach)
-    assert is_hollow(untold(VmState.SILENT, None), site_of(root, uid=ANOTHER).reach)
+    assert is_unbacked(vm, site_of(root, uid=0).reach)
+    assert not is_unbacked(vm, site_of(root, uid=ANOTHER).reach)
+    assert is_unbacked(untold(VmState.SILENT, None), site_of(root, uid=ANOTHER).reach)
 
 
 def test_it_is_not_taken_for_the_vm_that_is_named_by_process_or_uuid(
@@ -174,19 +176,19 @@ def test_it_is_not_taken_for_the_vm_that_is_named_by_process_or_uuid(
     its = entries(tmp_path / "run", 2)
     with mute(*(one.path for one in its)):
         for holds_kvm, error in ((False, NotFoundError), (True, UnreachableError)):
-            stock = Stock(site_of(root, uid=ANOTHER, holds_kvm=holds_kvm).reach)
-            stock.sockets = Sockets(its)
+            stock = Inventory(site_of(root, uid=ANOTHER, holds_kvm=holds_kvm).reach)
+            stock.sockets = SocketScan(its)
             with pytest.raises(error):
-                look(stock, ByUuid("6695eb01-f6a4-8304-79aa-97f2502e193f"))
+                lookup_vm(stock, ByUuid("6695eb01-f6a4-8304-79aa-97f2502e193f"))
             with pytest.raises(NotFoundError):
-                look(stock, ByPid(1))
+                lookup_vm(stock, ByPid(1))
 
 
 def test_of_several_of_one_process_a_socket_is_named(root: Path, tmp_path: Path) -> None:
     its = entries(tmp_path / "run", 2)
     with mute(*(one.path for one in its)):
-        stock = Stock(site_of(root, uid=ANOTHER, holds_kvm=True).reach)
-        stock.sockets = Sockets(its)
+        stock = Inventory(site_of(root, uid=ANOTHER, holds_kvm=True).reach)
+        stock.sockets = SocketScan(its)
         with pytest.raises(UsageError, match="it has several control sockets") as caught:
-            look(stock, ByPid(os.getpid()))
+            lookup_vm(stock, ByPid(os.getpid()))
     assert caught.value.fix == f"add --socket {its[0].path}"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.client.peer_auth import Peer, Vmm, believe
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.client.peer_auth import PeerCred, ProcessFacts, authenticate
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import DeniedError, NoVmError, PmuctlError, RefusedError
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.vm_ref import ProcessId
@@ -15,7 +15,7 @@ from tests.fakes.vmm import fake_proc
 SERVER, VMM, INIT = 300, 4121, 1
 USER, OTHER = 1000, 1001
 EITHER = pytest.mark.parametrize("strictly", [True, False])
-ENTRY = Entry(name="web1", path=Path("/run/pmuctl/web1.sock"))
+ENTRY = ControlSocket(name="web1", path=Path("/run/pmuctl/web1.sock"))
 BOOT = 1_000_000_000
 """When the machine of fake_proc started, in seconds since the epoch."""
 
@@ -31,9 +31,9 @@ def procs(tmp_path: Path) -> Procfs:
 
 def ask(
     procs: Procfs, pid: int = VMM, *, strictly: bool = True, uid: int = USER, server: int = SERVER
-) -> Vmm:
+) -> ProcessFacts:
     """Whom the peer is believed to speak for when it names `pid`."""
-    return believe(ENTRY, Peer(server, uid, uid, 50), pid, procs, strictly=strictly)
+    return authenticate(ENTRY, PeerCred(server, uid, uid, 50), pid, procs, strictly=strictly)
 
 
 def doubts(cls: type[PmuctlError], words: str, procs: Procfs, pid: int = VMM, **its: int) -> None:
@@ -49,7 +49,7 @@ def doubts(cls: type[PmuctlError], words: str, procs: Procfs, pid: int = VMM, **
 @EITHER
 def test_a_supervisor_speaks_for_a_vmm_of_its_own_user(procs: Procfs, *, strictly: bool) -> None:
     vmm = ask(procs, strictly=strictly)
-    assert vmm == Vmm(pid=VMM, uid=USER, started=60, has_vm=True, is_supervised=True)
+    assert vmm == ProcessFacts(pid=VMM, uid=USER, started=60, has_vm=True, is_supervised=True)
     assert vmm.threads(procs) == {VMM, 4130}
 
 
@@ -57,7 +57,7 @@ def test_a_supervisor_speaks_for_a_vmm_of_its_own_user(procs: Procfs, *, strictl
 def test_a_server_in_its_vmm_speaks_for_itself(procs: Procfs, *, strictly: bool) -> None:
     fake_proc(procs.root, SERVER)
     vmm = ask(procs, SERVER, strictly=strictly)
-    assert vmm == Vmm(pid=SERVER, uid=USER, started=50, has_vm=True)
+    assert vmm == ProcessFacts(pid=SERVER, uid=USER, started=50, has_vm=True)
 
 
 @EITHER
@@ -139,9 +139,9 @@ def test_before_it_has_a_vm_it_is_asked_and_not_changed(procs: Procfs) -> None:
     with pytest.raises(NoVmError, match="not there to be changed") as caught:
         ask(procs)
     assert caught.value.fix == "pmuctl vm wait web1 --for open"
-    theirs = Entry(name="web1", path=Path("/run/user/1000/pmuctl/web1.sock"), owner=USER)
+    theirs = ControlSocket(name="web1", path=Path("/run/user/1000/pmuctl/web1.sock"), owner=USER)
     with pytest.raises(NoVmError) as caught:
-        believe(theirs, Peer(SERVER, USER, USER, 50), VMM, procs, strictly=True)
+        authenticate(theirs, PeerCred(SERVER, USER, USER, 50), VMM, procs, strictly=True)
     assert caught.value.fix == f"pmuctl vm wait pid/{VMM} --for open"
 
 
@@ -177,20 +177,20 @@ def test_a_pid_that_is_another_users_by_now_speaks_for_nobody(procs: Procfs) -> 
 @pytest.mark.parametrize(
     ("peer", "since", "is_its"),
     [
-        (Peer(VMM, USER, USER, 60), BOOT + 1, True),
-        (Peer(VMM, 0, 0, 60), BOOT + 1, True),  # root began, and has become the user since
-        (Peer(VMM, OTHER, OTHER, 60), BOOT + 1, False),
-        (Peer(VMM, USER, USER, 60_000), BOOT + 500, False),  # it started 100 s later
-        (Peer(VMM, 0, 0, 60_000), BOOT + 500, False),
-        (Peer(VMM, USER, USER, None), BOOT + 1, False),
+        (PeerCred(VMM, USER, USER, 60), BOOT + 1, True),
+        (PeerCred(VMM, 0, 0, 60), BOOT + 1, True),  # root began, and has become the user since
+        (PeerCred(VMM, OTHER, OTHER, 60), BOOT + 1, False),
+        (PeerCred(VMM, USER, USER, 60_000), BOOT + 500, False),  # it started 100 s later
+        (PeerCred(VMM, 0, 0, 60_000), BOOT + 500, False),
+        (PeerCred(VMM, USER, USER, None), BOOT + 1, False),
     ],
 )
 def test_a_pid_that_was_given_anew_is_not_who_listens(
-    procs: Procfs, peer: Peer, since: float, *, is_its: bool
+    procs: Procfs, peer: PeerCred, since: float, *, is_its: bool
 ) -> None:
     assert (peer.process(procs, since) == ProcessId(VMM, peer.started or 0)) is is_its
 
 
 def test_without_the_time_of_boot_nobody_is_known_to_listen(procs: Procfs) -> None:
     (procs.root / "stat").unlink()
-    assert Peer(VMM, USER, USER, 60).process(procs, BOOT + 1) is None
+    assert PeerCred(VMM, USER, USER, 60).process(procs, BOOT + 1) is None

@@ -9,7 +9,7 @@ from pmuctl.cli.settings_parser import KEYS
 from pmuctl.cli.tab.command_tree import Node, Option, Value
 from pmuctl.model.event_filter import Action
 
-TEMPLATES = Path(__file__).parents[1] / "data" / "completion"
+TEMPLATES = Path(__file__).parents[2] / "data" / "completion"
 
 KEY_HELP = {
     "pmu": "the PMU its counters are of",

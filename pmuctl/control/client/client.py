@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from pmuctl.control.client.peer_auth import Peer, Vmm, believe, untrusted
+from pmuctl.control.client.peer_auth import PeerCred, ProcessFacts, authenticate, not_authenticated
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.protocol.qmp_codec import Message, WireError
 from pmuctl.control.protocol.schema import SchemaError
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import (
     DeniedError,
     NotFoundError,
@@ -41,7 +41,7 @@ class Client:
 
     def __init__(
         self,
-        entry: Entry,
+        entry: ControlSocket,
         *,
         deadline: float,
         procs: Procfs,
@@ -60,7 +60,7 @@ class Client:
         self._tags = itertools.count(1)
         self._trace = trace
         self._address: tuple[str, ...] = (self.subject,)
-        self.peer: Peer | None = None
+        self.peer: PeerCred | None = None
         """Who listens at the other end; None where there is no connection."""
 
     def __enter__(self) -> "Client":
@@ -176,26 +176,26 @@ class Client:
                 # others wait to be accepted; for unix sockets a timeout does not cover this
                 time.sleep(min(0.01, self._left()))
 
-    def _read_peer(self) -> Peer:
+    def _read_peer(self) -> PeerCred:
         size = struct.calcsize("3i")
         raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         pid, uid, gid = struct.unpack("iII", raw)
-        return Peer(pid, uid, gid, self._procs.start_time(pid) if pid > 0 else None)
+        return PeerCred(pid, uid, gid, self._procs.start_time(pid) if pid > 0 else None)
 
-    def _check_peer(self, peer: Peer) -> None:
+    def _check_peer(self, peer: PeerCred) -> None:
         owner = self.entry.owner
         if owner is not None and peer.uid != owner:
-            raise untrusted(
+            raise not_authenticated(
                 self.entry, f"its peer is uid {peer.uid}, its directory is uid {owner}'s"
             )
         if peer.pid <= 0:
-            raise untrusted(self.entry, "its peer is in another pid namespace")
+            raise not_authenticated(self.entry, "its peer is in another pid namespace")
 
-    def believe(self, pid: int, *, strictly: bool) -> Vmm:
+    def authenticate(self, pid: int, *, strictly: bool) -> ProcessFacts:
         """The VMM, where the peer named `pid` as that in `query-pmu`; raises as trust.believe."""
         if self.peer is None:
             raise self._unreachable("there is no connection")
-        vmm = believe(self.entry, self.peer, pid, self._procs, strictly=strictly)
+        vmm = authenticate(self.entry, self.peer, pid, self._procs, strictly=strictly)
         if self.entry.name is None:
             self._address = (f"pid/{vmm.pid}", "--socket", str(self.entry.path))
         elif self.entry.owner is not None:  # anybody can take a name in a directory of his own
@@ -289,6 +289,6 @@ class Client:
         return left
 
 
-def socket_at(path: Path) -> Entry:
+def socket_at(path: Path) -> ControlSocket:
     """The entry for a socket that the admin names by its path: its owner is not known."""
-    return Entry(name=None, path=path)
+    return ControlSocket(name=None, path=path)

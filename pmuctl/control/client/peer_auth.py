@@ -5,7 +5,7 @@ The server lives in the VMM, or is the VMM's supervisor (pmuctl run), which has 
 names in `query-pmu` the process that has. A peer says what it likes, so that is checked.
 """
 
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.vm_ref import ProcessId
@@ -16,7 +16,7 @@ CLOCK_SECONDS = 1.0
 
 
 @value
-class Peer:
+class PeerCred:
     """Who listens at the other end, by SO_PEERCRED (unix(7)): as it was when it began to.
 
     `started` is when the process that has its pid now started (clock ticks since boot).
@@ -41,7 +41,7 @@ class Peer:
 
 
 @value(kw_only=True)
-class Vmm:
+class ProcessFacts:
     """The process that has a VM, as far as the control socket is believed.
 
     `uid` is the user it runs as; `started`, with the pid, names it for good. `has_vm` is None
@@ -68,7 +68,9 @@ class Vmm:
         return threads if procs.start_time(self.pid) == self.started else frozenset()
 
 
-def believe(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool) -> Vmm:
+def authenticate(
+    entry: ControlSocket, peer: PeerCred, pid: int, procs: Procfs, *, strictly: bool
+) -> ProcessFacts:
     """The process that has the VM, where the peer names `pid` as that.
 
     A peer that has a VM open is the VMM, under whatever number it knows itself (a container's).
@@ -83,7 +85,7 @@ def believe(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool
     is_gone = uid is None and procs.start_time(peer.pid) is None
     if peer.uid != 0 and uid != peer.uid and not is_gone:
         whose = "several users'" if uid is None else f"uid {uid}"
-        raise untrusted(
+        raise not_authenticated(
             entry, f"uid {peer.uid} began to listen there, process {peer.pid} is {whose}"
         )
     has_vm = procs.holds_kvm(peer.pid)
@@ -93,10 +95,10 @@ def believe(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool
         raise _without_vm(entry, f"process {peer.pid} that listens there has no VM open")
     if has_vm is None and strictly:
         raise _unchecked(entry, peer.pid)
-    return Vmm(pid=peer.pid, uid=peer.uid, started=peer.started, has_vm=has_vm)
+    return ProcessFacts(pid=peer.pid, uid=peer.uid, started=peer.started, has_vm=has_vm)
 
 
-def untrusted(entry: Entry, why: str) -> RefusedError:
+def not_authenticated(entry: ControlSocket, why: str) -> RefusedError:
     """The refusal of a peer that is not what it should be."""
     return RefusedError(
         "its control socket is not believed",
@@ -106,14 +108,16 @@ def untrusted(entry: Entry, why: str) -> RefusedError:
     )
 
 
-def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: bool) -> Vmm:
+def _supervised(
+    entry: ControlSocket, peer: PeerCred, pid: int, procs: Procfs, *, strictly: bool
+) -> ProcessFacts:
     started, uid, has_vm = procs.start_time(pid), procs.uid(pid), procs.holds_kvm(pid)
     # the last look tells that all were at one process
     if started is None or procs.start_time(pid) != started:
         raise _without_vm(entry, f"there is no process {pid}, which process {peer.pid} speaks for")
     if uid is None or peer.uid not in (0, uid):
         whose = "several users'" if uid is None else f"uid {uid}"
-        raise untrusted(
+        raise not_authenticated(
             entry,
             f"process {peer.pid} of uid {peer.uid} speaks for process {pid}, which is {whose}",
         )
@@ -127,19 +131,19 @@ def _supervised(entry: Entry, peer: Peer, pid: int, procs: Procfs, *, strictly: 
         )
     if has_vm is None and strictly:
         raise _unchecked(entry, pid)
-    return Vmm(pid=pid, uid=uid, started=started, has_vm=has_vm, is_supervised=True)
+    return ProcessFacts(pid=pid, uid=uid, started=started, has_vm=has_vm, is_supervised=True)
 
 
-def _subject(entry: Entry) -> str:
+def _subject(entry: ControlSocket) -> str:
     return entry.name or str(entry.path)
 
 
-def _address(entry: Entry, pid: int) -> str:
+def _address(entry: ControlSocket, pid: int) -> str:
     """What means the VM of a process for sure: a user can take any name in a directory of his."""
     return entry.name if entry.name and entry.owner is None else f"pid/{pid}"
 
 
-def _without_vm(entry: Entry, why: str) -> NoVmError:
+def _without_vm(entry: ControlSocket, why: str) -> NoVmError:
     return NoVmError(
         "its control socket is not believed",
         subject=_subject(entry),
@@ -148,7 +152,7 @@ def _without_vm(entry: Entry, why: str) -> NoVmError:
     )
 
 
-def _unchecked(entry: Entry, pid: int) -> DeniedError:
+def _unchecked(entry: ControlSocket, pid: int) -> DeniedError:
     return DeniedError(
         "it cannot be checked that a VMM listens at its control socket",
         subject=_subject(entry),

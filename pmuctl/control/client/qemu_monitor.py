@@ -40,7 +40,7 @@ _COMMANDS = ("query-name", "query-uuid", "query-status", "query-cpus-fast")
 
 
 @value(kw_only=True)
-class Monitor:
+class QemuMonitor:
     """What a QEMU says: its name, UUID and run state ("running", "paused", ...), and the thread
     of each vCPU by its number. What it did not say is None."""
 
@@ -50,12 +50,12 @@ class Monitor:
     threads: Mapping[int, int] = field(default_factory=dict)
 
 
-def is_free(path: str, parent: str) -> bool:
+def may_query(path: str, parent: str) -> bool:
     """Whether a monitor may be asked: none that libvirt has made, by its path or its parent."""
     return "libvirt" not in path.split("/") and parent not in MANAGERS
 
 
-def read_monitor(
+def query_qemu(
     path: str,
     process: Path,
     *,
@@ -63,7 +63,7 @@ def read_monitor(
     uid: int | None,
     until: float,
     patience: float = PATIENCE,
-) -> Monitor | None:
+) -> QemuMonitor | None:
     """What the QEMU that listens at `path` says of itself; None where it says nothing in time.
 
     `process` is its directory in /proc, below which the path is looked up as QEMU sees it. It must
@@ -141,7 +141,7 @@ def _listens(process: Path, inodes: Collection[bytes]) -> bool:
     return False
 
 
-def _ask(peer: socket.socket, until: float) -> Monitor | None:
+def _ask(peer: socket.socket, until: float) -> QemuMonitor | None:
     decoder = qmp_codec.Decoder()
     if "QMP" not in _next(peer, decoder, until):
         return None
@@ -154,7 +154,7 @@ def _ask(peer: socket.socket, until: float) -> Monitor | None:
         tag = message.get("id")
         if isinstance(tag, str) and tag in _COMMANDS:
             answers[tag] = message.get("return")  # None where it does not know the command
-    return Monitor(
+    return QemuMonitor(
         name=_text(answers["query-name"], "name"),
         uuid=_text(answers["query-uuid"], "UUID"),
         status=_text(answers["query-status"], "status"),

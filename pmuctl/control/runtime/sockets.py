@@ -33,7 +33,7 @@ _RECORD = re.compile(rb"([0-9]{1,10}) ([0-9]{1,20})\n")
 
 
 @value(kw_only=True)
-class Entry:
+class ControlSocket:
     """A control socket found in a runtime directory.
 
     `owner` is the user whose VMs it may speak for, None where that is anybody's (root's own
@@ -46,10 +46,10 @@ class Entry:
 
 
 @value
-class Sockets:
+class SocketScan:
     """Control sockets, and how many more of other users are left out: see SOCKETS_MAX."""
 
-    entries: Sequence[Entry] = ()
+    entries: Sequence[ControlSocket] = ()
     left_out: int = 0
 
 
@@ -100,12 +100,12 @@ def runtime_dirs(
 
 def scan_sockets(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
-) -> Sockets:
+) -> SocketScan:
     """The control sockets this user may ask about, by name; sockets only, and no links.
 
     Of another user's directory they are no more than SOCKETS_MAX.
     """
-    entries: list[Entry] = []
+    entries: list[ControlSocket] = []
     left_out = 0
     for directory, owner in runtime_dirs(environ, uid, run=run, users=users):
         its = list(_entries(directory, owner))
@@ -113,7 +113,7 @@ def scan_sockets(
         entries += its[:most]
         left_out += len(its[most:])
     entries.sort(key=lambda entry: (entry.name or "", str(entry.path)))
-    return Sockets(entries, left_out)
+    return SocketScan(entries, left_out)
 
 
 def _listdir(path: Path) -> list[str]:
@@ -125,7 +125,7 @@ def _listdir(path: Path) -> list[str]:
         return []
 
 
-def _entries(directory: Path, owner: int | None = None) -> Iterator[Entry]:
+def _entries(directory: Path, owner: int | None = None) -> Iterator[ControlSocket]:
     try:
         its = directory.lstat()
     except OSError:
@@ -139,11 +139,11 @@ def _entries(directory: Path, owner: int | None = None) -> Iterator[Entry]:
             continue
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK((directory / file).lstat().st_mode):
-                yield Entry(name=name, path=directory / file, owner=owner)
+                yield ControlSocket(name=name, path=directory / file, owner=owner)
 
 
 @contextlib.contextmanager
-def claim(
+def bind_control_socket(
     path: Path,
     *,
     group: str = "kvm",

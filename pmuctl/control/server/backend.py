@@ -20,7 +20,7 @@ class VcpuStatus:
     has_run: bool
 
 
-class Door(Protocol):
+class VmmBackend(Protocol):
     """What pmuctl needs of a VMM: the one it lives in, or one that it supervises.
 
     `vmm` is what the VMM calls itself. Called from the server's thread.

@@ -9,9 +9,9 @@ from pmuctl.control.protocol.messages import COMMANDS, Command, describe_message
 from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.control.protocol.schema import SchemaError
 from pmuctl.control.server.connection import Connection
-from pmuctl.control.server.pmu_state import ApplyError, Settings
+from pmuctl.control.server.pmu_state import ApplyError, PmuState
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.plan import SetAttr, Step, Wanted
+from pmuctl.model.plan import SetAttr, Step, TargetSettings
 
 ID_MAX = 1024
 """Bytes of JSON a request's id may have: the answer repeats it."""
@@ -24,12 +24,12 @@ ERRORS = (*qmp_codec.ERROR_CLASSES, "CommandNotFound", "GenericError")
 """Every class of error that an answer can have."""
 
 
-class Dispatcher:
+class CommandHandler:
     """Answers requests with the settings of one VM; events go to `tell`, as name and data."""
 
     def __init__(
         self,
-        settings: Settings,
+        settings: PmuState,
         tell: Callable[[str, Message], None],
         on_change: OnChange | None = None,
     ) -> None:
@@ -88,7 +88,7 @@ class Dispatcher:
         except ApplyError as refused:
             self._note_change(asker, refused.applied)
             return {"error": self._refused(refused)}
-        # the VM outlives whatever its own Door raises, SystemExit too, and the admin hears of it
+        # the VM outlives what its own backend raises, SystemExit too, and the admin hears of it
         except BaseException as fault:
             return _error("GenericError", f"the VMM failed: {_words(fault)}")
         return {"return": result}
@@ -96,7 +96,7 @@ class Dispatcher:
     def _apply(self, arguments: Message, asker: Connection) -> Message:
         cpus, wanted_filter = arguments.get("cpus"), arguments.get("filter")
         counters = arguments.get("counters")
-        wanted = Wanted(
+        wanted = TargetSettings(
             type=int(str(arguments["type"])),
             name=str(arguments["name"]),
             counters=counters if isinstance(counters, int) else None,

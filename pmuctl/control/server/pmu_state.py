@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from pmuctl.control.protocol.messages import filter_message
 from pmuctl.control.protocol.qmp_codec import Message
-from pmuctl.control.server.backend import Door
+from pmuctl.control.server.backend import VmmBackend
 from pmuctl.errors import NotFoundError, PmuctlError, RefusedError
 from pmuctl.host.kvm.device import pack_filter, pack_nr_counters, pack_pmu
 from pmuctl.host.thread_affinity import Threads
@@ -21,7 +21,17 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange
 from pmuctl.model.kvm_caps import DERIVED
-from pmuctl.model.plan import Current, Place, SetAttr, Step, Thread, Wanted, no_vcpu, plan, refusal
+from pmuctl.model.plan import (
+    CurrentState,
+    SetAffinity,
+    SetAttr,
+    Step,
+    TargetSettings,
+    VcpuThread,
+    no_vcpu,
+    plan,
+    refusal,
+)
 from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace, value
@@ -56,11 +66,11 @@ class ApplyError(Exception):
         self.applied = tuple(applied)
 
 
-class Settings:
+class PmuState:
     """The settings of one VM; every method may be called from any thread."""
 
     def __init__(
-        self, door: Door, pmus: Callable[[], Mapping[int, str]], threads: Threads
+        self, door: VmmBackend, pmus: Callable[[], Mapping[int, str]], threads: Threads
     ) -> None:
         """`pmus` gives the host's CPU PMUs, perf type to name; asked anew each time."""
         self.closed = threading.Event()
@@ -79,7 +89,7 @@ class Settings:
         self._default = Action.ALLOW
         """what the first range made of all other events, once there is a filter"""
         self._seal: Seal | None = None
-        self._placed: dict[int, Place] = {}
+        self._placed: dict[int, SetAffinity] = {}
         """by thread id: where a thread was put, and where it was before the first time"""
 
     def seal(self, by: str) -> None:
@@ -101,7 +111,7 @@ class Settings:
             self._seal = Seal(by, int(time.time()))
             self.closed.set()
 
-    def adopt(self, wanted: Wanted) -> None:
+    def set_applied(self, wanted: TargetSettings) -> None:
         """Take these settings, which were applied by other means, as those that stand.
 
         What is None stays as it is; a filter takes the place of the one that stood.
@@ -172,7 +182,7 @@ class Settings:
         origin = "applied" if default is None else DERIVED
         return its and {"name": its[1], "type": its[0], "origin": origin}
 
-    def apply(self, wanted: Wanted, *, dry_run: bool) -> tuple[Step, ...]:
+    def apply(self, wanted: TargetSettings, *, dry_run: bool) -> tuple[Step, ...]:
         """Bring the VM to what is wanted, or plan to; the steps done or planned, in order.
 
         Raises ApplyError where anything is refused.
@@ -196,7 +206,7 @@ class Settings:
                     self._filter = wanted.filter
             return steps
 
-    def _check_name(self, wanted: Wanted) -> None:
+    def _check_name(self, wanted: TargetSettings) -> None:
         """Type and name say the same of a PMU, or the client sees other PMUs than this process."""
         name = self._pmus().get(wanted.type, wanted.name)
         if name != wanted.name:
@@ -206,7 +216,7 @@ class Settings:
                 errno="ENXIO",
             )
 
-    def _vpmu(self, wanted: Wanted | None = None) -> Vpmu:
+    def _vpmu(self, wanted: TargetSettings | None = None) -> Vpmu:
         """KVM's state, put together from what the VMM says and what was applied."""
         door, vcpus = self._door, self._door.vcpus()
         has_pmu = door.has_vpmu()
@@ -235,33 +245,33 @@ class Settings:
             return self._seal.by
         return "its vCPUs have run or are initialised" if is_sealed(vpmu) else None
 
-    def _current(self, wanted: Wanted) -> Current:
+    def _current(self, wanted: TargetSettings) -> CurrentState:
         vpmu = self._vpmu(wanted)
-        threads: dict[int, Thread] = {}
+        threads: dict[int, VcpuThread] = {}
         for vcpu in self._door.vcpus() if wanted.cpus else ():
             if vcpu.tid is None:
                 continue
             with suppress(OSError):  # a vCPU whose thread has ended stays on no CPU
                 threads[vcpu.index] = self._thread(vcpu.tid)
-        return Current(
+        return CurrentState(
             vpmu=vpmu,
             sealed_by=self._sealed_by(vpmu),
             threads=threads,
         )
 
-    def _thread(self, tid: int) -> Thread:
+    def _thread(self, tid: int) -> VcpuThread:
         now = self._threads.affinity(tid)
         placed = self._placed.get(tid)
         # a mask that is still as pmuctl left it is no pin of the admin's
         may = placed.before if placed and placed.cpus == now else now
-        return Thread(tid=tid, now=now, may=may)
+        return VcpuThread(tid=tid, now=now, may=may)
 
-    def _carry_out(self, steps: Sequence[Step], current: Current) -> None:
+    def _carry_out(self, steps: Sequence[Step], current: CurrentState) -> None:
         done: list[Step] = []
         state = current.vpmu
         for step in steps:
             try:
-                if isinstance(step, Place):
+                if isinstance(step, SetAffinity):
                     self._threads.place(step.tid, step.cpus)
                     may = current.threads[step.vcpu].may
                     self._placed[step.tid] = replace(step, before=may)
@@ -295,7 +305,7 @@ class Settings:
         return EventFilter(Action.ALLOW, space - self._allowed)
 
     def _undo(self, step: Step) -> bool:
-        if isinstance(step, Place):
+        if isinstance(step, SetAffinity):
             with suppress(OSError):
                 self._threads.place(step.tid, step.before)
                 return True
@@ -312,7 +322,7 @@ def payload(step: SetAttr) -> bytes:
     return pack_nr_counters(step.value)
 
 
-def refused(step: Step, error: Exception, state: Vpmu, current: Current) -> PmuctlError:
+def refused(step: Step, error: Exception, state: Vpmu, current: CurrentState) -> PmuctlError:
     """What it means that a step failed with this error when KVM was in this state."""
     if not isinstance(error, OSError):
         return RefusedError(

@@ -21,15 +21,15 @@ from types import TracebackType
 from pmuctl import __version__
 from pmuctl.control.protocol.qmp_codec import Message, WireError
 from pmuctl.control.runtime import sockets
-from pmuctl.control.server.backend import Door, VcpuStatus
-from pmuctl.control.server.commands import Dispatcher, OnChange
+from pmuctl.control.server.backend import VcpuStatus, VmmBackend
+from pmuctl.control.server.commands import CommandHandler, OnChange
 from pmuctl.control.server.connection import Connection
-from pmuctl.control.server.pmu_state import Settings
+from pmuctl.control.server.pmu_state import PmuState
 from pmuctl.host.pmus import scan_pmu_types
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.thread_affinity import Threads
 
-__all__ = ["Door", "Server", "VcpuStatus"]
+__all__ = ["Server", "VcpuStatus", "VmmBackend"]
 
 CLIENTS_MAX = 16
 READERS_MAX = 8
@@ -43,7 +43,7 @@ class Server:
 
     def __init__(
         self,
-        door: Door,
+        door: VmmBackend,
         path: Path | None = None,
         *,
         sysfs: Sysfs | None = None,
@@ -63,12 +63,12 @@ class Server:
         self._path = path
         self._stall = stall
         its_sysfs = sysfs or Sysfs()
-        self.settings = Settings(
+        self.settings = PmuState(
             door,
             lambda: scan_pmu_types(its_sysfs),
             threads or Threads(),
         )
-        self._dispatcher = Dispatcher(self.settings, self._broadcast, on_change)
+        self._dispatcher = CommandHandler(self.settings, self._broadcast, on_change)
         self._connections: list[Connection] = []
         self._wake_write: socket.socket | None = None
         self._ending = False
@@ -78,7 +78,7 @@ class Server:
         with contextlib.ExitStack() as stack:
             file = sockets.file_name(self._door.name)
             path = self._path or sockets.own_dir(os.environ, os.geteuid()) / file
-            self._listener = stack.enter_context(sockets.claim(path))
+            self._listener = stack.enter_context(sockets.bind_control_socket(path))
             self._listener.settimeout(0)
             self._selector = stack.enter_context(selectors.DefaultSelector())
             wake_read, self._wake_write = socket.socketpair()

@@ -21,7 +21,7 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedDoor
 from pmuctl.launch.spec import Orders
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.plan import Wanted
+from pmuctl.model.plan import TargetSettings
 from pmuctl.model.settings_change import Applied
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace
@@ -135,8 +135,8 @@ class Service:
         if self._orders.pmu is not None:
             number, name = self._orders.pmu
             cpus = self._cpus_of(name) if self._orders.hold else self._orders.affinity
-            wanted = Wanted(type=number, name=name, filter=self._orders.filter, cpus=cpus)
-            self._server.settings.adopt(wanted)
+            wanted = TargetSettings(type=number, name=name, filter=self._orders.filter, cpus=cpus)
+            self._server.settings.set_applied(wanted)
             self._changed(BY_RUN, tuple(words))
 
     def refused(self, error: PmuctlError) -> None:

@@ -6,12 +6,12 @@ from functools import partial
 
 from pmuctl.errors import NOTHING_CHANGED, GoneError, PmuctlError, Stopped, UnknownThreadsError
 from pmuctl.manage.affinity.assess import recorded
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.pin import PlacedVm, stopped_after
 from pmuctl.manage.affinity.set_and_align import align_vm
-from pmuctl.manage.batch import Several, each
-from pmuctl.manage.inventory.inventory import Stock
-from pmuctl.manage.inventory.lookup import look
+from pmuctl.manage.batch import BatchResult, run_each
+from pmuctl.manage.inventory.inventory import Inventory
+from pmuctl.manage.inventory.lookup import lookup_vm
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.effective_pmu import chosen_pmu
 from pmuctl.model.vm import Vm
@@ -23,12 +23,12 @@ from pmuctl.value import replace, value
 class Aligned:
     """What came of each VM, why others were left alone, and what is to be warned of."""
 
-    vms: Several[PlacedVm]
+    vms: BatchResult[PlacedVm]
     left: Sequence[str] = ()
     warnings: Sequence[PmuctlError] = ()
 
 
-def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
+def align_all(vms: Sequence[Vm], site: HostState, *, dry_run: bool) -> Aligned:
     """Align every VM whose PMU is known, whatever becomes of another one.
 
     One that cannot be asked, and whose process does not tell its vCPUs either, has failed, if
@@ -41,9 +41,9 @@ def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
     targets: list[Vm] = []
     for vm in vms:
         chosen = chosen_pmu(vm, site.ground)
-        if vm.untold is not None:
+        if vm.query_error is not None:
             failure = failure_of(vm, site.reach)
-            (warnings if failure is None else real).append(vm.untold)
+            (warnings if failure is None else real).append(vm.query_error)
         elif not vm.vcpus:
             continue
         elif chosen.only_cpus is not None and recorded(vm, site).is_left_alone:
@@ -64,21 +64,23 @@ def align_all(vms: Sequence[Vm], site: Site, *, dry_run: bool) -> Aligned:
 
 
 def align_named(
-    refs: Sequence[VmRef], stock: Stock, site: Site, *, keep_going: bool, dry_run: bool
+    refs: Sequence[VmRef], stock: Inventory, site: HostState, *, keep_going: bool, dry_run: bool
 ) -> Aligned:
     """Align the VMs that are named, one after the other.
 
-    Without `keep_going` none is touched where one of them is not found; raises what `look`
+    Without `keep_going` none is touched where one of them is not found; raises what `lookup_vm`
     raises. What fails later is told with what was done before it.
     """
-    found = each(refs, partial(look, stock, strictly=True), keep_going=keep_going)
-    found.check()
+    found = run_each(refs, partial(lookup_vm, stock, strictly=True), keep_going=keep_going)
+    found.raise_first()
     done = _align(found.done, site, keep_going=keep_going, dry_run=dry_run)
     its = replace(done, failed=found.failed + done.failed)
     return Aligned(its, warnings=_warnings(its))
 
 
-def _align(vms: Sequence[Vm], site: Site, *, keep_going: bool, dry_run: bool) -> Several[PlacedVm]:
+def _align(
+    vms: Sequence[Vm], site: HostState, *, keep_going: bool, dry_run: bool
+) -> BatchResult[PlacedVm]:
     done: list[PlacedVm] = []
 
     def align(vm: Vm) -> PlacedVm:
@@ -94,7 +96,7 @@ def _align(vms: Sequence[Vm], site: Site, *, keep_going: bool, dry_run: bool) ->
             raise
         return done[-1]
 
-    return each(vms, align, keep_going=keep_going)
+    return run_each(vms, align, keep_going=keep_going)
 
 
 def _tell_of(stop: Stopped, done: Sequence[PlacedVm]) -> None:
@@ -106,5 +108,5 @@ def _tell_of(stop: Stopped, done: Sequence[PlacedVm]) -> None:
         stop.lost.now = "; ".join(filter(None, (before.now, stop.lost.now)))
 
 
-def _warnings(done: Several[PlacedVm]) -> list[PmuctlError]:
+def _warnings(done: BatchResult[PlacedVm]) -> list[PmuctlError]:
     return [problem for its in done.done for problem in its.warnings]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from pmuctl.control.runtime.affinity_record import read_placings
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.inventory.start_records import recorded_cpus
 from pmuctl.model.alignment import HeldVcpu, HeldVm, aligned_mask
 from pmuctl.model.cpuset import CpuSet
@@ -40,20 +40,20 @@ class Recorded:
     is_left_alone: bool = False
 
 
-def hold(vm: Vm, site: Site) -> HeldVm:
+def hold(vm: Vm, site: HostState) -> HeldVm:
     """A VM held against the PMU that it has or can have."""
     tids = (its.tid for its in vm.vcpus or () if its.tid is not None)
     masks = {tid: mask for tid in tids if (mask := site.mask(vm.pid, tid)) is not None}
     return HeldVm.of(vm, chosen_pmu(vm, site.ground), masks, site.online)
 
 
-def vcpu_rows(held: HeldVm, site: Site) -> Iterator[VcpuRow]:
+def vcpu_rows(held: HeldVm, site: HostState) -> Iterator[VcpuRow]:
     """Every vCPU of a VM, in order."""
     for its in held.vcpus:
         yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, site))
 
 
-def check_rows(held: HeldVm, site: Site) -> Iterator[VcpuRow]:
+def check_rows(held: HeldVm, site: HostState) -> Iterator[VcpuRow]:
     """Every vCPU of a VM, in order; of those that leave, what keeps `affinity align` from it."""
     masks = recorded(held.vm, site).cpus if held.is_stray else {}
     leavers = (*held.strays, *held.leavers)
@@ -62,7 +62,7 @@ def check_rows(held: HeldVm, site: Site) -> Iterator[VcpuRow]:
         yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, site), blocker=blocker)
 
 
-def recorded(vm: Vm, site: Site) -> Recorded:
+def recorded(vm: Vm, site: HostState) -> Recorded:
     """What pmuctl did with the vCPUs last: by its own record, or else its supervisor's.
 
     Nothing is known of those of another machine.
@@ -77,14 +77,14 @@ def recorded(vm: Vm, site: Site) -> Recorded:
     return Recorded(cpus=masks, is_left_alone=is_left_alone)
 
 
-def _last_cpu(vm: Vm, its: HeldVcpu, site: Site) -> int | None:
+def _last_cpu(vm: Vm, its: HeldVcpu, site: HostState) -> int | None:
     if vm.pid is None or its.tid is None:
         return None
     return site.procs.last_cpu(vm.pid, its.tid)
 
 
 def find_obstacle(
-    held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Site
+    held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: HostState
 ) -> Blocker | None:
     """What on this machine keeps a vCPU that leaves off the CPUs that align would put it on.
 
@@ -98,7 +98,9 @@ def find_obstacle(
     return find_blocker(pid, its.tid, mask or cpus, site)
 
 
-def _blocker(held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: Site) -> str | None:
+def _blocker(
+    held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: HostState
+) -> str | None:
     """What `affinity align` would fail for, None where nothing is known to be in its way."""
     vm, cpus = held.vm, held.chosen.only_cpus
     if cpus is None:

@@ -5,7 +5,7 @@ import shlex
 
 from pmuctl.host.cpuset_cgroup import Cpuset
 from pmuctl.host.sysfs import PATH_CPU
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.hints import cpus_words
 from pmuctl.model.alignment import Obstacle, find_obstacle
 from pmuctl.model.cpuset import CpuSet
@@ -20,7 +20,7 @@ class Blocker:
     fix: str
 
 
-def find_blocker(pid: int, tid: int, wanted: CpuSet, site: Site) -> Blocker | None:
+def find_blocker(pid: int, tid: int, wanted: CpuSet, site: HostState) -> Blocker | None:
     """What on this machine keeps a thread off all of these CPUs, None where nothing is known."""
     its = site.cpusets.read(pid, tid)
     allowed = None if its is None else its.cpus

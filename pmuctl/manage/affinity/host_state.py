@@ -10,7 +10,7 @@ from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Ground
 from pmuctl.model.kvm_caps import Probed
@@ -19,13 +19,13 @@ from pmuctl.value import field, replace, value
 
 
 @value(kw_only=True)
-class Site:
+class HostState:
     """Where VMs are: how this user reaches them, and what the truth about them rests on.
 
     `live_threads` are None where it is another machine's tree, `cpusets` what was read of them.
     """
 
-    reach: Reach
+    reach: Session
     ground: Ground
     live_threads: Threads | None
     cpusets: Cpusets = field(compare=False)
@@ -78,12 +78,12 @@ class Site:
         except OSError:
             return None
 
-    def with_probed(self, probed: Probed | None) -> "Site":
+    def with_probed(self, probed: Probed | None) -> "HostState":
         """The same, with what KVM was found to do just now, if it was."""
         return replace(self, ground=replace(self.ground, probed=probed)) if probed else self
 
 
-def read_site(reach: Reach, threads: Threads) -> Site:
+def read_host_state(reach: Session, threads: Threads) -> HostState:
     """The machine as it is now. No VM is made: what KVM does is known if it was probed before.
 
     PMUs are named by sysfs, on the live machine as in a captured tree.
@@ -91,7 +91,7 @@ def read_site(reach: Reach, threads: Threads) -> Site:
     sysfs = reach.sysfs
     pmus = scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))
     probed = read_cached(sysfs, pmus, reach.environ, uid=reach.uid)
-    return Site(
+    return HostState(
         reach=reach,
         ground=Ground(pmus=pmus, online=read_online(sysfs), probed=probed),
         live_threads=threads if reach.is_live else None,

@@ -7,7 +7,7 @@ from pmuctl.control.runtime.affinity_record import write_placings
 from pmuctl.errors import PmuctlError, RefusedError, Stopped
 from pmuctl.host.signals import uninterrupted
 from pmuctl.manage.affinity.blockers import cpuset_words
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.vcpu_threads import Crew, Placed, place_threads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
@@ -33,7 +33,7 @@ class PlacedVm:
 
 
 def place_and_record(
-    crew: Crew, wanted: Mapping[int, CpuSet], site: Site, *, all_of_them: bool, dry_run: bool
+    crew: Crew, wanted: Mapping[int, CpuSet], site: HostState, *, all_of_them: bool, dry_run: bool
 ) -> PlacedVm:
     """Put each vCPU's thread on the CPUs that are wanted, and record it: all, or nothing.
 
@@ -64,7 +64,7 @@ def stopped_after(done: Sequence[PlacedVm]) -> PmuctlError | None:
     return RefusedError("stopped once vCPU threads were placed", now=f"set: {'; '.join(steps)}")
 
 
-def _record(crew: Crew, placed: Mapping[int, CpuSet], site: Site) -> Iterator[PmuctlError]:
+def _record(crew: Crew, placed: Mapping[int, CpuSet], site: HostState) -> Iterator[PmuctlError]:
     vm = crew.vm
     its = vm.id or VmId(crew.process)
     try:
@@ -74,7 +74,7 @@ def _record(crew: Crew, placed: Mapping[int, CpuSet], site: Site) -> Iterator[Pm
         yield error
 
 
-def reductions(placed: Sequence[Placed], pid: int, site: Site) -> Iterator[RefusedError]:
+def reductions(placed: Sequence[Placed], pid: int, site: HostState) -> Iterator[RefusedError]:
     """What the kernel left out of the CPUs that were wanted, each with who took it."""
     site.cpusets.forget()
     for its in placed:

@@ -11,7 +11,7 @@ from pmuctl.errors import (
 )
 from pmuctl.manage.affinity.assess import recorded
 from pmuctl.manage.affinity.blockers import find_blocker
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.pin import PlacedVm, place_and_record
 from pmuctl.manage.affinity.vcpu_threads import (
     Crew,
@@ -26,12 +26,12 @@ from pmuctl.manage.resolve import present_cpus
 from pmuctl.model.alignment import Verdict, aligned_mask, judge_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Chosen, Consequence, chosen_pmu
-from pmuctl.model.plan import Place, no_vpmu
+from pmuctl.model.plan import SetAffinity, no_vpmu
 from pmuctl.model.vm import Vm, Window
 
 
 def set_affinity(
-    vm: Vm, text: str, site: Site, *, vcpus: CpuSet | None = None, dry_run: bool
+    vm: Vm, text: str, site: HostState, *, vcpus: CpuSet | None = None, dry_run: bool
 ) -> PlacedVm:
     """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
 
@@ -48,7 +48,7 @@ def set_affinity(
     return place_and_record(crew, wanted, site, all_of_them=True, dry_run=dry_run)
 
 
-def choose_cpus(text: str, vm: Vm, site: Site) -> CpuSet:
+def choose_cpus(text: str, vm: Vm, site: HostState) -> CpuSet:
     """The CPUs that a text names, which have to be of the VM's PMU where one was set.
 
     Raises UsageError, NotFoundError and RefusedError for others.
@@ -68,7 +68,7 @@ def choose_cpus(text: str, vm: Vm, site: Site) -> CpuSet:
     return cpus
 
 
-def align_vm(vm: Vm, site: Site, *, dry_run: bool) -> PlacedVm:
+def align_vm(vm: Vm, site: HostState, *, dry_run: bool) -> PlacedVm:
     """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
 
     Raises UnsupportedError without a vPMU, or a PMU of the host; RefusedError where it is not
@@ -92,16 +92,16 @@ def align_vm(vm: Vm, site: Site, *, dry_run: bool) -> PlacedVm:
     for vcpu, now in pinned.items():
         # that there is no CPU for it is worth more than whose pin it is
         if blocker := find_blocker(crew.pid, crew.tids[vcpu], cpus, site):
-            raise blocked(vm, Place(vcpu, crew.tids[vcpu], cpus, now), blocker)
+            raise blocked(vm, SetAffinity(vcpu, crew.tids[vcpu], cpus, now), blocker)
     if pinned:
         raise _pinned(vm, chosen, pinned)
     return place_and_record(crew, wanted, site, all_of_them=False, dry_run=dry_run)
 
 
-def _no_pmu(vm: Vm, chosen: Chosen, site: Site) -> PmuctlError:
+def _no_pmu(vm: Vm, chosen: Chosen, site: HostState) -> PmuctlError:
     error: PmuctlError
-    if vm.untold is not None:
-        return vm.untold
+    if vm.query_error is not None:
+        return vm.query_error
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         error = no_vpmu()
     elif not chosen.cpus and not site.pmus:

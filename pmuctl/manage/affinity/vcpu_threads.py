@@ -16,11 +16,11 @@ from pmuctl.errors import (
     command,
 )
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.hints import cpus_words
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence
-from pmuctl.model.plan import Place
+from pmuctl.model.plan import SetAffinity
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.model.vmm_identity import VmmKind
@@ -45,7 +45,7 @@ class Placed:
 
     def words(self) -> str:
         """The step in the kernel's words."""
-        return Place(self.vcpu, self.tid, self.wanted, self.before).words()
+        return SetAffinity(self.vcpu, self.tid, self.wanted, self.before).words()
 
 
 @value
@@ -66,7 +66,7 @@ class Crew:
         return self.process.pid
 
     @classmethod
-    def of(cls, vm: Vm, site: Site, *, only: CpuSet | None = None) -> "Crew":
+    def of(cls, vm: Vm, site: HostState, *, only: CpuSet | None = None) -> "Crew":
         """The threads of these vCPUs, by default all.
 
         Raises NotFoundError for a vCPU that is not there, what the VM could not be asked for, and
@@ -89,7 +89,7 @@ class Crew:
         starts = {tid: site.procs.start_time(tid) for tid in known.values()}
         return cls(vm, vm.process, known, starts)
 
-    def check(self, site: Site, vcpu: int) -> None:
+    def check(self, site: HostState, vcpu: int) -> None:
         """Raise NotFoundError unless the thread of a vCPU is still the one that was found."""
         tid = self.tids[vcpu]
         procs = site.procs
@@ -127,19 +127,21 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     )
 
 
-def current_masks(crew: Crew, site: Site) -> dict[int, CpuSet]:
+def current_masks(crew: Crew, site: HostState) -> dict[int, CpuSet]:
     """The mask of each vCPU's thread; raises NotFoundError where one is gone."""
     masks: dict[int, CpuSet] = {}
     for vcpu, tid in sorted(crew.tids.items()):
         try:
             masks[vcpu] = site.threads.affinity(tid)
         except OSError as error:
-            raise _explained(crew, site, Place(vcpu, tid, CpuSet(), CpuSet()), error) from error
+            raise _explained(
+                crew, site, SetAffinity(vcpu, tid, CpuSet(), CpuSet()), error
+            ) from error
     return masks
 
 
 def place_threads(
-    crew: Crew, wanted: Mapping[int, CpuSet], site: Site, *, dry_run: bool
+    crew: Crew, wanted: Mapping[int, CpuSet], site: HostState, *, dry_run: bool
 ) -> list[Placed]:
     """Put each vCPU's thread on the CPUs that are wanted, all or none.
 
@@ -147,14 +149,14 @@ def place_threads(
     NotFoundError and RefusedError; where threads could not be put back, `now` tells which.
     """
     masks = current_masks(crew, site)
-    steps = [Place(n, crew.tids[n], cpus, masks[n]) for n, cpus in sorted(wanted.items())]
+    steps = [SetAffinity(n, crew.tids[n], cpus, masks[n]) for n, cpus in sorted(wanted.items())]
     todo = [step for step in steps if step.cpus != step.before]
     # a mask without a CPU that is online is none that a thread can be left with
     stranded = [step for step in steps if site.online is not None and not step.cpus & site.online]
     for step in (*todo, *stranded):
         if blocker := find_blocker(crew.pid, step.tid, step.cpus, site):
             raise blocked(crew.vm, step, blocker)
-    done: list[Place] = []
+    done: list[SetAffinity] = []
     for step in () if dry_run else todo:
         try:
             crew.check(site, step.vcpu)
@@ -184,7 +186,7 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
         )
 
 
-def _placed(crew: Crew, step: Place, site: Site, *, dry_run: bool) -> Placed:
+def _placed(crew: Crew, step: SetAffinity, site: HostState, *, dry_run: bool) -> Placed:
     now = step.before
     if dry_run:
         now = step.cpus
@@ -203,7 +205,7 @@ def _placed(crew: Crew, step: Place, site: Site, *, dry_run: bool) -> Placed:
     )
 
 
-def _undo(step: Place, crew: Crew, site: Site) -> bool:
+def _undo(step: SetAffinity, crew: Crew, site: HostState) -> bool:
     """Put a thread back; one that has ended needs it no more."""
     try:
         crew.check(site, step.vcpu)
@@ -215,7 +217,7 @@ def _undo(step: Place, crew: Crew, site: Site) -> bool:
     return True
 
 
-def _put_back(done: Sequence[Place]) -> str:
+def _put_back(done: Sequence[SetAffinity]) -> str:
     vcpus = CpuSet.of(step.vcpu for step in done)
     return f"vCPU {vcpus} put back; nothing else was changed" if done else NOTHING_CHANGED
 
@@ -230,7 +232,7 @@ def _gone(vm: Vm, vcpu: int, tid: int) -> GoneError:
     )
 
 
-def blocked(vm: Vm, step: Place, blocker: Blocker) -> RefusedError:
+def blocked(vm: Vm, step: SetAffinity, blocker: Blocker) -> RefusedError:
     """The refusal of a step that something on this machine is in the way of."""
     return RefusedError(
         f"vCPU {step.vcpu} cannot be put on {step.cpus}",
@@ -242,7 +244,7 @@ def blocked(vm: Vm, step: Place, blocker: Blocker) -> RefusedError:
     )
 
 
-def _explained(crew: Crew, site: Site, step: Place, error: OSError) -> PmuctlError:
+def _explained(crew: Crew, site: HostState, step: SetAffinity, error: OSError) -> PmuctlError:
     """What the kernel's answer to sched_setaffinity(2) means."""
     vm, number = crew.vm, error.errno or errno.EINVAL
     site.cpusets.forget()

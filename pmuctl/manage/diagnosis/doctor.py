@@ -14,12 +14,12 @@ from pmuctl.host.kvm.cache import read_kernel
 from pmuctl.host.procfs import TICKS, Procfs
 from pmuctl.host.thread_affinity import Threads
 from pmuctl.manage.affinity.assess import find_obstacle, hold, recorded
-from pmuctl.manage.affinity.host_state import Site, read_site
+from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.diagnosis.spinning import ThreadId, rest, spins
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
-from pmuctl.manage.inventory.inventory import Listing
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.inventory import VmList
+from pmuctl.manage.inventory.query import Session
 from pmuctl.manage.start.preflight import Kvm
 from pmuctl.model.alignment import HeldVm
 from pmuctl.model.check_result import Finding
@@ -29,8 +29,8 @@ from pmuctl.value import replace
 
 
 def diagnose(
-    reach: Reach,
-    seen: Listing,
+    reach: Session,
+    seen: VmList,
     *,
     is_whole: bool,
     kvm: Kvm | None,
@@ -42,7 +42,7 @@ def diagnose(
 
     Without `kvm`, as in another machine's tree, only what was captured of that is known.
     """
-    site = read_site(reach, threads)
+    site = read_host_state(reach, threads)
     access = kvm.access() if kvm else None
     if kvm is not None and access is KvmAccess.USABLE:
         # what was found just now is known of VMs, too, also where it could not be kept
@@ -59,7 +59,7 @@ def diagnose(
     return found, unchecked
 
 
-def _why_unchecked(held: HeldVm, site: Site) -> str:
+def _why_unchecked(held: HeldVm, site: HostState) -> str:
     """Why no check applies to a VM: it has no PMU, or nothing is known of it."""
     vm = held.vm
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
@@ -71,7 +71,7 @@ def _why_unchecked(held: HeldVm, site: Site) -> str:
     return "which vCPUs it has is not known"
 
 
-def _probe(site: Site, kvm: Kvm) -> Probed | None:
+def _probe(site: HostState, kvm: Kvm) -> Probed | None:
     """What KVM does, tried on scratch VMs once a boot; None where it could not be."""
     try:
         return read_kernel(site.sysfs, site.pmus, site.environ, uid=site.uid, probe=kvm.probe)
@@ -79,7 +79,9 @@ def _probe(site: Site, kvm: Kvm) -> Probed | None:
         return None
 
 
-def _host_facts(site: Site, seen: Listing, access: KvmAccess | None, kvm: Kvm | None) -> HostFacts:
+def _host_facts(
+    site: HostState, seen: VmList, access: KvmAccess | None, kvm: Kvm | None
+) -> HostFacts:
     is_live = site.reach.is_live
     return HostFacts(
         uid=site.uid,
@@ -124,7 +126,7 @@ def _directories(environ: Mapping[str, str], uid: int) -> list[RuntimeDir]:
 
 
 def _with_spins(
-    facts: Sequence[VmFacts], site: Site, rest: Callable[[], float]
+    facts: Sequence[VmFacts], site: HostState, rest: Callable[[], float]
 ) -> Iterator[VmFacts]:
     """The facts of each VM; those whose vCPUs may spin are looked at for a moment, all at once."""
     threads = [_suspects(its.held) if site.reach.is_live else {} for its in facts]
@@ -144,7 +146,7 @@ def _suspects(held: HeldVm) -> dict[int, ThreadId]:
     return {index: ThreadId(held.vm.pid, tid) for index, tid in strays if tid is not None}
 
 
-def _vm_facts(held: HeldVm, site: Site) -> VmFacts:
+def _vm_facts(held: HeldVm, site: HostState) -> VmFacts:
     masks = recorded(held.vm, site).cpus
     found = {its.index: find_obstacle(held, its, masks, site) for its in held.strays}
     return VmFacts(

@@ -9,12 +9,12 @@ from pmuctl.errors import PmuctlError
 from pmuctl.host.thread_affinity import Threads
 from pmuctl.host.udev import Ear
 from pmuctl.manage.affinity.assess import hold, recorded
-from pmuctl.manage.affinity.host_state import Site, read_site
+from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.affinity.set_and_align import align_vm
-from pmuctl.manage.inventory.inventory import Listing
-from pmuctl.manage.inventory.lookup import take_stock
-from pmuctl.manage.inventory.poller import Asker
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.inventory import VmList
+from pmuctl.manage.inventory.lookup import list_vms
+from pmuctl.manage.inventory.poller import SocketPoller
+from pmuctl.manage.inventory.query import Session
 from pmuctl.model.host_diff import (
     Change,
     ChangeKind,
@@ -60,7 +60,7 @@ class Watch:
     def __init__(
         self,
         *,
-        reach: Reach,
+        reach: Session,
         refs: Sequence[VmRef] = (),
         threads: Threads,
         ear: Ear,
@@ -75,11 +75,11 @@ class Watch:
         self.interval = interval
         self.repairs = repairs
         self.clock = clock
-        self.seen = Listing(vms=[])
+        self.seen = VmList(vms=[])
         """What the last look has found."""
-        self.site: Site | None = None
+        self.site: HostState | None = None
         """The machine, as it was then."""
-        self._asker = Asker(reach.deadline)
+        self._asker = SocketPoller(reach.deadline)
         self._before: Snapshot | None = None
         self._vms: dict[tuple[object, ...], Vm] = {}
         self._failed: dict[tuple[object, ...], str] = {}
@@ -90,7 +90,7 @@ class Watch:
         self.ear.close()
 
     def watch(self, until: float | None = None) -> Iterator[Event]:
-        """What changes after a first `look`, until that moment of the monotonic clock.
+        """What changes after a first `lookup_vm`, until that moment of the monotonic clock.
 
         At its end it looks once more: what was there to be seen is told.
         """
@@ -122,7 +122,7 @@ class Watch:
     def count(self) -> int:
         """How many VMs are watched: nothing is seen of one that cannot be asked."""
         pending = self._asker.pending
-        return sum(vm.untold is None or vm.socket in pending for vm in self.seen.vms)
+        return sum(vm.query_error is None or vm.socket in pending for vm in self.seen.vms)
 
     def problems(self) -> Iterator[PmuctlError]:
         """Why VMs of the last look cannot be asked, but for those that may answer yet."""
@@ -160,29 +160,29 @@ class Watch:
     def _event(self, change: Change) -> Event:
         return Event(when=self.clock(), change=change)
 
-    def _read(self) -> tuple[Listing, Site, Snapshot]:
+    def _read(self) -> tuple[VmList, HostState, Snapshot]:
         # whoever does not answer holds up no look: half of the time is for the others
         least = FIRST_PATIENCE if self._before is None else LEAST_PATIENCE
         patience = min(self.reach.deadline, max(self.interval / 2, least))
-        seen = take_stock(replace(self.reach, deadline=patience), ask=self._asker.ask)
+        seen = list_vms(replace(self.reach, deadline=patience), ask=self._asker.ask)
         if self.refs:
             vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]
             seen = replace(seen, vms=vms)
-        site = read_site(self.reach, self.threads)
+        site = read_host_state(self.reach, self.threads)
         pairs = [(self._seen(vm, site), vm) for vm in seen.vms if vm.state is not VmState.DEAD]
         # by their keys, for anybody can take the name of another VM
         self._vms = {its.key: vm for its, vm in pairs}
         pmus = {pmu.name: pmu.cpus for pmu in site.pmus}
         return seen, site, Snapshot(vms=[its for its, _ in pairs], online=site.online, pmus=pmus)
 
-    def _seen(self, vm: Vm, site: Site) -> SeenVm:
+    def _seen(self, vm: Vm, site: HostState) -> SeenVm:
         return SeenVm(
             held=hold(vm, site),
             is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
             is_denied=vm.state is VmState.DENIED,
         )
 
-    def _repair(self, after: Snapshot, site: Site) -> Iterator[Change]:
+    def _repair(self, after: Snapshot, site: HostState) -> Iterator[Change]:
         """Align what strays; what fails is tried again at each look, and told once."""
         strays = {
             vm.key: vm

@@ -11,21 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control.client.peer_auth import Vmm
+from pmuctl.control.client.peer_auth import ProcessFacts
 from pmuctl.control.protocol.messages import COMMANDS, NAME
 from pmuctl.control.protocol.schema import Bool, Int, Maybe, Nullable, Obj, Str
 from pmuctl.control.runtime import start_record
-from pmuctl.control.runtime.sockets import SUFFIX, Entry, Sockets
+from pmuctl.control.runtime.sockets import SUFFIX, ControlSocket, SocketScan
 from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.inventory.replies import (
-    Answered,
     CapturedEntry,
-    Orphaned,
-    Told,
-    Untold,
+    NoReply,
+    RecordedVm,
+    Reply,
+    VmReply,
     check_answer,
 )
 from pmuctl.model.vm import VmState
@@ -85,7 +85,9 @@ _FORM = Obj(
 orphaned; else `untold` tells why."""
 
 
-def capture_told(sockets: Sequence[tuple[Entry, Told]], left_out: int) -> Iterator[Captured]:
+def capture_told(
+    sockets: Sequence[tuple[ControlSocket, Reply]], left_out: int
+) -> Iterator[Captured]:
     """The files of these sockets, as `read_told` reads them.
 
     Their `owner` is None where nobody but root and who makes the capture can have made them.
@@ -96,9 +98,9 @@ def capture_told(sockets: Sequence[tuple[Entry, Told]], left_out: int) -> Iterat
         yield Captured(path=f"{PATH_TOLD}/{LEFT_OUT}", text=f"{left_out}\n")
 
 
-def read_told(sysfs: Sysfs) -> Sockets:
+def read_told(sysfs: Sysfs) -> SocketScan:
     """The control sockets of a captured tree; raises RefusedError for a file that is broken."""
-    found: dict[Path, Entry] = {}
+    found: dict[Path, ControlSocket] = {}
     for name in filter(_FILE.fullmatch, sysfs.entries(PATH_TOLD)):
         text = sysfs.read_text(f"{PATH_TOLD}/{name}", limit=SIZE_LIMIT)
         try:
@@ -118,10 +120,10 @@ def read_told(sysfs: Sysfs) -> Sockets:
             ) from None
     entries = sorted(found.values(), key=lambda entry: (entry.name or "", str(entry.path)))
     count = sysfs.read_text(f"{PATH_TOLD}/{LEFT_OUT}", limit=16) or ""
-    return Sockets(entries, int(count) if _COUNT.fullmatch(count) else 0)
+    return SocketScan(entries, int(count) if _COUNT.fullmatch(count) else 0)
 
 
-def to_text(entry: Entry, told: Told) -> str:
+def to_text(entry: ControlSocket, told: Reply) -> str:
     """A socket and what it told, as it stands in its file."""
     document: dict[str, object] = {
         "format": FORMAT,
@@ -130,7 +132,7 @@ def to_text(entry: Entry, told: Told) -> str:
         "owner": entry.owner,
     }
     match told:
-        case Answered(message=message, vmm=vmm):
+        case VmReply(message=message, vmm=vmm):
             document["vmm"] = {
                 "pid": vmm.pid,
                 "uid": vmm.uid,
@@ -141,10 +143,10 @@ def to_text(entry: Entry, told: Told) -> str:
             document["answer"] = message
             if told.record:
                 document["record"] = start_record.to_json(told.record)
-        case Orphaned():
+        case RecordedVm():
             document["uid"] = told.uid
             document["record"] = start_record.to_json(told.record)
-        case Untold(problem=problem, process=process):
+        case NoReply(problem=problem, process=process):
             document["untold"] = {
                 "state": told.state,
                 "status": int(problem.status),
@@ -168,12 +170,12 @@ def from_text(text: str) -> CapturedEntry:
     path = Path(its["path"])
     if path.name != its["name"] + SUFFIX:
         raise ValueError("file.path: is not a socket of that name")
-    entry = Entry(name=its["name"], path=path, owner=its["owner"])
-    told: Told
+    entry = ControlSocket(name=its["name"], path=path, owner=its["owner"])
+    told: Reply
     if "answer" in its and "vmm" in its:
         told = _answered(entry, its)
     elif "record" in its and "uid" in its:
-        told = Orphaned(record=_record(its, entry.name), uid=its["uid"])
+        told = RecordedVm(record=_record(its, entry.name), uid=its["uid"])
     elif "untold" in its:
         told = _untold(its["untold"], entry.name)
     else:
@@ -181,12 +183,12 @@ def from_text(text: str) -> CapturedEntry:
     return CapturedEntry(name=entry.name, path=path, owner=entry.owner, told=told)
 
 
-def _answered(entry: Entry, its: Mapping[str, Any]) -> Answered:
+def _answered(entry: ControlSocket, its: Mapping[str, Any]) -> VmReply:
     try:
         check_answer(entry, its["answer"])
     except PmuctlError as error:
         raise ValueError(f"file.answer: {error.why}") from None
-    vmm = Vmm(
+    vmm = ProcessFacts(
         pid=its["vmm"]["pid"],
         uid=its["vmm"]["uid"],
         started=its["vmm"]["start"],
@@ -194,11 +196,11 @@ def _answered(entry: Entry, its: Mapping[str, Any]) -> Answered:
         is_supervised=its["vmm"]["supervised"],
     )
     if "record" not in its:
-        return Answered(message=its["answer"], vmm=vmm)
+        return VmReply(message=its["answer"], vmm=vmm)
     start = _record(its, entry.name)
     if start.process != vmm.process:
         raise ValueError("file.record: is of another process")
-    return Answered(message=its["answer"], vmm=vmm, record=start)
+    return VmReply(message=its["answer"], vmm=vmm, record=start)
 
 
 def _record(its: Mapping[str, Any], name: str | None) -> start_record.Record:
@@ -208,7 +210,7 @@ def _record(its: Mapping[str, Any], name: str | None) -> start_record.Record:
     return found
 
 
-def _untold(its: Mapping[str, Any], name: str | None) -> Untold:
+def _untold(its: Mapping[str, Any], name: str | None) -> NoReply:
     cls = class_of(its["status"]) or RefusedError
     state = VmState(its["state"])
     problem = cls(
@@ -220,4 +222,4 @@ def _untold(its: Mapping[str, Any], name: str | None) -> Untold:
         errno=its["errno"],
     )
     process = its["process"] and ProcessId(its["process"]["pid"], its["process"]["start"])
-    return Untold(problem=problem, state=state, process=process, owner=its["owner"])
+    return NoReply(problem=problem, state=state, process=process, owner=its["owner"])

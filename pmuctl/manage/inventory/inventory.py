@@ -4,16 +4,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-from pmuctl.control.runtime.sockets import Entry, Sockets
+from pmuctl.control.runtime.sockets import ControlSocket, SocketScan
 from pmuctl.manage.inventory.poller import ask_all
-from pmuctl.manage.inventory.processes import Scene, Survey, VmProcess, find_vms, survey
-from pmuctl.manage.inventory.query import Reach, try_read
+from pmuctl.manage.inventory.processes import (
+    ProcessScan,
+    Scene,
+    VmProcess,
+    scan_processes,
+    vms_of_processes,
+)
+from pmuctl.manage.inventory.query import Session, try_read
 from pmuctl.model.vm import Vm, VmVcpu
 from pmuctl.value import field, replace, value
 
 
 @value(kw_only=True)
-class Listing:
+class VmList:
     """VMs, and how many processes could not be looked at: whether those have VMs is not known.
 
     `is_partial` tells that other users' processes are hidden altogether, `left_out` how many
@@ -26,14 +32,14 @@ class Listing:
     is_partial: bool = False
     left_out: int = 0
     scratch: int = 0
-    hollow: Mapping[int, int] = field(default_factory=dict)
+    unbacked: Mapping[int, int] = field(default_factory=dict)
 
 
-Ask = Callable[[Reach, Sequence[Entry]], Sequence[Vm]]
+Ask = Callable[[Session, Sequence[ControlSocket]], Sequence[Vm]]
 """Asks control sockets, in an order that is kept."""
 
 
-class Stock:
+class Inventory:
     """What is on a host, for one command: processes are looked at once, and each VM is asked once.
 
     Nothing is done before somebody wants to know it: a VM that is named is not kept waiting for
@@ -41,25 +47,25 @@ class Stock:
     sockets are asked by `ask`, in one deadline.
     """
 
-    def __init__(self, reach: Reach, ask: Ask = ask_all) -> None:
+    def __init__(self, reach: Session, ask: Ask = ask_all) -> None:
         self.reach = reach
         self._ask_all = ask
-        self._asked: dict[tuple[Entry, bool], Vm] = {}
+        self._asked: dict[tuple[ControlSocket, bool], Vm] = {}
 
     @cached_property
-    def sockets(self) -> Sockets:
+    def sockets(self) -> SocketScan:
         """The control sockets, and how many are left out."""
         return self.reach.sockets()
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def entries(self) -> Sequence[ControlSocket]:
         """Those that are not left out."""
         return self.sockets.entries
 
     @cached_property
-    def seen(self) -> Survey:
+    def seen(self) -> ProcessScan:
         """The processes that have VMs."""
-        return Survey() if self.reach.socket is not None else survey(self.reach.scene)
+        return ProcessScan() if self.reach.socket is not None else scan_processes(self.reach.scene)
 
     @property
     def vms(self) -> list[Vm]:
@@ -79,7 +85,7 @@ class Stock:
         managed = [self._asked[entry, False] for entry in self.entries]
         return merge(managed, self.seen.processes, self.reach.scene)
 
-    def ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
+    def ask(self, entry: ControlSocket, *, strictly: bool = False) -> Vm:
         """The VM of a control socket, with its problem if it has one; `strictly` as ask_vm."""
         return self.whole(self._ask(entry, strictly=strictly))
 
@@ -89,7 +95,7 @@ class Stock:
         found = merge([vm], processes, self.reach.scene)
         return next(its for its in found if its.socket == vm.socket)
 
-    def _ask(self, entry: Entry, *, strictly: bool = False) -> Vm:
+    def _ask(self, entry: ControlSocket, *, strictly: bool = False) -> Vm:
         key = (entry, strictly)
         if key not in self._asked:
             self._asked[key] = try_read(self.reach, entry, strictly=strictly)
@@ -106,7 +112,7 @@ def merge(managed: Sequence[Vm], processes: Sequence[VmProcess], scene: Scene) -
         _identified(vm, by_process.get(vm.process) if vm.process else None) for vm in managed
     ]
     whole = {vm.process for vm in managed if vm.id and vm.id.fd is not None and not _lacks(vm)}
-    found = find_vms([its for its in processes if its.holder.process not in whole], scene)
+    found = vms_of_processes([its for its in processes if its.holder.process not in whole], scene)
     merged: list[Vm] = []
     for vm in managed:
         its = _counterpart(vm, [its for its in found if its.process == vm.process])

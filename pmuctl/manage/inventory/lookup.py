@@ -7,28 +7,28 @@ from difflib import get_close_matches
 from shlex import quote
 
 from pmuctl.control.client.client import Client
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
-from pmuctl.manage.inventory.inventory import Ask, Listing, Stock
+from pmuctl.manage.inventory.inventory import Ask, Inventory, VmList
 from pmuctl.manage.inventory.poller import ask_all
 from pmuctl.manage.inventory.processes import VmProcess
-from pmuctl.manage.inventory.query import Reach, ask_vm, is_dead
-from pmuctl.manage.inventory.replies import CapturedEntry, Told
+from pmuctl.manage.inventory.query import Session, ask_vm, is_dead
+from pmuctl.manage.inventory.replies import CapturedEntry, Reply
 from pmuctl.manage.inventory.start_records import orphan, refused_start
-from pmuctl.manage.inventory.unbacked_sockets import is_hollow
+from pmuctl.manage.inventory.unbacked_sockets import is_unbacked
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import UUID, ByName, ByPid, VmRef
 
 
-def take_stock(reach: Reach, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all) -> Listing:
+def list_vms(reach: Session, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all) -> VmList:
     """The VMs that are meant, by default all; raises NotFoundError for what means none.
 
     Their control sockets are asked by `ask`.
     """
-    return pick(Stock(reach, ask), refs)
+    return select_vms(Inventory(reach, ask), refs)
 
 
-def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
+def select_vms(stock: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
     """The same, of a stock that is there."""
     vms = stock.vms
     for ref in refs:
@@ -37,7 +37,7 @@ def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
     if refs:
         vms = [vm for vm in vms if any(vm.is_meant(ref) for ref in refs)]
     seen = stock.seen
-    return Listing(
+    return VmList(
         vms=vms,
         unreadable=seen.unreadable,
         is_partial=seen.is_partial,
@@ -46,10 +46,10 @@ def pick(stock: Stock, refs: Sequence[VmRef] = ()) -> Listing:
     )
 
 
-def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:
+def lookup_vm(stock: Inventory, ref: VmRef, *, strictly: bool = False) -> Vm:
     """The one VM that is meant, whether it can be asked or not.
 
-    `strictly` as for `connected`; it goes for a VM without a control socket as well, whose threads
+    `strictly` as for `open_vm`; it goes for a VM without a control socket as well, whose threads
     can be placed. Raises NotFoundError where there is none, UsageError where two VMs hold the
     name, and what Client raises of one with a control socket.
     """
@@ -68,8 +68,8 @@ def look(stock: Stock, ref: VmRef, *, strictly: bool = False) -> Vm:
 
 
 @contextmanager
-def connected(
-    stock: Stock, ref: VmRef, *, strictly: bool = False
+def open_vm(
+    stock: Inventory, ref: VmRef, *, strictly: bool = False
 ) -> Iterator[tuple[Client | None, Vm]]:
     """The one VM that is meant, asked over an open connection.
 
@@ -92,7 +92,7 @@ def connected(
     reach = stock.reach
     with ExitStack() as stack:
         client: Client | None = None
-        told: Told | None
+        told: Reply | None
         try:
             client = stack.enter_context(reach.client(found))
         except UnreachableError as error:
@@ -106,7 +106,7 @@ def connected(
         yield client, vm
 
 
-def _check(stock: Stock, ref: VmRef, entry: Entry, vm: Vm) -> None:
+def _check(stock: Inventory, ref: VmRef, entry: ControlSocket, vm: Vm) -> None:
     """Raise NotFoundError where a socket's VM is not what is meant, UsageError for a rival.
 
     That is a VM without a control socket that has the same claim to the name.
@@ -128,7 +128,7 @@ def _check(stock: Stock, ref: VmRef, entry: Entry, vm: Vm) -> None:
             _choose([entry], rivals, ref, uid=reach.user, strictly=False)
 
 
-def _find(stock: Stock, ref: VmRef, *, strictly: bool) -> Entry | Vm:
+def _find(stock: Inventory, ref: VmRef, *, strictly: bool) -> ControlSocket | Vm:
     """The control socket of the VM that is meant, or the VM where that has none."""
     reach, entries, seen = stock.reach, stock.entries, stock.seen
     if reach.socket is not None:
@@ -157,7 +157,7 @@ def _may_tell(process: VmProcess) -> bool:
     return process.identity.name is None and bool(process.identity.monitors)
 
 
-def _refuse_unasked(stock: Stock, ref: VmRef) -> None:
+def _refuse_unasked(stock: Inventory, ref: VmRef) -> None:
     """Raise UnreachableError where a VM that cannot be asked may be the one that is meant.
 
     A socket that anybody can make, with no VM behind it, is none.
@@ -167,7 +167,7 @@ def _refuse_unasked(stock: Stock, ref: VmRef) -> None:
         for vm in stock.vms
         if vm.state in (VmState.SILENT, VmState.DENIED)
         and (not isinstance(ref, ByPid) or vm.pid in (None, ref.pid))
-        and not is_hollow(vm, stock.reach)
+        and not is_unbacked(vm, stock.reach)
     ]
     if unasked:
         raise UnreachableError(
@@ -179,8 +179,8 @@ def _refuse_unasked(stock: Stock, ref: VmRef) -> None:
 
 
 def _choose(
-    entries: Sequence[Entry], vms: Sequence[Vm], ref: VmRef, *, uid: int, strictly: bool
-) -> Entry | Vm:
+    entries: Sequence[ControlSocket], vms: Sequence[Vm], ref: VmRef, *, uid: int, strictly: bool
+) -> ControlSocket | Vm:
     """The one of these that is meant: sockets, and VMs that have none, all called so.
 
     Root's and one's own go before another user's. Raises UsageError where that leaves several.
@@ -203,7 +203,9 @@ def _choose(
     return rivals[0]
 
 
-def choose_entry(found: Sequence[Entry], ref: VmRef, *, uid: int, strictly: bool) -> Entry:
+def choose_entry(
+    found: Sequence[ControlSocket], ref: VmRef, *, uid: int, strictly: bool
+) -> ControlSocket:
     """The one of these sockets, all called so, that user `uid` means.
 
     One's own go before another user's; to change another user's VM its process must be named.
@@ -220,7 +222,7 @@ def choose_entry(found: Sequence[Entry], ref: VmRef, *, uid: int, strictly: bool
     return found[0]
 
 
-def _ambiguous(found: Sequence[Entry], ref: VmRef) -> UsageError:
+def _ambiguous(found: Sequence[ControlSocket], ref: VmRef) -> UsageError:
     """Several sockets of one name, or of one process."""
     is_process = isinstance(ref, ByPid)
     fixes = [] if is_process else ["name it by its process: pid/N"]
@@ -249,7 +251,7 @@ def _strangers(ref: VmRef, whose: str, place: str) -> UsageError:
     )
 
 
-def _not_found(stock: Stock, ref: VmRef, names: Sequence[str]) -> NotFoundError:
+def _not_found(stock: Inventory, ref: VmRef, names: Sequence[str]) -> NotFoundError:
     reach, name = stock.reach, str(ref)
     if reach.is_live and reach.socket is None:
         refused = refused_start(name, reach.environ, reach.uid)

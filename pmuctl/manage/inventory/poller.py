@@ -8,12 +8,12 @@ from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import UnreachableError
 from pmuctl.host.parallel import AT_ONCE, side_by_side
 from pmuctl.host.signals import uninterrupted
-from pmuctl.manage.inventory.query import Reach, ask_socket, nothing_told, try_read
-from pmuctl.manage.inventory.replies import Told
+from pmuctl.manage.inventory.query import Session, ask_socket, nothing_told, try_read
+from pmuctl.manage.inventory.replies import Reply
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.value import replace
 
@@ -24,13 +24,13 @@ Key = tuple[Path, int, int]
 """A socket's path, and its inode and time: where another one is made it is asked at once."""
 
 
-def ask_all(reach: Reach, entries: Sequence[Entry]) -> list[Vm]:
+def ask_all(reach: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
     """The VM of each of these sockets, in their order: see `ask_sockets`."""
     told = ask_sockets(reach, entries)
     return [reach.vm(entry, its) for entry, its in zip(entries, told, strict=True)]
 
 
-def ask_sockets(reach: Reach, entries: Sequence[Entry]) -> list[Told]:
+def ask_sockets(reach: Session, entries: Sequence[ControlSocket]) -> list[Reply]:
     """What each of these sockets says, in their order; all of them take one deadline together.
 
     They are asked side by side: one's own and root's first, then those of each other user in
@@ -41,11 +41,11 @@ def ask_sockets(reach: Reach, entries: Sequence[Entry]) -> list[Told]:
     return [its or _not_reached(reach, entry) for entry, its in zip(entries, asked, strict=True)]
 
 
-def _ask(reach: Reach, entries: Sequence[Entry]) -> list[Told | None]:
+def _ask(reach: Session, entries: Sequence[ControlSocket]) -> list[Reply | None]:
     """The same; None is what was not reached."""
     until = time.monotonic() + reach.deadline
 
-    def ask(entry: Entry) -> Told | None:
+    def ask(entry: ControlSocket) -> Reply | None:
         left = until - time.monotonic()
         return ask_socket(replace(reach, deadline=left), entry) if left > 0 else None
 
@@ -57,9 +57,9 @@ def _ask(reach: Reach, entries: Sequence[Entry]) -> list[Told | None]:
     return [by_path[entry.path] for entry in entries]
 
 
-def _in_turn(entries: Sequence[Entry], uid: int) -> Sequence[Entry]:
+def _in_turn(entries: Sequence[ControlSocket], uid: int) -> Sequence[ControlSocket]:
     own = [entry for entry in entries if entry.owner in (None, uid)]
-    others: dict[int | None, list[Entry]] = {}
+    others: dict[int | None, list[ControlSocket]] = {}
     for entry in entries:
         if entry.owner not in (None, uid):
             others.setdefault(entry.owner, []).append(entry)
@@ -67,7 +67,7 @@ def _in_turn(entries: Sequence[Entry], uid: int) -> Sequence[Entry]:
     return [*own, *(entry for entry in turns if entry is not None)]
 
 
-def _not_reached(reach: Reach, entry: Entry) -> Told:
+def _not_reached(reach: Session, entry: ControlSocket) -> Reply:
     problem = UnreachableError(
         "its control socket was not asked",
         why=f"others that do not answer took all of {reach.deadline:g} s",
@@ -76,7 +76,7 @@ def _not_reached(reach: Reach, entry: Entry) -> Told:
     return nothing_told(reach, entry, problem)
 
 
-class _Slow:
+class SlowSocket:
     """A socket that no look waits for, and what it said last, or that it said nothing.
 
     `is_mute` tells that it was given the whole deadline, and did not answer.
@@ -90,7 +90,7 @@ class _Slow:
         self.is_mute = False
 
 
-class Asker:
+class SocketPoller:
     """Asks the control sockets of a host at every look, and lets none of them hold up a look.
 
     One that does not answer within a look is asked apart from it, with the whole `deadline`, and
@@ -101,7 +101,7 @@ class Asker:
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
         self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
-        self._slow: dict[Key, _Slow] = {}
+        self._slow: dict[Key, SlowSocket] = {}
         self._said: dict[Key, Vm] = {}
         self.pending: frozenset[str] = frozenset()
         """The sockets of which it is not known yet whether they answer at all."""
@@ -110,7 +110,7 @@ class Asker:
         """Ask no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def ask(self, reach: Reach, entries: Sequence[Entry]) -> list[Vm]:
+    def ask(self, reach: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
         """What each of these sockets says, in their order, in `reach.deadline`; see `ask_all`."""
         keys = {entry.path: _key(entry) for entry in entries}
         present = set(keys.values())
@@ -128,7 +128,7 @@ class Asker:
                 pending.add(str(entry.path))
                 found[entry.path] = self._last(reach, key) or vm
             elif vm.state is VmState.SILENT:
-                self._slow[key] = _Slow(vm)
+                self._slow[key] = SlowSocket(vm)
             else:
                 self._note(key, vm)
                 found[entry.path] = vm
@@ -140,7 +140,7 @@ class Asker:
         self.pending = frozenset(pending)
         return [found[entry.path] for entry in entries]
 
-    def _tend(self, reach: Reach, entry: Entry, key: Key, slow: _Slow) -> Vm:
+    def _tend(self, reach: Session, entry: ControlSocket, key: Key, slow: SlowSocket) -> Vm:
         """Take its answer, if there is one, and ask it again once that is due."""
         now = time.monotonic()
         if slow.answer is not None and slow.answer.done():
@@ -174,7 +174,7 @@ class Asker:
         if vm.state not in (VmState.DEAD, VmState.DENIED):
             self._said[key] = vm
 
-    def _last(self, reach: Reach, key: Key) -> Vm | None:
+    def _last(self, reach: Session, key: Key) -> Vm | None:
         """What it said last, as long as the process goes on that said it."""
         vm = self._said.get(key)
         if vm is None or vm.process is None:
@@ -182,12 +182,12 @@ class Asker:
         return vm if reach.procs.is_there(vm.process) else None
 
 
-def _timed(reach: Reach, entry: Entry) -> tuple[Vm, float]:
+def _timed(reach: Session, entry: ControlSocket) -> tuple[Vm, float]:
     began = time.monotonic()
     return try_read(reach, entry), time.monotonic() - began
 
 
-def _key(entry: Entry) -> Key:
+def _key(entry: ControlSocket) -> Key:
     try:
         its = entry.path.lstat()
     except OSError:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 
-from pmuctl.control.client.qemu_monitor import DEADLINE, Monitor, is_free, read_monitor
+from pmuctl.control.client.qemu_monitor import DEADLINE, QemuMonitor, may_query, query_qemu
 from pmuctl.host import debugfs
 from pmuctl.host.kvm.fds import KvmHolder
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
@@ -35,7 +35,7 @@ STOPPED = "T"
 Tids = Mapping[int, tuple[int, Evidence]]
 """vCPU number → the thread that runs it, and how that is known."""
 
-Answers = dict[tuple[ProcessId, frozenset[int]], Monitor | None]
+Answers = dict[tuple[ProcessId, frozenset[int]], QemuMonitor | None]
 """What the monitors of a process have said, when it had these vCPUs."""
 
 
@@ -54,7 +54,7 @@ class VmProcess:
 
 
 @value(kw_only=True)
-class Survey:
+class ProcessScan:
     """The processes of a host that have VMs open, and how many could not be looked at.
 
     `is_partial` tells that other users' processes are hidden altogether.
@@ -81,7 +81,7 @@ class Scene:
     answers: Answers = field(default_factory=dict)
 
 
-def survey(scene: Scene) -> Survey:
+def scan_processes(scene: Scene) -> ProcessScan:
     """Look once at all processes; files are read only of those that have a VM.
 
     A helper that has only a VMM's descriptors is no process of a VM.
@@ -94,10 +94,12 @@ def survey(scene: Scene) -> Survey:
             holder=holder, identity=identify(argv, comm), is_pmuctl=is_pmuctl(argv, comm)
         )
         found.append(its)
-    return Survey(processes=tuple(found), unreadable=scan.unreadable, is_partial=scan.is_partial)
+    return ProcessScan(
+        processes=tuple(found), unreadable=scan.unreadable, is_partial=scan.is_partial
+    )
 
 
-def find_vms(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
+def vms_of_processes(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
     """The VMs of these processes.
 
     What has ended meanwhile is left out. Scratch VMs are those of probes, which never run, of
@@ -115,7 +117,7 @@ def find_vms(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
     return found
 
 
-def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, Monitor]:
+def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, QemuMonitor]:
     """What QEMUs say at monitors that are free, asked side by side.
 
     A QEMU that has no vCPU yet may wait for its monitor's first client, and is left alone. So is
@@ -143,7 +145,7 @@ def _key(process: VmProcess) -> tuple[ProcessId, frozenset[int]]:
     return holder.process, frozenset(holder.vcpus.values())
 
 
-def _monitor(process: VmProcess, scene: Scene, until: float) -> Monitor | None:
+def _monitor(process: VmProcess, scene: Scene, until: float) -> QemuMonitor | None:
     """What it says, kept for the next look whatever that is; not where it is too late to ask."""
     if time.monotonic() >= until:
         return None
@@ -153,14 +155,14 @@ def _monitor(process: VmProcess, scene: Scene, until: float) -> Monitor | None:
     above = procs.comm(parent, parent) if parent else ""
     place = procs.root / str(pid)
     for path in process.identity.monitors[:MONITORS_MAX]:
-        if answer is None and is_free(path, above):
-            answer = read_monitor(path, place, pid=pid, uid=procs.uid(pid), until=until)
+        if answer is None and may_query(path, above):
+            answer = query_qemu(path, place, pid=pid, uid=procs.uid(pid), until=until)
     # whether it still runs may change, what it is called and its threads do not
     scene.answers[_key(process)] = answer and replace(answer, status=None)
     return answer
 
 
-def _vms(process: VmProcess, scene: Scene, monitor: Monitor | None) -> Iterator[Vm]:
+def _vms(process: VmProcess, scene: Scene, monitor: QemuMonitor | None) -> Iterator[Vm]:
     """One VM for a process, or one for each VM descriptor where vCPUs can be told apart.
 
     Which thread is whose of several VMs that are not, is not known of vCPUs of the same number.
@@ -201,7 +203,7 @@ def _threads(
     holder: KvmHolder,
     tids: Collection[int],
     indices: Sequence[int],
-    monitor: Monitor | None,
+    monitor: QemuMonitor | None,
     last: Mapping[int, int],
 ) -> Tids:
     """The threads of vCPUs, each by the best evidence there is; no thread is two vCPUs'."""
@@ -233,7 +235,7 @@ def _threads(
 def _vm(
     process: VmProcess,
     procs: Procfs,
-    monitor: Monitor | None,
+    monitor: QemuMonitor | None,
     indices: Sequence[int],
     threads: Tids,
     *,
@@ -253,7 +255,7 @@ def _vm(
         is_stopped = leader is not None and leader.state == STOPPED
         state = VmState.PAUSED if pauses or is_stopped else VmState.RUNNING
     window = None if state is VmState.STARTING else Window.SEALED
-    monitor = monitor or Monitor()
+    monitor = monitor or QemuMonitor()
     return Vm(
         name=identity.name or vm_name(monitor.name) or f"pid/{pid}",
         socket=None,

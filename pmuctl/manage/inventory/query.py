@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from pmuctl.control.client.client import Client, socket_at
-from pmuctl.control.client.peer_auth import Peer
-from pmuctl.control.runtime.sockets import Entry, Sockets, scan_sockets
+from pmuctl.control.client.peer_auth import PeerCred
+from pmuctl.control.runtime.sockets import ControlSocket, SocketScan, scan_sockets
 from pmuctl.errors import DeniedError, PmuctlError, UnreachableError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.inventory.processes import Answers, Scene
 from pmuctl.manage.inventory.replies import (
-    Answered,
     CapturedEntry,
-    Told,
-    Untold,
+    NoReply,
+    Reply,
+    VmReply,
     check_answer,
     vm_of,
 )
@@ -30,7 +30,7 @@ NOBODY = -1
 
 
 @value(kw_only=True)
-class Reach:
+class Session:
     """How this user's VMs are reached: where to look, and how long to wait (seconds).
 
     `sysfs` is the machine that `procs` are of; where that is not this one (`is_live`), no VM is
@@ -48,7 +48,7 @@ class Reach:
     trace: Callable[[str], None] = field(default=lambda _: None)
     answers: Answers = field(default_factory=dict)
 
-    def sockets(self) -> Sockets:
+    def sockets(self) -> SocketScan:
         """The sockets to look at: the one that was named, or all there are.
 
         Raises RefusedError for what is no capture of them in another machine's tree.
@@ -58,7 +58,7 @@ class Reach:
 
             return read_told(self.sysfs)
         if self.socket is not None:
-            return Sockets([socket_at(self.socket)])
+            return SocketScan([socket_at(self.socket)])
         return scan_sockets(self.environ, self.uid)
 
     @property
@@ -77,14 +77,14 @@ class Reach:
         """Whose VMs go before others'; in another machine's tree those of NOBODY who is here."""
         return self.uid if self.is_live else NOBODY
 
-    def is_own(self, entry: Entry) -> bool:
+    def is_own(self, entry: ControlSocket) -> bool:
         """Whether nobody but root and this user can have made this socket, by its directory.
 
         Of another machine's, this user is who made the capture.
         """
         return self.socket is None and entry.owner in (None, self.user)
 
-    def client(self, entry: Entry) -> Client:
+    def client(self, entry: ControlSocket) -> Client:
         """A connection, not yet made, to a VM's control socket.
 
         Raises ValueError in another machine's tree: what is here at that path is none of its.
@@ -93,28 +93,28 @@ class Reach:
             raise ValueError("a captured tree has no socket to be asked")
         return Client(entry, deadline=self.deadline, procs=self.procs, trace=self.trace)
 
-    def vm(self, entry: Entry, told: Told) -> Vm:
+    def vm(self, entry: ControlSocket, told: Reply) -> Vm:
         """The VM of a control socket that told this."""
         return vm_of(entry, told, self.procs, is_own=self.is_own(entry))
 
 
-def ask_vm(client: Client, *, strictly: bool = False) -> Answered:
+def ask_vm(client: Client, *, strictly: bool = False) -> VmReply:
     """What a VM says of itself, as far as its peer can be believed, and its record of its start.
 
     With `strictly` a peer that cannot be checked is refused. Raises what Client and `check_answer`
     raise.
     """
     message: Any = client.execute("query-pmu")
-    vmm = client.believe(message["pid"], strictly=strictly)
+    vmm = client.authenticate(message["pid"], strictly=strictly)
     entry = client.entry
     check_answer(entry, message)
     record = None
     if vmm.is_supervised and vmm.process:
         record = record_of(entry, message["name"], vmm.process)
-    return Answered(message=message, vmm=vmm, record=record)
+    return VmReply(message=message, vmm=vmm, record=record)
 
 
-def ask_socket(reach: Reach, entry: Entry, *, strictly: bool = False) -> Told:
+def ask_socket(reach: Session, entry: ControlSocket, *, strictly: bool = False) -> Reply:
     """What a VM says of itself, or its record of it, or why neither does; of another machine's
     tree what was captured."""
     if isinstance(entry, CapturedEntry):
@@ -137,24 +137,24 @@ def ask_socket(reach: Reach, entry: Entry, *, strictly: bool = False) -> Told:
         return nothing_told(reach, entry, error, state=state, process=process, owner=owner)
 
 
-def try_read(reach: Reach, entry: Entry, *, strictly: bool = False) -> Vm:
+def try_read(reach: Session, entry: ControlSocket, *, strictly: bool = False) -> Vm:
     """The VM of a control socket, with its problem if it has one."""
     return reach.vm(entry, ask_socket(reach, entry, strictly=strictly))
 
 
 def nothing_told(
-    reach: Reach,
-    entry: Entry,
+    reach: Session,
+    entry: ControlSocket,
     problem: PmuctlError,
     *,
     state: VmState = VmState.SILENT,
     process: ProcessId | None = None,
     owner: int | None = None,
-) -> Untold:
+) -> NoReply:
     """All there is to tell of a VM whose socket has told nothing, and why it has not."""
     if problem.subject is None:
         problem.subject = entry.name or str(entry.path)
-    return Untold(
+    return NoReply(
         problem=problem,
         state=state,
         process=recorded_process(entry, reach.procs) or process,
@@ -162,7 +162,7 @@ def nothing_told(
     )
 
 
-def _claimed(reach: Reach, entry: Entry, peer: Peer | None) -> ProcessId | None:
+def _claimed(reach: Session, entry: ControlSocket, peer: PeerCred | None) -> ProcessId | None:
     """The process of a VM that does not answer, where that is surely who began to listen.
 
     Whatever else has that pid is a VM of its own, and keeps its place.

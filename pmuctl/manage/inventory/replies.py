@@ -4,9 +4,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pmuctl.control.client.peer_auth import Vmm
+from pmuctl.control.client.peer_auth import ProcessFacts
 from pmuctl.control.protocol.messages import filter_from
-from pmuctl.control.runtime.sockets import Entry
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.control.runtime.start_record import Record
 from pmuctl.errors import PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procfs import Procfs
@@ -23,19 +23,19 @@ SUPERVISOR_IS_GONE = "its supervisor is gone"
 
 
 @value(kw_only=True)
-class Answered:
+class VmReply:
     """A VM's answer to `query-pmu`, checked by `check_answer`, and whose it is believed to be.
 
     `record` is that of the same start under a supervisor, None where there is none.
     """
 
     message: Mapping[str, Any]
-    vmm: Vmm
+    vmm: ProcessFacts
     record: Record | None = None
 
 
 @value(kw_only=True)
-class Orphaned:
+class RecordedVm:
     """Nobody listens, and the process of the record goes on without its supervisor, as `uid`."""
 
     record: Record
@@ -43,7 +43,7 @@ class Orphaned:
 
 
 @value(kw_only=True)
-class Untold:
+class NoReply:
     """Nothing was told: why, and what the socket itself tells of its VM's process and user."""
 
     problem: PmuctlError
@@ -52,20 +52,22 @@ class Untold:
     owner: int | None = None
 
 
-Told = Answered | Orphaned | Untold
+Reply = VmReply | RecordedVm | NoReply
 
 
 @value(kw_only=True)
-class CapturedEntry(Entry):
+class CapturedEntry(ControlSocket):
     """A control socket of another machine, and what it told there: it is not there to be asked.
 
     Its `owner` is None where it was root's or that of who made the capture.
     """
 
-    told: Told = field(compare=False)  # no answer can be hashed, and its path tells it from others
+    told: Reply = field(
+        compare=False
+    )  # no answer can be hashed, and its path tells it from others
 
 
-def check_answer(entry: Entry, message: Mapping[str, Any]) -> None:
+def check_answer(entry: ControlSocket, message: Mapping[str, Any]) -> None:
     """What the table of messages cannot say of an answer to `query-pmu`.
 
     Raises RefusedError for another name than the socket has, and for events past 0xffff.
@@ -87,19 +89,19 @@ def check_answer(entry: Entry, message: Mapping[str, Any]) -> None:
         )
 
 
-def vm_of(entry: Entry, told: Told, procs: Procfs, *, is_own: bool) -> Vm:
+def vm_of(entry: ControlSocket, told: Reply, procs: Procfs, *, is_own: bool) -> Vm:
     """The VM of a control socket; `procs` are those of its machine, `is_own` is as in Vm."""
     match told:
-        case Answered():
+        case VmReply():
             vm = _answered(entry, told, procs)
-        case Orphaned():
+        case RecordedVm():
             vm = _orphaned(entry, told)
-        case Untold():
+        case NoReply():
             vm = _untold(entry, told)
     return replace(vm, is_own=is_own)
 
 
-def _answered(entry: Entry, told: Answered, procs: Procfs) -> Vm:
+def _answered(entry: ControlSocket, told: VmReply, procs: Procfs) -> Vm:
     answer, vmm = told.message, told.vmm
     threads = vmm.threads(procs)
     # of a supervised process that has no VM yet nothing is true of one
@@ -154,7 +156,7 @@ def _state(answer: Mapping[str, Any], vcpus: Sequence[VmVcpu]) -> VmState:
     return VmState.WAITING if waits else VmState.STARTING
 
 
-def _orphaned(entry: Entry, told: Orphaned) -> Vm:
+def _orphaned(entry: ControlSocket, told: RecordedVm) -> Vm:
     record = told.record
     pmu, origin = (record.pmu, RECORDED) if record.pmu else (record.derived, DERIVED)
     return Vm(
@@ -181,7 +183,7 @@ def _orphaned(entry: Entry, told: Orphaned) -> Vm:
     )
 
 
-def _untold(entry: Entry, told: Untold) -> Vm:
+def _untold(entry: ControlSocket, told: NoReply) -> Vm:
     return Vm(
         name=entry.name or str(entry.path),
         socket=str(entry.path),

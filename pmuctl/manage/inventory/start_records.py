@@ -5,11 +5,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pmuctl.control.runtime.sockets import Entry, file_name, record_path, runtime_dirs
+from pmuctl.control.runtime.sockets import ControlSocket, file_name, record_path, runtime_dirs
 from pmuctl.control.runtime.start_record import Record, read_record
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.procfs import Procfs
-from pmuctl.manage.inventory.replies import Orphaned
+from pmuctl.manage.inventory.replies import RecordedVm
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import ProcessId
@@ -19,7 +19,7 @@ class RefusedStartError(NotFoundError):
     """There is no such VM, for its start was refused."""
 
 
-def record_of(entry: Entry, name: str, process: ProcessId) -> Record | None:
+def record_of(entry: ControlSocket, name: str, process: ProcessId) -> Record | None:
     """The record of a supervised VM's start; None where it is not of that VM and that process."""
     record = _read(entry, _owner(entry))
     is_its = record is not None and (record.name, record.process) == (name, process)
@@ -30,28 +30,28 @@ def recorded_cpus(vm: Vm) -> CpuSet | None:
     """What a supervisor has narrowed the threads of its vCPUs to; None where that is not known."""
     if not vm.supervised or not vm.socket:
         return None
-    entry = Entry(name=vm.name, path=Path(vm.socket))
+    entry = ControlSocket(name=vm.name, path=Path(vm.socket))
     record = _read(entry, _owner(entry))
     return record.cpus if record and record.process == vm.process else None
 
 
-def orphan(entry: Entry, procs: Procfs) -> Orphaned | None:
+def orphan(entry: ControlSocket, procs: Procfs) -> RecordedVm | None:
     """The VM of a socket at which nobody listens, if its process goes on without its supervisor.
 
     That is so if the process that the record names still lives, by its start time, and runs as
     the owner of the directory, unless that is root's.
     """
     found = _living(entry, procs)
-    return Orphaned(record=found[0], uid=found[1]) if found else None
+    return RecordedVm(record=found[0], uid=found[1]) if found else None
 
 
-def recorded_process(entry: Entry, procs: Procfs) -> ProcessId | None:
+def recorded_process(entry: ControlSocket, procs: Procfs) -> ProcessId | None:
     """The process of the VM with this socket, as its record names it, if it still lives."""
     found = _living(entry, procs)
     return found[0].process if found else None
 
 
-def _living(entry: Entry, procs: Procfs) -> tuple[Record, int] | None:
+def _living(entry: ControlSocket, procs: Procfs) -> tuple[Record, int] | None:
     """The record of a socket's VM, and the user of its process, if that still lives."""
     owner = _owner(entry)
     record = _read(entry, owner)
@@ -91,7 +91,7 @@ def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedSta
     return None
 
 
-def _owner(entry: Entry) -> int | None:
+def _owner(entry: ControlSocket) -> int | None:
     """The user whose directory it is in; None where that cannot be told."""
     if entry.owner is not None:
         return entry.owner
@@ -101,6 +101,6 @@ def _owner(entry: Entry) -> int | None:
         return None
 
 
-def _read(entry: Entry, owner: int | None) -> Record | None:
+def _read(entry: ControlSocket, owner: int | None) -> Record | None:
     owners = {0} if owner is None else {0, owner}
     return read_record(record_path(entry.path), owners)

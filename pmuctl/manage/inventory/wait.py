@@ -6,9 +6,9 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from pmuctl.errors import DeniedError, NotFoundError, NoVmError, UnreachableError, command
-from pmuctl.manage.inventory.inventory import Stock
-from pmuctl.manage.inventory.lookup import look
-from pmuctl.manage.inventory.query import Reach
+from pmuctl.manage.inventory.inventory import Inventory
+from pmuctl.manage.inventory.lookup import lookup_vm
+from pmuctl.manage.inventory.query import Session
 from pmuctl.manage.inventory.start_records import RefusedStartError
 from pmuctl.model.alignment import HeldVm
 from pmuctl.model.vm import Vm, VmState, Window
@@ -33,7 +33,7 @@ class Awaited(StrEnum):
 
 
 def wait_for(
-    reach: Reach,
+    reach: Session,
     ref: VmRef,
     awaited: Awaited,
     *,
@@ -44,7 +44,7 @@ def wait_for(
 
     That has what keeps it from being aligned, as `hold` judges it, where that is awaited.
 
-    A VM that is not there yet, or does not answer, is asked again; raises what `connected` raises
+    A VM that is not there yet, or does not answer, is asked again; raises what `open_vm` raises
     for all else, and DeniedError where one that is not seen need not have stopped. A silent one
     takes no longer than the time that is left, or ANSWER_SECONDS.
     """
@@ -56,7 +56,7 @@ def wait_for(
             left = max(until - time.monotonic(), ANSWER_SECONDS)
             reach = replace(reach, deadline=min(reach.deadline, left))
         begin = time.monotonic()
-        stock = Stock(reach)
+        stock = Inventory(reach)
         vm, seen = _ask(stock, ref)
         last = vm.process if vm is not None else last
         if seen == ABSENT and awaited is Awaited.STOPPED:
@@ -83,13 +83,13 @@ def wait_for(
         time.sleep(pause)
 
 
-def _ask(stock: Stock, ref: VmRef) -> tuple[Vm | None, str]:
+def _ask(stock: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
     """The VM, None where it is not there or its VMM has ended, and how it is in words.
 
     A silent one is neither.
     """
     try:
-        vm = look(stock, ref)
+        vm = lookup_vm(stock, ref)
         return vm, f"{vm.state}, window {vm.window or '?'}"
     except RefusedStartError as error:
         return None, error.why or error.message
@@ -102,7 +102,7 @@ def _ask(stock: Stock, ref: VmRef) -> tuple[Vm | None, str]:
         return silent, error.why or error.message
 
 
-def _check_sight(stock: Stock, ref: VmRef, last: ProcessId | None) -> None:
+def _check_sight(stock: Inventory, ref: VmRef, last: ProcessId | None) -> None:
     """Raise DeniedError where a VM that is not seen may go on, in a process nobody could look at.
 
     `last` is the process it was seen in before: where that has ended, so has the VM.

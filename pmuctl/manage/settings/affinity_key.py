@@ -12,16 +12,16 @@ from pmuctl.errors import (
     command,
 )
 from pmuctl.manage.affinity.assess import recorded
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.set_and_align import align_vm, set_affinity
 from pmuctl.manage.resolve import AUTO, NONE
-from pmuctl.manage.settings.transaction import AFFINITY, Change, Done
+from pmuctl.manage.settings.transaction import AFFINITY, KeyResult, SettingsResult
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence
 from pmuctl.model.vm import Vm
 
 
-def change_affinity(vm: Vm, text: str, site: Site, *, dry_run: bool) -> Done:
+def change_affinity(vm: Vm, text: str, site: HostState, *, dry_run: bool) -> SettingsResult:
     """What `vm set` does where only the affinity is asked for: at once, whatever the window.
 
     `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
@@ -31,7 +31,7 @@ def change_affinity(vm: Vm, text: str, site: Site, *, dry_run: bool) -> Done:
     change = align_vm if text == AUTO else partial(set_affinity, text=text)
     its = change(vm, site=site, dry_run=dry_run)
     outcomes = {one.outcome for one in its.placed} - {"unchanged"}
-    return Done(
+    return SettingsResult(
         vm=vm.name,
         changes=(
             _changed(
@@ -45,19 +45,19 @@ def change_affinity(vm: Vm, text: str, site: Site, *, dry_run: bool) -> Done:
     )
 
 
-def _changed(vm: Vm, outcome: str, value: str) -> Change:
-    return Change(vm=vm.name, key=AFFINITY, outcome=outcome, value=value)
+def _changed(vm: Vm, outcome: str, value: str) -> KeyResult:
+    return KeyResult(vm=vm.name, key=AFFINITY, outcome=outcome, value=value)
 
 
-def _leave_alone(vm: Vm, site: Site, *, dry_run: bool) -> Done:
+def _leave_alone(vm: Vm, site: HostState, *, dry_run: bool) -> SettingsResult:
     is_new = not recorded(vm, site).is_left_alone
     if is_new and not dry_run:
         leave_to_admin(vm, site)
     outcome = "unchanged" if not is_new else "planned" if dry_run else "set"
-    return Done(vm=vm.name, changes=(_changed(vm, outcome, "left alone"),), steps=())
+    return SettingsResult(vm=vm.name, changes=(_changed(vm, outcome, "left alone"),), steps=())
 
 
-def remember(vm: Vm, site: Site) -> None:
+def remember(vm: Vm, site: HostState) -> None:
     """Record where a VM's vCPU threads are, having been put there with its PMU.
 
     Raises RefusedError where that cannot be.
@@ -72,7 +72,7 @@ def remember(vm: Vm, site: Site) -> None:
             write_placings(site.environ, site.uid, vm.id, masks, site.procs, owner=vm.owner)
 
 
-def leave_to_admin(vm: Vm, site: Site) -> None:
+def leave_to_admin(vm: Vm, site: HostState) -> None:
     """Record that the masks of a VM's vCPU threads are the admin's from now on.
 
     They are neither aligned with all others nor repaired. Raises RefusedError where that cannot

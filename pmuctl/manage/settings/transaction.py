@@ -20,7 +20,7 @@ from pmuctl.errors import (
 )
 from pmuctl.host.pmus import scan_event_sources
 from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.affinity.host_state import Site
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.vcpu_threads import check_inside
 from pmuctl.manage.resolve import (
     AUTO,
@@ -42,7 +42,7 @@ AFFINITY = "affinity"
 
 
 @value(kw_only=True)
-class Change:
+class KeyResult:
     """What became of one key of one VM: `set`, `released`, `unchanged` or `planned`.
 
     `value` is what it is now, or would be.
@@ -55,20 +55,22 @@ class Change:
 
 
 @value(kw_only=True)
-class Done:
+class SettingsResult:
     """What became of a request: a change for each key, and the steps in the kernel's words.
 
     `is_placed` tells that the VM's vCPU threads are to stay on CPUs that were chosen with it.
     """
 
     vm: str
-    changes: tuple[Change, ...]
+    changes: tuple[KeyResult, ...]
     steps: tuple[str, ...]
     is_placed: bool = False
     warnings: tuple[PmuctlError, ...] = ()
 
 
-def set_vm(client: Client | None, vm: Vm, request: Request, site: Site, *, dry_run: bool) -> Done:
+def set_vm(
+    client: Client | None, vm: Vm, request: Request, site: HostState, *, dry_run: bool
+) -> SettingsResult:
     """Bring the VM at the other end to what is asked, all of it or nothing.
 
     An orphaned VM, which has no other end, is sealed. Raises NotFoundError, UsageError,
@@ -99,7 +101,7 @@ def set_vm(client: Client | None, vm: Vm, request: Request, site: Site, *, dry_r
     return _done(vm, answer, request, pmu, event_filter, cpus)
 
 
-def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, site: Site) -> CpuSet | None:
+def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, site: HostState) -> CpuSet | None:
     """The CPUs that the vCPU threads are to stay on, None where their masks are left alone.
 
     To set a PMU implies `auto`: its CPUs, for KVM runs the VM nowhere else. With a setting that
@@ -117,7 +119,7 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, site: Site) -> CpuSet | Non
     return pmu.cpus if request.affinity or request.pmu or is_new else None
 
 
-def release_vm(client: Client | None, vm: Vm, *, dry_run: bool) -> Change:
+def release_vm(client: Client | None, vm: Vm, *, dry_run: bool) -> KeyResult:
     """Let a VM that waits with its window open go on; `unchanged` where it does not wait."""
     if client is None:  # orphaned
         outcome = "unchanged"
@@ -126,7 +128,7 @@ def release_vm(client: Client | None, vm: Vm, *, dry_run: bool) -> Change:
     else:
         answer: Any = client.execute("pmu-release")
         outcome = answer["outcome"]
-    return Change(vm=vm.name, key="window", outcome=outcome, value="sealed")
+    return KeyResult(vm=vm.name, key="window", outcome=outcome, value="sealed")
 
 
 def _check_possible(request: Request, vm: Vm) -> None:
@@ -165,7 +167,7 @@ def _no_lasting_counters() -> UnsupportedError:
     )
 
 
-def _choose_pmu(request: Request, vm: Vm, site: Site) -> Pmu:
+def _choose_pmu(request: Request, vm: Vm, site: HostState) -> Pmu:
     """The PMU asked for, else the one the VM was given, else the host's only one."""
     names = scan_event_sources(site.sysfs).names
     text = request.pmu
@@ -228,7 +230,7 @@ def _done(
     pmu: Pmu,
     event_filter: EventFilter | None,
     cpus: CpuSet | None,
-) -> Done:
+) -> SettingsResult:
     """What became of each key: of those asked for, and of what else was changed with them."""
     changed = {_KEYS.get(step["attribute"], AFFINITY) for step in answer["steps"]}
     outcome = "planned" if answer["outcome"] == "planned" else "set"
@@ -246,11 +248,11 @@ def _done(
         AFFINITY: request.affinity,
     }
     changes = tuple(
-        Change(
+        KeyResult(
             vm=vm.name, key=key, outcome=outcome if key in changed else "unchanged", value=value
         )
         for key, value in values.items()
         if key in changed or asked.get(key) is not None
     )
     steps = tuple(its["words"] for its in answer["steps"])
-    return Done(vm=vm.name, changes=changes, steps=steps, is_placed=bool(cpus))
+    return SettingsResult(vm=vm.name, changes=changes, steps=steps, is_placed=bool(cpus))

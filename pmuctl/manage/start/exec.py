@@ -28,7 +28,7 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, er
 Warn = Callable[[PmuctlError], None]
 
 
-class Starter:
+class Executor:
     """What becomes of this process: a VMM with a supervisor beside it, or the VMM alone."""
 
     def launch(
@@ -57,7 +57,7 @@ class Starter:
 
 
 def start(
-    starter: Starter,
+    starter: Executor,
     orders: Orders,
     executable: str,
     environ: Mapping[bytes, bytes],
@@ -68,7 +68,7 @@ def start(
     """Become the VMM: `gated`, with a supervisor that applies the orders, else by itself.
 
     With the best effort the VMM is executed by itself where the supervisor cannot do its work.
-    Raises NoCommandError, NotExecutableError, and what `Starter.launch` does.
+    Raises NoCommandError, NotExecutableError, and what `Executor.launch` does.
     """
     argv = orders.command
     try:

@@ -21,7 +21,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import Probed
-from pmuctl.model.plan import Current, Wanted, no_attribute, plan
+from pmuctl.model.plan import CurrentState, TargetSettings, no_attribute, plan
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.pmu_selector import check_present, parse_cpus
 from pmuctl.model.vpmu import Vpmu
@@ -66,8 +66,8 @@ def check_kernel(probed: Probed, pmu: Pmu | None, event_filter: EventFilter | No
     if KVM_ARM_VCPU_PMU_V3_SET_PMU not in probed.attributes:
         raise no_attribute("SET_PMU")
     if pmu is not None and pmu.type is not None:
-        wanted = Wanted(type=pmu.type, name=pmu.name, filter=event_filter)
-        plan(Current(vpmu=Vpmu(kernel=probed.kernel()), threads={}), wanted)
+        wanted = TargetSettings(type=pmu.type, name=pmu.name, filter=event_filter)
+        plan(CurrentState(vpmu=Vpmu(kernel=probed.kernel()), threads={}), wanted)
         # the PMU is locked by one, too
         if KVM_ARM_VCPU_PMU_V3_FILTER not in probed.attributes:
             raise no_attribute("FILTER")

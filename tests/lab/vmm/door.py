@@ -13,7 +13,7 @@ from tests.lab.vmm.machine import Machine
 
 
 class MachineDoor:
-    """The server's Door to a Machine; called from the server's own thread.
+    """The server's VmmBackend to a Machine; called from the server's own thread.
 
     `event_bits` is what pmuctl.host.kvm.probes.probe_event_bits() said.
     """
