@@ -8,12 +8,12 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH
+from pmuctl.cli.options import CONNECTION, DRY_RUN, OUTPUT, SYSROOT
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.manage.affinity.align_many import align_all, align_named
-from pmuctl.manage.affinity.assess import check_rows, hold
-from pmuctl.manage.affinity.pin import PlacedVm
+from pmuctl.manage.affinity.assess import assess, check_rows
+from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
 from pmuctl.manage.batch import BatchResult, run_each
 from pmuctl.manage.inventory.inventory import Inventory
@@ -32,7 +32,7 @@ VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_
 MANY = ("keep_going",)
 
 
-@command(app, "set", OUTPUT, REACH, CHANGE)
+@command(app, "set", OUTPUT, CONNECTION, DRY_RUN)
 def affinity_set(
     context: Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)],
@@ -60,7 +60,7 @@ def affinity_set(
         context.warn(problem)
 
 
-@command(app, "align", OUTPUT, REACH, CHANGE, MANY)
+@command(app, "align", OUTPUT, CONNECTION, DRY_RUN, MANY)
 def affinity_align(
     context: Context,
     vm: VmNames = None,
@@ -105,7 +105,7 @@ def affinity_align(
     return its.vms.status()
 
 
-@command(app, "check", OUTPUT, REACH, MACHINE, MANY)
+@command(app, "check", OUTPUT, CONNECTION, SYSROOT, MANY)
 def affinity_check(context: Context, vm: VmNames = None) -> int:
     """Tell whether vCPUs can leave their PMU, what happens then, and what is in the way.
 
@@ -122,7 +122,7 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
         context.fail(failure)
     vms = _each_once(found.done)
     site = site_of(context)
-    held = [hold(its, site) for its in vms]
+    held = [assess(its, site) for its in vms]
     rows = [row for its in held for row in check_rows(its, site)]
     context.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
     for its in vms:
@@ -130,14 +130,16 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
             context.warn(its.problem)
     if seen:
         tell_missing(context, seen)
-    if unknown := sum(row.is_unknown for row in rows if not row.vm.is_torn):
+    if unknown := sum(row.is_unknown for row in rows if not row.vm.is_split):
         context.note(f"not known of {_counted(unknown, 'vCPU')}: whether it can leave its PMU")
-    strays = [one for one in held if one.is_stray]
-    for consequence in dict.fromkeys(one.chosen.consequence for one in strays if one.strays):
+    strays = [one for one in held if one.is_misplaced]
+    for consequence in dict.fromkeys(
+        one.effective_pmu.consequence for one in strays if one.misplaced
+    ):
         context.note(f"{consequence}: {consequence.words()}")
     for one in strays:
-        if one.is_torn:
-            context.note(f"{one.vm.name}: {one.means}")
+        if one.is_split:
+            context.note(f"{one.vm.name}: {one.explanation}")
     return found.status(ExitStatus.NO if strays else ExitStatus.OK)
 
 
@@ -191,7 +193,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _write(context: Context, done: Sequence[PlacedVm], *, empty: str = "") -> None:
+def _write(context: Context, done: Sequence[VmAffinityResult], *, empty: str = "") -> None:
     """What became of each vCPU, a row each; nothing with `--quiet`.
 
     Where that cannot be written, the error says that the threads stay where they are.

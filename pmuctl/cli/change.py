@@ -10,7 +10,12 @@ from pmuctl.errors import OutputError, RefusedError
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, open_vm
 from pmuctl.manage.resolve import NONE
-from pmuctl.manage.settings.affinity_key import change_affinity, leave_to_admin, remember, unkept
+from pmuctl.manage.settings.affinity_key import (
+    change_affinity,
+    record_affinity,
+    record_unmanaged,
+    unkept,
+)
 from pmuctl.manage.settings.transaction import KeyResult, release_vm, set_vm
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.formats import Format
@@ -35,9 +40,9 @@ def change_settings(context: Context, vm: str, settings: Sequence[str]) -> None:
                 done = set_vm(client, its, request, site, dry_run=dry_run)
             try:
                 if done.is_placed and not dry_run:
-                    remember(its, site)
+                    record_affinity(its, site)
                 elif request.affinity == NONE and not dry_run:
-                    leave_to_admin(its, site)
+                    record_unmanaged(its, site)
             except RefusedError as error:  # all else is done
                 context.warn(error)
     for problem in done.warnings:

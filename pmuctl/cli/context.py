@@ -19,8 +19,8 @@ from pmuctl.value import field, replace, value
 
 if TYPE_CHECKING:
     from pmuctl.host.procfs import Procfs
-    from pmuctl.host.thread_affinity import Threads
-    from pmuctl.host.udev import Ear
+    from pmuctl.host.thread_affinity import ThreadAffinity
+    from pmuctl.host.udev import NoUevents
     from pmuctl.manage.start.exec import Executor
     from pmuctl.manage.start.preflight import Kvm
 
@@ -41,10 +41,10 @@ class Context:
     uid: int
     live: Sysfs = field(default_factory=Sysfs)
     processes: "Procfs | None" = None
-    masks: "Threads | None" = None
+    masks: "ThreadAffinity | None" = None
     hypervisor: "Kvm | None" = None
     successor: "Executor | None" = None
-    listener: "Ear | None" = None
+    listener: "NoUevents | None" = None
     command: str = ""
     options: Options = field(default_factory=Options)
 
@@ -76,11 +76,11 @@ class Context:
         return self.processes or Procfs()
 
     @property
-    def threads(self) -> "Threads":
+    def threads(self) -> "ThreadAffinity":
         """The threads of this machine and their CPU masks."""
-        from pmuctl.host.thread_affinity import Threads
+        from pmuctl.host.thread_affinity import ThreadAffinity
 
-        return self.masks or Threads()
+        return self.masks or ThreadAffinity()
 
     @property
     def kvm(self) -> "Kvm":
@@ -97,11 +97,11 @@ class Context:
         return self.successor or Executor()
 
     @property
-    def ear(self) -> "Ear":
+    def ear(self) -> "NoUevents":
         """What hears of this machine's VMs and CPUs; a captured one is silent."""
-        from pmuctl.host.udev import Ear, listen
+        from pmuctl.host.udev import NoUevents, open_uevents
 
-        return self.listener or (listen() if self.live.is_live else Ear())
+        return self.listener or (open_uevents() if self.live.is_live else NoUevents())
 
     @property
     def format(self) -> Format:

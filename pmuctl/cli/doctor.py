@@ -8,7 +8,7 @@ import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import MACHINE, OUTPUT, REACH
+from pmuctl.cli.options import CONNECTION, OUTPUT, SYSROOT
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, tell_hollow
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = make_app(VERBS["doctor"])
 
 
-@command(app, "doctor", OUTPUT, REACH, MACHINE)
+@command(app, "doctor", OUTPUT, CONNECTION, SYSROOT)
 def doctor(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,

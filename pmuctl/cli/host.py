@@ -9,7 +9,7 @@ import typer
 from pmuctl import errors
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import MACHINE, OUTPUT, TALK
+from pmuctl.cli.options import OUTPUT, SYSROOT, VERBOSITY
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import write_capture
@@ -20,7 +20,7 @@ from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
 app = make_noun("host")
 
 
-@command(app, "info", OUTPUT, MACHINE)
+@command(app, "info", OUTPUT, SYSROOT)
 def host_info(context: Context) -> None:
     """Show this machine: its kernel, its KVM, its CPUs and PMUs.
 
@@ -68,7 +68,7 @@ def host_capabilities(
     return ExitStatus.NO if missing else ExitStatus.OK
 
 
-@command(app, "snapshot", MACHINE, TALK)
+@command(app, "snapshot", SYSROOT, VERBOSITY)
 def host_snapshot(
     context: Context,
     directory: Annotated[

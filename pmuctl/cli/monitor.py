@@ -10,7 +10,7 @@ import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import OUTPUT, REACH, Timeout
+from pmuctl.cli.options import CONNECTION, OUTPUT, Timeout
 from pmuctl.cli.session import VM_HELP, reach_of, tell_missing
 from pmuctl.errors import UsageError
 from pmuctl.manage.diagnosis.monitor import Event, Watch, absent, scope
@@ -32,7 +32,7 @@ def checked_interval(value: float) -> float:
     return value
 
 
-@command(app, "monitor", OUTPUT, REACH)
+@command(app, "monitor", OUTPUT, CONNECTION)
 def monitor(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,

@@ -129,7 +129,7 @@ class Options:
     ] = False
 
 
-TALK = ("quiet", "verbose")
+VERBOSITY = ("quiet", "verbose")
 OUTPUT = (
     "columns",
     "every_column",
@@ -138,11 +138,11 @@ OUTPUT = (
     "no_headings",
     "no_truncate",
     "colour",
-    *TALK,
+    *VERBOSITY,
 )
-MACHINE = ("sysroot",)
-REACH = ("socket", "deadline")
-CHANGE = ("dry_run",)
+SYSROOT = ("sysroot",)
+CONNECTION = ("socket", "deadline")
+DRY_RUN = ("dry_run",)
 
 SETTINGS = (
     "pmu PMU | counters N | affinity auto|none|CPUSET | "

@@ -7,7 +7,7 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import MACHINE, OUTPUT
+from pmuctl.cli.options import OUTPUT, SYSROOT
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.pmus import scan_probed_pmus
 from pmuctl.model.cpuset import CpuSet
@@ -19,7 +19,7 @@ app = make_noun("pmu")
 PMU_HELP = "A name, a quoted glob, core/MODEL or cpus/LIST."
 
 
-@command(app, "list", OUTPUT, MACHINE)
+@command(app, "list", OUTPUT, SYSROOT)
 def pmu_list(
     context: Context,
     pmu: Annotated[list[str] | None, typer.Argument(metavar="[PMU]...", help=PMU_HELP)] = None,
@@ -35,7 +35,7 @@ def pmu_list(
     context.write_rows("pmus", PMU_COLUMNS, pmus, empty=empty)
 
 
-@command(app, "show", OUTPUT, MACHINE)
+@command(app, "show", OUTPUT, SYSROOT)
 def pmu_show(
     context: Context, pmu: Annotated[str, typer.Argument(metavar="PMU", help=PMU_HELP)]
 ) -> None:
@@ -49,7 +49,7 @@ def pmu_show(
     context.write_one("pmu", PMU_COLUMNS, its)
 
 
-@command(app, "cpus", OUTPUT, MACHINE)
+@command(app, "cpus", OUTPUT, SYSROOT)
 def pmu_cpus(
     context: Context,
     cpus: Annotated[

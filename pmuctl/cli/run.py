@@ -8,7 +8,7 @@ import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import CHANGE, TALK, Timeout
+from pmuctl.cli.options import DRY_RUN, VERBOSITY, Timeout
 from pmuctl.cli.settings_parser import parse_filter
 from pmuctl.manage.resolve import AUTO
 from pmuctl.manage.start.exec import own_environ, start
@@ -18,7 +18,7 @@ from pmuctl.manage.start.prepare import Prepared, Request, check_words, prepare
 app = make_app(VERBS["run"])
 
 
-@command(app, "run", ("json",), TALK, CHANGE, parsing={"allow_interspersed_args": False})
+@command(app, "run", ("json",), VERBOSITY, DRY_RUN, parsing={"allow_interspersed_args": False})
 def run(
     context: Context,
     vmm: Annotated[

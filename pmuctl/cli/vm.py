@@ -8,14 +8,14 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import CHANGE, MACHINE, OUTPUT, REACH, SETTINGS, TALK, Timeout
+from pmuctl.cli.options import CONNECTION, DRY_RUN, OUTPUT, SETTINGS, SYSROOT, VERBOSITY, Timeout
 from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
 from pmuctl.errors import ExitStatus
-from pmuctl.manage.affinity.assess import hold, vcpu_rows
+from pmuctl.manage.affinity.assess import assess, vcpu_rows
 from pmuctl.manage.inventory.inventory import Inventory, VmList
 from pmuctl.manage.inventory.lookup import list_vms, lookup_vm
 from pmuctl.manage.inventory.wait import Awaited, wait_for
-from pmuctl.model.alignment import HeldVm
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.vcpu import PLACED_COLUMNS
@@ -27,7 +27,7 @@ app = make_noun("vm")
 VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 
 
-@command(app, "list", OUTPUT, REACH, MACHINE)
+@command(app, "list", OUTPUT, CONNECTION, SYSROOT)
 def vm_list(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
@@ -39,14 +39,14 @@ def vm_list(
     context.check_columns(VM_COLUMNS)
     seen = _take_stock(context, vm)
     site = site_of(context)
-    vms = [hold(its, site) for its in seen.vms]
+    vms = [assess(its, site) for its in seen.vms]
     context.write_rows("vms", VM_COLUMNS, vms, empty="no VM", more=_missing(seen))
     _warn_of(context, seen.vms)
     if not vm:
         tell_missing(context, seen)
 
 
-@command(app, "show", OUTPUT, REACH, MACHINE)
+@command(app, "show", OUTPUT, CONNECTION, SYSROOT)
 def vm_show(context: Context, vm: VmName) -> None:
     """Show one VM in full.
 
@@ -59,10 +59,10 @@ def vm_show(context: Context, vm: VmName) -> None:
     if its.filter is not None and its.pmu is not None:
         names = [pmu.events for pmu in site.pmus if pmu.name == its.pmu.name]
         its = replace(its, event_names=names[0] if names else {})
-    context.write_one("vm", VM_COLUMNS, hold(its, site))
+    context.write_one("vm", VM_COLUMNS, assess(its, site))
 
 
-@command(app, "vcpus", OUTPUT, REACH, MACHINE)
+@command(app, "vcpus", OUTPUT, CONNECTION, SYSROOT)
 def vm_vcpus(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
@@ -75,14 +75,14 @@ def vm_vcpus(
         if its.query_error is not None:
             raise its.query_error
     site = site_of(context)
-    rows = [row for its in seen.vms for row in vcpu_rows(hold(its, site), site)]
+    rows = [row for its in seen.vms for row in vcpu_rows(assess(its, site), site)]
     context.write_rows("vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_missing(seen))
     _warn_of(context, seen.vms)
     if not vm:
         tell_missing(context, seen)
 
 
-@command(app, "wait", TALK, REACH)
+@command(app, "wait", VERBOSITY, CONNECTION)
 def vm_wait(
     context: Context,
     vm: VmName,
@@ -97,8 +97,8 @@ def vm_wait(
     Exit status 0 once it is, 1 if --timeout has passed before.
     """
 
-    def held(its: Vm) -> HeldVm:
-        return hold(its, site_of(context))
+    def held(its: Vm) -> VmAlignment:
+        return assess(its, site_of(context))
 
     context.enable_gc()
     with context.waiting_for(f"{vm} to be {awaited}"):
@@ -109,7 +109,7 @@ def vm_wait(
     return ExitStatus.NO
 
 
-@command(app, "set", OUTPUT, REACH, CHANGE)
+@command(app, "set", OUTPUT, CONNECTION, DRY_RUN)
 def vm_set(
     context: Context,
     vm: VmName,
@@ -128,7 +128,7 @@ def vm_set(
     change_settings(context, vm, settings)
 
 
-@command(app, "release", OUTPUT, REACH, CHANGE)
+@command(app, "release", OUTPUT, CONNECTION, DRY_RUN)
 def vm_release(context: Context, vm: VmName) -> None:
     """Let a VM that waits go on.
 

@@ -9,7 +9,7 @@ The directory of a VM is named for the thread that made it and the descriptor th
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from pmuctl.host.kvm.fds import KvmHolder
+from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.sysfs import Sysfs
 
 PATH_KVM = "sys/kernel/debug/kvm"
@@ -27,7 +27,7 @@ def scan_names(sysfs: Sysfs) -> Names:
     return {(int(its[1]), int(its[2])): its[0] for its in matches if its}
 
 
-def names_of(names: Names, holder: KvmHolder, tids: Collection[int]) -> Iterator[tuple[int, str]]:
+def names_of(names: Names, holder: KvmProcess, tids: Collection[int]) -> Iterator[tuple[int, str]]:
     """The VM descriptors of a process with their directories.
 
     The maker's thread may have ended since: then the VM is not found.

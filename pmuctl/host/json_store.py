@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from pmuctl.host.resource_errors import check_shortage
+from pmuctl.host.resource_errors import raise_if_exhausted
 
 
 def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> object:
@@ -18,7 +18,7 @@ def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> 
 
     That is unless directory and file are of one of these users and nobody else may write to
     them, no link is in their place, and it is a regular file of at most `limit` bytes of JSON.
-    Raises ShortageError where this process or the machine runs short.
+    Raises ResourceExhaustedError where this process or the machine runs short.
     """
     try:
         with _opened(directory, os.O_PATH | os.O_DIRECTORY) as folder:
@@ -32,13 +32,13 @@ def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> 
                     data = file.read(limit + 1)
         return json.loads(data) if len(data) <= limit else None
     except OSError as error:
-        check_shortage(error)
+        raise_if_exhausted(error)
         return None
     except (ValueError, RecursionError):
         return None
 
 
-def store(
+def save(
     directory: Path, name: str, document: object, *, owners: Collection[int], limit: int
 ) -> None:
     """Write the file whole or not at all, for all to read; the directory is made if need be.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from pmuctl.host.signals import uninterrupted
+from pmuctl.host.signals import defer_signals
 
 AT_ONCE = 32
 SIGNAL_SECONDS = 0.05
@@ -14,7 +14,7 @@ SIGNAL_SECONDS = 0.05
 T = TypeVar("T")
 
 
-def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
+def run_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """What each of these comes to, in their order; no more than AT_ONCE are begun at a time.
 
     A signal that ends pmuctl is heeded between two looks at the threads, and then none is waited
@@ -23,7 +23,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """
     if not jobs:
         return []
-    with uninterrupted() as came:
+    with defer_signals() as came:
         pool = ThreadPoolExecutor(max_workers=AT_ONCE)
         try:
             answers = [pool.submit(job) for job in jobs]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pmuctl.host.resource_errors import check_shortage
+from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.value import value
 
 READ_LIMIT = 1 << 20
@@ -19,7 +19,7 @@ PAGE = 4096
 class ProcFiles:
     """Readers of a mounted procfs. What has vanished, or may not be read, is none or empty.
 
-    Where this process or the machine runs short, they raise ShortageError.
+    Where this process or the machine runs short, they raise ResourceExhaustedError.
     """
 
     root: Path = Path("/proc")
@@ -83,7 +83,7 @@ def _telling_shortage() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        check_shortage(error)
+        raise_if_exhausted(error)
         raise
 
 

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.host.kvm.fds import KvmHolder, KvmScan, has_kvm, holder_of, vcpus_of
+from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, holder_of, vcpus_of
 from pmuctl.host.proc_files import ProcFiles, number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId
@@ -89,7 +89,7 @@ class Procfs(ProcFiles):
             is_partial=is_partial,
         )
 
-    def thread_holder(self, tid: int) -> KvmHolder | None:
+    def thread_holder(self, tid: int) -> KvmProcess | None:
         """The process of a thread, and what KVM VMs and vCPUs that thread has open, which may
         have left the descriptors of the others (unshare(2)); None where it has none."""
         pid = self.tgid(tid)

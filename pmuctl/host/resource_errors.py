@@ -12,12 +12,12 @@ _MENDED = {
 }
 
 
-class ShortageError(RefusedError):
+class ResourceExhaustedError(RefusedError):
     """What was to be read is there or not: nobody knows, for want of descriptors or memory."""
 
 
-def check_shortage(error: OSError, path: str | None = None) -> None:
-    """Raise ShortageError for an error that tells nothing of the file it came up with.
+def raise_if_exhausted(error: OSError, path: str | None = None) -> None:
+    """Raise ResourceExhaustedError for an error that tells nothing of the file it came up with.
 
     Anything else (ENOENT, EACCES, EIO …) is what reading the file comes to, and passes.
     """
@@ -25,12 +25,12 @@ def check_shortage(error: OSError, path: str | None = None) -> None:
         raise shortage from error
 
 
-def shortage_of(error: OSError, path: str | None = None) -> ShortageError | None:
+def shortage_of(error: OSError, path: str | None = None) -> ResourceExhaustedError | None:
     """The same as a value; None for what tells something of the file."""
     if error.errno not in _MENDED:
         return None
     name = errno.errorcode[error.errno]
-    return ShortageError(
+    return ResourceExhaustedError(
         "this machine cannot be read",
         subject=path or error.filename,
         why=f"{error.strerror} ({name})",

@@ -13,7 +13,7 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[Sequence[int]]:
+def defer_signals() -> Iterator[Sequence[int]]:
     """Let signals that end pmuctl wait until the body has ended: so it is done, or not begun.
 
     Only what takes no time belongs in it, or what looks at the signals that came, which it gets.

@@ -3,8 +3,8 @@
 
 What cannot be read is None or empty, no exception: an attribute may be missing on this kernel,
 answer EIO, or go away with a CPU. Where this process or the machine runs short, so that nobody
-knows what is there, ShortageError is raised. A captured tree is read as hostile: its links
-resolve inside it, and only regular files are opened.
+knows what is there, ResourceExhaustedError is raised. A captured tree is read as hostile: its
+links resolve inside it, and only regular files are opened.
 """
 
 import errno
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pmuctl.host.resource_errors import check_shortage
+from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.model.cpuset import CpuSet
 
 PATH_EVENT_SOURCE = "sys/bus/event_source/devices"
@@ -65,7 +65,7 @@ class Sysfs:
                 with open(fd, "rb", closefd=False) as file:
                     data = file.read(limit + 1)
         except OSError as error:
-            check_shortage(error, path)
+            raise_if_exhausted(error, path)
             return None
         except ValueError:
             return None
@@ -92,7 +92,7 @@ class Sysfs:
             with self._open(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
                 return sorted(os.listdir(fd))
         except OSError as error:
-            check_shortage(error, path)
+            raise_if_exhausted(error, path)
             return []
         except ValueError:
             return []
@@ -111,7 +111,7 @@ class Sysfs:
                     parts = [*parts, name]
                 return "/" + "/".join(parts)
         except OSError as error:
-            check_shortage(error, path)
+            raise_if_exhausted(error, path)
             return None
         except ValueError:
             return None

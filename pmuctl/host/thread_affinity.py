@@ -10,7 +10,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 
 
-class Threads:
+class ThreadAffinity:
     """The threads of this machine, by thread id.
 
     Their ids come from /proc: where that is of another pid namespace, the kernel would take them
@@ -20,7 +20,7 @@ class Threads:
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
 
-    def affinity(self, tid: int) -> CpuSet:
+    def get(self, tid: int) -> CpuSet:
         """The CPUs a thread may run on, offline ones too; raises OSError (ESRCH) where it is gone.
 
         It is what a mask that is to be cut down, or given back, has to be taken from:
@@ -32,7 +32,7 @@ class Threads:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return mask
 
-    def place(self, tid: int, cpus: CpuSet) -> None:
+    def set(self, tid: int, cpus: CpuSet) -> None:
         """Let a thread run on these CPUs only.
 
         Raises OSError: EINVAL where none of them is online and in its cpuset cgroup, EPERM for

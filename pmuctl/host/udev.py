@@ -52,29 +52,29 @@ class Uevent:
 
 
 @value(kw_only=True)
-class Heard:
+class UeventBatch:
     """What was heard in a while; `is_lossy` tells that the kernel dropped some of it."""
 
     events: tuple[Uevent, ...] = ()
     is_lossy: bool = False
 
 
-class Ear:
+class NoUevents:
     """Waits, and hears nothing."""
 
     is_open = False
 
-    def wait(self, seconds: float) -> Heard:
+    def wait(self, seconds: float) -> UeventBatch:
         """Wait for so long, or until something is heard."""
         time.sleep(seconds)
-        return Heard()
+        return UeventBatch()
 
     def close(self) -> None:
         """Hear nothing any more."""
         self.is_open = False
 
 
-class Uevents(Ear):
+class UeventMonitor(NoUevents):
     """Hears, from the kernel itself, of VMs that are made and ended, and of CPUs.
 
     No udevd is needed. Raises OSError or ImportError where that cannot be: no netlink sockets in
@@ -93,7 +93,7 @@ class Uevents(Ear):
         self._monitor.start()
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
 
-    def wait(self, seconds: float) -> Heard:
+    def wait(self, seconds: float) -> UeventBatch:
         """Wait for so long, or until something is heard; what is there at once is one answer."""
         until = time.monotonic() + seconds
         poller = select.poll()
@@ -101,17 +101,17 @@ class Uevents(Ear):
             poller.register(self._monitor.fileno(), select.POLLIN)
         while (left := until - time.monotonic()) > 0:
             poller.poll(left * 1000)
-            heard = self._receive() if self.is_open else Heard()
+            heard = self._receive() if self.is_open else UeventBatch()
             if heard.events or heard.is_lossy:
                 return heard
-        return Heard()
+        return UeventBatch()
 
     def close(self) -> None:
         """Hear nothing any more."""
         self.is_open = False
         self._socket.close()
 
-    def _receive(self) -> Heard:
+    def _receive(self) -> UeventBatch:
         events: list[Uevent] = []
         is_lossy = False
         for _ in range(RECEIVED_AT_ONCE):
@@ -130,7 +130,7 @@ class Uevents(Ear):
                 break
             if its := _uevent(device.sys_name, device.action, dict(device.properties)):
                 events.append(its)
-        return Heard(events=tuple(events), is_lossy=is_lossy)
+        return UeventBatch(events=tuple(events), is_lossy=is_lossy)
 
     def _take_error(self) -> int:
         """What is wrong with the socket, 0 for nothing: ENOBUFS where the kernel dropped events.
@@ -152,9 +152,9 @@ def _uevent(name: str, action: str | None, properties: Mapping[str, str]) -> Uev
     return None
 
 
-def listen() -> Ear:
+def open_uevents() -> NoUevents:
     """The kernel's events, or an ear that hears nothing where they cannot be had."""
     try:
-        return Uevents()
+        return UeventMonitor()
     except (ImportError, OSError, AttributeError, UnicodeError):
-        return Ear()
+        return NoUevents()

@@ -20,17 +20,17 @@ from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.launch import handshake
-from pmuctl.launch.event_loop import Watch
+from pmuctl.launch.event_loop import EventLoop
 from pmuctl.launch.failures import may_trace_all, not_traceable, yama_scope
-from pmuctl.launch.ioctls import call_of, steps
+from pmuctl.launch.ioctls import ioctl_of, steps
 from pmuctl.launch.serve.control_service import Service
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.supervisor import Supervisor
-from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.seccomp_gate import Listener
-from pmuctl.launch.vmm_stderr import Voice
+from pmuctl.launch.vmm_stderr import VmmStderr
 from pmuctl.uapi.ptrace import set_thread_name
 
 IGNORED = (
@@ -49,41 +49,43 @@ def main(fd: int) -> None:
     """Supervise whoever sends the orders over this socket."""
     ignore_signals()
     with own_socket(fd) as launcher, suppress(EOFError, ConnectionError):
-        handshake.send(launcher, str(os.getpid()).encode())
-        text, stderr = handshake.receive(launcher)
-        supervise(launcher, *text.split(b"\n", 1), voice=Voice(-1 if stderr is None else stderr))
+        handshake.send_message(launcher, str(os.getpid()).encode())
+        text, stderr = handshake.recv_message(launcher)
+        supervise(
+            launcher, *text.split(b"\n", 1), voice=VmmStderr(-1 if stderr is None else stderr)
+        )
 
 
-def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: Voice) -> None:
+def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: VmmStderr) -> None:
     """Be ready for the process `pid`, take over its gate, and stay for as long as it stands."""
-    watch = Watch()
-    its = Orders.decode(orders)
+    watch = EventLoop()
+    its = LaunchSpec.decode(orders)
     procs = Procfs()
     must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
     try:
         service = Service(its, int(pid), procs=procs, wake=watch.wake)
         supervisor = Supervisor(
             its,
-            [call_of(step) for step in steps(its)],
+            [ioctl_of(step) for step in steps(its)],
             service,
             voice,
-            this_machine(),
+            native_arch(),
             pid=int(pid),
             procs=procs,
-            threads=Threads(),
+            threads=ThreadAffinity(),
             must_stay=must_stay,
         )
         try_to_trace(supervisor, int(pid), procs, stay=must_stay)
         keeper = supervisor.keeper
         service.open(keeper.set_attr, keeper.check_cpus, lambda: supervisor.tracer.stops)
     except PmuctlError as error:
-        handshake.send(launcher, handshake.error_text(error))
+        handshake.send_message(launcher, handshake.error_text(error))
         return
     try:
-        handshake.send(launcher, b"")
-        _, listener = handshake.receive(launcher)
+        handshake.send_message(launcher, b"")
+        _, listener = handshake.recv_message(launcher)
         if listener is not None:
-            handshake.send(launcher, b"")
+            handshake.send_message(launcher, b"")
             launcher.close()
             gc.freeze()  # what is here stays: no VMM is to wait for a look at all of it
             watch.over(supervisor, Listener(listener), service)

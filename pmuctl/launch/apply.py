@@ -9,24 +9,26 @@ from contextlib import suppress
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.failures import no_memory, not_traceable
-from pmuctl.launch.ioctls import Call
-from pmuctl.launch.observer import Story
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.ioctls import IoctlCall
+from pmuctl.launch.observer import VmObserver
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
 from pmuctl.launch.trace.tracee import Tracee
-from pmuctl.launch.vmm_stderr import Voice
+from pmuctl.launch.vmm_stderr import VmmStderr
 
 
 class Applier:
     """Fails closed: a VM that could not be set up does not start, but with the best effort."""
 
-    def __init__(self, orders: Orders, story: Story, voice: Voice, procs: Procfs) -> None:
+    def __init__(
+        self, orders: LaunchSpec, story: VmObserver, voice: VmmStderr, procs: Procfs
+    ) -> None:
         self.voice = voice
         self._orders = orders
         self._story = story
         self._procs = procs
 
-    def apply(self, thread: Tracee, fd: int, calls: Sequence[Call]) -> list[str]:
+    def apply(self, thread: Tracee, fd: int, calls: Sequence[IoctlCall]) -> list[str]:
         """Make the calls on a descriptor; their words. Raises PmuctlError at the first refusal."""
         for call in calls:
             try:
@@ -44,11 +46,11 @@ class Applier:
         error.subject = self._orders.name
         if self._orders.best_effort and not is_final:
             error.now = "the VM starts without it"
-            self.voice.say(error, thread.tgid, word="warning")
+            self.voice.write_error(error, thread.tgid, word="warning")
             return
         error.now = "the VM was not started"
-        self.voice.say(error, thread.tgid)
-        self._story.refused(error)
+        self.voice.write_error(error, thread.tgid)
+        self._story.on_refused(error)
         if thread.call is not None:
             thread.skip_call()
         thread.exit_group(ExitStatus.ENDED)
@@ -61,13 +63,13 @@ class Applier:
         error.subject = self._orders.name
         if self._orders.best_effort:
             error.now = "the vCPU is made without settings"
-            self.voice.say(error, tgid, word="warning")
+            self.voice.write_error(error, tgid, word="warning")
             listener.let_on(waiting)
             return
         error.now = "no further vCPU was made" if has_run else "the VMM was ended"
-        self.voice.say(error, tgid)
+        self.voice.write_error(error, tgid)
         if not has_run:
-            self._story.refused(error)
+            self._story.on_refused(error)
             # first: with its call denied it could end by itself, and its status is to be 137
             with suppress(ProcessLookupError):
                 os.kill(tgid, signal.SIGKILL)

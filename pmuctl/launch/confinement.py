@@ -12,8 +12,8 @@ from contextlib import suppress
 
 from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.thread_affinity import Threads
-from pmuctl.launch.trace.arch import Machine
+from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.launch.trace.arch import Arch
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vmm_identity import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN
@@ -25,21 +25,21 @@ LOOK_SECONDS_MAX = 2.0
 
 
 @value
-class Look:
+class Backoff:
     """When to look for vCPUs that run (time.monotonic()), and how long after that again."""
 
     due: float = field(default_factory=lambda: time.monotonic() + LOOK_SECONDS)
     again: float = LOOK_SECONDS
 
-    def later(self) -> "Look":
+    def later(self) -> "Backoff":
         """The next one: ever more seldom, for a VM may be paused for long."""
-        return Look(time.monotonic() + self.again, min(2 * self.again, LOOK_SECONDS_MAX))
+        return Backoff(time.monotonic() + self.again, min(2 * self.again, LOOK_SECONDS_MAX))
 
 
-class Placement:
+class Confinement:
     """The threads of one process and the CPUs they are kept on; None keeps none."""
 
-    def __init__(self, pid: int, machine: Machine, procs: Procfs, threads: Threads) -> None:
+    def __init__(self, pid: int, machine: Arch, procs: Procfs, threads: ThreadAffinity) -> None:
         self.cpus: CpuSet | None = None
         self.running: dict[int, int | None] = {}
         """vCPU number to thread, of the vCPUs that have run; to None where it is not known."""
@@ -57,7 +57,7 @@ class Placement:
         self._made[fd] = index
         self._makers[index] = maker
 
-    def narrow(self) -> None:
+    def confine(self) -> None:
         """Cut the mask of every thread of the process down to the CPUs.
 
         A mask that was narrowed to other CPUs here counts as it was before. Raises PinnedError
@@ -82,7 +82,7 @@ class Placement:
 
     def _may(self, tid: int) -> CpuSet:
         """Where a thread may be, but for what was narrowed here."""
-        now = self._threads.affinity(tid)
+        now = self._threads.get(tid)
         return self._before[tid] if now == self._placed.get(tid) else now
 
     def _narrow_thread(self, tid: int, cpus: CpuSet) -> None:
@@ -90,8 +90,8 @@ class Placement:
         if not may & cpus:
             raise _pinned(tid, may, cpus)
         try:
-            if self._threads.affinity(tid) != may & cpus:
-                self._threads.place(tid, may & cpus)
+            if self._threads.get(tid) != may & cpus:
+                self._threads.set(tid, may & cpus)
         except ProcessLookupError:
             raise
         except OSError as error:
@@ -100,9 +100,9 @@ class Placement:
                 why = "its mask may not be changed by this user (EPERM)"
             raise PinnedError(f"thread {tid} could not be put on {cpus}", why=why) from None
         # as it is now: a kernel may leave out what is offline
-        self._before[tid], self._placed[tid] = may, self._threads.affinity(tid)
+        self._before[tid], self._placed[tid] = may, self._threads.get(tid)
 
-    def give_back(self) -> bool:
+    def restore_masks(self) -> bool:
         """Once all vCPUs run, give all other threads their masks back; whether that is done.
 
         A mask that somebody changed meanwhile stays.
@@ -125,8 +125,8 @@ class Placement:
             known = tid if tid in self._before else self._pid
             before = self._before.get(known)
             with suppress(OSError):
-                if before and self._threads.affinity(tid) == self._placed[known]:
-                    self._threads.place(tid, before)
+                if before and self._threads.get(tid) == self._placed[known]:
+                    self._threads.set(tid, before)
         self._before, self._placed = {}, {}
         return True
 

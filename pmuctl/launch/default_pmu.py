@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import default_by_cpu
 from pmuctl.model.vmm_identity import identify
 
 
-class Witness:
+class DefaultPmuTracker:
     """Remembers where the threads of each process could be when KVM chose.
 
     All calls of a process must tell of the same PMU, whichever VM they were for: descriptors of
@@ -19,23 +19,23 @@ class Witness:
     """
 
     def __init__(
-        self, defaults: Mapping[tuple[int, str], CpuSet], procs: Procfs, threads: Threads
+        self, defaults: Mapping[tuple[int, str], CpuSet], procs: Procfs, threads: ThreadAffinity
     ) -> None:
         self._defaults = defaults
         self._procs = procs
         self._threads = threads
         self._masks: dict[int, set[CpuSet | None]] = {}
 
-    def see(self, tgid: int, tid: int | None) -> None:
+    def record(self, tgid: int, tid: int | None) -> None:
         """KVM may choose by where this thread is; None where that is not known."""
         if not self._defaults:
             return
         mask = None
         with suppress(OSError):
-            mask = None if tid is None else self._threads.affinity(tid)
+            mask = None if tid is None else self._threads.get(tid)
         self._masks.setdefault(tgid, set()).add(mask)
 
-    def chosen(self, tgid: int) -> tuple[int, str] | None:
+    def default_pmu(self, tgid: int) -> tuple[int, str] | None:
         """What KVM has chosen; None where that is not certain.
 
         Of a VMM that may set a PMU by itself later, and of one that is not known, it is not.

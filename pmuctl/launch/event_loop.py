@@ -26,7 +26,7 @@ class Watched(Protocol):
         """None of its threads is stopped."""
 
 
-class Watch:
+class EventLoop:
     """One loop, of the thread that made this: only that thread may trace."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Watch:
                 poll.unregister(self._pidfd)
                 os.close(self._pidfd)
                 self._pidfd = -1
-                supervisor.hush()
+                supervisor.close_stderr()
                 vmm.ended()
             if listener.fd in ready:
                 try:

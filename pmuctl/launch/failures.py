@@ -14,7 +14,7 @@ from pmuctl.errors import (
     UnsupportedError,
 )
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ShortageError, shortage_of
+from pmuctl.host.resource_errors import ResourceExhaustedError, shortage_of
 
 PATH_YAMA = "sys/kernel/yama/ptrace_scope"
 CAP_SYS_PTRACE = 19
@@ -118,7 +118,7 @@ def no_memory(error: OSError) -> PmuctlError:
     )
 
 
-def lost_sight(shortage: ShortageError) -> PmuctlError:
+def lost_sight(shortage: ResourceExhaustedError) -> PmuctlError:
     """The error for a VMM of which nothing can be read for want of descriptors or memory."""
     what = f"{shortage.subject}: " if shortage.subject else ""
     return RefusedError(

@@ -10,14 +10,14 @@ from pmuctl.errors import PmuctlError, class_of
 LENGTH = struct.Struct("<I")
 
 
-def send(its: socket.socket, text: bytes, fd: int | None = None) -> None:
+def send_message(its: socket.socket, text: bytes, fd: int | None = None) -> None:
     """Send a text, with a descriptor if there is one; raises OSError."""
     socket.send_fds(its, [LENGTH.pack(len(text))], [] if fd is None else [fd])
     if text:  # an empty one has been taken by now, and its receiver may be gone
         its.sendall(text)
 
 
-def receive(its: socket.socket) -> tuple[bytes, int | None]:
+def recv_message(its: socket.socket) -> tuple[bytes, int | None]:
     """The next text and its descriptor; raises EOFError where the other end is gone."""
     head, fds, _, _ = socket.recv_fds(its, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
     if len(head) < LENGTH.size:

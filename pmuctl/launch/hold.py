@@ -14,16 +14,16 @@ from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ShortageError
+from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.apply import Applier
-from pmuctl.launch.confinement import Placement
+from pmuctl.launch.confinement import Confinement
 from pmuctl.launch.failures import no_memory, not_released
-from pmuctl.launch.ioctls import Call, attr_call, call_of, lock, steps
-from pmuctl.launch.observer import Story
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.ioctls import IoctlCall, attr_call, ioctl_of, lock, steps
+from pmuctl.launch.observer import VmObserver
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.tracee import ThreadGoneError, Tracee
 from pmuctl.launch.trace.tracer import Tracer
-from pmuctl.launch.trace.vcpu_tracker import Windows
+from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.model.cpuset import CpuSet
 
 HOLD_SECONDS = 0.1
@@ -37,7 +37,7 @@ SignalMasks = Mapping[str, frozenset[int]]
 """Signals by SigPnd, ShdPnd, SigBlk, SigIgn and SigCgt, as Procfs.signals() returns them."""
 
 
-class Hold:
+class HeldThread:
     """One thread, held; `vcpus` maps file descriptors of its VM's vCPUs to their numbers.
 
     `until` is when it has been held long enough (time.monotonic()), `is_out` whether the thread
@@ -105,7 +105,7 @@ class Hold:
             return its_signal
         try:
             masks = self.signals()
-        except ShortageError:
+        except ResourceExhaustedError:
             masks = self._masks  # as they were a moment ago
         if its_signal not in masks.get("SigCgt", ()):
             return its_signal
@@ -122,7 +122,7 @@ class Hold:
             self._resume(followed=False, its_signal=its_signal)
 
     def signals(self) -> SignalMasks:
-        """The signals of the held thread, as they are now; raises ShortageError."""
+        """The signals of the held thread, as they are now; raises ResourceExhaustedError."""
         self._masks = self._procs.signals(self.thread.tgid, self.thread.tid)
         return self._masks
 
@@ -143,7 +143,7 @@ class Hold:
         self.thread.resume(its_signal)
 
 
-class Keeper:
+class VmHold:
     """The one hold there is: of the VM that comes first. `started` is called when it is over.
 
     `hold` is None before and after; `is_awaited` is whether one is to come.
@@ -151,18 +151,18 @@ class Keeper:
 
     def __init__(
         self,
-        orders: Orders,
-        calls: Sequence[Call],
+        orders: LaunchSpec,
+        calls: Sequence[IoctlCall],
         applier: Applier,
-        placement_of: Callable[[int], Placement],
-        story: Story,
+        placement_of: Callable[[int], Confinement],
+        story: VmObserver,
         tracer: Tracer,
         procs: Procfs,
-        started: Callable[[Sequence[Call], int], None],
+        started: Callable[[Sequence[IoctlCall], int], None],
     ) -> None:
-        self.hold: Hold | None = None
+        self.hold: HeldThread | None = None
         self.is_awaited = orders.hold
-        self.windows: Windows
+        self.windows: VcpuTracker
         self._orders = orders
         self._calls = [call for call in calls if call.step != lock()]  # that comes at the end
         self._applier = applier
@@ -212,11 +212,11 @@ class Keeper:
         ignored = self._procs.signals(thread.tgid, thread.tid)["SigIgn"]
         self.windows.awaits_attribute = self.is_awaited = False
         self._tracer.let_run(thread.tgid)
-        hold = Hold(thread, vcpus, self._procs, timeout=self._orders.timeout)
+        hold = HeldThread(thread, vcpus, self._procs, timeout=self._orders.timeout)
         try:
             placement = self._placement_of(thread.tgid)
             placement.cpus = self._orders.affinity
-            placement.narrow()
+            placement.confine()
             words = self._applier.apply(thread, target, self._calls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
@@ -226,7 +226,7 @@ class Keeper:
             if asked := self._asked_to_end.get(thread.tgid, set()) - ignored:
                 # its handler has run, and may have set a flag that is read after this call
                 hold.ending = min(asked)
-            self._story.held(words)
+            self._story.on_held(words)
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         """Make a call in the held thread; raises OSError with KVM's errno, ESRCH if it is gone."""
@@ -239,7 +239,7 @@ class Keeper:
         if self.hold is not None:
             self._placement_of(self.hold.thread.tgid).check(cpus)
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         """Do what is due."""
         if self._asked_to_end:
             followed = self._tracer.followed()
@@ -253,10 +253,10 @@ class Keeper:
             self._story.carry_out()
             return
         # a shortage will pass: the VMM waits all the same
-        with suppress(ProcessLookupError, ThreadGoneError, ShortageError):
+        with suppress(ProcessLookupError, ThreadGoneError, ResourceExhaustedError):
             self._tend(hold)
 
-    def _tend(self, hold: Hold) -> None:
+    def _tend(self, hold: HeldThread) -> None:
         if hold.thread.is_ending:
             return
         if hold.is_out:
@@ -281,20 +281,20 @@ class Keeper:
                 self.windows.awaits_attribute = True
                 hold.let_out()
 
-    def _release(self, hold: Hold, given: Orders) -> None:
+    def _release(self, hold: HeldThread, given: LaunchSpec) -> None:
         """Go on with what the VM was given: it is locked, and its threads are placed."""
-        calls = [call_of(step) for step in steps(given)]
-        locks = [call_of(lock())] if given.pmu is not None else []
+        calls = [ioctl_of(step) for step in steps(given)]
+        locks = [ioctl_of(lock())] if given.pmu is not None else []
         try:
             placement = self._placement_of(hold.thread.tgid)
             placement.cpus = given.affinity
-            placement.narrow()
+            placement.confine()
             self._applier.apply(hold.thread, hold.vcpu_fd, locks)
         except PmuctlError as error:
             self._applier.fail(hold.thread, error)
         self._let_start(hold, calls)
 
-    def _let_start(self, hold: Hold, calls: Sequence[Call]) -> None:
+    def _let_start(self, hold: HeldThread, calls: Sequence[IoctlCall]) -> None:
         """Let a held VMM go on, if it was not ended; `calls` are for the VMs it makes later."""
         if hold.thread.is_ending:
             self.hold = hold  # until it is gone

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pmuctl.control.server.pmu_state import payload
 from pmuctl.errors import PmuctlError, RefusedError
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.kvm_caps import Kernel
@@ -21,7 +21,7 @@ LOCK = FilterRange(base=0, nevents=0, action=Action.DENY)
 
 
 @value(kw_only=True)
-class Call:
+class IoctlCall:
     """One ioctl: the struct, and what follows it for `pointer`.
 
     `pointer` is the offset of the member that is to point behind the first 24 bytes.
@@ -40,7 +40,7 @@ class Call:
         return refusal(self.step, number, _fresh(Kernel(counters={})))
 
 
-def steps(orders: Orders) -> tuple[SetAttr, ...]:
+def steps(orders: LaunchSpec) -> tuple[SetAttr, ...]:
     """What is set at each window, in KVM's order, the lock last where there is no filter.
 
     None where the VM is to keep what KVM chooses. Raises what plan() raises.
@@ -76,15 +76,15 @@ def _fresh(kernel: Kernel) -> Vpmu:
     return Vpmu(kernel=kernel, vcpus=(Vcpu(has_pmu=True, initialised=False),))
 
 
-def call_of(step: SetAttr) -> Call:
+def ioctl_of(step: SetAttr) -> IoctlCall:
     """A step as the ioctl that it is."""
     return attr_call(step.attr, payload(step), step)
 
 
-def attr_call(attr: int, data: bytes, step: SetAttr | None = None) -> Call:
+def attr_call(attr: int, data: bytes, step: SetAttr | None = None) -> IoctlCall:
     """KVM_SET_DEVICE_ATTR of a vCPU's PMU."""
     its = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
-    return Call(
+    return IoctlCall(
         words=step.words() if step else f"KVM_SET_DEVICE_ATTR {attr}",
         request=KVM_SET_DEVICE_ATTR,
         argument=bytes(its) + data,

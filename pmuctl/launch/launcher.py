@@ -15,8 +15,8 @@ from typing import NoReturn
 from pmuctl.errors import RefusedError, UnreachableError
 from pmuctl.launch import handshake
 from pmuctl.launch.failures import no_gate
-from pmuctl.launch.spec import Orders
-from pmuctl.launch.trace.arch import Machine, this_machine
+from pmuctl.launch.spec import LaunchSpec
+from pmuctl.launch.trace.arch import Arch, native_arch
 from pmuctl.launch.trace.seccomp_gate import install
 from pmuctl.uapi.ptrace import PR_SET_PTRACER, PR_SET_THP_DISABLE, prctl
 
@@ -26,7 +26,7 @@ CAUGHT_HERE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def launch(
-    orders: Orders,
+    orders: LaunchSpec,
     executable: str,
     argv: Sequence[str],
     environ: Mapping[bytes, bytes],
@@ -39,7 +39,7 @@ def launch(
     had, what the supervisor raises before the start, and OSError where the executable cannot be
     executed; then nothing was started.
     """
-    machine = this_machine()
+    machine = native_arch()
     try:
         ours, theirs = map(_clear_of_the_streams, socket.socketpair())
         with ours:
@@ -58,7 +58,7 @@ def launch(
     execute(executable, argv, environ)
 
 
-def _put_up(machine: Machine, ours: socket.socket, supervisor: Path) -> None:
+def _put_up(machine: Arch, ours: socket.socket, supervisor: Path) -> None:
     """Put up the gate and hand it over.
 
     Raises UnreachableError where there is nobody to take it: the gate stands then, and behind it
@@ -69,9 +69,9 @@ def _put_up(machine: Machine, ours: socket.socket, supervisor: Path) -> None:
     except OSError as error:
         raise no_gate(error) from None
     try:
-        handshake.send(ours, b"", listener)
+        handshake.send_message(ours, b"", listener)
         os.close(listener)
-        handshake.receive(ours)
+        handshake.recv_message(ours)
     except (EOFError, OSError):
         message, why = _did_not_stay(supervisor)
         raise UnreachableError(message, why=why) from None
@@ -90,18 +90,18 @@ def _clear_of_the_streams(its: socket.socket) -> socket.socket:
         return socket.socket(fileno=fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 4))
 
 
-def _introduce(ours: socket.socket, orders: Orders) -> None:
+def _introduce(ours: socket.socket, orders: LaunchSpec) -> None:
     """Learn who the supervisor is, let it trace this process, and hand it the orders."""
-    pid, _ = handshake.receive(ours)
+    pid, _ = handshake.recv_message(ours)
     with suppress(OSError):  # EINVAL where there is no Yama
         prctl(PR_SET_PTRACER, int(pid))
     text = str(os.getpid()).encode() + b"\n" + orders.encode()
     try:
         os.fstat(2)
-        handshake.send(ours, text, 2)
+        handshake.send_message(ours, text, 2)
     except OSError:
-        handshake.send(ours, text)
-    answer, _ = handshake.receive(ours)
+        handshake.send_message(ours, text)
+    answer, _ = handshake.recv_message(ours)
     if answer:
         raise handshake.error_of(answer)
 

@@ -6,32 +6,32 @@ from typing import Protocol
 
 from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import PmuctlError
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 
 
-class Story(Protocol):
+class VmObserver(Protocol):
     """One VM's, as far as the outside is to know it."""
 
-    def began(self, pid: int) -> None:
+    def on_process(self, pid: int) -> None:
         """This process makes VMs."""
 
-    def has(self, vcpus: Sequence[VcpuStatus]) -> None:
+    def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
         """These are the vCPUs of the VM made last."""
 
-    def chose(self, pmu: tuple[int, str] | None) -> None:
+    def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
         """The PMU that KVM chose for them by itself; None where that is not certain."""
 
-    def applied(self, words: Sequence[str]) -> None:
+    def on_applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""
 
-    def refused(self, error: PmuctlError) -> None:
+    def on_refused(self, error: PmuctlError) -> None:
         """The VM does not start."""
 
-    def held(self, words: Sequence[str]) -> None:
+    def on_held(self, words: Sequence[str]) -> None:
         """The window is open, and stays so; what was ordered was applied by these calls."""
 
     def carry_out(self) -> None:
         """Have the calls made that wait for it."""
 
-    def released(self) -> Orders | None:
+    def released(self) -> LaunchSpec | None:
         """Once somebody has released the VM, the orders as they are to go on; None until then."""

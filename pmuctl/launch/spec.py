@@ -14,7 +14,7 @@ from pmuctl.value import field, value
 
 
 @value(kw_only=True)
-class Orders:
+class LaunchSpec:
     """What to apply, and what to do where that cannot be.
 
     `pmu` is a perf type and its PMU's name, None where the VM is to keep what KVM chooses (then
@@ -59,7 +59,7 @@ class Orders:
         return json.dumps(message).encode()
 
     @classmethod
-    def decode(cls, text: bytes) -> "Orders":
+    def decode(cls, text: bytes) -> "LaunchSpec":
         """The inverse of `encode`: it comes from the same program, not from outside."""
         its: Mapping[str, Any] = json.loads(text)
         return cls(

@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 
 from pmuctl.errors import PinnedError, PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ShortageError
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.resource_errors import ResourceExhaustedError
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.launch.apply import Applier
-from pmuctl.launch.confinement import Look, Placement
-from pmuctl.launch.default_pmu import Witness
+from pmuctl.launch.confinement import Backoff, Confinement
+from pmuctl.launch.default_pmu import DefaultPmuTracker
 from pmuctl.launch.failures import lost_sight, no_memory, no_vpmu, not_stopped, not_traceable
-from pmuctl.launch.hold import HOLD_SECONDS, Keeper
-from pmuctl.launch.ioctls import Call, attr_call
-from pmuctl.launch.observer import Story
-from pmuctl.launch.spec import Orders
-from pmuctl.launch.trace.arch import Machine
+from pmuctl.launch.hold import HOLD_SECONDS, VmHold
+from pmuctl.launch.ioctls import IoctlCall, attr_call
+from pmuctl.launch.observer import VmObserver
+from pmuctl.launch.spec import LaunchSpec
+from pmuctl.launch.trace.arch import Arch
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.tracer import Tracer
-from pmuctl.launch.trace.vcpu_tracker import NewVcpu, Windows
-from pmuctl.launch.vcpu_table import Roster
-from pmuctl.launch.vmm_stderr import Voice
+from pmuctl.launch.trace.vcpu_tracker import PendingVcpu, VcpuTracker
+from pmuctl.launch.vcpu_table import VcpuTable
+from pmuctl.launch.vmm_stderr import VmmStderr
 from pmuctl.uapi.kvm import KVM_HAS_DEVICE_ATTR
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -37,17 +37,17 @@ class Supervisor:
 
     def __init__(
         self,
-        orders: Orders,
-        calls: Sequence[Call],
-        story: Story,
-        voice: Voice,
-        machine: Machine,
+        orders: LaunchSpec,
+        calls: Sequence[IoctlCall],
+        story: VmObserver,
+        voice: VmmStderr,
+        machine: Arch,
         *,
         pid: int,
         procs: Procfs,
-        threads: Threads,
+        threads: ThreadAffinity,
         must_stay: bool = False,
-        fd_of: Callable[[NewVcpu], int] = lambda vcpu: vcpu.fd,
+        fd_of: Callable[[PendingVcpu], int] = lambda vcpu: vcpu.fd,
     ) -> None:
         self.tracer = Tracer(machine, procs)
         self.tracer.children = must_stay
@@ -59,10 +59,10 @@ class Supervisor:
         self._orders = orders
         self._machine = machine
         self._threads = threads
-        self._placements: dict[int, Placement] = {}
-        self._looks: dict[int, Look] = {}
+        self._placements: dict[int, Confinement] = {}
+        self._looks: dict[int, Backoff] = {}
         self._applier = Applier(orders, story, voice, procs)
-        self.keeper = Keeper(
+        self.keeper = VmHold(
             orders,
             calls,
             self._applier,
@@ -72,17 +72,17 @@ class Supervisor:
             procs,
             self._started,
         )
-        self._windows = self.keeper.windows = Windows(machine, procs, self)
+        self._windows = self.keeper.windows = VcpuTracker(machine, procs, self)
         self.tracer.calls, self.tracer.signals = self._windows, self.keeper
-        self._roster = Roster()
-        self._witness = Witness(orders.defaults, procs, threads)
+        self._roster = VcpuTable()
+        self._witness = DefaultPmuTracker(orders.defaults, procs, threads)
 
     @property
     def is_busy(self) -> bool:
         """Whether a VMM waits for what is done here."""
         return self.keeper.hold is None and bool(self.tracer.followed())
 
-    def hush(self) -> None:
+    def close_stderr(self) -> None:
         """The VMM has ended, perhaps before it made any vCPU: whoever reads its stderr waits."""
         self._applier.voice.close()
 
@@ -91,7 +91,7 @@ class Supervisor:
     def turn(self) -> float | None:
         """Do what is due; the seconds until the next turn at the latest."""
         has_more = self.tracer.take_stops()
-        self.keeper.tend()
+        self.keeper.poll()
         self.settled()
         now = time.monotonic()
         for pid in [pid for pid, look in self._looks.items() if now >= look.due]:
@@ -110,10 +110,10 @@ class Supervisor:
             thread.leaving = False  # it had stopped at the entry just before it was to be let go
             listener.let_on(waiting)
             return
-        shortage: ShortageError | None = None
+        shortage: ResourceExhaustedError | None = None
         try:
             tgid = self._procs.tgid(waiting.tid)
-        except ShortageError as error:
+        except ResourceExhaustedError as error:
             tgid, shortage = waiting.tid, error
         if tgid is None:
             return
@@ -124,7 +124,7 @@ class Supervisor:
         except PermissionError:
             its = self._placements.get(tgid)
             has_run = its is not None and bool(its.running)
-            self._witness.see(tgid, None)
+            self._witness.record(tgid, None)
             self._applier.turn_away(listener, waiting, tgid, has_run=has_run)
             return
         # it is made to stop: the call begins anew, and this wait is nobody's
@@ -134,7 +134,7 @@ class Supervisor:
 
     # --- what the windows tell -----------------------------------------------------------------
 
-    def made(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def made(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """A vCPU was made: KVM may choose the PMU by where it is initialised, so narrow that."""
         its = self._placement_of(vcpu.tgid)
         if self.keeper.is_awaited:
@@ -142,21 +142,21 @@ class Supervisor:
         if its.cpus is None:
             return
         try:
-            its.narrow()
+            its.confine()
         except PinnedError as error:
             if not self._orders.best_effort:  # else it is told where the settings are applied
                 self._applier.fail(thread, error)
-        self._looks.setdefault(vcpu.tgid, Look())
+        self._looks.setdefault(vcpu.tgid, Backoff())
 
-    def lost(self, thread: Tracee, shortage: ShortageError) -> None:
+    def lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
         """Nobody could tell when its window comes, nor where it is."""
         self._applier.fail(thread, lost_sight(shortage))
 
     def initialising(self, tgid: int, tid: int | None) -> None:
         """A vCPU is, or was just, initialised by this thread."""
-        self._witness.see(tgid, tid)
+        self._witness.record(tgid, tid)
 
-    def opened(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def opened(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """A vCPU's window is open: apply what was ordered, or go on to where it is held."""
         self._meet(vcpu)
         if self.keeper.is_awaited:
@@ -164,15 +164,15 @@ class Supervisor:
             self._follow_all(thread)
             return
         try:
-            self._placement_of(vcpu.tgid).narrow()
+            self._placement_of(vcpu.tgid).confine()
             words = self._applier.apply(thread, self._fd_of(vcpu), self._calls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
         else:
-            self._story.applied(words)
-        self._looks[vcpu.tgid] = Look()
+            self._story.on_applied(words)
+        self._looks[vcpu.tgid] = Backoff()
 
-    def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def without_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """A vCPU was made to run without a vPMU."""
         self._meet(vcpu)
         self._applier.fail(thread, no_vpmu())
@@ -233,7 +233,7 @@ class Supervisor:
         if not (done := tracer.followed() - busy):
             return
         if self._roster.pid is not None and hold is None:
-            self.hush()
+            self.close_stderr()
         if not tracer.children or done == {self._pid}:
             tracer.let_go(keep=busy)
         else:
@@ -242,44 +242,44 @@ class Supervisor:
 
     # --- what runs -----------------------------------------------------------------------------
 
-    def _placement_of(self, pid: int) -> Placement:
+    def _placement_of(self, pid: int) -> Confinement:
         """That of a process; those of processes that are gone are forgotten."""
         if pid not in self._placements:
             for gone in [its for its in self._placements if not self._procs.threads(its)]:
                 del self._placements[gone]
-            its = Placement(pid, self._machine, self._procs, self._threads)
+            its = Confinement(pid, self._machine, self._procs, self._threads)
             its.cpus = None if self._orders.hold else self._orders.affinity
             self._placements[pid] = its
         return self._placements[pid]
 
-    def _meet(self, vcpu: NewVcpu) -> None:
+    def _meet(self, vcpu: PendingVcpu) -> None:
         """Tell of a vCPU whose window has come; while a VM is held, of that one's only."""
         self._placement_of(vcpu.tgid).add(vcpu.fd, vcpu.index, vcpu.tid)
         hold = self.keeper.hold
         if hold is not None and hold.thread.tgid != vcpu.tgid:
             return
         if self._roster.pid != vcpu.tgid:
-            self._story.began(vcpu.tgid)
+            self._story.on_process(vcpu.tgid)
         self._roster.add(vcpu)
-        self._story.has(self._roster.statuses({}))
-        self._story.chose(self._witness.chosen(vcpu.tgid))
+        self._story.on_vcpus(self._roster.statuses({}))
+        self._story.on_default_pmu(self._witness.default_pmu(vcpu.tgid))
 
-    def _started(self, calls: Sequence[Call], pid: int) -> None:
+    def _started(self, calls: Sequence[IoctlCall], pid: int) -> None:
         """A VMM that was held goes on."""
         self._calls = calls
-        self.hush()
-        self._looks[pid] = Look()
+        self.close_stderr()
+        self._looks[pid] = Backoff()
 
     def _look(self, pid: int) -> None:
         """See which vCPUs run; once all do, threads that are none get their masks back."""
         try:
             its = self._placement_of(pid)
-            is_done = its.give_back()
-        except ShortageError:  # it will pass: nobody waits for this
+            is_done = its.restore_masks()
+        except ResourceExhaustedError:  # it will pass: nobody waits for this
             self._looks[pid] = self._looks[pid].later()
             return
         if its.running and self._roster.pid == pid:
-            self._story.has(self._roster.statuses(its.running))
+            self._story.on_vcpus(self._roster.statuses(its.running))
         if not is_done:
             self._looks[pid] = self._looks[pid].later()
             return

@@ -4,19 +4,19 @@
 from collections.abc import Mapping, Sequence
 
 from pmuctl.control.server.backend import VcpuStatus
-from pmuctl.launch.trace.vcpu_tracker import NewVcpu
+from pmuctl.launch.trace.vcpu_tracker import PendingVcpu
 
 
-class Roster:
+class VcpuTable:
     """One VM's vCPUs, by number; with the first of another VM the former ones are no more."""
 
     def __init__(self) -> None:
         self.pid: int | None = None
         """The process that made the VM; None before there is one."""
         self._vm_fd = -1
-        self._vcpus: dict[int, NewVcpu] = {}
+        self._vcpus: dict[int, PendingVcpu] = {}
 
-    def add(self, vcpu: NewVcpu) -> None:
+    def add(self, vcpu: PendingVcpu) -> None:
         """Take in a vCPU that was made."""
         # a number that is there already: the descriptor is that of a VM made since
         if (self.pid, self._vm_fd) != (vcpu.tgid, vcpu.vm_fd) or vcpu.index in self._vcpus:
@@ -24,7 +24,7 @@ class Roster:
         self.pid, self._vm_fd = vcpu.tgid, vcpu.vm_fd
         self._vcpus[vcpu.index] = vcpu
 
-    def find(self, fd: int) -> NewVcpu | None:
+    def find(self, fd: int) -> PendingVcpu | None:
         """The one with this descriptor."""
         return next((vcpu for vcpu in self._vcpus.values() if vcpu.fd == fd), None)
 

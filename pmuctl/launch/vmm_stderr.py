@@ -11,7 +11,7 @@ from pmuctl.uapi.pidfd import pidfd_getfd
 SAY_SECONDS = 0.5
 
 
-class Voice:
+class VmmStderr:
     """Says errors where the VMM would say its own.
 
     `fd` is its standard error as it was at the start. It is not kept for long: a pipe that the
@@ -27,7 +27,7 @@ class Voice:
             os.close(self._fd)
             self._fd = -1
 
-    def say(self, error: PmuctlError, pid: int, word: str = "error") -> None:
+    def write_error(self, error: PmuctlError, pid: int, word: str = "error") -> None:
         """Write an error as pmuctl does, `pid` being the VMM; where it cannot be, nobody hears."""
         head = f"{error.subject}: {error.message}" if error.subject else error.message
         lines = [f"{word}: {head}"]

@@ -15,7 +15,7 @@ from pmuctl.value import value
 
 
 @value(kw_only=True)
-class Host:
+class HostReport:
     """One machine; `probed` is None where KVM was not asked."""
 
     kernel: str | None
@@ -28,11 +28,11 @@ class Host:
     probed: Probed | None
 
 
-def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> Host:
+def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> HostReport:
     """This machine, KVM probed on scratch VMs (once a boot), or another one's captured tree."""
     release = sysfs.read_text(PATH_OSRELEASE)
     access = read_kvm_access() if sysfs.is_live else None
-    return Host(
+    return HostReport(
         kernel=release.strip() if release else None,
         kvm=access,
         mode=read_kvm_mode() if sysfs.is_live else None,

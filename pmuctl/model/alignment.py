@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Chosen, Consequence
+from pmuctl.model.effective_pmu import Consequence, EffectivePmu
 from pmuctl.model.vm import Vm, VmVcpu
 from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import field, value
 
 
-class Verdict(StrEnum):
+class AlignmentState(StrEnum):
     """How a vCPU, or all of a VM's together, stand to the CPUs of the VM's PMU."""
 
     STAYS = "stays"
@@ -25,31 +25,31 @@ class Verdict(StrEnum):
     @property
     def aligned(self) -> bool | None:
         """Whether it cannot leave its PMU; None where that is not known."""
-        if self is Verdict.UNKNOWN:
+        if self is AlignmentState.UNKNOWN:
             return None
-        return self is Verdict.STAYS
+        return self is AlignmentState.STAYS
 
 
 @value(kw_only=True)
-class Judgement:
+class Alignment:
     """A verdict. `outside` are the CPUs off its PMU, for each that it can be, only of LEAVES.
 
     `consequence` is what happens there, None unless it can leave. Raises ValueError for an
     `outside` that the verdict does not have.
     """
 
-    verdict: Verdict
+    state: AlignmentState
     outside: Mapping[str, CpuSet] = field(default_factory=dict)
     consequence: Consequence | None = None
 
     def __post_init__(self) -> None:
-        if (self.verdict is Verdict.LEAVES) != bool(self.outside):
-            raise ValueError(f"{self.verdict}, outside on {dict(self.outside)}")
+        if (self.state is AlignmentState.LEAVES) != bool(self.outside):
+            raise ValueError(f"{self.state}, outside on {dict(self.outside)}")
 
     @property
     def aligned(self) -> bool | None:
         """Whether it cannot leave its PMU; None where that is not known."""
-        return self.verdict.aligned
+        return self.state.aligned
 
     @property
     def only_outside(self) -> CpuSet | None:
@@ -57,10 +57,12 @@ class Judgement:
         return next(iter(self.outside.values())) if len(self.outside) == 1 else None
 
 
-UNKNOWN = Judgement(verdict=Verdict.UNKNOWN)
+UNKNOWN = Alignment(state=AlignmentState.UNKNOWN)
 
 
-def judge_mask(mask: CpuSet | None, chosen: Chosen, online: CpuSet | None) -> Judgement:
+def align_mask_state(
+    mask: CpuSet | None, chosen: EffectivePmu, online: CpuSet | None
+) -> Alignment:
     """Whether a thread with this mask stays on the VM's PMU; offline CPUs do not count.
 
     Of several PMUs it is certain only that it stays on each, or leaves whichever it is. A PMU
@@ -71,14 +73,18 @@ def judge_mask(mask: CpuSet | None, chosen: Chosen, online: CpuSet | None) -> Ju
         return UNKNOWN
     mask = mask if online is None else mask & online
     if not mask:
-        return Judgement(verdict=Verdict.STRANDED, consequence=chosen.consequence)
+        return Alignment(state=AlignmentState.STRANDED, consequence=chosen.consequence)
     outside = {name: mask - its for name, its in known.items()}
     if all(outside.values()):
-        return Judgement(verdict=Verdict.LEAVES, outside=outside, consequence=chosen.consequence)
-    return UNKNOWN if any(outside.values()) else Judgement(verdict=Verdict.STAYS)
+        return Alignment(
+            state=AlignmentState.LEAVES, outside=outside, consequence=chosen.consequence
+        )
+    return UNKNOWN if any(outside.values()) else Alignment(state=AlignmentState.STAYS)
 
 
-def judge_vm(masks: Sequence[CpuSet | None], chosen: Chosen, online: CpuSet | None) -> Judgement:
+def align_vm_state(
+    masks: Sequence[CpuSet | None], chosen: EffectivePmu, online: CpuSet | None
+) -> Alignment:
     """Whether all of a VM's vCPUs, which have these masks, stay on its PMU.
 
     Of several PMUs that it can have it stays on each, or on none, or it is not known: a PMU is
@@ -87,16 +93,18 @@ def judge_vm(masks: Sequence[CpuSet | None], chosen: Chosen, online: CpuSet | No
     known = [mask for mask in masks if mask is not None]
     if not known:
         return UNKNOWN
-    judged = judge_mask(CpuSet.of(cpu for mask in known for cpu in mask.cpus), chosen, online)
-    if judged.verdict is Verdict.LEAVES:
+    judged = align_mask_state(
+        CpuSet.of(cpu for mask in known for cpu in mask.cpus), chosen, online
+    )
+    if judged.state is AlignmentState.LEAVES:
         return judged
-    each = (judge_mask(mask, chosen, online) for mask in known)
-    stranded = next((its for its in each if its.verdict is Verdict.STRANDED), None)
+    each = (align_mask_state(mask, chosen, online) for mask in known)
+    stranded = next((its for its in each if its.state is AlignmentState.STRANDED), None)
     return stranded or (UNKNOWN if None in masks else judged)
 
 
-def words(
-    judged: Judgement, chosen: Chosen, whose: str, kind: VmmKind | None = None
+def explain_alignment(
+    judged: Alignment, chosen: EffectivePmu, whose: str, kind: VmmKind | None = None
 ) -> str | None:
     """What a judgement means for the guest; None of a VM without a PMU.
 
@@ -105,16 +113,16 @@ def words(
     if not chosen.cpus:
         return None
     then = chosen.consequence.words(kind)
-    match judged.verdict:
-        case Verdict.STAYS:
+    match judged.state:
+        case AlignmentState.STAYS:
             return f"no vCPU can leave {chosen}"
-        case Verdict.UNKNOWN:
+        case AlignmentState.UNKNOWN:
             return f"not known whether its vCPUs stay on {chosen}; where they do not, {then}"
-        case Verdict.STRANDED:
+        case AlignmentState.STRANDED:
             where = f"anywhere, for all its CPUs are offline, also outside {chosen}"
-        case Verdict.LEAVES if judged.only_outside is not None:
+        case AlignmentState.LEAVES if judged.only_outside is not None:
             where = f"on {_cpus(judged.only_outside)}, outside {chosen}"
-        case Verdict.LEAVES:
+        case AlignmentState.LEAVES:
             each = (f"{_cpus(its)} if that is {name}" for name, its in judged.outside.items())
             where = f"outside its PMU, on {' or '.join(each)}"
     return f"{whose} may run {where}: {then}"
@@ -125,12 +133,12 @@ def _cpus(cpus: CpuSet) -> str:
 
 
 @value(kw_only=True)
-class HeldVcpu:
+class VcpuAlignment:
     """A vCPU, the CPUs its thread may be on (None where not known), and whether it can leave."""
 
     vcpu: VmVcpu
     affinity: CpuSet | None
-    judgement: Judgement
+    alignment: Alignment
 
     @property
     def index(self) -> int:
@@ -144,58 +152,62 @@ class HeldVcpu:
 
 
 @value(kw_only=True)
-class HeldVm:
+class VmAlignment:
     """A VM, the PMU it has or can have, and whether its vCPUs stay there: each, and all."""
 
     vm: Vm
-    chosen: Chosen
-    vcpus: tuple[HeldVcpu, ...]
-    judgement: Judgement
+    effective_pmu: EffectivePmu
+    vcpus: tuple[VcpuAlignment, ...]
+    alignment: Alignment
 
     @classmethod
     def of(
-        cls, vm: Vm, chosen: Chosen, masks: dict[int, CpuSet], online: CpuSet | None
-    ) -> "HeldVm":
+        cls, vm: Vm, chosen: EffectivePmu, masks: dict[int, CpuSet], online: CpuSet | None
+    ) -> "VmAlignment":
         """A VM whose threads have these masks, by thread id."""
         vcpus = tuple(
-            HeldVcpu(vcpu=its, affinity=mask, judgement=judge_mask(mask, chosen, online))
+            VcpuAlignment(
+                vcpu=its, affinity=mask, alignment=align_mask_state(mask, chosen, online)
+            )
             for its in vm.vcpus or ()
             for mask in [None if its.tid is None else masks.get(its.tid)]
         )
-        judged = judge_vm([its.affinity for its in vcpus], chosen, online)
-        return cls(vm=vm, chosen=chosen, vcpus=vcpus, judgement=judged)
+        judged = align_vm_state([its.affinity for its in vcpus], chosen, online)
+        return cls(vm=vm, effective_pmu=chosen, vcpus=vcpus, alignment=judged)
 
     @property
-    def is_stray(self) -> bool:
+    def is_misplaced(self) -> bool:
         """Whether a vCPU can leave its PMU, or some of them do whichever it is."""
-        return self.judgement.aligned is False
+        return self.alignment.aligned is False
 
     @property
-    def strays(self) -> tuple[HeldVcpu, ...]:
+    def misplaced(self) -> tuple[VcpuAlignment, ...]:
         """The vCPUs that can leave the VM's PMU, whichever it is."""
-        return tuple(its for its in self.vcpus if its.judgement.aligned is False)
+        return tuple(its for its in self.vcpus if its.alignment.aligned is False)
 
     @property
-    def is_torn(self) -> bool:
+    def is_split(self) -> bool:
         """Whether no vCPU leaves by itself: they are on several PMUs, of which it has one."""
-        return self.is_stray and not self.strays
+        return self.is_misplaced and not self.misplaced
 
     @property
-    def leavers(self) -> tuple[HeldVcpu, ...]:
+    def offenders(self) -> tuple[VcpuAlignment, ...]:
         """The vCPUs that its judgement is about: those that leave one of the PMUs it can have."""
-        if not self.is_stray:
+        if not self.is_misplaced:
             return ()
-        if self.judgement.verdict is Verdict.STRANDED:
-            return tuple(its for its in self.strays if its.judgement.verdict is Verdict.STRANDED)
-        stay = (Verdict.STAYS, Verdict.STRANDED)
+        if self.alignment.state is AlignmentState.STRANDED:
+            return tuple(
+                its for its in self.misplaced if its.alignment.state is AlignmentState.STRANDED
+            )
+        stay = (AlignmentState.STAYS, AlignmentState.STRANDED)
         known = (its for its in self.vcpus if its.affinity is not None)
-        return tuple(its for its in known if its.judgement.verdict not in stay)
+        return tuple(its for its in known if its.alignment.state not in stay)
 
     @property
-    def means(self) -> str | None:
+    def explanation(self) -> str | None:
         """What it means for the guest where its vCPUs may be; None without a PMU."""
-        whose = f"vCPU {CpuSet.of(its.index for its in self.leavers)}"
-        return words(self.judgement, self.chosen, whose, self.vm.identity.kind)
+        whose = f"vCPU {CpuSet.of(its.index for its in self.offenders)}"
+        return explain_alignment(self.alignment, self.effective_pmu, whose, self.vm.identity.kind)
 
 
 def aligned_mask(

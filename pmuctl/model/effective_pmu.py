@@ -41,7 +41,7 @@ class Consequence(StrEnum):
 
 
 @value(kw_only=True)
-class Chosen:
+class EffectivePmu:
     """The PMU of a VM, None where it has none (yet), or where it is not known which it has.
 
     `cpus` are those of that PMU, or of each it can be, by name: None where they could not be read.
@@ -84,7 +84,7 @@ class Chosen:
 
 
 @value(kw_only=True)
-class Ground:
+class HostPmus:
     """What is known of the host: its CPU PMUs, its online CPUs, and what probes of KVM found.
 
     The latter two are None where they are not known.
@@ -100,7 +100,7 @@ class Ground:
         return {name: known.get(name) for name in names}
 
 
-def chosen_pmu(vm: Vm, ground: Ground) -> Chosen:
+def effective_pmu(vm: Vm, ground: HostPmus) -> EffectivePmu:
     """The PMU that a VM has.
 
     What was set is a fact. KVM's own choice is one where the host has a single PMU, of all its
@@ -109,17 +109,19 @@ def chosen_pmu(vm: Vm, ground: Ground) -> Chosen:
     """
     if vm.pmu is not None:
         is_explicit = vm.identity.sets_pmu or vm.pmu.is_explicit
-        return Chosen(pmu=vm.pmu, cpus=ground.cpus_of(vm.pmu.name), is_explicit=is_explicit)
+        return EffectivePmu(pmu=vm.pmu, cpus=ground.cpus_of(vm.pmu.name), is_explicit=is_explicit)
     if _has_none(vm) or not ground.pmus:
-        return Chosen()
+        return EffectivePmu()
     only = _only(ground)
     if only is None and not vm.identity.sets_pmu:
         only = _default(ground)
     if only is not None and only.type is not None:
         pmu = VmPmu(name=only.name, type=only.type, origin=DERIVED)
-        return Chosen(pmu=pmu, cpus=ground.cpus_of(only.name), is_explicit=vm.identity.sets_pmu)
+        return EffectivePmu(
+            pmu=pmu, cpus=ground.cpus_of(only.name), is_explicit=vm.identity.sets_pmu
+        )
     names = (pmu.name for pmu in _known_to_kvm(ground))
-    return Chosen(cpus=ground.cpus_of(*names), is_explicit=vm.identity.sets_pmu)
+    return EffectivePmu(cpus=ground.cpus_of(*names), is_explicit=vm.identity.sets_pmu)
 
 
 def _has_none(vm: Vm) -> bool:
@@ -132,7 +134,7 @@ def _has_none(vm: Vm) -> bool:
     return vm.state in (VmState.WAITING, VmState.STARTING) and not vm.vcpus
 
 
-def _only(ground: Ground) -> Pmu | None:
+def _only(ground: HostPmus) -> Pmu | None:
     """The host's PMU, if there is one of all its CPUs."""
     if len(ground.pmus) != 1 or ground.online is None:
         return None
@@ -140,7 +142,7 @@ def _only(ground: Ground) -> Pmu | None:
     return pmu if pmu.cpus is not None and ground.online <= pmu.cpus else None
 
 
-def _default(ground: Ground) -> Pmu | None:
+def _default(ground: HostPmus) -> Pmu | None:
     """The PMU that this KVM gives every VM."""
     probed = ground.probed
     if probed is None or probed.default is not DefaultPmu.ONE or probed.default_pmu is None:
@@ -148,6 +150,6 @@ def _default(ground: Ground) -> Pmu | None:
     return next((pmu for pmu in ground.pmus if pmu.type == probed.default_pmu), None)
 
 
-def _known_to_kvm(ground: Ground) -> Sequence[Pmu]:
+def _known_to_kvm(ground: HostPmus) -> Sequence[Pmu]:
     counters = ground.probed.counters if ground.probed else {}
     return [pmu for pmu in ground.pmus if pmu.type in counters] or ground.pmus

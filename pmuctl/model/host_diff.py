@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
-from pmuctl.model.alignment import HeldVcpu, HeldVm, words
+from pmuctl.model.alignment import VcpuAlignment, VmAlignment, explain_alignment
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Window
 from pmuctl.model.vm_ref import VmId
@@ -31,14 +31,14 @@ class ChangeKind(StrEnum):
 
 
 @value(kw_only=True)
-class SeenVm:
+class ObservedVm:
     """A VM at one look, held against its PMU.
 
     The `id` of its VM names it; one whose process is not known is named by its socket. `is_silent`
     tells that it could not be asked this time, `is_denied` that this user may not.
     """
 
-    held: HeldVm
+    held: VmAlignment
     is_silent: bool = False
     is_denied: bool = False
     is_kept: bool = False
@@ -75,10 +75,10 @@ class SeenVm:
 
 
 @value(kw_only=True)
-class Snapshot:
+class HostObservation:
     """One look at a host; `online` is None where that could not be read."""
 
-    vms: Sequence[SeenVm] = ()
+    vms: Sequence[ObservedVm] = ()
     online: CpuSet | None = None
     pmus: Mapping[str, CpuSet | None] = field(default_factory=dict)
 
@@ -94,7 +94,7 @@ class Snapshot:
 
 
 @value(kw_only=True)
-class Change:
+class HostEvent:
     """One thing that has changed, in words, and which VM, vCPU, PMU and CPUs it is about."""
 
     kind: ChangeKind
@@ -107,13 +107,13 @@ class Change:
     cpus: CpuSet | None = None
 
 
-def with_silent(before: Snapshot | None, after: Snapshot) -> Snapshot:
+def with_silent(before: HostObservation | None, after: HostObservation) -> HostObservation:
     """The second look, in which VMs that cannot be asked now are as they were at the first.
 
     That nobody answers is no change of what there is. One whose threads are known all the same is
     as they are.
     """
-    vms: list[SeenVm] = []
+    vms: list[ObservedVm] = []
     for its, vm in _pair(before, after)[0]:
         is_kept = vm.is_silent and its is not None and not vm.held.vcpus
         if is_kept and its:
@@ -122,7 +122,7 @@ def with_silent(before: Snapshot | None, after: Snapshot) -> Snapshot:
     return replace(after, vms=vms)
 
 
-def find_changes(before: Snapshot | None, after: Snapshot) -> list[Change]:
+def find_changes(before: HostObservation | None, after: HostObservation) -> list[HostEvent]:
     """What has changed between two looks, in the order in which it is told.
 
     With no look before only what is wrong already counts: vCPUs that can leave their PMU, and
@@ -137,26 +137,28 @@ def find_changes(before: Snapshot | None, after: Snapshot) -> list[Change]:
     return found
 
 
-def stray(snapshot: Snapshot) -> list[SeenVm]:
+def stray(snapshot: HostObservation) -> list[ObservedVm]:
     """The VMs of which a vCPU can leave its PMU."""
-    return [vm for vm in snapshot.vms if not vm.is_kept and vm.held.is_stray]
+    return [vm for vm in snapshot.vms if not vm.is_kept and vm.held.is_misplaced]
 
 
-Pairs = list[tuple[SeenVm | None, SeenVm]]
+Pairs = list[tuple[ObservedVm | None, ObservedVm]]
 
 
-def _pair(before: Snapshot | None, after: Snapshot) -> tuple[Pairs, list[SeenVm]]:
+def _pair(
+    before: HostObservation | None, after: HostObservation
+) -> tuple[Pairs, list[ObservedVm]]:
     """Each VM of the second look with what it was at the first, and those that are gone.
 
     One that has got a control socket meanwhile, or of which it is known only now which VM of its
     process it is, is the same; so is one of which nothing but its socket is known now.
     """
     old = {vm.key: vm for vm in before.vms} if before else {}
-    found: dict[int, SeenVm] = {}
+    found: dict[int, ObservedVm] = {}
     for number, vm in enumerate(after.vms):
         if its := old.pop(vm.key, None):
             found[number] = its
-    places: dict[object, list[SeenVm]] = {}
+    places: dict[object, list[ObservedVm]] = {}
     for vm in old.values():
         for place in _places(vm):
             places.setdefault(place, []).append(vm)
@@ -169,16 +171,16 @@ def _pair(before: Snapshot | None, after: Snapshot) -> tuple[Pairs, list[SeenVm]
     return pairs, list(old.values())
 
 
-def _places(vm: SeenVm) -> list[object]:
+def _places(vm: ObservedVm) -> list[object]:
     """Where a VM is looked for: its process, its socket."""
     return [its for its in (vm.id and vm.id.process, vm.socket) if its is not None]
 
 
-def _may_be(vm: SeenVm, other: SeenVm) -> bool:
+def _may_be(vm: ObservedVm, other: ObservedVm) -> bool:
     return vm.id is None or other.id is None or vm.id.may_be(other.id)
 
 
-def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:
+def _cpu_changes(before: HostObservation | None, after: HostObservation) -> Iterator[HostEvent]:
     if after.online is None:
         return
     was = after.online if before is None or before.online is None else before.online
@@ -189,12 +191,12 @@ def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:
         for cpu in cpus:
             pmu = after.pmu_of(cpu)
             what = f"CPU {cpu} {'is' if pmu is None else f'of {pmu} is'} {kind[4:]}"
-            yield Change(kind=kind, what=what, pmu=pmu, cpus=CpuSet.of([cpu]))
+            yield HostEvent(kind=kind, what=what, pmu=pmu, cpus=CpuSet.of([cpu]))
     gone = before.pmus_without_cpus() if before else set()
     for name in sorted(after.pmus_without_cpus() - gone):
-        users = [vm.name for vm in after.vms if name in vm.held.chosen.names]
+        users = [vm.name for vm in after.vms if name in vm.held.effective_pmu.names]
         whose = f"; VMs that have it, or can: {', '.join(users)}" if users else ""
-        yield Change(
+        yield HostEvent(
             kind=ChangeKind.PMU_OFFLINE,
             what=f"no CPU of {name} is online{whose}",
             pmu=name,
@@ -202,7 +204,7 @@ def _cpu_changes(before: Snapshot | None, after: Snapshot) -> Iterator[Change]:
         )
 
 
-def _vm_changes(before: SeenVm | None, vm: SeenVm) -> Iterator[Change]:
+def _vm_changes(before: ObservedVm | None, vm: ObservedVm) -> Iterator[HostEvent]:
     was_silent = before is not None and before.is_silent
     if vm.is_silent and not was_silent:
         yield _of(vm, ChangeKind.LOST, _lost(vm))
@@ -211,26 +213,26 @@ def _vm_changes(before: SeenVm | None, vm: SeenVm) -> Iterator[Change]:
     if before and vm.window is not None and vm.window is not before.window:
         was = f", was {before.window}" if before.window else ""
         yield _of(vm, ChangeKind.WINDOW, f"{vm.window}{was}")
-    then = {its.index: its.judgement.aligned for its in before.held.vcpus} if before else {}
+    then = {its.index: its.alignment.aligned for its in before.held.vcpus} if before else {}
     unknown: list[int] = []
     for vcpu in vm.held.vcpus:
-        was_aligned, aligned = then.get(vcpu.index), vcpu.judgement.aligned
+        was_aligned, aligned = then.get(vcpu.index), vcpu.alignment.aligned
         if aligned is False and was_aligned is not False:
             yield _left(vm, vcpu)
         elif aligned and was_aligned is False:
-            whose = " or ".join(vm.held.chosen.names)
+            whose = " or ".join(vm.held.effective_pmu.names)
             what = f"{_thread(vcpu)} stays on CPUs {vcpu.affinity}, of {whose}"
             yield _of(vm, ChangeKind.VCPU_RETURNED, what, vcpu)
-        elif aligned is None and was_aligned is not None and vm.held.chosen.names:
+        elif aligned is None and was_aligned is not None and vm.held.effective_pmu.names:
             unknown.append(vcpu.index)
-    if vm.held.is_torn and not (before and before.held.is_torn):
-        yield _of(vm, ChangeKind.VCPU_LEFT, vm.held.means or "")
+    if vm.held.is_split and not (before and before.held.is_split):
+        yield _of(vm, ChangeKind.VCPU_LEFT, vm.held.explanation or "")
     if unknown:
         what = f"not known any more of vCPU {CpuSet.of(unknown)}: whether it can leave its PMU"
         yield _of(vm, ChangeKind.LOST, what)
 
 
-def _lost(vm: SeenVm) -> str:
+def _lost(vm: ObservedVm) -> str:
     has_threads = not vm.is_kept and bool(vm.held.vcpus)
     if vm.is_denied:
         what = "no more than its threads is watched" if has_threads else "it is not watched"
@@ -241,8 +243,8 @@ def _lost(vm: SeenVm) -> str:
     return f"its control socket does not answer: {what}"
 
 
-def _started(vm: SeenVm) -> Change:
-    pmus, count = vm.held.chosen.names, len(vm.held.vcpus)
+def _started(vm: ObservedVm) -> HostEvent:
+    pmus, count = vm.held.effective_pmu.names, len(vm.held.vcpus)
     told = [vm.held.vm.state, f"window {vm.window or '?'}"]
     if pmus:
         told.append(f"PMU {' or '.join(pmus)}")
@@ -252,30 +254,34 @@ def _started(vm: SeenVm) -> Change:
     return _of(vm, ChangeKind.VM_STARTED, ", ".join(told))
 
 
-def _ended(vm: SeenVm) -> Change:
+def _ended(vm: ObservedVm) -> HostEvent:
     what = "it does not answer any more" if vm.pid is None else f"process {vm.pid} has it no more"
     return _of(vm, ChangeKind.VM_ENDED, what)
 
 
-def _left(vm: SeenVm, vcpu: HeldVcpu) -> Change:
+def _left(vm: ObservedVm, vcpu: VcpuAlignment) -> HostEvent:
     """Which CPUs those are is certain only where it is known which PMU it has."""
-    what = words(vcpu.judgement, vm.held.chosen, _thread(vcpu), vm.held.vm.identity.kind)
+    what = explain_alignment(
+        vcpu.alignment, vm.held.effective_pmu, _thread(vcpu), vm.held.vm.identity.kind
+    )
     change = _of(vm, ChangeKind.VCPU_LEFT, what or "", vcpu)
-    return replace(change, cpus=vcpu.judgement.only_outside)
+    return replace(change, cpus=vcpu.alignment.only_outside)
 
 
-def _thread(vcpu: HeldVcpu) -> str:
+def _thread(vcpu: VcpuAlignment) -> str:
     return f"vCPU {vcpu.index} (thread {vcpu.tid})"
 
 
-def _of(vm: SeenVm, kind: ChangeKind, what: str, vcpu: HeldVcpu | None = None) -> Change:
-    return Change(
+def _of(
+    vm: ObservedVm, kind: ChangeKind, what: str, vcpu: VcpuAlignment | None = None
+) -> HostEvent:
+    return HostEvent(
         kind=kind,
         what=what,
         vm=vm.name,
         pid=vm.pid,
         vcpu=vcpu.index if vcpu else None,
         tid=vcpu.tid if vcpu else None,
-        pmu=vm.held.chosen.only,
+        pmu=vm.held.effective_pmu.only,
         cpus=vcpu.affinity if vcpu else None,
     )

@@ -4,7 +4,7 @@
 from typing import NamedTuple
 
 
-class Applied(NamedTuple):
+class SettingsChange(NamedTuple):
     """A change of a VM's settings: when (seconds since the epoch), by whom, the steps in words."""
 
     when: int

@@ -7,9 +7,9 @@ from enum import StrEnum
 from pmuctl.errors import PmuctlError
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import DERIVED
-from pmuctl.model.settings_change import Applied
+from pmuctl.model.settings_change import SettingsChange
 from pmuctl.model.vm_ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
-from pmuctl.model.vmm_identity import Identity
+from pmuctl.model.vmm_identity import VmmIdentity
 from pmuctl.value import field, value
 
 
@@ -125,9 +125,9 @@ class Vm:
     event_names: Mapping[str, int] = field(default_factory=dict)
     supervised: bool = False
     command: tuple[str, ...] | None = None
-    applied: tuple[Applied, ...] = ()
+    applied: tuple[SettingsChange, ...] = ()
     problem: PmuctlError | None = None
-    identity: Identity = field(default_factory=Identity)
+    identity: VmmIdentity = field(default_factory=VmmIdentity)
     is_own: bool = False
     is_scratch: bool = False
 

@@ -43,7 +43,7 @@ _PROGRAMS: Sequence[tuple[str, VmmKind]] = (
 
 
 @value(kw_only=True)
-class Identity:
+class VmmIdentity:
     """What a process says it is; all None where it is no VMM that is known.
 
     `monitors` are the paths of the sockets at which QEMU serves QMP. `has_vpmu` is False where
@@ -73,7 +73,7 @@ def is_pmuctl(argv: Sequence[str], comm: str) -> bool:
     return program == "pmuctl"
 
 
-def identify(argv: Sequence[str], comm: str) -> Identity:
+def identify(argv: Sequence[str], comm: str) -> VmmIdentity:
     """What a process's command line, or else the name of its first thread, tells of it."""
     program = _basename(argv[0]) if argv else comm
     kind = next((its for form, its in _PROGRAMS if re.fullmatch(form, program)), None)
@@ -83,20 +83,20 @@ def identify(argv: Sequence[str], comm: str) -> Identity:
         case VmmKind.KVMTOOL:
             has_pmu = "--pmu" in argv or "--pm" in argv
             name = _value(argv, "--name", "-n")
-            return Identity(kind=kind, name=vm_name(name), has_vpmu=has_pmu, sets_pmu=has_pmu)
+            return VmmIdentity(kind=kind, name=vm_name(name), has_vpmu=has_pmu, sets_pmu=has_pmu)
         case VmmKind.CROSVM:
             has_vpmu = False if "--no-pmu" in argv else None
-            return Identity(kind=kind, name=vm_name(_value(argv, "--name")), has_vpmu=has_vpmu)
+            return VmmIdentity(kind=kind, name=vm_name(_value(argv, "--name")), has_vpmu=has_vpmu)
         case VmmKind.CLOUD_HYPERVISOR:
             platform = _options(_value(argv, "--platform") or "")
-            return Identity(kind=kind, uuid=vm_uuid(platform.get("uuid")))
+            return VmmIdentity(kind=kind, uuid=vm_uuid(platform.get("uuid")))
         case VmmKind.FIRECRACKER:
             # it refuses the vCPU feature (UnsupportedPmuV3)
-            return Identity(kind=kind, name=vm_name(_value(argv, "--id")), has_vpmu=False)
-    return Identity()
+            return VmmIdentity(kind=kind, name=vm_name(_value(argv, "--id")), has_vpmu=False)
+    return VmmIdentity()
 
 
-def _identify_qemu(argv: Sequence[str]) -> Identity:
+def _identify_qemu(argv: Sequence[str]) -> VmmIdentity:
     name = uuid = None
     has_vpmu: bool | None = None
     for option, word in _qemu_options(argv):
@@ -107,7 +107,7 @@ def _identify_qemu(argv: Sequence[str]) -> Identity:
         elif option == "cpu":
             pmu = _options(word, implied="model").get("pmu")
             has_vpmu = None if pmu is None else pmu in ("on", "yes", "true", "y")
-    return Identity(
+    return VmmIdentity(
         kind=VmmKind.QEMU,
         name=vm_name(name),
         uuid=vm_uuid(uuid),

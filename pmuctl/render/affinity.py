@@ -4,14 +4,14 @@
 from collections.abc import Callable, Sequence
 
 from pmuctl.manage.affinity.assess import VcpuRow
-from pmuctl.manage.affinity.vcpu_threads import Placed
+from pmuctl.manage.affinity.vcpu_threads import AffinityResult
 from pmuctl.render.columns import UNKNOWN, Column, known
 from pmuctl.render.vcpu import CANDIDATES_SHAPE, Candidates
 
 
 def _of_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
     """Of a VM that has no PMU there is nothing to tell; else None is what is not known."""
-    return lambda row: known(get(row)) if row.vm.chosen.names else None
+    return lambda row: known(get(row)) if row.vm.effective_pmu.names else None
 
 
 def _if_stray(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
@@ -20,11 +20,11 @@ def _if_stray(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
 
 
 def _outside(row: VcpuRow) -> object:
-    outside = row.its.judgement.outside
+    outside = row.its.alignment.outside
     return (
         Candidates(tuple(outside.values()))
         if len(outside) > 1
-        else (row.its.judgement.only_outside)
+        else (row.its.alignment.only_outside)
     )
 
 
@@ -45,7 +45,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="PMU-CPUS",
         help="the CPUs of its PMU",
-        value=_of_pmu(lambda row: row.vm.chosen.only_cpus),
+        value=_of_pmu(lambda row: row.vm.effective_pmu.only_cpus),
     ),
     Column(
         name="CPU",
@@ -56,7 +56,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="CONSEQUENCE",
         help="what happens off its PMU, if it can leave it",
-        value=_if_stray(lambda row: row.its.judgement.consequence),
+        value=_if_stray(lambda row: row.its.alignment.consequence),
     ),
     Column(
         name="BLOCKER",
@@ -66,7 +66,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="PMU",
         help="its PMU",
-        value=_of_pmu(lambda row: row.vm.chosen.only),
+        value=_of_pmu(lambda row: row.vm.effective_pmu.only),
         shown=False,
     ),
     Column(
@@ -79,19 +79,19 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=_of_pmu(lambda row: row.its.judgement.aligned),
+        value=_of_pmu(lambda row: row.its.alignment.aligned),
         shown=False,
     ),
     Column(
         name="VM-ALIGNED",
         help="whether no vCPU of the VM can leave its PMU",
-        value=_of_pmu(lambda row: row.vm.judgement.aligned),
+        value=_of_pmu(lambda row: row.vm.alignment.aligned),
         shown=False,
         in_json=True,
     ),
 )
 
-PLACING_COLUMNS: Sequence[Column[Placed]] = (
+PLACING_COLUMNS: Sequence[Column[AffinityResult]] = (
     Column(name="VM", help="the VM", value=lambda its: its.vm),
     Column(name="VCPU", help="its number", value=lambda its: its.vcpu, is_number=True),
     Column(name="TID", help="its thread", value=lambda its: its.tid, is_number=True),

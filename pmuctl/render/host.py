@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.manage.host_info import Host
+from pmuctl.manage.host_info import HostReport
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import CoreModel
@@ -33,10 +33,10 @@ CORE_COLUMNS: Sequence[Column[tuple[CoreModel | None, CpuSet]]] = (
 )
 
 
-def _probed(get: Callable[[Probed], object]) -> Callable[[Host], object]:
+def _probed(get: Callable[[Probed], object]) -> Callable[[HostReport], object]:
     """What the probes found out; unknown where KVM could not be asked."""
 
-    def value(host: Host) -> object:
+    def value(host: HostReport) -> object:
         if host.probed is None or host.probed.has_vpmu is None:
             return UNKNOWN
         return get(host.probed)
@@ -44,7 +44,7 @@ def _probed(get: Callable[[Probed], object]) -> Callable[[Host], object]:
     return value
 
 
-def _default_pmu(host: Host) -> object:
+def _default_pmu(host: HostReport) -> object:
     """The PMU that every VM gets, where it is always the same one."""
     its = host.probed
     if its is None or its.default is None:
@@ -52,7 +52,7 @@ def _default_pmu(host: Host) -> object:
     return next((pmu.name for pmu in host.pmus if pmu.type == its.default_pmu), None)
 
 
-HOST_COLUMNS: Sequence[Column[Host]] = (
+HOST_COLUMNS: Sequence[Column[HostReport]] = (
     Column(name="KERNEL", help="its release", value=lambda host: known(host.kernel)),
     Column(
         name="KVM",

@@ -47,13 +47,13 @@ CANDIDATES_SHAPE = Shape(text=_as_text, plain=_as_plain)
 
 
 def _pmu_cpus(row: VcpuRow) -> object:
-    chosen = row.vm.chosen
+    chosen = row.vm.effective_pmu
     return known(chosen.only_cpus) if chosen.pmu else Candidates(tuple(chosen.cpus.values()))
 
 
 def _if_chosen(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
     """What there is to tell only of a VM that has a PMU."""
-    return lambda row: get(row) if row.vm.chosen.names else None
+    return lambda row: get(row) if row.vm.effective_pmu.names else None
 
 
 PLACED_COLUMNS: Sequence[Column[VcpuRow]] = (
@@ -78,7 +78,7 @@ PLACED_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=_if_chosen(lambda row: known(row.its.judgement.aligned)),
+        value=_if_chosen(lambda row: known(row.its.alignment.aligned)),
     ),
     Column(
         name="EVIDENCE",

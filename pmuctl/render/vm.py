@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.model.alignment import HeldVm
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, Window
@@ -40,7 +40,7 @@ def _is_blank(vm: Vm) -> bool:
     return vm.state in _UNASKED and not vm.vcpus
 
 
-Held = Callable[[HeldVm], object]
+Held = Callable[[VmAlignment], object]
 
 
 def _vm(get: Callable[[Vm], object]) -> Held:
@@ -84,8 +84,8 @@ def _command_line(words: Sequence[str]) -> str:
     return printable(shlex.join(words))
 
 
-def _pmu_name(its: HeldVm) -> object:
-    vm, chosen = its.vm, its.chosen
+def _pmu_name(its: VmAlignment) -> object:
+    vm, chosen = its.vm, its.effective_pmu
     if chosen.pmu is not None:
         return chosen.pmu.name
     if chosen.candidates:
@@ -95,22 +95,26 @@ def _pmu_name(its: HeldVm) -> object:
     return None if has_none or not vm.is_managed else UNKNOWN
 
 
-def _pmu_origin(its: HeldVm) -> object:
-    return UNKNOWN if its.chosen.candidates else its.chosen.pmu and its.chosen.pmu.origin
+def _pmu_origin(its: VmAlignment) -> object:
+    return (
+        UNKNOWN
+        if its.effective_pmu.candidates
+        else its.effective_pmu.pmu and its.effective_pmu.pmu.origin
+    )
 
 
 def _uuid(vm: Vm) -> object:
     return UNKNOWN if vm.state in (*_UNASKED, VmState.ORPHANED) else vm.uuid
 
 
-def _aligned(its: HeldVm) -> object:
+def _aligned(its: VmAlignment) -> object:
     """Of a VM that has no PMU there is nothing to say."""
-    if not its.chosen.names:
+    if not its.effective_pmu.names:
         return None if _pmu_name(its) is None else UNKNOWN
-    return known(its.judgement.aligned)
+    return known(its.alignment.aligned)
 
 
-VM_COLUMNS: Sequence[Column[HeldVm]] = (
+VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(name="NAME", help="the VM's name", value=_vm(lambda vm: vm.name)),
     Column(
         name="STATE",
@@ -154,13 +158,13 @@ VM_COLUMNS: Sequence[Column[HeldVm]] = (
     Column(
         name="MEANS",
         help="what it means where its vCPUs may be",
-        value=_if_held(lambda its: its.means),
+        value=_if_held(lambda its: its.explanation),
         shown=False,
     ),
     Column(
         name="CANDIDATES",
         help="the PMUs that KVM can have chosen",
-        value=_if_held(lambda its: its.chosen.candidates),
+        value=_if_held(lambda its: its.effective_pmu.candidates),
         shown=False,
         in_json=True,
     ),
@@ -181,7 +185,7 @@ VM_COLUMNS: Sequence[Column[HeldVm]] = (
     Column(
         name="PMU-TYPE",
         help="the perf type of its PMU",
-        value=_if_held(lambda its: its.chosen.pmu and its.chosen.pmu.type),
+        value=_if_held(lambda its: its.effective_pmu.pmu and its.effective_pmu.pmu.type),
         is_number=True,
         shown=False,
     ),

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmuctl.launch import launcher
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 VMM = ROOT / "tests/launch/vmm.py"
@@ -62,7 +62,7 @@ def main(kind: str, scratch: str) -> None:
     os.execve = noting  # type: ignore[assignment]
     if kind == "plain":
         launcher.execute(sys.executable, words, os.environb)
-    orders = Orders(name="bench", socket=Path(scratch) / "log", command=tuple(words))
+    orders = LaunchSpec(name="bench", socket=Path(scratch) / "log", command=tuple(words))
     launcher.launch(orders, sys.executable, words, os.environb, supervisor=SUPERVISOR)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from pmuctl.cli.main import main
 from pmuctl.errors import ExitStatus, Stopped
-from pmuctl.host.udev import Ear, Heard, Uevent
+from pmuctl.host.udev import NoUevents, Uevent, UeventBatch
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.value import replace
@@ -34,22 +34,24 @@ A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.main import run; run()"]
 
 
-class Script(Ear):
+class Script(NoUevents):
     """Instead of waiting it does what is to happen next; once nothing is left, time is up."""
 
     def __init__(self, *acts: Callable[[], object], is_open: bool = True) -> None:
         self.acts = list(acts)
         self.is_open = is_open
 
-    def wait(self, seconds: float) -> Heard:
+    def wait(self, seconds: float) -> UeventBatch:
         if self.acts:
             heard = self.acts.pop(0)()
-            return heard if isinstance(heard, Heard) else Heard()
+            return heard if isinstance(heard, UeventBatch) else UeventBatch()
         time.sleep(max(seconds, 0))
-        return Heard()
+        return UeventBatch()
 
 
-def monitor(machine: Machine, *words: str, ear: Ear | None = None, timeout: str = "0.2") -> Ran:
+def monitor(
+    machine: Machine, *words: str, ear: NoUevents | None = None, timeout: str = "0.2"
+) -> Ran:
     """What is told while an ear acts, and until there is nothing more to come."""
     stdout, stderr = io.StringIO(), io.StringIO()
     env = replace(machine.env(stdout, stderr), listener=ear or Script())
@@ -145,9 +147,9 @@ def test_vms_start_and_end(host: Machine) -> None:
 def test_the_kernel_wakes_it(host: Machine) -> None:
     """A look follows at once, though the next one would be an hour away."""
 
-    def create() -> Heard:
+    def create() -> UeventBatch:
         start_qemu(host)
-        return Heard(events=(Uevent(device="kvm", action="create", tid=5121),))
+        return UeventBatch(events=(Uevent(device="kvm", action="create", tid=5121),))
 
     words = ("--interval", "3600", "-v", "--event", "vm-started")
     ran = monitor(host, *words, ear=Script(create), timeout="0.5")
@@ -256,8 +258,8 @@ def test_a_pin_of_others_is_left_alone(host: Machine) -> None:
 
 
 def test_what_the_kernel_drops_is_told(host: Machine) -> None:
-    def drop() -> Heard:
-        return Heard(is_lossy=True)
+    def drop() -> UeventBatch:
+        return UeventBatch(is_lossy=True)
 
     (lost,) = events(monitor(host, "--format", "jsonl", ear=Script(drop)))
     assert (lost["event"], lost["vm"]) == ("lost", None)
@@ -267,9 +269,9 @@ def test_what_the_kernel_drops_is_told(host: Machine) -> None:
 def test_an_ear_that_closes_is_told(host: Machine) -> None:
     ear = Script()
 
-    def close() -> Heard:
+    def close() -> UeventBatch:
         ear.is_open = False
-        return Heard(is_lossy=True)
+        return UeventBatch(is_lossy=True)
 
     ear.acts.append(close)
     (lost,) = events(monitor(host, "--format", "jsonl", ear=ear))

@@ -26,7 +26,7 @@ from pmuctl.errors import (
     UnsupportedError,
 )
 from pmuctl.host.kvm.access import KvmAccess
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.start.exec import Executor, exec_problem, find_program, own_environ
 from pmuctl.manage.start.preflight import Kvm
 from pmuctl.manage.start.prepare import default_name
@@ -57,7 +57,7 @@ class FakeStarter(Executor):
 
     obstacles: list[Exception] = field(default_factory=list)
     how: str = ""
-    orders: Orders | None = None
+    orders: LaunchSpec | None = None
     executable: str = ""
     argv: tuple[str, ...] = ()
     environ: Mapping[bytes, bytes] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class FakeStarter(Executor):
 
     def launch(
         self,
-        orders: Orders,
+        orders: LaunchSpec,
         executable: str,
         argv: Sequence[str],
         environ: Mapping[bytes, bytes],
@@ -130,7 +130,7 @@ class Host:
             status = -1
         return Ran(int(status), stdout.getvalue(), stderr.getvalue())
 
-    def launched(self, *words: str) -> Orders:
+    def launched(self, *words: str) -> LaunchSpec:
         """The orders of a command line that starts its VMM with a supervisor."""
         ran = self.run(*words)
         assert (ran.status, self.starter.how, ran.stdout) == (-1, "launch", ""), ran
@@ -156,7 +156,7 @@ def test_the_orders_are_what_was_asked_for(host: Host, tmp_path: Path) -> None:
     orders = host.launched(
         "--name", "web1", *PMU, "--filter", ONLY, "--hold", "--timeout", "30", "--", "vmm", "-x"
     )
-    assert orders == Orders(
+    assert orders == LaunchSpec(
         name="web1",
         socket=tmp_path / "run/web1.sock",
         command=("vmm", "-x"),
@@ -168,7 +168,7 @@ def test_the_orders_are_what_was_asked_for(host: Host, tmp_path: Path) -> None:
         hold=True,
         timeout=30,
     )
-    assert Orders.decode(orders.encode()) == orders
+    assert LaunchSpec.decode(orders.encode()) == orders
     assert host.starter.executable == f"{host.directory}/vmm"
 
 

@@ -14,7 +14,7 @@ from pmuctl.control.runtime.start_record import Problem, Record, write_record
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
-from pmuctl.model.settings_change import Applied
+from pmuctl.model.settings_change import SettingsChange
 from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.cli.test_trust import EVIL, answering, query
@@ -36,8 +36,8 @@ RECORD = Record(
     filter=EventFilter(Action.DENY, EventSet.of_ranges([(0x11, 1)])),
     cpus=CpuSet.parse("2-3"),
     applied=(
-        Applied(1_700_000_000, "pmuctl run", ("SET_PMU",)),
-        Applied(1_700_000_009, "uid 0, pid 9", ("FILTER",)),
+        SettingsChange(1_700_000_000, "pmuctl run", ("SET_PMU",)),
+        SettingsChange(1_700_000_009, "uid 0, pid 9", ("FILTER",)),
     ),
 )
 as_root = only_root("only root can give files away")
@@ -377,7 +377,7 @@ def test_in_roots_directory_a_vmm_may_be_any_users(host: Machine) -> None:
 
 
 def test_no_word_of_a_record_steers_the_terminal(host: Machine) -> None:
-    applied = (Applied(1, EVIL, (EVIL,)),)
+    applied = (SettingsChange(1, EVIL, (EVIL,)),)
     recorded(host, replace(RECORD, command=(EVIL,), applied=applied, pmu=(11, EVIL)))
     dead_socket(host)
     for words in (("list",), ("list", "-O"), ("show", "web1")):

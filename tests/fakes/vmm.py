@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pmuctl.control.server.server import VcpuStatus
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange
@@ -25,7 +25,7 @@ from pmuctl.value import field as value_field
 from pmuctl.value import replace, value
 
 
-class FakeThreads(Threads):
+class FakeThreads(ThreadAffinity):
     """Masks of threads that need not exist; `refuses` maps a thread to the errno it gives."""
 
     def __init__(self, masks: Mapping[int, CpuSet]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from tests.launch.native import Gated, fresh_name, need, no_gate, no_kvm
 from tests.skips import skip
 
@@ -36,7 +36,9 @@ def start(room: Path) -> Iterator[Start]:
             *words: str, prefix: str = "t", orders: dict[str, Any] | None = None, **how: Any
         ) -> Gated:
             name = fresh_name(prefix)
-            its = Orders(name=name, socket=room / f"{name}.log", command=words, **(orders or {}))
+            its = LaunchSpec(
+                name=name, socket=room / f"{name}.log", command=words, **(orders or {})
+            )
             gated = Gated(its, **how)
             stack.callback(gated.close)
             return gated

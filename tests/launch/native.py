@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.arch import MACHINES
 from pmuctl.uapi.ioctl import ioctl
 from tests.fakes.peers import PATIENCE
@@ -44,7 +44,7 @@ def vmm(*words: str, executable: str = sys.executable) -> tuple[str, ...]:
     return python(VMM, *words, executable=executable)
 
 
-def spec(orders: Orders, supervisor: Path | None, *, announce: bool = False) -> str:
+def spec(orders: LaunchSpec, supervisor: Path | None, *, announce: bool = False) -> str:
     """What the starter is told."""
     its = {"orders": json.loads(orders.encode()), "announce": announce}
     return json.dumps(its | {"supervisor": supervisor and str(supervisor)})
@@ -60,7 +60,7 @@ def no_gate() -> str | None:
     """Why no gate can be had on this machine, None where it can."""
     if platform.machine() not in MACHINES:
         return f"pmuctl run does not know {platform.machine()} machines"
-    orders = Orders(name=fresh_name(), socket=Path(os.devnull), command=("true",))
+    orders = LaunchSpec(name=fresh_name(), socket=Path(os.devnull), command=("true",))
     argv = python(STARTER, spec(orders, TEST_SUPERVISOR))
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE)
     with suppress(ValueError):
@@ -161,7 +161,7 @@ class Gated:
 
     def __init__(
         self,
-        orders: Orders,
+        orders: LaunchSpec,
         *,
         supervisor: Path | None = TEST_SUPERVISOR,
         announce: bool = False,

@@ -18,12 +18,12 @@ if __name__ == "__main__":
 
 from pmuctl.errors import PmuctlError
 from pmuctl.launch.launcher import SUPERVISOR, launch
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    orders = Orders.decode(json.dumps(spec["orders"]).encode())
+    orders = LaunchSpec.decode(json.dumps(spec["orders"]).encode())
     if spec["announce"]:
         print(flush=True)
     executable = shutil.which(orders.command[0]) or orders.command[0]

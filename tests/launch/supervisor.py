@@ -24,16 +24,16 @@ if __name__ == "__main__":
 from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.launch import handshake
 from pmuctl.launch.__main__ import ignore_signals, own_socket, try_to_trace
-from pmuctl.launch.event_loop import Watch
-from pmuctl.launch.ioctls import Call
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.event_loop import EventLoop
+from pmuctl.launch.ioctls import IoctlCall
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.supervisor import Supervisor
-from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.seccomp_gate import Listener
-from pmuctl.launch.vmm_stderr import Voice
+from pmuctl.launch.vmm_stderr import VmmStderr
 from pmuctl.uapi.ioctl import _IOC, _IOC_WRITE
 from pmuctl.uapi.kvm import KVMIO
 
@@ -42,9 +42,9 @@ MANY = 2000
 KVM_SET_PMU_EVENT_FILTER = _IOC(_IOC_WRITE, KVMIO, 0xB2, 32)
 
 
-def filter_call(action: int) -> Call:
+def filter_call(action: int) -> IoctlCall:
     """Struct kvm_pmu_event_filter of x86: action, nevents, fixed bitmap, flags, pad, events."""
-    return Call(
+    return IoctlCall(
         words="KVM_SET_PMU_EVENT_FILTER",
         request=KVM_SET_PMU_EVENT_FILTER,
         argument=struct.pack("<IIIIIIIIQ", action, 1, 0, 0, 0, 0, 0, 0, 0xC0),
@@ -54,7 +54,7 @@ def filter_call(action: int) -> Call:
 class Log:
     """A story as lines of a file."""
 
-    def __init__(self, orders: Orders, pid: int) -> None:
+    def __init__(self, orders: LaunchSpec, pid: int) -> None:
         self.pid = pid
         self._path = orders.socket
         # open from the start: it is also told of a supervisor that may open nothing any more
@@ -66,23 +66,23 @@ class Log:
     def tell(self, what: str, **more: object) -> None:
         self._file.write(json.dumps({"what": what} | more) + "\n")
 
-    def began(self, pid: int) -> None:
+    def on_process(self, pid: int) -> None:
         self.pid = pid
         self.tell("began", pid=pid)
 
-    def has(self, vcpus: Sequence[VcpuStatus]) -> None:
+    def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
         self.tell("has", vcpus=[[its.index, its.tid, its.has_run] for its in vcpus])
 
-    def chose(self, pmu: tuple[int, str] | None) -> None:
+    def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
         self.tell("chose", pmu=pmu)
 
-    def applied(self, words: Sequence[str]) -> None:
+    def on_applied(self, words: Sequence[str]) -> None:
         self.tell("applied", words=list(words))
 
-    def refused(self, error: PmuctlError) -> None:
+    def on_refused(self, error: PmuctlError) -> None:
         self.tell("refused", message=error.message, why=error.why)
 
-    def held(self, words: Sequence[str]) -> None:
+    def on_held(self, words: Sequence[str]) -> None:
         self.tell("applied", words=list(words))
         self.tell("held")
         self._is_to_interrupt = self._orders.name.startswith("interrupted")
@@ -90,7 +90,7 @@ class Log:
     def carry_out(self) -> None:
         pass
 
-    def released(self) -> Orders | None:
+    def released(self) -> LaunchSpec | None:
         if self._is_to_interrupt:
             self._is_to_interrupt = False
             os.kill(self.pid, signal.SIGINT)
@@ -106,10 +106,10 @@ class Log:
 def main(fd: int) -> None:
     ignore_signals()
     with own_socket(fd) as launcher:
-        handshake.send(launcher, str(os.getpid()).encode())
-        text, stderr = handshake.receive(launcher)
+        handshake.send_message(launcher, str(os.getpid()).encode())
+        text, stderr = handshake.recv_message(launcher)
         pid, orders = text.split(b"\n", 1)
-        its, watch = Orders.decode(orders), Watch()
+        its, watch = LaunchSpec.decode(orders), EventLoop()
         calls = [filter_call(7 if its.name.startswith("wrong") else 0)]
         calls *= MANY if its.name.startswith("many") else 1
         log = Log(its, int(pid))
@@ -117,22 +117,22 @@ def main(fd: int) -> None:
             its,
             calls,
             log,
-            Voice(-1 if stderr is None else stderr),
-            this_machine(),
+            VmmStderr(-1 if stderr is None else stderr),
+            native_arch(),
             pid=int(pid),
             procs=Procfs(),
-            threads=Threads(),
+            threads=ThreadAffinity(),
             fd_of=lambda vcpu: vcpu.vm_fd,
         )
         try:
             try_to_trace(supervisor, int(pid), Procfs(), stay=False)
         except PmuctlError as error:
-            handshake.send(launcher, handshake.error_text(error))
+            handshake.send_message(launcher, handshake.error_text(error))
             return
-        handshake.send(launcher, b"")
-        _, listener = handshake.receive(launcher)
+        handshake.send_message(launcher, b"")
+        _, listener = handshake.recv_message(launcher)
         assert listener is not None
-        handshake.send(launcher, b"")
+        handshake.send_message(launcher, b"")
         launcher.close()
         try:
             watch.over(supervisor, Listener(listener), log)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from tests.fakes.peers import PATIENCE
 from tests.launch.native import (
     HERE,
@@ -58,7 +58,7 @@ class Behind:
         """The words that run it so."""
         name = fresh_name()
         self.names.append(name)
-        orders = Orders(name=name, socket=self.room / f"{name}.sock", command=command)
+        orders = LaunchSpec(name=name, socket=self.room / f"{name}.sock", command=command)
         return python(STARTER, spec(orders, None))
 
 

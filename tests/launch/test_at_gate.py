@@ -8,13 +8,13 @@ from typing import cast
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.thread_affinity import Threads
-from pmuctl.launch.observer import Story
-from pmuctl.launch.spec import Orders
+from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.launch.observer import VmObserver
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.supervisor import Supervisor
-from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
-from pmuctl.launch.vmm_stderr import Voice
+from pmuctl.launch.vmm_stderr import VmmStderr
 from tests.fakes.peers import PATIENCE
 from tests.fakes.shortage import no_descriptors
 from tests.launch.native import need, no_gate
@@ -23,17 +23,17 @@ from tests.launch.native import need, no_gate
 def test_a_thread_that_could_not_be_told_is_ended_though_that_has_passed() -> None:
     need(no_gate())
     refused: list[PmuctlError] = []
-    story = cast(Story, SimpleNamespace(refused=refused.append, carry_out=lambda: None))
+    story = cast(VmObserver, SimpleNamespace(refused=refused.append, carry_out=lambda: None))
     with subprocess.Popen(("sleep", str(PATIENCE / 2)), stderr=subprocess.PIPE) as vmm:
         its = Supervisor(
-            Orders(name="vm", socket=Path("/nonexistent"), command=("sleep",)),
+            LaunchSpec(name="vm", socket=Path("/nonexistent"), command=("sleep",)),
             (),
             story,
-            Voice(-1),
-            this_machine(),
+            VmmStderr(-1),
+            native_arch(),
             pid=vmm.pid,
             procs=Procfs(),
-            threads=Threads(),
+            threads=ThreadAffinity(),
         )
         try:
             with no_descriptors():

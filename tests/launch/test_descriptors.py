@@ -7,7 +7,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.trace import vcpu_tracker
-from pmuctl.launch.trace.vcpu_tracker import Windows
+from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import KVM_RUN
 from tests.launch.test_windows import ARM64, Vmm
 
@@ -48,7 +48,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 @pytest.fixture
 def vmm(files: Files, tmp_path: Path) -> Vmm:
     its = Vmm()
-    its.windows = Windows(ARM64, Procfs(tmp_path), its.master)
+    its.windows = VcpuTracker(ARM64, Procfs(tmp_path), its.master)
     return its
 
 

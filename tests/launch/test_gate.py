@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from tests.launch.conftest import Start
 from tests.launch.native import (
     STARTER,
@@ -191,7 +191,7 @@ def test_best_effort_goes_on_with_a_warning(kvm: Start) -> None:
 
 
 def test_a_gate_inside_a_gate_is_refused(gate: Start) -> None:
-    inner = Orders(name="inner", socket=Path(os.devnull), command=("echo", '{"pid": 1}'))
+    inner = LaunchSpec(name="inner", socket=Path(os.devnull), command=("echo", '{"pid": 1}'))
     its = gate(*python(STARTER, spec(inner, TEST_SUPERVISOR)))
     assert its.status() == 9
     complaint = its.complaint()

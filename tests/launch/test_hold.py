@@ -10,9 +10,9 @@ from unittest.mock import Mock
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.hold import Hold, Keeper
-from pmuctl.launch.spec import Orders
-from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.hold import HeldThread, VmHold
+from pmuctl.launch.spec import LaunchSpec
+from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.tracee import Tracee
 from tests.launch.conftest import Start
 from tests.launch.native import Gated, has_a_turn, starved, vmm, wait_for
@@ -102,7 +102,7 @@ class Scripted(Tracee):
     """A thread that goes where it is sent."""
 
     def __init__(self, tgid: int = 1) -> None:
-        super().__init__(1, tgid, this_machine())
+        super().__init__(1, tgid, native_arch())
 
     def skip_call(self) -> list[int]:
         return []
@@ -127,7 +127,7 @@ class Catching(Procfs):
 
 def test_one_that_comes_while_it_is_out_ends_it_once_it_is_back() -> None:
     thread, other, stranger = Scripted(), Scripted(), Scripted(tgid=2)
-    hold = Hold(thread, {3: 0}, Catching(), timeout=None)
+    hold = HeldThread(thread, {3: 0}, Catching(), timeout=None)
     hold.let_out()
     for its, its_signal in ((thread, signal.SIGALRM), (thread, signal.SIGTERM), (stranger, INT)):
         assert hold.before_delivery(its, its_signal) == its_signal
@@ -155,12 +155,12 @@ def test_one_that_was_caught_on_the_way_to_the_hold_does(
     thread, told = Scripted(), Mock()
     told.apply.return_value = []
     told.followed.return_value = followed
-    orders = Orders(name="x", socket=Path("/x"), command=("x",), hold=True)
-    its = Keeper(orders, [], told, told, told, told, Catching(), told)
+    orders = LaunchSpec(name="x", socket=Path("/x"), command=("x",), hold=True)
+    its = VmHold(orders, [], told, told, told, told, Catching(), told)
     its.windows = told
     for tgid, its_signal in given:
         assert its.signalled(Scripted(tgid=tgid), its_signal) == its_signal
-    its.tend()
+    its.poll()
     its.at_attribute(thread, 3, 3)
     assert its.hold is not None
     assert its.hold.ending == ending

@@ -18,7 +18,7 @@ from pmuctl.launch.failures import (
     not_traceable,
     yama_scope,
 )
-from pmuctl.launch.trace.arch import MACHINES, Machine
+from pmuctl.launch.trace.arch import MACHINES, Arch
 from pmuctl.launch.trace.seccomp_gate import _program
 from pmuctl.launch.trace.tracee import is_group_stop
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
@@ -147,7 +147,7 @@ def test_that_there_is_no_memory_is_no_want_of_permission() -> None:
 
 
 @both
-def test_the_call_made_once_more(machine: Machine) -> None:
+def test_the_call_made_once_more(machine: Arch) -> None:
     registers = [1000 + n for n in range(machine.words)]
     its = machine.again(registers)
     assert its[machine.pc] == registers[machine.pc] - machine.instruction
@@ -161,7 +161,7 @@ def test_the_call_made_once_more(machine: Machine) -> None:
 
 
 @both
-def test_another_call(machine: Machine) -> None:
+def test_another_call(machine: Arch) -> None:
     registers = [1000 + n for n in range(machine.words)]
     its = machine.calling(registers, machine.nr_ioctl, (7, 8, 9))
     assert its[machine.nr] == machine.nr_ioctl
@@ -189,7 +189,7 @@ def judge(program: bytes, arch: int, nr: int, args: tuple[int, int, int]) -> int
 
 
 @both
-def test_the_gate_stops_one_call_only(machine: Machine) -> None:
+def test_the_gate_stops_one_call_only(machine: Arch) -> None:
     program = bytes(_program(machine))
     assert len(program) == 8 * 8
     arch, nr = machine.audit_arch, machine.nr_ioctl

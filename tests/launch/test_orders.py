@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, SealedError, UnsupportedError
 from pmuctl.launch import handshake
-from pmuctl.launch.ioctls import LOCK, Call, call_of, lock, steps
-from pmuctl.launch.spec import Orders
-from pmuctl.launch.trace.vcpu_tracker import NewVcpu
-from pmuctl.launch.vcpu_table import Roster
+from pmuctl.launch.ioctls import LOCK, IoctlCall, ioctl_of, lock, steps
+from pmuctl.launch.spec import LaunchSpec
+from pmuctl.launch.trace.vcpu_tracker import PendingVcpu
+from pmuctl.launch.vcpu_table import VcpuTable
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange
@@ -46,7 +46,7 @@ filters = st.builds(
     st.lists(st.tuples(st.integers(0, 0xFF00), st.integers(1, 0xFF))).map(EventSet.of_ranges),
 )
 orders = st.builds(
-    Orders,
+    LaunchSpec,
     name=st.text(min_size=1),
     socket=st.just(Path("/run/pmuctl/web1.sock")),
     command=st.lists(words, min_size=1).map(tuple),
@@ -65,21 +65,21 @@ orders = st.builds(
 )
 
 
-def wanted(**more: object) -> Orders:
+def wanted(**more: object) -> LaunchSpec:
     its = {"attributes": ALL, "event_bits": 16} | more
-    return Orders(name="web1", socket=Path("/x"), command=("vmm",), **its)  # type: ignore[arg-type]
+    return LaunchSpec(name="web1", socket=Path("/x"), command=("vmm",), **its)  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
 @given(orders)
-def test_decode_is_the_inverse_of_encode(its: Orders) -> None:
-    assert Orders.decode(its.encode()) == its
+def test_decode_is_the_inverse_of_encode(its: LaunchSpec) -> None:
+    assert LaunchSpec.decode(its.encode()) == its
 
 
 def test_words_that_are_not_utf_8_come_through() -> None:
     its = wanted()
     word = b"-name \xff\xfe".decode(errors="surrogateescape")
-    again = Orders.decode(Orders(name="a", socket=its.socket, command=(word,)).encode())
+    again = LaunchSpec.decode(LaunchSpec(name="a", socket=its.socket, command=(word,)).encode())
     assert again.command[0].encode(errors="surrogateescape") == b"-name \xff\xfe"
 
 
@@ -111,33 +111,33 @@ def test_a_kernel_without_the_attribute_is_refused() -> None:
 
 
 def test_a_step_as_the_ioctl_that_it_is() -> None:
-    its = call_of(SetAttr(0, KVM_ARM_VCPU_PMU_V3_SET_PMU, 11, A72[1]))
+    its = ioctl_of(SetAttr(0, KVM_ARM_VCPU_PMU_V3_SET_PMU, 11, A72[1]))
     assert its.request == KVM_SET_DEVICE_ATTR
     # struct kvm_device_attr: flags, group, attr, addr; then what addr is to point to
     assert its.argument == bytes(8) + bytes([3]) + bytes(15) + bytes([11, 0, 0, 0])
     assert its.pointer == 16
-    assert call_of(lock()).argument[24:] == bytes([0, 0, 0, 0, 1, 0, 0, 0])
+    assert ioctl_of(lock()).argument[24:] == bytes([0, 0, 0, 0, 1, 0, 0, 0])
 
 
 @pytest.mark.parametrize(("number", "name"), [(16, "EBUSY"), (6, "ENXIO"), (22, "EINVAL")])
 def test_a_refusal_has_the_kernels_answer(number: int, name: str) -> None:
-    its = call_of(SetAttr(0, KVM_ARM_VCPU_PMU_V3_SET_PMU, 11, A72[1])).refusal(number)
+    its = ioctl_of(SetAttr(0, KVM_ARM_VCPU_PMU_V3_SET_PMU, 11, A72[1])).refusal(number)
     assert isinstance(its, PmuctlError)
     assert its.errno == name
 
 
 def test_a_refusal_of_a_call_that_is_no_step() -> None:
-    its = Call(words="KVM_X", request=1, argument=b"").refusal(22)
+    its = IoctlCall(words="KVM_X", request=1, argument=b"").refusal(22)
     assert isinstance(its, RefusedError)
     assert (its.message, its.errno) == ("KVM_X was refused", "EINVAL")
 
 
-def vcpu(index: int, *, tgid: int = 1, vm_fd: int = 4, tid: int = 1) -> NewVcpu:
-    return NewVcpu(tgid=tgid, tid=tid, vm_fd=vm_fd, fd=10 + index, index=index)
+def vcpu(index: int, *, tgid: int = 1, vm_fd: int = 4, tid: int = 1) -> PendingVcpu:
+    return PendingVcpu(tgid=tgid, tid=tid, vm_fd=vm_fd, fd=10 + index, index=index)
 
 
 def test_a_roster_has_the_vcpus_of_one_vm() -> None:
-    its = Roster()
+    its = VcpuTable()
     assert its.pid is None
     for index in (1, 0):
         its.add(vcpu(index, tid=100 + index))
@@ -153,8 +153,8 @@ def test_a_roster_has_the_vcpus_of_one_vm() -> None:
     [vcpu(0), vcpu(5, vm_fd=9), vcpu(5, tgid=2)],
     ids=["its number again", "another VM", "another process"],
 )
-def test_a_vcpu_of_another_vm_begins_a_new_roster(other: NewVcpu) -> None:
-    its = Roster()
+def test_a_vcpu_of_another_vm_begins_a_new_roster(other: PendingVcpu) -> None:
+    its = VcpuTable()
     its.add(vcpu(0))
     its.add(vcpu(1))
     its.add(other)

@@ -11,7 +11,7 @@ import pytest
 
 from pmuctl.errors import RefusedError
 from pmuctl.launch import handshake
-from pmuctl.launch.vmm_stderr import Voice
+from pmuctl.launch.vmm_stderr import VmmStderr
 
 Pair = tuple[socket.socket, socket.socket]
 ERROR = RefusedError("it was refused", subject="web1", why="so", fix="do\udcff", now="nothing")
@@ -30,34 +30,34 @@ def pair() -> Iterator[Pair]:
 @pytest.mark.parametrize("text", [b"", b"x", b"\0" * 7, os.urandom(3_000_000)], ids=len)
 def test_texts_of_any_length(pair: Pair, text: bytes) -> None:
     here, there = pair
-    sending = threading.Thread(target=handshake.send, args=(here, text))
+    sending = threading.Thread(target=handshake.send_message, args=(here, text))
     sending.start()
-    assert handshake.receive(there) == (text, None)
+    assert handshake.recv_message(there) == (text, None)
     sending.join()
 
 
 def test_texts_do_not_run_into_each_other(pair: Pair) -> None:
     here, there = pair
     for text in (b"one", b"", b"three"):
-        handshake.send(here, text)
-    assert [handshake.receive(there)[0] for _ in range(3)] == [b"one", b"", b"three"]
+        handshake.send_message(here, text)
+    assert [handshake.recv_message(there)[0] for _ in range(3)] == [b"one", b"", b"three"]
 
 
 @pytest.mark.parametrize("text", [b"", b"with it"])
 def test_a_descriptor_goes_with_its_text(pair: Pair, text: bytes) -> None:
     here, there = pair
     read, write = os.pipe()
-    handshake.send(here, text, write)
-    handshake.send(here, b"next")
+    handshake.send_message(here, text, write)
+    handshake.send_message(here, b"next")
     os.close(write)
-    received, fd = handshake.receive(there)
+    received, fd = handshake.recv_message(there)
     assert received == text
     assert fd is not None
     os.write(fd, b"through")
     os.close(fd)
     assert os.read(read, 10) == b"through"
     os.close(read)
-    assert handshake.receive(there) == (b"next", None)
+    assert handshake.recv_message(there) == (b"next", None)
 
 
 @pytest.mark.parametrize("part", [b"", b"\5\0", b"\5\0\0\0", b"\5\0\0\0abc"])
@@ -66,19 +66,19 @@ def test_an_end_in_the_middle_is_an_end(pair: Pair, part: bytes) -> None:
     here.sendall(part)
     here.close()
     with pytest.raises(EOFError):
-        handshake.receive(there)
+        handshake.recv_message(there)
 
 
 def test_it_is_an_error_to_send_to_nobody(pair: Pair) -> None:
     here, there = pair
     there.close()
     with pytest.raises(ConnectionError):
-        handshake.send(here, b"x")
+        handshake.send_message(here, b"x")
 
 
 def test_a_voice_says_an_error_as_pmuctl_does() -> None:
     read, write = os.pipe()
-    Voice(write).say(ERROR, os.getpid())
+    VmmStderr(write).write_error(ERROR, os.getpid())
     assert os.read(read, 1000).decode() == SAID
     os.close(read)
     os.close(write)
@@ -86,7 +86,7 @@ def test_a_voice_says_an_error_as_pmuctl_does() -> None:
 
 def test_a_voice_warns() -> None:
     read, write = os.pipe()
-    Voice(write).say(RefusedError("no"), os.getpid(), word="warning")
+    VmmStderr(write).write_error(RefusedError("no"), os.getpid(), word="warning")
     assert os.read(read, 1000) == b"warning: no\n"
     os.close(read)
     os.close(write)
@@ -94,13 +94,13 @@ def test_a_voice_warns() -> None:
 
 def test_a_voice_speaks_into_a_socket(pair: Pair) -> None:
     here, there = pair
-    Voice(here.fileno()).say(ERROR, os.getpid())
+    VmmStderr(here.fileno()).write_error(ERROR, os.getpid())
     assert there.recv(1000).decode() == SAID
 
 
 def test_a_closed_voice_keeps_nothing_open_and_borrows_that_of_the_vmm() -> None:
     read, write = os.pipe()
-    voice = Voice(write)
+    voice = VmmStderr(write)
     voice.close()
     voice.close()
     assert os.read(read, 1) == b""  # the only writer is gone
@@ -111,7 +111,7 @@ def test_a_closed_voice_keeps_nothing_open_and_borrows_that_of_the_vmm() -> None
     read, write = os.pipe()
     os.dup2(write, 2)
     try:
-        voice.say(ERROR, os.getpid())
+        voice.write_error(ERROR, os.getpid())
     finally:
         os.dup2(copy, 2)
         os.close(copy)
@@ -123,8 +123,8 @@ def test_a_closed_voice_keeps_nothing_open_and_borrows_that_of_the_vmm() -> None
 
 
 def test_nobody_hears_what_is_said_to_the_dead() -> None:
-    Voice(-1).say(ERROR, 2**22 + 1)
+    VmmStderr(-1).write_error(ERROR, 2**22 + 1)
     read, write = os.pipe()
     os.close(read)
-    Voice(write).say(ERROR, os.getpid())  # EPIPE
+    VmmStderr(write).write_error(ERROR, os.getpid())  # EPIPE
     os.close(write)

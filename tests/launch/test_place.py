@@ -10,7 +10,7 @@ import pytest
 
 from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.confinement import Placement
+from pmuctl.launch.confinement import Confinement
 from pmuctl.launch.trace.arch import MACHINES
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import FakeThreads
@@ -83,52 +83,52 @@ def process(tmp_path: Path) -> Process:
 
 
 @pytest.fixture
-def placement(process: Process) -> Placement:
-    its = Placement(PID, MACHINES["aarch64"], Procfs(process.root), process)
+def placement(process: Process) -> Confinement:
+    its = Confinement(PID, MACHINES["aarch64"], Procfs(process.root), process)
     its.cpus = CpuSet.parse("2-3")
     for fd, index in MADE.items():
         its.add(fd, index, 100)
     return its
 
 
-def give_back(its: Placement, makers: Mapping[int, int]) -> bool:
+def give_back(its: Confinement, makers: Mapping[int, int]) -> bool:
     """As if these threads had made the vCPUs."""
     for fd, index in MADE.items():
         its.add(fd, index, makers.get(index, 0))
-    return its.give_back()
+    return its.restore_masks()
 
 
-def test_all_threads_are_narrowed(process: Process, placement: Placement) -> None:
+def test_all_threads_are_narrowed(process: Process, placement: Confinement) -> None:
     process.masks[102] = CpuSet.parse("1-2")
-    placement.narrow()
+    placement.confine()
     assert process.shown() == {100: "2-3", 101: "2-3", 102: "2"}
 
 
-def test_without_cpus_none_is(process: Process, placement: Placement) -> None:
+def test_without_cpus_none_is(process: Process, placement: Confinement) -> None:
     placement.cpus = None
-    placement.narrow()
+    placement.confine()
     assert set(process.shown().values()) == {"0-3"}
 
 
 def test_a_thread_that_is_born_meanwhile_is_narrowed_too(
-    process: Process, placement: Placement
+    process: Process, placement: Confinement
 ) -> None:
     process.on_place = lambda tid: process.thread(tid + 10) if tid < 130 else None
-    placement.narrow()
+    placement.confine()
     assert set(process.shown()) > {130, 131, 132}
     assert set(process.shown().values()) == {"2-3"}
 
 
-def test_a_thread_that_has_gone_is_passed_over(process: Process, placement: Placement) -> None:
+def test_a_thread_that_has_gone_is_passed_over(process: Process, placement: Confinement) -> None:
     del process.masks[101]
-    placement.narrow()
+    placement.confine()
     assert process.shown() == {100: "2-3", 102: "2-3"}
 
 
-def test_a_mask_is_never_widened(process: Process, placement: Placement) -> None:
+def test_a_mask_is_never_widened(process: Process, placement: Confinement) -> None:
     process.masks[101] = CpuSet.parse("0-1")
     with pytest.raises(PinnedError) as error:
-        placement.narrow()
+        placement.confine()
     assert error.value.message == "thread 101 may not run on any of the CPUs 2-3"
     assert error.value.why == "it is pinned to 0-1, and a mask is never widened"
     assert process.shown()[101] == "0-1"
@@ -138,20 +138,20 @@ def test_a_mask_is_never_widened(process: Process, placement: Placement) -> None
     ("number", "why"), [(errno.EINVAL, "(EINVAL)"), (errno.EPERM, "(EPERM)")], ids=["cpus", "user"]
 )
 def test_a_mask_that_the_kernel_refuses(
-    process: Process, placement: Placement, number: int, why: str
+    process: Process, placement: Confinement, number: int, why: str
 ) -> None:
     process.refuses[102] = number
     with pytest.raises(PinnedError) as error:
-        placement.narrow()
+        placement.confine()
     assert error.value.message == "thread 102 could not be put on 2-3"
     assert why in str(error.value.why)
 
 
-def test_masks_come_back_only_once_all_vcpus_run(process: Process, placement: Placement) -> None:
-    placement.narrow()
-    assert not placement.give_back()
+def test_masks_come_back_only_once_all_vcpus_run(process: Process, placement: Confinement) -> None:
+    placement.confine()
+    assert not placement.restore_masks()
     process.runs(101, 10)
-    assert not placement.give_back()
+    assert not placement.restore_masks()
     assert placement.running == {0: 101}
     assert set(process.shown().values()) == {"2-3"}
     process.thread(102, guest_time=1)
@@ -161,71 +161,73 @@ def test_masks_come_back_only_once_all_vcpus_run(process: Process, placement: Pl
 
 
 def test_a_mask_narrowed_to_other_cpus_counts_as_it_was_before(
-    process: Process, placement: Placement
+    process: Process, placement: Confinement
 ) -> None:
     process.masks[100] = CpuSet.parse("0,2")
-    placement.narrow()
+    placement.confine()
     assert process.shown() == {100: "2", 101: "2-3", 102: "2-3"}
     placement.check(CpuSet.parse("0-1"))
     with pytest.raises(PinnedError):
         placement.check(CpuSet.parse("1"))
     placement.cpus = CpuSet.parse("0-1")
-    placement.narrow()
+    placement.confine()
     assert process.shown() == {100: "0", 101: "0-1", 102: "0-1"}
     process.runs(101, 10)
     process.runs(102, 11)
-    assert placement.give_back()
+    assert placement.restore_masks()
     assert process.shown() == {100: "0,2", 101: "0-1", 102: "0-1"}
 
 
-def test_a_thread_born_later_gets_the_leaders_mask(process: Process, placement: Placement) -> None:
-    placement.narrow()
+def test_a_thread_born_later_gets_the_leaders_mask(
+    process: Process, placement: Confinement
+) -> None:
+    placement.confine()
     process.thread(103, "2-3")
     process.runs(101, 10)
     process.runs(102, 11)
-    assert placement.give_back()
+    assert placement.restore_masks()
     assert process.shown()[103] == "0-3"
 
 
-def test_what_somebody_changed_meanwhile_stays(process: Process, placement: Placement) -> None:
+def test_what_somebody_changed_meanwhile_stays(process: Process, placement: Confinement) -> None:
     process.thread(103)
-    placement.narrow()
+    placement.confine()
     process.masks[100], process.masks[103] = CpuSet.parse("3"), CpuSet.parse("0")
     process.runs(101, 10)
     process.runs(102, 11)
-    assert placement.give_back()
+    assert placement.restore_masks()
     assert process.shown() == {100: "3", 101: "2-3", 102: "2-3", 103: "0"}
 
 
-def test_a_process_that_has_gone_is_done_with(process: Process, placement: Placement) -> None:
-    placement.narrow()
+def test_a_process_that_has_gone_is_done_with(process: Process, placement: Confinement) -> None:
+    placement.confine()
     for path in (process.root / str(PID) / "task").iterdir():
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
-    assert placement.give_back()
+    assert placement.restore_masks()
 
 
-def test_a_process_without_vcpus_waits(process: Process, placement: Placement) -> None:
-    placement.narrow()
+def test_a_process_without_vcpus_waits(process: Process, placement: Confinement) -> None:
+    placement.confine()
     for link in (process.root / str(PID) / "fd").iterdir():
         link.unlink()
-    assert not placement.give_back()
+    assert not placement.restore_masks()
 
 
 @pytest.mark.parametrize("name", ["CPU 1/KVM", "kvm-vcpu-1", "vcpu1", "crosvm_vcpu1", "fc_vcpu 1"])
 def test_the_name_of_a_thread_is_the_least_evidence(
-    process: Process, placement: Placement, name: str
+    process: Process, placement: Confinement, name: str
 ) -> None:
-    placement.narrow()
+    placement.confine()
     process.thread(101, guest_time=5, name=name)
     process.thread(102, guest_time=5, name="CPU 9/KVM")  # there is no such vCPU
-    assert placement.give_back()
+    assert placement.restore_masks()
     assert placement.running == {1: 101, 0: None}
 
 
-def test_who_made_it_is_better_evidence(process: Process, placement: Placement) -> None:
-    placement.narrow()
+def test_who_made_it_is_better_evidence(process: Process, placement: Confinement) -> None:
+    placement.confine()
     process.thread(101, guest_time=5, name="CPU 1/KVM")
     process.thread(102, guest_time=5, name="CPU 0/KVM")
     assert give_back(placement, {0: 101, 1: 102})
@@ -233,9 +235,9 @@ def test_who_made_it_is_better_evidence(process: Process, placement: Placement) 
 
 
 def test_a_maker_of_many_runs_none_of_them_for_that(
-    process: Process, placement: Placement
+    process: Process, placement: Confinement
 ) -> None:
-    placement.narrow()
+    placement.confine()
     process.thread(100, guest_time=5, name="CPU 1/KVM")
     process.thread(101, guest_time=5)
     give_back(placement, {0: 100, 1: 100})
@@ -243,40 +245,40 @@ def test_a_maker_of_many_runs_none_of_them_for_that(
 
 
 def test_the_call_it_sleeps_in_is_the_best_evidence(
-    process: Process, placement: Placement
+    process: Process, placement: Confinement
 ) -> None:
-    placement.narrow()
+    placement.confine()
     process.thread(101, call=RUN.format(fd=11), name="CPU 0/KVM")
     process.thread(102, call=RUN.format(fd=10), guest_time=7, name="CPU 1/KVM")
     assert give_back(placement, {0: 101, 1: 102})
     assert placement.running == {1: 101, 0: 102}
 
 
-def test_another_call_is_no_evidence(process: Process, placement: Placement) -> None:
-    placement.narrow()
+def test_another_call_is_no_evidence(process: Process, placement: Confinement) -> None:
+    placement.confine()
     process.thread(101, call=IDLE)
     process.thread(102, call=RUN.format(fd=10).replace("0xae80", "0xae41"))
-    assert not placement.give_back()
+    assert not placement.restore_masks()
     assert placement.running == {}
 
 
 def test_a_duplicate_of_a_descriptor_is_no_further_vcpu(
-    process: Process, placement: Placement
+    process: Process, placement: Confinement
 ) -> None:
     process.vcpu(20, 0)
-    placement.narrow()
+    placement.confine()
     process.runs(101, 10)
     process.runs(102, 11)
     assert give_back(placement, {0: 100, 1: 100})
 
 
-def test_descriptors_that_may_not_be_seen(process: Process, placement: Placement) -> None:
+def test_descriptors_that_may_not_be_seen(process: Process, placement: Confinement) -> None:
     class Hidden(Procfs):
         def vcpu_fds(self, pid: int) -> dict[int, int]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    its = Placement(PID, MACHINES["aarch64"], Hidden(process.root), process)
+    its = Confinement(PID, MACHINES["aarch64"], Hidden(process.root), process)
     its.cpus = placement.cpus
-    its.narrow()
+    its.confine()
     process.runs(101, 10)
-    assert not its.give_back()
+    assert not its.restore_masks()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.control.runtime.start_record import read_record
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.inventory.lookup import list_vms
 from pmuctl.manage.inventory.query import Session
 from pmuctl.model.vm import Vm, VmState, VmVcpu
@@ -38,7 +38,7 @@ def serve(room: Path) -> Iterator[Serve]:
 
     def start(*words: str) -> Gated:
         name = fresh_name("vm")
-        orders = Orders(name=name, socket=room / f"{name}.sock", command=vmm(*words))
+        orders = LaunchSpec(name=name, socket=room / f"{name}.sock", command=vmm(*words))
         started.append(Gated(orders, supervisor=None))
         return started[-1]
 

@@ -8,7 +8,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.failures import not_stopped
-from pmuctl.launch.trace.arch import this_machine
+from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.tracer import STOPS_AT_ONCE, Tracer
 from pmuctl.value import field, value
 from tests.fakes.peers import PATIENCE
@@ -32,7 +32,7 @@ def test_threads_without_end_are_not_followed_for_ever() -> None:
     began = time.monotonic()
     try:
         with pytest.raises(TimeoutError) as raised:
-            Tracer(this_machine(), procs, patience=0.1).follow_all(1)
+            Tracer(native_arch(), procs, patience=0.1).follow_all(1)
     finally:
         for its in procs.made:
             its.kill()
@@ -54,7 +54,7 @@ class Youngest(Tracer):
 
 
 def test_the_oldest_have_their_turns_where_the_youngest_never_end() -> None:
-    its = Youngest(this_machine(), Procfs())
+    its = Youngest(native_arch(), Procfs())
     its.asked = []
     its.threads = dict.fromkeys(range(1, 1000), None)  # type: ignore[assignment]
     assert its.take_stops()

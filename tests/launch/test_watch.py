@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from pmuctl.launch.event_loop import Watch
+from pmuctl.launch.event_loop import EventLoop
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.trace.seccomp_gate import Listener
 from tests.fakes.peers import PATIENCE
@@ -20,9 +20,9 @@ from tests.fakes.shortage import no_descriptors
 
 
 @pytest.fixture
-def watch() -> Iterator[Watch]:
+def watch() -> Iterator[EventLoop]:
     before = signal.getsignal(signal.SIGCHLD)
-    yield Watch()
+    yield EventLoop()
     os.close(signal.set_wakeup_fd(-1))
     signal.signal(signal.SIGCHLD, before)
 
@@ -51,7 +51,7 @@ class Behind:
         pass
 
 
-def test_it_ends_where_the_gate_is_gone_before_the_last_thread(watch: Watch) -> None:
+def test_it_ends_where_the_gate_is_gone_before_the_last_thread(watch: EventLoop) -> None:
     its: Any = Behind()
     slept: list[bool] = []
 
@@ -108,7 +108,7 @@ class Starved:
         pass
 
 
-def test_an_end_is_heard_of_though_it_could_not_be_watched_for_at_first(watch: Watch) -> None:
+def test_an_end_is_heard_of_though_it_could_not_be_watched_for_at_first(watch: EventLoop) -> None:
     with subprocess.Popen(("sleep", str(6 * PATIENCE))) as vmm, ExitStack() as stack:
         stack.callback(vmm.kill)
         its: Any = Starved(vmm, stack.enter_context(ExitStack()))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ShortageError
+from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.arch import MACHINES
 from pmuctl.launch.trace.tracee import Tracee
-from pmuctl.launch.trace.vcpu_tracker import NewVcpu, Windows
+from pmuctl.launch.trace.vcpu_tracker import PendingVcpu, VcpuTracker
 from pmuctl.uapi.kvm import (
     KVM_ARM_VCPU_INIT,
     KVM_CREATE_VCPU,
@@ -57,17 +57,17 @@ class Master:
         self.seen: list[object] = []
         self.refuses = False
 
-    def made(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def made(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.seen.append(("made", vcpu.index))
         thread.is_ending = self.refuses
 
     def initialising(self, tgid: int, tid: int | None) -> None:
         self.seen.append((tgid, tid))
 
-    def opened(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def opened(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("opened", vcpu.index))
 
-    def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def without_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("without", vcpu.index))
 
     def spread(self, thread: Tracee) -> None:
@@ -76,7 +76,7 @@ class Master:
     def at_attribute(self, thread: Tracee, fd: int) -> None:
         self.told.append(("attribute", fd))
 
-    def lost(self, thread: Tracee, shortage: ShortageError) -> None:
+    def lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
         self.told.append(("lost", shortage.errno))
 
     def settled(self) -> None:
@@ -87,9 +87,9 @@ class Master:
 class Vmm:
     """Makes the calls of one thread, one after the other."""
 
-    def __init__(self, windows: Windows | None = None, *, tid: int = 1, tgid: int = 1) -> None:
+    def __init__(self, windows: VcpuTracker | None = None, *, tid: int = 1, tgid: int = 1) -> None:
         self.master = Master()
-        self.windows = windows or Windows(ARM64, Procfs(NOWHERE), self.master)
+        self.windows = windows or VcpuTracker(ARM64, Procfs(NOWHERE), self.master)
         self.thread = FakeTracee(tid, tgid)
 
     def call(self, nr: int, *args: int, result: int = 0) -> None:
@@ -297,7 +297,7 @@ def test_a_hold_is_past_the_windows(vmm: Vmm) -> None:
 
 def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
     master = Master()
-    windows = Windows(MACHINES["x86_64"], Procfs(NOWHERE), master)
+    windows = VcpuTracker(MACHINES["x86_64"], Procfs(NOWHERE), master)
     args = (4, KVM_CREATE_VCPU, 2, 0, 0, 0)
     thread = FakeTracee()
     windows.entered(thread, 16, args)
@@ -310,7 +310,7 @@ def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
 )
 def test_what_cannot_be_read_for_want_of_descriptors_is_told(call: Callable[[Vmm], None]) -> None:
     """A duplicate of its descriptor, or none, and whether it is open still: the VMM's own tell."""
-    vmm = Vmm(Windows(ARM64, Procfs(), master := Master()), tgid=os.getpid())
+    vmm = Vmm(VcpuTracker(ARM64, Procfs(), master := Master()), tgid=os.getpid())
     vmm.create(0)
     with no_descriptors():
         call(vmm)
@@ -319,6 +319,6 @@ def test_what_cannot_be_read_for_want_of_descriptors_is_told(call: Callable[[Vmm
 
 def test_a_thread_of_nobody_knows_whom_is_told_at_its_next_call() -> None:
     vmm = Vmm()
-    vmm.thread.shortage = ShortageError("this machine cannot be read", errno="ENFILE")
+    vmm.thread.shortage = ResourceExhaustedError("this machine cannot be read", errno="ENFILE")
     vmm.create(0)
     assert vmm.master.told == [("lost", "ENFILE")]

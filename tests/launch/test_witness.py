@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.default_pmu import Witness
+from pmuctl.launch.default_pmu import DefaultPmuTracker
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import FakeThreads
 
@@ -27,7 +27,7 @@ class Process(FakeThreads):
         super().__init__({tid: CpuSet.parse(cpus) for tid, cpus in masks.items()})
         self.root = root
         self.is_called(QEMU)
-        self.witness = Witness(PLACES, Procfs(root), self)
+        self.witness = DefaultPmuTracker(PLACES, Procfs(root), self)
 
     def affinity(self, tid: int) -> CpuSet:
         if tid == self.gone:
@@ -40,8 +40,8 @@ class Process(FakeThreads):
 
     def sees(self, *tids: int | None, pid: int = PID) -> tuple[int, str] | None:
         for tid in tids:
-            self.witness.see(pid, tid)
-        return self.witness.chosen(pid)
+            self.witness.record(pid, tid)
+        return self.witness.default_pmu(pid)
 
 
 @pytest.fixture
@@ -92,5 +92,5 @@ def test_a_vmm_that_can_set_another_later_leaves_it_open(process: Process, comma
 
 
 def test_where_kvm_chooses_otherwise_nothing_is_certain(process: Process) -> None:
-    process.witness = Witness({}, Procfs(process.root), process)
+    process.witness = DefaultPmuTracker({}, Procfs(process.root), process)
     assert process.sees(101) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.captured_procfs import CapturedProcfs, scan_captured_vms
-from pmuctl.host.kvm.fds import KvmHolder
+from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.snapshot_files import write_capture
 from pmuctl.host.sysfs import Sysfs
@@ -28,7 +28,7 @@ def proc(tmp_path: Path) -> Path:
     return root
 
 
-HOLDER = KvmHolder(process=ProcessId(5120, 100), vms=(9,), vcpus={20: 0, 21: 1})
+HOLDER = KvmProcess(process=ProcessId(5120, 100), vms=(9,), vcpus={20: 0, 21: 1})
 
 
 @pytest.mark.parametrize("kind", [Procfs, CapturedProcfs])

@@ -3,13 +3,13 @@
 
 from typing import Any
 
-from pmuctl.model.alignment import HeldVm
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Chosen, Consequence
+from pmuctl.model.effective_pmu import Consequence, EffectivePmu
 from pmuctl.model.host_diff import (
     ChangeKind,
-    SeenVm,
-    Snapshot,
+    HostObservation,
+    ObservedVm,
     find_changes,
     stray,
     with_silent,
@@ -22,13 +22,17 @@ A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 ID = VmId(ProcessId(100, 5), 9)
 PMUS = {A53: CpuSet.parse("0-1"), A72: CpuSet.parse("2-3")}
 
-SET = Chosen(pmu=VmPmu(name=A72, type=11, origin="vmm"), cpus={A72: PMUS[A72]}, is_explicit=True)
-EITHER = Chosen(cpus=PMUS)
+SET = EffectivePmu(
+    pmu=VmPmu(name=A72, type=11, origin="vmm"), cpus={A72: PMUS[A72]}, is_explicit=True
+)
+EITHER = EffectivePmu(cpus=PMUS)
 ON, OFF = "2-3", "0-3"
 """A mask on its PMU, and one that leaves it."""
 
 
-def seen(*masks: str | None, chosen: Chosen = SET, is_silent: bool = False, **how: Any) -> SeenVm:
+def seen(
+    *masks: str | None, chosen: EffectivePmu = SET, is_silent: bool = False, **how: Any
+) -> ObservedVm:
     """A VM whose vCPUs are threads 100, 101, ... with these masks."""
     vcpus = tuple(
         VmVcpu(index=index, tid=100 + index, initialised=None, has_run=None)
@@ -43,23 +47,25 @@ def seen(*masks: str | None, chosen: Chosen = SET, is_silent: bool = False, **ho
     }
     vm = Vm(**given | how, vcpus=vcpus)
     known = {100 + index: CpuSet.parse(its) for index, its in enumerate(masks) if its is not None}
-    held = HeldVm.of(vm, chosen, known, CpuSet.parse("0-3"))
-    return SeenVm(held=held, is_silent=is_silent)
+    held = VmAlignment.of(vm, chosen, known, CpuSet.parse("0-3"))
+    return ObservedVm(held=held, is_silent=is_silent)
 
 
-def web1(*masks: str | None, **how: Any) -> SeenVm:
+def web1(*masks: str | None, **how: Any) -> ObservedVm:
     return seen(*(masks or (ON,)), **how)
 
 
-def host(*vms: SeenVm, online: str = "0-3") -> Snapshot:
-    return Snapshot(vms=vms, online=CpuSet.parse(online), pmus=PMUS)
+def host(*vms: ObservedVm, online: str = "0-3") -> HostObservation:
+    return HostObservation(vms=vms, online=CpuSet.parse(online), pmus=PMUS)
 
 
-def told(before: Snapshot | None, after: Snapshot) -> list[tuple[str, str | None, int | None]]:
+def told(
+    before: HostObservation | None, after: HostObservation
+) -> list[tuple[str, str | None, int | None]]:
     return [(its.kind, its.vm, its.vcpu) for its in find_changes(before, after)]
 
 
-def words(before: Snapshot | None, after: Snapshot) -> str:
+def words(before: HostObservation | None, after: HostObservation) -> str:
     (change,) = find_changes(before, after)
     return change.what
 
@@ -163,7 +169,7 @@ def test_cpus_come_and_go_one_by_one() -> None:
     assert told(host(), host(online="0-2")) == [("cpu-offline", None, None)]
     assert words(host(), host(online="0-2")) == f"CPU 3 of {A72} is offline"
     assert [its.kind for its in find_changes(host(online="0,2"), host())] == ["cpu-online"] * 2
-    nowhere = Snapshot(online=None, pmus=PMUS)
+    nowhere = HostObservation(online=None, pmus=PMUS)
     assert told(host(), nowhere) == told(nowhere, host()) == []
 
 

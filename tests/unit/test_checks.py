@@ -12,15 +12,15 @@ from pmuctl.manage.diagnosis import host_checks, vm_checks
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.hints import MOUNT_DEBUGFS
-from pmuctl.model.alignment import HeldVm
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import CheckId, Finding, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Chosen
+from pmuctl.model.effective_pmu import EffectivePmu
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
-from pmuctl.model.vmm_identity import Identity, VmmKind
+from pmuctl.model.vmm_identity import VmmIdentity, VmmKind
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
@@ -198,9 +198,11 @@ def test_who_may_not_look_is_told() -> None:
 # --- VMs ---
 
 CPUS = {pmu.name: pmu.cpus for pmu in PMUS}
-SET = Chosen(pmu=VmPmu(name=A72, type=11, origin="vmm"), cpus={A72: CPUS[A72]}, is_explicit=True)
+SET = EffectivePmu(
+    pmu=VmPmu(name=A72, type=11, origin="vmm"), cpus={A72: CPUS[A72]}, is_explicit=True
+)
 DEFAULT = replace(SET, is_explicit=False)
-EITHER = Chosen(cpus=CPUS)
+EITHER = EffectivePmu(cpus=CPUS)
 
 
 def a_vm(**how: Any) -> Vm:
@@ -216,7 +218,9 @@ def a_vm(**how: Any) -> Vm:
     return Vm(**given | how)
 
 
-def facts(*masks: str | None, vm: Vm | None = None, chosen: Chosen = SET, **how: Any) -> VmFacts:
+def facts(
+    *masks: str | None, vm: Vm | None = None, chosen: EffectivePmu = SET, **how: Any
+) -> VmFacts:
     texts = masks or ("2-3",)
     vcpus = tuple(
         VmVcpu(index=index, tid=101 + index, initialised=True, has_run=True)
@@ -227,7 +231,7 @@ def facts(*masks: str | None, vm: Vm | None = None, chosen: Chosen = SET, **how:
     }
     its = replace(vm or a_vm(), vcpus=vcpus)
     given = {"online": ALL, **how}
-    return VmFacts(held=HeldVm.of(its, chosen, known, given["online"]), **given)
+    return VmFacts(held=VmAlignment.of(its, chosen, known, given["online"]), **given)
 
 
 def of_vm(id: str, its: VmFacts) -> Finding | None:
@@ -281,7 +285,7 @@ def test_one_of_several_pmus() -> None:
 
 
 def test_a_vm_without_a_pmu_has_nothing_to_leave() -> None:
-    its = facts(chosen=Chosen())
+    its = facts(chosen=EffectivePmu())
     assert [of_vm(id, its) for id in ("vm.aligned", "vm.pmu-online", "vm.spinning")] == [None] * 3
 
 
@@ -340,7 +344,7 @@ def test_a_fix_names_a_vm_by_its_process_where_others_can_have_its_name() -> Non
 
 
 def test_a_vcpu_that_spins() -> None:
-    qemu = a_vm(identity=Identity(kind=VmmKind.QEMU))
+    qemu = a_vm(identity=VmmIdentity(kind=VmmKind.QEMU))
     found = of_vm("vm.spinning", facts("0-3", "2-3", vm=qemu, spins={0: 0.99}))
     assert found is not None
     assert (found.result, found.fix) == (FAIL, "pmuctl affinity align web1")

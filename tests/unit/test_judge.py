@@ -3,20 +3,28 @@
 
 import pytest
 
-from pmuctl.model.alignment import HeldVm, Judgement, Verdict, judge_mask, judge_vm
+from pmuctl.model.alignment import (
+    Alignment,
+    AlignmentState,
+    VmAlignment,
+    align_mask_state,
+    align_vm_state,
+)
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Chosen, Consequence
+from pmuctl.model.effective_pmu import Consequence, EffectivePmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
-from pmuctl.model.vmm_identity import Identity, VmmKind
+from pmuctl.model.vmm_identity import VmmIdentity, VmmKind
 from pmuctl.value import replace
 
-STAYS, LEAVES, STRANDED, UNKNOWN = Verdict
+STAYS, LEAVES, STRANDED, UNKNOWN = AlignmentState
 ONLINE = CpuSet.parse("0-3")
 A53, A72 = CpuSet.parse("0-1"), CpuSet.parse("2-3")
-SET = Chosen(pmu=VmPmu(name="a72", type=11, origin="applied"), cpus={"a72": A72}, is_explicit=True)
+SET = EffectivePmu(
+    pmu=VmPmu(name="a72", type=11, origin="applied"), cpus={"a72": A72}, is_explicit=True
+)
 DEFAULT = replace(SET, is_explicit=False)
-EITHER = Chosen(cpus={"a53": A53, "a72": A72})
-OVERLAP = Chosen(cpus={"a53": A53, "all": ONLINE})
+EITHER = EffectivePmu(cpus={"a53": A53, "a72": A72})
+OVERLAP = EffectivePmu(cpus={"a53": A53, "all": ONLINE})
 GONE = replace(SET, cpus={"a72": None})
 
 
@@ -42,28 +50,26 @@ def cpus(text: str | None) -> CpuSet | None:
         (SET, None, UNKNOWN),
         (GONE, "0-3", UNKNOWN),
         (replace(EITHER, cpus={"a53": A53, "a72": None}), "9", UNKNOWN),
-        (Chosen(), "0-3", UNKNOWN),
+        (EffectivePmu(), "0-3", UNKNOWN),
     ],
 )
 def test_a_vcpu_stays_if_it_does_so_for_every_pmu_it_can_have(
-    chosen: Chosen, mask: str | None, verdict: Verdict
+    chosen: EffectivePmu, mask: str | None, verdict: AlignmentState
 ) -> None:
-    assert judge_mask(cpus(mask), chosen, ONLINE).verdict is verdict
+    assert align_mask_state(cpus(mask), chosen, ONLINE).state is verdict
     # a VM of one vCPU is as that
-    assert judge_vm([cpus(mask)], chosen, ONLINE).verdict is verdict
+    assert align_vm_state([cpus(mask)], chosen, ONLINE).state is verdict
 
 
 def test_aligned_is_yes_no_or_not_known() -> None:
-    assert [its.aligned for its in Verdict] == [True, False, False, None]
+    assert [its.aligned for its in AlignmentState] == [True, False, False, None]
 
 
 def test_outside_is_told_for_each_pmu_that_it_can_be() -> None:
-    its = judge_mask(cpus("0-2"), SET, ONLINE)
-    assert its == Judgement(
-        verdict=LEAVES, outside={"a72": A53}, consequence=Consequence.FAIL_ENTRY
-    )
+    its = align_mask_state(cpus("0-2"), SET, ONLINE)
+    assert its == Alignment(state=LEAVES, outside={"a72": A53}, consequence=Consequence.FAIL_ENTRY)
     assert its.only_outside == A53
-    its = judge_mask(cpus("1-2"), EITHER, ONLINE)
+    its = align_mask_state(cpus("1-2"), EITHER, ONLINE)
     assert its.outside == {"a53": CpuSet.parse("2"), "a72": CpuSet.parse("1")}
     assert (its.only_outside, its.consequence) == (None, Consequence.COUNTERS_STOP)
 
@@ -71,17 +77,17 @@ def test_outside_is_told_for_each_pmu_that_it_can_be() -> None:
 def test_only_what_leaves_is_outside() -> None:
     for verdict in (STAYS, STRANDED, UNKNOWN):
         with pytest.raises(ValueError, match="outside"):
-            Judgement(verdict=verdict, outside={"a72": A53})
+            Alignment(state=verdict, outside={"a72": A53})
     with pytest.raises(ValueError, match="outside"):
-        Judgement(verdict=LEAVES)
+        Alignment(state=LEAVES)
 
 
 def test_where_it_is_not_known_what_is_online_all_counts() -> None:
-    assert judge_mask(cpus("2-9"), SET, None).verdict is LEAVES
+    assert align_mask_state(cpus("2-9"), SET, None).state is LEAVES
 
 
-def verdict_of(chosen: Chosen, *masks: str | None) -> Verdict:
-    return judge_vm([cpus(mask) for mask in masks], chosen, ONLINE).verdict
+def verdict_of(chosen: EffectivePmu, *masks: str | None) -> AlignmentState:
+    return align_vm_state([cpus(mask) for mask in masks], chosen, ONLINE).state
 
 
 def test_a_vm_stays_if_all_its_vcpus_do() -> None:
@@ -102,23 +108,27 @@ def test_vcpus_on_both_sides_leave_whichever_pmu_it_is() -> None:
     assert verdict_of(OVERLAP, "0", "2") is UNKNOWN
 
 
-def held(chosen: Chosen, *masks: str | None, kind: VmmKind | None = None) -> HeldVm:
+def held(chosen: EffectivePmu, *masks: str | None, kind: VmmKind | None = None) -> VmAlignment:
     """A VM whose vCPUs 0, 1, ... are threads 100, 101, ... with these masks."""
     vcpus = tuple(
         VmVcpu(index=index, tid=100 + index, initialised=None, has_run=True)
         for index in range(len(masks))
     )
     vm = Vm(
-        name="web1", socket=None, state=VmState.RUNNING, vcpus=vcpus, identity=Identity(kind=kind)
+        name="web1",
+        socket=None,
+        state=VmState.RUNNING,
+        vcpus=vcpus,
+        identity=VmmIdentity(kind=kind),
     )
     known = {
         100 + index: CpuSet.parse(mask) for index, mask in enumerate(masks) if mask is not None
     }
-    return HeldVm.of(vm, chosen, known, ONLINE)
+    return VmAlignment.of(vm, chosen, known, ONLINE)
 
 
-def numbers(its: HeldVm) -> tuple[list[int], list[int], bool]:
-    return [one.index for one in its.strays], [one.index for one in its.leavers], its.is_torn
+def numbers(its: VmAlignment) -> tuple[list[int], list[int], bool]:
+    return [one.index for one in its.misplaced], [one.index for one in its.offenders], its.is_split
 
 
 def test_which_vcpus_a_vms_judgement_is_about() -> None:
@@ -177,8 +187,8 @@ STOP = "the guest's counters stop there silently"
             "vCPU 1 may run anywhere, for all its CPUs are offline, also outside a72 (2-3): "
             f"{STOP}",
         ),
-        (held(Chosen(), "0-3"), None),
+        (held(EffectivePmu(), "0-3"), None),
     ],
 )
-def test_what_it_means(its: HeldVm, words: str | None) -> None:
-    assert its.means == words
+def test_what_it_means(its: VmAlignment, words: str | None) -> None:
+    assert its.explanation == words

@@ -21,7 +21,7 @@ def load(directory: Path, *, limit: int = 100) -> object:
 
 
 def store(directory: Path, document: object, *, limit: int = 100) -> None:
-    json_store.store(directory, "a.json", document, owners=ME, limit=limit)
+    json_store.save(directory, "a.json", document, owners=ME, limit=limit)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pmuctl.control.runtime.affinity_record import (
-    Placings,
-    last_placings,
-    leave_alone,
-    read_placings,
-    write_placings,
+    AffinityRecord,
+    last_affinity_record,
+    read_affinity_record,
+    write_affinity_record,
+    write_unmanaged,
 )
 from pmuctl.errors import RefusedError
 from pmuctl.host import json_store
@@ -47,22 +47,22 @@ def record(environ: Mapping[str, str], pid: int = PID) -> Path:
 def write(
     environ: Mapping[str, str], procs: Procfs, masks: Mapping[int, CpuSet] = MASKS, uid: int = UID
 ) -> None:
-    write_placings(environ, uid, VM, masks, procs, owner=UID)
+    write_affinity_record(environ, uid, VM, masks, procs, owner=UID)
 
 
-def read(environ: Mapping[str, str], start: int = START) -> Placings:
-    return read_placings(environ, UID, ProcessId(PID, start), owner=UID)
+def read(environ: Mapping[str, str], start: int = START) -> AffinityRecord:
+    return read_affinity_record(environ, UID, ProcessId(PID, start), owner=UID)
 
 
 def leave(environ: Mapping[str, str], procs: Procfs, vm: VmId, *tids: int) -> None:
-    leave_alone(environ, UID, vm, tids, procs, owner=UID)
+    write_unmanaged(environ, UID, vm, tids, procs, owner=UID)
 
 
 def test_what_is_written_is_read_and_added_to(environ: Mapping[str, str], procs: Procfs) -> None:
     write(environ, procs)
-    assert read(environ) == Placings(cpus=MASKS)
+    assert read(environ) == AffinityRecord(cpus=MASKS)
     write(environ, procs, {4123: CpuSet.parse("3")})
-    assert read(environ) == Placings(cpus={**MASKS, 4123: CpuSet.parse("3")})
+    assert read(environ) == AffinityRecord(cpus={**MASKS, 4123: CpuSet.parse("3")})
 
 
 def test_what_is_left_alone_is_so_until_it_is_placed(
@@ -77,10 +77,10 @@ def test_what_is_left_alone_is_so_until_it_is_placed(
     before = record(environ).stat().st_ino
     leave(environ, procs, VM, *MASKS)
     assert record(environ).stat().st_ino == before
-    write_placings(environ, UID, second, {4130: MASKS[4122]}, procs, owner=UID)
+    write_affinity_record(environ, UID, second, {4130: MASKS[4122]}, procs, owner=UID)
     assert read(environ).leaves(VM)
     write(environ, procs, {})
-    assert read(environ) == Placings(cpus={4130: MASKS[4122]})
+    assert read(environ) == AffinityRecord(cpus={4130: MASKS[4122]})
 
 
 def test_where_it_is_not_known_which_vm_it_is_all_are(
@@ -90,7 +90,7 @@ def test_where_it_is_not_known_which_vm_it_is_all_are(
     assert read(environ).leaves(VM)
     assert read(environ).leaves(VmId(PROCESS))
     write(environ, procs, {})
-    assert read(environ) == Placings()
+    assert read(environ) == AffinityRecord()
 
 
 def test_what_holds_already_is_not_written_anew(environ: Mapping[str, str], procs: Procfs) -> None:
@@ -104,7 +104,7 @@ def test_of_another_process_with_the_id_nothing_is_known(
     environ: Mapping[str, str], procs: Procfs
 ) -> None:
     write(environ, procs)
-    assert read(environ, START + 1) == Placings()
+    assert read(environ, START + 1) == AffinityRecord()
 
 
 @only_root("only root may write as several users")
@@ -124,12 +124,12 @@ def test_the_last_word_is_roots_or_the_owners(tmp_path: Path, procs: Procfs) -> 
     def say(uid: int, when: int, **its: object) -> None:
         document = {"format": 2, "start": START, "when": when, "left-alone": [], "threads": []}
         directory = run if uid == 0 else users / str(uid) / "pmuctl"
-        json_store.store(
+        json_store.save(
             directory, f".placed-{PID}.json", document | its, owners={0, uid}, limit=9999
         )
 
-    def seen(uid: int) -> Placings:
-        return last_placings(dirs(uid), uid, PROCESS, owner=user)
+    def seen(uid: int) -> AffinityRecord:
+        return last_affinity_record(dirs(uid), uid, PROCESS, owner=user)
 
     placed = [{"tid": 4122, "cpus": "2"}]
     say(0, 10, threads=placed)
@@ -169,9 +169,9 @@ def test_that_nothing_can_be_written_is_told(
         write(environ, procs, uid=uid)
     assert why in str(error.value.why)
     with pytest.raises(RefusedError, match="left alone could not be recorded"):
-        leave_alone(environ, uid, VM, [], procs, owner=UID)
+        write_unmanaged(environ, uid, VM, [], procs, owner=UID)
     with pytest.raises(RefusedError, match="left alone could not be recorded"):
-        leave_alone(environ, uid, VmId(ProcessId(PID + 1, 1)), [], procs, owner=UID)
+        write_unmanaged(environ, uid, VmId(ProcessId(PID + 1, 1)), [], procs, owner=UID)
 
 
 @pytest.mark.parametrize("kind", ["mode", "link", "fifo", "no json", "huge", "cpus", "format"])
@@ -200,4 +200,4 @@ def test_a_record_that_is_not_to_be_believed(
             path.write_text(json.dumps(document))
         case _:
             path.write_text(json.dumps(document | {"format": 1}))
-    assert read(environ) == Placings()
+    assert read(environ) == AffinityRecord()

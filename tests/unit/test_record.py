@@ -31,7 +31,7 @@ from pmuctl.control.runtime.start_record import (
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
-from pmuctl.model.settings_change import Applied
+from pmuctl.model.settings_change import SettingsChange
 from pmuctl.value import replace
 from tests.unit.test_wire import QUICKLY
 
@@ -48,8 +48,8 @@ FULL = Record(
     derived=(10, "armv8_cortex_a53"),
     cpus=CpuSet.parse("2-3,8"),
     applied=(
-        Applied(1_700_000_001, "pmuctl run", ("SET_PMU", "FILTER")),
-        Applied(1_700_000_099, "uid 0, pid 9", ()),
+        SettingsChange(1_700_000_001, "pmuctl run", ("SET_PMU", "FILTER")),
+        SettingsChange(1_700_000_099, "uid 0, pid 9", ()),
     ),
     problem=Problem(message="it was refused", why="because", fix=None, status=9),
     stops=78,
@@ -95,7 +95,9 @@ RECORDS = st.builds(
     | st.builds(EventFilter, st.sampled_from(Action), RANGES.map(EventSet.of_ranges)),
     cpus=st.none() | st.frozensets(st.integers(0, 0xFFFF), max_size=9).map(CpuSet),
     applied=st.lists(
-        st.builds(Applied, st.integers(0, 1 << 33), TEXTS, st.lists(TEXTS, max_size=3).map(tuple)),
+        st.builds(
+            SettingsChange, st.integers(0, 1 << 33), TEXTS, st.lists(TEXTS, max_size=3).map(tuple)
+        ),
         max_size=4,
     ).map(tuple),
     problem=st.none()
@@ -238,7 +240,7 @@ def test_where_it_cannot_be_written_the_old_one_stays(path: Path) -> None:
 
 
 def test_what_is_very_long_is_cut(path: Path) -> None:
-    change = Applied(1, "b" * 2000, tuple(f"step {n}" for n in range(100)))
+    change = SettingsChange(1, "b" * 2000, tuple(f"step {n}" for n in range(100)))
     long = replace(
         FULL,
         command=("vmm", "x" * (COMMAND_CHARS + 9), "more"),

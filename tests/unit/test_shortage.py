@@ -13,7 +13,7 @@ from pmuctl.errors import ExitStatus
 from pmuctl.host import json_store
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ShortageError, check_shortage
+from pmuctl.host.resource_errors import ResourceExhaustedError, raise_if_exhausted
 from pmuctl.host.sysfs import PATH_CPU_ONLINE, Sysfs
 from tests.fakes.shortage import no_descriptors
 from tests.fakes.vmm import fake_proc
@@ -23,8 +23,8 @@ PID = 4121
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_shortage_tells_nothing_of_a_file(number: int) -> None:
-    with pytest.raises(ShortageError) as raised:
-        check_shortage(OSError(number, os.strerror(number), "/sys/x"))
+    with pytest.raises(ResourceExhaustedError) as raised:
+        raise_if_exhausted(OSError(number, os.strerror(number), "/sys/x"))
     its = raised.value
     assert (its.status, its.subject) == (ExitStatus.REFUSED, "/sys/x")
     assert its.errno == errno.errorcode[number]
@@ -46,7 +46,7 @@ def test_a_shortage_tells_nothing_of_a_file(number: int) -> None:
     ],
 )
 def test_what_is_of_the_file_itself_passes(number: int) -> None:
-    check_shortage(OSError(number, os.strerror(number)))
+    raise_if_exhausted(OSError(number, os.strerror(number)))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,10 @@ def test_no_reader_takes_a_shortage_for_an_absence(
 ) -> None:
     fake_proc(tmp_path, PID)
     read(tmp_path)  # there is nothing else wrong with it
-    with no_descriptors(), pytest.raises(ShortageError, match="this machine cannot be read"):
+    with (
+        no_descriptors(),
+        pytest.raises(ResourceExhaustedError, match="this machine cannot be read"),
+    ):
         read(tmp_path)
 
 
@@ -85,5 +88,5 @@ def test_a_vm_is_not_lost_between_the_list_and_its_process(tmp_path: Path) -> No
         def _names(self, path: str) -> list[str]:
             return [str(PID)] if not path else super()._names(path)
 
-    with no_descriptors(), pytest.raises(ShortageError):
+    with no_descriptors(), pytest.raises(ResourceExhaustedError):
         Listed(tmp_path).scan_kvm()

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from pmuctl.errors import ExitStatus, RefusedError, Stopped
-from pmuctl.host.parallel import AT_ONCE, side_by_side
+from pmuctl.host.parallel import AT_ONCE, run_parallel
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def stopping() -> Iterator[None]:
 
 
 def test_answers_come_in_order_however_many() -> None:
-    assert side_by_side([]) == []
+    assert run_parallel([]) == []
     jobs = [partial(int, n) for n in range(3 * AT_ONCE)]
-    assert side_by_side(jobs) == list(range(3 * AT_ONCE))
+    assert run_parallel(jobs) == list(range(3 * AT_ONCE))
 
 
 def test_what_a_job_raises_is_raised() -> None:
@@ -38,7 +38,7 @@ def test_what_a_job_raises_is_raised() -> None:
         raise RefusedError("no")
 
     with pytest.raises(RefusedError, match="no"):
-        side_by_side([fail])
+        run_parallel([fail])
 
 
 @pytest.mark.usefixtures("stopping")
@@ -55,7 +55,7 @@ def test_a_signal_waits_for_nobody() -> None:
 
     try:
         with pytest.raises(Stopped) as caught:
-            side_by_side([partial(wait, n) for n in range(2 * AT_ONCE)])
+            run_parallel([partial(wait, n) for n in range(2 * AT_ONCE)])
         assert caught.value.status is ExitStatus.TERMINATED
         assert len(begun) == AT_ONCE
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.errors import UnsupportedError
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 
 AS_ROOT = () if os.geteuid() == 0 else ("--map-root-user",)
@@ -22,19 +22,19 @@ def test_a_mask_keeps_what_is_offline(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "status").write_text("Name:\tvmm\nCpus_allowed_list:\t0-3,8\n")
     (tmp_path / "self").symlink_to(str(os.getpid()))
-    assert Threads(str(tmp_path)).affinity(7) == CpuSet.parse("0-3,8")
+    assert ThreadAffinity(str(tmp_path)).get(7) == CpuSet.parse("0-3,8")
 
 
 def test_ids_of_another_pid_namespace_are_refused(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("1")
-    threads = Threads(str(tmp_path))
+    threads = ThreadAffinity(str(tmp_path))
     before = os.sched_getaffinity(0)
-    for ask in (lambda: threads.affinity(os.getpid()), lambda: threads.place(os.getpid(), CPUS)):
+    for ask in (lambda: threads.get(os.getpid()), lambda: threads.set(os.getpid(), CPUS)):
         with pytest.raises(UnsupportedError) as caught:
             ask()
         assert "another pid namespace" in str(caught.value.why)
     assert os.sched_getaffinity(0) == before
-    assert Threads().affinity(os.getpid()).cpus >= before
+    assert ThreadAffinity().get(os.getpid()).cpus >= before
 
 
 def inside(*options: str, code: str) -> str:
@@ -69,10 +69,10 @@ def test_it_is_what_the_kernel_tells_of_a_thread() -> None:
     thread.start()
     try:
         assert thread.native_id is not None
-        mask = Threads().affinity(thread.native_id)
+        mask = ThreadAffinity().get(thread.native_id)
         assert os.sched_getaffinity(thread.native_id) <= set(mask)
-        Threads().place(thread.native_id, mask)
-        assert Threads().affinity(thread.native_id) == mask
+        ThreadAffinity().set(thread.native_id, mask)
+        assert ThreadAffinity().get(thread.native_id) == mask
     finally:
         done.set()
         thread.join()
@@ -81,6 +81,6 @@ def test_it_is_what_the_kernel_tells_of_a_thread() -> None:
 @pytest.mark.parametrize("tid", [0, -1, 4194305])
 def test_where_there_is_no_thread(tid: int) -> None:
     with pytest.raises(ProcessLookupError):
-        Threads().affinity(tid)
+        ThreadAffinity().get(tid)
     with pytest.raises(ProcessLookupError):
-        Threads().place(tid, CpuSet.parse("0"))
+        ThreadAffinity().set(tid, CpuSet.parse("0"))

@@ -4,11 +4,11 @@
 import pytest
 
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Chosen, Ground, chosen_pmu
+from pmuctl.model.effective_pmu import EffectivePmu, HostPmus, effective_pmu
 from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, Probed, default_by_cpu
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
-from pmuctl.model.vmm_identity import Identity
+from pmuctl.model.vmm_identity import VmmIdentity
 from pmuctl.value import replace
 
 
@@ -29,8 +29,8 @@ def pmu(name: str, number: int, cpus: str | None) -> Pmu:
 
 A53, A72 = pmu("a53", 10, "0-1"), pmu("a72", 11, "2-3")
 ALL = CpuSet.parse("0-3")
-TWO = Ground(pmus=(A53, A72), online=ALL)
-ONE = Ground(pmus=(pmu("one", 8, "0-3"),), online=ALL)
+TWO = HostPmus(pmus=(A53, A72), online=ALL)
+ONE = HostPmus(pmus=(pmu("one", 8, "0-3"),), online=ALL)
 OLD = replace(
     TWO,
     probed=Probed(has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10),
@@ -44,7 +44,7 @@ VM = Vm(
 )
 
 
-def derived(its: Chosen) -> tuple[str, str, bool]:
+def derived(its: EffectivePmu) -> tuple[str, str, bool]:
     assert its.pmu is not None
     assert its.candidates == ()
     return its.pmu.name, its.pmu.origin, its.is_explicit
@@ -53,17 +53,17 @@ def derived(its: Chosen) -> tuple[str, str, bool]:
 def test_what_was_set_is_a_fact_and_strict() -> None:
     for origin in ("applied", "vmm", "unknown", "recorded"):
         its = replace(VM, pmu=VmPmu(name="a53", type=10, origin=origin))
-        assert derived(chosen_pmu(its, TWO)) == ("a53", origin, True)
+        assert derived(effective_pmu(its, TWO)) == ("a53", origin, True)
 
 
 def test_what_the_door_has_derived_is_a_fact_and_silent() -> None:
     its = replace(VM, pmu=VmPmu(name="a53", type=10, origin=DERIVED))
-    assert derived(chosen_pmu(its, TWO)) == ("a53", DERIVED, False)
+    assert derived(effective_pmu(its, TWO)) == ("a53", DERIVED, False)
 
 
 def test_the_only_pmu_of_a_host_is_the_vms() -> None:
-    assert derived(chosen_pmu(VM, ONE)) == ("one", DERIVED, False)
-    assert derived(chosen_pmu(replace(VM, identity=Identity(sets_pmu=True)), ONE)) == (
+    assert derived(effective_pmu(VM, ONE)) == ("one", DERIVED, False)
+    assert derived(effective_pmu(replace(VM, identity=VmmIdentity(sets_pmu=True)), ONE)) == (
         "one",
         DERIVED,
         True,
@@ -71,31 +71,31 @@ def test_the_only_pmu_of_a_host_is_the_vms() -> None:
 
 
 def test_the_only_pmu_is_no_fact_where_it_does_not_cover_all_cpus() -> None:
-    gap = Ground(pmus=(A53,), online=ALL)
-    can_be = Chosen(cpus={"a53": A53.cpus})
-    assert chosen_pmu(VM, gap) == can_be
-    assert chosen_pmu(VM, replace(gap, online=None)) == can_be
+    gap = HostPmus(pmus=(A53,), online=ALL)
+    can_be = EffectivePmu(cpus={"a53": A53.cpus})
+    assert effective_pmu(VM, gap) == can_be
+    assert effective_pmu(VM, replace(gap, online=None)) == can_be
     assert (can_be.candidates, can_be.only, can_be.only_cpus) == (("a53",), "a53", A53.cpus)
-    assert derived(chosen_pmu(VM, replace(gap, online=CpuSet.parse("0-1"))))[0] == "a53"
+    assert derived(effective_pmu(VM, replace(gap, online=CpuSet.parse("0-1"))))[0] == "a53"
 
 
 def test_where_kvm_gives_all_vms_the_same_that_is_a_fact() -> None:
-    assert derived(chosen_pmu(VM, OLD)) == ("a53", DERIVED, False)
+    assert derived(effective_pmu(VM, OLD)) == ("a53", DERIVED, False)
 
 
 def test_a_vmm_that_sets_a_pmu_by_itself_can_have_taken_any() -> None:
-    its = replace(VM, identity=Identity(sets_pmu=True))
+    its = replace(VM, identity=VmmIdentity(sets_pmu=True))
     for ground in (TWO, OLD):
-        either = Chosen(cpus={"a53": A53.cpus, "a72": A72.cpus}, is_explicit=True)
-        assert chosen_pmu(its, ground) == either
+        either = EffectivePmu(cpus={"a53": A53.cpus, "a72": A72.cpus}, is_explicit=True)
+        assert effective_pmu(its, ground) == either
         assert (either.candidates, either.only, either.only_cpus) == (("a53", "a72"), None, None)
 
 
 @pytest.mark.parametrize("default", [DefaultPmu.AT_ATTRIBUTE, DefaultPmu.AT_VCPU_INIT, None])
 def test_otherwise_it_can_be_any_that_kvm_knows(default: DefaultPmu | None) -> None:
     probed = Probed(has_vpmu=True, counters={11: 6}, default=default)
-    assert chosen_pmu(VM, TWO).candidates == ("a53", "a72")
-    assert chosen_pmu(VM, replace(TWO, probed=probed)).candidates == ("a72",)
+    assert effective_pmu(VM, TWO).candidates == ("a53", "a72")
+    assert effective_pmu(VM, replace(TWO, probed=probed)).candidates == ("a72",)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_the_pmu_of_a_cpu_is_known_where_all_cpus_are_of_one(
     [
         replace(VM, window=Window.OPEN, state=VmState.WAITING),
         replace(VM, window=Window.NONE),
-        replace(VM, identity=Identity(has_vpmu=False)),
+        replace(VM, identity=VmmIdentity(has_vpmu=False)),
         replace(VM, state=VmState.DEAD, vcpus=None),
         replace(VM, state=VmState.STARTING, vcpus=()),
     ],
 )
 def test_without_a_vpmu_or_before_its_time_there_is_none(vm: Vm) -> None:
     for ground in (ONE, TWO, OLD):
-        assert chosen_pmu(vm, ground) == Chosen()
-    assert chosen_pmu(VM, replace(TWO, pmus=())) == Chosen()
+        assert effective_pmu(vm, ground) == EffectivePmu()
+    assert effective_pmu(VM, replace(TWO, pmus=())) == EffectivePmu()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.host.udev import Ear, Heard, Uevent, Uevents, listen
+from pmuctl.host.udev import NoUevents, Uevent, UeventBatch, UeventMonitor, open_uevents
 from pmuctl.uapi.kvm import KVM_CREATE_VM
 from tests.skips import skip
 
@@ -65,12 +65,12 @@ class Udev(ModuleType):
         return its
 
 
-EARS: list[Ear] = []
+EARS: list[NoUevents] = []
 
 
-def hearing() -> Ear:
+def hearing() -> NoUevents:
     """An ear that is closed at the end of the test."""
-    EARS.append(listen())
+    EARS.append(open_uevents())
     return EARS[-1]
 
 
@@ -96,7 +96,7 @@ def test_vms_and_cpus_are_heard_of_at_once(udev: Udev) -> None:
     assert (udev.source, udev.filters) == ("kernel", ["misc", "cpu"])
     udev.send(device("kvm", "change", **KVM), device("cpu3", "offline"))
     began = time.monotonic()
-    assert ear.wait(30) == Heard(
+    assert ear.wait(30) == UeventBatch(
         events=(
             Uevent(device="kvm", action="create", tid=4242),
             Uevent(device="cpu3", action="offline"),
@@ -118,7 +118,7 @@ def test_vms_and_cpus_are_heard_of_at_once(udev: Udev) -> None:
 def test_other_events_do_not_wake_it(udev: Udev, other: Any) -> None:
     udev.send(other)
     began = time.monotonic()
-    assert hearing().wait(0.1) == Heard()
+    assert hearing().wait(0.1) == UeventBatch()
     assert time.monotonic() - began >= 0.1
 
 
@@ -133,17 +133,17 @@ def test_what_was_dropped_is_told_and_it_hears_on(udev: Udev) -> None:
     ear = hearing()
     udev.send(OSError(errno.ENOBUFS, "no buffer space"), device("cpu1", "online"))
     heard = ear.wait(30)
-    assert heard == Heard(events=(Uevent(device="cpu1", action="online"),), is_lossy=True)
+    assert heard == UeventBatch(events=(Uevent(device="cpu1", action="online"),), is_lossy=True)
     assert ear.is_open
 
 
 def test_an_ear_that_breaks_only_waits_from_then_on(udev: Udev) -> None:
     ear = hearing()
     udev.send(OSError(errno.ENETDOWN, "network is down"), device("cpu1", "online"))
-    assert ear.wait(30) == Heard(is_lossy=True)
+    assert ear.wait(30) == UeventBatch(is_lossy=True)
     assert not ear.is_open
     began = time.monotonic()
-    assert ear.wait(0.1) == Heard()
+    assert ear.wait(0.1) == UeventBatch()
     assert time.monotonic() - began >= 0.1
 
 
@@ -155,22 +155,22 @@ def test_without_libudev_or_netlink_it_only_waits(
         raise error
 
     monkeypatch.setattr(udev, "_from_netlink", fail)
-    ear = listen()
-    assert type(ear) is Ear
+    ear = open_uevents()
+    assert type(ear) is NoUevents
     assert not ear.is_open
-    assert ear.wait(0.01) == Heard()
+    assert ear.wait(0.01) == UeventBatch()
 
 
 def test_without_pyudev_it_only_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyudev", None)
-    assert type(listen()) is Ear
+    assert type(open_uevents()) is NoUevents
 
 
 @pytest.fixture
-def ear() -> Iterator[Uevents]:
+def ear() -> Iterator[UeventMonitor]:
     """The true pyudev, libudev and netlink, in a namespace that the kernel tells of VMs."""
-    its = listen()
-    if not isinstance(its, Uevents):
+    its = open_uevents()
+    if not isinstance(its, UeventMonitor):
         skip(
             "no netlink, or no libudev, for this process",
             runs="with libudev.so.1, where netlink is allowed",
@@ -179,7 +179,7 @@ def ear() -> Iterator[Uevents]:
         yield prepared(its)
 
 
-def prepared(its: Uevents) -> Uevents:
+def prepared(its: UeventMonitor) -> UeventMonitor:
     """It, having heard of a VM."""
     make_vms(1)
     if not heard_of(its, seconds=5, count=2)[0]:
@@ -202,7 +202,7 @@ def make_vms(count: int) -> None:
         os.close(kvm)
 
 
-def heard_of(ear: Uevents, *, seconds: float, count: int) -> tuple[list[str], bool]:
+def heard_of(ear: UeventMonitor, *, seconds: float, count: int) -> tuple[list[str], bool]:
     """What is heard of VMs of this process, and whether something was dropped."""
     heard: list[str] = []
     is_lossy = False
@@ -214,13 +214,13 @@ def heard_of(ear: Uevents, *, seconds: float, count: int) -> tuple[list[str], bo
     return heard, is_lossy
 
 
-def test_this_kernel_tells_of_a_vm(ear: Uevents) -> None:
+def test_this_kernel_tells_of_a_vm(ear: UeventMonitor) -> None:
     make_vms(2)
     heard, is_lossy = heard_of(ear, seconds=10, count=4)
     assert (heard, is_lossy) == (["create", "destroy"] * 2, False)
 
 
-def test_what_this_kernel_drops_is_told_once_and_it_hears_on(ear: Uevents) -> None:
+def test_what_this_kernel_drops_is_told_once_and_it_hears_on(ear: UeventMonitor) -> None:
     """pyudev's own poll() would fail for ever from then on."""
     with socket.socket(fileno=os.dup(ear._monitor.fileno())) as its:
         its.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -43,7 +43,7 @@ _FORM = Obj(
 
 
 @value(kw_only=True)
-class Placings:
+class AffinityRecord:
     """What was done with the threads of a process: the `cpus` that each was put on, by its id.
 
     Of two VMs of a process each has a vCPU 0. `left_alone` are the VMs whose threads are left to
@@ -60,22 +60,22 @@ class Placings:
         return bool(self.left_alone & {vm.fd, ANY})
 
 
-def read_placings(
+def read_affinity_record(
     environ: Mapping[str, str], uid: int, process: ProcessId, *, owner: int | None
-) -> Placings:
+) -> AffinityRecord:
     """What was done last with a process, by root, this user or the process's `owner`."""
-    return last_placings(runtime_dirs(environ, uid), uid, process, owner=owner)
+    return last_affinity_record(runtime_dirs(environ, uid), uid, process, owner=owner)
 
 
-def last_placings(
+def last_affinity_record(
     directories: Iterable[tuple[Path, int | None]],
     uid: int,
     process: ProcessId,
     *,
     owner: int | None,
-) -> Placings:
+) -> AffinityRecord:
     """The same, from these directories, each with the user whose it is; None is root's."""
-    found: list[tuple[int, Placings]] = []
+    found: list[tuple[int, AffinityRecord]] = []
     for directory, whose in directories:
         if whose in (None, uid, owner):
             owners = {0, uid if whose is None else whose}
@@ -86,10 +86,10 @@ def last_placings(
                 found.append(_from_json(document, process.started))
     # each is written with what was to be read then; what claims to be of the future is a lie
     past = (its for its in found if its[0] <= _now())
-    return max(past, key=lambda its: its[0], default=(0, Placings()))[1]
+    return max(past, key=lambda its: its[0], default=(0, AffinityRecord()))[1]
 
 
-def write_placings(
+def write_affinity_record(
     environ: Mapping[str, str],
     uid: int,
     vm: VmId,
@@ -102,9 +102,9 @@ def write_placings(
 
     Raises RefusedError where that cannot be recorded: the next `align` knows of no such pin.
     """
-    before = read_placings(environ, uid, vm.process, owner=owner)
+    before = read_affinity_record(environ, uid, vm.process, owner=owner)
     left = frozenset() if vm.fd is None else before.left_alone - {vm.fd, ANY}
-    after = Placings(cpus={**before.cpus, **placed}, left_alone=left)
+    after = AffinityRecord(cpus={**before.cpus, **placed}, left_alone=left)
     if after == before or not procs.is_there(vm.process):
         return
     try:
@@ -117,7 +117,7 @@ def write_placings(
         ) from error
 
 
-def leave_alone(
+def write_unmanaged(
     environ: Mapping[str, str],
     uid: int,
     vm: VmId,
@@ -130,8 +130,8 @@ def leave_alone(
 
     Raises RefusedError where that cannot be recorded: they would not be left alone.
     """
-    before = read_placings(environ, uid, vm.process, owner=owner)
-    after = Placings(
+    before = read_affinity_record(environ, uid, vm.process, owner=owner)
+    after = AffinityRecord(
         cpus={tid: cpus for tid, cpus in before.cpus.items() if tid not in tids},
         left_alone=before.left_alone | {ANY if vm.fd is None else vm.fd},
     )
@@ -152,7 +152,7 @@ def leave_alone(
 
 
 def _write(
-    environ: Mapping[str, str], uid: int, process: ProcessId, its: Placings, procs: Procfs
+    environ: Mapping[str, str], uid: int, process: ProcessId, its: AffinityRecord, procs: Procfs
 ) -> None:
     document = {
         "format": FORMAT,
@@ -163,7 +163,7 @@ def _write(
     }
     directory = own_dir(environ, uid)
     _remove_old(directory, procs)
-    json_store.store(directory, _name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT)
+    json_store.save(directory, _name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT)
 
 
 def _unrecorded(message: str, error: OSError | UsageError, then: str) -> PmuctlError:
@@ -194,11 +194,11 @@ def _remove_old(directory: Path, procs: Procfs) -> None:
                 json_store.remove(directory, name)
 
 
-def _from_json(document: object, start: int) -> tuple[int, Placings]:
+def _from_json(document: object, start: int) -> tuple[int, AffinityRecord]:
     """When it was written, and what it says; raises ValueError for what is not of that process."""
     _FORM.check(document, "placed")
     its: Any = document
     if its["start"] != start:
         raise ValueError("of another process")
     cpus = {one["tid"]: CpuSet.parse(one["cpus"]) for one in its["threads"]}
-    return its["when"], Placings(cpus=cpus, left_alone=frozenset(its["left-alone"]))
+    return its["when"], AffinityRecord(cpus=cpus, left_alone=frozenset(its["left-alone"]))

@@ -14,7 +14,7 @@ from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.control.runtime.lock import LOCK_SECONDS, locked
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import check_shortage
+from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.host.runtime_dirs import PATH_RUN, PATH_USERS
 from pmuctl.value import value
 
@@ -121,7 +121,7 @@ def _listdir(path: Path) -> list[str]:
         with os.scandir(path) as found:
             return sorted(its.name for its in islice(found, NAMES_READ))
     except OSError as error:
-        check_shortage(error)
+        raise_if_exhausted(error)
         return []
 
 

@@ -23,7 +23,7 @@ from pmuctl.host import json_store
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import EventFilter
-from pmuctl.model.settings_change import Applied
+from pmuctl.model.settings_change import SettingsChange
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import replace, value
 
@@ -68,7 +68,7 @@ class Record:
     derived: tuple[int, str] | None = None
     filter: EventFilter | None = None
     cpus: CpuSet | None = None
-    applied: tuple[Applied, ...] = ()
+    applied: tuple[SettingsChange, ...] = ()
     problem: Problem | None = None
     stops: int | None = None
 
@@ -125,7 +125,7 @@ def write_record(path: Path, record: Record) -> None:
     """
     document = to_json(_cut(record))
     owners = {0, os.geteuid()}
-    json_store.store(path.parent, path.name, document, owners=owners, limit=SIZE_LIMIT)
+    json_store.save(path.parent, path.name, document, owners=owners, limit=SIZE_LIMIT)
 
 
 def remove_record(path: Path) -> None:
@@ -194,7 +194,7 @@ def from_json(document: object) -> Record:
         filter=event_filter,
         cpus=None if its["cpus"] is None else CpuSet.parse(its["cpus"]),
         applied=tuple(
-            Applied(one["when"], one["by"], tuple(one["steps"])) for one in its["applied"]
+            SettingsChange(one["when"], one["by"], tuple(one["steps"])) for one in its["applied"]
         ),
         problem=its["problem"] and Problem(**its["problem"]),
         stops=its["stops"],
@@ -216,7 +216,7 @@ def _cut(record: Record) -> Record:
         record,
         command=_cut_command(record.command),
         applied=tuple(
-            Applied(its.when, cut_text(its.by), _cut_steps(its.steps))
+            SettingsChange(its.when, cut_text(its.by), _cut_steps(its.steps))
             for its in record.applied[-CHANGES_KEPT:]
         ),
         problem=problem

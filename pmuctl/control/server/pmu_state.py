@@ -16,7 +16,7 @@ from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.control.server.backend import VmmBackend
 from pmuctl.errors import NotFoundError, PmuctlError, RefusedError
 from pmuctl.host.kvm.device import pack_filter, pack_nr_counters, pack_pmu
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange
@@ -70,7 +70,7 @@ class PmuState:
     """The settings of one VM; every method may be called from any thread."""
 
     def __init__(
-        self, door: VmmBackend, pmus: Callable[[], Mapping[int, str]], threads: Threads
+        self, door: VmmBackend, pmus: Callable[[], Mapping[int, str]], threads: ThreadAffinity
     ) -> None:
         """`pmus` gives the host's CPU PMUs, perf type to name; asked anew each time."""
         self.closed = threading.Event()
@@ -260,7 +260,7 @@ class PmuState:
         )
 
     def _thread(self, tid: int) -> VcpuThread:
-        now = self._threads.affinity(tid)
+        now = self._threads.get(tid)
         placed = self._placed.get(tid)
         # a mask that is still as pmuctl left it is no pin of the admin's
         may = placed.before if placed and placed.cpus == now else now
@@ -272,7 +272,7 @@ class PmuState:
         for step in steps:
             try:
                 if isinstance(step, SetAffinity):
-                    self._threads.place(step.tid, step.cpus)
+                    self._threads.set(step.tid, step.cpus)
                     may = current.threads[step.vcpu].may
                     self._placed[step.tid] = replace(step, before=may)
                 else:
@@ -307,7 +307,7 @@ class PmuState:
     def _undo(self, step: Step) -> bool:
         if isinstance(step, SetAffinity):
             with suppress(OSError):
-                self._threads.place(step.tid, step.before)
+                self._threads.set(step.tid, step.before)
                 return True
         return False
 

@@ -27,7 +27,7 @@ from pmuctl.control.server.connection import Connection
 from pmuctl.control.server.pmu_state import PmuState
 from pmuctl.host.pmus import scan_pmu_types
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 
 __all__ = ["Server", "VcpuStatus", "VmmBackend"]
 
@@ -47,7 +47,7 @@ class Server:
         path: Path | None = None,
         *,
         sysfs: Sysfs | None = None,
-        threads: Threads | None = None,
+        threads: ThreadAffinity | None = None,
         stall: float = STALL_SECONDS,
         on_change: OnChange | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class Server:
         self.settings = PmuState(
             door,
             lambda: scan_pmu_types(its_sysfs),
-            threads or Threads(),
+            threads or ThreadAffinity(),
         )
         self._dispatcher = CommandHandler(self.settings, self._broadcast, on_change)
         self._connections: list[Connection] = []

@@ -155,4 +155,4 @@ def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: s
     """Whole or not at all; where it cannot be, there is no cache and no error."""
     document = {"key": key, "probed": to_json(probed)}
     with contextlib.suppress(OSError):
-        json_store.store(directory, PROBE_CACHE, document, owners=owners, limit=SIZE_LIMIT)
+        json_store.save(directory, PROBE_CACHE, document, owners=owners, limit=SIZE_LIMIT)

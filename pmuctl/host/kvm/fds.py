@@ -16,7 +16,7 @@ _VCPU = re.compile(rf"{KVM_VCPU_LINK}([0-9]{{1,9}})")
 
 
 @value(kw_only=True)
-class KvmHolder:
+class KvmProcess:
     """A process that has KVM VMs or vCPUs open, and its descriptors of them.
 
     `vms` are none where only vCPUs are left open, which keep their VM. `vcpus` maps the file
@@ -47,7 +47,7 @@ class KvmScan:
     those outside of this pid namespace.
     """
 
-    holders: tuple[KvmHolder, ...]
+    holders: tuple[KvmProcess, ...]
     unreadable: int = 0
     is_partial: bool = False
 
@@ -60,10 +60,10 @@ def has_kvm(links: Mapping[int, str]) -> bool:
     )
 
 
-def holder_of(process: ProcessId, links: Mapping[int, str]) -> KvmHolder:
+def holder_of(process: ProcessId, links: Mapping[int, str]) -> KvmProcess:
     """What a process has of KVM among these."""
     vms = tuple(sorted(fd for fd, its in links.items() if its == KVM_VM_LINK))
-    return KvmHolder(process=process, vms=vms, vcpus=vcpus_of(links))
+    return KvmProcess(process=process, vms=vms, vcpus=vcpus_of(links))
 
 
 def vcpus_of(links: Mapping[int, str]) -> dict[int, int]:

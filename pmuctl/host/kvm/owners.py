@@ -8,7 +8,7 @@ virt/kvm/kvm_main.c): a helper that a VMM forks has its descriptors, but not its
 from collections.abc import Iterator, Mapping, Sequence
 
 from pmuctl.host import debugfs
-from pmuctl.host.kvm.fds import KvmHolder, KvmScan
+from pmuctl.host.kvm.fds import KvmProcess, KvmScan
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.uapi.kvm import KVM_RUN
@@ -36,8 +36,8 @@ def scan_owners(procs: Procfs, sysfs: Sysfs) -> KvmScan:
 
 
 def _unshared(
-    names: debugfs.Names, by_pid: Mapping[int, KvmHolder], procs: Procfs
-) -> Iterator[KvmHolder]:
+    names: debugfs.Names, by_pid: Mapping[int, KvmProcess], procs: Procfs
+) -> Iterator[KvmProcess]:
     """What the makers of VMs have open that their processes are not seen to have."""
     for tid, fd in names:
         if tid not in by_pid or fd not in by_pid[tid].vms:
@@ -46,13 +46,13 @@ def _unshared(
                 yield its
 
 
-def _joined(holder: KvmHolder, more: KvmHolder) -> KvmHolder:
+def _joined(holder: KvmProcess, more: KvmProcess) -> KvmProcess:
     vms = tuple(sorted({*holder.vms, *more.vms}))
     return replace(holder, vms=vms, vcpus={**more.vcpus, **holder.vcpus})
 
 
 def _made(
-    holders: Sequence[KvmHolder], procs: Procfs, names: debugfs.Names
+    holders: Sequence[KvmProcess], procs: Procfs, names: debugfs.Names
 ) -> list[tuple[int, int]]:
     """The VMs whose maker KVM names: its process and descriptor."""
     if not names:
@@ -65,8 +65,8 @@ def _made(
 
 
 def _is_helper(
-    holder: KvmHolder,
-    by_pid: Mapping[int, KvmHolder],
+    holder: KvmProcess,
+    by_pid: Mapping[int, KvmProcess],
     made: Sequence[tuple[int, int]],
     procs: Procfs,
 ) -> bool:
@@ -79,7 +79,7 @@ def _is_helper(
 
 
 def _run_by_parent(
-    holder: KvmHolder, by_pid: Mapping[int, KvmHolder], procs: Procfs
+    holder: KvmProcess, by_pid: Mapping[int, KvmProcess], procs: Procfs
 ) -> Iterator[tuple[int, int]]:
     """The only VM of the parent, where that has run a guest and this process never has.
 

@@ -19,10 +19,10 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import shortage_of
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedDoor
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import TargetSettings
-from pmuctl.model.settings_change import Applied
+from pmuctl.model.settings_change import SettingsChange
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace
 
@@ -33,7 +33,7 @@ class Service:
     """A Story told over the control socket, and kept in the record beside it."""
 
     def __init__(
-        self, orders: Orders, pid: int, *, procs: Procfs, wake: Callable[[], None]
+        self, orders: LaunchSpec, pid: int, *, procs: Procfs, wake: Callable[[], None]
     ) -> None:
         self._orders = orders
         self._procs = procs
@@ -82,7 +82,7 @@ class Service:
                 self._server.seal("it was started without --hold")
             self._stack = stack.pop_all()
 
-    def began(self, pid: int) -> None:
+    def on_process(self, pid: int) -> None:
         """This process makes VMs."""
         self._door.pid, self._door.known, self._known = pid, (), ()
         self._door.default = None
@@ -108,7 +108,7 @@ class Service:
             self.rest()  # there may be a descriptor for it now
         self._stack = None
 
-    def has(self, vcpus: Sequence[VcpuStatus]) -> None:
+    def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
         """These are the vCPUs of the VM made last."""
         self._known = tuple(vcpus)
         if not self._orders.hold or self._is_reached:
@@ -116,13 +116,13 @@ class Service:
         if self._record.stops is None and all(vcpu.has_run for vcpu in vcpus):
             self._note(stops=self._stops())
 
-    def chose(self, pmu: tuple[int, str] | None) -> None:
+    def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
         """The PMU that KVM chose for them by itself; None where that is not certain."""
         self._door.default = pmu
         if self._record.derived != pmu:
             self._note(derived=pmu)
 
-    def applied(self, words: Sequence[str]) -> None:
+    def on_applied(self, words: Sequence[str]) -> None:
         """The settings were applied to a VM, by these calls."""
         if self._orders.hold:
             return
@@ -139,14 +139,14 @@ class Service:
             self._server.settings.set_applied(wanted)
             self._changed(BY_RUN, tuple(words))
 
-    def refused(self, error: PmuctlError) -> None:
+    def on_refused(self, error: PmuctlError) -> None:
         """The VM does not start."""
         its = Problem(
             message=error.message, why=error.why, fix=error.fix, status=int(ExitStatus.ENDED)
         )
         self._note(problem=its)
 
-    def held(self, words: Sequence[str]) -> None:
+    def on_held(self, words: Sequence[str]) -> None:
         """The window is open, and stays so; what was ordered was applied by these calls."""
         self._adopt(words)
         self._is_reached = True
@@ -165,11 +165,11 @@ class Service:
                 self._check(cpus)
         self._make(vcpu, attr, payload)
 
-    def released(self) -> Orders | None:
+    def released(self) -> LaunchSpec | None:
         """Once somebody has released the VM, the orders as they are to go on; None until then."""
         return self._given() if self._server.settings.closed.is_set() else None
 
-    def _given(self) -> Orders:
+    def _given(self) -> LaunchSpec:
         """The orders as they would have been with what the VM was given while it was held."""
         its = self._server.settings.query()
         pmu, event_filter = self._server.settings.pmu, its["filter"]
@@ -199,7 +199,7 @@ class Service:
     def _changed(self, by: str, words: tuple[str, ...]) -> None:
         """What stands after a change, by whom; called from any thread."""
         given = self._given()
-        change = Applied(when=int(time.time()), by=by, steps=words)
+        change = SettingsChange(when=int(time.time()), by=by, steps=words)
         with self._lock:
             applied = (*self._record.applied, change)
         self._note(pmu=given.pmu, filter=given.filter, cpus=given.affinity, applied=applied)

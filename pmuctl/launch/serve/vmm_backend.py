@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from pmuctl.control.server.backend import VcpuStatus
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 
 GONE_SECONDS = 0.5
@@ -38,7 +38,7 @@ class SupervisedDoor:
 
     uuid: str | None = None
 
-    def __init__(self, orders: Orders, pid: int, wake: Callable[[], None]) -> None:
+    def __init__(self, orders: LaunchSpec, pid: int, wake: Callable[[], None]) -> None:
         self.name = orders.name
         self.vmm = os.path.basename(orders.command[0])[:64]
         self.pid = pid

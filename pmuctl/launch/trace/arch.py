@@ -11,7 +11,7 @@ from pmuctl.value import value
 
 
 @value(kw_only=True)
-class Machine:
+class Arch:
     """Numbers of system calls, and where the register set NT_PRSTATUS (64-bit words) has what.
 
     `instruction` is the length of the instruction that makes a system call, in bytes.
@@ -61,7 +61,7 @@ class Machine:
 
 MACHINES = {
     # struct user_pt_regs: x0-x30, sp, pc, pstate
-    "aarch64": Machine(
+    "aarch64": Arch(
         audit_arch=AUDIT_ARCH_AARCH64,
         nr_ioctl=29,
         nr_close=57,
@@ -82,7 +82,7 @@ MACHINES = {
     ),
     # struct user_regs_struct: … r10 is word 7, r9 8, r8 9, rax 10, rdx 12, rsi 13, rdi 14,
     # orig_rax 15, rip 16, rsp 19
-    "x86_64": Machine(
+    "x86_64": Arch(
         audit_arch=AUDIT_ARCH_X86_64,
         nr_ioctl=16,
         nr_close=3,
@@ -104,7 +104,7 @@ MACHINES = {
 }
 
 
-def this_machine() -> Machine:
+def native_arch() -> Arch:
     """The row of the machine this runs on; raises UnsupportedError where there is none."""
     name = os.uname().machine
     try:

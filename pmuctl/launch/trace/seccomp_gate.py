@@ -6,7 +6,7 @@ import errno
 import select
 from contextlib import suppress
 
-from pmuctl.launch.trace.arch import Machine
+from pmuctl.launch.trace.arch import Arch
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
 from pmuctl.uapi.ptrace import PR_SET_NO_NEW_PRIVS, prctl
@@ -41,7 +41,7 @@ class Notification:
     tid: int
 
 
-def install(machine: Machine) -> int:
+def install(machine: Arch) -> int:
     """Put the gate in front of this thread and all it will become; its listener.
 
     Without CAP_SYS_ADMIN the kernel asks for no_new_privs first, which then stays. Raises OSError
@@ -56,7 +56,7 @@ def install(machine: Machine) -> int:
         return seccomp(machine.nr_seccomp, operation, flags, program)
 
 
-def _program(machine: Machine) -> "ctypes.Array[sock_filter]":
+def _program(machine: Arch) -> "ctypes.Array[sock_filter]":
     """KVM_CREATE_VCPU of this architecture goes to the listener, all else is none of its business.
 
     Of a request only the low 32 bits count (virt/kvm/kvm_main.c takes an unsigned int).

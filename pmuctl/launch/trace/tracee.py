@@ -11,8 +11,8 @@ import signal
 import struct
 from contextlib import suppress
 
-from pmuctl.host.resource_errors import ShortageError
-from pmuctl.launch.trace.arch import Machine
+from pmuctl.host.resource_errors import ResourceExhaustedError
+from pmuctl.launch.trace.arch import Arch
 from pmuctl.uapi.ptrace import (
     NT_ARM_SYSTEM_CALL,
     NT_PRSTATUS,
@@ -57,7 +57,7 @@ class Tracee:
     how often it stopped. `shortage` is why it could not be told whose thread it is.
     """
 
-    def __init__(self, tid: int, tgid: int, machine: Machine) -> None:
+    def __init__(self, tid: int, tgid: int, machine: Arch) -> None:
         self.tid = tid
         self.tgid = tgid
         self.followed = False
@@ -67,7 +67,7 @@ class Tracee:
         self.is_ending = False
         self.stops = 0
         self.call: tuple[int, tuple[int, ...]] | None = None
-        self.shortage: ShortageError | None = None
+        self.shortage: ResourceExhaustedError | None = None
         self._machine = machine
         self._mask: bytes | None = None
 

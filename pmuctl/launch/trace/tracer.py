@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Protocol
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ShortageError
-from pmuctl.launch.trace.arch import Machine
+from pmuctl.host.resource_errors import ResourceExhaustedError
+from pmuctl.launch.trace.arch import Arch
 from pmuctl.launch.trace.tracee import SYSCALL_STOP, WALL, ThreadGoneError, Tracee, is_group_stop
 from pmuctl.uapi.ptrace import (
     PTRACE_EVENT_EXEC,
@@ -74,9 +74,7 @@ class Tracer:
     calls: Calls
     signals: Signals
 
-    def __init__(
-        self, machine: Machine, procs: Procfs, *, patience: float = FOLLOW_SECONDS
-    ) -> None:
+    def __init__(self, machine: Arch, procs: Procfs, *, patience: float = FOLLOW_SECONDS) -> None:
         self._patience = patience
         self.threads: dict[int, Tracee] = {}
         self.stops = 0
@@ -257,7 +255,7 @@ class Tracer:
     def _born(self, tid: int) -> Tracee:
         try:
             thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
-        except ShortageError as error:  # it is told at its next call
+        except ResourceExhaustedError as error:  # it is told at its next call
             thread = Tracee(tid, tid, self._machine)
             thread.shortage = error
         thread.followed = thread.tgid in self._whole or thread.shortage is not None

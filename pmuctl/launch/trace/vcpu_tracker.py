@@ -4,8 +4,8 @@
 from typing import Protocol
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ShortageError
-from pmuctl.launch.trace.arch import Machine
+from pmuctl.host.resource_errors import ResourceExhaustedError
+from pmuctl.launch.trace.arch import Arch
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.uapi.kvm import (
     KVM_ARM_VCPU_INIT,
@@ -25,7 +25,7 @@ BITS = 0xFFFFFFFF
 """Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
 
 
-class NewVcpu:
+class PendingVcpu:
     """A vCPU whose window has not come yet.
 
     `has_vpmu` is None until it is initialised; `is_mapped` tells that its kvm_run page is mapped:
@@ -42,10 +42,10 @@ class NewVcpu:
         self.is_mapped = False
 
 
-class Master(Protocol):
+class VcpuEvents(Protocol):
     """Who decides what is done when a vCPU's window comes, its thread stopped at a call's exit."""
 
-    def made(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def made(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """It was made, and nobody knows of it yet."""
 
     def initialising(self, tgid: int, tid: int | None) -> None:
@@ -55,10 +55,10 @@ class Master(Protocol):
         vCPU that asks for no choice (KVM_ARM_VCPU_PMU_V3_STRICT).
         """
 
-    def opened(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def opened(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Its window is open."""
 
-    def without_vpmu(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def without_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """It was made to run without a vPMU: there will be no window."""
 
     def spread(self, thread: Tracee) -> None:
@@ -67,23 +67,23 @@ class Master(Protocol):
     def at_attribute(self, thread: Tracee, fd: int) -> None:
         """At the entry of a call for an attribute that is, if `fd` is a vCPU, one of its PMU."""
 
-    def lost(self, thread: Tracee, shortage: ShortageError) -> None:
+    def lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
         """What becomes of a vCPU could not be read, for want of descriptors or memory."""
 
     def settled(self) -> None:
         """No vCPU is waiting for its window any more."""
 
 
-class Windows:
+class VcpuTracker:
     """Follows the calls that make vCPUs, in every process behind the gate."""
 
-    def __init__(self, machine: Machine, procs: Procfs, master: Master) -> None:
+    def __init__(self, machine: Arch, procs: Procfs, master: VcpuEvents) -> None:
         self.awaits_attribute = False
         """Whether to follow on to the first call for a PMU attribute, past the windows."""
         self._machine = machine
         self._procs = procs
         self._master = master
-        self._new: list[NewVcpu] = []
+        self._new: list[PendingVcpu] = []
         self._given: dict[tuple[int, int], int] = {}
         """By process and descriptor: the numbers of all vCPUs it was given."""
 
@@ -95,7 +95,7 @@ class Windows:
             return
         try:
             self._entered(thread, nr, args)
-        except ShortageError as error:
+        except ResourceExhaustedError as error:
             self._master.lost(thread, error)
 
     def _entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
@@ -137,7 +137,7 @@ class Windows:
         """At the exit of that call."""
         try:
             self._left(thread, nr, args, result)
-        except ShortageError as error:
+        except ResourceExhaustedError as error:
             self._master.lost(thread, error)
 
     def _left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
@@ -166,7 +166,7 @@ class Windows:
 
     def _made(self, thread: Tracee, *, vm_fd: int, fd: int, index: int) -> None:
         """A vCPU is there, unless its VMM is to end for it."""
-        vcpu = NewVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=vm_fd, fd=fd, index=index)
+        vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=vm_fd, fd=fd, index=index)
         if (closed := self._find(thread.tgid, fd)) is not None:
             self._settle(closed)
         self._master.made(thread, vcpu)
@@ -174,7 +174,7 @@ class Windows:
             self._new.append(vcpu)
             self._given[thread.tgid, fd] = index
 
-    def _reach(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def _reach(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """A vCPU is where its window opens, if it has one."""
         if vcpu.has_vpmu is not False:
             self._settle(vcpu)
@@ -188,11 +188,11 @@ class Windows:
         """Whether there is nothing to follow any thread for."""
         return not self._new and not self.awaits_attribute
 
-    def of_process(self, tgid: int) -> list[NewVcpu]:
+    def of_process(self, tgid: int) -> list[PendingVcpu]:
         """The vCPUs of a process that wait for their window and are not initialised yet."""
         return [vcpu for vcpu in self._new if vcpu.tgid == tgid and vcpu.has_vpmu is None]
 
-    def reach(self, thread: Tracee, vcpu: NewVcpu) -> None:
+    def reach(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """A vCPU turned out to be initialised with a vPMU, by a thread that was not followed."""
         vcpu.has_vpmu = True
         self._master.initialising(thread.tgid, None)
@@ -207,10 +207,10 @@ class Windows:
         self._new = [vcpu for vcpu in self._new if vcpu.tgid != tgid]
         self._given = {key: index for key, index in self._given.items() if key[0] != tgid}
 
-    def _find(self, tgid: int, fd: int) -> NewVcpu | None:
+    def _find(self, tgid: int, fd: int) -> PendingVcpu | None:
         return next((its for its in self._new if (its.tgid, its.fd) == (tgid, fd)), None)
 
-    def _find_any(self, tgid: int, fd: int) -> NewVcpu | None:
+    def _find_any(self, tgid: int, fd: int) -> PendingVcpu | None:
         """The same, also by a duplicate of the descriptor, which then takes its place."""
         if (known := self._find(tgid, fd)) or tgid not in self.awaited():
             return known
@@ -245,7 +245,7 @@ class Windows:
         except PermissionError:
             return {}
 
-    def _settle(self, vcpu: NewVcpu) -> None:
+    def _settle(self, vcpu: PendingVcpu) -> None:
         self._new.remove(vcpu)
 
     def _check_settled(self) -> None:

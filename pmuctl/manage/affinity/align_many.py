@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from pmuctl.errors import NOTHING_CHANGED, GoneError, PmuctlError, Stopped, UnknownThreadsError
-from pmuctl.manage.affinity.assess import recorded
+from pmuctl.manage.affinity.assess import read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.affinity.pin import PlacedVm, stopped_after
+from pmuctl.manage.affinity.pin import VmAffinityResult, stopped_after
 from pmuctl.manage.affinity.set_and_align import align_vm
 from pmuctl.manage.batch import BatchResult, run_each
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
-from pmuctl.model.effective_pmu import chosen_pmu
+from pmuctl.model.effective_pmu import effective_pmu
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmRef
 from pmuctl.value import replace, value
@@ -23,7 +23,7 @@ from pmuctl.value import replace, value
 class Aligned:
     """What came of each VM, why others were left alone, and what is to be warned of."""
 
-    vms: BatchResult[PlacedVm]
+    vms: BatchResult[VmAffinityResult]
     left: Sequence[str] = ()
     warnings: Sequence[PmuctlError] = ()
 
@@ -40,13 +40,13 @@ def align_all(vms: Sequence[Vm], site: HostState, *, dry_run: bool) -> Aligned:
     real: list[PmuctlError] = []
     targets: list[Vm] = []
     for vm in vms:
-        chosen = chosen_pmu(vm, site.ground)
+        chosen = effective_pmu(vm, site.ground)
         if vm.query_error is not None:
             failure = failure_of(vm, site.reach)
             (warnings if failure is None else real).append(vm.query_error)
         elif not vm.vcpus:
             continue
-        elif chosen.only_cpus is not None and recorded(vm, site).is_left_alone:
+        elif chosen.only_cpus is not None and read_vm_affinity_record(vm, site).is_left_alone:
             left.append(f"{vm.name}: left alone, as affinity none says")
         elif chosen.only_cpus is not None:
             targets.append(vm)
@@ -80,10 +80,10 @@ def align_named(
 
 def _align(
     vms: Sequence[Vm], site: HostState, *, keep_going: bool, dry_run: bool
-) -> BatchResult[PlacedVm]:
-    done: list[PlacedVm] = []
+) -> BatchResult[VmAffinityResult]:
+    done: list[VmAffinityResult] = []
 
-    def align(vm: Vm) -> PlacedVm:
+    def align(vm: Vm) -> VmAffinityResult:
         try:
             done.append(align_vm(vm, site, dry_run=dry_run))
         except PmuctlError as error:
@@ -99,7 +99,7 @@ def _align(
     return run_each(vms, align, keep_going=keep_going)
 
 
-def _tell_of(stop: Stopped, done: Sequence[PlacedVm]) -> None:
+def _tell_of(stop: Stopped, done: Sequence[VmAffinityResult]) -> None:
     """Add to what a signal leaves what was done before it."""
     before = stopped_after(done)
     if stop.lost is None or before is None:
@@ -108,5 +108,5 @@ def _tell_of(stop: Stopped, done: Sequence[PlacedVm]) -> None:
         stop.lost.now = "; ".join(filter(None, (before.now, stop.lost.now)))
 
 
-def _warnings(done: BatchResult[PlacedVm]) -> list[PmuctlError]:
+def _warnings(done: BatchResult[VmAffinityResult]) -> list[PmuctlError]:
     return [problem for its in done.done for problem in its.warnings]

@@ -3,13 +3,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from pmuctl.control.runtime.affinity_record import read_placings
+from pmuctl.control.runtime.affinity_record import read_affinity_record
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.inventory.start_records import recorded_cpus
-from pmuctl.model.alignment import HeldVcpu, HeldVm, aligned_mask
+from pmuctl.model.alignment import VcpuAlignment, VmAlignment, aligned_mask
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import chosen_pmu
+from pmuctl.model.effective_pmu import effective_pmu
 from pmuctl.model.vm import Vm
 from pmuctl.value import field, value
 
@@ -21,15 +21,15 @@ class VcpuRow:
     `blocker` says what is in the way of `affinity align`, where that was asked.
     """
 
-    vm: HeldVm
-    its: HeldVcpu
+    vm: VmAlignment
+    its: VcpuAlignment
     cpu: int | None
     blocker: str | None = None
 
     @property
     def is_unknown(self) -> bool:
         """Whether it has a PMU, and nobody knows whether it stays there."""
-        return self.its.judgement.aligned is None and bool(self.vm.chosen.cpus)
+        return self.its.alignment.aligned is None and bool(self.vm.effective_pmu.cpus)
 
 
 @value(kw_only=True)
@@ -40,36 +40,36 @@ class Recorded:
     is_left_alone: bool = False
 
 
-def hold(vm: Vm, site: HostState) -> HeldVm:
+def assess(vm: Vm, site: HostState) -> VmAlignment:
     """A VM held against the PMU that it has or can have."""
     tids = (its.tid for its in vm.vcpus or () if its.tid is not None)
     masks = {tid: mask for tid in tids if (mask := site.mask(vm.pid, tid)) is not None}
-    return HeldVm.of(vm, chosen_pmu(vm, site.ground), masks, site.online)
+    return VmAlignment.of(vm, effective_pmu(vm, site.ground), masks, site.online)
 
 
-def vcpu_rows(held: HeldVm, site: HostState) -> Iterator[VcpuRow]:
+def vcpu_rows(held: VmAlignment, site: HostState) -> Iterator[VcpuRow]:
     """Every vCPU of a VM, in order."""
     for its in held.vcpus:
         yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, site))
 
 
-def check_rows(held: HeldVm, site: HostState) -> Iterator[VcpuRow]:
+def check_rows(held: VmAlignment, site: HostState) -> Iterator[VcpuRow]:
     """Every vCPU of a VM, in order; of those that leave, what keeps `affinity align` from it."""
-    masks = recorded(held.vm, site).cpus if held.is_stray else {}
-    leavers = (*held.strays, *held.leavers)
+    masks = read_vm_affinity_record(held.vm, site).cpus if held.is_misplaced else {}
+    leavers = (*held.misplaced, *held.offenders)
     for its in held.vcpus:
         blocker = _blocker(held, its, masks, site) if its in leavers else None
         yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, site), blocker=blocker)
 
 
-def recorded(vm: Vm, site: HostState) -> Recorded:
+def read_vm_affinity_record(vm: Vm, site: HostState) -> Recorded:
     """What pmuctl did with the vCPUs last: by its own record, or else its supervisor's.
 
     Nothing is known of those of another machine.
     """
     if vm.id is None or not site.reach.is_live:
         return Recorded()
-    placed = read_placings(site.environ, site.uid, vm.id.process, owner=vm.owner)
+    placed = read_affinity_record(site.environ, site.uid, vm.id.process, owner=vm.owner)
     is_left_alone = placed.leaves(vm.id)
     by_all = None if is_left_alone else recorded_cpus(vm)
     found = {its.index: placed.cpus.get(its.tid or 0, by_all) for its in vm.vcpus or ()}
@@ -77,20 +77,20 @@ def recorded(vm: Vm, site: HostState) -> Recorded:
     return Recorded(cpus=masks, is_left_alone=is_left_alone)
 
 
-def _last_cpu(vm: Vm, its: HeldVcpu, site: HostState) -> int | None:
+def _last_cpu(vm: Vm, its: VcpuAlignment, site: HostState) -> int | None:
     if vm.pid is None or its.tid is None:
         return None
     return site.procs.last_cpu(vm.pid, its.tid)
 
 
-def find_obstacle(
-    held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: HostState
+def find_vm_obstacle(
+    held: VmAlignment, its: VcpuAlignment, masks: Mapping[int, CpuSet], site: HostState
 ) -> Blocker | None:
     """What on this machine keeps a vCPU that leaves off the CPUs that align would put it on.
 
     `masks` are those that pmuctl put vCPUs on, by number.
     """
-    pid, cpus = held.vm.pid, held.chosen.only_cpus
+    pid, cpus = held.vm.pid, held.effective_pmu.only_cpus
     if cpus is None or its.tid is None or its.affinity is None or pid is None:
         return None
     mask = aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online)
@@ -99,15 +99,15 @@ def find_obstacle(
 
 
 def _blocker(
-    held: HeldVm, its: HeldVcpu, masks: Mapping[int, CpuSet], site: HostState
+    held: VmAlignment, its: VcpuAlignment, masks: Mapping[int, CpuSet], site: HostState
 ) -> str | None:
     """What `affinity align` would fail for, None where nothing is known to be in its way."""
-    vm, cpus = held.vm, held.chosen.only_cpus
+    vm, cpus = held.vm, held.effective_pmu.only_cpus
     if cpus is None:
         return "which PMU KVM chose is not known"
     if its.tid is None or its.affinity is None or vm.pid is None:
         return None
-    if found := find_obstacle(held, its, masks, site):
+    if found := find_vm_obstacle(held, its, masks, site):
         return found.words
     if aligned_mask(its.affinity, cpus, masks.get(its.index), online=site.online) is None:
         return f"a pin to {its.affinity or 'offline CPUs'} that pmuctl did not make"

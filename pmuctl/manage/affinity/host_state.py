@@ -9,10 +9,10 @@ from pmuctl.host.kvm.cache import read_cached
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Ground
+from pmuctl.model.effective_pmu import HostPmus
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import field, replace, value
@@ -26,8 +26,8 @@ class HostState:
     """
 
     reach: Session
-    ground: Ground
-    live_threads: Threads | None
+    ground: HostPmus
+    live_threads: ThreadAffinity | None
     cpusets: Cpusets = field(compare=False)
 
     @property
@@ -61,7 +61,7 @@ class HostState:
         return self.ground.online
 
     @property
-    def threads(self) -> Threads:
+    def threads(self) -> ThreadAffinity:
         """The threads of this machine; raises ValueError of another one's tree, which has none."""
         if self.live_threads is None:
             raise ValueError("a captured tree has no threads to be placed")
@@ -74,7 +74,7 @@ class HostState:
         if self.live_threads is None:
             return None if pid is None else self.procs.affinity(pid, tid)
         try:
-            return self.live_threads.affinity(tid)
+            return self.live_threads.get(tid)
         except OSError:
             return None
 
@@ -83,7 +83,7 @@ class HostState:
         return replace(self, ground=replace(self.ground, probed=probed)) if probed else self
 
 
-def read_host_state(reach: Session, threads: Threads) -> HostState:
+def read_host_state(reach: Session, threads: ThreadAffinity) -> HostState:
     """The machine as it is now. No VM is made: what KVM does is known if it was probed before.
 
     PMUs are named by sysfs, on the live machine as in a captured tree.
@@ -93,7 +93,7 @@ def read_host_state(reach: Session, threads: Threads) -> HostState:
     probed = read_cached(sysfs, pmus, reach.environ, uid=reach.uid)
     return HostState(
         reach=reach,
-        ground=Ground(pmus=pmus, online=read_online(sysfs), probed=probed),
+        ground=HostPmus(pmus=pmus, online=read_online(sysfs), probed=probed),
         live_threads=threads if reach.is_live else None,
         cpusets=Cpusets(sysfs),
     )

@@ -3,12 +3,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pmuctl.control.runtime.affinity_record import write_placings
+from pmuctl.control.runtime.affinity_record import write_affinity_record
 from pmuctl.errors import PmuctlError, RefusedError, Stopped
-from pmuctl.host.signals import uninterrupted
+from pmuctl.host.signals import defer_signals
 from pmuctl.manage.affinity.blockers import cpuset_words
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.affinity.vcpu_threads import Crew, Placed, place_threads
+from pmuctl.manage.affinity.vcpu_threads import AffinityResult, VcpuThreads, set_affinities
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmId
@@ -16,14 +16,14 @@ from pmuctl.value import value
 
 
 @value(kw_only=True)
-class PlacedVm:
+class VmAffinityResult:
     """What became of the vCPU threads of a VM, and what is to be warned of.
 
     That is what the kernel left out of the masks, and that they could not be recorded.
     """
 
     vm: Vm
-    placed: tuple[Placed, ...]
+    placed: tuple[AffinityResult, ...]
     warnings: tuple[PmuctlError, ...] = ()
 
     @property
@@ -32,31 +32,36 @@ class PlacedVm:
         return tuple(its.words() for its in self.placed if its.outcome != "unchanged")
 
 
-def place_and_record(
-    crew: Crew, wanted: Mapping[int, CpuSet], site: HostState, *, all_of_them: bool, dry_run: bool
-) -> PlacedVm:
+def apply_affinity(
+    crew: VcpuThreads,
+    wanted: Mapping[int, CpuSet],
+    site: HostState,
+    *,
+    all_of_them: bool,
+    dry_run: bool,
+) -> VmAffinityResult:
     """Put each vCPU's thread on the CPUs that are wanted, and record it: all, or nothing.
 
     Recorded is what was set, or with `all_of_them` also what was so already. A signal that ends
-    pmuctl waits for that, and then says what was done. Raises what `place_threads` does.
+    pmuctl waits for that, and then says what was done. Raises what `set_affinities` does.
     """
-    placed: list[Placed] = []
+    placed: list[AffinityResult] = []
     warnings: list[PmuctlError] = []
     try:
-        with uninterrupted():
-            placed += place_threads(crew, wanted, site, dry_run=dry_run)
+        with defer_signals():
+            placed += set_affinities(crew, wanted, site, dry_run=dry_run)
             its = [one for one in placed if all_of_them or one.outcome == "set"]
             if not dry_run:
                 warnings += _record(crew, {one.tid: one.wanted for one in its}, site)
     except Stopped as stop:
-        done = PlacedVm(vm=crew.vm, placed=tuple(placed))
+        done = VmAffinityResult(vm=crew.vm, placed=tuple(placed))
         stop.lost = stop.lost or (stopped_after([done]) if not dry_run else None)
         raise
     warnings += reductions(placed, crew.pid, site)
-    return PlacedVm(vm=crew.vm, placed=tuple(placed), warnings=tuple(warnings))
+    return VmAffinityResult(vm=crew.vm, placed=tuple(placed), warnings=tuple(warnings))
 
 
-def stopped_after(done: Sequence[PlacedVm]) -> PmuctlError | None:
+def stopped_after(done: Sequence[VmAffinityResult]) -> PmuctlError | None:
     """What a signal leaves to be told; None where nothing was changed."""
     steps = [f"{its.vm.name}: {step}" for its in done for step in its.steps]
     if not steps:
@@ -64,17 +69,21 @@ def stopped_after(done: Sequence[PlacedVm]) -> PmuctlError | None:
     return RefusedError("stopped once vCPU threads were placed", now=f"set: {'; '.join(steps)}")
 
 
-def _record(crew: Crew, placed: Mapping[int, CpuSet], site: HostState) -> Iterator[PmuctlError]:
+def _record(
+    crew: VcpuThreads, placed: Mapping[int, CpuSet], site: HostState
+) -> Iterator[PmuctlError]:
     vm = crew.vm
     its = vm.id or VmId(crew.process)
     try:
-        write_placings(site.environ, site.uid, its, placed, site.procs, owner=vm.owner)
+        write_affinity_record(site.environ, site.uid, its, placed, site.procs, owner=vm.owner)
     except RefusedError as error:
         error.subject = vm.name
         yield error
 
 
-def reductions(placed: Sequence[Placed], pid: int, site: HostState) -> Iterator[RefusedError]:
+def reductions(
+    placed: Sequence[AffinityResult], pid: int, site: HostState
+) -> Iterator[RefusedError]:
     """What the kernel left out of the CPUs that were wanted, each with who took it."""
     site.cpusets.forget()
     for its in placed:

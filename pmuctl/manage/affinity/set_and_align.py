@@ -9,12 +9,12 @@ from pmuctl.errors import (
     UnsupportedError,
     command,
 )
-from pmuctl.manage.affinity.assess import recorded
+from pmuctl.manage.affinity.assess import read_vm_affinity_record
 from pmuctl.manage.affinity.blockers import find_blocker
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.affinity.pin import PlacedVm, place_and_record
+from pmuctl.manage.affinity.pin import VmAffinityResult, apply_affinity
 from pmuctl.manage.affinity.vcpu_threads import (
-    Crew,
+    VcpuThreads,
     blocked,
     check_inside,
     current_masks,
@@ -23,29 +23,29 @@ from pmuctl.manage.affinity.vcpu_threads import (
 )
 from pmuctl.manage.hints import cpus_words, pins
 from pmuctl.manage.resolve import present_cpus
-from pmuctl.model.alignment import Verdict, aligned_mask, judge_mask
+from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Chosen, Consequence, chosen_pmu
+from pmuctl.model.effective_pmu import Consequence, EffectivePmu, effective_pmu
 from pmuctl.model.plan import SetAffinity, no_vpmu
 from pmuctl.model.vm import Vm, Window
 
 
 def set_affinity(
     vm: Vm, text: str, site: HostState, *, vcpus: CpuSet | None = None, dry_run: bool
-) -> PlacedVm:
+) -> VmAffinityResult:
     """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
 
     Raises UsageError, NotFoundError and RefusedError for CPUs that will not do, and what
-    `place_and_record` does.
+    `apply_affinity` does.
     """
     try:
         cpus = choose_cpus(text, vm, site)
     except RefusedError as error:
         error.fix = f"{error.fix} --vcpu {vcpus}" if vcpus else error.fix
         raise
-    crew = Crew.of(vm, site, only=vcpus)
+    crew = VcpuThreads.of(vm, site, only=vcpus)
     wanted = dict.fromkeys(crew.tids, cpus)
-    return place_and_record(crew, wanted, site, all_of_them=True, dry_run=dry_run)
+    return apply_affinity(crew, wanted, site, all_of_them=True, dry_run=dry_run)
 
 
 def choose_cpus(text: str, vm: Vm, site: HostState) -> CpuSet:
@@ -54,10 +54,12 @@ def choose_cpus(text: str, vm: Vm, site: HostState) -> CpuSet:
     Raises UsageError, NotFoundError and RefusedError for others.
     """
     cpus = present_cpus(text, site.pmus, site.sysfs, subject=vm.name)
-    chosen = chosen_pmu(vm, site.ground)
+    chosen = effective_pmu(vm, site.ground)
     if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:
         check_inside(cpus, chosen.only_cpus, vm, chosen.only)
-    elif chosen.is_explicit and judge_mask(cpus, chosen, None).verdict is Verdict.LEAVES:
+    elif (
+        chosen.is_explicit and align_mask_state(cpus, chosen, None).state is AlignmentState.LEAVES
+    ):
         raise RefusedError(
             f"{cpus_words(cpus)} not of one PMU",
             subject=vm.name,
@@ -68,19 +70,19 @@ def choose_cpus(text: str, vm: Vm, site: HostState) -> CpuSet:
     return cpus
 
 
-def align_vm(vm: Vm, site: HostState, *, dry_run: bool) -> PlacedVm:
+def align_vm(vm: Vm, site: HostState, *, dry_run: bool) -> VmAffinityResult:
     """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
 
     Raises UnsupportedError without a vPMU, or a PMU of the host; RefusedError where it is not
     known which PMU it has, PinnedError for a pin that is not pmuctl's, and what
-    `place_and_record` does.
+    `apply_affinity` does.
     """
-    chosen = chosen_pmu(vm, site.ground)
+    chosen = effective_pmu(vm, site.ground)
     cpus = chosen.only_cpus
     if cpus is None:
         raise _no_pmu(vm, chosen, site)
-    crew = Crew.of(vm, site)
-    masks = recorded(vm, site).cpus
+    crew = VcpuThreads.of(vm, site)
+    masks = read_vm_affinity_record(vm, site).cpus
     wanted: dict[int, CpuSet] = {}
     pinned: dict[int, CpuSet] = {}
     for vcpu, now in current_masks(crew, site).items():
@@ -95,10 +97,10 @@ def align_vm(vm: Vm, site: HostState, *, dry_run: bool) -> PlacedVm:
             raise blocked(vm, SetAffinity(vcpu, crew.tids[vcpu], cpus, now), blocker)
     if pinned:
         raise _pinned(vm, chosen, pinned)
-    return place_and_record(crew, wanted, site, all_of_them=False, dry_run=dry_run)
+    return apply_affinity(crew, wanted, site, all_of_them=False, dry_run=dry_run)
 
 
-def _no_pmu(vm: Vm, chosen: Chosen, site: HostState) -> PmuctlError:
+def _no_pmu(vm: Vm, chosen: EffectivePmu, site: HostState) -> PmuctlError:
     error: PmuctlError
     if vm.query_error is not None:
         return vm.query_error
@@ -139,7 +141,7 @@ def _no_pmu(vm: Vm, chosen: Chosen, site: HostState) -> PmuctlError:
     return error
 
 
-def _pinned(vm: Vm, chosen: Chosen, pinned: dict[int, CpuSet]) -> PinnedError:
+def _pinned(vm: Vm, chosen: EffectivePmu, pinned: dict[int, CpuSet]) -> PinnedError:
     vcpus = CpuSet.of(pinned)
     masks = ", ".join(dict.fromkeys(str(its) or "offline CPUs" for its in pinned.values()))
     only = () if len(pinned) == len(vm.vcpus or ()) else ("--vcpu", vcpus)

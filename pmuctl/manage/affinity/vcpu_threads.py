@@ -28,7 +28,7 @@ from pmuctl.value import value
 
 
 @value(kw_only=True)
-class Placed:
+class AffinityResult:
     """What became of a vCPU's thread: `set`, `unchanged` or `planned`.
 
     `cpus` is its mask now, or as it would be, `before` the one it had; `wanted` are the CPUs that
@@ -49,7 +49,7 @@ class Placed:
 
 
 @value
-class Crew:
+class VcpuThreads:
     """The vCPU threads of a VM as they were found: vCPU number to thread id, and since when.
 
     A thread's id can be given to another one once it has ended; its start time tells.
@@ -66,7 +66,7 @@ class Crew:
         return self.process.pid
 
     @classmethod
-    def of(cls, vm: Vm, site: HostState, *, only: CpuSet | None = None) -> "Crew":
+    def of(cls, vm: Vm, site: HostState, *, only: CpuSet | None = None) -> "VcpuThreads":
         """The threads of these vCPUs, by default all.
 
         Raises NotFoundError for a vCPU that is not there, what the VM could not be asked for, and
@@ -127,12 +127,12 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     )
 
 
-def current_masks(crew: Crew, site: HostState) -> dict[int, CpuSet]:
+def current_masks(crew: VcpuThreads, site: HostState) -> dict[int, CpuSet]:
     """The mask of each vCPU's thread; raises NotFoundError where one is gone."""
     masks: dict[int, CpuSet] = {}
     for vcpu, tid in sorted(crew.tids.items()):
         try:
-            masks[vcpu] = site.threads.affinity(tid)
+            masks[vcpu] = site.threads.get(tid)
         except OSError as error:
             raise _explained(
                 crew, site, SetAffinity(vcpu, tid, CpuSet(), CpuSet()), error
@@ -140,9 +140,9 @@ def current_masks(crew: Crew, site: HostState) -> dict[int, CpuSet]:
     return masks
 
 
-def place_threads(
-    crew: Crew, wanted: Mapping[int, CpuSet], site: HostState, *, dry_run: bool
-) -> list[Placed]:
+def set_affinities(
+    crew: VcpuThreads, wanted: Mapping[int, CpuSet], site: HostState, *, dry_run: bool
+) -> list[AffinityResult]:
     """Put each vCPU's thread on the CPUs that are wanted, all or none.
 
     What is known to be in the way is refused before any is touched. Raises DeniedError,
@@ -160,7 +160,7 @@ def place_threads(
     for step in () if dry_run else todo:
         try:
             crew.check(site, step.vcpu)
-            site.threads.place(step.tid, step.cpus)
+            site.threads.set(step.tid, step.cpus)
         except (OSError, NotFoundError) as error:
             problem: PmuctlError
             if isinstance(error, OSError):
@@ -186,15 +186,17 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
         )
 
 
-def _placed(crew: Crew, step: SetAffinity, site: HostState, *, dry_run: bool) -> Placed:
+def _placed(
+    crew: VcpuThreads, step: SetAffinity, site: HostState, *, dry_run: bool
+) -> AffinityResult:
     now = step.before
     if dry_run:
         now = step.cpus
     elif step.cpus != step.before:
         with suppress(OSError):  # it may have ended since
-            now = site.threads.affinity(step.tid)
+            now = site.threads.get(step.tid)
     outcome = "unchanged" if now == step.before else "planned" if dry_run else "set"
-    return Placed(
+    return AffinityResult(
         vm=crew.vm.name,
         vcpu=step.vcpu,
         tid=step.tid,
@@ -205,11 +207,11 @@ def _placed(crew: Crew, step: SetAffinity, site: HostState, *, dry_run: bool) ->
     )
 
 
-def _undo(step: SetAffinity, crew: Crew, site: HostState) -> bool:
+def _undo(step: SetAffinity, crew: VcpuThreads, site: HostState) -> bool:
     """Put a thread back; one that has ended needs it no more."""
     try:
         crew.check(site, step.vcpu)
-        site.threads.place(step.tid, step.before)
+        site.threads.set(step.tid, step.before)
     except (NotFoundError, ProcessLookupError):
         return True
     except OSError:
@@ -244,7 +246,9 @@ def blocked(vm: Vm, step: SetAffinity, blocker: Blocker) -> RefusedError:
     )
 
 
-def _explained(crew: Crew, site: HostState, step: SetAffinity, error: OSError) -> PmuctlError:
+def _explained(
+    crew: VcpuThreads, site: HostState, step: SetAffinity, error: OSError
+) -> PmuctlError:
     """What the kernel's answer to sched_setaffinity(2) means."""
     vm, number = crew.vm, error.errno or errno.EINVAL
     site.cpusets.forget()

@@ -12,8 +12,8 @@ from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.kvm.cache import read_kernel
 from pmuctl.host.procfs import TICKS, Procfs
-from pmuctl.host.thread_affinity import Threads
-from pmuctl.manage.affinity.assess import find_obstacle, hold, recorded
+from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.manage.affinity.assess import assess, find_vm_obstacle, read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.diagnosis.spinning import ThreadId, rest, spins
@@ -21,7 +21,7 @@ from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.query import Session
 from pmuctl.manage.start.preflight import Kvm
-from pmuctl.model.alignment import HeldVm
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import Finding
 from pmuctl.model.kvm_caps import Probed
 from pmuctl.model.vm import Window
@@ -34,7 +34,7 @@ def diagnose(
     *,
     is_whole: bool,
     kvm: Kvm | None,
-    threads: Threads,
+    threads: ThreadAffinity,
     rest: Callable[[], float] = rest,
 ) -> tuple[list[Finding], list[str]]:
     """The findings of these VMs, and of the host if they are all there are (`is_whole`); else why
@@ -49,7 +49,7 @@ def diagnose(
         site = site.with_probed(_probe(site, kvm))
     found = check_host(_host_facts(site, seen, access, kvm)) if is_whole else []
     unchecked: list[str] = []
-    for facts in _with_spins([_vm_facts(hold(vm, site), site) for vm in seen.vms], site, rest):
+    for facts in _with_spins([_vm_facts(assess(vm, site), site) for vm in seen.vms], site, rest):
         its = check_vm(facts)
         found += its
         if not is_whole and not its:
@@ -59,14 +59,14 @@ def diagnose(
     return found, unchecked
 
 
-def _why_unchecked(held: HeldVm, site: HostState) -> str:
+def _why_unchecked(held: VmAlignment, site: HostState) -> str:
     """Why no check applies to a VM: it has no PMU, or nothing is known of it."""
     vm = held.vm
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         return "it has no PMU: its VMM made it without one"
     if not site.pmus:
         return "it has no PMU: this host has no CPU PMU"
-    if not held.chosen.cpus:
+    if not held.effective_pmu.cpus:
         return "it has no PMU yet: none of its vCPUs is made"
     return "which vCPUs it has is not known"
 
@@ -138,17 +138,17 @@ def _with_spins(
         )
 
 
-def _suspects(held: HeldVm) -> dict[int, ThreadId]:
+def _suspects(held: VmAlignment) -> dict[int, ThreadId]:
     """The threads of vCPUs that KVM may run no more: a VMM that tries again and again spins."""
-    if held.vm.pid is None or not held.chosen.is_explicit:
+    if held.vm.pid is None or not held.effective_pmu.is_explicit:
         return {}
-    strays = ((its.index, its.tid) for its in held.strays)
+    strays = ((its.index, its.tid) for its in held.misplaced)
     return {index: ThreadId(held.vm.pid, tid) for index, tid in strays if tid is not None}
 
 
-def _vm_facts(held: HeldVm, site: HostState) -> VmFacts:
-    masks = recorded(held.vm, site).cpus
-    found = {its.index: find_obstacle(held, its, masks, site) for its in held.strays}
+def _vm_facts(held: VmAlignment, site: HostState) -> VmFacts:
+    masks = read_vm_affinity_record(held.vm, site).cpus
+    found = {its.index: find_vm_obstacle(held, its, masks, site) for its in held.misplaced}
     return VmFacts(
         held=held,
         online=site.online,

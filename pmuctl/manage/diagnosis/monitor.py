@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.thread_affinity import Threads
-from pmuctl.host.udev import Ear
-from pmuctl.manage.affinity.assess import hold, recorded
+from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.host.udev import NoUevents
+from pmuctl.manage.affinity.assess import assess, read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.affinity.set_and_align import align_vm
 from pmuctl.manage.inventory.inventory import VmList
@@ -16,10 +16,10 @@ from pmuctl.manage.inventory.lookup import list_vms
 from pmuctl.manage.inventory.poller import SocketPoller
 from pmuctl.manage.inventory.query import Session
 from pmuctl.model.host_diff import (
-    Change,
     ChangeKind,
-    SeenVm,
-    Snapshot,
+    HostEvent,
+    HostObservation,
+    ObservedVm,
     find_changes,
     stray,
     with_silent,
@@ -42,7 +42,7 @@ class Event:
     """A change, and when it was seen, in seconds since the epoch."""
 
     when: float
-    change: Change
+    change: HostEvent
 
     @property
     def time(self) -> str:
@@ -62,8 +62,8 @@ class Watch:
         *,
         reach: Session,
         refs: Sequence[VmRef] = (),
-        threads: Threads,
-        ear: Ear,
+        threads: ThreadAffinity,
+        ear: NoUevents,
         interval: float = 1.0,
         repairs: bool = False,
         clock: Callable[[], float] = time.time,
@@ -80,7 +80,7 @@ class Watch:
         self.site: HostState | None = None
         """The machine, as it was then."""
         self._asker = SocketPoller(reach.deadline)
-        self._before: Snapshot | None = None
+        self._before: HostObservation | None = None
         self._vms: dict[tuple[object, ...], Vm] = {}
         self._failed: dict[tuple[object, ...], str] = {}
 
@@ -134,8 +134,8 @@ class Watch:
         """The VMs of the last look of which it cannot be told whether a vCPU leaves its PMU, and
         why not."""
         for vm in self._before.vms if self._before else ():
-            held, names = vm.held, vm.held.chosen.names
-            if vm.is_silent or not names or held.judgement.aligned is not None:
+            held, names = vm.held, vm.held.effective_pmu.names
+            if vm.is_silent or not names or held.alignment.aligned is not None:
                 continue
             if any(its.affinity is None for its in held.vcpus) or not held.vcpus:
                 yield vm.name, "which threads run its vCPUs is not known"
@@ -147,7 +147,7 @@ class Watch:
         for event in heard.events:
             self.reach.trace(f"the kernel: {event.device} {event.action}{self._whose(event.tid)}")
         if heard.is_lossy:
-            yield self._event(Change(kind=ChangeKind.LOST, what=_lost(self.ear)))
+            yield self._event(HostEvent(kind=ChangeKind.LOST, what=_lost(self.ear)))
         if heard.events or heard.is_lossy:
             time.sleep(max(min(pause, end - time.monotonic()), 0))
 
@@ -157,10 +157,10 @@ class Watch:
         pid = self.reach.procs.tgid(tid)
         return f", thread {tid}" + (f" of process {pid}" if pid else "")
 
-    def _event(self, change: Change) -> Event:
+    def _event(self, change: HostEvent) -> Event:
         return Event(when=self.clock(), change=change)
 
-    def _read(self) -> tuple[VmList, HostState, Snapshot]:
+    def _read(self) -> tuple[VmList, HostState, HostObservation]:
         # whoever does not answer holds up no look: half of the time is for the others
         least = FIRST_PATIENCE if self._before is None else LEAST_PATIENCE
         patience = min(self.reach.deadline, max(self.interval / 2, least))
@@ -173,21 +173,25 @@ class Watch:
         # by their keys, for anybody can take the name of another VM
         self._vms = {its.key: vm for its, vm in pairs}
         pmus = {pmu.name: pmu.cpus for pmu in site.pmus}
-        return seen, site, Snapshot(vms=[its for its, _ in pairs], online=site.online, pmus=pmus)
+        return (
+            seen,
+            site,
+            HostObservation(vms=[its for its, _ in pairs], online=site.online, pmus=pmus),
+        )
 
-    def _seen(self, vm: Vm, site: HostState) -> SeenVm:
-        return SeenVm(
-            held=hold(vm, site),
+    def _seen(self, vm: Vm, site: HostState) -> ObservedVm:
+        return ObservedVm(
+            held=assess(vm, site),
             is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
             is_denied=vm.state is VmState.DENIED,
         )
 
-    def _repair(self, after: Snapshot, site: HostState) -> Iterator[Change]:
+    def _repair(self, after: HostObservation, site: HostState) -> Iterator[HostEvent]:
         """Align what strays; what fails is tried again at each look, and told once."""
         strays = {
             vm.key: vm
             for vm in stray(after)
-            if not recorded(self._vms[vm.key], site).is_left_alone
+            if not read_vm_affinity_record(self._vms[vm.key], site).is_left_alone
         }
         self._failed = {key: words for key, words in self._failed.items() if key in strays}
         for key, its in strays.items():
@@ -205,14 +209,14 @@ class Watch:
             for thread in done.placed:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
-                    yield Change(
+                    yield HostEvent(
                         kind=ChangeKind.REPAIRED,
                         what=f"{what}, was {thread.before}",
                         vm=its.name,
                         pid=its.pid,
                         vcpu=thread.vcpu,
                         tid=thread.tid,
-                        pmu=its.held.chosen.only,
+                        pmu=its.held.effective_pmu.only,
                         cpus=thread.cpus,
                     )
 
@@ -237,14 +241,14 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _lost(ear: Ear) -> str:
+def _lost(ear: NoUevents) -> str:
     if not ear.is_open:
         return "the kernel's events cannot be heard any more: looking at each interval only"
     return "the kernel dropped events (ENOBUFS): everything is looked at anew"
 
 
-def _about(vm: SeenVm, kind: ChangeKind, what: str) -> Change:
-    return Change(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.held.chosen.only)
+def _about(vm: ObservedVm, kind: ChangeKind, what: str) -> HostEvent:
+    return HostEvent(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.held.effective_pmu.only)
 
 
 def _problem(error: PmuctlError) -> str:

@@ -8,10 +8,10 @@ from pmuctl.errors import command
 from pmuctl.manage.affinity.blockers import Blocker
 from pmuctl.manage.affinity.vcpu_threads import no_threads, unknown_threads
 from pmuctl.manage.hints import bring_online, pins
-from pmuctl.model.alignment import HeldVm, aligned_mask
+from pmuctl.model.alignment import VmAlignment, aligned_mask
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Chosen, Consequence
+from pmuctl.model.effective_pmu import Consequence, EffectivePmu
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import field, replace, value
@@ -31,7 +31,7 @@ class VmFacts:
     number, `spins` the share of a CPU that a vCPU's thread took without running its guest.
     """
 
-    held: HeldVm
+    held: VmAlignment
     online: CpuSet | None = None
     recorded: Mapping[int, CpuSet] = field(default_factory=dict)
     age: float | None = None
@@ -44,9 +44,9 @@ class VmFacts:
         return self.held.vm
 
     @property
-    def chosen(self) -> Chosen:
+    def chosen(self) -> EffectivePmu:
         """The PMU it has or can have."""
-        return self.held.chosen
+        return self.held.effective_pmu
 
 
 def check_vm(facts: VmFacts) -> list[Finding]:
@@ -128,7 +128,7 @@ def _blocked(facts: VmFacts) -> Iterator[Outcome]:
 
 
 def _aligned(facts: VmFacts) -> Iterator[Outcome]:
-    why, judged = facts.held.means, facts.held.judgement
+    why, judged = facts.held.explanation, facts.held.alignment
     if why is None:
         return
     if judged.aligned is False:
@@ -156,7 +156,7 @@ def _placement(facts: VmFacts) -> str:
     if facts.chosen.only is None:
         return pins(facts.vm.address, facts.chosen.cpus.values())
     cpus = facts.chosen.only_cpus or CpuSet()
-    masks = [(its.affinity, facts.recorded.get(its.index)) for its in facts.held.strays]
+    masks = [(its.affinity, facts.recorded.get(its.index)) for its in facts.held.misplaced]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):
         return command("affinity", "align", facts.vm.address)
     return command("affinity", "set", facts.vm.address, f"pmu/{facts.chosen.only}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import UnreachableError
-from pmuctl.host.parallel import AT_ONCE, side_by_side
-from pmuctl.host.signals import uninterrupted
+from pmuctl.host.parallel import AT_ONCE, run_parallel
+from pmuctl.host.signals import defer_signals
 from pmuctl.manage.inventory.query import Session, ask_socket, nothing_told, try_read
 from pmuctl.manage.inventory.replies import Reply
 from pmuctl.model.vm import Vm, VmState
@@ -52,7 +52,7 @@ def _ask(reach: Session, entries: Sequence[ControlSocket]) -> list[Reply | None]
     if not reach.is_live:  # nobody is asked, and nothing can be late
         return [ask_socket(reach, entry) for entry in entries]
     turns = _in_turn(entries, reach.uid)
-    answers = side_by_side([partial(ask, entry) for entry in turns])
+    answers = run_parallel([partial(ask, entry) for entry in turns])
     by_path = {entry.path: its for entry, its in zip(turns, answers, strict=True)}
     return [by_path[entry.path] for entry in entries]
 
@@ -158,7 +158,7 @@ class SocketPoller:
             slow.due = now + slow.pause
         if slow.answer is None and now >= slow.due:
             patient = replace(reach, deadline=self._deadline)
-            with uninterrupted():
+            with defer_signals():
                 slow.answer = self._pool.submit(_timed, patient, entry)
         if slow.vm.state is not VmState.SILENT:
             return slow.vm

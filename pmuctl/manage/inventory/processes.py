@@ -8,15 +8,15 @@ from functools import partial
 
 from pmuctl.control.client.qemu_monitor import DEADLINE, QemuMonitor, may_query, query_qemu
 from pmuctl.host import debugfs
-from pmuctl.host.kvm.fds import KvmHolder
+from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
-from pmuctl.host.parallel import side_by_side
+from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.model.vmm_identity import (
-    Identity,
+    VmmIdentity,
     identify,
     is_pmuctl,
     vcpu_of_thread,
@@ -43,8 +43,8 @@ Answers = dict[tuple[ProcessId, frozenset[int]], QemuMonitor | None]
 class VmProcess:
     """A process that has VMs open, and what it says it is."""
 
-    holder: KvmHolder
-    identity: Identity
+    holder: KvmProcess
+    identity: VmmIdentity
     is_pmuctl: bool
 
     @property
@@ -135,7 +135,7 @@ def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, QemuMonitor]
         for key in [key for key in scene.answers if not scene.procs.is_there(key[0])]:
             del scene.answers[key]
     until = time.monotonic() + ALL_MONITORS
-    answers = side_by_side([partial(_monitor, its, scene, until) for its in asked])
+    answers = run_parallel([partial(_monitor, its, scene, until) for its in asked])
     known |= {its.pid: answer for its, answer in zip(asked, answers, strict=True)}
     return {pid: answer for pid, answer in known.items() if answer}
 
@@ -192,7 +192,7 @@ def _vms(process: VmProcess, scene: Scene, monitor: QemuMonitor | None) -> Itera
     yield replace(vm, is_scratch=is_own and vm.state is VmState.STARTING)
 
 
-def _is_one(holder: KvmHolder, procs: Procfs) -> bool:
+def _is_one(holder: KvmProcess, procs: Procfs) -> bool:
     """Whether all its VM descriptors are certainly of the same VM."""
     pid, vms = holder.pid, holder.vms
     return bool(vms) and all(procs.is_same_file(pid, vms[0], pid, fd) for fd in vms[1:])
@@ -200,7 +200,7 @@ def _is_one(holder: KvmHolder, procs: Procfs) -> bool:
 
 def _threads(
     procs: Procfs,
-    holder: KvmHolder,
+    holder: KvmProcess,
     tids: Collection[int],
     indices: Sequence[int],
     monitor: QemuMonitor | None,

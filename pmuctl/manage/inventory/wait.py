@@ -10,7 +10,7 @@ from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm
 from pmuctl.manage.inventory.query import Session
 from pmuctl.manage.inventory.start_records import RefusedStartError
-from pmuctl.model.alignment import HeldVm
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.model.vm_ref import ByPid, ProcessId, VmRef
 from pmuctl.value import replace
@@ -38,7 +38,7 @@ def wait_for(
     awaited: Awaited,
     *,
     timeout: float | None,
-    hold: Callable[[Vm], HeldVm],
+    hold: Callable[[Vm], VmAlignment],
 ) -> str | None:
     """Ask until the VM is as awaited, None, or `timeout` seconds have passed: what was seen last.
 
@@ -63,10 +63,10 @@ def wait_for(
             _check_sight(stock, ref, last)
         if vm is not None and awaited is Awaited.ALIGNED:
             held = hold(vm)
-            if held.judgement.aligned:
+            if held.alignment.aligned:
                 return None
             # of one without a window it is not known yet
-            if means := held.means or (vm.window and NEVER_ALIGNED):
+            if means := held.explanation or (vm.window and NEVER_ALIGNED):
                 seen = f"{seen}; {means}"
         elif _holds(vm, awaited):
             return None

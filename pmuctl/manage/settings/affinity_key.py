@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from pmuctl.control.runtime.affinity_record import leave_alone, write_placings
+from pmuctl.control.runtime.affinity_record import write_affinity_record, write_unmanaged
 from pmuctl.errors import (
     PmuctlError,
     RefusedError,
     command,
 )
-from pmuctl.manage.affinity.assess import recorded
+from pmuctl.manage.affinity.assess import read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.set_and_align import align_vm, set_affinity
 from pmuctl.manage.resolve import AUTO, NONE
@@ -50,14 +50,14 @@ def _changed(vm: Vm, outcome: str, value: str) -> KeyResult:
 
 
 def _leave_alone(vm: Vm, site: HostState, *, dry_run: bool) -> SettingsResult:
-    is_new = not recorded(vm, site).is_left_alone
+    is_new = not read_vm_affinity_record(vm, site).is_left_alone
     if is_new and not dry_run:
-        leave_to_admin(vm, site)
+        record_unmanaged(vm, site)
     outcome = "unchanged" if not is_new else "planned" if dry_run else "set"
     return SettingsResult(vm=vm.name, changes=(_changed(vm, outcome, "left alone"),), steps=())
 
 
-def remember(vm: Vm, site: HostState) -> None:
+def record_affinity(vm: Vm, site: HostState) -> None:
     """Record where a VM's vCPU threads are, having been put there with its PMU.
 
     Raises RefusedError where that cannot be.
@@ -66,13 +66,13 @@ def remember(vm: Vm, site: HostState) -> None:
     for vcpu in vm.vcpus or ():
         with suppress(OSError):
             if vcpu.tid is not None:
-                masks[vcpu.tid] = site.threads.affinity(vcpu.tid)
+                masks[vcpu.tid] = site.threads.get(vcpu.tid)
     if vm.id is not None:
         with _about(vm):
-            write_placings(site.environ, site.uid, vm.id, masks, site.procs, owner=vm.owner)
+            write_affinity_record(site.environ, site.uid, vm.id, masks, site.procs, owner=vm.owner)
 
 
-def leave_to_admin(vm: Vm, site: HostState) -> None:
+def record_unmanaged(vm: Vm, site: HostState) -> None:
     """Record that the masks of a VM's vCPU threads are the admin's from now on.
 
     They are neither aligned with all others nor repaired. Raises RefusedError where that cannot
@@ -81,7 +81,7 @@ def leave_to_admin(vm: Vm, site: HostState) -> None:
     if vm.id is not None:
         tids = {its.tid for its in vm.vcpus or () if its.tid is not None}
         with _about(vm):
-            leave_alone(site.environ, site.uid, vm.id, tids, site.procs, owner=vm.owner)
+            write_unmanaged(site.environ, site.uid, vm.id, tids, site.procs, owner=vm.owner)
 
 
 @contextmanager

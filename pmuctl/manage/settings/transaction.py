@@ -19,7 +19,7 @@ from pmuctl.errors import (
     command,
 )
 from pmuctl.host.pmus import scan_event_sources
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.vcpu_threads import check_inside
 from pmuctl.manage.resolve import (
@@ -181,7 +181,7 @@ def _choose_pmu(request: Request, vm: Vm, site: HostState) -> Pmu:
         raise
 
 
-def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: Threads) -> PmuctlError:
+def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: ThreadAffinity) -> PmuctlError:
     """The refusal with what a user can do about it, which the VMM cannot know."""
     if error.applied is None:
         if not isinstance(error, RefusedError):
@@ -212,11 +212,11 @@ def _at_the_next_start(vm: Vm) -> str:
     return f"set it at the next start of {vm.name}, while its window is open (before vm release)"
 
 
-def _unpin(vm: Vm, pmu: Pmu, threads: Threads) -> Iterator[str]:
+def _unpin(vm: Vm, pmu: Pmu, threads: ThreadAffinity) -> Iterator[str]:
     """The commands that put each thread in the way onto the PMU's CPUs."""
     for vcpu in vm.vcpus or ():
         with suppress(OSError):
-            if vcpu.tid is not None and pmu.cpus and not threads.affinity(vcpu.tid) & pmu.cpus:
+            if vcpu.tid is not None and pmu.cpus and not threads.get(vcpu.tid) & pmu.cpus:
                 yield f"taskset -cp {pmu.cpus} {vcpu.tid}"
 
 

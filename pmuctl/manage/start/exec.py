@@ -16,7 +16,7 @@ from pmuctl.errors import (
     RefusedError,
     UnsupportedError,
 )
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 
 PATH_OWN_ENVIRON = "/proc/self/environ"
 DEFAULT_PATH = "/bin:/usr/bin"
@@ -33,7 +33,7 @@ class Executor:
 
     def launch(
         self,
-        orders: Orders,
+        orders: LaunchSpec,
         executable: str,
         argv: Sequence[str],
         environ: Mapping[bytes, bytes],
@@ -58,7 +58,7 @@ class Executor:
 
 def start(
     starter: Executor,
-    orders: Orders,
+    orders: LaunchSpec,
     executable: str,
     environ: Mapping[bytes, bytes],
     *,

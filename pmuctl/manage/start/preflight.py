@@ -15,7 +15,7 @@ from pmuctl.host.cpus import read_online, scan_present
 from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_group
 from pmuctl.host.kvm.cache import read_kernel
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.host.thread_affinity import Threads
+from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.hints import cpus_words, giving_access
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
@@ -44,7 +44,7 @@ class StartSite:
     """Where a VMM is to be started: the machine, and the process that is to become it."""
 
     sysfs: Sysfs
-    threads: Threads
+    threads: ThreadAffinity
     kvm: Kvm
     environ: Mapping[str, str]
     uid: int
@@ -156,7 +156,7 @@ def check_cpus(cpus: CpuSet, pmu: Pmu | None, site: StartSite) -> None:
             fix=f"echo 1 >/sys/devices/system/cpu/cpu{next(iter(cpus))}/online",
         )
     with _as_refusal("the CPUs that this process may run on cannot be read"):
-        mask = site.threads.affinity(site.pid)
+        mask = site.threads.get(site.pid)
     if not mask & (cpus if online is None else cpus & online):
         raise PinnedError(
             f"the VMM may not run on any CPU{of}",

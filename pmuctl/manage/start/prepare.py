@@ -10,7 +10,7 @@ from pmuctl.control.runtime.sockets import file_name, own_dir
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.ioctls import lock, steps
-from pmuctl.launch.spec import Orders
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.resolve import AUTO, NONE, FilterWords, choose_pmu, compile_filter
 from pmuctl.manage.start.exec import find_program, without_settings
 from pmuctl.manage.start.preflight import (
@@ -54,7 +54,7 @@ class Prepared:
     """
 
     executable: str
-    orders: Orders
+    orders: LaunchSpec
     steps: tuple[str, ...]
     obstacle: PmuctlError | None = None
     warnings: tuple[PmuctlError, ...] = ()
@@ -103,7 +103,7 @@ def prepare(request: Request, site: StartSite) -> Prepared:
             raise
         obstacle = without_settings(error)
 
-    orders = Orders(
+    orders = LaunchSpec(
         name=name,
         socket=socket,
         command=request.command,
@@ -190,7 +190,7 @@ def _warnings(request: Request, pmu: Pmu | None) -> Iterator[PmuctlError]:
         )
 
 
-def _told(orders: Orders, executable: str, *, gated: bool) -> Iterator[str]:
+def _told(orders: LaunchSpec, executable: str, *, gated: bool) -> Iterator[str]:
     """What is done from here on, a line each; where it is not `gated` the VMM is only executed."""
     if gated:
         yield (
