@@ -71,7 +71,7 @@ OTHERS = {
 COMMAND_WORDS = "host|pmu|vm|affinity|run|monitor|doctor"
 """The first words of the command lines in examples that are parsed."""
 
-GROUPS = ("Output", "Talk", "Machine", "Reach", "HostEvent")
+GROUPS = ("Output", "Talk", "Machine", "Reach", "Change")
 
 
 def source(page: Path) -> list[str]:

@@ -14,7 +14,7 @@ from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedErro
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import write_capture
 from pmuctl.manage.host_info import read_host
-from pmuctl.model.vpmu import ATTR_NAMES
+from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
 
 app = make_noun("host")

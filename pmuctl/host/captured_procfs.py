@@ -19,7 +19,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.kvm import KVM_RUN
@@ -178,6 +178,6 @@ def _bare_call(text: str) -> str:
     return " ".join(kept) + "\n"
 
 
-def capture_probed(probed: Probed, pmus: Sequence[Pmu]) -> Captured:
+def capture_probed(probed: KvmCaps, pmus: Sequence[Pmu]) -> Captured:
     """What probes found of KVM, as `read_cached` finds it in a captured tree."""
     return Captured(path=PATH_CAPTURED, text=to_captured(probed, pmus))

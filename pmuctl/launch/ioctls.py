@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pmuctl.control.server.pmu_state import payload
 from pmuctl.errors import PmuctlError, RefusedError
 from pmuctl.launch.spec import LaunchSpec
-from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange
-from pmuctl.model.kvm_caps import Kernel
+from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
 from pmuctl.model.plan import CurrentState, SetAttr, TargetSettings, plan, refusal
 from pmuctl.model.vpmu import Vcpu, Vpmu
 from pmuctl.uapi.kvm import KVM_SET_DEVICE_ATTR, kvm_device_attr
@@ -37,7 +36,9 @@ class IoctlCall:
         """What it means that the kernel gave this errno."""
         if self.step is None:
             return RefusedError(f"{self.words} was refused", errno=errno.errorcode.get(number))
-        return refusal(self.step, number, _fresh(Kernel(counters={})))
+        return refusal(
+            self.step, number, _fresh(KvmCaps(has_vpmu=True, attributes=frozenset(ATTR_NAMES)))
+        )
 
 
 def steps(orders: LaunchSpec) -> tuple[SetAttr, ...]:
@@ -48,10 +49,11 @@ def steps(orders: LaunchSpec) -> tuple[SetAttr, ...]:
     if orders.pmu is None:
         return ()
     number, name = orders.pmu
-    kernel = Kernel(
+    kernel = KvmCaps(
+        has_vpmu=True,
         counters={number: None},
         attributes=orders.attributes,
-        event_bits=orders.event_bits or WIDEST_BITS,
+        event_bits=orders.event_bits,
     )
     wanted = TargetSettings(type=number, name=name, filter=orders.filter)
     planned = plan(CurrentState(vpmu=_fresh(kernel), threads={}), wanted)
@@ -72,8 +74,8 @@ def lock() -> SetAttr:
     return SetAttr(0, KVM_ARM_VCPU_PMU_V3_FILTER, LOCK)
 
 
-def _fresh(kernel: Kernel) -> Vpmu:
-    return Vpmu(kernel=kernel, vcpus=(Vcpu(has_pmu=True, initialised=False),))
+def _fresh(kernel: KvmCaps) -> Vpmu:
+    return Vpmu(caps=kernel, vcpus=(Vcpu(has_pmu=True, initialised=False),))
 
 
 def ioctl_of(step: SetAttr) -> IoctlCall:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from pmuctl.host.cpus import read_core, read_online, scan_present
 from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_mode
-from pmuctl.host.kvm.cache import read_cached, read_kernel
+from pmuctl.host.kvm.cache import read_cached, read_kvm_caps
 from pmuctl.host.snapshot_files import PATH_OSRELEASE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import CoreModel, Pmu
 from pmuctl.value import value
 
@@ -25,7 +25,7 @@ class HostReport:
     online: CpuSet | None
     cores: Mapping[CoreModel | None, CpuSet]
     pmus: Sequence[Pmu]
-    probed: Probed | None
+    probed: KvmCaps | None
 
 
 def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> HostReport:
@@ -46,13 +46,13 @@ def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> 
 
 def read_probed(
     sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str], access: KvmAccess | None
-) -> Probed | None:
+) -> KvmCaps | None:
     """What KVM does: tried on scratch VMs, once a boot, or what others found before.
 
     Of a captured tree it is what was captured. Raises OSError as `probe_kernel` does.
     """
     if access is KvmAccess.USABLE:
-        return read_kernel(sysfs, pmus, environ)
+        return read_kvm_caps(sysfs, pmus, environ)
     return read_cached(sysfs, pmus, environ)
 
 

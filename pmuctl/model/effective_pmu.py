@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
 from pmuctl.model.vmm_identity import VmmKind
@@ -92,7 +92,7 @@ class HostPmus:
 
     pmus: Sequence[Pmu]
     online: CpuSet | None = None
-    probed: Probed | None = None
+    probed: KvmCaps | None = None
 
     def cpus_of(self, *names: str) -> dict[str, CpuSet | None]:
         """The CPUs of these PMUs; None where there is no such PMU, or they could not be read."""

@@ -21,7 +21,7 @@ def entry(vm: Vpmu, cpu: int) -> Entry | None:
 
     vcpu.rst section 1.4, and kvm_arch_vcpu_load().
     """
-    cpus = vm.kernel.cpus.get(vm.pmu) if vm.pmu is not None else None
+    cpus = vm.caps.cpus.get(vm.pmu) if vm.pmu is not None else None
     if cpus is None:
         return None
     if cpu in cpus:
@@ -33,4 +33,4 @@ def guest_counters(vm: Vpmu) -> int | None:
     """How many programmable counters the guest sees (PMCR_EL0.N), None where it is not known."""
     if vm.counters is not None or vm.pmu is None:
         return vm.counters
-    return vm.kernel.counters.get(vm.pmu)
+    return vm.caps.counters.get(vm.pmu)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between the KVMs of two hosts, as far as the rules of a vPMU depend on it."""
+"""The capabilities of a host's KVM, as far as the rules of a vPMU depend on them."""
 
 from collections.abc import Collection, Mapping
 from enum import Enum
@@ -44,34 +44,18 @@ class DefaultPmu(Enum):
 
 
 @value(kw_only=True)
-class Kernel:
-    """What differs between hosts; found by asking and by probing, never from a version.
+class KvmCaps:
+    """What KVM can do on a host; found by asking and by probing, never from a version.
 
+    `has_vpmu` is None if KVM could not be asked (there is no /dev/kvm, or it may not be opened):
+    then nothing else is known either. If it is False, there is nothing else to know.
     `counters` maps the perf type of each PMU that KVM registered to its number of programmable
     counters; a number that is not known is None, and then any number up to 31 is accepted.
-    `event_bits` is the width of the event space, `event_bits_of` that of single PMUs where they
-    differ (before v6.6, 335ca49ff31f). `default` says whose PMU a VM has at first, None where
-    that is not known; `default_pmu` is the one of DefaultPmu.ONE. `cpus` has the CPUs of each
-    PMU; without it no rule about CPUs applies. `has_strict` is whether there is the vCPU feature
+    `event_bits` is the width of the event space, `event_bits_of` that of single PMUs if they
+    differ (before v6.6, 335ca49ff31f). `default` says whose PMU a VM has at first, None if that
+    is not known; `default_pmu` is the one of DefaultPmu.ONE. `cpus` has the CPUs of each PMU;
+    without it no rule about CPUs applies. `has_strict` is whether there is the vCPU feature
     KVM_ARM_VCPU_PMU_V3_STRICT.
-    """
-
-    counters: Mapping[int, int | None]
-    attributes: frozenset[int] = frozenset(ATTR_NAMES)
-    event_bits: int = WIDEST_BITS
-    event_bits_of: Mapping[int, int] = field(default_factory=dict)
-    default: DefaultPmu | None = None
-    default_pmu: int | None = None
-    cpus: Mapping[int, CpuSet] = field(default_factory=dict)
-    has_strict: bool = False
-
-
-@value(kw_only=True)
-class Probed:
-    """What was found; see Kernel for what the fields mean.
-
-    `has_vpmu` is None where KVM could not be asked: there is no /dev/kvm, or it may not be
-    opened; then nothing else is known either. Where it is False, there is nothing else to know.
     """
 
     has_vpmu: bool | None
@@ -90,18 +74,10 @@ class Probed:
         known = (self.event_bits, self.default, *self.counters.values())
         return self.has_vpmu is False or (bool(self.has_vpmu) and None not in known)
 
-    def kernel(self) -> Kernel:
-        """For the rules of the model."""
-        return Kernel(
-            counters=self.counters,
-            attributes=self.attributes,
-            event_bits=self.event_bits or WIDEST_BITS,
-            event_bits_of=self.event_bits_of,
-            default=self.default,
-            default_pmu=self.default_pmu,
-            cpus=self.cpus,
-            has_strict=self.has_strict,
-        )
+    @property
+    def most_event_bits(self) -> int:
+        """The width of the event space; the widest there is if that is not known."""
+        return self.event_bits or WIDEST_BITS
 
 
 def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSet]) -> _Key | None:

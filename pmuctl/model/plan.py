@@ -20,8 +20,9 @@ from pmuctl.errors import (
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import EventFilter, FilterRange, difference
+from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.model.pmu import format_code
-from pmuctl.model.vpmu import ATTR_NAMES, Vpmu, is_sealed, set_attr
+from pmuctl.model.vpmu import Vpmu, is_sealed, set_attr
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
@@ -123,7 +124,7 @@ def plan(current: CurrentState, wanted: TargetSettings) -> tuple[Step, ...]:
     _check_known(current.vpmu, wanted)
     calls = tuple(_calls(current, wanted))
     for call in calls:
-        if call.attr not in current.vpmu.kernel.attributes:
+        if call.attr not in current.vpmu.caps.attributes:
             raise refusal(call, errno.ENXIO, current.vpmu)
     if calls and (current.sealed_by or is_sealed(current.vpmu)):
         raise sealed(calls[0].attribute, current.sealed_by)
@@ -138,13 +139,13 @@ def plan(current: CurrentState, wanted: TargetSettings) -> tuple[Step, ...]:
 def _check_known(vpmu: Vpmu, wanted: TargetSettings) -> None:
     if not vpmu.vcpus or not vpmu.vcpus[0].has_pmu:
         raise no_vpmu()
-    if wanted.type not in vpmu.kernel.counters:
+    if wanted.type not in vpmu.caps.counters:
         raise NotFoundError(
             f"{wanted.name}: KVM knows no PMU with the perf type {wanted.type}",
             why="SET_PMU takes the type of a CPU PMU of this host (ENXIO)",
             errno="ENXIO",
         )
-    bits = vpmu.kernel.event_bits
+    bits = vpmu.caps.most_event_bits
     if wanted.filter and wanted.filter.exceptions - EventSet.space(bits):
         past = (wanted.filter.exceptions - EventSet.space(bits)).runs()[0][0]
         raise UsageError(
@@ -191,7 +192,7 @@ def _calls(current: CurrentState, wanted: TargetSettings) -> Iterator[SetAttr]:
 def _filter_calls(vpmu: Vpmu, wanted: EventFilter) -> tuple[FilterRange, ...]:
     if vpmu.allowed is None:
         return wanted.ranges()
-    return difference(vpmu.allowed, wanted.allowed(vpmu.kernel.event_bits))
+    return difference(vpmu.allowed, wanted.allowed(vpmu.caps.most_event_bits))
 
 
 def no_vpmu() -> UnsupportedError:
@@ -229,7 +230,7 @@ def refusal(call: SetAttr, error: int, vpmu: Vpmu, sealed_by: str | None = None)
     """What KVM's errno means for a call in this state: one wording, planned or real."""
     name = errno.errorcode.get(error, str(error))
     told = f"KVM_ARM_VCPU_PMU_V3_{call.attribute} gives {name}"
-    if error == errno.ENXIO and call.attr not in vpmu.kernel.attributes:
+    if error == errno.ENXIO and call.attr not in vpmu.caps.attributes:
         return no_attribute(call.attribute)
     if error == errno.EBUSY and call.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
         if vpmu.allowed is not None and not vpmu.has_run:
@@ -246,7 +247,7 @@ def refusal(call: SetAttr, error: int, vpmu: Vpmu, sealed_by: str | None = None)
     if error == errno.ENODEV:
         return no_vpmu()
     if error == errno.EINVAL and call.attr == KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS:
-        limit = vpmu.kernel.counters.get(vpmu.pmu) if vpmu.pmu is not None else None
+        limit = vpmu.caps.counters.get(vpmu.pmu) if vpmu.pmu is not None else None
         return UsageError(
             f"{call.value} counters: more than the PMU has",
             why=told + (f": the PMU has {limit}" if limit is not None else ""),

@@ -11,9 +11,7 @@ from enum import Enum
 
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import FilterRange, kernel_allows
-from pmuctl.model.kvm_caps import ATTR_NAMES as ATTR_NAMES
-from pmuctl.model.kvm_caps import DefaultPmu as DefaultPmu
-from pmuctl.model.kvm_caps import Kernel as Kernel
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_INIT,
@@ -61,7 +59,7 @@ class Vpmu:
     `is_strict` stands for the feature KVM_ARM_VCPU_PMU_V3_STRICT: no default PMU.
     """
 
-    kernel: Kernel
+    caps: KvmCaps
     vcpus: tuple[Vcpu, ...] = (Vcpu(),)
     irqchip: Irqchip = Irqchip.READY
     pmu: int | None = None
@@ -87,11 +85,11 @@ def init_vcpu(vm: Vpmu, *, has_pmu: bool = True, cpu: int | None = None) -> tupl
     ENODEV where the default PMU is that of this CPU and there is none; EINVAL on a host without
     a vPMU; ENOENT for a strict VM where the kernel does not know of it.
     """
-    if vm.is_strict and not vm.kernel.has_strict:
+    if vm.is_strict and not vm.caps.has_strict:
         return errno.ENOENT, vm
-    if has_pmu and not vm.kernel.counters:
+    if has_pmu and not vm.caps.counters:
         return errno.EINVAL, vm
-    if has_pmu and vm.kernel.default is DefaultPmu.AT_VCPU_INIT:
+    if has_pmu and vm.caps.default is DefaultPmu.AT_VCPU_INIT:
         error, vm = _with_default(vm, cpu)
         if error:
             return error, vm
@@ -110,11 +108,11 @@ def set_attr(
         return errno.ENODEV, vm
     if its.initialised:
         return errno.EBUSY, vm
-    if vm.kernel.default in (DefaultPmu.ONE, DefaultPmu.AT_ATTRIBUTE):
+    if vm.caps.default in (DefaultPmu.ONE, DefaultPmu.AT_ATTRIBUTE):
         error, vm = _with_default(vm, cpu)
         if error:
             return error, vm
-    if attr not in vm.kernel.attributes:
+    if attr not in vm.caps.attributes:
         return errno.ENXIO, vm
     if attr == KVM_ARM_VCPU_PMU_V3_INIT:
         return _init(vm, vcpu)
@@ -160,7 +158,7 @@ def get_attr(vm: Vpmu, vcpu: int, attr: int, *, writable: bool = True) -> tuple[
 
 def has_attr(vm: Vpmu, vcpu: int, attr: int) -> int:
     """KVM_HAS_DEVICE_ATTR: 0 where the attribute is known and the vCPU has a PMU, else ENXIO."""
-    known = attr in vm.kernel.attributes and vm.vcpus[vcpu].has_pmu
+    known = attr in vm.caps.attributes and vm.vcpus[vcpu].has_pmu
     return OK if known else errno.ENXIO
 
 
@@ -191,20 +189,20 @@ def is_sealed(vm: Vpmu) -> bool:
 
 def event_bits(vm: Vpmu) -> int:
     """The width of the event numbers that FILTER takes for this VM."""
-    its = vm.kernel.event_bits_of.get(vm.pmu) if vm.pmu is not None else None
-    return vm.kernel.event_bits if its is None else its
+    its = vm.caps.event_bits_of.get(vm.pmu) if vm.pmu is not None else None
+    return vm.caps.most_event_bits if its is None else its
 
 
 def _with_default(vm: Vpmu, cpu: int | None) -> tuple[int, Vpmu]:
     """KVM's own choice of a PMU, where none was made yet."""
-    kernel = vm.kernel
+    caps = vm.caps
     if vm.pmu is not None or vm.is_strict:
         return OK, vm
-    if kernel.default is DefaultPmu.ONE:
-        return OK, replace(vm, pmu=kernel.default_pmu)
-    if cpu is None or not kernel.cpus:
+    if caps.default is DefaultPmu.ONE:
+        return OK, replace(vm, pmu=caps.default_pmu)
+    if cpu is None or not caps.cpus:
         return OK, vm
-    pmu = next((pmu for pmu, cpus in kernel.cpus.items() if cpu in cpus), None)
+    pmu = next((pmu for pmu, cpus in caps.cpus.items() if cpu in cpus), None)
     return (errno.ENODEV if pmu is None else OK), replace(vm, pmu=pmu)
 
 
@@ -257,7 +255,7 @@ def _filter(vm: Vpmu, call: FilterRange | BadAction) -> tuple[int, Vpmu]:
 
 
 def _set_pmu(vm: Vpmu, pmu: int) -> tuple[int, Vpmu]:
-    if pmu not in vm.kernel.counters:
+    if pmu not in vm.caps.counters:
         return errno.ENXIO, vm
     if vm.has_run or (vm.allowed is not None and pmu != vm.pmu):
         return errno.EBUSY, vm
@@ -268,7 +266,7 @@ def _set_nr_counters(vm: Vpmu, counters: int) -> tuple[int, Vpmu]:
     if vm.is_strict and vm.pmu is None:
         return errno.EINVAL, vm
     # with no PMU known the largest number that any of them has is the only bound that is certain
-    known = vm.kernel.counters
+    known = vm.caps.counters
     limits = [known.get(vm.pmu)] if vm.pmu is not None else list(known.values())
     limit = max((31 if its is None else its for its in limits), default=31)
     if not 0 <= counters <= limit:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 
 from pmuctl.manage.host_info import HostReport
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
 from pmuctl.model.pmu import CoreModel
-from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.render.columns import UNKNOWN, Column, known
 from pmuctl.value import value
 
@@ -33,7 +32,7 @@ CORE_COLUMNS: Sequence[Column[tuple[CoreModel | None, CpuSet]]] = (
 )
 
 
-def _probed(get: Callable[[Probed], object]) -> Callable[[HostReport], object]:
+def _probed(get: Callable[[KvmCaps], object]) -> Callable[[HostReport], object]:
     """What the probes found out; unknown where KVM could not be asked."""
 
     def value(host: HostReport) -> object:

@@ -453,8 +453,8 @@ def test_what_cannot_be_recorded_is_a_warning(machine: Machine) -> None:
 class Interrupted(KernelThreads):
     """A signal comes in the middle of a placement."""
 
-    def place(self, tid: int, cpus: CpuSet) -> None:
-        super().place(tid, cpus)
+    def set(self, tid: int, cpus: CpuSet) -> None:
+        super().set(tid, cpus)
         if len(self.calls) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -578,10 +578,10 @@ def test_what_cannot_be_put_back_is_told(machine: Machine) -> None:
     running(machine)
 
     class Stuck(KernelThreads):
-        def place(self, tid: int, cpus: CpuSet) -> None:
+        def set(self, tid: int, cpus: CpuSet) -> None:
             if tid == 1002 or (tid, CpuSet.parse("3")) in self.calls:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            super().place(tid, cpus)
+            super().set(tid, cpus)
 
     machine.threads = Stuck(threads_of(machine).masks)
     ran = machine.run("affinity", "set", "web1", "3")
@@ -593,10 +593,10 @@ def test_a_thread_id_that_means_another_thread_now_is_not_touched(machine: Machi
     running(machine)
 
     class Reused(KernelThreads):
-        def affinity(self, tid: int) -> CpuSet:
+        def get(self, tid: int) -> CpuSet:
             if tid == 1002:  # it ends after the VM was asked
                 (machine.proc / str(os.getpid()) / "task/1002").rmdir()
-            return super().affinity(tid)
+            return super().get(tid)
 
     machine.threads = Reused(threads_of(machine).masks)
     ran = machine.run("affinity", "set", "web1", "3")

@@ -21,7 +21,7 @@ from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.manage.start.preflight import Kvm
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.symptoms import SYMPTOMS
 from pmuctl.value import replace
 from tests.cli.conftest import Machine
@@ -212,22 +212,22 @@ def test_processes_that_may_not_be_read(host: Machine) -> None:
 @pytest.mark.parametrize(
     ("access", "probed", "results"),
     [
-        (KvmAccess.MISSING, Probed(has_vpmu=None), {"host.kvm": "FAIL"}),
-        (KvmAccess.DENIED, Probed(has_vpmu=None), {"host.kvm": "WARN"}),
+        (KvmAccess.MISSING, KvmCaps(has_vpmu=None), {"host.kvm": "FAIL"}),
+        (KvmAccess.DENIED, KvmCaps(has_vpmu=None), {"host.kvm": "WARN"}),
         (
             KvmAccess.USABLE,
-            Probed(has_vpmu=False),
+            KvmCaps(has_vpmu=False),
             {"host.kvm": "PASS", "host.vpmu": "FAIL"},
         ),
         (
             KvmAccess.USABLE,
-            Probed(has_vpmu=True, attributes=frozenset({0, 1, 2, 3})),
+            KvmCaps(has_vpmu=True, attributes=frozenset({0, 1, 2, 3})),
             {"host.kvm": "PASS", "host.vpmu": "PASS", "host.attributes": "PASS"},
         ),
     ],
 )
 def test_kvm(
-    machine: Machine, access: KvmAccess, probed: Probed, results: dict[str, str], tmp_path: Path
+    machine: Machine, access: KvmAccess, probed: KvmCaps, results: dict[str, str], tmp_path: Path
 ) -> None:
     out, err = open(tmp_path / "out", "w+"), open(tmp_path / "err", "w+")
     with out, err:
@@ -256,7 +256,9 @@ def test_what_a_probe_finds_is_known_of_vms_too(machine: Machine, tmp_path: Path
     """Also where it cannot be kept: this machine has no boot id."""
     fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"))
     machine.masks = dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
-    probed = Probed(has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10)
+    probed = KvmCaps(
+        has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10
+    )
     kvm = Kvm(access=lambda: KvmAccess.USABLE, probe=lambda _: probed)
     with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
         env = replace(machine.env(out, err), hypervisor=kvm)

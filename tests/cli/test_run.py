@@ -33,7 +33,7 @@ from pmuctl.manage.start.prepare import default_name
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
-from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, Probed
+from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace
@@ -87,7 +87,7 @@ class FakeStarter(Executor):
         self._become("execute", executable, argv, environ)
 
 
-PROBED = Probed(
+PROBED = KvmCaps(
     has_vpmu=True,
     attributes=frozenset(ATTR_NAMES),
     counters={10: 6, 11: 6},
@@ -103,13 +103,13 @@ class Host:
 
     machine: Machine
     directory: Path
-    probed: Probed | OSError = PROBED
+    probed: KvmCaps | OSError = PROBED
     kvm: KvmAccess = KvmAccess.USABLE
     mask: str = "0-3"
     environ: dict[str, str] = field(default_factory=dict)
     starter: FakeStarter = field(default_factory=FakeStarter)
 
-    def _probe(self, pmus: Sequence[Pmu]) -> Probed:
+    def _probe(self, pmus: Sequence[Pmu]) -> KvmCaps:
         if isinstance(self.probed, OSError):
             raise self.probed
         return self.probed
@@ -213,7 +213,7 @@ PLACES = {(10, A53): CpuSet.parse("0-1"), (11, A72): CpuSet.parse("2-3")}
     ],
 )
 def test_which_pmu_kvm_chooses_can_be_seen_where_it_takes_that_of_the_cpu(
-    host: Host, probed: Probed, words: tuple[str, ...], places: Mapping[tuple[int, str], CpuSet]
+    host: Host, probed: KvmCaps, words: tuple[str, ...], places: Mapping[tuple[int, str], CpuSet]
 ) -> None:
     host.probed = probed
     assert host.launched(*words, "--", "vmm").defaults == places
@@ -434,11 +434,11 @@ def kvm_denied(host: Host) -> None:
 
 
 def no_vpmu(host: Host) -> None:
-    host.probed = Probed(has_vpmu=False)
+    host.probed = KvmCaps(has_vpmu=False)
 
 
 def unknown_vpmu(host: Host) -> None:
-    host.probed = Probed(has_vpmu=None)
+    host.probed = KvmCaps(has_vpmu=None)
 
 
 def no_set_pmu(host: Host) -> None:

@@ -16,7 +16,7 @@ from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import fake_vmm
 
@@ -35,7 +35,7 @@ COMMANDS = (
     ("pmu", "list", "-O"),
     ("pmu", "cpus", "-O"),
 )
-KNOWN = Probed(
+KNOWN = KvmCaps(
     has_vpmu=True,
     attributes=frozenset(range(4)),
     counters={10: 6, 11: 4},

@@ -123,10 +123,10 @@ def vm_with(pmu: str | None, *tids: int | None) -> Vm:
 
 def test_a_vm_is_aligned_if_all_its_vcpus_are(machine: Machine) -> None:
     class Threads(FakeThreads):
-        def affinity(self, tid: int) -> CpuSet:
+        def get(self, tid: int) -> CpuSet:
             if tid not in self.masks:
                 raise ProcessLookupError
-            return super().affinity(tid)
+            return super().get(tid)
 
     reach = Session(
         environ={}, uid=0, deadline=1, procs=Procfs(machine.proc), sysfs=Sysfs(machine.root)

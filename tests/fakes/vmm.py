@@ -14,7 +14,8 @@ from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange
-from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, has_attr, run, set_attr
+from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
+from pmuctl.model.vpmu import Vcpu, Vpmu, has_attr, run, set_attr
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_INIT,
@@ -32,12 +33,12 @@ class FakeThreads(ThreadAffinity):
         self.masks = dict(masks)
         self.refuses: dict[int, int] = {}
 
-    def affinity(self, tid: int) -> CpuSet:
+    def get(self, tid: int) -> CpuSet:
         if tid not in self.masks:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return self.masks[tid]
 
-    def place(self, tid: int, cpus: CpuSet) -> None:
+    def set(self, tid: int, cpus: CpuSet) -> None:
         if error := self.refuses.get(tid):
             raise OSError(error, os.strerror(error))
         self.masks[tid] = cpus
@@ -55,17 +56,17 @@ class KernelThreads(FakeThreads):
         self.cpusets: dict[int, CpuSet] = {}
         self.calls: list[tuple[int, CpuSet]] = []
 
-    def affinity(self, tid: int) -> CpuSet:
+    def get(self, tid: int) -> CpuSet:
         if tid not in self.masks:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return self.masks[tid]
 
-    def place(self, tid: int, cpus: CpuSet) -> None:
-        self.affinity(tid)
+    def set(self, tid: int, cpus: CpuSet) -> None:
+        self.get(tid)
         cpus &= self.cpusets.get(tid, cpus)
         if not cpus & self.online:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        super().place(tid, cpus)
+        super().set(tid, cpus)
         self.calls.append((tid, cpus))
 
 
@@ -95,7 +96,8 @@ class FakeVm:
         if not has_nr_counters:
             attributes -= {KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS}
         self.vpmu = Vpmu(
-            kernel=Kernel(
+            caps=KvmCaps(
+                has_vpmu=True,
                 counters={10: 6, 11: 6} if counters is None else counters,
                 attributes=attributes,
                 event_bits=event_bits,
@@ -122,10 +124,10 @@ class FakeVm:
         return self.default
 
     def event_bits(self) -> int | None:
-        return self.vpmu.kernel.event_bits
+        return self.vpmu.caps.most_event_bits
 
     def counters_limit(self, pmu_type: int) -> int | None:
-        return self.vpmu.kernel.counters.get(pmu_type)
+        return self.vpmu.caps.counters.get(pmu_type)
 
     def has_attr(self, attr: int) -> bool:
         return has_attr(self.vpmu, 0, attr) == 0

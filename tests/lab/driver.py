@@ -18,10 +18,10 @@ from functools import partial
 
 from pmuctl.host.kvm.cache import to_json
 from pmuctl.host.kvm.device import PATH_DEV_KVM, get_sys_reg, init_vcpu, on_cpus, vm_type
-from pmuctl.host.kvm.probes import PMCR_EL0, probe_kernel
+from pmuctl.host.kvm.probes import PMCR_EL0, probe_kvm_caps
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_VCPU,
@@ -230,7 +230,7 @@ def drive(script: Script, places: Mapping[str, Place]) -> list[str]:
         return ["OK", *(vm.step(step) for step in script.steps)]
 
 
-def find_places(probed: Probed) -> dict[str, Place]:
+def find_places(probed: KvmCaps) -> dict[str, Place]:
     """The letters of this host."""
     pmus = sorted(probed.cpus.items())
     places = {
@@ -246,7 +246,7 @@ def find_places(probed: Probed) -> dict[str, Place]:
 def main() -> None:
     """Probe, then make all sequences."""
     wanted = sequences.from_json(sys.stdin.read())
-    probed = probe_kernel(scan_pmus(Sysfs()))
+    probed = probe_kvm_caps(scan_pmus(Sysfs()))
     places = find_places(probed)
     plain = Script(vm="1 pmu ready A", steps=("set 0 IRQ 23", "set 0 INIT", "guest 0"))
     with ProcessPoolExecutor(WORKERS) as pool:

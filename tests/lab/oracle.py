@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.guest import Entry, entry, guest_counters
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.vpmu import (
     BadAction,
     Irqchip,
-    Kernel,
     Value,
     Vpmu,
     get_attr,
@@ -31,7 +31,7 @@ ACTIONS = {action.kernel_value(): action for action in Action}
 class Host:
     """A host as the driver found it; `pmceid` is what a guest reads with no filter."""
 
-    kernel: Kernel
+    kernel: KvmCaps
     places: Mapping[str, Place]
     pmceid: tuple[int, int] = (0, 0)
 
@@ -43,7 +43,7 @@ class Oracle:
         self._host = host
         self._place = host.places[vm.place]
         self._vm = Vpmu(
-            kernel=host.kernel,
+            caps=host.kernel,
             vcpus=(),
             irqchip=Irqchip(vm.gic),
             nr_irqs=NR_IRQS,

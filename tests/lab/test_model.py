@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from pmuctl.host.kvm.cache import from_json
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from tests.lab import randoms
 from tests.lab.conftest import GetLab
 from tests.lab.machine import Lab
@@ -46,7 +46,7 @@ class Run:
     """What one lab answered, and what the model says to the same."""
 
     release: str
-    probed: Probed
+    probed: KvmCaps
     plain: str
     scripts: tuple[Script, ...]
     kernel: list[list[str]]
@@ -89,7 +89,7 @@ def drive(lab: Lab, scripts: Sequence[Script]) -> Run:
     probed = from_json(said["probed"])
     pmceid = [int(text, 16) for text in re.findall(r"PMCEID\d=(\w+)", said["plain"])]
     host = Host(
-        kernel=probed.kernel(),
+        kernel=probed,
         places={its: Place(cpu=cpu, pmu=pmu) for its, (cpu, pmu) in said["places"].items()},
         pmceid=(pmceid[0], pmceid[1]),
     )

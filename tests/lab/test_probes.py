@@ -8,8 +8,7 @@ import pytest
 
 from pmuctl.host.kvm.cache import from_json
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import Probed
-from pmuctl.model.vpmu import DefaultPmu
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 from tests.lab.conftest import GetLab
 from tests.lab.machine import Lab
@@ -26,7 +25,7 @@ CPUS = {
 }
 
 
-def probe(lab: Lab, user: str | None = None) -> Probed:
+def probe(lab: Lab, user: str | None = None) -> KvmCaps:
     command = ["python3", "-m", "tests.lab.probe"]
     ran = lab.run(command, check=True, preloaded=user is None, user=user)
     return from_json(json.loads(ran.stdout))
@@ -52,7 +51,7 @@ def test_every_pmu_has_its_cpus_counters_and_event_space(fresh: Lab, host: str) 
 
 @pytest.mark.parametrize("host", ["none"])
 def test_a_host_without_pmu_says_so(fresh: Lab) -> None:
-    assert probe(fresh) == Probed(has_vpmu=False)
+    assert probe(fresh) == KvmCaps(has_vpmu=False)
 
 
 @pytest.mark.parametrize("host", ["two", "three", "gap"])
@@ -98,7 +97,7 @@ def test_it_is_probed_once_a_boot_and_read_by_all(fresh: Lab) -> None:
     assert probe(fresh, user="1001:1001") == first
     assert fresh.run(["stat", "-c", "%i", CACHE]).stdout == before
     fresh.run(["rm", CACHE], check=True)
-    assert probe(fresh, user="1001:1001") == Probed(has_vpmu=None)
+    assert probe(fresh, user="1001:1001") == KvmCaps(has_vpmu=None)
 
 
 @pytest.mark.parametrize("host", ["two"])

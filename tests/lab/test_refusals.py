@@ -99,9 +99,9 @@ def test_the_attributes_are_those_of_this_kernel(lab: Lab) -> None:
     with reference_vm(lab, "--create-cpus", "0-1") as vm:
         attributes = json.loads(vm.pmuctl("show", "-J").stdout)["vm"]["attributes"]
     code = (
-        "from pmuctl.host.kvm.probes import probe_kernel;"
-        "from pmuctl.model.vpmu import ATTR_NAMES;"
-        "print(*(ATTR_NAMES[its] for its in sorted(probe_kernel([]).attributes)))"
+        "from pmuctl.host.kvm.probes import probe_kvm_caps;"
+        "from pmuctl.model.kvm_caps import ATTR_NAMES;"
+        "print(*(ATTR_NAMES[its] for its in sorted(probe_kvm_caps([]).attributes)))"
     )
     assert lab.run(["python3", "-c", code], check=True).stdout.split() == attributes
 

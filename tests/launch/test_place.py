@@ -28,13 +28,13 @@ class Process(FakeThreads):
         self.root = root
         self.on_place: Callable[[int], None] = lambda _: None
 
-    def affinity(self, tid: int) -> CpuSet:
+    def get(self, tid: int) -> CpuSet:
         if tid not in self.masks:
             raise ProcessLookupError(errno.ESRCH, "gone")
-        return super().affinity(tid)
+        return super().get(tid)
 
-    def place(self, tid: int, cpus: CpuSet) -> None:
-        super().place(tid, cpus)
+    def set(self, tid: int, cpus: CpuSet) -> None:
+        super().set(tid, cpus)
         self.on_place(tid)
 
     def thread(

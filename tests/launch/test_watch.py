@@ -101,7 +101,7 @@ class Starved:
         """Nobody stands behind the gate any more."""
         os.close(self._write)
 
-    def hush(self) -> None:
+    def close_stderr(self) -> None:
         pass
 
     def rest(self) -> None:

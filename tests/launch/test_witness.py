@@ -29,10 +29,10 @@ class Process(FakeThreads):
         self.is_called(QEMU)
         self.witness = DefaultPmuTracker(PLACES, Procfs(root), self)
 
-    def affinity(self, tid: int) -> CpuSet:
+    def get(self, tid: int) -> CpuSet:
         if tid == self.gone:
             raise ProcessLookupError(errno.ESRCH, "gone")
-        return super().affinity(tid)
+        return super().get(tid)
 
     def is_called(self, command: str, pid: int = PID) -> None:
         (self.root / str(pid)).mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import CheckId, Finding, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import EffectivePmu
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
@@ -60,7 +60,7 @@ GOOD = HostFacts(
     pmus=PMUS,
     online=ALL,
     kvm=KvmAccess.USABLE,
-    probed=Probed(has_vpmu=True, attributes=ATTRIBUTES),
+    probed=KvmCaps(has_vpmu=True, attributes=ATTRIBUTES),
     directories=(RuntimeDir(path="/run/pmuctl", owners=(0,), owner=0),),
     has_debugfs=True,
 )
@@ -129,7 +129,7 @@ def test_vpmu() -> None:
 def test_no_vpmu_is_explained_as_far_as_there_is_evidence(
     pmus: tuple[Pmu, ...], cause: str
 ) -> None:
-    result, why, _ = one(of_host("host.vpmu", probed=Probed(has_vpmu=False), pmus=pmus))
+    result, why, _ = one(of_host("host.vpmu", probed=KvmCaps(has_vpmu=False), pmus=pmus))
     assert result is FAIL
     assert "KVM_CAP_ARM_PMU_V3" in why
     assert cause in why
@@ -137,7 +137,7 @@ def test_no_vpmu_is_explained_as_far_as_there_is_evidence(
 
 def test_attributes() -> None:
     def lacking(*numbers: int) -> tuple[Result, str, str | None]:
-        probed = Probed(has_vpmu=True, attributes=ATTRIBUTES - set(numbers))
+        probed = KvmCaps(has_vpmu=True, attributes=ATTRIBUTES - set(numbers))
         return one(of_host("host.attributes", probed=probed))
 
     assert lacking(KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS)[0] is PASS
@@ -147,7 +147,7 @@ def test_attributes() -> None:
     assert "lacks FILTER:" in lacking(KVM_ARM_VCPU_PMU_V3_FILTER)[1]
     both = lacking(KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU)
     assert "lacks SET_PMU, FILTER:" in both[1]
-    assert of_host("host.attributes", probed=Probed(has_vpmu=False)) == []
+    assert of_host("host.attributes", probed=KvmCaps(has_vpmu=False)) == []
 
 
 def test_pmus() -> None:

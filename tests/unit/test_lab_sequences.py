@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.vpmu import DefaultPmu, Kernel
+from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, KvmCaps
 from pmuctl.value import replace
 from tests.lab import randoms
 from tests.lab.oracle import Host, first_difference, foretell, tell
@@ -28,7 +28,9 @@ from tests.lab.sequences import (
 MEASURED = TABLE.parent / "measured"
 PLACES = {"A": Place(cpu=0, pmu=10), "B": Place(cpu=2, pmu=11), "-": Place(cpu=4, pmu=None)}
 HOST = Host(
-    kernel=Kernel(
+    kernel=KvmCaps(
+        has_vpmu=True,
+        attributes=frozenset(ATTR_NAMES),
         counters={10: 6, 11: 6},
         default=DefaultPmu.AT_VCPU_INIT,
         cpus={10: CpuSet.parse("0-1"), 11: CpuSet.parse("2-3")},

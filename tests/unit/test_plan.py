@@ -13,13 +13,17 @@ from pmuctl.errors import (
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
+from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
 from pmuctl.model.plan import CurrentState, SetAffinity, SetAttr, TargetSettings, VcpuThread, plan
-from pmuctl.model.vpmu import Kernel, Vcpu, Vpmu
+from pmuctl.model.vpmu import Vcpu, Vpmu
 from pmuctl.value import replace
 
 A, B = 10, 11
 ALL = CpuSet.parse("0-3")
-FRESH = Vpmu(kernel=Kernel(counters={A: 6, B: 4}), vcpus=(Vcpu(), Vcpu()))
+FRESH = Vpmu(
+    caps=KvmCaps(has_vpmu=True, attributes=frozenset(ATTR_NAMES), counters={A: 6, B: 4}),
+    vcpus=(Vcpu(), Vcpu()),
+)
 CYCLES = EventSet.of_ranges([(0x11, 1)])
 ONLY_CYCLES = EventFilter(Action.DENY, CYCLES)
 
@@ -90,13 +94,13 @@ def test_a_mask_is_cut_down_never_widened() -> None:
         (FRESH, wanted(type=9999), NotFoundError, "ENXIO"),
         (FRESH, wanted(counters=5), UsageError, "EINVAL"),
         (
-            replace(FRESH, kernel=replace(FRESH.kernel, attributes=frozenset(range(4)))),
+            replace(FRESH, caps=replace(FRESH.caps, attributes=frozenset(range(4)))),
             wanted(counters=2),
             UnsupportedError,
             "ENXIO",
         ),
         (
-            replace(FRESH, kernel=replace(FRESH.kernel, event_bits=10)),
+            replace(FRESH, caps=replace(FRESH.caps, event_bits=10)),
             wanted(filter=EventFilter(Action.ALLOW, EventSet.of_ranges([(0x400, 1)]))),
             UsageError,
             "EINVAL",

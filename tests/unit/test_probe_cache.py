@@ -9,17 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.kvm.cache import from_json, read_kernel, to_json
+from pmuctl.host.kvm.cache import from_json, read_kvm_caps, to_json
 from pmuctl.host.runtime_dirs import PROBE_CACHE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.vpmu import DefaultPmu
 from pmuctl.value import replace
 from tests.skips import skip
 
-FOUND = Probed(
+FOUND = KvmCaps(
     has_vpmu=True,
     attributes=frozenset({0, 1, 2, 3}),
     counters={8: 6, 9: 4},
@@ -36,11 +35,11 @@ OTHER = replace(FOUND, counters={8: 1, 9: 1})
 class Prober:
     """Says what it was told to, and counts how often it was asked."""
 
-    def __init__(self, answer: Probed = FOUND) -> None:
+    def __init__(self, answer: KvmCaps = FOUND) -> None:
         self.answer = answer
         self.asked = 0
 
-    def __call__(self, pmus: Sequence[Pmu]) -> Probed:
+    def __call__(self, pmus: Sequence[Pmu]) -> KvmCaps:
         self.asked += 1
         return self.answer
 
@@ -72,8 +71,8 @@ class Machine:
         self.cache = self.run / PROBE_CACHE
         self.types = [8, 9]
 
-    def read(self, prober: Prober, *, uid: int | None = None, runtime: str = "") -> Probed:
-        return read_kernel(
+    def read(self, prober: Prober, *, uid: int | None = None, runtime: str = "") -> KvmCaps:
+        return read_kvm_caps(
             Sysfs(self.root),
             [pmu(number) for number in self.types],
             {"XDG_RUNTIME_DIR": runtime},
@@ -124,12 +123,12 @@ def test_without_a_boot_id_nothing_is_kept(machine: Machine) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        Probed(has_vpmu=None),
+        KvmCaps(has_vpmu=None),
         replace(FOUND, default=None, default_pmu=None),
         replace(FOUND, counters={8: 6, 9: None}),
     ],
 )
-def test_what_could_not_be_found_out_is_tried_again(machine: Machine, answer: Probed) -> None:
+def test_what_could_not_be_found_out_is_tried_again(machine: Machine, answer: KvmCaps) -> None:
     """/dev/kvm may be there next time, or the caller be free to go to every CPU."""
     assert machine.read(Prober(answer)) == answer
     assert machine.read(Prober(OTHER)) == OTHER
@@ -137,8 +136,8 @@ def test_what_could_not_be_found_out_is_tried_again(machine: Machine, answer: Pr
 
 
 def test_a_host_without_vpmu_is_known_to_have_none(machine: Machine) -> None:
-    machine.read(Prober(Probed(has_vpmu=False)))
-    assert machine.read(Prober()) == Probed(has_vpmu=False)
+    machine.read(Prober(KvmCaps(has_vpmu=False)))
+    assert machine.read(Prober()) == KvmCaps(has_vpmu=False)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"key": 1}', "\udcff", "[" * 100000])
@@ -239,4 +238,4 @@ def test_no_directory_no_cache_no_error(machine: Machine) -> None:
 def test_text_and_value_are_inverse() -> None:
     document = json.loads(json.dumps(to_json(FOUND)))
     assert from_json(document) == FOUND
-    assert from_json(to_json(Probed(has_vpmu=None))) == Probed(has_vpmu=None)
+    assert from_json(to_json(KvmCaps(has_vpmu=None))) == KvmCaps(has_vpmu=None)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.kvm.cache import PATH_BOOT_ID, read_kernel
+from pmuctl.host.kvm.cache import PATH_BOOT_ID, read_kvm_caps
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from tests.fakes.vmm import FakeThreads, fake_proc
 
-PROBED = Probed(
+PROBED = KvmCaps(
     has_vpmu=True, counters={10: 6, 11: 6}, event_bits=16, default=DefaultPmu.ONE, default_pmu=10
 )
 
@@ -42,7 +42,7 @@ def test_what_probes_found_is_read_as_the_user_who_asks(
     (root / PATH_BOOT_ID).write_text("4b3a\n")
     environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
     sysfs = Sysfs(root)
-    read_kernel(sysfs, scan_pmus(sysfs), environ, uid=uid, probe=lambda _: PROBED)
+    read_kvm_caps(sysfs, scan_pmus(sysfs), environ, uid=uid, probe=lambda _: PROBED)
     (kept,) = (tmp_path / "pmuctl").iterdir()
     assert kept.is_file()
     site = read_host_state(reach_of(root, environ, uid), FakeThreads({}))

@@ -49,8 +49,8 @@ def inside(*options: str, code: str) -> str:
 def test_a_proc_of_outside_is_noticed() -> None:
     code = (
         "from pmuctl.errors import UnsupportedError\n"
-        "from pmuctl.host.thread_affinity import Threads\n"
-        "try: Threads().affinity(1)\n"
+        "from pmuctl.host.thread_affinity import ThreadAffinity\n"
+        "try: ThreadAffinity().get(1)\n"
         "except UnsupportedError as error: print(error.why)"
     )
     assert "another pid namespace" in inside(code=code)

@@ -5,7 +5,7 @@ import pytest
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import EffectivePmu, HostPmus, effective_pmu
-from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, Probed, default_by_cpu
+from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, KvmCaps, default_by_cpu
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vmm_identity import VmmIdentity
@@ -33,7 +33,7 @@ TWO = HostPmus(pmus=(A53, A72), online=ALL)
 ONE = HostPmus(pmus=(pmu("one", 8, "0-3"),), online=ALL)
 OLD = replace(
     TWO,
-    probed=Probed(has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10),
+    probed=KvmCaps(has_vpmu=True, counters={10: 6, 11: 6}, default=DefaultPmu.ONE, default_pmu=10),
 )
 VM = Vm(
     name="web1",
@@ -93,7 +93,7 @@ def test_a_vmm_that_sets_a_pmu_by_itself_can_have_taken_any() -> None:
 
 @pytest.mark.parametrize("default", [DefaultPmu.AT_ATTRIBUTE, DefaultPmu.AT_VCPU_INIT, None])
 def test_otherwise_it_can_be_any_that_kvm_knows(default: DefaultPmu | None) -> None:
-    probed = Probed(has_vpmu=True, counters={11: 6}, default=default)
+    probed = KvmCaps(has_vpmu=True, counters={11: 6}, default=default)
     assert effective_pmu(VM, TWO).candidates == ("a53", "a72")
     assert effective_pmu(VM, replace(TWO, probed=probed)).candidates == ("a72",)
 

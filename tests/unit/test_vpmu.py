@@ -9,11 +9,10 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.guest import Entry, entry, guest_counters
+from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, KvmCaps
 from pmuctl.model.vpmu import (
     BadAction,
-    DefaultPmu,
     Irqchip,
-    Kernel,
     Value,
     Vcpu,
     Vpmu,
@@ -43,9 +42,11 @@ from pmuctl.uapi.kvm_arm64 import (
 from pmuctl.value import replace
 
 A, B = 10, 11
-KERNEL = Kernel(counters={A: 6, B: 4})
-OLD = Kernel(counters={A: 6, B: 4}, attributes=frozenset({IRQ, INIT, FILTER, SET_PMU}))
-FRESH = Vpmu(kernel=KERNEL, vcpus=(Vcpu(), Vcpu()))
+KERNEL = KvmCaps(has_vpmu=True, attributes=frozenset(ATTR_NAMES), counters={A: 6, B: 4})
+OLD = KvmCaps(
+    has_vpmu=True, counters={A: 6, B: 4}, attributes=frozenset({IRQ, INIT, FILTER, SET_PMU})
+)
+FRESH = Vpmu(caps=KERNEL, vcpus=(Vcpu(), Vcpu()))
 CYCLES = FilterRange(0x11, 1, Action.DENY)
 
 
@@ -122,7 +123,7 @@ def test_counters_end_at_what_the_pmu_has() -> None:
     assert answer(vm, SET_NR_COUNTERS, 4) == "OK"
     assert answer(vm, SET_NR_COUNTERS, 0) == "OK"
     assert answer(vm, SET_NR_COUNTERS, 5) == "EINVAL"
-    assert answer(replace(FRESH, kernel=OLD), SET_NR_COUNTERS, 2) == "ENXIO"
+    assert answer(replace(FRESH, caps=OLD), SET_NR_COUNTERS, 2) == "ENXIO"
 
 
 def test_interrupts() -> None:
@@ -173,9 +174,9 @@ AT_ATTRIBUTE = replace(AT_INIT, default=DefaultPmu.AT_ATTRIBUTE)
 ALWAYS_A = replace(AT_INIT, default=DefaultPmu.ONE, default_pmu=A)
 
 
-def made(kernel: Kernel, *, cpu: int | None = None, strict: bool = False) -> Vpmu:
+def made(kernel: KvmCaps, *, cpu: int | None = None, strict: bool = False) -> Vpmu:
     """A VM of two vCPUs, both INITed on this CPU."""
-    vm = Vpmu(kernel=kernel, vcpus=(), is_strict=strict)
+    vm = Vpmu(caps=kernel, vcpus=(), is_strict=strict)
     for _ in range(2):
         error, vm = init_vcpu(vm, cpu=cpu)
         assert error == 0
@@ -193,7 +194,7 @@ def filtered(vm: Vpmu, *, cpu: int) -> Vpmu:
     [(AT_INIT, A), (AT_ATTRIBUTE, B), (ALWAYS_A, A)],
     ids=["init", "attr", "one"],
 )
-def test_the_default_pmu_is_what_a_filter_pins(kernel: Kernel, chosen: int) -> None:
+def test_the_default_pmu_is_what_a_filter_pins(kernel: KvmCaps, chosen: int) -> None:
     """The vCPU was INITed on A's CPU, the filter is set on B's."""
     vm = filtered(made(kernel, cpu=ON_A), cpu=ON_B)
     assert vm.pmu == chosen
@@ -203,7 +204,7 @@ def test_the_default_pmu_is_what_a_filter_pins(kernel: Kernel, chosen: int) -> N
 
 
 def test_the_first_vcpu_decides_the_default() -> None:
-    vm = Vpmu(kernel=AT_INIT, vcpus=())
+    vm = Vpmu(caps=AT_INIT, vcpus=())
     for cpu in (ON_B, ON_A, BARE):
         error, vm = init_vcpu(vm, cpu=cpu)
         assert (error, vm.pmu) == (0, B)
@@ -215,8 +216,8 @@ def test_even_an_attribute_that_is_refused_decides_the_default() -> None:
 
 
 def test_a_cpu_without_pmu_has_no_default() -> None:
-    assert init_vcpu(Vpmu(kernel=AT_INIT, vcpus=()), cpu=BARE)[0] == errno.ENODEV
-    assert init_vcpu(Vpmu(kernel=AT_INIT, vcpus=()), has_pmu=False, cpu=BARE)[0] == 0
+    assert init_vcpu(Vpmu(caps=AT_INIT, vcpus=()), cpu=BARE)[0] == errno.ENODEV
+    assert init_vcpu(Vpmu(caps=AT_INIT, vcpus=()), has_pmu=False, cpu=BARE)[0] == 0
     assert set_attr(made(AT_ATTRIBUTE, cpu=BARE), 0, IRQ, 23, cpu=BARE)[0] == errno.ENODEV
     assert set_attr(made(ALWAYS_A, cpu=BARE), 0, IRQ, 23, cpu=BARE)[0] == 0
 
@@ -228,7 +229,7 @@ def test_where_the_rule_or_the_cpu_is_not_known_no_default_is() -> None:
 
 
 def test_a_host_without_vpmu_makes_no_vcpu_with_one() -> None:
-    vm = Vpmu(kernel=Kernel(counters={}), vcpus=())
+    vm = Vpmu(caps=KvmCaps(has_vpmu=True, counters={}), vcpus=())
     assert init_vcpu(vm)[0] == errno.EINVAL
     assert init_vcpu(vm, has_pmu=False)[0] == 0
 
@@ -255,10 +256,8 @@ def test_only_the_interrupt_can_be_read_back() -> None:
 
 def test_the_event_space_is_the_hosts_or_the_pmus() -> None:
     narrow = FilterRange(0x3FF, 2, Action.DENY)
-    assert (
-        answer(replace(FRESH, kernel=replace(KERNEL, event_bits=10)), FILTER, narrow) == "EINVAL"
-    )
-    mixed = replace(FRESH, kernel=replace(KERNEL, event_bits_of={B: 10}))
+    assert answer(replace(FRESH, caps=replace(KERNEL, event_bits=10)), FILTER, narrow) == "EINVAL"
+    mixed = replace(FRESH, caps=replace(KERNEL, event_bits_of={B: 10}))
     assert answer(mixed, FILTER, narrow) == "OK"
     on_b = after(mixed, (0, SET_PMU, B))
     assert event_bits(on_b) == 10
@@ -314,4 +313,4 @@ def test_a_strict_vm_has_no_pmu_until_set_pmu() -> None:
 
 
 def test_an_older_kernel_makes_no_strict_vm() -> None:
-    assert init_vcpu(Vpmu(kernel=AT_INIT, vcpus=(), is_strict=True))[0] == errno.ENOENT
+    assert init_vcpu(Vpmu(caps=AT_INIT, vcpus=(), is_strict=True))[0] == errno.ENOENT

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from pmuctl.cli.app import root
+from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.model.symptoms import SYMPTOMS
-from pmuctl.model.vpmu import ATTR_NAMES
 from pmuctl.value import value
 
 KINDS = {

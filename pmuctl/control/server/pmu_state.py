@@ -20,7 +20,7 @@ from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange
-from pmuctl.model.kvm_caps import DERIVED
+from pmuctl.model.kvm_caps import ATTR_NAMES, DERIVED, KvmCaps
 from pmuctl.model.plan import (
     CurrentState,
     SetAffinity,
@@ -32,7 +32,7 @@ from pmuctl.model.plan import (
     plan,
     refusal,
 )
-from pmuctl.model.vpmu import ATTR_NAMES, Kernel, Vcpu, Vpmu, accepted, is_sealed
+from pmuctl.model.vpmu import Vcpu, Vpmu, accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace, value
 
@@ -157,7 +157,7 @@ class PmuState:
                 "waiting": self._seal is None and bool(self._door.vcpus()),
                 "since": self._seal.since if self._seal else None,
                 "by": by,
-                "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.kernel.attributes)],
+                "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.caps.attributes)],
                 "event-bits": self._door.event_bits(),
                 "pmu": self._told_pmu(is_closed=window == "sealed"),
                 "counters": None
@@ -223,14 +223,15 @@ class PmuState:
         limits: dict[int, int | None] = dict.fromkeys(self._pmus() if wanted else ())
         if wanted and wanted.counters is not None and wanted.type in limits:
             limits[wanted.type] = door.counters_limit(wanted.type)
-        kernel = Kernel(
+        kernel = KvmCaps(
+            has_vpmu=True,
             counters=limits,
             attributes=frozenset(attr for attr in ATTR_NAMES if has_pmu and door.has_attr(attr)),
-            event_bits=door.event_bits() or WIDEST_BITS,
+            event_bits=door.event_bits(),
         )
         its = [Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus]
         return Vpmu(
-            kernel=kernel,
+            caps=kernel,
             # before there is one, what would hold for the first
             vcpus=tuple(its or [Vcpu(has_pmu=has_pmu)]),
             pmu=self._pmu[0] if self._pmu else None,

@@ -12,7 +12,7 @@ from pmuctl.host import json_store
 from pmuctl.host.runtime_dirs import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 
 PATH_BOOT_ID = "proc/sys/kernel/random/boot_id"
@@ -21,25 +21,25 @@ SIZE_LIMIT = 64 * 1024
 """Bytes: a host has a handful of PMUs."""
 
 
-def read_kernel(
+def read_kvm_caps(
     sysfs: Sysfs,
     pmus: Sequence[Pmu],
     environ: Mapping[str, str],
     *,
     run: Path = PATH_RUN,
     uid: int | None = None,
-    probe: Callable[[Sequence[Pmu]], Probed] | None = None,
-) -> Probed:
+    probe: Callable[[Sequence[Pmu]], KvmCaps] | None = None,
+) -> KvmCaps:
     """What KVM does on this host: from the cache where it is of this boot and these PMUs.
 
     Else it is probed, and kept if possible. The cache is not trusted further than its owner: only
     a regular file of root or the caller that nobody else may write to is read, and no link leads
-    to it. `probe` is `probe_kernel` unless given; raises OSError as that does.
+    to it. `probe` is `probe_kvm_caps` unless given; raises OSError as that does.
     """
     if probe is None:
-        from pmuctl.host.kvm.probes import probe_kernel
+        from pmuctl.host.kvm.probes import probe_kvm_caps
 
-        probe = probe_kernel
+        probe = probe_kvm_caps
     uid = os.geteuid() if uid is None else uid
     _, target = cache_dirs(environ, uid, run=run)
     key = cache_key(sysfs, pmus)
@@ -61,7 +61,7 @@ def read_cached(
     *,
     run: Path = PATH_RUN,
     uid: int | None = None,
-) -> Probed | None:
+) -> KvmCaps | None:
     """What earlier probes of this boot found, None where there were none; nothing is tried.
 
     Of another machine's tree it is what was captured with that.
@@ -87,19 +87,19 @@ def _key(boot_id: str | None, pmus: Sequence[Pmu]) -> dict[str, object]:
     return {"format": FORMAT, "boot_id": boot_id, "pmus": types}
 
 
-def to_captured(probed: Probed, pmus: Sequence[Pmu]) -> str:
+def to_captured(probed: KvmCaps, pmus: Sequence[Pmu]) -> str:
     """The text of PATH_CAPTURED: a cache that is of no boot."""
     return json.dumps({"key": _key(None, pmus), "probed": to_json(probed)}, indent=1) + "\n"
 
 
-def _read_captured(sysfs: Sysfs, pmus: Sequence[Pmu]) -> Probed | None:
+def _read_captured(sysfs: Sysfs, pmus: Sequence[Pmu]) -> KvmCaps | None:
     text = sysfs.read_text(PATH_CAPTURED, limit=SIZE_LIMIT)
     with contextlib.suppress(ValueError, RecursionError):
         return _of(json.loads(text or ""), _key(None, pmus))
     return None
 
 
-def to_json(probed: Probed) -> dict[str, object]:
+def to_json(probed: KvmCaps) -> dict[str, object]:
     """As it stands in the cache: numbers as keys become texts there."""
     return {
         "has_vpmu": probed.has_vpmu,
@@ -114,10 +114,10 @@ def to_json(probed: Probed) -> dict[str, object]:
     }
 
 
-def from_json(document: Mapping[str, Any]) -> Probed:
+def from_json(document: Mapping[str, Any]) -> KvmCaps:
     """The inverse of `to_json`; raises ValueError for anything else."""
     try:
-        probed = Probed(
+        probed = KvmCaps(
             has_vpmu=document["has_vpmu"],
             attributes=frozenset(document["attributes"]),
             counters={int(pmu): its for pmu, its in document["counters"].items()},
@@ -140,18 +140,18 @@ def from_json(document: Mapping[str, Any]) -> Probed:
     return probed
 
 
-def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> Probed | None:
+def _load(directory: Path, key: Mapping[str, object], owners: set[int]) -> KvmCaps | None:
     return _of(json_store.load(directory, PROBE_CACHE, owners=owners, limit=SIZE_LIMIT), key)
 
 
-def _of(document: object, key: Mapping[str, object]) -> Probed | None:
+def _of(document: object, key: Mapping[str, object]) -> KvmCaps | None:
     if isinstance(document, dict) and document.get("key") == dict(key):
         with contextlib.suppress(ValueError, KeyError):
             return from_json(document["probed"])
     return None
 
 
-def _store(directory: Path, key: Mapping[str, object], probed: Probed, owners: set[int]) -> None:
+def _store(directory: Path, key: Mapping[str, object], probed: KvmCaps, owners: set[int]) -> None:
     """Whole or not at all; where it cannot be, there is no cache and no error."""
     document = {"key": key, "probed": to_json(probed)}
     with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from pmuctl.host.kvm.device import (
     set_pmu_attr,
 )
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, Probed
+from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
@@ -33,7 +33,7 @@ MAX_COUNTERS = 31
 PMCR_EL0 = arm64_sys_reg(3, 3, 9, 12, 0)
 
 
-def probe_kernel(pmus: Sequence[Pmu]) -> Probed:
+def probe_kvm_caps(pmus: Sequence[Pmu]) -> KvmCaps:
     """Everything that differs between hosts, for the CPU PMUs that `scan_pmus` found.
 
     Makes about six short-lived VMs of one vCPU that never run, from the calling thread, which is
@@ -49,7 +49,7 @@ def probe_kernel(pmus: Sequence[Pmu]) -> Probed:
     except OSError as error:
         if error.errno not in _MISSING:
             raise
-        return Probed(has_vpmu=False if error.errno == errno.ENODEV else None)
+        return KvmCaps(has_vpmu=False if error.errno == errno.ENODEV else None)
     selects = KVM_ARM_VCPU_PMU_V3_SET_PMU in attributes
     filters = KVM_ARM_VCPU_PMU_V3_FILTER in attributes
     counters: dict[int, int | None] = {}
@@ -68,7 +68,7 @@ def probe_kernel(pmus: Sequence[Pmu]) -> Probed:
     if selects and filters:
         default, default_pmu = probe_default({pmu: places[pmu] for pmu in counters})
     host_bits = probe_event_bits(cpus=home) if filters else None
-    return Probed(
+    return KvmCaps(
         has_vpmu=True,
         attributes=attributes,
         counters=counters,

@@ -13,7 +13,7 @@ from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import HostPmus
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import field, replace, value
 
@@ -78,7 +78,7 @@ class HostState:
         except OSError:
             return None
 
-    def with_probed(self, probed: Probed | None) -> "HostState":
+    def with_probed(self, probed: KvmCaps | None) -> "HostState":
         """The same, with what KVM was found to do just now, if it was."""
         return replace(self, ground=replace(self.ground, probed=probed)) if probed else self
 

@@ -10,7 +10,7 @@ from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
 from pmuctl.errors import UsageError
 from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm.access import KvmAccess
-from pmuctl.host.kvm.cache import read_kernel
+from pmuctl.host.kvm.cache import read_kvm_caps
 from pmuctl.host.procfs import TICKS, Procfs
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.affinity.assess import assess, find_vm_obstacle, read_vm_affinity_record
@@ -23,7 +23,7 @@ from pmuctl.manage.inventory.query import Session
 from pmuctl.manage.start.preflight import Kvm
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import Finding
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.vm import Window
 from pmuctl.value import replace
 
@@ -71,10 +71,10 @@ def _why_unchecked(held: VmAlignment, site: HostState) -> str:
     return "which vCPUs it has is not known"
 
 
-def _probe(site: HostState, kvm: Kvm) -> Probed | None:
+def _probe(site: HostState, kvm: Kvm) -> KvmCaps | None:
     """What KVM does, tried on scratch VMs once a boot; None where it could not be."""
     try:
-        return read_kernel(site.sysfs, site.pmus, site.environ, uid=site.uid, probe=kvm.probe)
+        return read_kvm_caps(site.sysfs, site.pmus, site.environ, uid=site.uid, probe=kvm.probe)
     except OSError:
         return None
 

@@ -8,7 +8,7 @@ from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.manage.hints import MOUNT_DEBUGFS, bring_online, cpus_words, giving_access
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
@@ -44,7 +44,7 @@ class HostFacts:
     online: CpuSet | None = None
     kvm: KvmAccess | None = None
     kvm_group: str | None = None
-    probed: Probed | None = None
+    probed: KvmCaps | None = None
     directories: Sequence[RuntimeDir] = ()
     processes: int = 0
     is_partial: bool = False

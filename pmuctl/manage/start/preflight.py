@@ -13,14 +13,14 @@ from pmuctl.errors import (
 )
 from pmuctl.host.cpus import read_online, scan_present
 from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_group
-from pmuctl.host.kvm.cache import read_kernel
+from pmuctl.host.kvm.cache import read_kvm_caps
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.hints import cpus_words, giving_access
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import EventFilter
-from pmuctl.model.kvm_caps import Probed
+from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.plan import CurrentState, TargetSettings, no_attribute, plan
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.pmu_selector import check_present, parse_cpus
@@ -36,7 +36,7 @@ class Kvm:
 
     access: Callable[[], KvmAccess] = read_kvm_access
     group: Callable[[], str | None] = read_kvm_group
-    probe: Callable[[Sequence[Pmu]], Probed] | None = None
+    probe: Callable[[Sequence[Pmu]], KvmCaps] | None = None
 
 
 @value(kw_only=True)
@@ -51,7 +51,7 @@ class StartSite:
     pid: int
 
 
-def check_kernel(probed: Probed, pmu: Pmu | None, event_filter: EventFilter | None) -> None:
+def check_kernel(probed: KvmCaps, pmu: Pmu | None, event_filter: EventFilter | None) -> None:
     """Refuse what this host's KVM cannot do, by the rules that a VM's settings are planned with.
 
     Raises UnsupportedError without a vPMU or an attribute, NotFoundError for a PMU that KVM does
@@ -67,13 +67,13 @@ def check_kernel(probed: Probed, pmu: Pmu | None, event_filter: EventFilter | No
         raise no_attribute("SET_PMU")
     if pmu is not None and pmu.type is not None:
         wanted = TargetSettings(type=pmu.type, name=pmu.name, filter=event_filter)
-        plan(CurrentState(vpmu=Vpmu(kernel=probed.kernel()), threads={}), wanted)
+        plan(CurrentState(vpmu=Vpmu(caps=probed), threads={}), wanted)
         # the PMU is locked by one, too
         if KVM_ARM_VCPU_PMU_V3_FILTER not in probed.attributes:
             raise no_attribute("FILTER")
 
 
-def event_bits(probed: Probed, pmu: Pmu) -> int:
+def event_bits(probed: KvmCaps, pmu: Pmu) -> int:
     """The width of the event space of a VM with this PMU, the widest where that is not known."""
     its = probed.event_bits_of.get(pmu.type) if pmu.type is not None else None
     return its or probed.event_bits or WIDEST_BITS
@@ -104,14 +104,14 @@ def check_access(kvm: Kvm) -> None:
             )
 
 
-def ask_kvm(site: StartSite, pmus: Sequence[Pmu]) -> Probed:
+def ask_kvm(site: StartSite, pmus: Sequence[Pmu]) -> KvmCaps:
     """What KVM does here, from the cache or from probes.
 
     Raises UnsupportedError where there is no KVM, DeniedError, RefusedError.
     """
     check_access(site.kvm)
     with _as_refusal("KVM could not be asked"):
-        return read_kernel(site.sysfs, pmus, site.environ, uid=site.uid, probe=site.kvm.probe)
+        return read_kvm_caps(site.sysfs, pmus, site.environ, uid=site.uid, probe=site.kvm.probe)
 
 
 def chosen_cpus(text: str, pmu: Pmu | None, pmus: Sequence[Pmu], sysfs: Sysfs) -> CpuSet:

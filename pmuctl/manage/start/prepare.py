@@ -24,7 +24,7 @@ from pmuctl.manage.start.preflight import (
 )
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.kvm_caps import DefaultPmu, Probed
+from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import value
 
@@ -85,7 +85,7 @@ def prepare(request: Request, site: StartSite) -> Prepared:
         cpus = chosen_cpus(request.affinity, pmu, pmus, site.sysfs)
     executable = find_program(request.command[0], site.environ)
 
-    probed = Probed(has_vpmu=None)
+    probed = KvmCaps(has_vpmu=None)
     obstacle: PmuctlError | None = None
     try:
         probed = ask_kvm(site, pmus)
@@ -126,7 +126,7 @@ def prepare(request: Request, site: StartSite) -> Prepared:
     )
 
 
-def _defaults(probed: Probed, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:
+def _defaults(probed: KvmCaps, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:
     """The PMUs that KVM knows, where it gives a VM that of the CPU of its KVM_ARM_VCPU_INIT."""
     if probed.default is not DefaultPmu.AT_VCPU_INIT:
         return {}
