@@ -8,7 +8,7 @@ from pmuctl.render.columns import Column
 
 if TYPE_CHECKING:
     from pmuctl.conformance.runner import ConformanceResult
-    from pmuctl.manage.settings.transaction import KeyResult
+    from pmuctl.manage.settings.result import KeyResult
     from pmuctl.model.check_result import Finding
     from pmuctl.model.symptoms import Symptom
 

@@ -5,10 +5,13 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 from pmuctl.host.kvm.device import PATH_DEV_KVM
+from pmuctl.model.kvm_caps import KvmCaps
+from pmuctl.model.pmu import Pmu
+from pmuctl.value import value
 
 
 class KvmAccess(StrEnum):
@@ -84,3 +87,13 @@ def _records(fd: int) -> Iterator[str]:
         if not record:
             return
         yield record.decode(errors="replace")
+
+
+@value(kw_only=True)
+class Kvm:
+    """KVM on the machine: whether this user may use it, and which group may; and what probes it
+    where nothing is cached."""
+
+    access: Callable[[], KvmAccess] = read_kvm_access
+    group: Callable[[], str | None] = read_kvm_group
+    probe: Callable[[Sequence[Pmu]], KvmCaps] | None = None
