@@ -12,7 +12,7 @@ from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError, UsageError
 from pmuctl.host.host import Host
 from pmuctl.render.columns import Column, as_object, choose
-from pmuctl.render.error import write_problem
+from pmuctl.render.error import write_error
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.text import printable
 from pmuctl.value import field, replace, value
@@ -180,12 +180,12 @@ class Context:
         if self.options.quiet:
             return
         with contextlib.suppress(OSError):
-            write_problem(problem, self.stderr, as_json=self.format.is_json, word="warning")
+            write_error(problem, self.stderr, as_json=self.format.is_json, word="warning")
 
     def fail(self, problem: PmuctlError) -> None:
         """The failure of one target of several, on stderr; the command goes on."""
         with contextlib.suppress(OSError):
-            write_problem(problem, self.stderr, as_json=self.format.is_json)
+            write_error(problem, self.stderr, as_json=self.format.is_json)
 
     def enable_gc(self) -> None:
         """Keep house from now on: a command that goes on and on would fill the memory."""
