@@ -140,7 +140,7 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
             context.warn(named.problem)
     if vm_list:
         note_missing(context, vm_list)
-    if unknown := sum(row.is_unknown for row in rows if not row.vm.is_split):
+    if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
         context.note(f"not known of {_count(unknown, 'vCPU')}: whether it can leave its PMU")
     misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
     consequences = (

@@ -24,7 +24,7 @@ def _unless_unknown(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], obj
 
 
 def _get_outside(row: VcpuRow) -> object:
-    alignment = row.its.alignment
+    alignment = row.vcpu.alignment
     if len(alignment.outside) > 1:
         return Candidates(tuple(alignment.outside.values()))
     return alignment.only_outside
@@ -38,13 +38,13 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="PMU-CPUS",
         help="the CPUs of its PMU",
-        value=if_has_pmu(lambda row: row.vm.effective_pmu.only_cpus),
+        value=if_has_pmu(lambda row: row.alignment.effective_pmu.only_cpus),
     ),
     CPU_COLUMN,
     Column(
         name="CONSEQUENCE",
         help="what happens off its PMU, if it can leave it",
-        value=_unless_unknown(lambda row: row.its.alignment.consequence),
+        value=_unless_unknown(lambda row: row.vcpu.alignment.consequence),
     ),
     Column(
         name="BLOCKER",
@@ -54,7 +54,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="PMU",
         help="its PMU",
-        value=if_has_pmu(lambda row: row.vm.effective_pmu.only),
+        value=if_has_pmu(lambda row: row.alignment.effective_pmu.only),
         shown=False,
     ),
     Column(
@@ -67,13 +67,13 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=if_has_pmu(lambda row: row.its.alignment.aligned),
+        value=if_has_pmu(lambda row: row.vcpu.alignment.aligned),
         shown=False,
     ),
     Column(
         name="VM-ALIGNED",
         help="whether no vCPU of the VM can leave its PMU",
-        value=if_has_pmu(lambda row: row.vm.alignment.aligned),
+        value=if_has_pmu(lambda row: row.alignment.alignment.aligned),
         shown=False,
         in_json=True,
     ),

@@ -47,27 +47,29 @@ CANDIDATES_SHAPE = Shape(text=_format_text, plain=_convert_to_plain)
 
 
 def _get_pmu_cpus(row: VcpuRow) -> object:
-    effective = row.vm.effective_pmu
+    effective = row.alignment.effective_pmu
     return effective.only_cpus if effective.pmu else Candidates(tuple(effective.cpus.values()))
 
 
 def if_has_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
     """Return a getter that gives None if the VM has no PMU, and UNKNOWN if `get` gives None."""
-    return lambda row: known(get(row)) if row.vm.effective_pmu.names else None
+    return lambda row: known(get(row)) if row.alignment.effective_pmu.names else None
 
 
-VM_COLUMN: Column[VcpuRow] = Column(name="VM", help="the VM", value=lambda row: row.vm.vm.name)
+VM_COLUMN: Column[VcpuRow] = Column(
+    name="VM", help="the VM", value=lambda row: row.alignment.vm.name
+)
 VCPU_COLUMN: Column[VcpuRow] = Column(
-    name="VCPU", help="its number", value=lambda row: row.its.index, is_number=True
+    name="VCPU", help="its number", value=lambda row: row.vcpu.index, is_number=True
 )
 TID_COLUMN: Column[VcpuRow] = Column(
-    name="TID", help="its thread", value=lambda row: known(row.its.tid), is_number=True
+    name="TID", help="its thread", value=lambda row: known(row.vcpu.tid), is_number=True
 )
 CPU_COLUMN: Column[VcpuRow] = Column(
     name="CPU", help="the CPU it was last on", value=lambda row: known(row.cpu), is_number=True
 )
 AFFINITY_COLUMN: Column[VcpuRow] = Column(
-    name="AFFINITY", help="the CPUs it may be on", value=lambda row: known(row.its.affinity)
+    name="AFFINITY", help="the CPUs it may be on", value=lambda row: known(row.vcpu.affinity)
 )
 
 
@@ -86,12 +88,12 @@ PLACED_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=if_has_pmu(lambda row: row.its.alignment.aligned),
+        value=if_has_pmu(lambda row: row.vcpu.alignment.aligned),
     ),
     Column(
         name="EVIDENCE",
         help="who tells which thread it is: socket, qmp, debugfs, kvm-run, name",
-        value=lambda row: row.its.vcpu.evidence,
+        value=lambda row: row.vcpu.vcpu.evidence,
         shown=False,
     ),
 )

@@ -21,15 +21,15 @@ class VcpuRow:
     `blocker` says what is in the way of `affinity align`, where that was asked.
     """
 
-    vm: VmAlignment
-    its: VcpuAlignment
+    alignment: VmAlignment
+    vcpu: VcpuAlignment
     cpu: int | None
     blocker: str | None = None
 
     @property
     def is_unknown(self) -> bool:
         """Whether it has a PMU, and nobody knows whether it stays there."""
-        return self.its.alignment.aligned is None and bool(self.vm.effective_pmu.cpus)
+        return self.vcpu.alignment.aligned is None and bool(self.alignment.effective_pmu.cpus)
 
 
 @value(kw_only=True)
@@ -50,7 +50,7 @@ def assess(vm: Vm, host_state: HostState) -> VmAlignment:
 def vcpu_rows(held: VmAlignment, host_state: HostState) -> Iterator[VcpuRow]:
     """Every vCPU of a VM, in order."""
     for its in held.vcpus:
-        yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, host_state))
+        yield VcpuRow(alignment=held, vcpu=its, cpu=_last_cpu(held.vm, its, host_state))
 
 
 def check_rows(held: VmAlignment, host_state: HostState) -> Iterator[VcpuRow]:
@@ -59,7 +59,9 @@ def check_rows(held: VmAlignment, host_state: HostState) -> Iterator[VcpuRow]:
     leavers = (*held.misplaced, *held.offenders)
     for its in held.vcpus:
         blocker = _blocker(held, its, masks, host_state) if its in leavers else None
-        yield VcpuRow(vm=held, its=its, cpu=_last_cpu(held.vm, its, host_state), blocker=blocker)
+        yield VcpuRow(
+            alignment=held, vcpu=its, cpu=_last_cpu(held.vm, its, host_state), blocker=blocker
+        )
 
 
 def read_vm_affinity_record(vm: Vm, host_state: HostState) -> Recorded:

@@ -45,8 +45,8 @@ def diagnose(
         found = check_vm(vm_facts)
         findings += found
         if not is_whole and not found:
-            why = _why_unchecked(vm_facts.held, host_state)
-            unchecked.append(f"{vm_facts.vm.name}: no check applies: {why}")
+            why = _why_unchecked(vm_facts.alignment, host_state)
+            unchecked.append(f"{vm_facts.alignment.vm.name}: no check applies: {why}")
     return findings, unchecked
 
 
@@ -127,7 +127,7 @@ def _with_spins(
     facts: Sequence[VmFacts], host_state: HostState, rest: Callable[[], float]
 ) -> Iterator[VmFacts]:
     """The facts of each VM; those whose vCPUs may spin are looked at for a moment, all at once."""
-    threads = [_suspects(its.held) if host_state.host.is_live else {} for its in facts]
+    threads = [_suspects(its.alignment) if host_state.host.is_live else {} for its in facts]
     found = spins(
         {thread for its in threads for thread in its.values()}, host_state.host.procs, rest=rest
     )
@@ -150,7 +150,7 @@ def _read_vm_facts(held: VmAlignment, host_state: HostState) -> VmFacts:
     masks = read_vm_affinity_record(held.vm, host_state).cpus
     found = {its.index: find_vm_obstacle(held, its, masks, host_state) for its in held.misplaced}
     return VmFacts(
-        held=held,
+        alignment=held,
         online=host_state.online,
         recorded=masks,
         age=_age(host_state.host.procs, held.vm.pid),
