@@ -40,8 +40,8 @@ class DefaultPmuTracker:
 
         Of a VMM that may set a PMU by itself later, and of one that is not known, it is not.
         """
-        its = default_by_cpu(self._masks.get(tgid, ()), self._defaults)
-        if its is None:
+        pmu = default_by_cpu(self._masks.get(tgid, ()), self._defaults)
+        if pmu is None:
             return None
         vmm = identify(self._procs.command_line(tgid), self._procs.comm(tgid, tgid))
-        return its if vmm.kind is not None and not vmm.sets_pmu else None
+        return pmu if vmm.kind is not None and not vmm.sets_pmu else None

@@ -51,13 +51,13 @@ def not_traceable(procs: Procfs, pid: int) -> PmuctlError:
     elif scope == 2 and not may_trace_all(procs):
         why = "Yama lets only administrators trace (kernel.yama.ptrace_scope is 2)"
         fix = "run pmuctl as root, or set kernel.yama.ptrace_scope to 1"
-    elif _owner(procs, pid) not in (None, os.geteuid()):
+    elif _find_status_owner(procs, pid) not in (None, os.geteuid()):
         why = "it made itself undumpable (PR_SET_DUMPABLE 0), or belongs to another user (EPERM)"
         fix = "run pmuctl as root, or start it so that it may be debugged"
     return DeniedError("the VMM may not be traced", why=why, fix=fix, errno="EPERM")
 
 
-def _owner(procs: Procfs, pid: int) -> int | None:
+def _find_status_owner(procs: Procfs, pid: int) -> int | None:
     """Whose files in /proc/PID are: root's, for what is not dumpable (proc_pid(5)).
 
     The directory itself stays its user's (task_dump_owner() in fs/proc/base.c).
@@ -105,10 +105,10 @@ def not_released(seconds: float) -> PmuctlError:
     )
 
 
-def no_memory(error: OSError) -> PmuctlError:
+def memory_not_writable(error: OSError) -> PmuctlError:
     """The error for a VMM whose memory could not be written."""
     if (shortage := shortage_of(error)) is not None:
-        return lost_sight(shortage)
+        return not_followable(shortage)
     return DeniedError(
         "no call can be put into the VMM",
         why=f"its memory may not be written: {error.strerror}; it may have made itself "
@@ -118,7 +118,7 @@ def no_memory(error: OSError) -> PmuctlError:
     )
 
 
-def lost_sight(shortage: ResourceExhaustedError) -> PmuctlError:
+def not_followable(shortage: ResourceExhaustedError) -> PmuctlError:
     """The error for a VMM of which nothing can be read for want of descriptors or memory."""
     what = f"{shortage.subject}: " if shortage.subject else ""
     return RefusedError(

@@ -26,7 +26,7 @@ CAUGHT_HERE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def launch(
-    orders: LaunchSpec,
+    spec: LaunchSpec,
     executable: str,
     argv: Sequence[str],
     environ: Mapping[bytes, bytes],
@@ -39,18 +39,18 @@ def launch(
     had, what the supervisor raises before the start, and OSError where the executable cannot be
     executed; then nothing was started.
     """
-    machine = native_arch()
+    arch = native_arch()
     try:
-        ours, theirs = map(_clear_of_the_streams, socket.socketpair())
+        ours, theirs = map(_move_above_stdio, socket.socketpair())
         with ours:
             with theirs:
-                _start_supervisor(orders.name, theirs, supervisor)
+                _start_supervisor(spec.name, theirs, supervisor)
             try:
-                _introduce(ours, orders)
+                _hand_over_spec(ours, spec)
             except (EOFError, ConnectionError):
-                message, why = _did_not_stay(supervisor)
+                message, why = _describe_supervisor_exit(supervisor)
                 raise RefusedError(message, why=why) from None
-            _put_up(machine, ours, supervisor)
+            _install_gate(arch, ours, supervisor)
     except OSError as error:
         raise RefusedError(
             "the supervisor cannot be started", why=error.strerror or str(error)
@@ -58,14 +58,14 @@ def launch(
     execute(executable, argv, environ)
 
 
-def _put_up(machine: Arch, ours: socket.socket, supervisor: Path) -> None:
+def _install_gate(arch: Arch, ours: socket.socket, supervisor: Path) -> None:
     """Put up the gate and hand it over.
 
     Raises UnreachableError where there is nobody to take it: the gate stands then, and behind it
     no vCPU can be made any more.
     """
     try:
-        listener = install(machine)
+        listener = install(arch)
     except OSError as error:
         raise no_gate(error) from None
     try:
@@ -73,29 +73,29 @@ def _put_up(machine: Arch, ours: socket.socket, supervisor: Path) -> None:
         os.close(listener)
         handshake.recv_message(ours)
     except (EOFError, OSError):
-        message, why = _did_not_stay(supervisor)
+        message, why = _describe_supervisor_exit(supervisor)
         raise UnreachableError(message, why=why) from None
 
 
-def _did_not_stay(supervisor: Path) -> tuple[str, str]:
+def _describe_supervisor_exit(supervisor: Path) -> tuple[str, str]:
     return (
         "the supervisor ended before the VMM was started",
         f"{sys.executable} {supervisor} did not stay: check that this user can run it",
     )
 
 
-def _clear_of_the_streams(its: socket.socket) -> socket.socket:
+def _move_above_stdio(sock: socket.socket) -> socket.socket:
     """The socket where no closed stdin, stdout or stderr is, nor what the supervisor has as 3."""
-    with its:
-        return socket.socket(fileno=fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 4))
+    with sock:
+        return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 4))
 
 
-def _introduce(ours: socket.socket, orders: LaunchSpec) -> None:
+def _hand_over_spec(ours: socket.socket, spec: LaunchSpec) -> None:
     """Learn who the supervisor is, let it trace this process, and hand it the orders."""
     pid, _ = handshake.recv_message(ours)
     with suppress(OSError):  # EINVAL where there is no Yama
         prctl(PR_SET_PTRACER, int(pid))
-    text = str(os.getpid()).encode() + b"\n" + orders.encode()
+    text = str(os.getpid()).encode() + b"\n" + spec.encode()
     try:
         os.fstat(2)
         handshake.send_message(ours, text, 2)
@@ -103,7 +103,7 @@ def _introduce(ours: socket.socket, orders: LaunchSpec) -> None:
         handshake.send_message(ours, text)
     answer, _ = handshake.recv_message(ours)
     if answer:
-        raise handshake.error_of(answer)
+        raise handshake.decode_error(answer)
 
 
 def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> None:
@@ -122,17 +122,17 @@ def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> Non
                 os.dup2(null, fd)
                 os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
             os.dup2(theirs.fileno(), 3)
-            os.closerange(4, _descriptors_max())
+            os.closerange(4, _find_max_fds())
             # it is small and stays; of a huge page it would have all, and need a part
             with suppress(OSError):
                 prctl(PR_SET_THP_DISABLE, 1)
-            words = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
-            os.execve(sys.executable, words, {"LC_ALL": "C.UTF-8"})
+            argv = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
+            os.execve(sys.executable, argv, {"LC_ALL": "C.UTF-8"})
     finally:
         os._exit(0)
 
 
-def _descriptors_max() -> int:
+def _find_max_fds() -> int:
     """One more than any descriptor can be; the soft limit may be below what is open."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
@@ -144,7 +144,7 @@ def execute(executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]
     What Python ignores gets its default action; that it was ignored before, as systemd does with
     SIGPIPE, cannot be told any more. Raises OSError.
     """
-    for its in (*IGNORED_BY_PYTHON, *CAUGHT_HERE):
-        if its in IGNORED_BY_PYTHON or callable(signal.getsignal(its)):
-            signal.signal(its, signal.SIG_DFL)
+    for signum in (*IGNORED_BY_PYTHON, *CAUGHT_HERE):
+        if signum in IGNORED_BY_PYTHON or callable(signal.getsignal(signum)):
+            signal.signal(signum, signal.SIG_DFL)
     os.execve(executable, list(argv), dict(environ))

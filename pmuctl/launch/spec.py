@@ -51,7 +51,7 @@ class LaunchSpec:
             "affinity": None if self.affinity is None else str(self.affinity),
             "attributes": sorted(self.attributes),
             "event-bits": self.event_bits,
-            "defaults": [[*its, str(cpus)] for its, cpus in self.defaults.items()],
+            "defaults": [[*pmu, str(cpus)] for pmu, cpus in self.defaults.items()],
             "hold": self.hold,
             "timeout": self.timeout,
             "best-effort": self.best_effort,
@@ -61,20 +61,20 @@ class LaunchSpec:
     @classmethod
     def decode(cls, text: bytes) -> "LaunchSpec":
         """The inverse of `encode`: it comes from the same program, not from outside."""
-        its: Mapping[str, Any] = json.loads(text)
+        message: Mapping[str, Any] = json.loads(text)
         return cls(
-            name=its["name"],
-            socket=Path(its["socket"]),
-            command=tuple(its["command"]),
-            pmu=its["pmu"] and tuple(its["pmu"]),
-            filter=its["filter"] and filter_from(its["filter"]),
-            affinity=None if its["affinity"] is None else CpuSet.parse(its["affinity"]),
-            attributes=frozenset(its["attributes"]),
-            event_bits=its["event-bits"],
+            name=message["name"],
+            socket=Path(message["socket"]),
+            command=tuple(message["command"]),
+            pmu=message["pmu"] and tuple(message["pmu"]),
+            filter=message["filter"] and filter_from(message["filter"]),
+            affinity=None if message["affinity"] is None else CpuSet.parse(message["affinity"]),
+            attributes=frozenset(message["attributes"]),
+            event_bits=message["event-bits"],
             defaults={
-                (number, name): CpuSet.parse(cpus) for number, name, cpus in its["defaults"]
+                (number, name): CpuSet.parse(cpus) for number, name, cpus in message["defaults"]
             },
-            hold=its["hold"],
-            timeout=its["timeout"],
-            best_effort=its["best-effort"],
+            hold=message["hold"],
+            timeout=message["timeout"],
+            best_effort=message["best-effort"],
         )

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pmuctl.errors import PmuctlError
 from pmuctl.uapi.pidfd import pidfd_getfd
 
-SAY_SECONDS = 0.5
+WRITE_TIMEOUT_SECONDS = 0.5
 
 
 class VmmStderr:
@@ -36,19 +36,19 @@ class VmmStderr:
                 lines.append(f"  {name}: {text}")
         text = "\n".join(lines) + "\n"
         with suppress(OSError):
-            fd = self._fd if self._fd >= 0 else _stderr_of(pid)
+            fd = self._fd if self._fd >= 0 else _borrow_stderr(pid)
             try:
                 poll = select.poll()
                 poll.register(fd, select.POLLOUT)
                 # whoever does not read it must not hold up the VMM's end
-                if poll.poll(SAY_SECONDS * 1000):
+                if poll.poll(WRITE_TIMEOUT_SECONDS * 1000):
                     os.write(fd, text.encode(errors="backslashreplace")[: select.PIPE_BUF])
             finally:
                 if fd != self._fd:
                     os.close(fd)
 
 
-def _stderr_of(pid: int) -> int:
+def _borrow_stderr(pid: int) -> int:
     pidfd = os.pidfd_open(pid)
     try:
         return pidfd_getfd(pidfd, 2)

@@ -41,30 +41,30 @@ class Notification:
     tid: int
 
 
-def install(machine: Arch) -> int:
+def install(arch: Arch) -> int:
     """Put the gate in front of this thread and all it will become; its listener.
 
     Without CAP_SYS_ADMIN the kernel asks for no_new_privs first, which then stays. Raises OSError
     (EBUSY where another filter with a listener is in the way).
     """
-    program = _program(machine)
+    program = _build_program(arch)
     operation, flags = SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
     try:
-        return seccomp(machine.nr_seccomp, operation, flags, program)
+        return seccomp(arch.nr_seccomp, operation, flags, program)
     except PermissionError:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        return seccomp(machine.nr_seccomp, operation, flags, program)
+        return seccomp(arch.nr_seccomp, operation, flags, program)
 
 
-def _program(machine: Arch) -> "ctypes.Array[sock_filter]":
+def _build_program(arch: Arch) -> "ctypes.Array[sock_filter]":
     """KVM_CREATE_VCPU of this architecture goes to the listener, all else is none of its business.
 
     Of a request only the low 32 bits count (virt/kvm/kvm_main.c takes an unsigned int).
     """
     second = seccomp_data.args.offset + 8
     wanted = (
-        (seccomp_data.arch.offset, machine.audit_arch),
-        (seccomp_data.nr.offset, machine.nr_ioctl),
+        (seccomp_data.arch.offset, arch.audit_arch),
+        (seccomp_data.nr.offset, arch.nr_ioctl),
         (second, KVM_CREATE_VCPU),
     )
     code = []
@@ -85,7 +85,7 @@ class Listener:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
-    def take(self) -> Notification | None:
+    def receive(self) -> Notification | None:
         """The next thread that waits, None where there is none (any more).
 
         Raises EOFError once nobody stands behind the gate: to ask again then would wait for ever
@@ -96,22 +96,22 @@ class Listener:
             return None
         if not ready[0][1] & select.POLLIN:
             raise EOFError
-        its = seccomp_notif()
+        notif = seccomp_notif()
         try:
-            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, its, what="SECCOMP_IOCTL_NOTIF_RECV")
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, notif, what="SECCOMP_IOCTL_NOTIF_RECV")
         except (FileNotFoundError, InterruptedError):
             return None  # a signal took the call away between poll and this
-        return Notification(its.id, its.pid)
+        return Notification(notif.id, notif.pid)
 
-    def let_on(self, waiting: Notification) -> None:
+    def allow(self, notification: Notification) -> None:
         """Let the call be made."""
-        self._answer(waiting, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+        self._send_response(notification, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
-    def deny(self, waiting: Notification) -> None:
+    def deny(self, notification: Notification) -> None:
         """Let the call fail with EPERM."""
-        self._answer(waiting, -errno.EPERM, 0)
+        self._send_response(notification, -errno.EPERM, 0)
 
-    def _answer(self, waiting: Notification, error: int, flags: int) -> None:
-        its = seccomp_notif_resp(waiting.ident, 0, error, flags)
+    def _send_response(self, notification: Notification, error: int, flags: int) -> None:
+        response = seccomp_notif_resp(notification.ident, 0, error, flags)
         with suppress(FileNotFoundError):  # the wait was interrupted: another one will come
-            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, its, what="SECCOMP_IOCTL_NOTIF_SEND")
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, response, what="SECCOMP_IOCTL_NOTIF_SEND")

@@ -57,7 +57,7 @@ class Tracee:
     how often it stopped. `shortage` is why it could not be told whose thread it is.
     """
 
-    def __init__(self, tid: int, tgid: int, machine: Arch) -> None:
+    def __init__(self, tid: int, tgid: int, arch: Arch) -> None:
         self.tid = tid
         self.tgid = tgid
         self.followed = False
@@ -68,7 +68,7 @@ class Tracee:
         self.stops = 0
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.shortage: ResourceExhaustedError | None = None
-        self._machine = machine
+        self._arch = arch
         self._mask: bytes | None = None
 
     def seize(self, options: int) -> None:
@@ -79,24 +79,24 @@ class Tracee:
         """Make it stop soon, with PTRACE_EVENT_STOP."""
         ptrace(PTRACE_INTERRUPT, self.tid)
 
-    def resume(self, its_signal: int = 0) -> None:
+    def resume(self, signum: int = 0) -> None:
         """Let it go on, up to its next system call if it is followed."""
-        ptrace(PTRACE_SYSCALL if self.followed else PTRACE_CONT, self.tid, 0, its_signal)
+        ptrace(PTRACE_SYSCALL if self.followed else PTRACE_CONT, self.tid, 0, signum)
 
-    def detach(self, its_signal: int = 0) -> None:
+    def detach(self, signum: int = 0) -> None:
         """Trace it no more: at a call's exit, at PTRACE_EVENT_STOP or before a signal.
 
         At a call's entry it would find a signal pending that is none: KVM_RUN and KVM_CREATE_VM
         give EINTR then.
         """
         self.unblock_signals()
-        ptrace(PTRACE_DETACH, self.tid, 0, its_signal)
+        ptrace(PTRACE_DETACH, self.tid, 0, signum)
 
     def syscall_info(self) -> ptrace_syscall_info:
         """Which call it is at the entry or the exit of."""
-        its = ptrace_syscall_info()
-        ptrace(PTRACE_GET_SYSCALL_INFO, self.tid, ctypes.sizeof(its), ctypes.addressof(its))
-        return its
+        info = ptrace_syscall_info()
+        ptrace(PTRACE_GET_SYSCALL_INFO, self.tid, ctypes.sizeof(info), ctypes.addressof(info))
+        return info
 
     def block_signals(self) -> None:
         """Keep handlers from running: each would restart the call it is in, for ever."""
@@ -113,20 +113,20 @@ class Tracee:
             self._mask = None
 
     def _set_mask(self, mask: bytes) -> None:
-        its = ctypes.create_string_buffer(mask, 8)
-        ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(its))
+        buffer = ctypes.create_string_buffer(mask, 8)
+        ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(buffer))
 
     def registers(self) -> list[int]:
         """Its general registers."""
-        its = (ctypes.c_uint64 * self._machine.words)()
-        vector = iovec(ctypes.addressof(its), ctypes.sizeof(its))
+        buffer = (ctypes.c_uint64 * self._arch.register_count)()
+        vector = iovec(ctypes.addressof(buffer), ctypes.sizeof(buffer))
         ptrace(PTRACE_GETREGSET, self.tid, NT_PRSTATUS, ctypes.addressof(vector))
-        return list(its)
+        return list(buffer)
 
     def set_registers(self, registers: list[int]) -> None:
         """Write them all."""
-        its = (ctypes.c_uint64 * self._machine.words)(*registers)
-        vector = iovec(ctypes.addressof(its), ctypes.sizeof(its))
+        buffer = (ctypes.c_uint64 * self._arch.register_count)(*registers)
+        vector = iovec(ctypes.addressof(buffer), ctypes.sizeof(buffer))
         ptrace(PTRACE_SETREGSET, self.tid, NT_PRSTATUS, ctypes.addressof(vector))
 
     def read(self, address: int, size: int) -> bytes:
@@ -136,17 +136,17 @@ class Tracee:
     def skip_call(self) -> list[int]:
         """From a call's entry to its exit without the call; its registers to make it after all."""
         registers = self.registers()
-        if (register := self._machine.nr_at_entry) is None:
+        if (register := self._arch.nr_at_entry) is None:
             number = ctypes.c_int(-1)
             vector = iovec(ctypes.addressof(number), ctypes.sizeof(number))
             ptrace(PTRACE_SETREGSET, self.tid, NT_ARM_SYSTEM_CALL, ctypes.addressof(vector))
         else:
-            none = list(registers)
-            none[register] = (1 << 64) - 1
-            self.set_registers(none)
-        self._step()
+            skipped = list(registers)
+            skipped[register] = (1 << 64) - 1
+            self.set_registers(skipped)
+        self._step_to_syscall_stop()
         self.call = None
-        return self._machine.again(registers)
+        return self._arch.restart_call(registers)
 
     def ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None = None) -> int:
         """Make it issue an ioctl while it is stopped at a call's exit, and be there again.
@@ -159,24 +159,24 @@ class Tracee:
         was_open = self._mask is None
         self.block_signals()
         try:
-            return self._ioctl(fd, request, argument, pointer)
+            return self._inject_ioctl(fd, request, argument, pointer)
         finally:
             if was_open:
                 with suppress(ProcessLookupError):
                     self.unblock_signals()
 
-    def _ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None) -> int:
+    def _inject_ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None) -> int:
         saved = self.registers()
-        address = (saved[self._machine.sp] - BELOW_STACK - len(argument)) & ~15
+        address = (saved[self._arch.sp] - BELOW_STACK - len(argument)) & ~15
         if pointer is not None:
             where = struct.pack("<Q", address + 24)
             argument = argument[:pointer] + where + argument[pointer + 8 :]
         before = self.read(address, len(argument))
         process_vm_write(self.tid, address, argument)
         args = (fd, request, address)
-        self.set_registers(self._machine.calling(saved, self._machine.nr_ioctl, args))
-        self._step()
-        self._step()
+        self.set_registers(self._arch.inject_call(saved, self._arch.nr_ioctl, args))
+        self._step_to_syscall_stop()
+        self._step_to_syscall_stop()
         info = self.syscall_info()
         if info.op != PTRACE_SYSCALL_INFO_EXIT:
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"thread {self.tid}")
@@ -188,28 +188,28 @@ class Tracee:
     def exit_group(self, status: int) -> None:
         """Make its process end with this status; it is stopped at a call's exit."""
         args = (status,)
-        calling = self._machine.calling(self.registers(), self._machine.nr_exit_group, args)
-        self.set_registers(calling)
+        registers = self._arch.inject_call(self.registers(), self._arch.nr_exit_group, args)
+        self.set_registers(registers)
         self.followed = False
         self.parked = self.is_ending = True  # it is on its way: nobody else is to resume it
         self.resume()
 
-    def _step(self) -> None:
+    def _step_to_syscall_stop(self) -> None:
         """On to the next stop at a system call, whatever comes between."""
-        its_signal = 0
+        signum = 0
         while True:
             try:
-                ptrace(PTRACE_SYSCALL, self.tid, 0, its_signal)
+                ptrace(PTRACE_SYSCALL, self.tid, 0, signum)
                 _, status = os.waitpid(self.tid, WALL)
             except (ProcessLookupError, ChildProcessError):
                 raise ThreadGoneError from None
             if not os.WIFSTOPPED(status):
                 raise ThreadGoneError
-            its_signal = os.WSTOPSIG(status)
-            if its_signal == SYSCALL_STOP:
+            signum = os.WSTOPSIG(status)
+            if signum == SYSCALL_STOP:
                 return
             if status >> 16:  # an event is no signal; a group stop waits until it is let go
-                its_signal = 0
+                signum = 0
 
 
 def is_group_stop(status: int) -> bool:

@@ -35,32 +35,32 @@ STOPS_AT_ONCE = 64
 FOLLOW_SECONDS = 5.0
 """How long threads may take to stop: one can be stuck in the kernel, or they can be too many."""
 
-AND_CHILDREN = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
+CHILD_OPTIONS = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
 
 
-class Calls(Protocol):
+class SyscallEvents(Protocol):
     """What is told of system calls and processes, each time with the thread stopped.
 
     It may park the thread, or have the tracer let go; else the thread goes on afterwards.
     """
 
-    def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
+    def on_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """At the entry of a system call."""
 
-    def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
+    def on_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """At the exit of a system call; `result` is -errno for an error."""
 
-    def gone(self, tgid: int) -> None:
+    def on_gone(self, tgid: int) -> None:
         """No thread of this process is traced any more, or it executes another program."""
 
 
-class Signals(Protocol):
+class SignalEvents(Protocol):
     """What is told of signals, each time with the thread stopped."""
 
-    def stopped(self, thread: Tracee) -> None:
+    def on_group_stop(self, thread: Tracee) -> None:
         """Job control stops its process."""
 
-    def signalled(self, thread: Tracee, its_signal: int) -> int:
+    def on_signal(self, thread: Tracee, signum: int) -> int:
         """Before a signal is delivered; the signal to deliver, 0 for none."""
 
 
@@ -71,34 +71,38 @@ class Tracer:
     what, `calls` and `signals`, is set before the first thread is traced.
     """
 
-    calls: Calls
-    signals: Signals
+    syscall_events: SyscallEvents
+    signal_events: SignalEvents
 
-    def __init__(self, machine: Arch, procs: Procfs, *, patience: float = FOLLOW_SECONDS) -> None:
+    def __init__(self, arch: Arch, procs: Procfs, *, patience: float = FOLLOW_SECONDS) -> None:
         self._patience = patience
         self.threads: dict[int, Tracee] = {}
         self.stops = 0
-        self.children = False
-        self._machine = machine
+        self.trace_children = False
+        self._arch = arch
         self._procs = procs
-        self._whole: set[int] = set()
+        self._fully_followed: set[int] = set()
         self._leaving: set[int] = set()
-        self._counts: Counter[int] = Counter()
+        self._thread_counts: Counter[int] = Counter()
 
-    def followed(self) -> set[int]:
+    def followed_processes(self) -> set[int]:
         """The processes of which threads stop at their system calls, and are to do so."""
-        return {its.tgid for its in self.threads.values() if its.followed and not its.leaving}
+        return {
+            thread.tgid
+            for thread in self.threads.values()
+            if thread.followed and not thread.leaving
+        }
 
     def seize(self, tid: int, tgid: int) -> Tracee:
         """Begin to trace one thread, which runs on; raises OSError."""
-        thread = Tracee(tid, tgid, self._machine)
-        thread.seize(OPTIONS | (AND_CHILDREN if self.children else 0))
-        self._add(thread)
+        thread = Tracee(tid, tgid, self._arch)
+        thread.seize(OPTIONS | (CHILD_OPTIONS if self.trace_children else 0))
+        self._add_thread(thread)
         return thread
 
-    def _add(self, thread: Tracee) -> None:
+    def _add_thread(self, thread: Tracee) -> None:
         self.threads[thread.tid] = thread
-        self._counts[thread.tgid] += 1
+        self._thread_counts[thread.tgid] += 1
 
     def follow(self, tid: int, tgid: int) -> None:
         """Stop one thread at its system calls from now on; raises OSError (EPERM, ESRCH)."""
@@ -134,16 +138,18 @@ class Tracer:
                     if not is_ours and not self._procs.is_zombie(tgid, tid):
                         raise
         stops: dict[Tracee, int] = {}
-        for thread in self._of(tgid):
+        for thread in self._threads_of(tgid):
             thread.leaving = False
             if not thread.followed and not thread.parked:
                 thread.followed = True
                 stops[thread] = thread.stops
                 with suppress(ProcessLookupError):
                     thread.interrupt()
-        self._whole.add(tgid)
+        self._fully_followed.add(tgid)
         while waiting := [
-            its.tid for its, n in stops.items() if its.tid in self.threads and its.stops == n
+            thread.tid
+            for thread, count in stops.items()
+            if thread.tid in self.threads and thread.stops == count
         ]:
             if time.monotonic() > until:
                 raise TimeoutError(f"{len(waiting)} do not stop: one may be stuck in the kernel")
@@ -154,20 +160,20 @@ class Tracer:
 
     def follows_all(self, tgid: int) -> bool:
         """Whether no thread of a process is missed."""
-        return tgid in self._whole
+        return tgid in self._fully_followed
 
-    def let_run(self, tgid: int) -> None:
+    def unfollow(self, tgid: int) -> None:
         """Keep tracing the threads of a process without stopping them at system calls."""
-        self._whole.discard(tgid)
-        for thread in self._of(tgid):
+        self._fully_followed.discard(tgid)
+        for thread in self._threads_of(tgid):
             thread.followed = False
 
-    def let_go(self, keep: Collection[int] = ()) -> None:
+    def detach_all(self, keep: Collection[int] = ()) -> None:
         """Trace nobody any more, each from its next harmless stop on.
 
         But for the processes to `keep`, and for threads that are on their way through the gate.
         """
-        self._whole &= set(keep)
+        self._fully_followed &= set(keep)
         for thread in self.threads.values():
             if thread.tgid in keep or thread.is_entering:
                 continue
@@ -176,9 +182,11 @@ class Tracer:
             with suppress(ProcessLookupError):
                 thread.interrupt()
 
-    def free(self, thread: Tracee) -> None:
-        """Trace a thread no more that is stopped at a call's exit."""
-        self._detach(thread)
+    def detach(self, thread: Tracee, signum: int = 0) -> None:
+        """Doc"""
+        if self.threads.pop(thread.tid, None) is not None:
+            self._thread_counts[thread.tgid] -= 1
+        thread.detach(signum)
 
     def take_stops(self) -> bool:
         """Give threads that have stopped, or ended, their turns; whether there may be more."""
@@ -195,40 +203,40 @@ class Tracer:
             tid, status = os.waitpid(which, WALL | flags)
         except ChildProcessError:
             for tid in [which] if which > 0 else list(self.threads):
-                self._forget(tid)
+                self._forget_thread(tid)
             return False
         if not tid:
             return False
         try:
-            self._take(tid, status)
+            self._handle_stop(tid, status)
         except ProcessLookupError:
             pass  # SIGKILL took it out of its stop: its end is yet to be reported
         except ThreadGoneError:
-            self._forget(tid)
+            self._forget_thread(tid)
         return True
 
-    def _of(self, tgid: int) -> list[Tracee]:
+    def _threads_of(self, tgid: int) -> list[Tracee]:
         return [thread for thread in self.threads.values() if thread.tgid == tgid]
 
-    def _take(self, tid: int, status: int) -> None:
+    def _handle_stop(self, tid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):
-            self._forget(tid)
+            self._forget_thread(tid)
             return
         self.stops += 1
-        thread = self.threads.get(tid) or self._born(tid)
+        thread = self.threads.get(tid) or self._add_new_thread(tid)
         thread.stops += 1
         if thread.is_ending:  # a signal came between: it is to make its call all the same
             thread.resume()
             return
-        event, its_signal = status >> 16, os.WSTOPSIG(status)
-        if its_signal == SYSCALL_STOP:
+        event, signum = status >> 16, os.WSTOPSIG(status)
+        if signum == SYSCALL_STOP:
             if self._at_syscall(thread):
                 return
         elif event == PTRACE_EVENT_STOP:
             if thread.leaving:
-                self._detach(thread)
+                self.detach(thread)
             elif is_group_stop(status):
-                self.signals.stopped(thread)
+                self.signal_events.on_group_stop(thread)
                 ptrace(PTRACE_LISTEN, tid)
             elif not thread.parked:
                 if thread.is_entering:
@@ -236,60 +244,55 @@ class Tracer:
                 thread.resume()
             return
         elif event == PTRACE_EVENT_EXEC:
-            for other in self._of(thread.tgid):  # the kernel ended them without a word
+            for other in self._threads_of(thread.tgid):  # the kernel ended them without a word
                 if other is not thread:
                     del self.threads[other.tid]
-                    self._counts[thread.tgid] -= 1
-            self.calls.gone(thread.tgid)
+                    self._thread_counts[thread.tgid] -= 1
+            self.syscall_events.on_gone(thread.tgid)
         elif not event:
             if thread.leaving:
-                self._detach(thread, its_signal)
+                self.detach(thread, signum)
                 return
-            its_signal = self.signals.signalled(thread, its_signal)
+            signum = self.signal_events.on_signal(thread, signum)
             if thread.tid in self.threads and not thread.parked:
-                thread.resume(its_signal)
+                thread.resume(signum)
             return
         if thread.tid in self.threads and not thread.parked:
             thread.resume()
 
-    def _born(self, tid: int) -> Tracee:
+    def _add_new_thread(self, tid: int) -> Tracee:
         try:
-            thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
+            thread = Tracee(tid, self._procs.tgid(tid) or tid, self._arch)
         except ResourceExhaustedError as error:  # it is told at its next call
-            thread = Tracee(tid, tid, self._machine)
+            thread = Tracee(tid, tid, self._arch)
             thread.shortage = error
-        thread.followed = thread.tgid in self._whole or thread.shortage is not None
+        thread.followed = thread.tgid in self._fully_followed or thread.shortage is not None
         thread.leaving = thread.tgid in self._leaving
-        self._add(thread)
+        self._add_thread(thread)
         return thread
 
-    def _forget(self, tid: int) -> None:
+    def _forget_thread(self, tid: int) -> None:
         """A thread is gone."""
         thread = self.threads.pop(tid, None)
         if thread is None:
             return
-        self._counts[thread.tgid] -= 1
-        if not self._counts[thread.tgid]:
-            del self._counts[thread.tgid]
-            self._whole.discard(thread.tgid)
+        self._thread_counts[thread.tgid] -= 1
+        if not self._thread_counts[thread.tgid]:
+            del self._thread_counts[thread.tgid]
+            self._fully_followed.discard(thread.tgid)
             self._leaving.discard(thread.tgid)
-            self.calls.gone(thread.tgid)
+            self.syscall_events.on_gone(thread.tgid)
 
     def _at_syscall(self, thread: Tracee) -> bool:
         """A stop at a system call; whether the thread was let go there."""
         info = thread.syscall_info()
         if info.op == PTRACE_SYSCALL_INFO_ENTRY:
             thread.call = info.entry.nr, tuple(info.entry.args)
-            self.calls.entered(thread, *thread.call)
+            self.syscall_events.on_enter(thread, *thread.call)
         elif info.op == PTRACE_SYSCALL_INFO_EXIT and thread.call is not None:
             call, thread.call = thread.call, None
-            self.calls.left(thread, *call, info.exit.rval)
+            self.syscall_events.on_exit(thread, *call, info.exit.rval)
         if thread.leaving and info.op == PTRACE_SYSCALL_INFO_EXIT and not thread.parked:
-            self._detach(thread)
+            self.detach(thread)
             return True
         return False
-
-    def _detach(self, thread: Tracee, its_signal: int = 0) -> None:
-        if self.threads.pop(thread.tid, None) is not None:
-            self._counts[thread.tgid] -= 1
-        thread.detach(its_signal)
