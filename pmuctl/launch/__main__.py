@@ -3,13 +3,13 @@
 
     python3 -I -S …/pmuctl/launch/__main__.py NAME FD
 
-FD is a socket to the launcher. It ends when nobody stands behind the gate any more.
+FD is a socket to the launcher. The process ends once no process is behind the gate any more.
 """
 
 import sys
 
 if __name__ == "__main__":
-    # run by its path, for the interpreter to look nowhere else
+    # it is run by its path with -I, so that nothing else is on the search path
     sys.path.insert(0, __file__.rpartition("/pmuctl/")[0])
 
 import gc
@@ -42,11 +42,12 @@ IGNORED = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-"""A service manager sends them to all of a service; this leaves with the VMM, not before."""
+"""Signals that a service manager or terminal sends to a whole service or job. The supervisor ends
+with the VMM, not before it."""
 
 
 def main(fd: int) -> None:
-    """Supervise whoever sends the orders over this socket."""
+    """Supervise the process that sends its launch spec over this socket."""
     ignore_signals()
     with take_launcher_socket(fd) as launcher, suppress(EOFError, ConnectionError):
         handshake.send_message(launcher, str(os.getpid()).encode())
@@ -59,7 +60,7 @@ def main(fd: int) -> None:
 def supervise(
     launcher: socket.socket, pid: bytes, spec_text: bytes, *, vmm_stderr: VmmStderr
 ) -> None:
-    """Be ready for the process `pid`, take over its gate, and stay for as long as it stands."""
+    """Prepare for the process `pid`, take over its gate, and stay as long as it is in use."""
     event_loop = EventLoop()
     spec = LaunchSpec.decode(spec_text)
     procs = Procfs()
@@ -89,29 +90,30 @@ def supervise(
         if listener is not None:
             handshake.send_message(launcher, b"")
             launcher.close()
-            gc.freeze()  # what is here stays: no VMM is to wait for a look at all of it
+            gc.freeze()  # these objects stay: no VMM is to wait while the GC walks them
             event_loop.run(supervisor, Listener(listener), service)
     finally:
         service.on_vmm_exit()
 
 
 def ignore_signals() -> None:
-    """Outlive what ends all of a service or a terminal's job."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked SIGCHLD would never wake this
+    """Ignore the signals that end a whole service or a terminal's job."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked SIGCHLD would wake nobody
     for signum in IGNORED:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def take_launcher_socket(fd: int) -> socket.socket:
-    """The launcher's socket, and the only descriptor that is not to be inherited further."""
+    """Return the launcher's socket, set to close on exec: no other descriptor needs that."""
     os.set_inheritable(fd, False)  # noqa: FBT003 (positional only)
     return socket.socket(fileno=fd)
 
 
 def try_to_trace(supervisor: Supervisor, pid: int, procs: Procfs, *, stay: bool) -> None:
-    """See whether the launcher may be traced, while it still can say so; DeniedError if not.
+    """Check that the launcher may be traced while it can still report it; DeniedError if not.
 
-    With `stay` it is traced from here on, for under Yama 1 its children are not to be had later.
+    With `stay` it is traced from here on: under Yama 1 its children could not be attached to
+    later.
     """
     try:
         thread = supervisor.tracer.seize(pid, pid)

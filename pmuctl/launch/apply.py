@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making the calls in a stopped thread, and what becomes of a VMM in which that fails."""
+"""Ioctls made in a stopped thread, and what happens to a VMM in which they fail."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from pmuctl.launch.vmm_stderr import VmmStderr
 
 
 class Applier:
-    """Fails closed: a VM that could not be set up does not start, but with the best effort."""
+    """Settings applied so as to fail closed: without them no VM starts, but with best effort."""
 
     def __init__(
         self, spec: LaunchSpec, observer: VmObserver, vmm_stderr: VmmStderr, procs: Procfs
@@ -29,7 +29,10 @@ class Applier:
         self._procs = procs
 
     def apply(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> list[str]:
-        """Make the calls on a descriptor; their words. Raises PmuctlError at the first refusal."""
+        """Make these ioctls on a descriptor and return their descriptions.
+
+        Raises PmuctlError at the first refusal.
+        """
         for ioctl in ioctls:
             try:
                 result = thread.ioctl(fd, ioctl.request, ioctl.argument, ioctl.pointer)
@@ -42,7 +45,10 @@ class Applier:
         return [ioctl.description for ioctl in ioctls]
 
     def fail(self, thread: Tracee, error: PmuctlError, *, is_final: bool = False) -> None:
-        """Tell an error, and end the VMM for it unless it was to be started all the same."""
+        """Write an error, and end the VMM unless it is to start all the same (best effort).
+
+        With `is_final` best effort does not count.
+        """
         error.subject = self._spec.name
         if self._spec.best_effort and not is_final:
             error.now = "the VM starts without it"
@@ -58,7 +64,10 @@ class Applier:
     def refuse_untraceable(
         self, listener: Listener, notification: Notification, tgid: int, *, has_run: bool
     ) -> None:
-        """A thread that may not be traced makes no vCPU; nor does its VMM start, if it has not."""
+        """Refuse a vCPU to a thread that may not be traced, and end its VMM unless that has run.
+
+        With best effort the vCPU is made without settings.
+        """
         error = not_traceable(self._procs, notification.tid)
         error.subject = self._spec.name
         if self._spec.best_effort:
@@ -70,7 +79,7 @@ class Applier:
         self.vmm_stderr.write_error(error, tgid)
         if not has_run:
             self._observer.on_refused(error)
-            # first: with its call denied it could end by itself, and its status is to be 137
+            # before the denial: with that the VMM could exit by itself, not with status 137
             with suppress(ProcessLookupError):
                 os.kill(tgid, signal.SIGKILL)
         listener.deny(notification)

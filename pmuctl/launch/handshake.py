@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What launcher and supervisor hand each other: texts of any length, and descriptors."""
+"""Messages between launcher and supervisor: texts of any length, and descriptors."""
 
 import json
 import socket
@@ -11,14 +11,14 @@ LENGTH = struct.Struct("<I")
 
 
 def send_message(sock: socket.socket, text: bytes, fd: int | None = None) -> None:
-    """Send a text, with a descriptor if there is one; raises OSError."""
+    """Send a text, and a descriptor if there is one; raises OSError."""
     socket.send_fds(sock, [LENGTH.pack(len(text))], [] if fd is None else [fd])
-    if text:  # an empty one has been taken by now, and its receiver may be gone
+    if text:  # the receiver of an empty text has all of it, and may be gone
         sock.sendall(text)
 
 
 def recv_message(sock: socket.socket) -> tuple[bytes, int | None]:
-    """The next text and its descriptor; raises EOFError where the other end is gone."""
+    """Return the next text and its descriptor; raises EOFError if the other end is gone."""
     head, fds, _, _ = socket.recv_fds(sock, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
     if len(head) < LENGTH.size:
         raise EOFError
@@ -34,13 +34,13 @@ def recv_message(sock: socket.socket) -> tuple[bytes, int | None]:
 
 
 def encode_error(error: PmuctlError) -> bytes:
-    """An error as a text, which `error_of` reads."""
+    """Return an error as a text, which `decode_error` reads."""
     members = (int(error.status), error.message, error.why, error.fix, error.errno)
     return json.dumps(members).encode()
 
 
 def decode_error(text: bytes) -> PmuctlError:
-    """The inverse of `error_text`."""
+    """Return the error that `encode_error` made a text of."""
     status, message, why, fix, errno = json.loads(text)
     cls = class_of(status) or PmuctlError
     return cls(message, why=why, fix=fix, errno=errno)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VMM held at its window, from its first call for a PMU attribute until it is released or ended.
 
-One thread is stopped before that call, the others run. Settings are applied by calls put into the
-held thread. Signals are not lost on it: for each one it is let out for a moment, comes back with
-the same call and is held again.
+One thread is stopped before that call, the others run. Settings are applied by calls made in the
+held thread. No signal is lost on it: for each one it is resumed for a moment, comes back with the
+same call and is held again.
 """
 
 import os
@@ -27,22 +27,23 @@ from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.model.cpuset import CpuSet
 
 HOLD_POLL_SECONDS = 0.1
-"""How often a held VMM is looked at for signals."""
+"""How often a held VMM is checked for signals (seconds)."""
 ENDING_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 """Signals that ask a process to end: a held VMM could only do so once it is released."""
 RESUMED_SECONDS_MAX = 1.0
-"""How long a client waits for a held thread that is out to take a signal."""
+"""How long a client waits for a held thread that was resumed to take a signal (seconds)."""
 
 SignalMasks = Mapping[str, frozenset[int]]
 """Signals by SigPnd, ShdPnd, SigBlk, SigIgn and SigCgt, as Procfs.signals() returns them."""
 
 
 class HeldThread:
-    """One thread, held; `vcpus` maps file descriptors of its VM's vCPUs to their numbers.
+    """One held thread; `vcpus` maps file descriptors of its VM's vCPUs to their numbers.
 
-    `until` is when it has been held long enough (time.monotonic()), `is_out` whether the thread
-    is on its way to a signal and back, `is_to_stop` whether job control stops its process,
-    `ending` the signal that asked the VMM to end and was caught, so that it has to be ended.
+    `timeout` is how long it may be held (seconds), `deadline` when that is over
+    (time.monotonic()). `is_resumed` says that the thread is on its way to a signal and back,
+    `is_stop_pending` that job control stops its process. `ending_signal` is the signal that asked
+    the VMM to end and was caught, so that the VMM has to be ended.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class HeldThread:
 
     @property
     def vcpu_fd(self) -> int:
-        """Of any of its vCPUs: the settings of a VM are set through one."""
+        """The descriptor of any of its vCPUs: the settings of a VM are set through one."""
         return next(iter(self._vcpus.values()))
 
     def park(self) -> None:
@@ -75,14 +76,14 @@ class HeldThread:
         self._resume_thread(followed=True)
 
     def release(self) -> None:
-        """Set the thread to make its call; it is still stopped, at the exit of none."""
+        """Set the thread to make its call; it is still stopped, at the exit of a skipped call."""
         self.thread.set_registers(self._restart_registers)
         self.thread.parked = False
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """KVM_SET_DEVICE_ATTR of a vCPU's PMU, made in the thread.
+        """Make KVM_SET_DEVICE_ATTR of a vCPU's PMU in the thread.
 
-        Raises OSError with KVM's errno, ESRCH where the thread is gone or out.
+        Raises OSError with KVM's errno, ESRCH if the thread is gone or resumed.
         """
         if self.is_resumed or vcpu not in self._vcpus:
             raise ProcessLookupError("it is not held just now")
@@ -96,33 +97,34 @@ class HeldThread:
             raise OSError(-result, os.strerror(-result))
 
     def filter_signal(self, thread: Tracee, signum: int) -> int:
-        """Before a signal is delivered to a thread: the one to deliver, 0 for none.
+        """Return the signal to deliver to a thread in place of this one, 0 for none.
 
-        One that asks the held VMM to end, and that it would catch, ends it instead. While the
-        held thread is out, it is delivered as well, and ends the VMM once the thread is back.
+        A signal that asks the held VMM to end, and that it would catch, ends it instead. While the
+        held thread is resumed, the signal is delivered as well, and ends the VMM once the thread
+        is back.
         """
         if thread.tgid != self.thread.tgid or signum not in ENDING_SIGNALS:
             return signum
         try:
             masks = self.read_signals()
         except ResourceExhaustedError:
-            masks = self._masks  # as they were a moment ago
+            masks = self._masks  # those of a moment ago
         if signum not in masks.get("SigCgt", ()):
             return signum
         self.ending_signal = signum
-        # its handler may never return, or only set a flag that is read after the call
+        # the handler may never return, or only set a flag that is read after the call
         return signum if self.is_resumed else 0
 
     def end_by_signal(self, signum: int, masks: SignalMasks) -> None:
-        """End the VMM as the signal would: by it, or with its status where there is a handler."""
+        """End the VMM by the signal, or with its exit status if it is caught or blocked."""
         if signum in masks["SigCgt"] | masks["SigBlk"]:
             self.thread.exit_group(128 + signum)
         else:
-            # not only let go: another thread may have taken it, and be slower than this one
+            # this thread needs the signal, too: another may have taken it, and be slower
             self._resume_thread(followed=False, signum=signum)
 
     def read_signals(self) -> SignalMasks:
-        """The signals of the held thread, as they are now; raises ResourceExhaustedError."""
+        """Return the signals of the held thread as they are now; raises ResourceExhaustedError."""
         self._masks = self._procs.signals(self.thread.tgid, self.thread.tid)
         return self._masks
 
@@ -132,11 +134,12 @@ class HeldThread:
         return min(waiting, default=None)
 
     def needs_resume(self, masks: SignalMasks) -> bool:
-        """Whether the held thread has to take a signal, or to stop with its process."""
+        """Return True if the held thread has to take a signal, or to stop with its process."""
         pending = (masks["SigPnd"] | masks["ShdPnd"]) - masks["SigBlk"]
         return self.is_stop_pending or bool(pending)
 
     def _resume_thread(self, *, followed: bool, signum: int = 0) -> None:
+        """Let the thread make its call, and stop at system calls if `followed`."""
         self.is_resumed = True
         self.release()
         self.thread.followed = followed
@@ -144,9 +147,10 @@ class HeldThread:
 
 
 class VmHold:
-    """The one hold there is: of the VM that comes first. `started` is called when it is over.
+    """The hold of a supervisor: there is one at most, of the first VM.
 
-    `hold` is None before and after; `is_awaited` is whether one is to come.
+    `held` is None before and after the hold; `is_awaited` says that it is still to come.
+    `on_released` is called when it is over.
     """
 
     def __init__(
@@ -164,7 +168,8 @@ class VmHold:
         self.is_awaited = spec.hold
         self.vcpu_tracker: VcpuTracker
         self._spec = spec
-        self._ioctls = [ioctl for ioctl in ioctls if ioctl.step != lock()]  # that comes at the end
+        # the lock comes at the release
+        self._ioctls = [ioctl for ioctl in ioctls if ioctl.step != lock()]
         self._applier = applier
         self._confinement_of = confinement_of
         self._observer = observer
@@ -173,31 +178,30 @@ class VmHold:
         self._on_released = on_released
         self._resumed_since = 0.0
         self._ending_signals: dict[int, set[int]] = {}
-        """By process: the signals it was given on the way to its hold."""
+        """By process: the signals that asked it to end, delivered on the way to its hold."""
 
-    # --- what the tracer tells -----------------------------------------------------------------
+    # --- signal events -------------------------------------------------------------------------
 
     def on_group_stop(self, thread: Tracee) -> None:
-        """Job control stops its process: what is held must stop with it."""
+        """Note that job control stops a process: what is held must stop with it."""
         if self.held is not None and thread.tgid == self.held.thread.tgid:
             self.held.is_stop_pending = True
 
     def on_signal(self, thread: Tracee, signum: int) -> int:
-        """Before a signal is delivered: one that asks a held VMM to end has to end it."""
+        """Return the signal to deliver: one that asks a held VMM to end has to end it."""
         if self.held is not None:
             return self.held.filter_signal(thread, signum)
-        if (
-            self.is_awaited and signum in ENDING_SIGNALS
-        ):  # one that is not caught ends it by itself
+        # one that is not caught ends the VMM by itself
+        if self.is_awaited and signum in ENDING_SIGNALS:
             self._ending_signals.setdefault(thread.tgid, set()).add(signum)
         return signum
 
     # --- the hold ------------------------------------------------------------------------------
 
     def on_attribute_call(self, thread: Tracee, fd: int, target: int) -> None:
-        """A call for an attribute: if a vCPU's, this is where the VMM is held.
+        """Hold the VMM if this call for an attribute is for one of its vCPUs.
 
-        `target` is the descriptor that the calls are for.
+        `fd` is the descriptor of the call, `target` the one that the settings are applied to.
         """
         if self.held is not None:
             if thread is self.held.thread and self.held.is_resumed:
@@ -226,7 +230,7 @@ class VmHold:
         else:
             self.held = held
             if asked := self._ending_signals.get(thread.tgid, set()) - ignored:
-                # its handler has run, and may have set a flag that is read after this call
+                # the handler has run, and may have set a flag that is read after this call
                 held.ending_signal = min(asked)
             self._observer.on_held(descriptions)
 
@@ -237,12 +241,12 @@ class VmHold:
         self.held.set_attr(vcpu, attr, payload)
 
     def check_cpus(self, cpus: CpuSet) -> None:
-        """Refuse CPUs that a thread of the held VMM may not be put on; raises PinnedError."""
+        """Raise PinnedError if a thread of the held VMM could not be confined to these CPUs."""
         if self.held is not None:
             self._confinement_of(self.held.thread.tgid).check(cpus)
 
     def poll(self) -> None:
-        """Do what is due."""
+        """Do what is due: end, release or resume the held VMM, make the calls that wait."""
         if self._ending_signals:
             followed = self._tracer.followed_processes()
             self._ending_signals = {
@@ -254,21 +258,26 @@ class VmHold:
         if held is None:
             self._observer.make_pending_calls()
             return
-        # a shortage will pass: the VMM waits all the same
+        # a shortage passes, and the VMM waits all the same
         with suppress(ProcessLookupError, ThreadGoneError, ResourceExhaustedError):
             self._poll_held_thread(held)
 
     def _poll_held_thread(self, held: HeldThread) -> None:
+        """Do what is due for the held thread.
+
+        Raises ProcessLookupError or ThreadGoneError if it is gone, ResourceExhaustedError if it
+        cannot be read for want of descriptors or memory.
+        """
         if held.thread.is_ending:
             return
         if held.is_resumed:
             if time.monotonic() - self._resumed_since > RESUMED_SECONDS_MAX:
-                self._observer.make_pending_calls()  # they hear that it is not there
+                self._observer.make_pending_calls()  # clients get ESRCH, as the thread is resumed
             return
         if held.ending_signal is not None:
             held.thread.exit_group(128 + held.ending_signal)
             return
-        # once: a signal that came between two looks would be taken for a harmless one
+        # read once: a signal that came between two reads would be taken for a harmless one
         masks = held.read_signals()
         if ending_signal := held.find_ending_signal(masks):
             held.end_by_signal(ending_signal, masks)
@@ -284,7 +293,7 @@ class VmHold:
                 held.resume_for_signal()
 
     def _release_thread(self, held: HeldThread, spec: LaunchSpec) -> None:
-        """Go on with what the VM was given: it is locked, and its threads are placed."""
+        """Confine the threads as the spec says, lock the PMU, and let the VMM go on."""
         ioctls = [ioctl_of(step) for step in steps(spec)]
         locks = [ioctl_of(lock())] if spec.pmu is not None else []
         try:
@@ -297,9 +306,9 @@ class VmHold:
         self._resume_vmm(held, ioctls)
 
     def _resume_vmm(self, held: HeldThread, ioctls: Sequence[IoctlCall]) -> None:
-        """Let a held VMM go on, if it was not ended; `calls` are for the VMs it makes later."""
+        """Let a held VMM go on unless it was ended; `ioctls` are for VMs that it makes later."""
         if held.thread.is_ending:
-            self.held = held  # until it is gone
+            self.held = held  # it stays held until it is gone
             return
         self.held = None
         held.release()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor's rules: when to attach to a VMM, what to do at a window, when to let go."""
+"""The supervisor's rules: when to trace a VMM, what to do at a window, when to detach."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
 
 class Supervisor:
-    """Supervises what stands behind one gate: P, the process that was started, and its children.
+    """The supervisor of the processes behind one gate: P, which was started, and its children.
 
-    Turns come from outside: `turn` after every stop, `at_gate` when a thread waits there.
-    `must_stay` says that a child of P could not be attached to again once it is let go (Yama 1).
-    `fd_of` is the descriptor that the calls are for.
+    It is driven from outside: `turn` after every stop, `on_notification` when a thread waits at
+    the gate. `must_stay` says that a child of P could not be attached to again once it is detached
+    (Yama 1). `fd_of` returns the descriptor that the settings are applied to.
     """
 
     def __init__(
@@ -89,13 +89,16 @@ class Supervisor:
         return self.vm_hold.held is None and bool(self.tracer.followed_processes())
 
     def close_stderr(self) -> None:
-        """The VMM has ended, perhaps before it made any vCPU: whoever reads its stderr waits."""
+        """Close the VMM's stderr, whose reader would wait for this process, too.
+
+        The VMM may have ended before it made any vCPU.
+        """
         self._applier.vmm_stderr.close()
 
     # --- turns ---------------------------------------------------------------------------------
 
     def turn(self) -> float | None:
-        """Do what is due; the seconds until the next turn at the latest."""
+        """Do what is due; return the seconds to the next turn at most, None for no limit."""
         has_more = self.tracer.take_stops()
         self.vm_hold.poll()
         self.on_idle()
@@ -110,10 +113,10 @@ class Supervisor:
         return min(times, default=None)
 
     def on_notification(self, listener: Listener, notification: Notification) -> None:
-        """A thread waits for its KVM_CREATE_VCPU: let it on only where that is followed."""
+        """Let a thread make its KVM_CREATE_VCPU only if it is followed; else follow it first."""
         thread = self.tracer.threads.get(notification.tid)
         if thread is not None and thread.followed and thread.call is not None:
-            thread.leaving = False  # it had stopped at the entry just before it was to be let go
+            thread.leaving = False  # it stopped at this entry just before it was to be detached
             listener.allow(notification)
             return
         shortage: ResourceExhaustedError | None = None
@@ -133,15 +136,18 @@ class Supervisor:
             self._default_pmu_tracker.record(tgid, None)
             self._applier.refuse_untraceable(listener, notification, tgid, has_run=has_run)
             return
-        # it is made to stop: the call begins anew, and this wait is nobody's
+        # the interrupt restarts its call, so that nobody answers this notification
         thread = self.tracer.threads[notification.tid]
         thread.is_entering = True
         thread.shortage = thread.shortage or shortage
 
-    # --- what the windows tell -----------------------------------------------------------------
+    # --- vCPU events ---------------------------------------------------------------------------
 
     def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU was made: KVM may choose the PMU by where it is initialised, so narrow that."""
+        """Confine the threads of a new vCPU's process.
+
+        KVM may choose the PMU by where the vCPU is initialised.
+        """
         confinement = self._confinement_of(vcpu.tgid)
         if self.vm_hold.is_awaited:
             confinement.cpus = self._spec.affinity
@@ -150,20 +156,20 @@ class Supervisor:
         try:
             confinement.confine()
         except PinnedError as error:
-            if not self._spec.best_effort:  # else it is told where the settings are applied
+            if not self._spec.best_effort:  # else the warning comes when the settings are applied
                 self._applier.fail(thread, error)
         self._backoffs.setdefault(vcpu.tgid, Backoff())
 
     def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
-        """Nobody could tell when its window comes, nor where it is."""
+        """Fail: nobody could tell when a vCPU's window comes, nor where it is initialised."""
         self._applier.fail(thread, not_followable(shortage))
 
     def on_init(self, tgid: int, tid: int | None) -> None:
-        """A vCPU is, or was just, initialised by this thread."""
+        """Record that a vCPU is, or was just, initialised by this thread."""
         self._default_pmu_tracker.record(tgid, tid)
 
     def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU's window is open: apply what was ordered, or go on to where it is held."""
+        """Apply the settings in a vCPU's window, or go on to the call at which the VM is held."""
         self._report_vcpu(vcpu)
         if self.vm_hold.is_awaited:
             self._vcpu_tracker.awaits_attribute = True
@@ -179,20 +185,20 @@ class Supervisor:
         self._backoffs[vcpu.tgid] = Backoff()
 
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU was made to run without a vPMU."""
+        """Fail: a vCPU was made to run without a vPMU."""
         self._report_vcpu(vcpu)
         self._applier.fail(thread, no_vpmu())
 
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
-        """A call for an attribute."""
+        """Pass a call for an attribute on to the hold."""
         vcpu = self._vcpu_table.find(fd)
         self.vm_hold.on_attribute_call(thread, fd, fd if vcpu is None else self._fd_of(vcpu))
 
     def on_sharing_call(self, thread: Tracee) -> None:
-        """Other threads can learn of a new vCPU from here on: miss none of them.
+        """Follow all threads of a process: from here on any of them can learn of a new vCPU.
 
-        One that knew of it before may have initialised it already; KVM has the PMU's attributes
-        for such a vCPU only.
+        A thread that knew of the vCPU before may have initialised it already. KVM has the PMU's
+        attributes for such a vCPU only, so that they show it.
         """
         if not self.tracer.follows_all(thread.tgid) and self._follow_all(thread):
             restart_registers = thread.skip_call()
@@ -205,6 +211,7 @@ class Supervisor:
             thread.set_registers(restart_registers)
 
     def _mark_initialised_vcpus(self, thread: Tracee) -> None:
+        """Open the window of every pending vCPU of this process that has a vPMU already."""
         query = attr_ioctl(KVM_ARM_VCPU_PMU_V3_SET_PMU, b"")
         for vcpu in self._vcpu_tracker.uninitialised_vcpus(thread.tgid):
             try:
@@ -219,6 +226,7 @@ class Supervisor:
                 return
 
     def _follow_all(self, thread: Tracee) -> bool:
+        """Follow all threads of this thread's process; return False if that failed."""
         try:
             self.tracer.follow_all(thread.tgid)
         except PermissionError:
@@ -230,7 +238,7 @@ class Supervisor:
         return True
 
     def on_idle(self) -> None:
-        """Trace nobody any more of whose process no vCPU is on the way to its window."""
+        """Stop following every process that has no vCPU on the way to its window."""
         tracer, held = self.tracer, self.vm_hold.held
         if held is None and self._vcpu_tracker.awaits_attribute:
             return
@@ -248,10 +256,10 @@ class Supervisor:
             for tgid in done:
                 tracer.unfollow(tgid)
 
-    # --- what runs -----------------------------------------------------------------------------
+    # --- processes and running vCPUs -----------------------------------------------------------
 
     def _confinement_of(self, pid: int) -> Confinement:
-        """That of a process; those of processes that are gone are forgotten."""
+        """Return the confinement of a process; those of processes that are gone are dropped."""
         if pid not in self._confinements:
             for gone in [known for known in self._confinements if not self._procs.threads(known)]:
                 del self._confinements[gone]
@@ -261,7 +269,7 @@ class Supervisor:
         return self._confinements[pid]
 
     def _report_vcpu(self, vcpu: PendingVcpu) -> None:
-        """Tell of a vCPU whose window has come; while a VM is held, of that one's only."""
+        """Report a vCPU whose window has come; while a VM is held, only vCPUs of its process."""
         self._confinement_of(vcpu.tgid).add(vcpu.fd, vcpu.index, vcpu.tid)
         held = self.vm_hold.held
         if held is not None and held.thread.tgid != vcpu.tgid:
@@ -273,17 +281,17 @@ class Supervisor:
         self._observer.on_default_pmu(self._default_pmu_tracker.default_pmu(vcpu.tgid))
 
     def _on_released(self, ioctls: Sequence[IoctlCall], pid: int) -> None:
-        """A VMM that was held goes on."""
+        """Go on after a hold: these ioctls are for the VMs that process `pid` makes later."""
         self._ioctls = ioctls
         self.close_stderr()
         self._backoffs[pid] = Backoff()
 
     def _check_running_vcpus(self, pid: int) -> None:
-        """See which vCPUs run; once all do, threads that are none get their masks back."""
+        """Check which vCPUs run; once all do, the other threads get their masks back."""
         try:
             confinement = self._confinement_of(pid)
             is_done = confinement.restore_masks()
-        except ResourceExhaustedError:  # it will pass: nobody waits for this
+        except ResourceExhaustedError:  # a shortage passes, and nobody waits for this
             self._backoffs[pid] = self._backoffs[pid].next_backoff()
             return
         if confinement.running and self._vcpu_table.pid == pid:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the outside sees of a supervised VM: its control socket and its record."""
+"""The outside view of a supervised VM: its control socket and its start record."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ BY_RUN = "pmuctl run"
 
 
 class Service:
-    """A Story told over the control socket, and kept in the record beside it."""
+    """A VmObserver that serves the control socket and keeps the start record beside it."""
 
     def __init__(
         self, spec: LaunchSpec, pid: int, *, procs: Procfs, wake: Callable[[], None]
@@ -61,10 +61,10 @@ class Service:
     def open(
         self, make_call: MakeCall, check_cpus: Callable[[CpuSet], None], stops: Callable[[], int]
     ) -> None:
-        """Begin to serve; raises what Server does where the socket cannot be had.
+        """Start serving; raises what Server raises if it cannot have the socket.
 
-        `make` makes a call in the held thread of the VM, `check` raises PinnedError for CPUs its
-        threads may not be put on, `stops` counts the stops so far.
+        `make_call` makes a call in the held thread of the VM, `check_cpus` raises PinnedError for
+        CPUs that its threads may not be put on, `stops` counts the stops so far.
         """
         self._make_call = make_call
         self._check_cpus = check_cpus
@@ -75,6 +75,7 @@ class Service:
         self.flush()
 
     def _start_server(self) -> None:
+        """Start the control server, sealed unless the VM is to be held."""
         with ExitStack() as stack:
             self._server = Server(
                 self._backend, self._spec.socket, on_change=self._record_client_change
@@ -85,11 +86,11 @@ class Service:
             self._stack = stack.pop_all()
 
     def on_process(self, pid: int) -> None:
-        """This process makes VMs."""
+        """Serve, and record, the process that makes VMs now."""
         self._backend.pid, self._backend.known_vcpus, self._vcpus = pid, (), ()
         self._backend.known_default_pmu = None
         self._backend.is_gone = False
-        if self._stack is None:  # the one before has ended; its name may be another's by now
+        if self._stack is None:  # the VMM before has ended, and its name may be taken by now
             with suppress(PmuctlError, OSError):
                 self._start_server()
         start = self._procs.start_time(pid) or 0
@@ -98,7 +99,7 @@ class Service:
         )
 
     def on_vmm_exit(self) -> None:
-        """The process is gone. Of a VM that did not start the record stays, to say why."""
+        """Stop serving and remove the record, which stays only to say why a VM did not start."""
         if self._stack is None:
             return
         if self._record.problem is not None:
@@ -109,11 +110,11 @@ class Service:
         self._backend.is_gone = True
         self._stack.close()
         if self._record.problem is not None:
-            self.flush()  # there may be a descriptor for it now
+            self.flush()  # closing the server may have freed a descriptor for it
         self._stack = None
 
     def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
-        """These are the vCPUs of the VM made last."""
+        """Publish the vCPUs of the VM made last; in the record, the stops once all have run."""
         self._vcpus = tuple(vcpus)
         if not self._spec.hold or self._has_been_held:
             self._backend.known_vcpus = self._vcpus
@@ -121,13 +122,13 @@ class Service:
             self._update_record(stops=self._count_stops())
 
     def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
-        """The PMU that KVM chose for them by itself; None where that is not certain."""
+        """Publish the PMU that KVM chose by itself; None if it is not certain."""
         self._backend.known_default_pmu = pmu
         if self._record.derived != pmu:
             self._update_record(derived=pmu)
 
     def on_applied(self, descriptions: Sequence[str]) -> None:
-        """The settings were applied to a VM, by these calls."""
+        """Record that these calls applied the settings to a VM."""
         if self._spec.hold:
             return
         if self._spec.pmu is None and self._record.cpus is None:
@@ -136,6 +137,7 @@ class Service:
             self._record_first_settings(descriptions)
 
     def _record_first_settings(self, descriptions: Sequence[str]) -> None:
+        """Publish and record the settings of the launch spec, if it has a PMU."""
         if self._spec.pmu is not None:
             number, name = self._spec.pmu
             cpus = self._find_pmu_cpus(name) if self._spec.hold else self._spec.affinity
@@ -144,24 +146,24 @@ class Service:
             self._record_change(BY_RUN, tuple(descriptions))
 
     def on_refused(self, error: PmuctlError) -> None:
-        """The VM does not start."""
+        """Record why the VM does not start."""
         problem = Problem(
             message=error.message, why=error.why, fix=error.fix, status=int(ExitStatus.ENDED)
         )
         self._update_record(problem=problem)
 
     def on_held(self, descriptions: Sequence[str]) -> None:
-        """The window is open, and stays so; what was ordered was applied by these calls."""
+        """Publish the held VM; these calls applied the settings of the launch spec."""
         self._record_first_settings(descriptions)
         self._has_been_held = True
-        self._backend.known_vcpus = self._vcpus  # from here on clients find somebody to ask
+        self._backend.known_vcpus = self._vcpus  # from here on clients find vCPUs to address
 
     def make_pending_calls(self) -> None:
-        """Have the calls made that wait for it."""
+        """Make the calls that clients wait for."""
         self._backend.make_pending_calls()
 
     def _make_checked_call(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """Make a call of the held VM; first see that its threads can follow the PMU."""
+        """Make a call in the held VM once it is certain that its threads can follow the PMU."""
         if attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
             number = int.from_bytes(payload, sys.byteorder)
             name = scan_pmu_types(Sysfs()).get(number)
@@ -170,11 +172,11 @@ class Service:
         self._make_call(vcpu, attr, payload)
 
     def released_spec(self) -> LaunchSpec | None:
-        """Once somebody has released the VM, the orders as they are to go on; None until then."""
+        """Return the spec to go on with once the VM was released, None until then."""
         return self._make_current_spec() if self._server.settings.closed.is_set() else None
 
     def _make_current_spec(self) -> LaunchSpec:
-        """The orders as they would have been with what the VM was given while it was held."""
+        """Return the launch spec updated with the settings applied during the hold."""
         settings = self._server.settings.query()
         pmu, event_filter = self._server.settings.pmu, settings["filter"]
         if pmu is None:
@@ -190,18 +192,18 @@ class Service:
         )
 
     def _find_pmu_cpus(self, name: str) -> CpuSet | None:
-        """Where the threads of a VM with this PMU are kept: its CPUs, of those that were named."""
+        """Return the CPUs for a VM with this PMU: the PMU's, of those in the launch spec."""
         found = scan_pmus(Sysfs(), [name])
         cpus, named = found[0].cpus if found else None, self._spec.affinity
         return named if cpus is None else cpus if named is None else cpus & named
 
     def _record_client_change(self, client: str, descriptions: tuple[str, ...]) -> None:
-        """A client's change is in the record before the client hears of it."""
+        """Write a client's change to the record before the client gets its answer."""
         self._record_change(client, descriptions)
         self.flush()
 
     def _record_change(self, by: str, descriptions: tuple[str, ...]) -> None:
-        """What stands after a change, by whom; called from any thread."""
+        """Record the settings after a change, and who made it; called from any thread."""
         spec = self._make_current_spec()
         change = SettingsChange(when=int(time.time()), by=by, steps=descriptions)
         with self._lock:
@@ -209,17 +211,17 @@ class Service:
         self._update_record(pmu=spec.pmu, filter=spec.filter, cpus=spec.affinity, applied=applied)
 
     def _update_record(self, **changes: object) -> None:
-        """For the record, once nobody waits for the supervisor."""
+        """Change the record, to be written once nobody waits for the supervisor."""
         with self._lock:
             self._record = replace(self._record, **changes)  # type: ignore[arg-type]
             self._is_record_stale = True
 
     def flush(self) -> None:
-        """Nobody is stopped: there is time to write down what became of the VM."""
+        """Write the record if it has changed: no thread of the VMM is stopped now."""
         with self._lock:
             if self._is_record_stale and self._stack is not None:
                 self._is_record_stale = False
                 try:
                     write_record(self._record_path, self._record)
-                except OSError as error:  # it is for those who ask later
+                except OSError as error:  # the record is only for those who ask later
                     self._is_record_stale = shortage_of(error) is not None

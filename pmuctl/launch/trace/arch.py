@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between the machines a VMM can be traced on: one row each."""
+"""What differs between the architectures on which a VMM can be traced: one row each."""
 
 import os
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from pmuctl.value import value
 
 @value(kw_only=True)
 class Arch:
-    """Numbers of system calls, and where the register set NT_PRSTATUS (64-bit words) has what.
+    """System call numbers, and the layout of the register set NT_PRSTATUS in 64-bit words.
 
-    `instruction` is the length of the instruction that makes a system call, in bytes.
-    `nr_at_entry` is the register whose value is the call's number once it is made, None where
-    that is a register set of its own. `private` are calls that no other thread hears of, which
-    concern memory only, `closing` those that may close a descriptor, `masking`
-    those that a thread's signal mask is handed on by. `window` is the ioctl whose
-    end opens the window: there KVM takes the settings of a VM, and nothing has been derived from
-    them yet.
+    `register_count` is its size in words; `pc`, `sp`, `nr` and `args` are indexes into it.
+    `insn_size` is the length of the instruction that makes a system call (bytes). `nr_at_entry` is
+    the index of the register that holds the call's number once it is made, None if that is a
+    register set of its own. `private_calls` are system calls that concern memory only, by which no
+    other thread can learn of a vCPU, `closing_calls` those that may close a descriptor,
+    `masking_calls` those that pass on a thread's signal mask. `window_ioctl` is the ioctl whose
+    end opens the window: there KVM takes the settings of a VM, and has derived nothing from them
+    yet.
     """
 
     audit_arch: int
@@ -42,7 +43,7 @@ class Arch:
     window_ioctl: int
 
     def restart_call(self, registers: Sequence[int]) -> list[int]:
-        """Registers of a thread stopped at a system call's entry, made to make it once more."""
+        """Return registers, read at a system call's entry, set to make that call again."""
         result = list(registers)
         result[self.pc] -= self.insn_size
         if self.nr_at_entry is not None:
@@ -50,7 +51,7 @@ class Arch:
         return result
 
     def inject_call(self, registers: Sequence[int], nr: int, args: Sequence[int]) -> list[int]:
-        """Registers of a thread stopped at a system call's exit, made to make another one."""
+        """Return registers, read at a system call's exit, set to make another call."""
         result = list(registers)
         result[self.pc] -= self.insn_size
         result[self.nr] = nr
@@ -105,7 +106,7 @@ ARCHES = {
 
 
 def native_arch() -> Arch:
-    """The row of the machine this runs on; raises UnsupportedError where there is none."""
+    """Return the row of this machine; raises UnsupportedError if there is none."""
     name = os.uname().machine
     try:
         return ARCHES[name]

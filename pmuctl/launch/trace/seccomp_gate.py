@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate itself: a seccomp filter that stops one ioctl, and its listener."""
+"""The gate: a seccomp filter that stops one ioctl, and the listener that answers for it."""
 
 import ctypes
 import errno
@@ -32,7 +32,7 @@ from pmuctl.value import value
 
 @value
 class Notification:
-    """A thread that waits at the gate, with its KVM_CREATE_VCPU.
+    """A thread that waits at the gate with its KVM_CREATE_VCPU.
 
     `ident` names this one wait: a signal ends it, and the call made again is another.
     """
@@ -42,10 +42,10 @@ class Notification:
 
 
 def install(arch: Arch) -> int:
-    """Put the gate in front of this thread and all it will become; its listener.
+    """Install the gate for this thread and all it becomes; return the listener's descriptor.
 
-    Without CAP_SYS_ADMIN the kernel asks for no_new_privs first, which then stays. Raises OSError
-    (EBUSY where another filter with a listener is in the way).
+    Without CAP_SYS_ADMIN the kernel requires no_new_privs first, which then stays. Raises OSError
+    (EBUSY if another filter with a listener is in the way).
     """
     program = _build_program(arch)
     operation, flags = SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
@@ -57,9 +57,10 @@ def install(arch: Arch) -> int:
 
 
 def _build_program(arch: Arch) -> "ctypes.Array[sock_filter]":
-    """KVM_CREATE_VCPU of this architecture goes to the listener, all else is none of its business.
+    """Return a filter that sends KVM_CREATE_VCPU to the listener and allows all else.
 
-    Of a request only the low 32 bits count (virt/kvm/kvm_main.c takes an unsigned int).
+    It allows every call of another architecture. Only the low 32 bits of a request count
+    (virt/kvm/kvm_main.c takes an unsigned int).
     """
     second = seccomp_data.args.offset + 8
     wanted = (
@@ -86,10 +87,10 @@ class Listener:
         self._poll.register(fd, select.POLLIN)
 
     def receive(self) -> Notification | None:
-        """The next thread that waits, None where there is none (any more).
+        """Return the next thread that waits, None if there is none (any more).
 
-        Raises EOFError once nobody stands behind the gate: to ask again then would wait for ever
-        on 6.1 and spin on 7.3.
+        Raises EOFError once no process is behind the gate: to receive again then would wait for
+        ever on 6.1 and spin on 7.3.
         """
         ready = self._poll.poll(0)
         if not ready:
@@ -100,7 +101,7 @@ class Listener:
         try:
             ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, notif, what="SECCOMP_IOCTL_NOTIF_RECV")
         except (FileNotFoundError, InterruptedError):
-            return None  # a signal took the call away between poll and this
+            return None  # a signal has interrupted the call since poll()
         return Notification(notif.id, notif.pid)
 
     def allow(self, notification: Notification) -> None:
@@ -112,6 +113,7 @@ class Listener:
         self._send_response(notification, -errno.EPERM, 0)
 
     def _send_response(self, notification: Notification, error: int, flags: int) -> None:
+        """Answer a notification with this negative errno and these flags."""
         response = seccomp_notif_resp(notification.ident, 0, error, flags)
-        with suppress(FileNotFoundError):  # the wait was interrupted: another one will come
+        with suppress(FileNotFoundError):  # the wait was interrupted, and the call comes again
             ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, response, what="SECCOMP_IOCTL_NOTIF_SEND")

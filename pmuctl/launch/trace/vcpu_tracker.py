@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a vCPU's making to its window: what is followed of a VMM, and when it has been enough."""
+"""vCPUs from their making to their window: which system calls are followed, and for how long."""
 
 from typing import Protocol
 
@@ -28,8 +28,8 @@ LOW_32_BITS = 0xFFFFFFFF
 class PendingVcpu:
     """A vCPU whose window has not come yet.
 
-    `has_vpmu` is None until it is initialised; `is_mapped` tells that its kvm_run page is mapped:
-    who asks KVM for its features only, as QEMU does first, does not map it.
+    `has_vpmu` is None until the vCPU is initialised; `is_mapped` says that its kvm_run page is
+    mapped: a VMM that only asks KVM for its features, as QEMU does first, does not map it.
     """
 
     def __init__(self, *, tgid: int, tid: int, vm_fd: int, fd: int, index: int) -> None:
@@ -43,39 +43,39 @@ class PendingVcpu:
 
 
 class VcpuEvents(Protocol):
-    """Who decides what is done when a vCPU's window comes, its thread stopped at a call's exit."""
+    """What is done when a vCPU's window comes, its thread stopped at a call's exit."""
 
     def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """It was made, and nobody knows of it yet."""
+        """Handle a vCPU that was made, and that no other thread knows of yet."""
 
     def on_init(self, tgid: int, tid: int | None) -> None:
-        """Before, and after, a vCPU is initialised with a vPMU by this thread of the process.
+        """Handle that this thread initialises a vCPU with a vPMU; called before and after.
 
-        KVM may choose the VM's PMU by where that is. None is for what was not seen, and for a
-        vCPU that asks for no choice (KVM_ARM_VCPU_PMU_V3_STRICT).
+        KVM may choose the VM's PMU by where the thread is. `tid` is None for what was not
+        observed, and for a vCPU that asks for no choice (KVM_ARM_VCPU_PMU_V3_STRICT).
         """
 
     def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Its window is open."""
+        """Handle that a vCPU's window is open."""
 
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """It was made to run without a vPMU: there will be no window."""
+        """Handle a vCPU that was made to run without a vPMU: there will be no window."""
 
     def on_sharing_call(self, thread: Tracee) -> None:
-        """At the entry of a call by which other threads could learn of a vCPU that is new."""
+        """Handle the entry of a call by which other threads could learn of a new vCPU."""
 
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
-        """At the entry of a call for an attribute that is, if `fd` is a vCPU, one of its PMU."""
+        """Handle the entry of a call for an attribute: one of a vCPU's PMU if `fd` is a vCPU."""
 
     def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
-        """What becomes of a vCPU could not be read, for want of descriptors or memory."""
+        """Handle that a vCPU could not be followed, for want of descriptors or memory."""
 
     def on_idle(self) -> None:
-        """No vCPU is waiting for its window any more."""
+        """Handle that no vCPU waits for its window any more."""
 
 
 class VcpuTracker:
-    """Follows the calls that make vCPUs, in every process behind the gate."""
+    """The vCPUs on the way to their window, of every process behind the gate."""
 
     def __init__(self, arch: Arch, procs: Procfs, events: VcpuEvents) -> None:
         self.awaits_attribute = False
@@ -85,10 +85,10 @@ class VcpuTracker:
         self._events = events
         self._pending: list[PendingVcpu] = []
         self._index_by_fd: dict[tuple[int, int], int] = {}
-        """By process and descriptor: the numbers of all vCPUs it was given."""
+        """By process and descriptor: the number of the last vCPU that KVM returned there."""
 
     def on_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
-        """At the entry of a call of a thread that is followed."""
+        """Handle the entry of a call of a thread that is followed."""
         if (shortage := thread.shortage) is not None:
             thread.shortage = None
             self._events.on_lost(thread, shortage)
@@ -101,10 +101,10 @@ class VcpuTracker:
     def _handle_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         is_ioctl, request = nr == self._arch.nr_ioctl, args[1] & LOW_32_BITS
         if thread.is_entering and not (is_ioctl and request == KVM_CREATE_VCPU):
-            thread.is_entering = False  # a signal took it away from the gate
+            thread.is_entering = False  # a signal took it out of the gate
             thread.unblock_signals()
         if nr in self._arch.masking_calls:
-            thread.unblock_signals()  # a thread that it makes would inherit that for good
+            thread.unblock_signals()  # a thread that it makes would inherit the mask for good
         has_pending = any(vcpu.tgid == thread.tgid for vcpu in self._pending)
         handled_calls = (self._arch.nr_ioctl, self._arch.nr_mmap, self._arch.nr_close)
         if has_pending and nr not in self._arch.private_calls and nr not in handled_calls:
@@ -125,7 +125,7 @@ class VcpuTracker:
                 self._events.on_attribute_call(thread, fd)
         elif request == KVM_ARM_VCPU_INIT and (vcpu := self._find_vcpu_by_any_fd(thread.tgid, fd)):
             features = _read_word(thread, address + 4)
-            # what cannot be read is found out when the calls are made
+            # features that cannot be read show when the ioctls are made
             vcpu.has_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
             if vcpu.has_vpmu:
                 strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
@@ -136,7 +136,7 @@ class VcpuTracker:
             self._events.on_no_vpmu(thread, vcpu)
 
     def on_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
-        """At the exit of that call."""
+        """Handle the exit of that call."""
         try:
             self._handle_exit(thread, nr, args, result)
         except ResourceExhaustedError as error:
@@ -169,7 +169,7 @@ class VcpuTracker:
         self._notify_if_idle()
 
     def _add_vcpu(self, thread: Tracee, *, vm_fd: int, fd: int, index: int) -> None:
-        """A vCPU is there, unless its VMM is to end for it."""
+        """Add a vCPU that was made, unless its VMM is to end for it."""
         vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=vm_fd, fd=fd, index=index)
         if (closed := self._find_vcpu(thread.tgid, fd)) is not None:
             self._pending.remove(closed)
@@ -179,7 +179,7 @@ class VcpuTracker:
             self._index_by_fd[thread.tgid, fd] = index
 
     def _open_window(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU is where its window opens, if it has one."""
+        """Report a vCPU that is where its window opens, if it has one."""
         if vcpu.has_vpmu is not False:
             self._pending.remove(vcpu)
             self._events.on_window_open(thread, vcpu)
@@ -193,31 +193,32 @@ class VcpuTracker:
         return not self._pending and not self.awaits_attribute
 
     def uninitialised_vcpus(self, tgid: int) -> list[PendingVcpu]:
-        """The vCPUs of a process that wait for their window and are not initialised yet."""
+        """Return the vCPUs of a process that wait for their window and are not initialised yet."""
         return [vcpu for vcpu in self._pending if vcpu.tgid == tgid and vcpu.has_vpmu is None]
 
     def mark_initialised(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU turned out to be initialised with a vPMU, by a thread that was not followed."""
+        """Open the window of a vCPU that an unfollowed thread has initialised with a vPMU."""
         vcpu.has_vpmu = True
         self._events.on_init(thread.tgid, None)
         self._open_window(thread, vcpu)
 
     def pending_processes(self) -> set[int]:
-        """The processes that have a window to come."""
+        """Return the processes that have a window to come."""
         return {vcpu.tgid for vcpu in self._pending}
 
     def on_gone(self, tgid: int) -> None:
-        """A process is gone, or is another program now, and its vCPUs with it."""
+        """Drop the vCPUs of a process that is gone, or is another program now."""
         self._pending = [vcpu for vcpu in self._pending if vcpu.tgid != tgid]
         self._index_by_fd = {
             key: index for key, index in self._index_by_fd.items() if key[0] != tgid
         }
 
     def _find_vcpu(self, tgid: int, fd: int) -> PendingVcpu | None:
+        """Return the pending vCPU with this descriptor, None if there is none."""
         return next((vcpu for vcpu in self._pending if (vcpu.tgid, vcpu.fd) == (tgid, fd)), None)
 
     def _find_vcpu_by_any_fd(self, tgid: int, fd: int) -> PendingVcpu | None:
-        """The same, also by a duplicate of the descriptor, which then takes its place."""
+        """Return the same, also for a duplicate of the descriptor, which then replaces it."""
         if (known := self._find_vcpu(tgid, fd)) or tgid not in self.pending_processes():
             return known
         self._drop_closed_vcpus(tgid)
@@ -227,14 +228,14 @@ class VcpuTracker:
                 continue
             is_open = open_fds.get(vcpu.fd) == vcpu.index
             is_same = kcmp_file(tgid, vcpu.fd, tgid, fd) if is_open else None
-            # where the kernel does not tell, by what it was not given to another vCPU as
+            # without kcmp(2): unless KVM returned this descriptor for another vCPU
             if is_same or (is_same is None and self._index_by_fd.get((tgid, fd)) != vcpu.index):
                 vcpu.fd = fd
                 return vcpu
         return None
 
     def _drop_closed_vcpus(self, tgid: int) -> None:
-        """Forget the vCPUs that the process has closed."""
+        """Drop the pending vCPUs that the process has closed."""
         open_fds = self._read_vcpu_fds(tgid)
         for vcpu in [vcpu for vcpu in self._pending if vcpu.tgid == tgid]:
             others = [
@@ -246,18 +247,20 @@ class VcpuTracker:
                 self._pending.remove(vcpu)
 
     def _read_vcpu_fds(self, tgid: int) -> dict[int, int]:
+        """Return the vCPU numbers of a process by descriptor, empty if they may not be read."""
         try:
             return self._procs.vcpu_fds(tgid)
         except PermissionError:
             return {}
 
     def _notify_if_idle(self) -> None:
+        """Report that no vCPU waits any more, if so."""
         if self.is_idle:
             self._events.on_idle()
 
 
 def _read_word(thread: Tracee, address: int) -> int | None:
-    """A 32-bit word of its memory; None where that cannot be read."""
+    """Return a 32-bit word of the process's memory, None if it cannot be read."""
     try:
         return int.from_bytes(thread.read(address, 4), "little")
     except OSError:
