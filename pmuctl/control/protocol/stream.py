@@ -12,19 +12,23 @@ RETRY_SECONDS = 0.01
 
 
 class Deadline:
-    """A moment of the monotonic clock until which its users wait."""
+    """A time of the monotonic clock, in seconds, until which its users wait."""
 
     def __init__(self, until: float) -> None:
-        self.until = until
+        self._until = until
 
     @classmethod
     def after(cls, seconds: float) -> "Deadline":
         """Return the deadline that many seconds from now."""
         return cls(time.monotonic() + seconds)
 
+    def restart(self, seconds: float) -> None:
+        """Set the deadline to that many seconds from now."""
+        self._until = time.monotonic() + seconds
+
     def time_left(self) -> float:
         """Return the seconds that are left. Raise TimeoutError if there are none."""
-        left = self.until - time.monotonic()
+        left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError
         return left

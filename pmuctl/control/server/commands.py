@@ -15,7 +15,7 @@ from pmuctl.model.plan import SetAttr, Step, TargetSettings
 
 ID_MAX = 1024
 """Bytes of JSON that the id of a request may have, because the answer repeats it."""
-STEPS_MAX = 1000
+STEPS_TOLD = 1000
 """Steps that an answer lists."""
 
 OnChange = Callable[[str, tuple[str, ...]], None]
@@ -154,7 +154,7 @@ def _step_messages(steps: Sequence[Step], outcome: str) -> list[Message]:
             "words": step.words(),
             "outcome": outcome,
         }
-        for step in steps[:STEPS_MAX]
+        for step in steps[:STEPS_TOLD]
     ]
     if more := len(steps) - len(messages):
         words = f"… and {more} more FILTER ranges"

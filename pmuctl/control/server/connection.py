@@ -42,7 +42,7 @@ class Connection:
 
     @property
     def owes_since(self) -> float | None:
-        """Since when (time.monotonic()) the rest of a request, or the reading of an answer, is due."""
+        """The time.monotonic() since when the rest of a request, or reading an answer, is due."""
         return self._unread_since if self._output else self._begun_since
 
     def receive(self) -> None:
