@@ -98,19 +98,19 @@ def write_affinity_record(
     environ: Mapping[str, str],
     uid: int,
     vm: VmId,
-    placed: Mapping[int, CpuSet],
+    affinities: Mapping[int, CpuSet],
     procs: Procfs,
     *,
     owner: int | None,
 ) -> None:
     """Add the affinities that were set of a VM's threads; the VM is not left alone any more.
 
-    `placed` maps thread ids to CPUs. Raises RefusedError if the record cannot be written: the next
-    `affinity align` would take the pins for those of others.
+    `affinities` maps thread ids to CPUs. Raises RefusedError if the record cannot be written: the
+    next `affinity align` would take the pins for those of others.
     """
     before = read_affinity_record(environ, uid, vm.process, owner=owner)
     left = frozenset() if vm.fd is None else before.left_alone - {vm.fd, ANY}
-    after = AffinityRecord(cpus={**before.cpus, **placed}, left_alone=left)
+    after = AffinityRecord(cpus={**before.cpus, **affinities}, left_alone=left)
     if after == before or not procs.is_there(vm.process):
         return
     try:
