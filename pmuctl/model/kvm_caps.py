@@ -79,6 +79,14 @@ class KvmCaps:
         """The width of the event space; the widest there is if that is not known."""
         return self.event_bits or WIDEST_BITS
 
+    def event_bits_for(self, pmu_type: int | None) -> int:
+        """Return the width of the event numbers that FILTER takes for a VM with this PMU.
+
+        Return the widest there is if that is not known.
+        """
+        known = None if pmu_type is None else self.event_bits_of.get(pmu_type)
+        return known or self.most_event_bits
+
 
 def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSet]) -> _Key | None:
     """Whose PMU KVM gave a VM that it gives the PMU of a CPU (DefaultPmu.AT_VCPU_INIT).

@@ -6,7 +6,7 @@ import shlex
 from pmuctl.host.cpuset_cgroup import Cpuset
 from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.hints import cpus_words
+from pmuctl.manage.hints import describe_cpus
 from pmuctl.model.alignment import Obstacle, find_obstacle
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import value
@@ -28,7 +28,7 @@ def find_blocker(pid: int, tid: int, wanted: CpuSet, host_state: HostState) -> B
         case Obstacle.OFFLINE:
             first = next(iter(wanted), 0)
             return Blocker(
-                f"{cpus_words(wanted)} offline (online are {host_state.online})",
+                f"{describe_cpus(wanted)} offline (online are {host_state.online})",
                 f"echo 1 >/{PATH_CPU}/cpu{first}/online",
             )
         case Obstacle.CPUSET if its is not None:

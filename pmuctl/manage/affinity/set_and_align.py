@@ -21,8 +21,8 @@ from pmuctl.manage.affinity.vcpu_threads import (
     no_threads,
     unknown_threads,
 )
-from pmuctl.manage.hints import cpus_words, pins
-from pmuctl.manage.resolve import present_cpus
+from pmuctl.manage.hints import describe_cpus, pin_commands
+from pmuctl.manage.resolve import resolve_cpus
 from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu, effective_pmu
@@ -53,7 +53,7 @@ def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
 
     Raises UsageError, NotFoundError and RefusedError for others.
     """
-    cpus = present_cpus(text, host_state.pmus, host_state.host.sysfs, subject=vm.name)
+    cpus = resolve_cpus(text, host_state.pmus, host_state.host.sysfs, subject=vm.name)
     chosen = effective_pmu(vm, host_state.host_pmus)
     if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:
         check_inside(cpus, chosen.only_cpus, vm, chosen.only)
@@ -61,11 +61,11 @@ def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
         chosen.is_explicit and align_mask_state(cpus, chosen, None).state is AlignmentState.LEAVES
     ):
         raise RefusedError(
-            f"{cpus_words(cpus)} not of one PMU",
+            f"{describe_cpus(cpus)} not of one PMU",
             subject=vm.name,
             why=f"its VMM has chosen {chosen}; " + Consequence.FAIL_ENTRY.words(),
             now=NOTHING_CHANGED,
-            fix=pins(vm.address, chosen.cpus.values()),
+            fix=pin_commands(vm.address, chosen.cpus.values()),
         )
     return cpus
 
@@ -134,7 +134,7 @@ def _no_pmu(vm: Vm, chosen: EffectivePmu, host_state: HostState) -> PmuctlError:
         error = RefusedError(
             "which PMU it has is not known",
             why=f"{who} chose {chosen} by itself, and does not tell which",
-            fix=f"{pins(vm.address, chosen.cpus.values()) or 'pmuctl pmu list'}, "
+            fix=f"{pin_commands(vm.address, chosen.cpus.values()) or 'pmuctl pmu list'}, "
             "whichever it counts with; or start it anew with pmuctl run --pmu PMU",
         )
     error.subject, error.now = vm.name, NOTHING_CHANGED

@@ -17,7 +17,7 @@ from pmuctl.errors import (
 )
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.hints import cpus_words
+from pmuctl.manage.hints import describe_cpus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence
 from pmuctl.model.plan import SetAffinity
@@ -182,7 +182,7 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
     """Raise RefusedError unless all of these CPUs are of the PMU `name`, which was set."""
     if outside := cpus - pmu:
         raise RefusedError(
-            f"{cpus_words(outside)} not of {name}",
+            f"{describe_cpus(outside)} not of {name}",
             subject=vm.name,
             why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.words()}",
             now=NOTHING_CHANGED,

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pmuctl.host.kvm.access import KvmAccess
-from pmuctl.manage.hints import MOUNT_DEBUGFS, bring_online, cpus_words, giving_access
+from pmuctl.manage.hints import MOUNT_DEBUGFS, bring_online, describe_cpus, grant_kvm_access
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import KvmCaps
@@ -65,7 +65,7 @@ def _kvm(facts: HostFacts) -> Iterator[Outcome]:
             why = "/dev/kvm may not be opened by this user: neither it nor its VMMs have KVM"
             if facts.kvm_group is None:
                 why += "; no group has it that a user could be put into"
-            yield _warned(why, fix=giving_access(facts.kvm_group))
+            yield _warned(why, fix=grant_kvm_access(facts.kvm_group))
         case KvmAccess.MISSING:
             yield _failed(
                 "there is no /dev/kvm: the kernel has no KVM, or was not started at EL2",
@@ -137,7 +137,7 @@ def _pmus(facts: HostFacts) -> Iterator[Outcome]:
         why = "the CPUs of a PMU cannot be read"
         yield _warned(why, fix="pmuctl pmu list")
     elif bare:
-        why = f"{cpus_words(bare)} of no PMU: a VM that is made or runs there does not count"
+        why = f"{describe_cpus(bare)} of no PMU: a VM that is made or runs there does not count"
         yield _warned(why, fix="pmuctl pmu cpus")
     elif len(facts.pmus) > 1:
         names = ", ".join(f"{pmu.name} ({pmu.cpus})" for pmu in facts.pmus)

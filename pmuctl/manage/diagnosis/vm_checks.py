@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pmuctl.errors import command
 from pmuctl.manage.affinity.blockers import Blocker
 from pmuctl.manage.affinity.vcpu_threads import no_threads, unknown_threads
-from pmuctl.manage.hints import bring_online, pins
+from pmuctl.manage.hints import bring_online, pin_commands
 from pmuctl.model.alignment import VmAlignment, aligned_mask
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
@@ -147,7 +147,9 @@ def _alignment(facts: VmFacts) -> str:
 
 def _placement(facts: VmFacts) -> str:
     if facts.alignment.effective_pmu.only is None:
-        return pins(facts.alignment.vm.address, facts.alignment.effective_pmu.cpus.values())
+        return pin_commands(
+            facts.alignment.vm.address, facts.alignment.effective_pmu.cpus.values()
+        )
     cpus = facts.alignment.effective_pmu.only_cpus or CpuSet()
     masks = [(its.affinity, facts.recorded.get(its.index)) for its in facts.alignment.misplaced]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):
