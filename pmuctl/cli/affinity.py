@@ -23,6 +23,7 @@ from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
 from pmuctl.manage.batch import BatchResult, run_each
+from pmuctl.manage.hints import describe_count
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
 from pmuctl.manage.inventory.session import Session
@@ -141,7 +142,9 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     if vm_list:
         note_missing(context, vm_list)
     if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
-        context.note(f"not known of {_count(unknown, 'vCPU')}: whether it can leave its PMU")
+        context.note(
+            f"not known of {describe_count(unknown, 'vCPU')}: whether it can leave its PMU"
+        )
     misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
     consequences = (
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced
@@ -198,10 +201,6 @@ def _drop_duplicates(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
     for vms in groups:
         found += [its for its in vms if its not in found]
     return found
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty: str = "") -> None:

@@ -56,9 +56,9 @@ def change_settings(
     """Apply a request to one VM, all of it or nothing, and record where its threads are kept.
 
     Settings go through the VM's control socket; an affinity alone is set at once, whatever the
-    state of the window. Raises NotFoundError, UsageError, SealedError, UnsupportedError, DeniedError and
-    RefusedError, whose `now` says what was changed, if anything; UnknownOutcomeError if the VMM did
-    not answer.
+    state of the window. Raises NotFoundError, UsageError, SealedError, UnsupportedError,
+    DeniedError and RefusedError, whose `now` says what was changed, if anything;
+    UnknownOutcomeError if the VMM did not answer.
     """
     inventory = Inventory(session)
     if request.affinity is not None and request.is_affinity_only:
