@@ -136,7 +136,7 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     for consequence in dict.fromkeys(
         one.effective_pmu.consequence for one in strays if one.misplaced
     ):
-        context.note(f"{consequence}: {consequence.words()}")
+        context.note(f"{consequence}: {consequence.explain()}")
     for one in strays:
         if one.is_split:
             context.note(f"{one.vm.name}: {one.explanation}")

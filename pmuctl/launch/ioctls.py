@@ -87,7 +87,7 @@ def attr_call(attr: int, data: bytes, step: SetAttr | None = None) -> IoctlCall:
     """KVM_SET_DEVICE_ATTR of a vCPU's PMU."""
     its = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
     return IoctlCall(
-        words=step.words() if step else f"KVM_SET_DEVICE_ATTR {attr}",
+        words=step.describe() if step else f"KVM_SET_DEVICE_ATTR {attr}",
         request=KVM_SET_DEVICE_ATTR,
         argument=bytes(its) + data,
         pointer=kvm_device_attr.addr.offset,

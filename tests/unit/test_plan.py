@@ -40,7 +40,7 @@ def wanted(**more: object) -> TargetSettings:
 
 
 def words(its: CurrentState, what: TargetSettings) -> list[str]:
-    return [step.words() for step in plan(its, what)]
+    return [step.describe() for step in plan(its, what)]
 
 
 def test_affinity_first_then_pmu_counters_filter() -> None:

@@ -115,7 +115,7 @@ class CommandHandler:
 
     def _refused(self, refused: ApplyError) -> Message:
         applied = _step_messages(refused.applied, "done")
-        step = refused.step.words() if refused.step else None
+        step = refused.step.describe() if refused.step else None
         message = qmp_codec.error_message(refused.cause, {"step": step, "applied": applied})
         if not refused.dry_run:
             self._tell("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
@@ -126,7 +126,7 @@ class CommandHandler:
             by = f"uid {asker.uid}, pid {asker.pid}"
             # it was done, whatever becomes of the note
             with suppress(Exception):
-                self._on_change(by, tuple(step.words() for step in steps))
+                self._on_change(by, tuple(step.describe() for step in steps))
 
     def _release(self, *_: object) -> Message:
         return {"outcome": "released" if self._settings.release() else "unchanged"}
@@ -150,7 +150,7 @@ def _step_messages(steps: Sequence[Step], outcome: str) -> list[Message]:
     told: list[Message] = [
         {
             "attribute": step.attribute if isinstance(step, SetAttr) else "affinity",
-            "words": step.words(),
+            "words": step.describe(),
             "outcome": outcome,
         }
         for step in steps[:STEPS_TOLD]
