@@ -73,7 +73,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def seccomp(nr: int, operation: int, flags: int, program: "ctypes.Array[sock_filter]") -> int:
-    """Call seccomp(2), which is number `nr` on this machine; raise OSError with the kernel's errno."""
+    """Call seccomp(2) by its number on this machine; raise OSError with the kernel's errno."""
     filter_program = sock_fprog(len(program), program)
     result: int = _libc.syscall(
         ctypes.c_long(nr),

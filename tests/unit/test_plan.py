@@ -71,7 +71,7 @@ def test_the_default_pmu_of_kvm_is_set_all_the_same() -> None:
 
 
 def test_the_first_vcpu_that_is_not_initialised_is_asked() -> None:
-    vpmu = replace(FRESH, vcpus=(Vcpu(irq=23, initialised=True), Vcpu()))
+    vpmu = replace(FRESH, vcpus=(Vcpu(initialised=True), Vcpu()))
     assert [step.vcpu for step in plan(current(vpmu), wanted()) if isinstance(step, SetAttr)] == [
         1
     ]
