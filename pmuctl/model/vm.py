@@ -74,7 +74,7 @@ class VmVcpu:
 
 @value(kw_only=True)
 class VmPmu:
-    """The PMU of a VM: name, perf type, and who chose it (`origin`)."""
+    """The PMU of a VM: its name, its perf type, and the source of that (`origin`)."""
 
     name: str
     type: int
