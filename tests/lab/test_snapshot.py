@@ -15,7 +15,7 @@ from pmuctl.cli.context import Context
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
 from pmuctl.host.cpuset_cgroup import Cpuset, Cpusets
-from pmuctl.host.procfs import Procfs
+from pmuctl.host.host import Host
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.lab import runs
@@ -44,7 +44,7 @@ def there(lab: Lab, *words: str, status: int = 0) -> Any:
 def here(root: Path, *words: str, status: int = 0) -> Any:
     """What pmuctl says on this machine of a captured tree, as JSON."""
     out, err = io.StringIO(), io.StringIO()
-    env = Context(stdout=guarded(out), stderr=err, environ={}, uid=0, processes=Procfs(root))
+    env = Context(stdout=guarded(out), stderr=err, host=Host(environ={}, uid=0))
     assert main([*words, "-J", "--sysroot", str(root)], env) == status, err.getvalue()
     return json.loads(out.getvalue())
 

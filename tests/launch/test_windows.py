@@ -10,7 +10,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
-from pmuctl.launch.trace.arch import MACHINES
+from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.vcpu_tracker import PendingVcpu, VcpuTracker
 from pmuctl.uapi.kvm import (
@@ -22,7 +22,7 @@ from pmuctl.uapi.kvm import (
 )
 from tests.fakes.shortage import no_descriptors
 
-ARM64 = MACHINES["aarch64"]
+ARM64 = ARCHES["aarch64"]
 WITH, WITHOUT, ADDRESS = 1 << 3, 0, 0xFFFF_0000
 STRICT = WITH | 1 << 9
 
@@ -57,29 +57,29 @@ class Master:
         self.seen: list[object] = []
         self.refuses = False
 
-    def made(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+    def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.seen.append(("made", vcpu.index))
         thread.is_ending = self.refuses
 
-    def initialising(self, tgid: int, tid: int | None) -> None:
+    def on_init(self, tgid: int, tid: int | None) -> None:
         self.seen.append((tgid, tid))
 
-    def opened(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+    def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("opened", vcpu.index))
 
-    def without_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+    def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("without", vcpu.index))
 
-    def spread(self, thread: Tracee) -> None:
+    def on_sharing_call(self, thread: Tracee) -> None:
         self.told.append("spread")
 
-    def at_attribute(self, thread: Tracee, fd: int) -> None:
+    def on_attribute_call(self, thread: Tracee, fd: int) -> None:
         self.told.append(("attribute", fd))
 
-    def lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
+    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
         self.told.append(("lost", shortage.errno))
 
-    def settled(self) -> None:
+    def on_idle(self) -> None:
         if self.told[-1:] != ["settled"]:
             self.told.append("settled")
 
@@ -95,9 +95,9 @@ class Vmm:
     def call(self, nr: int, *args: int, result: int = 0) -> None:
         its = (*args, *[0] * (6 - len(args)))
         self.thread.call = nr, its
-        self.windows.entered(self.thread, nr, its)
+        self.windows.on_enter(self.thread, nr, its)
         self.thread.call = None
-        self.windows.left(self.thread, nr, its, result)
+        self.windows.on_exit(self.thread, nr, its, result)
 
     def ioctl(self, fd: int, request: int, argument: int = ADDRESS, result: int = 0) -> None:
         self.call(ARM64.nr_ioctl, fd, request, argument, result=result)
@@ -164,8 +164,8 @@ def test_a_strict_vcpu_gets_no_pmu_by_itself(vmm: Vmm) -> None:
 
 def test_an_init_that_was_missed_is_told_as_such(vmm: Vmm) -> None:
     vmm.create(0)
-    (vcpu,) = vmm.windows.of_process(1)
-    vmm.windows.reach(vmm.thread, vcpu)
+    (vcpu,) = vmm.windows.uninitialised_vcpus(1)
+    vmm.windows.mark_initialised(vmm.thread, vcpu)
     assert vmm.master.seen == [("made", 0), (1, None)]
 
 
@@ -181,7 +181,7 @@ def test_another_thread_can_learn_of_it_by_any_other_call(vmm: Vmm) -> None:
     vmm.call(futex, ADDRESS)
     assert vmm.master.told == []  # there is no vCPU yet
     vmm.create(0)
-    for nr in ARM64.private:
+    for nr in ARM64.private_calls:
         vmm.call(nr, ADDRESS)
     assert vmm.master.told == []
     vmm.call(futex, ADDRESS)
@@ -280,7 +280,7 @@ def test_the_same_descriptor_in_two_processes(vmm: Vmm) -> None:
 
 def test_a_process_that_has_ended_is_not_waited_for(vmm: Vmm) -> None:
     vmm.create(0)
-    vmm.windows.gone(1)
+    vmm.windows.on_gone(1)
     assert vmm.windows.is_idle
 
 
@@ -297,11 +297,11 @@ def test_a_hold_is_past_the_windows(vmm: Vmm) -> None:
 
 def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
     master = Master()
-    windows = VcpuTracker(MACHINES["x86_64"], Procfs(NOWHERE), master)
+    windows = VcpuTracker(ARCHES["x86_64"], Procfs(NOWHERE), master)
     args = (4, KVM_CREATE_VCPU, 2, 0, 0, 0)
     thread = FakeTracee()
-    windows.entered(thread, 16, args)
-    windows.left(thread, 16, args, 9)
+    windows.on_enter(thread, 16, args)
+    windows.on_exit(thread, 16, args, 9)
     assert master.told == [("opened", 2), "settled"]
 
 
