@@ -63,7 +63,7 @@ def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
         raise RefusedError(
             f"{describe_cpus(cpus)} not of one PMU",
             subject=vm.name,
-            why=f"its VMM has chosen {chosen}; " + Consequence.FAIL_ENTRY.words(),
+            why=f"its VMM has chosen {chosen}; " + Consequence.FAIL_ENTRY.explain(),
             now=NOTHING_CHANGED,
             fix=pin_commands(vm.address, chosen.cpus.values()),
         )

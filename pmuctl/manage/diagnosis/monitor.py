@@ -21,7 +21,7 @@ from pmuctl.model.host_diff import (
     HostObservation,
     ObservedVm,
     find_changes,
-    stray,
+    find_misplaced,
     with_silent,
 )
 from pmuctl.model.vm import Vm, VmState
@@ -132,7 +132,7 @@ class HostMonitor:
     def unassessed(self) -> Iterator[tuple[str, str]]:
         """Yield the VMs of the last look whose alignment is not known, each with the reason."""
         for vm in self._before.vms if self._before else ():
-            alignment, names = vm.held, vm.held.effective_pmu.names
+            alignment, names = vm.alignment, vm.alignment.effective_pmu.names
             if vm.is_silent or not names or alignment.alignment.aligned is not None:
                 continue
             if not alignment.vcpus or any(vcpu.affinity is None for vcpu in alignment.vcpus):
@@ -192,7 +192,7 @@ class HostMonitor:
 
     def _observe_vm(self, vm: Vm, host_state: HostState) -> ObservedVm:
         return ObservedVm(
-            held=assess(vm, host_state),
+            alignment=assess(vm, host_state),
             is_silent=vm.state in UNANSWERED and vm.socket not in self._poller.pending,
             is_denied=vm.state is VmState.DENIED,
         )
@@ -201,7 +201,7 @@ class HostMonitor:
         """Align misplaced VMs; what fails is tried again at each look, and reported once."""
         misplaced = {
             vm.key: vm
-            for vm in stray(after)
+            for vm in find_misplaced(after)
             if not read_vm_affinity_record(self._vms[vm.key], host_state).is_left_alone
         }
         self._failed = {key: text for key, text in self._failed.items() if key in misplaced}
@@ -227,7 +227,7 @@ class HostMonitor:
                         pid=vm.pid,
                         vcpu=thread.vcpu,
                         tid=thread.tid,
-                        pmu=vm.held.effective_pmu.only,
+                        pmu=vm.alignment.effective_pmu.only,
                         cpus=thread.cpus,
                     )
 
@@ -257,7 +257,9 @@ def _explain_lost_uevents(uevents: NoUevents) -> str:
 
 
 def _make_vm_event(vm: ObservedVm, kind: ChangeKind, what: str) -> HostEvent:
-    return HostEvent(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.held.effective_pmu.only)
+    return HostEvent(
+        kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.alignment.effective_pmu.only
+    )
 
 
 def _format_error(error: PmuctlError) -> str:

@@ -272,7 +272,7 @@ def _collect_results(
         "pmu": pmu.name,
         # shown even if not asked for: a new PMU is given the number that the VM had before
         "counters": str(vm.counters if request.counters is None else request.counters),
-        "filter": event_filter.words(pmu.events) if event_filter is not None else "",
+        "filter": event_filter.describe(pmu.events) if event_filter is not None else "",
         AFFINITY: f"within {cpus}" if cpus else "left alone",
     }
     asked = {

@@ -208,7 +208,7 @@ def _describe_steps(spec: LaunchSpec, executable: str, *, gated: bool) -> Iterat
             "  vCPU threads for good, others until the vCPUs run"
         )
     for step in steps(spec):
-        yield step.words() + (", locks the PMU" if step == lock() else "")
+        yield step.describe() + (", locks the PMU" if step == lock() else "")
     if spec.hold:
         limit = "" if spec.timeout is None else f", ends it after {spec.timeout:g} s"
         yield f"hold  until pmu-release at {spec.socket}{limit}"
