@@ -163,12 +163,8 @@ def _iter_affinity_calls(current: CurrentState, wanted: TargetSettings) -> Itera
     for vcpu, thread in sorted(current.threads.items()):
         cpus = thread.may & wanted.cpus
         if not cpus:
-            raise PinnedError(
-                f"vCPU {vcpu} may not run on any CPU of {wanted.name}",
-                why=f"its thread {thread.tid} is pinned to {thread.may}, "
-                f"that PMU's CPUs are {wanted.cpus}; "
-                "a pin is never widened",
-            )
+            cause = f"its thread {thread.tid} is pinned to {thread.may}"
+            raise make_pinned_error(f"vCPU {vcpu}", cause, wanted.cpus, wanted.name)
         if cpus != thread.now:
             yield SetAffinity(vcpu, thread.tid, cpus, thread.now)
 
@@ -194,6 +190,17 @@ def _plan_filter_calls(vpmu: Vpmu, wanted: EventFilter) -> tuple[FilterRange, ..
     if vpmu.allowed is None:
         return wanted.ranges()
     return difference(vpmu.allowed, wanted.allowed(vpmu.caps.most_event_bits))
+
+
+def make_pinned_error(who: str, cause: str, cpus: CpuSet, pmu: str | None = None) -> PinnedError:
+    """Return the refusal for threads whose mask has none of the wanted CPUs, those of `pmu`.
+
+    `cause` says what the mask is, and whose.
+    """
+    return PinnedError(
+        f"{who} may not run on any CPU" + (f" of {pmu}" if pmu else ""),
+        why=f"{cause}, wanted are {cpus}; a pin is never widened",
+    )
 
 
 def no_vpmu() -> UnsupportedError:

@@ -77,7 +77,9 @@ def check_attribute(vm: Vpmu, attr: int) -> int:
 def accepted(vm: Vpmu, attr: int, argument: int | FilterRange) -> Vpmu:
     """Return the state after a setting that KVM accepted (SET_PMU, SET_NR_COUNTERS or FILTER)."""
     if isinstance(argument, FilterRange):
-        allowed = kernel_allows([argument], bits=event_bits(vm), standing=vm.allowed)
+        allowed = kernel_allows(
+            [argument], bits=vm.caps.event_bits_for(vm.pmu), standing=vm.allowed
+        )
         return replace(vm, allowed=allowed)
     if attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
         return replace(vm, pmu=argument, pmu_is_set=True, counters=None)
@@ -89,14 +91,8 @@ def is_sealed(vm: Vpmu) -> bool:
     return vm.has_run or all(vcpu.initialised for vcpu in vm.vcpus)
 
 
-def event_bits(vm: Vpmu) -> int:
-    """Return the width of the event numbers that FILTER takes for this VM."""
-    bits = vm.caps.event_bits_of.get(vm.pmu) if vm.pmu is not None else None
-    return vm.caps.most_event_bits if bits is None else bits
-
-
 def _set_filter(vm: Vpmu, call: FilterRange) -> tuple[int, Vpmu]:
-    if call.base + call.nevents > 1 << event_bits(vm):
+    if call.base + call.nevents > 1 << vm.caps.event_bits_for(vm.pmu):
         return errno.EINVAL, vm
     if vm.has_run:
         return errno.EBUSY, vm

@@ -4,9 +4,8 @@
 import shlex
 
 from pmuctl.host.cpuset_cgroup import Cpuset
-from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.hints import describe_cpus
+from pmuctl.manage.hints import bring_online, describe_cpus
 from pmuctl.model.alignment import Obstacle, find_obstacle
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import value
@@ -26,10 +25,9 @@ def find_blocker(pid: int, tid: int, wanted: CpuSet, host_state: HostState) -> B
     allowed = None if its is None else its.cpus
     match find_obstacle(wanted, online=host_state.online, allowed=allowed):
         case Obstacle.OFFLINE:
-            first = next(iter(wanted), 0)
             return Blocker(
                 f"{describe_cpus(wanted)} offline (online are {host_state.online})",
-                f"echo 1 >/{PATH_CPU}/cpu{first}/online",
+                bring_online(wanted),
             )
         case Obstacle.CPUSET if its is not None:
             return Blocker(

@@ -26,7 +26,7 @@ from pmuctl.manage.resolve import resolve_cpus
 from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu, effective_pmu
-from pmuctl.model.plan import SetAffinity, no_vpmu
+from pmuctl.model.plan import SetAffinity, make_pinned_error, no_vpmu
 from pmuctl.model.vm import Vm, Window
 
 
@@ -145,11 +145,9 @@ def _pinned(vm: Vm, chosen: EffectivePmu, pinned: dict[int, CpuSet]) -> PinnedEr
     vcpus = CpuSet.of(pinned)
     masks = ", ".join(dict.fromkeys(str(its) or "offline CPUs" for its in pinned.values()))
     only = () if len(pinned) == len(vm.vcpus or ()) else ("--vcpu", vcpus)
-    return PinnedError(
-        f"vCPU {vcpus} may not run on any CPU of {chosen.only}",
-        subject=vm.name,
-        why=f"pinned to {masks}, that PMU's CPUs are {chosen.only_cpus}; "
-        "pmuctl did not make this pin, and a pin is never widened",
-        now=NOTHING_CHANGED,
-        fix=command("affinity", "set", vm.address, chosen.only_cpus or "", *only),
-    )
+    cause = f"pmuctl did not make this pin to {masks}"
+    cpus = chosen.only_cpus or CpuSet()
+    error = make_pinned_error(f"vCPU {vcpus}", cause, cpus, chosen.only)
+    error.subject, error.now = vm.name, NOTHING_CHANGED
+    error.fix = command("affinity", "set", vm.address, cpus, *only)
+    return error

@@ -15,6 +15,7 @@ from pmuctl.errors import (
     UnknownThreadsError,
     command,
 )
+from pmuctl.host.thread_affinity import NO_USABLE_CPU
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.hints import describe_cpus
@@ -274,6 +275,6 @@ def _explained(
         f"vCPU {step.vcpu} cannot be put on {step.cpus}",
         subject=vm.name,
         why=f"sched_setaffinity gives {name}"
-        + (": no CPU of these is online and in its cpuset" if number == errno.EINVAL else ""),
+        + (f": {NO_USABLE_CPU}" if number == errno.EINVAL else ""),
         errno=name,
     )

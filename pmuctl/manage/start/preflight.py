@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 from pmuctl.errors import (
     DeniedError,
-    PinnedError,
     RefusedError,
     UnsupportedError,
     UsageError,
@@ -21,7 +20,7 @@ from pmuctl.manage.resolve import resolve_cpus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import KvmCaps
-from pmuctl.model.plan import CurrentState, TargetSettings, no_attribute, plan
+from pmuctl.model.plan import CurrentState, TargetSettings, make_pinned_error, no_attribute, plan
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
@@ -139,8 +138,7 @@ def check_cpus(cpus: CpuSet, pmu: Pmu | None, host: Host, pid: int) -> None:
     with _refuse_on_oserror("the CPUs that this process may run on cannot be read"):
         mask = host.threads.get(pid)
     if not mask & (cpus if online is None else cpus & online):
-        raise PinnedError(
-            f"the VMM may not run on any CPU{of}",
-            why=f"it inherits the mask {mask}, wanted are {cpus}; a mask is never widened",
-            fix=f"taskset -c {cpus} pmuctl run ...",
-        )
+        name = None if pmu is None else pmu.name
+        error = make_pinned_error("the VMM", f"it inherits the mask {mask}", cpus, name)
+        error.fix = f"taskset -c {cpus} pmuctl run ..."
+        raise error
