@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve what a user wrote for a PMU, CPUs and an event filter on this host."""
+"""Resolution of what a user wrote for a PMU, CPUs and an event filter on this host."""
 
 from collections.abc import Sequence
 
@@ -76,13 +76,15 @@ def _covers_online_cpus(pmu: Pmu, sysfs: Sysfs) -> bool:
     return pmu.cpus is not None and online is not None and online <= pmu.cpus
 
 
-def compile_filter(words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
+def compile_filter(filter_words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
     """Return the filter for a PMU whose event numbers have this many bits.
 
     Raises what `parse_events` does.
     """
-    rules = [(action, parse_events(text, pmu.events, bits=bits)) for action, text in words.rules]
-    return EventFilter.compile(words.default, rules)
+    rules = [
+        (action, parse_events(text, pmu.events, bits=bits)) for action, text in filter_words.rules
+    ]
+    return EventFilter.compile(filter_words.default, rules)
 
 
 def resolve_cpus(

@@ -60,8 +60,8 @@ def _check_socket(facts: VmFacts) -> Iterator[Outcome]:
         case VmState.SILENT:
             why = vm.problem.message if vm.problem else "its control socket does not answer"
             # --socket, because its process may have other sockets
-            where = () if vm.is_own else ("--socket", vm.socket)
-            fix = command("vm", "show", vm.name, *where, "--deadline", 30)
+            option = () if vm.is_own else ("--socket", vm.socket)
+            fix = command("vm", "show", vm.name, *option, "--deadline", 30)
             yield Outcome(Result.WARN, why, fix=fix)
         case VmState.DENIED:
             why = "this user may not ask it"

@@ -127,18 +127,17 @@ def check_cpus(cpus: CpuSet, pmu: Pmu | None, host: Host, pid: int) -> None:
     Raises RefusedError if none of them is online, or the mask of `pid` cannot be read; PinnedError
     if that mask, which the VMM inherits, has none of them.
     """
-    of = f" of {pmu.name}" if pmu is not None else ""
+    name = None if pmu is None else pmu.name
     online = read_online(host.sysfs)
     if online is not None and not cpus & online:
         raise RefusedError(
-            f"no CPU{of} is online",
+            f"no CPU of {name} is online" if name else "no CPU is online",
             why=f"wanted are {cpus}, online are {online}",
             fix=bring_online(cpus),
         )
     with _refuse_on_oserror("the CPUs that this process may run on cannot be read"):
         mask = host.threads.get(pid)
     if not mask & (cpus if online is None else cpus & online):
-        name = None if pmu is None else pmu.name
         error = make_pinned_error("the VMM", f"it inherits the mask {mask}", cpus, name)
         error.fix = f"taskset -c {cpus} pmuctl run ..."
         raise error
