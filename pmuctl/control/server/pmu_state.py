@@ -330,7 +330,7 @@ def refused(step: Step, error: Exception, state: Vpmu, current: CurrentState) ->
     if not isinstance(error, OSError):
         return RefusedError(
             "the VMM failed at a step, which may have been done or not",
-            why=f"{type(error).__name__}; the step: {step.words()}",
+            why=f"{type(error).__name__}; the step: {step.describe()}",
         )
     number = error.errno or errno.EIO
     if isinstance(step, SetAttr):

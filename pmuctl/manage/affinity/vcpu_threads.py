@@ -45,7 +45,7 @@ class AffinityResult:
 
     def words(self) -> str:
         """The step in the kernel's words."""
-        return SetAffinity(self.vcpu, self.tid, self.wanted, self.before).words()
+        return SetAffinity(self.vcpu, self.tid, self.wanted, self.before).describe()
 
 
 @value
@@ -171,7 +171,7 @@ def set_affinities(
                 problem = _explained(crew, host_state, step, error)
             else:
                 problem = error
-            left = [its.words() for its in done if not _undo(its, crew, host_state)]
+            left = [its.describe() for its in done if not _undo(its, crew, host_state)]
             problem.now = f"left so: {'; '.join(left)}" if left else _put_back(done)
             raise problem from None
         done.append(step)
@@ -184,7 +184,7 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
         raise RefusedError(
             f"{cpus_words(outside)} not of {name}",
             subject=vm.name,
-            why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.words()}",
+            why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.explain()}",
             now=NOTHING_CHANGED,
             fix=command("affinity", "set", vm.address, cpus & pmu or pmu),
         )
