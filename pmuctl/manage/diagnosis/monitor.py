@@ -207,7 +207,7 @@ class Watch:
             self._failed.pop(key, None)
             for problem in done.warnings:
                 self.session.trace(f"{its.name}: {_problem(problem)}")
-            for thread in done.placed:
+            for thread in done.results:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
                     yield HostEvent(

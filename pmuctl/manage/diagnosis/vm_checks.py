@@ -113,7 +113,7 @@ def _blocked(facts: VmFacts) -> Iterator[Outcome]:
     if cpus and facts.online is not None and not cpus & facts.online:  # as vm.pmu-online tells
         return
     first = next(iter(facts.blockers.values()))
-    why = f"vCPU {CpuSet.of(facts.blockers)} cannot be put on its PMU: {first.words}"
+    why = f"vCPU {CpuSet.of(facts.blockers)} cannot be put on its PMU: {first.why}"
     yield Outcome(Result.FAIL, why, fix=first.fix)
 
 

@@ -31,14 +31,14 @@ def change_affinity(vm: Vm, text: str, host_state: HostState, *, dry_run: bool) 
         return _leave_alone(vm, host_state, dry_run=dry_run)
     change = align_vm if text == AUTO else partial(set_affinity, text=text)
     its = change(vm, host_state=host_state, dry_run=dry_run)
-    outcomes = {one.outcome for one in its.placed} - {"unchanged"}
+    outcomes = {one.outcome for one in its.results} - {"unchanged"}
     return SettingsResult(
         vm=vm.name,
         changes=(
             _changed(
                 vm,
                 outcomes.pop() if outcomes else "unchanged",
-                "; ".join(dict.fromkeys(f"within {one.wanted}" for one in its.placed)),
+                "; ".join(dict.fromkeys(f"within {one.wanted}" for one in its.results)),
             ),
         ),
         steps=its.steps,
