@@ -147,7 +147,7 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced
     )
     for consequence in dict.fromkeys(consequences):
-        context.note(f"{consequence}: {consequence.words()}")
+        context.note(f"{consequence}: {consequence.explain()}")
     for alignment in misplaced:
         if alignment.is_split:
             context.note(f"{alignment.vm.name}: {alignment.explanation}")

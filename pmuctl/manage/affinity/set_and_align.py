@@ -60,7 +60,7 @@ def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
         raise RefusedError(
             f"{cpus_words(cpus)} not of one PMU",
             subject=vm.name,
-            why=f"its VMM has chosen {pmu}; " + Consequence.FAIL_ENTRY.words(),
+            why=f"its VMM has chosen {pmu}; " + Consequence.FAIL_ENTRY.explain(),
             now=NOTHING_CHANGED,
             fix=pins(vm.address, pmu.cpus.values()),
         )

@@ -45,7 +45,7 @@ class AffinityResult:
 
     def describe(self) -> str:
         """Return the system call that sets the mask."""
-        return SetAffinity(self.vcpu, self.tid, self.wanted, self.before).words()
+        return SetAffinity(self.vcpu, self.tid, self.wanted, self.before).describe()
 
 
 @value
@@ -179,7 +179,7 @@ def set_affinities(
             else:
                 problem = error
             left = [
-                undo.words() for undo in done if not _undo_step(undo, vcpu_threads, host_state)
+                undo.describe() for undo in done if not _undo_step(undo, vcpu_threads, host_state)
             ]
             problem.now = f"left so: {'; '.join(left)}" if left else _describe_undone(done)
             raise problem from None
@@ -193,7 +193,7 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
         raise RefusedError(
             f"{cpus_words(outside)} not of {name}",
             subject=vm.name,
-            why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.words()}",
+            why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.explain()}",
             now=NOTHING_CHANGED,
             fix=command("affinity", "set", vm.address, cpus & pmu or pmu),
         )

@@ -20,7 +20,7 @@ from pmuctl.model.host_diff import (
     HostObservation,
     ObservedVm,
     find_changes,
-    stray,
+    find_misplaced,
     with_silent,
 )
 from pmuctl.model.vm import Vm, VmState
@@ -131,7 +131,7 @@ class Watch:
         """The VMs of the last look of which it cannot be told whether a vCPU leaves its PMU, and
         why not."""
         for vm in self._before.vms if self._before else ():
-            held, names = vm.held, vm.held.effective_pmu.names
+            held, names = vm.alignment, vm.alignment.effective_pmu.names
             if vm.is_silent or not names or held.alignment.aligned is not None:
                 continue
             if any(its.affinity is None for its in held.vcpus) or not held.vcpus:
@@ -182,7 +182,7 @@ class Watch:
 
     def _seen(self, vm: Vm, host_state: HostState) -> ObservedVm:
         return ObservedVm(
-            held=assess(vm, host_state),
+            alignment=assess(vm, host_state),
             is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
             is_denied=vm.state is VmState.DENIED,
         )
@@ -191,7 +191,7 @@ class Watch:
         """Align what strays; what fails is tried again at each look, and told once."""
         strays = {
             vm.key: vm
-            for vm in stray(after)
+            for vm in find_misplaced(after)
             if not read_vm_affinity_record(self._vms[vm.key], host_state).is_left_alone
         }
         self._failed = {key: words for key, words in self._failed.items() if key in strays}
@@ -217,7 +217,7 @@ class Watch:
                         pid=its.pid,
                         vcpu=thread.vcpu,
                         tid=thread.tid,
-                        pmu=its.held.effective_pmu.only,
+                        pmu=its.alignment.effective_pmu.only,
                         cpus=thread.cpus,
                     )
 
@@ -249,7 +249,8 @@ def _lost(uevents: NoUevents) -> str:
 
 
 def _about(vm: ObservedVm, kind: ChangeKind, what: str) -> HostEvent:
-    return HostEvent(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.held.effective_pmu.only)
+    pmu = vm.alignment.effective_pmu.only
+    return HostEvent(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=pmu)
 
 
 def _problem(error: PmuctlError) -> str:

@@ -101,7 +101,7 @@ def _pmu_online(facts: VmFacts) -> Iterator[Outcome]:
     if cpus & facts.online:
         yield Outcome(Result.PASS, f"CPUs {cpus & facts.online} of {name} are online")
     else:
-        then = facts.alignment.effective_pmu.consequence.words(facts.alignment.vm.identity.kind)
+        then = facts.alignment.effective_pmu.consequence.explain(facts.alignment.vm.identity.kind)
         why = f"no CPU of {name} ({cpus}) is online: {then}"
         yield Outcome(Result.FAIL, why, bring_online(cpus))
 

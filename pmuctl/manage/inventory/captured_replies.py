@@ -38,7 +38,7 @@ when they are written again (1E15); a record has a lower limit of its own."""
 PATH_CHARS = 4 * 4096
 """Characters of a path: PATH_MAX bytes, of which each can need four."""
 FIX = "sudo pmuctl host snapshot DIR"
-"""The command that captures more of a VM, to be run on its machine: its user was denied."""
+"""The fix for a VM that the user who made the capture might not query, on its machine."""
 
 _FILE = re.compile(r"[0-9]{1,5}\.json")
 _COUNT = re.compile(r"[0-9]{1,9}\n?")
@@ -219,7 +219,7 @@ def _parse_no_reply(document: Mapping[str, Any], name: str | None) -> NoReply:
         document["message"],
         subject=name,
         why=document["why"],
-        # only of a VM that denied this user can another user capture more
+        # another user can capture more only of a VM that denied this one
         fix=FIX if state is VmState.DENIED else None,
         errno=document["errno"],
     )

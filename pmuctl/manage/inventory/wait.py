@@ -58,9 +58,9 @@ def wait_for(
             session = replace(session, deadline=min(session.deadline, left))
         begin = time.monotonic()
         inventory = Inventory(session)
-        vm, seen = _query_vm(inventory, ref)
+        vm, description = _query_vm(inventory, ref)
         last = vm.process if vm is not None else last
-        if seen == ABSENT and awaited is Awaited.STOPPED:
+        if description == ABSENT and awaited is Awaited.STOPPED:
             _refuse_hidden(inventory, ref, last)
         if vm is not None and awaited is Awaited.ALIGNED:
             alignment = assess(vm)
@@ -68,18 +68,18 @@ def wait_for(
                 return None
             # as long as its window is unknown, it may still get a PMU
             if explanation := alignment.explanation or (vm.window and NEVER_ALIGNED):
-                seen = f"{seen}; {explanation}"
+                description = f"{description}; {explanation}"
         elif _is_reached(vm, awaited):
             return None
-        if seen != traced:
-            session.trace(f"{ref}: {seen}")
-            traced = seen
+        if description != traced:
+            session.trace(f"{ref}: {description}")
+            traced = description
         # a scan of very many processes takes time: it is to take no more than half of all time
         pause = max(POLL_SECONDS, time.monotonic() - begin)
         if until is not None:
             left = until - time.monotonic()
             if left <= 0:
-                return seen
+                return description
             pause = min(pause, left)
         time.sleep(pause)
 

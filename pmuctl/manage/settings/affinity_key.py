@@ -113,6 +113,6 @@ def make_unkept_warning(vm: Vm) -> RefusedError:
     return RefusedError(
         "its vCPU threads are not kept on the CPUs of its PMU (affinity none)",
         subject=vm.name,
-        why=Consequence.FAIL_ENTRY.words(),
+        why=Consequence.FAIL_ENTRY.explain(),
         fix=f"keep them there by other means; {command('affinity', 'check', vm.address)}",
     )

@@ -251,7 +251,7 @@ def _done(
         "pmu": pmu.name,
         # another PMU gets the counters again that had been asked for
         "counters": str(vm.counters if request.counters is None else request.counters),
-        "filter": event_filter.words(pmu.events) if event_filter is not None else "",
+        "filter": event_filter.describe(pmu.events) if event_filter is not None else "",
         AFFINITY: f"within {cpus}" if cpus else "left alone",
     }
     asked = {

@@ -206,7 +206,7 @@ def _told(orders: LaunchSpec, executable: str, *, gated: bool) -> Iterator[str]:
             "  vCPU threads for good, others until the vCPUs run"
         )
     for step in steps(orders):
-        yield step.words() + (", locks the PMU" if step == lock() else "")
+        yield step.describe() + (", locks the PMU" if step == lock() else "")
     if orders.hold:
         limit = "" if orders.timeout is None else f", ends it after {orders.timeout:g} s"
         yield f"hold  until pmu-release at {orders.socket}{limit}"
