@@ -102,13 +102,13 @@ def affinity_align(
     results = aligned.vms
     if not results.done:
         results.raise_first()
-    for note in aligned.left:
+    for note in aligned.left_alone:
         context.note(note)
     for warning in aligned.warnings:
         context.warn(warning)
     for failure in results.failed:
         context.fail(failure)
-    is_none = not aligned.left and not results.failed
+    is_none = not aligned.left_alone and not results.failed
     none = "nothing to align: no VM has a PMU that is known" if is_none else "nothing was aligned"
     _write_results(context, results.done, empty=none)
     return results.status()
@@ -220,7 +220,7 @@ def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty:
         context.write_rows(
             "results",
             PLACING_COLUMNS,
-            [row for its in done for row in its.placed],
+            [row for its in done for row in its.results],
             empty=empty,
             headings=False,
             more={"steps": [step for its in done for step in its.steps]},

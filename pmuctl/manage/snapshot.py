@@ -8,7 +8,7 @@ from pmuctl.host.captured_procfs import capture_probed, scan_captured_vms
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import Captured, scan_captured
 from pmuctl.manage.host_info import read_host_kvm_caps
-from pmuctl.manage.inventory.captured_replies import capture_told
+from pmuctl.manage.inventory.captured_replies import capture_replies
 from pmuctl.manage.inventory.poller import ask_sockets
 from pmuctl.manage.inventory.replies import VmReply
 from pmuctl.manage.inventory.session import Session
@@ -29,7 +29,7 @@ def scan_snapshot(session: Session) -> Iterator[Captured]:
     entries = [
         replace(entry, owner=None) if session.is_own(entry) else entry for entry in sockets.entries
     ]
-    yield from capture_told(list(zip(entries, replies, strict=True)), sockets.left_out)
+    yield from capture_replies(list(zip(entries, replies, strict=True)), sockets.left_out)
     vmms = (reply.vmm.process for reply in replies if isinstance(reply, VmReply))
     yield from scan_captured_vms(host.procs, sysfs, filter(None, vmms))
     pmus = scan_pmus(sysfs)

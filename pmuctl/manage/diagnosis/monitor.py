@@ -217,7 +217,7 @@ class HostMonitor:
             self._failed.pop(key, None)
             for warning in result.warnings:
                 self.session.trace(f"{vm.name}: {_format_error(warning)}")
-            for thread in result.placed:
+            for thread in result.results:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
                     yield HostEvent(

@@ -116,7 +116,7 @@ def _check_blocked(facts: VmFacts) -> Iterator[Outcome]:
     if cpus and facts.online is not None and not cpus & facts.online:  # vm.pmu-online reports it
         return
     first = next(iter(facts.blockers.values()))
-    why = f"vCPU {CpuSet.of(facts.blockers)} cannot be put on its PMU: {first.words}"
+    why = f"vCPU {CpuSet.of(facts.blockers)} cannot be put on its PMU: {first.why}"
     yield Outcome(Result.FAIL, why, fix=first.fix)
 
 

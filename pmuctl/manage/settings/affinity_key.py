@@ -28,14 +28,14 @@ def change_affinity(vm: Vm, text: str, host_state: HostState, *, dry_run: bool) 
         return _leave_alone(vm, host_state, dry_run=dry_run)
     change = align_vm if text == AUTO else partial(set_affinity, text=text)
     result = change(vm, host_state=host_state, dry_run=dry_run)
-    outcomes = {thread.outcome for thread in result.placed} - {"unchanged"}
+    outcomes = {thread.outcome for thread in result.results} - {"unchanged"}
     return SettingsResult(
         vm=vm.name,
         changes=(
             _make_key_result(
                 vm,
                 outcomes.pop() if outcomes else "unchanged",
-                "; ".join(dict.fromkeys(f"within {thread.wanted}" for thread in result.placed)),
+                "; ".join(dict.fromkeys(f"within {thread.wanted}" for thread in result.results)),
             ),
         ),
         steps=result.steps,
