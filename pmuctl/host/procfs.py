@@ -49,6 +49,21 @@ class ThreadTimes:
     guest: int
 
 
+@value(kw_only=True)
+class ProcessFacts:
+    """What /proc tells of one process, read at once.
+
+    `started` is when it started (clock ticks since boot), None if it is gone or may not be read;
+    `uid` is as `Procfs.uid()` has it, `has_vm` as `Procfs.holds_kvm()`, `threads` are its ids.
+    """
+
+    pid: int
+    started: int | None = None
+    uid: int | None = None
+    has_vm: bool | None = False
+    threads: frozenset[int] = frozenset()
+
+
 @value
 class Procfs(ProcFiles):
     """The processes of a machine. What has vanished, or may not be read, is None or empty.
@@ -164,6 +179,21 @@ class Procfs(ProcFiles):
             return None
         uids = _UIDS.search(status)
         return int(uids[1]) if uids else None
+
+    def read_facts(self, pid: int) -> ProcessFacts:
+        """Read the facts about a process, all of them between two looks at its start time.
+
+        If another process has its pid by the second look, it is gone.
+        """
+        started = self.start_time(pid)
+        facts = ProcessFacts(
+            pid=pid,
+            started=started,
+            uid=self.uid(pid),
+            has_vm=self.holds_kvm(pid),
+            threads=self.threads(pid),
+        )
+        return facts if self.start_time(pid) == started else ProcessFacts(pid=pid)
 
     def start_time(self, pid: int) -> int | None:
         """Return when a process started, in clock ticks since boot (proc_pid_stat(5), field 22).

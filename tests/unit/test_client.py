@@ -496,21 +496,20 @@ def test_thread_ids_that_are_not_the_peers_do_not_count(path: Path, procs: Procf
         (procs.root / str(os.getpid()) / "task" / name).mkdir()
     with client(path, procs=procs) as its:
         vcpus = vm_of(its.entry, ask_vm(its), procs, is_own=False).vcpus
-        assert its.authenticate(os.getpid(), strictly=True).threads(procs) == {1002}
+        assert its.authenticate(os.getpid(), strictly=True).threads == {1002}
     assert vcpus is not None
     assert [vcpu.tid for vcpu in vcpus] == [None, 1002]
 
 
 @pytest.mark.usefixtures("vm")
-def test_threads_of_a_process_that_took_over_the_pid_do_not_count(
-    path: Path, procs: Procfs
-) -> None:
+def test_a_process_that_took_over_the_pid_is_not_the_peer(path: Path, procs: Procfs) -> None:
     started(procs, 1000)
     with client(path, procs=procs) as its:
         vmm = its.authenticate(os.getpid(), strictly=True)
-        assert vmm.threads(procs) == {1001, 1002}
+        assert vmm.threads == {1001, 1002}
         started(procs, 1001)
-        assert vmm.threads(procs) == frozenset()
+        with pytest.raises(NoVmError, match="not believed"):
+            its.authenticate(os.getpid(), strictly=False)
 
 
 @pytest.mark.usefixtures("vm")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.control.client.peer_auth import PeerCred, ProcessFacts, authenticate
+from pmuctl.control.client.peer_auth import AuthenticatedVmm, PeerCred, authenticate
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import DeniedError, NoVmError, PmuctlError, RefusedError
-from pmuctl.host.procfs import Procfs
+from pmuctl.host.procfs import ProcessFacts, Procfs
 from pmuctl.model.vm_ref import ProcessId
 from tests.fakes.vmm import fake_proc
 
@@ -31,7 +31,7 @@ def procs(tmp_path: Path) -> Procfs:
 
 def ask(
     procs: Procfs, pid: int = VMM, *, strictly: bool = True, uid: int = USER, server: int = SERVER
-) -> ProcessFacts:
+) -> AuthenticatedVmm:
     """Whom the peer is believed to speak for when it names `pid`."""
     return authenticate(ENTRY, PeerCred(server, uid, uid, 50), pid, procs, strictly=strictly)
 
@@ -49,15 +49,17 @@ def doubts(cls: type[PmuctlError], words: str, procs: Procfs, pid: int = VMM, **
 @EITHER
 def test_a_supervisor_speaks_for_a_vmm_of_its_own_user(procs: Procfs, *, strictly: bool) -> None:
     vmm = ask(procs, strictly=strictly)
-    assert vmm == ProcessFacts(pid=VMM, uid=USER, started=60, has_vm=True, is_supervised=True)
-    assert vmm.threads(procs) == {VMM, 4130}
+    threads = frozenset({VMM, 4130})
+    assert vmm == AuthenticatedVmm(
+        pid=VMM, uid=USER, started=60, has_vm=True, is_supervised=True, threads=threads
+    )
 
 
 @EITHER
 def test_a_server_in_its_vmm_speaks_for_itself(procs: Procfs, *, strictly: bool) -> None:
     fake_proc(procs.root, SERVER)
     vmm = ask(procs, SERVER, strictly=strictly)
-    assert vmm == ProcessFacts(pid=SERVER, uid=USER, started=50, has_vm=True)
+    assert vmm == AuthenticatedVmm(pid=SERVER, uid=USER, started=50, has_vm=True)
 
 
 @EITHER
@@ -123,9 +125,9 @@ def test_a_process_that_dies_between_two_looks_is_not_believed(
 
 
 def test_threads_of_a_process_that_took_over_the_pid_do_not_count(procs: Procfs) -> None:
-    vmm = ask(procs)
-    fake_proc(procs.root, VMM, start=61)
-    assert vmm.threads(procs) == frozenset()
+    facts = Dying(procs.root).read_facts(VMM)
+    assert facts == ProcessFacts(pid=VMM, threads=frozenset())
+    assert (facts.started, facts.has_vm) == (None, False)
 
 
 def test_roots_supervisor_speaks_for_any_users_vmm(procs: Procfs) -> None:

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from pmuctl.control.client.peer_auth import PeerCred, ProcessFacts, authenticate, not_authenticated
+from pmuctl.control.client.peer_auth import (
+    AuthenticatedVmm,
+    PeerCred,
+    authenticate,
+    not_authenticated,
+)
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.protocol.qmp_codec import Message, WireError
@@ -183,7 +188,7 @@ class Client:
         if peer.pid <= 0:
             raise not_authenticated(self.entry, "its peer is in another pid namespace")
 
-    def authenticate(self, pid: int, *, strictly: bool) -> ProcessFacts:
+    def authenticate(self, pid: int, *, strictly: bool) -> AuthenticatedVmm:
         """Return the VMM that the peer named as `pid` in `query-pmu`.
 
         Raises UnreachableError without a connection, else what peer_auth.authenticate() raises.

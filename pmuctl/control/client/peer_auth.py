@@ -7,7 +7,7 @@ and names the VMM's process in `query-pmu`. A peer can claim anything, so the cl
 
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import NOTHING_CHANGED, DeniedError, NoVmError, RefusedError, command
-from pmuctl.host.procfs import Procfs
+from pmuctl.host.procfs import ProcessFacts, Procfs
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import value
 
@@ -42,11 +42,12 @@ class PeerCred:
 
 
 @value(kw_only=True)
-class ProcessFacts:
+class AuthenticatedVmm:
     """The process of a VMM, as far as the peer of its control socket is authenticated.
 
     `uid` is the user it runs as; `started` and the pid together identify it. `has_vm` is None if
-    this user may not read that, and False only for a supervised process that has no VM yet.
+    this user may not read that, and False only for a supervised process that has no VM yet. Only
+    `threads` can be the threads of its vCPUs.
     """
 
     pid: int
@@ -54,24 +55,17 @@ class ProcessFacts:
     started: int | None
     has_vm: bool | None
     is_supervised: bool = False
+    threads: frozenset[int] = frozenset()
 
     @property
     def process(self) -> ProcessId | None:
         """The pid and start time of the process; None if the start time is not known."""
         return None if self.started is None else ProcessId(self.pid, self.started)
 
-    def threads(self, procs: Procfs) -> frozenset[int]:
-        """Return the ids of its threads; only these can be the threads of its vCPUs.
-
-        Returns an empty set if another process has its pid by now.
-        """
-        threads = procs.threads(self.pid)
-        return threads if procs.start_time(self.pid) == self.started else frozenset()
-
 
 def authenticate(
     entry: ControlSocket, peer: PeerCred, pid: int, procs: Procfs, *, strictly: bool
-) -> ProcessFacts:
+) -> AuthenticatedVmm:
     """Return the process that has the VM, if the peer names it as `pid`.
 
     A peer that has a VM open is the VMM, whatever pid it names: in a container it knows itself by
@@ -80,23 +74,30 @@ def authenticate(
     supervised process has no VM yet, queries are still allowed but changes (`strictly`) are not.
     Raises RefusedError, NoVmError or DeniedError if the peer is not authenticated.
     """
-    uid = procs.uid(peer.pid)
-    # the process that began to listen may have ended and another user's process may have its pid;
-    # a peer that began as root is accepted under any user, because a VMM may drop root
-    is_gone = uid is None and procs.start_time(peer.pid) is None
-    if peer.uid != 0 and uid != peer.uid and not is_gone:
-        whose = "several users'" if uid is None else f"uid {uid}"
+    facts = procs.read_facts(peer.pid)
+    if peer.started is not None and facts.started != peer.started:
+        facts = ProcessFacts(pid=peer.pid)  # its pid is another process's by now
+    # the process that began to listen may have ended; a peer that began as root is accepted under
+    # any user, because a VMM may drop root
+    is_gone = facts.uid is None and facts.started is None
+    if peer.uid not in (0, facts.uid) and not is_gone:
+        whose = "several users'" if facts.uid is None else f"uid {facts.uid}"
         raise not_authenticated(
             entry, f"uid {peer.uid} began to listen there, process {peer.pid} is {whose}"
         )
-    has_vm = procs.holds_kvm(peer.pid)
-    if pid != peer.pid and not has_vm:
-        return _authenticate_supervised(entry, peer, pid, procs, strictly=strictly)
-    if has_vm is False:
+    if pid != peer.pid and not facts.has_vm:
+        return _authenticate_supervised(entry, peer, procs.read_facts(pid), strictly=strictly)
+    if facts.has_vm is False:
         raise _make_no_vm_error(entry, f"process {peer.pid} that listens there has no VM open")
-    if has_vm is None and strictly:
+    if facts.has_vm is None and strictly:
         raise _make_denied_error(entry, peer.pid)
-    return ProcessFacts(pid=peer.pid, uid=peer.uid, started=peer.started, has_vm=has_vm)
+    return AuthenticatedVmm(
+        pid=peer.pid,
+        uid=peer.uid,
+        started=peer.started,
+        has_vm=facts.has_vm,
+        threads=facts.threads,
+    )
 
 
 def not_authenticated(entry: ControlSocket, why: str) -> RefusedError:
@@ -110,31 +111,36 @@ def not_authenticated(entry: ControlSocket, why: str) -> RefusedError:
 
 
 def _authenticate_supervised(
-    entry: ControlSocket, peer: PeerCred, pid: int, procs: Procfs, *, strictly: bool
-) -> ProcessFacts:
-    started, uid, has_vm = procs.start_time(pid), procs.uid(pid), procs.holds_kvm(pid)
-    # reading the start time again proves that all was read of one process
-    if started is None or procs.start_time(pid) != started:
+    entry: ControlSocket, peer: PeerCred, vmm: ProcessFacts, *, strictly: bool
+) -> AuthenticatedVmm:
+    if vmm.started is None:
         raise _make_no_vm_error(
-            entry, f"there is no process {pid}, which process {peer.pid} speaks for"
+            entry, f"there is no process {vmm.pid}, which process {peer.pid} speaks for"
         )
-    if uid is None or peer.uid not in (0, uid):
-        whose = "several users'" if uid is None else f"uid {uid}"
+    if vmm.uid is None or peer.uid not in (0, vmm.uid):
+        whose = "several users'" if vmm.uid is None else f"uid {vmm.uid}"
         raise not_authenticated(
             entry,
-            f"process {peer.pid} of uid {peer.uid} speaks for process {pid}, which is {whose}",
+            f"process {peer.pid} of uid {peer.uid} speaks for process {vmm.pid}, which is {whose}",
         )
-    if has_vm is False and strictly:
+    if vmm.has_vm is False and strictly:
         raise NoVmError(
             "its VM is not there to be changed",
             subject=_describe_socket(entry),
-            why=f"process {pid} has no VM open: not yet, or no more",
+            why=f"process {vmm.pid} has no VM open: not yet, or no more",
             now=NOTHING_CHANGED,
-            fix=command("vm", "wait", _format_vm_ref(entry, pid), "--for", "open"),
+            fix=command("vm", "wait", _format_vm_ref(entry, vmm.pid), "--for", "open"),
         )
-    if has_vm is None and strictly:
-        raise _make_denied_error(entry, pid)
-    return ProcessFacts(pid=pid, uid=uid, started=started, has_vm=has_vm, is_supervised=True)
+    if vmm.has_vm is None and strictly:
+        raise _make_denied_error(entry, vmm.pid)
+    return AuthenticatedVmm(
+        pid=vmm.pid,
+        uid=vmm.uid,
+        started=vmm.started,
+        has_vm=vmm.has_vm,
+        is_supervised=True,
+        threads=vmm.threads,
+    )
 
 
 def _describe_socket(entry: ControlSocket) -> str:

@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmuctl.control.client.peer_auth import ProcessFacts
+from pmuctl.control.client.peer_auth import AuthenticatedVmm
 from pmuctl.control.protocol.messages import COMMANDS, NAME
 from pmuctl.control.protocol.schema import Bool, Int, Maybe, Nullable, Obj, Str
 from pmuctl.control.runtime import start_record
 from pmuctl.control.runtime.sockets import SUFFIX, ControlSocket, SocketScan
 from pmuctl.errors import PmuctlError, RefusedError, class_of
+from pmuctl.host.host import Host
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.host.snapshot_files import Captured
-from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.inventory.replies import (
     CapturedSocket,
     NoReply,
@@ -99,15 +100,16 @@ def capture_replies(
         yield Captured(path=f"{PATH_TOLD}/{LEFT_OUT}", text=f"{left_out}\n")
 
 
-def read_captured_sockets(sysfs: Sysfs) -> SocketScan:
+def read_captured_sockets(host: Host) -> SocketScan:
     """Return the control sockets of a captured tree; raise RefusedError for a broken file."""
+    sysfs = host.sysfs
     found: dict[Path, ControlSocket] = {}
     for name in filter(_FILE.fullmatch, sysfs.entries(PATH_TOLD)):
         text = sysfs.read_text(f"{PATH_TOLD}/{name}", limit=SIZE_LIMIT)
         try:
             if text is None:
                 raise ValueError(f"it is no file of at most {SIZE_LIMIT >> 20} MiB to be read")
-            socket = from_text(text)
+            socket = from_text(text, host.procs)
             if socket.path in found:
                 raise ValueError(f"{socket.path} stands in another file, too")
             found[socket.path] = socket
@@ -160,10 +162,11 @@ def to_text(socket: ControlSocket, reply: Reply) -> str:
     return json.dumps(document, ensure_ascii=False) + "\n"
 
 
-def from_text(text: str) -> CapturedSocket:
+def from_text(text: str, procs: Procfs) -> CapturedSocket:
     """Parse the text of a file; the inverse of `to_text`.
 
-    The `fix` of a problem is not read from the file but made here. Raise ValueError or
+    The threads of a VMM are read from `procs`, the processes of the same capture; the `fix` of a
+    problem is made here. Raise ValueError or
     RecursionError for any other text.
     """
     document: Any = json.loads(text)
@@ -174,7 +177,7 @@ def from_text(text: str) -> CapturedSocket:
     socket = ControlSocket(name=document["name"], path=path, owner=document["owner"])
     reply: Reply
     if "answer" in document and "vmm" in document:
-        reply = _parse_vm_reply(socket, document)
+        reply = _parse_vm_reply(socket, document, procs)
     elif "record" in document and "uid" in document:
         reply = RecordedVm(record=_parse_record(document, socket.name), uid=document["uid"])
     elif "untold" in document:
@@ -184,18 +187,20 @@ def from_text(text: str) -> CapturedSocket:
     return CapturedSocket(name=socket.name, path=path, owner=socket.owner, reply=reply)
 
 
-def _parse_vm_reply(socket: ControlSocket, document: Mapping[str, Any]) -> VmReply:
+def _parse_vm_reply(socket: ControlSocket, document: Mapping[str, Any], procs: Procfs) -> VmReply:
     answer, facts = document["answer"], document["vmm"]
     try:
         check_answer(socket, answer)
     except PmuctlError as error:
         raise ValueError(f"file.answer: {error.why}") from None
-    vmm = ProcessFacts(
+    now = procs.read_facts(facts["pid"])
+    vmm = AuthenticatedVmm(
         pid=facts["pid"],
         uid=facts["uid"],
         started=facts["start"],
         has_vm=facts["has-vm"],
         is_supervised=facts["supervised"],
+        threads=now.threads if now.started == facts["start"] else frozenset(),
     )
     if "record" not in document:
         return VmReply(message=answer, vmm=vmm)

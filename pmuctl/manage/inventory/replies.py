@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pmuctl.control.client.peer_auth import ProcessFacts
+from pmuctl.control.client.peer_auth import AuthenticatedVmm
 from pmuctl.control.protocol.messages import filter_from
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.control.runtime.start_record import Record
@@ -30,7 +30,7 @@ class VmReply:
     """
 
     message: Mapping[str, Any]
-    vmm: ProcessFacts
+    vmm: AuthenticatedVmm
     record: Record | None = None
 
 
@@ -104,8 +104,7 @@ def vm_of(socket: ControlSocket, reply: Reply, procs: Procfs, *, is_own: bool) -
 
 
 def _make_answered_vm(socket: ControlSocket, reply: VmReply, procs: Procfs) -> Vm:
-    answer, vmm = reply.message, reply.vmm
-    threads = vmm.threads(procs)
+    answer, vmm, threads = reply.message, reply.vmm, reply.vmm.threads
     # a supervised process answers before it has made its VM: nothing it says is true of one yet
     is_made = vmm.has_vm is not False
     window = Window(answer["window"])

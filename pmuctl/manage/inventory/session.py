@@ -45,7 +45,7 @@ class Session:
         if not self.host.is_live:
             from pmuctl.manage.inventory.captured_replies import read_captured_sockets
 
-            return read_captured_sockets(self.host.sysfs)
+            return read_captured_sockets(self.host)
         if self.socket is not None:
             return SocketScan([socket_at(self.socket)])
         return scan_sockets(self.host.environ, self.host.uid)
