@@ -375,9 +375,9 @@ def test_candidates_are_described(host: Host, name: str) -> None:
     shell = start(host, name)
     for text, what in {
         "pmuctl pmu show ": "CPUs 0-1",
-        "pmuctl ": "The CPU performance monitors of this host",
-        "pmuctl vm set web1 ": "how many counters it has",
-        "pmuctl pmu list --": "One JSON object",
+        "pmuctl ": "List and show the CPU PMUs of this host",
+        "pmuctl vm set web1 ": "the number of event counters",
+        "pmuctl pmu list --": "Print one JSON object",
         "pmuctl pmu list -o ": "its perf type",
         f"{ONLY} ": "event=0x0011",
     }.items():
@@ -466,7 +466,7 @@ def test_cpus_are_those_of_the_pmu_that_the_vm_has(host: Host) -> None:
     assert host.complete("cpus", "--socket=", "asked") == every
     assert host.complete("cpus", "--socket=", "asked", "pmu", A72, "affinity")[:2] == [
         "auto\tthe CPUs of its PMU",
-        "none\tleft alone",
+        "none\tdo not change",
     ]
 
 

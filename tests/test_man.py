@@ -71,7 +71,7 @@ OTHERS = {
 COMMAND_WORDS = "host|pmu|vm|affinity|run|monitor|doctor"
 """The first words of the command lines in examples that are parsed."""
 
-GROUPS = ("Output", "Talk", "Machine", "Reach", "Change")
+GROUPS = ("Output", "Verbosity", "Captured host", "Connection", "Dry run")
 
 
 def source(page: Path) -> list[str]:
@@ -132,8 +132,9 @@ def listed(lines: Sequence[str]) -> set[str]:
 
 def shared(lines: Sequence[str]) -> set[str]:
     """The options of the groups in pmuctl(1) that a command says it takes."""
-    taken = re.search(r"^Takes the\n(.*?)\noptions? of\n", "\n".join(lines), re.DOTALL | re.M)
-    groups = re.findall(r"[a-z]+", re.sub(r"\.Em|\band\b", "", taken[1])) if taken else []
+    taken = re.search(r"^It accepts the\n(.*?)\noptions? of\n", "\n".join(lines), re.DOTALL | re.M)
+    names = re.split(r",|\n|\band\b|\.Em", taken[1]) if taken else []
+    groups = [name.strip() for name in names if name.strip()]
     headings = sections(MAIN, "Ss")
     return {flag for group in groups for flag in listed(headings[f"{group.capitalize()} options"])}
 
@@ -279,7 +280,7 @@ def test_the_columns_of_a_command_are_those_of_its_page(path: Path_) -> None:
         assert not column_entries(section)
         return
     assert column_entries(section) == list(every_column(columns))
-    usual, _, asked_for = "\n".join(section).partition("Columns that have to be asked for:")
+    usual, _, asked_for = "\n".join(section).partition("Columns that are printed only on request:")
     at_top = [column for column in columns if column.shown]
     hidden = [column for column in columns if not column.shown]
     assert set(column_entries(usual.splitlines())) >= {column.name for column in at_top}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl affinity: which CPUs the vCPU threads of VMs may be on, held against their PMU."""
+"""pmuctl affinity: set, align and check the CPU affinity of vCPU threads."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,8 +8,9 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import CONNECTION, DRY_RUN, OUTPUT, SYSROOT
+from pmuctl.cli.options import CONNECTION, CPUSET_HELP, DRY_RUN, OUTPUT, SYSROOT
 from pmuctl.cli.session import (
+    NOTHING_TO_DO,
     VM_HELP,
     check_one_host,
     hide_unbacked_in_table,
@@ -23,7 +24,6 @@ from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
 from pmuctl.manage.batch import BatchResult, run_each
-from pmuctl.manage.hints import describe_count
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
 from pmuctl.manage.inventory.session import Session
@@ -44,18 +44,17 @@ MANY = ("keep_going",)
 def affinity_set(
     context: Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)],
-    cpuset: Annotated[
-        str, typer.Argument(metavar="CPUSET", help="A list of 0-3, ^5 (not 5), all, pmu/NAME.")
-    ],
+    cpuset: Annotated[str, typer.Argument(metavar="CPUSET", help=CPUSET_HELP)],
     *,
     vcpu: Annotated[
         str | None,
-        typer.Option("--vcpu", metavar="LIST", help="Only these vCPUs, as 0-1,3."),
+        typer.Option("--vcpu", metavar="LIST", help="Change only these vCPUs, such as 0-1,3."),
     ] = None,
 ) -> None:
-    """Pin the vCPU threads of a VM, and no other threads of its VMM.
+    """Pin the vCPU threads of a VM.
 
-    A PMU that was set is not left: its CPUs are the only ones that KVM runs the VM on.
+    Other threads of the VMM are not changed. If the PMU of the VM was set, CPUs outside that PMU
+    are refused: KVM does not run the VM there.
     """
     context.check_columns(PLACING_COLUMNS)
     only = None if vcpu is None else _parse_vcpus(vcpu)
@@ -73,19 +72,18 @@ def affinity_align(
     context: Context,
     vm: VmNames = None,
     *,
-    every: Annotated[bool, typer.Option("--all", help="All VMs that have a PMU.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Align all VMs that have a PMU.")] = False,
 ) -> int:
-    """Bring vCPU threads back onto the CPUs of their PMU.
+    """Restrict vCPU threads to the CPUs of their PMU again.
 
-    A pin is never widened: the new mask is what a thread may be on, less what is not of its PMU.
-    Where that leaves nothing it is what pmuctl had put it on, and a pin of somebody else's is
-    refused.
+    A CPU mask is never widened: the CPUs outside the PMU are removed from it. If no CPU is left,
+    the mask that pmuctl set last is restored; a mask that pmuctl did not set is refused.
     """
     context.check_columns(PLACING_COLUMNS)
     if every and vm:
-        raise UsageError("either VMs or --all, not both", fix="pmuctl affinity align --all")
+        raise UsageError("VMs and --all cannot be combined", fix="pmuctl affinity align --all")
     if not every and not vm:
-        raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
+        raise UsageError("a VM or --all is missing", fix="pmuctl affinity align VM")
     dry_run, keep_going = context.options.dry_run, context.options.keep_going
     session = open_session(context)
     refs = [parse_ref(name) for name in vm or ()]
@@ -109,16 +107,17 @@ def affinity_align(
     for failure in results.failed:
         context.fail(failure)
     is_none = not aligned.left_alone and not results.failed
-    none = "nothing to align: no VM has a PMU that is known" if is_none else "nothing was aligned"
+    none = "nothing to align: no VM has a known PMU" if is_none else "nothing was aligned"
     _write_results(context, results.done, empty=none)
     return results.status()
 
 
 @command(app, "check", OUTPUT, CONNECTION, SYSROOT, MANY)
 def affinity_check(context: Context, vm: VmNames = None) -> int:
-    """Tell whether vCPUs can leave their PMU, what happens then, and what is in the way.
+    """Check whether vCPUs can leave the CPUs of their PMU.
 
-    Exit status 1 if one can.
+    For each vCPU that can, print what happens then and what prevents aligning it. Exit with
+    status 1 if a vCPU can leave its PMU.
     """
     context.check_columns(CHECK_COLUMNS)
     check_one_host(context)
@@ -129,22 +128,25 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
         if not vm:
             vm_list = hide_unbacked_in_table(context, session, select_vms(inventory))
         refs = [parse_ref(name) for name in vm or ()]
-        found = _pick_all(vm_list.vms, session) if vm_list else _pick(context, inventory, refs)
+        found = (
+            _collect_answering(vm_list.vms, session)
+            if vm_list
+            else _select_named(context, inventory, refs)
+        )
     for failure in found.failed:
         context.fail(failure)
     vms = _drop_duplicates(found.done)
     alignments = [assess(vm, host_state) for vm in vms]
     rows = [row for alignment in alignments for row in check_rows(alignment, host_state)]
-    context.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
+    context.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU is known")
     for named in vms:
         if named.problem is not None:
             context.warn(named.problem)
     if vm_list:
         note_missing(context, vm_list)
     if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
-        context.note(
-            f"not known of {describe_count(unknown, 'vCPU')}: whether it can leave its PMU"
-        )
+        which = "1 vCPU can leave its" if unknown == 1 else f"{unknown} vCPUs can leave their"
+        context.note(f"it is not known whether {which} PMU")
     misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
     consequences = (
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced
@@ -167,50 +169,56 @@ def _parse_vcpus(text: str) -> CpuSet:
     return vcpus
 
 
-def _pick(context: Context, inventory: Inventory, refs: Sequence[VmRef]) -> BatchResult[list[Vm]]:
-    """The VMs that are named, by name; of one that is, no answer is an error."""
-    goes_on = context.options.keep_going
+def _select_named(
+    context: Context, inventory: Inventory, refs: Sequence[VmRef]
+) -> BatchResult[list[Vm]]:
+    """Return the VMs of each reference.
+
+    Raises the error of the first VM that does not answer, or of the first one of all if
+    --keep-going was given and none answers.
+    """
+    keep_going = context.options.keep_going
 
     def find(group: Sequence[VmRef]) -> list[Vm]:
         vms = select_vms(inventory, group).vms
-        for its in vms:
-            if its.query_error is not None:
-                raise its.query_error
+        for vm in vms:
+            if vm.query_error is not None:
+                raise vm.query_error
         return vms
 
-    groups: list[Sequence[VmRef]] = [[ref] for ref in refs] if goes_on else [refs] * bool(refs)
-    found = run_each(groups, find, keep_going=goes_on)
+    groups: list[Sequence[VmRef]] = [[ref] for ref in refs] if keep_going else [refs] * bool(refs)
+    found = run_each(groups, find, keep_going=keep_going)
     found.raise_first()
     return found
 
 
-def _pick_all(vms: Sequence[Vm], session: Session) -> BatchResult[list[Vm]]:
-    """All VMs there are; it goes on after one that fails."""
+def _collect_answering(vms: Sequence[Vm], session: Session) -> BatchResult[list[Vm]]:
+    """Return all VMs that answer, and the errors of those that do not."""
     done: list[list[Vm]] = []
     failed: list[PmuctlError] = []
-    for its in vms:
-        if (failure := failure_of(its, session)) is not None:
+    for vm in vms:
+        if (failure := failure_of(vm, session)) is not None:
             failed.append(failure)
         else:
-            done.append([its])
+            done.append([vm])
     return BatchResult(done=tuple(done), failed=tuple(failed), keeps_going=True)
 
 
 def _drop_duplicates(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
     found: list[Vm] = []
     for vms in groups:
-        found += [its for its in vms if its not in found]
+        found += [vm for vm in vms if vm not in found]
     return found
 
 
 def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty: str = "") -> None:
-    """What became of each vCPU, a row each; nothing with `--quiet`.
+    """Write the result of each vCPU, one row each; a table is not written with `--quiet`.
 
-    Where that cannot be written, the error says that the threads stay where they are.
+    Raises OutputError, which lists the steps that were taken: they are not undone.
     """
-    steps = [f"{its.vm.name}: {step}" for its in done for step in its.steps]
+    steps = [f"{result.vm.name}: {step}" for result in done for step in result.steps]
     if context.options.dry_run and context.format is Format.TABLE:
-        context.write_lines(steps or ["nothing to do: all of it holds already"])
+        context.write_lines(steps or [NOTHING_TO_DO])
         return
     for step in () if context.options.dry_run else steps:
         context.trace(step)
@@ -220,10 +228,10 @@ def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty:
         context.write_rows(
             "results",
             PLACING_COLUMNS,
-            [row for its in done for row in its.results],
+            [row for result in done for row in result.results],
             empty=empty,
             headings=False,
-            more={"steps": [step for its in done for step in its.steps]},
+            more={"steps": [step for result in done for step in result.steps]},
         )
     except OutputError as error:
         error.now = "; ".join(steps) or "nothing was changed"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command tree, lazily: a noun's module is imported when a command of it is run."""
+"""The command tree, loaded lazily: the module of a command is imported when it is used."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +14,21 @@ from pmuctl.cli.options import Options
 from pmuctl.value import field_defaults
 
 NOUNS = {
-    "host": "This machine: its kernel, its KVM, its CPUs.",
-    "pmu": "The CPU performance monitors of this host.",
-    "vm": "The VMs of this host: their PMU, counters and event filter.",
-    "affinity": "The CPUs that vCPU threads may be on, held against their PMU.",
+    "host": "Show this host: its kernel, KVM and CPUs, or capture it.",
+    "pmu": "List and show the CPU PMUs of this host.",
+    "vm": "List VMs and set their PMU, counters and event filter.",
+    "affinity": "Set, align and check the CPU affinity of vCPU threads.",
 }
-"""Nouns are groups of verbs: each a module of this package with an `app`."""
+"""Noun → its help. A noun is a group of verbs: a module of this package with an `app`."""
 
 VERBS: dict[str, str] = {
-    "completion": "Print the TAB completion of a shell, as a script.",
-    "conformance": "Check whether a VMM's control socket keeps to the protocol.",
-    "doctor": "Find what is wrong with this host and its VMs, and what mends it.",
-    "monitor": "Tell what changes on this host, as it happens.",
-    "run": "Start an unmodified VMM with its PMU and its event filter.",
+    "completion": "Print a shell completion script.",
+    "conformance": "Test whether a VMM's control socket follows the protocol.",
+    "doctor": "Find problems of this host and its VMs, and print commands that fix them.",
+    "monitor": "Print changes on this host as they happen.",
+    "run": "Start an unmodified VMM with a PMU and an event filter.",
 }
-"""Verbs without a noun: each a module of this package whose `app` has that one command."""
+"""Verb without a noun → its help: a module of this package whose `app` has that one command."""
 
 CONTEXT: Mapping[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -38,38 +38,38 @@ CONTEXT: Mapping[str, Any] = {
 
 
 class Command(TyperCommand):
-    """A leaf command, whose usage line writes arguments as the manual pages do."""
+    """A leaf command with a usage line in the style of the manual pages."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The usage line's words, `VM` where typer would write `{VM}`."""
+        """Return the words of the usage line, with `VM` instead of typer's `{VM}`."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
 class LazyGroup(TyperGroup):
-    """The root group: it names its commands from a table and imports the one that is used."""
+    """The root group, which lists its commands from the tables and imports only the one used."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.commands: Any = dict.fromkeys((*NOUNS, *VERBS))  # for "Did you mean …?"
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The nouns, then the verbs, in the order of their tables."""
+        """Return the nouns, then the verbs, in the order of their tables."""
         return [*NOUNS, *VERBS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The group of a noun or the command of a verb; None for any other word."""
+        """Return the group of a noun or the command of a verb, None for any other word."""
         if cmd_name not in NOUNS and cmd_name not in VERBS:
             return None
         return typer.main.get_command(import_module(f"pmuctl.cli.{cmd_name}").app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The list in `--help`, from the tables: nothing is imported for it."""
+        """Write the list of commands in `--help` from the tables, importing no command."""
         with formatter.section("Commands"):
             formatter.write_dl([*NOUNS.items(), *VERBS.items()])
 
 
 def make_app(help: str | None = None, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
-    """A Typer app as all of pmuctl's are."""
+    """Return a Typer app with the settings that all apps of pmuctl share."""
     return typer.Typer(
         cls=cls,
         help=help,
@@ -82,14 +82,14 @@ def make_app(help: str | None = None, cls: type[TyperGroup] = TyperGroup) -> typ
 
 
 def make_noun(name: str) -> typer.Typer:
-    """The app of a noun: a group, also of a single verb."""
+    """Return the app of a noun: a group, even if it has a single verb."""
     app = make_app(NOUNS[name])
     app.callback()(lambda: None)
     return app
 
 
 Handler = Callable[..., int | None]
-"""What carries out a command: it returns an exit status that is no error's, or None for 0."""
+"""The function of a command. It returns an exit status, or None for 0; errors are raised."""
 
 
 def command(
@@ -98,36 +98,40 @@ def command(
     *groups: Sequence[str],
     parsing: Mapping[str, Any] | None = None,
 ) -> Callable[[Handler], Handler]:
-    """Declare a handler as the command `name` that takes these groups of shared options.
+    """Return a decorator that adds a handler to `app` as the command `name`.
 
-    The handler gets a Context with the options first, then its own parameters.
-    `parsing` are settings of the parser that differ from those of all commands.
+    `groups` are the groups of shared options that the command accepts. The handler's first
+    parameter is the Context, which has these options; its own parameters follow. `parsing`
+    overrides parser settings of CONTEXT.
     """
     settings = {**CONTEXT, **parsing} if parsing else None
     hints = get_type_hints(Options, include_extras=True)
     defaults = field_defaults(Options)
-    names = [its for group in groups for its in group]
+    names = [name for group in groups for name in group]
 
     def declare(handler: Handler) -> Handler:
         own = list(inspect.signature(handler).parameters.values())[1:]
         shared = [
             inspect.Parameter(
-                its, inspect.Parameter.KEYWORD_ONLY, default=defaults[its], annotation=hints[its]
+                option,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults[option],
+                annotation=hints[option],
             )
-            for its in names
+            for option in names
         ]
         typer_context = inspect.Parameter(
             "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         )
 
         def run(ctx: typer.Context, **given: Any) -> int | None:
-            options = Options(**{its: given.pop(its) for its in names})
+            options = Options(**{option: given.pop(option) for option in names})
             path = ctx.command_path.partition(" ")[2]
             return handler(ctx.obj.for_command(path, options), **given)
 
         parameters = [typer_context, *own, *shared]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {its.name: its.annotation for its in parameters}
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = handler.__doc__
         app.command(name, cls=Command, context_settings=settings)(run)
         return handler
@@ -142,22 +146,26 @@ def _print_version(value: Any) -> None:
 
 
 def root() -> Any:
-    """The command tree's root."""
+    """Return the root of the command tree."""
     app = make_app(cls=LazyGroup)
 
     @app.callback(
         help="Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts.",
-        epilog="Exit status: 0 done, 1 no, 2 usage, 3 unreachable, 4 not found, 5 sealed, "
-        "6 permission, 7 unsupported, 9 refused, 10 outcome unknown, 64 partly done, 70 bug, "
-        "74 output, 125 ended by run, 126 not executable, 127 no command, 130 interrupted, "
-        "141 closed pipe, 143 terminated.",
+        epilog="Exit status: 0 success, 1 no, 2 usage error, 3 unreachable, 4 not found, "
+        "5 sealed, 6 permission denied, 7 not supported, 9 refused, 10 outcome unknown, "
+        "64 partial success, 70 internal error, 74 output error, 125 ended by run, "
+        "126 not executable, 127 command not found, 130 interrupted, 141 closed pipe, "
+        "143 terminated.",
     )
     def pmuctl(
         *,
         version: Annotated[
             bool,
             typer.Option(
-                "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+                "--version",
+                callback=_print_version,
+                is_eager=True,
+                help="Show the version and exit.",
             ),
         ] = False,
     ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl completion: the TAB completion of a shell, as a script."""
+"""pmuctl completion: shell completion scripts."""
 
 from typing import Annotated
 
@@ -15,13 +15,13 @@ app = make_app(VERBS["completion"])
 @command(app, "completion")
 def completion(
     context: Context,
-    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="Shell: bash, zsh or fish.")],
 ) -> None:
-    """Print the TAB completion of a shell, as a script.
+    """Print a shell completion script.
 
-    Packages install these scripts where the shells look for them. Elsewhere: write it to
-    ~/.local/share/bash-completion/completions/pmuctl, to a file _pmuctl in a directory of zsh's
-    $fpath, or to ~/.config/fish/completions/pmuctl.fish.
+    Packages install these scripts where the shells look for them. Otherwise write the output to
+    ~/.local/share/bash-completion/completions/pmuctl for bash, to a file _pmuctl in a directory of
+    $fpath for zsh, or to ~/.config/fish/completions/pmuctl.fish for fish.
     """
     from pmuctl.cli.tab.command_tree import read_tree
 

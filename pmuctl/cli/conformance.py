@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl conformance: a VMM's control socket held against the protocol."""
+"""pmuctl conformance: test a VMM's control socket against the protocol."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,8 @@ app = make_app(VERBS["conformance"])
 def conformance(
     context: Context,
     socket: Annotated[
-        Path, typer.Argument(metavar="SOCKET", readable=False, help="A VMM's control socket.")
+        Path,
+        typer.Argument(metavar="SOCKET", readable=False, help="Path of the VMM's control socket."),
     ],
     *,
     apply: Annotated[
@@ -32,14 +33,14 @@ def conformance(
         typer.Option(
             "--apply",
             metavar="PMU",
-            help="Also apply this PMU and a filter, and release the VM: for a throw-away VM.",
+            help="Also apply this PMU and a filter and release the VM; use a throw-away VM.",
         ),
     ] = None,
 ) -> int:
-    """Check whether a VMM's control socket keeps to the protocol.
+    """Test whether a VMM's control socket follows the protocol.
 
-    Exit status 1 if something fails. Nothing is changed, unless --apply names a PMU: then
-    its settings are made and it goes on, so use it on a throw-away VM.
+    Exit with status 1 if a check fails. Without --apply nothing is changed. With it, settings are
+    applied for good and the VM is released, so use a throw-away VM.
     """
     context.check_columns(CONFORMANCE_COLUMNS)
     pmus = scan_pmus(context.host.sysfs)
@@ -48,5 +49,5 @@ def conformance(
     with context.waiting_for("the checks"):
         findings = examine(peer, pmus, apply=pmu)
     context.write_rows("checks", CONFORMANCE_COLUMNS, findings, empty="")
-    failed = any(its.outcome is Verdict.FAIL for its in findings)
+    failed = any(finding.outcome is Verdict.FAIL for finding in findings)
     return ExitStatus.NO if failed else ExitStatus.OK

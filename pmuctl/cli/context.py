@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command works with: its streams, its options, the host it looks at."""
+"""The context of a command: its streams, its options and the host it examines."""
 
 import contextlib
 import gc
@@ -25,14 +25,14 @@ Row = TypeVar("Row")
 
 PROGRESS_SECONDS = 1.0
 USUAL_WIDTH = 80
-"""Columns of a terminal that does not say how many it has."""
+"""The width in columns that is assumed of a terminal that does not report one."""
 
 
 @value(kw_only=True)
 class Context:
-    """The outside of one run of pmuctl; commands touch nothing but through it.
+    """Everything outside of pmuctl that one run of it may touch.
 
-    `executor` and `uevents` stand in for those of this machine.
+    `executor` and `uevents` replace those of this machine.
     """
 
     stdout: TextIO
@@ -54,32 +54,32 @@ class Context:
         if not os.path.isdir(sysroot / "sys"):
             raise UsageError(
                 f"{sysroot}: not a captured tree",
-                why="it has no directory sys" if os.path.isdir(sysroot) else "no such directory",
-                fix="--sysroot takes the directory above sys",
+                why="it has no sys directory" if os.path.isdir(sysroot) else "no such directory",
+                fix="give --sysroot the directory that contains sys",
             )
         host = self.host.captured(sysroot)
         return replace(self, host=host, command=command, options=options)
 
     def get_executor(self) -> "Executor":
-        """Return what executes a VMM in place of this process."""
+        """Return the object that executes a VMM in place of this process."""
         from pmuctl.manage.start.exec import Executor
 
         return self.executor or Executor()
 
     def open_uevents(self) -> "NoUevents":
-        """Return what hears of this machine's VMs and CPUs; a captured one is silent."""
+        """Return the source of kernel events about VMs and CPUs; a captured host has none."""
         from pmuctl.host.udev import NoUevents, open_uevents
 
         return self.uevents or (open_uevents() if self.host.sysfs.is_live else NoUevents())
 
     @property
     def format(self) -> Format:
-        """The format that was asked for."""
+        """The requested output format."""
         return Format.JSON if self.options.json else self.options.format or Format.TABLE
 
     @property
     def layout(self) -> Layout:
-        """How tables are to be laid out where stdout goes."""
+        """The layout of tables on stdout: header line, width and colour."""
         is_terminal = self.stdout.isatty()
         plain = self.host.environ.get("NO_COLOR") or self.host.environ.get("TERM") == "dumb"
         colour = {
@@ -89,21 +89,21 @@ class Context:
         }[self.options.colour]
         return Layout(
             headings=not self.options.no_headings,
-            width=self._width() if is_terminal and not self.options.no_truncate else None,
+            width=self._find_width() if is_terminal and not self.options.no_truncate else None,
             colour=colour,
         )
 
-    def _width(self) -> int:
-        """The columns of the terminal that stdout is; COLUMNS says otherwise."""
-        told = self.host.environ.get("COLUMNS", "")
-        if told.isascii() and told.isdigit() and 0 < int(told[:9]):
-            return int(told[:9])
+    def _find_width(self) -> int:
+        """Return the width of the terminal in columns; COLUMNS takes precedence."""
+        columns = self.host.environ.get("COLUMNS", "")
+        if columns.isascii() and columns.isdigit() and 0 < int(columns[:9]):
+            return int(columns[:9])
         with contextlib.suppress(OSError):
             return os.get_terminal_size(self.stdout.fileno()).columns or USUAL_WIDTH
         return USUAL_WIDTH
 
     def check_columns(self, columns: Sequence[Column[Row]]) -> None:
-        """Refuse a wrong `-o` before anything is done; raises UsageError."""
+        """Raise UsageError if `-o` is wrong, before anything is done."""
         choose(columns, self.options.columns, every=self.options.every_column)
 
     def write_rows(
@@ -116,10 +116,11 @@ class Context:
         headings: bool = True,
         more: Mapping[str, object] | None = None,
     ) -> None:
-        """A list of things in the format that was asked for; `empty` is said where it is none.
+        """Write a list in the requested format; print the note `empty` if it has no rows.
 
-        Without `headings` a table has none, whatever the options say. An empty list still has
-        headings in csv and tsv, which programs read. `more` are further members in JSON.
+        If `headings` is false, a table has no header line, whatever the options say. An empty
+        list has a header line in csv and tsv, because programs read these. `more` has further
+        members of the JSON object.
         """
         chosen = choose(
             columns,
@@ -140,7 +141,7 @@ class Context:
         self.stdout.flush()
 
     def write_one(self, key: str, columns: Sequence[Column[Row]], row: Row) -> None:
-        """One thing in full, or the columns of it that were asked for."""
+        """Write one object: all of its columns, or the requested ones."""
         every = self.options.every_column or self.options.columns is None
         chosen = choose(columns, self.options.columns, every=every)
         if self.format is Format.JSON:
@@ -150,50 +151,49 @@ class Context:
         self.stdout.flush()
 
     def write_document(self, body: Mapping[str, object]) -> None:
-        """The command's one JSON object."""
+        """Write the JSON object of the command."""
         write_document(self.command, body, self.stdout)
         self.stdout.flush()
 
     def write_lines(self, lines: Sequence[str]) -> None:
-        """Lines of text for a person or `grep`, none with `--quiet`; what is not printable is
-        escaped."""
+        """Write lines of text, with unprintable characters escaped; nothing with `--quiet`."""
         if not self.options.quiet:
             self.stdout.write("".join(printable(line) + "\n" for line in lines))
         self.stdout.flush()
 
     def note(self, text: str) -> None:
-        """A remark for a person, on stderr; nothing with `--quiet`."""
+        """Print a note on stderr; nothing with `--quiet`."""
         if not self.options.quiet:
-            self._remark(text)
+            self._write_note(text)
 
     def trace(self, text: str) -> None:
-        """What is done on the way, on stderr with `--verbose`."""
+        """Print a step on stderr if `--verbose` was given."""
         if self.options.verbose:
-            self._remark(text)
+            self._write_note(text)
 
-    def _remark(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a remark that is lost changes no result
+    def _write_note(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a lost note does not change the result
             self.stderr.write(printable(text) + "\n")
 
     def warn(self, problem: PmuctlError) -> None:
-        """A problem that does not stop the command, on stderr; nothing with `--quiet`."""
+        """Print a warning on stderr; nothing with `--quiet`. The command goes on."""
         if self.options.quiet:
             return
         with contextlib.suppress(OSError):
             write_error(problem, self.stderr, as_json=self.format.is_json, word="warning")
 
     def fail(self, problem: PmuctlError) -> None:
-        """The failure of one target of several, on stderr; the command goes on."""
+        """Print the error of one of several targets on stderr. The command goes on."""
         with contextlib.suppress(OSError):
             write_error(problem, self.stderr, as_json=self.format.is_json)
 
     def enable_gc(self) -> None:
-        """Keep house from now on: a command that goes on and on would fill the memory."""
-        gc.enable()  # main.run() leaves it off, for most commands end at once
+        """Enable garbage collection, for a long-running command."""
+        gc.enable()  # main.run() disables it, because most commands end at once
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """While the body takes over a second, a terminal shows what is waited for."""
+        """Show on a terminal what is waited for if the body takes over PROGRESS_SECONDS."""
         if not self.stderr.isatty():
             yield
             return

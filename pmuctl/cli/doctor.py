@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl doctor: what is wrong with this host and its VMs, and what mends it."""
+"""pmuctl doctor: problems of this host and its VMs, and commands that fix them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -36,21 +36,19 @@ def doctor(
     *,
     symptom: Annotated[
         str | None,
-        typer.Option(
-            "--symptom", metavar="TEXT", help="Tell what a message of a VMM or a guest means."
-        ),
+        typer.Option("--symptom", metavar="TEXT", help="Explain a message of a VMM or a guest."),
     ] = None,
 ) -> int:
-    """Find what is wrong with this host and its VMs, and what mends it.
+    """Find problems of this host and its VMs, and print commands that fix them.
 
-    With VMs named, only those are looked at. Exit status 1 if a check fails.
+    If VMs are named, only they are checked. Exit with status 1 if a check fails.
     """
     if symptom is not None:
         if vm:
-            raise UsageError("--symptom is about no VM of this host", fix="leave the VM out")
-        _tell_symptoms(context, symptom)
+            raise UsageError("--symptom cannot be combined with a VM", fix="omit the VM")
+        _explain_symptoms(context, symptom)
         return ExitStatus.OK
-    # here, because a symptom needs nothing of it
+    # imported here, because --symptom needs none of it
     from pmuctl.manage.affinity.host_state import read_host_state
     from pmuctl.manage.diagnosis.doctor import diagnose
     from pmuctl.manage.inventory.lookup import list_vms
@@ -64,46 +62,49 @@ def doctor(
         vms = list_vms(session, [parse_ref(name) for name in vm or ()])
         vms = vms if vm else hide_unbacked_in_table(context, session, vms)
         findings, unchecked = diagnose(host_state, vms, is_whole=not vm)
-    context.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
+    context.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to check")
     note_unbacked(context, vms)
-    for words in unchecked:
-        context.note(words)
+    for reason in unchecked:
+        context.note(reason)
     if (
         context.options.sysroot is not None
         and context.format is Format.TABLE
-        and any(its.fix for its in findings)
+        and any(finding.fix for finding in findings)
     ):
-        context.note("a fix is for the host that was captured")
+        context.note("fixes are for the host that was captured")
     if context.format is Format.TABLE and context.layout.width is not None:
-        _tell_in_full(context, findings)
-    failed = any(its.result is Result.FAIL for its in findings)
+        _write_fixes(context, findings)
+    failed = any(finding.result is Result.FAIL for finding in findings)
     return ExitStatus.NO if failed else ExitStatus.OK
 
 
-def _tell_in_full(context: Context, findings: "Sequence[Finding]") -> None:
-    """What a terminal's table has cut off: half a command cannot be typed."""
-    for its in findings:
-        if its.fix is not None:
-            head = f"{its.result} {its.id} {its.subject}"
-            context.write_lines(["", head, f"  why: {its.why}", f"  fix: {its.fix}"])
+def _write_fixes(context: Context, findings: "Sequence[Finding]") -> None:
+    """Write reasons and fixes in full, because a table on a terminal may have cut them off."""
+    for finding in findings:
+        if finding.fix is not None:
+            head = f"{finding.result} {finding.id} {finding.subject}"
+            context.write_lines(["", head, f"  why: {finding.why}", f"  fix: {finding.fix}"])
 
 
-def _tell_symptoms(context: Context, text: str) -> None:
-    """What a text can mean; in a table, each in full: these are sentences."""
+def _explain_symptoms(context: Context, text: str) -> None:
+    """Write the symptoms that match `text`; as a table each in full, because they are sentences.
+
+    Raises NotFoundError if no symptom matches.
+    """
     context.check_columns(SYMPTOM_COLUMNS)
     found = match_symptoms(text)
     if not found:
         raise NotFoundError(
-            "no symptom that is known",
+            "no known symptom matches",
             subject=text,
-            why=f"known are {', '.join(its.id for its in SYMPTOMS)}",
+            why=f"known symptoms are {', '.join(symptom.id for symptom in SYMPTOMS)}",
             fix="give fewer words of the message, such as --symptom busy",
         )
     if context.format is not Format.TABLE or context.options.columns is not None:
         context.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")
         return
-    for number, its in enumerate(found):
+    for number, symptom in enumerate(found):
         if number:
             context.stdout.write("\n")
-        write_record(SYMPTOM_COLUMNS, its, context.stdout)
+        write_record(SYMPTOM_COLUMNS, symptom, context.stdout)
     context.stdout.flush()

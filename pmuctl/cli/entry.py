@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console script: what TAB and scripts ask most is answered here, all else by `cli.main`.
+"""The console script. `--version` and completion are answered here, all else by `cli.main`.
 
-Nothing is imported before that is known: a TAB has to take no longer than a bare Python.
+Nothing else is imported first: TAB must not take longer than starting Python alone.
 """
 
-# without what `signal` imports: that takes longer than a TAB may take
+# not `signal`: what that imports takes longer than TAB may take
 import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
 ENDING = {_signal.SIGINT: 130, _signal.SIGTERM: 143, _signal.SIGHUP: 143}
-"""As in `cli.main`, which takes over once there is something to be told."""
+"""Signal → exit status, as in `cli.main`, which installs handlers of its own."""
 
 
 def run() -> None:
     """Run pmuctl and end the process."""
     for number in ENDING:
-        if _signal.getsignal(number) is not _signal.SIG_IGN:  # as nohup(1) has it
-            _signal.signal(number, _end)
+        if _signal.getsignal(number) is not _signal.SIG_IGN:  # as nohup(1) sets it
+            _signal.signal(number, _end_at_once)
     if sys.argv[1:] == ["--version"]:
         _print_version()
     if sys.argv[1:2] == ["__complete"]:
@@ -27,13 +27,13 @@ def run() -> None:
     run()
 
 
-def _end(number: int, _: object) -> None:
-    """Nothing is begun yet: end at once."""
+def _end_at_once(number: int, _: object) -> None:
+    """End the process with the signal's exit status: nothing has begun yet."""
     os._exit(ENDING[number])
 
 
 def _print_version() -> None:
-    """Print it and end; where it cannot be written, return to what can say so."""
+    """Print the version and end; if it cannot be written, return, so that `main` reports that."""
     from pmuctl import __version__
 
     try:

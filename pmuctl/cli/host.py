@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl host: this machine, what its KVM can do, and a capture of it."""
+"""pmuctl host: this machine, the capabilities of its KVM, and captures of it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,9 +22,9 @@ app = make_noun("host")
 
 @command(app, "info", OUTPUT, SYSROOT)
 def host_info(context: Context) -> None:
-    """Show this machine: its kernel, its KVM, its CPUs and PMUs.
+    """Show this host: its kernel, KVM, CPUs and PMUs.
 
-    What KVM does is tried out on scratch VMs, once a boot.
+    The behaviour of KVM is probed with scratch VMs, once per boot.
     """
     with context.waiting_for("probes of KVM"):
         host = read_host(context.host, scan_pmus(context.host.sysfs))
@@ -39,16 +39,18 @@ def host_capabilities(
         typer.Argument(metavar="[ATTR]...", help="SET_PMU, FILTER, SET_NR_COUNTERS, ..."),
     ] = None,
 ) -> int:
-    """Show which PMU attributes this kernel's KVM has.
+    """Show which PMU attributes the KVM of this kernel has.
 
-    Exit status 1 if one that is named is missing.
+    Exit with status 1 if a named attribute is missing.
     """
     names = {name: number for number, name in ATTR_NAMES.items()}
-    asked = [its.upper().removeprefix("KVM_ARM_VCPU_PMU_V3_") for its in attr or names]
+    asked = [name.upper().removeprefix("KVM_ARM_VCPU_PMU_V3_") for name in attr or names]
     for name in asked:
         if name not in names:
-            raise UsageError(f"{name}: no such attribute", why=f"they are {', '.join(names)}")
-    # here, because only this needs KVM
+            raise UsageError(
+                f"{name}: no such attribute", why=f"the attributes are {', '.join(names)}"
+            )
+    # imported here, because only this command needs KVM
     from pmuctl.manage.start.preflight import ask_kvm, check_has_vpmu
 
     with context.waiting_for("probes of KVM"):
@@ -67,15 +69,15 @@ def host_capabilities(
 def host_snapshot(
     context: Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", readable=False, help="A new or empty directory.")
+        Path, typer.Argument(metavar="DIR", readable=False, help="New or empty directory.")
     ],
 ) -> None:
-    """Capture this machine's PMUs, CPUs and VMs into a tree for --sysroot.
+    """Capture the PMUs, CPUs and VMs of this host in a directory for --sysroot.
 
-    For bug reports, and to look at this host from elsewhere. It has the command lines of VMMs,
-    and what their control sockets tell.
+    Use it for bug reports, or to examine this host on another one. The capture contains the
+    command lines of VMMs and the replies of their control sockets.
     """
-    # here, because only this asks VMs
+    # imported here, because only this command queries VMs
     from pmuctl.cli.session import open_session
     from pmuctl.manage.snapshot import scan_snapshot
 
@@ -87,7 +89,7 @@ def host_snapshot(
         raise cls(
             f"{directory}: the capture could not be written",
             why=error.strerror or str(error),
-            fix="name a new or an empty directory of your own",
+            fix="name a new or empty directory of your own",
         ) from error
     listing = errors.command("pmu", "list", "--sysroot", directory)
-    context.note(f"{count} files; look at them with: {listing}")
+    context.note(f"{count} files written; to view them: {listing}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From argv to the exit status: the one place where errors become words and numbers."""
+"""From argv to the exit status: the one place where errors become messages and statuses."""
 
 import gc
 import os
@@ -24,18 +24,18 @@ ENDING = {
 }
 
 RUN_VALUES = ("--name", "--pmu", "--filter", "--affinity", "--timeout")
-"""The options of `pmuctl run` whose value is the next word, which is no VMM."""
+"""The options of `pmuctl run` that take the next word as their value."""
 
 
 def run() -> NoReturn:
-    """The console script: run pmuctl and end the process."""
-    # Nothing here lives long enough to be collected, and ending at once saves the interpreter's
-    # own tidying up: together a quarter of the time of a short command.
+    """Run pmuctl on sys.argv and end the process with its exit status."""
+    # Nothing here lives long enough to be collected, and os._exit() saves the interpreter's own
+    # cleanup: together a quarter of the time of a short command.
     gc.disable()
     try:
         for number, status in ENDING.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
-                signal.signal(number, partial(_stop, status))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it
+                signal.signal(number, partial(_raise_stopped, status))
         context = _live_context()
         ended = main(sys.argv[1:], context)
         with suppress(OSError):
@@ -52,46 +52,49 @@ def _live_context() -> "Context":
     return live_context(*standard_streams())
 
 
-def _stop(status: ExitStatus, *_: object) -> NoReturn:
+def _raise_stopped(status: ExitStatus, *_: object) -> NoReturn:
     raise Stopped(status)
 
 
 def main(argv: Sequence[str], context: "Context") -> int:
-    """Carry out one command line and return its exit status; nothing is raised."""
+    """Run one command line and return its exit status; nothing is raised."""
     from pmuctl.cli.streams import PipeClosed
 
     try:
-        return _dispatch(argv, context)
+        return _run_command(argv, context)
     except PipeClosed:
         return ExitStatus.PIPE
     except Stopped as stop:
         if stop.lost:
-            _report(stop.lost, argv, context)
+            _report_error(stop.lost, argv, context)
         return stop.status
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except PmuctlError as error:
-        return _report(error, argv, context)
+        return _report_error(error, argv, context)
     except Exception as bug:
-        behind = _stop_behind(bug)
-        if behind is not None:
-            return behind.status
+        stopped = _find_stop_behind(bug)
+        if stopped is not None:
+            return stopped.status
         return _report_bug(bug, argv, context)
 
 
-def _stop_behind(bug: BaseException | None) -> Stopped | None:
-    """The signal whose exception another one took the place of, as a lock's that it cut in two."""
+def _find_stop_behind(bug: BaseException | None) -> Stopped | None:
+    """Return the Stopped that an exception has replaced, None if there is none.
+
+    A signal that interrupts the release of a lock, for example, raises both.
+    """
     while bug is not None and not isinstance(bug, Stopped):
         bug = bug.__cause__ or bug.__context__
     return bug
 
 
-def _dispatch(argv: Sequence[str], context: "Context") -> int:
+def _run_command(argv: Sequence[str], context: "Context") -> int:
     import typer
 
     from pmuctl.cli.app import root
 
-    # the vendored click has no public name for the errors of its parser
+    # the click that typer vendors has no public name for its parser errors
     parser_error: Any = typer.BadParameter.__mro__[2]
     try:
         with redirect_stdout(context.stdout):
@@ -108,13 +111,13 @@ def _dispatch(argv: Sequence[str], context: "Context") -> int:
             with suppress(OSError):
                 context.stderr.write(error.format_message() + "\n")
             return ExitStatus.USAGE
-        raise _usage_error(error) from None
+        raise _make_usage_error(error) from None
     except typer.Abort:
         raise KeyboardInterrupt from None
     return int(status or 0)
 
 
-def _usage_error(error: Any) -> PmuctlError:
+def _make_usage_error(error: Any) -> PmuctlError:
     typer_context = getattr(error, "ctx", None)
     command = typer_context.command_path if typer_context else "pmuctl"
     fix = f"{command} --help"
@@ -125,32 +128,34 @@ def _usage_error(error: Any) -> PmuctlError:
     return UsageError(message.rstrip("."), fix=fix)
 
 
-def _report(error: PmuctlError, argv: Sequence[str], context: "Context") -> int:
+def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -> int:
     from pmuctl.render.error import write_error
 
-    with suppress(OSError):  # there is nowhere left to say it; the status still does
+    with suppress(OSError):  # the exit status still reports it
         write_error(error, context.stderr, as_json=_wants_json(argv))
         context.stderr.flush()
     return error.status
 
 
 def _report_bug(bug: Exception, argv: Sequence[str], context: "Context") -> int:
-    if sum(word.count("v") for word in _flags(argv)) > 1:
+    if sum(word.count("v") for word in _read_flags(argv)) > 1:
         import traceback
 
         with suppress(OSError):
             traceback.print_exception(bug, file=context.stderr)
     error = PmuctlError(
         f"a bug in pmuctl: {type(bug).__name__}: {bug}",
-        fix="please report it with the output of the same command and -vv",
+        fix="please report it with the output of the same command with -vv",
     )
     error.status = ExitStatus.BUG
-    return _report(error, argv, context)
+    return _report_error(error, argv, context)
 
 
-def _flags(argv: Sequence[str]) -> list[str]:
-    """The letters of the short options, long ones as theirs: errors can come up before, or
-    because, the options are not parsed."""
+def _read_flags(argv: Sequence[str]) -> list[str]:
+    """Return the letters of short options, and of --json and --verbose.
+
+    An error may occur before the options are parsed, or because they cannot be.
+    """
     long = {"--json": "J", "--verbose": "v"}
     return [
         long.get(word, "") if word.startswith("--") else word[1:]
@@ -160,7 +165,7 @@ def _flags(argv: Sequence[str]) -> list[str]:
 
 
 def own_words(argv: Sequence[str]) -> Sequence[str]:
-    """The words that can hold options of pmuctl: what follows `--`, or is a VMM's, cannot."""
+    """Return the words that can be options of pmuctl: not those after `--`, nor those of a VMM."""
     words = argv[: argv.index("--")] if "--" in argv else argv
     if not words or words[0] != "run":
         return words
@@ -171,7 +176,7 @@ def own_words(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _wants_json(argv: Sequence[str]) -> bool:
-    if any("J" in flags for flags in _flags(argv)):
+    if any("J" in flags for flags in _read_flags(argv)):
         return True
     words = [*own_words(argv), ""]
     return any(

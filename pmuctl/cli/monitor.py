@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl monitor: what changes on this host, as it happens."""
+"""pmuctl monitor: changes on this host as they happen."""
 
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -26,7 +27,7 @@ MIN_INTERVAL, MAX_INTERVAL = 0.1, 3600.0
 
 
 def checked_interval(value: float) -> float:
-    """Seconds between two looks, as typer's callback."""
+    """Return the seconds between two scans; typer calls this. Raises BadParameter."""
     if not MIN_INTERVAL <= value <= MAX_INTERVAL:
         raise typer.BadParameter(f"{value:g}: must be {MIN_INTERVAL:g}-{MAX_INTERVAL:g} seconds")
     return value
@@ -37,12 +38,12 @@ def monitor(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
     *,
-    event: Annotated[
+    kinds: Annotated[
         list[ChangeKind] | None,
         typer.Option(
             "--event",
             metavar="TYPE",
-            help="Only these events, named above; may be given several times.",
+            help="Print only events of this type; may be given several times.",
         ),
     ] = None,
     timeout: Timeout = None,
@@ -53,27 +54,30 @@ def monitor(
             metavar="SEC",
             callback=checked_interval,
             show_default=False,
-            help="Seconds from one look to the next (default 1).",
+            help="Seconds between two scans (default 1).",
         ),
     ] = 1.0,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Bring vCPUs that leave their PMU back, as affinity align."),
+        typer.Option(
+            "--repair", help="Realign vCPUs that leave their PMU, as affinity align does."
+        ),
     ] = False,
 ) -> None:
-    """Tell what changes on this host, as it happens.
+    """Print changes on this host as they happen.
 
-    VMs that start and end, vCPUs that can leave their PMU, CPUs that go offline, windows. It goes
-    on until it is ended. With VMs named, which need not be there yet, no others are watched.
+    It watches for VMs that start or end, vCPUs that can leave their PMU, CPUs that go offline and
+    windows that change, until it is interrupted. If VMs are named, only they are watched; they
+    need not exist yet.
 
-    Events are vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline, cpu-online,
-    pmu-offline, repaired, repair-failed and lost.
+    Event types are vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline,
+    cpu-online, pmu-offline, repaired, repair-failed and lost.
     """
     refs = tuple(parse_ref(name) for name in vm or ())
     if context.format is Format.JSON:
         raise UsageError(
-            "what goes on without an end is no one JSON object",
-            fix="--format jsonl: one object a line",
+            "monitor has no end and so cannot print one JSON object",
+            fix="use --format jsonl: one object per line",
         )
     columns = choose(
         EVENT_COLUMNS,
@@ -82,7 +86,7 @@ def monitor(
         as_json=context.format.is_json,
     )
     context.enable_gc()
-    wanted = set(event or ChangeKind)
+    wanted = set(kinds or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
     watch = HostMonitor(
         session=open_session(context),
@@ -92,21 +96,22 @@ def monitor(
         repairs=repair,
     )
     with closing(watch):
-        for its in _begin(context, watch, columns), watch.watch(until):
-            for one in its:
-                if one.change.kind in wanted:
-                    write_event(columns, one, context.stdout, format=context.format)
+        for event in chain(_begin_watch(context, watch, columns), watch.watch(until)):
+            if event.change.kind in wanted:
+                write_event(columns, event, context.stdout, format=context.format)
 
 
-def _begin(context: Context, watch: HostMonitor, columns: Sequence[Column[Event]]) -> list[Event]:
-    """The first look; what is watched is said, and the headings are written."""
+def _begin_watch(
+    context: Context, watch: HostMonitor, columns: Sequence[Column[Event]]
+) -> list[Event]:
+    """Return the events of the first scan; note what is watched, and write the header line."""
     with context.waiting_for("VMs"):
         first = list(watch.look())
     context.note(describe_scope(watch))
     for name in find_absent(watch):
-        context.note(f"{name}: there is no such VM yet")
+        context.note(f"{name}: no such VM yet")
     for name, why in watch.unassessed():
-        context.note(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
+        context.note(f"{name}: cannot tell whether a vCPU leaves its PMU: {why}")
     note_missing(context, watch.vm_list)
     for problem in watch.problems():
         context.warn(problem)

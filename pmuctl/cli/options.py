@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands share: each declared once, taken by whole groups."""
+"""Options that several commands share, each declared once; commands accept them by group."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -14,14 +14,14 @@ MIN_SECONDS, MAX_SECONDS = 0.001, 86400.0
 
 
 class When(StrEnum):
-    """When to use colour."""
+    """When to use colour in output."""
 
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
 
 
-def _checked_seconds(value: float | None) -> float | None:
+def _check_timeout(value: float | None) -> float | None:
     if value is not None and not 0 <= value <= MAX_SECONDS:
         raise typer.BadParameter(f"{value:g}: must be 0-{MAX_SECONDS:g} seconds")
     return value
@@ -32,14 +32,14 @@ Timeout = Annotated[
     typer.Option(
         "--timeout",
         metavar="SEC",
-        callback=_checked_seconds,
-        help="How long to wait at most; by default for ever.",
+        callback=_check_timeout,
+        help="Time limit in seconds (default: none).",
     ),
 ]
-"""How long a command that waits goes on, in seconds."""
+"""How long a command waits at most, in seconds."""
 
 
-def _positive(value: float) -> float:
+def _check_deadline(value: float) -> float:
     if not MIN_SECONDS <= value <= MAX_SECONDS:
         raise typer.BadParameter(f"{value:g}: must be {MIN_SECONDS:g}-{MAX_SECONDS:g} seconds")
     return value
@@ -47,37 +47,46 @@ def _positive(value: float) -> float:
 
 @value(kw_only=True)
 class Options:
-    """The shared options as they were given; the annotations declare them."""
+    """The shared options of one command line; the annotations declare them."""
 
     columns: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="COLS", help="Columns to show; +COL adds to the usual ones."
+            "--output",
+            "-o",
+            metavar="COLS",
+            help="Columns to print; +COL adds to the default ones.",
         ),
     ] = None
     every_column: Annotated[
-        bool, typer.Option("--output-all", "-O", help="Show every column.")
+        bool, typer.Option("--output-all", "-O", help="Print all columns.")
     ] = False
     json: Annotated[
-        bool, typer.Option("--json", "-J", help="One JSON object; short for --format json.")
+        bool, typer.Option("--json", "-J", help="Print one JSON object, as --format json does.")
     ] = False
     format: Annotated[
         Format | None,
         typer.Option(
-            "--format", metavar="FORMAT", help=f"One of {', '.join(Format)}.", show_default=False
+            "--format",
+            metavar="FORMAT",
+            help=f"Output format: {', '.join(Format)}.",
+            show_default=False,
         ),
     ] = None
     no_headings: Annotated[
-        bool, typer.Option("--noheadings", "-n", help="No line of headings.")
+        bool, typer.Option("--noheadings", "-n", help="Do not print the header line.")
     ] = False
     no_truncate: Annotated[
-        bool, typer.Option("--no-truncate", help="Cut nothing off on a terminal, either.")
+        bool, typer.Option("--no-truncate", help="Do not shorten values on a terminal.")
     ] = False
     colour: Annotated[
-        When, typer.Option("--color", metavar="WHEN", help="auto, always or never.")
+        When, typer.Option("--color", metavar="WHEN", help="Use colour: auto, always or never.")
     ] = When.AUTO
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No remarks, and no word of what was changed.")
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Print no notes, no warnings and no results of changes."
+        ),
     ] = False
     verbose: Annotated[
         int,
@@ -86,7 +95,7 @@ class Options:
             "-v",
             count=True,
             show_default=False,
-            help="Say more on stderr; -vv: tracebacks of bugs, too.",
+            help="Print requests and kernel calls on stderr; -vv: also tracebacks of bugs.",
         ),
     ] = 0
     sysroot: Annotated[
@@ -95,7 +104,7 @@ class Options:
             "--sysroot",
             metavar="DIR",
             readable=False,
-            help="Read another machine's captured tree instead of /.",
+            help="Read a captured host from this directory instead of /.",
         ),
     ] = None
     socket: Annotated[
@@ -104,7 +113,7 @@ class Options:
             "--socket",
             metavar="PATH",
             readable=False,
-            help="A control socket outside the runtime directory.",
+            help="Use only this control socket, which may be in any directory.",
         ),
     ] = None
     deadline: Annotated[
@@ -112,19 +121,23 @@ class Options:
         typer.Option(
             "--deadline",
             metavar="SEC",
-            callback=_positive,
+            callback=_check_deadline,
             show_default=False,
-            help="Seconds for a whole exchange with each VMM (default 5).",
+            help="Time limit in seconds for the exchange with each VMM (default 5).",
         ),
     ] = 5.0
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the steps in kernel words, change nothing."),
+        typer.Option(
+            "--dry-run", help="Print the kernel calls that would be made, and change nothing."
+        ),
     ] = False
     keep_going: Annotated[
         bool,
         typer.Option(
-            "--keep-going", "-k", help="Go on after a VM that fails; exit status 64 if one did."
+            "--keep-going",
+            "-k",
+            help="Continue with the next VM if one fails; exit status 64 if only some fail.",
         ),
     ] = False
 
@@ -148,4 +161,6 @@ SETTINGS = (
     "pmu PMU | counters N | affinity auto|none|CPUSET | "
     "filter default allow|deny [allow|deny EVENTS]..."
 )
-"""The form of what `vm set` is to set."""
+"""The syntax of the settings of `vm set`."""
+
+CPUSET_HELP = "CPU list such as 0-3,8; also ^5 (not 5), all, pmu/NAME."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl pmu: the host's CPU PMUs."""
+"""pmuctl pmu: the CPU PMUs of the host."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import OUTPUT, SYSROOT
+from pmuctl.cli.options import CPUSET_HELP, OUTPUT, SYSROOT
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
 from pmuctl.manage.pmus import scan_probed_pmus
 from pmuctl.model.cpuset import CpuSet
@@ -16,7 +16,7 @@ from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 
 app = make_noun("pmu")
 
-PMU_HELP = "A name, a quoted glob, core/MODEL or cpus/LIST."
+PMU_HELP = "PMU name, quoted glob, core/MODEL or cpus/LIST."
 
 
 @command(app, "list", OUTPUT, SYSROOT)
@@ -24,14 +24,14 @@ def pmu_list(
     context: Context,
     pmu: Annotated[list[str] | None, typer.Argument(metavar="[PMU]...", help=PMU_HELP)] = None,
 ) -> None:
-    """List the CPU PMUs of this host, or those that are named."""
+    """List the CPU PMUs of this host, or only the named ones."""
     names = _scan_names(context)
     pmus = scan_probed_pmus(context.host, names)
     if pmu:
         others = scan_other(context.host.sysfs, names)
         chosen = [match_pmus(text, pmus) or [select_pmu(text, pmus, others)] for text in pmu]
-        pmus = [its for its in pmus if any(its in some for some in chosen)]
-    empty = "no CPU PMU: the kernel has registered no arm_pmu device here"
+        pmus = [pmu for pmu in pmus if any(pmu in matches for matches in chosen)]
+    empty = "no CPU PMU: the kernel has no arm_pmu device"
     context.write_rows("pmus", PMU_COLUMNS, pmus, empty=empty)
 
 
@@ -41,12 +41,12 @@ def pmu_show(
 ) -> None:
     """Show one PMU in full.
 
-    Its CPUs and their core models, what its format/ and caps/ say, and its named events.
+    This includes its CPUs and core models, its format/ and caps/ files, and its named events.
     """
     names = _scan_names(context)
     pmus = scan_probed_pmus(context.host, names)
-    its = select_pmu(pmu, pmus, scan_other(context.host.sysfs, names))
-    context.write_one("pmu", PMU_COLUMNS, its)
+    chosen = select_pmu(pmu, pmus, scan_other(context.host.sysfs, names))
+    context.write_one("pmu", PMU_COLUMNS, chosen)
 
 
 @command(app, "cpus", OUTPUT, SYSROOT)
@@ -54,10 +54,10 @@ def pmu_cpus(
     context: Context,
     cpus: Annotated[
         str | None,
-        typer.Argument(metavar="[CPUSET]", help="A list of 0-3, ^5 (not 5), all, pmu/NAME."),
+        typer.Argument(metavar="[CPUSET]", help=CPUSET_HELP),
     ] = None,
 ) -> None:
-    """List the CPUs: the PMU, the core model and the capacity of each."""
+    """List CPUs with their PMU, core model and capacity."""
     from pmuctl.manage.cpus import scan_cpus
 
     pmus = scan_pmus(context.host.sysfs, _scan_names(context))
@@ -67,10 +67,10 @@ def pmu_cpus(
         wanted = parse_cpus(cpus, pmus, present)
         check_present(wanted, present)
         rows = [row for row in rows if row.number in wanted]
-    context.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU is left of the list")
+    context.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU in this list")
 
 
 def _scan_names(context: Context) -> tuple[str, ...]:
     sources = scan_event_sources(context.host.sysfs)
-    context.trace(f"{len(sources.names)} event sources, named by {sources.source}")
+    context.trace(f"{len(sources.names)} event sources, listed by {sources.source}")
     return sources.names

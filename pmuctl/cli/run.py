@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl run: an unmodified VMM, started in place of this process with its PMU settings."""
+"""pmuctl run: start an unmodified VMM in place of this process, with PMU settings."""
 
 import os
 from typing import Annotated
@@ -23,23 +23,22 @@ def run(
     vmm: Annotated[
         list[str],
         typer.Argument(
-            metavar="VMM [ARG]...", help="The VMM's command; all words after it are its own."
+            metavar="VMM [ARG]...",
+            help="Command line of the VMM; all words after VMM belong to it.",
         ),
     ],
     *,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="What the VM is called; by default VMM-PID."),
+        typer.Option("--name", metavar="NAME", help="Name of the VM (default: VMM-PID)."),
     ] = None,
-    pmu: Annotated[
-        str | None, typer.Option("--pmu", metavar="PMU", help="The PMU that the VM counts with.")
-    ] = None,
+    pmu: Annotated[str | None, typer.Option("--pmu", metavar="PMU", help="PMU of the VM.")] = None,
     filter: Annotated[
         str | None,
         typer.Option(
             "--filter",
             metavar="FILTER",
-            help="What it may count, in one word: 'default deny allow cpu_cycles'.",
+            help="Event filter in one word, such as 'default deny allow cpu_cycles'.",
         ),
     ] = None,
     affinity: Annotated[
@@ -47,23 +46,25 @@ def run(
         typer.Option(
             "--affinity",
             metavar="WHERE",
-            help="The CPUs of its vCPUs: auto (the PMU's), none or a CPUSET.",
+            help="CPUs of the vCPU threads: auto (those of the PMU), none or a CPUSET.",
         ),
     ] = AUTO,
     hold: Annotated[
         bool,
-        typer.Option("--hold", help="Hold the VMM with its window open until pmuctl vm release."),
+        typer.Option(
+            "--hold", help="Hold the VMM, with its window open, until pmuctl vm release."
+        ),
     ] = False,
     timeout: Timeout = None,
     best_effort: Annotated[
         bool,
-        typer.Option("--best-effort", help="Start the VMM also where settings cannot be applied."),
+        typer.Option("--best-effort", help="Start the VMM even if settings cannot be applied."),
     ] = False,
 ) -> None:
-    """Start an unmodified VMM with its PMU and its event filter.
+    """Start an unmodified VMM with a PMU and an event filter.
 
-    The VMM takes the place of pmuctl: its process, its terminal, its exit status. A supervisor
-    beside it applies the settings to every VM that it makes.
+    The VMM replaces pmuctl and has its process, its terminal and its exit status. A supervisor
+    process applies the settings to every VM that the VMM makes.
     """
     request = StartRequest(
         command=tuple(vmm),
@@ -79,9 +80,9 @@ def run(
     with context.waiting_for("probes of KVM"):
         prepared = prepare(request, context.host, os.getpid())
     if context.options.dry_run:
-        _show(context, prepared)
+        _write_steps(context, prepared)
         return
-    _warn(context, prepared)
+    _write_warnings(context, prepared)
     for step in prepared.steps:
         context.trace(f"{prepared.spec.name}: {step}")
     context.stdout.flush()
@@ -96,13 +97,13 @@ def run(
     )
 
 
-def _warn(context: Context, prepared: PreparedStart) -> None:
+def _write_warnings(context: Context, prepared: PreparedStart) -> None:
     for problem in (*prepared.warnings, *([prepared.obstacle] if prepared.obstacle else [])):
         context.warn(problem)
 
 
-def _show(context: Context, prepared: PreparedStart) -> None:
-    _warn(context, prepared)
+def _write_steps(context: Context, prepared: PreparedStart) -> None:
+    _write_warnings(context, prepared)
     if context.options.json:
         context.write_document({"steps": list(prepared.steps)})
     else:

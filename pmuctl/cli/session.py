@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands about VMs share: the session, what is listed, what could not be seen."""
+"""Helpers of the commands about VMs: the session, and notes about VMs that are not listed."""
 
 from pmuctl.cli.context import Context
 from pmuctl.control.runtime.sockets import SOCKETS_MAX
@@ -9,11 +9,12 @@ from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import hide_unbacked
 from pmuctl.render.formats import Format
 
-VM_HELP = "A name, uuid/UUID or pid/PID."
+VM_HELP = "VM name, uuid/UUID or pid/PID."
+NOTHING_TO_DO = "nothing to do: already as requested"
 
 
 def open_session(context: Context) -> Session:
-    """Return how this command reaches the VMs of its host."""
+    """Return the session by which this command queries the VMs of its host."""
     return Session(
         host=context.host,
         deadline=context.options.deadline,
@@ -23,47 +24,51 @@ def open_session(context: Context) -> Session:
 
 
 def check_one_host(context: Context) -> None:
-    """Raise UsageError if both --socket and --sysroot are given: they are of two machines."""
+    """Raise UsageError if both --socket and --sysroot are given: they are of different hosts."""
     if context.options.sysroot is not None and context.options.socket is not None:
         raise UsageError(
-            "--socket is a control socket of this machine, --sysroot is another one",
-            fix="leave one of them out",
+            "--socket and --sysroot cannot be combined",
+            why="--socket is a control socket of this host, and --sysroot is another host",
+            fix="omit one of them",
         )
 
 
 def hide_unbacked_in_table(context: Context, session: Session, vms: VmList) -> VmList:
-    """Return the VMs to list: in a table, sockets of other users with no VM behind are hidden.
+    """Return the VMs to list: a table hides sockets of other users that have no VM behind them.
 
-    Every other format has them all.
+    Every other format lists them all.
     """
     return hide_unbacked(vms, session) if context.format is Format.TABLE else vms
 
 
 def note_missing(context: Context, vms: VmList) -> None:
-    """Note what this user cannot see, so that nobody takes a list for the whole."""
+    """Print notes on what this list lacks, so that nobody takes it for complete."""
     if vms.unreadable:
-        which = "process" if vms.unreadable == 1 else "processes"
-        context.note(f"{vms.unreadable} {which} may not be read: VMs of theirs are not listed")
+        what = (
+            "process cannot be read: its"
+            if vms.unreadable == 1
+            else "processes cannot be read: their"
+        )
+        context.note(f"{vms.unreadable} {what} VMs are not listed")
     if vms.left_out:
-        which = "control socket" if vms.left_out == 1 else "control sockets"
+        what = "socket of another user was" if vms.left_out == 1 else "sockets of other users were"
         context.note(
-            f"{vms.left_out} {which} of other users left out: "
-            f"of each no more than {SOCKETS_MAX} are asked"
+            f"{vms.left_out} control {what} not queried: the limit is {SOCKETS_MAX} per user"
         )
     note_unbacked(context, vms)
     if vms.scratch:
         what = "1 scratch VM" if vms.scratch == 1 else f"{vms.scratch} scratch VMs"
-        context.note(f"{what} of pmuctl's own probes, not listed")
+        context.note(f"not listed: {what} of pmuctl's own probes")
     if vms.is_partial:
         context.note(
-            "processes are hidden here (hidepid, or a container): VMs of theirs are not listed"
+            "some processes are hidden (hidepid, or a container): their VMs are not listed"
         )
 
 
 def note_unbacked(context: Context, vms: VmList) -> None:
-    """Note how many sockets of other users are hidden."""
+    """Print a note of how many sockets of each other user are hidden."""
     for uid, count in sorted(vms.unbacked.items()):
         context.note(
-            f"{count} control sockets of uid {uid} tell of no VM, and there is none behind them: "
-            "pmuctl vm list -J has them all"
+            f"{count} control sockets of uid {uid} are hidden, as they have no VM behind them: "
+            "pmuctl vm list -J lists them"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of `vm set`: KEY VALUE pairs, of which the inline filter takes all that follow."""
+"""The parser of the settings of `vm set`: KEY VALUE pairs, with the filter last."""
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -14,9 +14,9 @@ COUNTERS_MAX = 31
 
 
 def parse_settings(words: Sequence[str]) -> SettingsRequest:
-    """Read `pmu P counters N filter default deny allow EVENTS …`, each key at most once.
+    """Parse `pmu P counters N filter default deny allow EVENTS …`, each key at most once.
 
-    Raises UsageError, which names the word that is wrong.
+    Raises UsageError, which names the wrong word.
     """
     found: dict[str, str] = {}
     event_filter: FilterWords | None = None
@@ -30,12 +30,12 @@ def parse_settings(words: Sequence[str]) -> SettingsRequest:
         if key in found or (key == "filter" and event_filter):
             raise UsageError(f"{key} is given twice", fix=SETTINGS)
         if key == "filter":
-            its = list(rest)
-            for word in its:
+            filter_words = list(rest)
+            for word in filter_words:
                 _check_quotes(word)
-            event_filter = parse_filter(its)
+            event_filter = parse_filter(filter_words)
         else:
-            found[key] = _value(key, rest)
+            found[key] = _take_value(key, rest)
     if not found and event_filter is None:
         raise UsageError("a setting is missing", fix=SETTINGS)
     return SettingsRequest(
@@ -46,19 +46,19 @@ def parse_settings(words: Sequence[str]) -> SettingsRequest:
     )
 
 
-def _value(key: str, rest: Iterator[str]) -> str:
+def _take_value(key: str, rest: Iterator[str]) -> str:
     value = next(rest, None)
     if not value:
-        raise UsageError(f"{key}: its value is missing", fix=SETTINGS)
+        raise UsageError(f"{key}: the value is missing", fix=SETTINGS)
     return value
 
 
 def _check_quotes(word: str) -> None:
-    """Refuse several words that are quoted, as the filter of `run` has to be."""
-    its = word.split()
-    if len(its) > 1 and its[0] in (*KEYS, "default", *Action):
-        words = " ".join(its)
-        raise UsageError(f"{words}: several words in one", fix=f"leave the quotes out: {words}")
+    """Raise UsageError if several words were quoted into one, as the filter of `run` must be."""
+    parts = word.split()
+    if len(parts) > 1 and parts[0] in (*KEYS, "default", *Action):
+        unquoted = " ".join(parts)
+        raise UsageError(f"{unquoted}: several words in one", fix=f"omit the quotes: {unquoted}")
 
 
 def _parse_counters(text: str | None) -> int | None:
@@ -66,33 +66,32 @@ def _parse_counters(text: str | None) -> int | None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= COUNTERS_MAX):
         raise UsageError(
-            f"{text}: not a number of counters", why=f"PMCR_EL0.N holds 0-{COUNTERS_MAX}"
+            f"{text}: not a number of counters", why=f"PMCR_EL0.N can be 0-{COUNTERS_MAX}"
         )
     return int(text)
 
 
 def parse_filter(words: Sequence[str], *, is_option: bool = False) -> FilterWords:
-    """Read `default deny allow EVENTS …`, all that follows the word `filter` or is the value of
-    an option.
+    """Parse `default deny allow EVENTS …`: all words after `filter`, or the value of an option.
 
-    Raises UsageError, which names the word that is wrong; the events are read by others.
+    The events are not parsed here. Raises UsageError, which names the wrong word.
     """
     form = "default allow|deny [allow EVENTS|deny EVENTS]..."
     fix = f"--filter '{form}'" if is_option else f"filter {form}"
     if words[:1] != ["default"]:
         what = (
-            f"{words[0]}: not the beginning of a filter"
+            f"{words[0]}: a filter cannot start with this"
             if words
-            else f"{'--' * is_option}filter: its rules are missing"
+            else f"{'--' * is_option}filter: the rules are missing"
         )
-        raise UsageError(what, why="a filter begins with its default", fix=fix)
+        raise UsageError(what, why="a filter starts with its default", fix=fix)
     keys = () if is_option else KEYS
     default = _parse_action(words[1:2], keys, fix)
     rules = []
     for index in range(2, len(words), 2):
         action = _parse_action(words[index : index + 1], keys, fix)
         if index + 1 >= len(words):
-            raise UsageError(f"{action}: its events are missing", fix=fix)
+            raise UsageError(f"{action}: the events are missing", fix=fix)
         rules.append((action, words[index + 1]))
     return FilterWords(default=default, rules=tuple(rules))
 
@@ -106,6 +105,6 @@ def _parse_action(word: Sequence[str], keys: Sequence[str], fix: str) -> Action:
         hint = (
             "the filter comes last: put other settings before it"
             if word[0] in keys
-            else "events are one comma list without spaces"
+            else "events are one comma-separated list without spaces"
         )
-        raise UsageError(f"{word[0]}: allow or deny is expected", why=hint, fix=fix) from None
+        raise UsageError(f"{word[0]}: expected allow or deny", why=hint, fix=fix) from None

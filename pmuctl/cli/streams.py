@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard output as commands see it: failures to write are told apart from all other errors."""
+"""The standard streams of commands: write errors are kept apart from all other errors."""
 
 import io
 import os
@@ -9,15 +9,15 @@ from typing import TextIO, cast
 from pmuctl.errors import OutputError
 
 
-class PipeClosed(Exception):  # noqa: N818 - nothing went wrong: the reader has seen enough
-    """Whoever reads the output has closed it."""
+class PipeClosed(Exception):  # noqa: N818 - this is no error: the reader has seen enough
+    """The reader of the output has closed it."""
 
 
 def standard_streams() -> tuple[TextIO, TextIO]:
-    """stdout and stderr; a byte that cannot be encoded is shown, never a reason to fail.
+    """Return stdout and stderr; characters that cannot be encoded are written as escapes.
 
-    One that was closed from outside fails at every write ("Bad file descriptor"), which is told
-    of stdout; what stderr would have said is lost.
+    A stream that was closed before pmuctl started fails at every write (EBADF). That is reported
+    for stdout; what is written to such a stderr is lost.
     """
     streams = []
     for stream in (sys.stdout, sys.stderr):
@@ -30,7 +30,7 @@ def standard_streams() -> tuple[TextIO, TextIO]:
 
 
 def guarded(stream: TextIO) -> TextIO:
-    """A text stream that raises PipeClosed and OutputError, never OSError."""
+    """Return a text stream that raises PipeClosed and OutputError, never OSError."""
     return cast(TextIO, _Guarded(stream))
 
 
@@ -39,34 +39,34 @@ class _Guarded(io.TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text; raises PipeClosed where nobody reads, OutputError where it does not fit."""
+        """Write text; raise PipeClosed if the reader has closed it, else OutputError."""
         try:
             return self._stream.write(text)
         except OSError as error:
-            raise _failed(error) from error
+            raise _make_output_error(error) from error
 
     def flush(self) -> None:
-        """Write what is buffered; raises what `write` raises."""
+        """Write what is buffered; raise what `write` raises."""
         try:
             self._stream.flush()
         except OSError as error:
-            raise _failed(error) from error
+            raise _make_output_error(error) from error
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether the stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """Its file descriptor."""
+        """Return the file descriptor."""
         return self._stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """How text becomes bytes; rich asks."""
+        """The encoding of the stream, which rich reads."""
         return self._stream.encoding
 
 
-def _failed(error: OSError) -> Exception:
+def _make_output_error(error: OSError) -> Exception:
     if isinstance(error, BrokenPipeError):
         return PipeClosed()
     why = error.strerror or str(error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pmuctl vm: the VMs of a host, and their PMU settings."""
+"""pmuctl vm: the VMs of a host and their PMU settings."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +10,7 @@ from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, DRY_RUN, OUTPUT, SETTINGS, SYSROOT, VERBOSITY, Timeout
 from pmuctl.cli.session import (
+    NOTHING_TO_DO,
     VM_HELP,
     check_one_host,
     hide_unbacked_in_table,
@@ -43,14 +44,14 @@ def vm_list(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
-    """List the VMs of this host, or those that are named.
+    """List the VMs of this host, or only the named ones.
 
-    Those that have a control socket are asked, the others are found by their processes.
+    VMs with a control socket are queried; all others are found by their processes.
     """
     context.check_columns(VM_COLUMNS)
     host_state, vm_list = _read_vms(context, vm)
     vms = [assess(vm, host_state) for vm in vm_list.vms]
-    context.write_rows("vms", VM_COLUMNS, vms, empty="no VM", more=_count_missing(vm_list))
+    context.write_rows("vms", VM_COLUMNS, vms, empty="no VM found", more=_count_missing(vm_list))
     _warn_of_problems(context, vm_list.vms)
     if not vm:
         note_missing(context, vm_list)
@@ -60,7 +61,7 @@ def vm_list(
 def vm_show(context: Context, vm: VmName) -> None:
     """Show one VM in full.
 
-    Its window, its settings with the origin of each, and its vCPUs.
+    This includes its window, its settings with the origin of each, and its vCPUs.
     """
     check_one_host(context)
     host_state = read_host_state(context.host)
@@ -77,18 +78,18 @@ def vm_vcpus(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
-    """List vCPUs: where their threads may be, and whether they can leave their PMU."""
+    """List vCPUs, the CPU affinity of their threads, and whether they can leave their PMU."""
     context.check_columns(PLACED_COLUMNS)
     host_state, vm_list = _read_vms(context, vm)
     for found in vm_list.vms if vm else ():
-        # of one that is named, no answer is no list
+        # a named VM that does not answer is an error, not an empty list
         if found.query_error is not None:
             raise found.query_error
     rows = [
         row for found in vm_list.vms for row in vcpu_rows(assess(found, host_state), host_state)
     ]
     context.write_rows(
-        "vcpus", PLACED_COLUMNS, rows, empty="no vCPU", more=_count_missing(vm_list)
+        "vcpus", PLACED_COLUMNS, rows, empty="no vCPU found", more=_count_missing(vm_list)
     )
     _warn_of_problems(context, vm_list.vms)
     if not vm:
@@ -101,13 +102,15 @@ def vm_wait(
     vm: VmName,
     *,
     awaited: Annotated[
-        Awaited, typer.Option("--for", metavar="STATE", help=f"One of {', '.join(Awaited)}.")
+        Awaited,
+        typer.Option("--for", metavar="STATE", help=f"State to wait for: {', '.join(Awaited)}."),
     ],
     timeout: Timeout = None,
 ) -> int:
-    """Wait until a VM is in a state; it need not be there yet.
+    """Wait until a VM reaches a state.
 
-    Exit status 0 once it is, 1 if --timeout has passed before.
+    The VM need not exist yet. Exit with status 0 when it has reached the state, with status 1 if
+    --timeout expires first.
     """
 
     def assess_now(vm: Vm) -> VmAlignment:
@@ -134,11 +137,11 @@ def vm_set(
 ) -> None:
     """Set a VM's PMU, counters, affinity and event filter.
 
-    All is done in one transaction, or nothing is. EVENTS is a comma list of names of the PMU's
-    events, codes and ranges (0x10-0x1f) and quoted globs. vCPU threads are kept on the CPUs of
-    the PMU, unless affinity says otherwise.
+    All settings are applied in one transaction, or none is. EVENTS is a comma-separated list of
+    event names, event numbers (0x11), ranges (0x10-0x1f) and quoted globs. The vCPU threads are
+    restricted to the CPUs of the PMU, unless affinity says otherwise.
     """
-    # here, because to look at VMs needs none of it
+    # imported here, because commands that only show VMs need none of it
     from pmuctl.cli.settings_parser import parse_settings
     from pmuctl.manage.settings.transaction import change_settings
     from pmuctl.render.reports import CHANGE_COLUMNS
@@ -153,7 +156,7 @@ def vm_set(
     for warning in result.warnings:
         context.warn(warning)
     if dry_run and context.format is Format.TABLE:
-        steps = result.steps or ("nothing to do: all of it holds already",)
+        steps = result.steps or (NOTHING_TO_DO,)
         context.write_lines([f"{result.vm}: {step}" for step in steps])
         return
     for step in result.steps:
@@ -163,9 +166,9 @@ def vm_set(
 
 @command(app, "release", OUTPUT, CONNECTION, DRY_RUN)
 def vm_release(context: Context, vm: VmName) -> None:
-    """Let a VM that waits go on.
+    """Release a waiting VM.
 
-    Its window closes: from then on KVM takes no settings.
+    Its window closes: KVM accepts no more PMU settings from then on.
     """
     from pmuctl.manage.settings.transaction import release_vm
     from pmuctl.render.reports import CHANGE_COLUMNS
@@ -177,7 +180,7 @@ def vm_release(context: Context, vm: VmName) -> None:
 
 
 def _read_vms(context: Context, names: Sequence[str] | None) -> tuple[HostState, VmList]:
-    """Read the host, then its VMs: those that are named, or all there are to list."""
+    """Read the host, then its VMs: the named ones, or all that are to be listed."""
     check_one_host(context)
     session = open_session(context)
     with context.waiting_for("VMs"):
@@ -202,9 +205,9 @@ def _warn_of_problems(context: Context, vms: Sequence[Vm]) -> None:
 
 
 def _write_changes(context: Context, changes: "Sequence[KeyResult]", steps: Sequence[str]) -> None:
-    """Write what became of each key, a row each; nothing with `--quiet`.
+    """Write the result of each key, one row each; a table is not written with `--quiet`.
 
-    If that cannot be written, the error says that the changes hold all the same.
+    Raises OutputError, which lists the changes: they are not undone.
     """
     from pmuctl.render.reports import CHANGE_COLUMNS
 

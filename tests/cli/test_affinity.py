@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pmuctl.cli.main import _stop
+from pmuctl.cli.main import _raise_stopped
 from pmuctl.errors import ExitStatus
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
@@ -130,7 +130,7 @@ def test_a_pmu_that_kvm_chose_is_judged_over_all_it_can_be(machine: Machine) -> 
     rows = json.loads(ran.stdout)["vcpus"]
     assert [its["consequence"] for its in rows] == ["counters-stop", None]
     assert "which PMU" in rows[0]["blocker"]
-    assert "not known of 1 vCPU" in ran.stderr
+    assert "it is not known whether 1 vCPU can leave its PMU" in ran.stderr
     assert machine.run("affinity", "check").lines[2].split()[6] == "?"
 
 
@@ -315,9 +315,9 @@ def test_align_where_kvm_chose(machine: Machine) -> None:
 
 
 def test_align_takes_names_or_all(machine: Machine) -> None:
-    refused(machine.run("affinity", "align"), 2, "VMs are to be named, or --all is")
+    refused(machine.run("affinity", "align"), 2, "a VM or --all is missing")
     both = machine.run("affinity", "align", "web1", "--all")
-    refused(both, 2, "either VMs or --all, not both")
+    refused(both, 2, "VMs and --all cannot be combined")
 
 
 def test_several_vms(machine: Machine) -> None:
@@ -462,7 +462,7 @@ class Interrupted(KernelThreads):
 @pytest.fixture
 def with_signals() -> Iterator[None]:
     """Signals as the console script has them."""
-    old = signal.signal(signal.SIGTERM, partial(_stop, ExitStatus.TERMINATED))
+    old = signal.signal(signal.SIGTERM, partial(_raise_stopped, ExitStatus.TERMINATED))
     yield
     signal.signal(signal.SIGTERM, old)
 
@@ -550,7 +550,7 @@ def test_dry_run_shows_the_calls(machine: Machine) -> None:
     ]
     assert masks(machine) == ["2-3", "2-3"]
     ran = machine.run("affinity", "align", "web1", "--dry-run")
-    assert ran.lines == ["nothing to do: all of it holds already"]
+    assert ran.lines == ["nothing to do: already as requested"]
     rows = json.loads(machine.run("affinity", "set", "web1", "3", "--dry-run", "-J").stdout)
     assert [its["outcome"] for its in rows["results"]] == ["planned"] * 2
 

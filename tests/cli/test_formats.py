@@ -416,7 +416,7 @@ def test_quiet_and_verbose_leave_the_result_alone(
     if words[0] == "vm":
         assert "web1 <- query-pmu {}" in verbose.stderr
     elif words[0] == "pmu":
-        assert verbose.stderr == "7 event sources, named by sysfs\n"
+        assert verbose.stderr == "7 event sources, listed by sysfs\n"
 
 
 def test_quiet_keeps_errors_and_drops_warnings(machine: Machine) -> None:

@@ -659,7 +659,7 @@ def test_a_user_is_told_what_is_missing(host: Machine) -> None:
     host.unreadable.add(2)
     ran = host.run("vm", "list")
     assert ran.status == 0
-    assert ran.stderr == "1 process may not be read: VMs of theirs are not listed\n"
+    assert ran.stderr == "1 process cannot be read: its VMs are not listed\n"
     assert host.run("vm", "list", "-q").stderr == ""
     assert json.loads(host.run("vm", "list", "-J").stdout)["unreadable"] == 1
     assert json.loads(host.run("vm", "vcpus", "-J").stdout)["unreadable"] == 1
@@ -732,7 +732,7 @@ def test_a_snapshot_of_a_snapshot_is_the_same(host: Machine, tmp_path: Path) -> 
     names = {its.relative_to(first) for its in first.rglob("*")}
     assert names == {its.relative_to(second) for its in second.rglob("*")}
     ran = host.run("vm", "list", "--sysroot", str(second))
-    assert ran.stderr == "1 process may not be read: VMs of theirs are not listed\n"
+    assert ran.stderr == "1 process cannot be read: its VMs are not listed\n"
 
 
 def test_a_tree_without_processes_has_no_vms(machine: Machine) -> None:

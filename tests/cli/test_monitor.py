@@ -459,14 +459,14 @@ def test_only_the_vms_that_are_named_are_watched_and_repaired(host: Machine) -> 
 def test_a_vm_that_is_named_may_come_later(host: Machine) -> None:
     ran = monitor(host, "db1", ear=Script(lambda: start_qemu(host)))
     assert "watching 0 VMs" in ran.stderr
-    assert "db1: there is no such VM yet\n" in ran.stderr
+    assert "db1: no such VM yet\n" in ran.stderr
     assert [line.split()[1:3] for line in ran.lines[1:]] == [["vm-started", "db1"]]
     assert monitor(host, "no/vm").status == 2
 
 
 def test_it_says_at_first_which_vms_it_cannot_judge(host: Machine) -> None:
     start_qemu(host)
-    whether = "it cannot be told whether a vCPU leaves its PMU"
+    whether = "cannot tell whether a vCPU leaves its PMU"
     ran = monitor(host)
     assert f"db1: {whether}: it has {A53} or {A72}, and which is not known\n" in ran.stderr
     assert "web1:" not in ran.stderr

@@ -183,7 +183,7 @@ def test_a_vm_whose_process_may_not_be_read_is_shown_as_on_the_host(
     live = host.run("vm", "list", "-O", "-J")
     assert host.run("vm", "list", "-O", "-J", "--sysroot", str(tree)) == live
     assert json.loads(live.stdout)["vms"][0]["pmu"] == A72
-    assert "1 process may not be read" in live.stderr
+    assert "1 process cannot be read" in live.stderr
 
 
 def test_a_vm_that_has_no_vcpu_yet_is_shown_as_on_the_host(host: Machine, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_runtime_directory_that_is_relative_is_captured_as_absolute(
 def test_doctor_says_once_where_its_fixes_belong(host: Machine, tmp_path: Path) -> None:
     dead_socket(host)
     tree = snapshot(host, tmp_path / "tree")
-    words = "a fix is for the host that was captured\n"
+    words = "fixes are for the host that was captured\n"
     assert host.run("doctor", "--sysroot", str(tree)).stderr == words
     assert host.run("doctor", "--sysroot", str(tree), "-J").stderr == ""
     assert words not in host.run("doctor").stderr

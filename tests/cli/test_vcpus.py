@@ -102,7 +102,7 @@ def test_a_vm_that_does_not_answer_is_a_warning(machine: Machine) -> None:
 
 def test_no_vm_is_an_empty_list(machine: Machine) -> None:
     assert rows(machine) == []
-    assert machine.run("vm", "vcpus").stderr == "no vCPU\n"
+    assert machine.run("vm", "vcpus").stderr == "no vCPU found\n"
 
 
 def vm_with(pmu: str | None, *tids: int | None) -> Vm:

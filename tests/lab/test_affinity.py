@@ -295,7 +295,7 @@ def test_a_stranger_does_not_make_roots_job_fail(vm: ReferenceVm) -> None:
     with mute_sockets(vm.lab, 40):
         ran = pmuctl(vm.lab, "vm", "list", *quick)
         assert [line.split()[0] for line in ran.stdout.splitlines()] == ["NAME", vm.name]
-        assert "40 control sockets of uid 1002 tell of no VM" in ran.stderr
+        assert "40 control sockets of uid 1002 are hidden" in ran.stderr
         assert "evil" not in ran.stderr
         ran = pmuctl(vm.lab, "vm", "list", "-J", *quick)
         assert len(json.loads(ran.stdout)["vms"]) == 41

@@ -239,7 +239,7 @@ def test_each_is_listed_for_what_it_is(host: tuple[Lab, dict[str, Known]]) -> No
     assert count > 4
     assert document["unreadable"] == count
     check_vcpus(lab, seen, admin)
-    missing = f"{count} processes may not be read: VMs of theirs are not listed\n"
+    missing = f"{count} processes cannot be read: their VMs are not listed\n"
     assert check_table(lab, seen, admin).stderr == missing
 
     document = check_list(lab, {}, stranger)
@@ -250,4 +250,4 @@ def test_each_is_listed_for_what_it_is(host: tuple[Lab, dict[str, Known]]) -> No
         assert (row["pid"], row["vcpus"], row["pmu"]) == (pid, None, None), row
     count = unreadable(lab, stranger)
     assert document["unreadable"] == count
-    assert f"{count} processes may not be read" in check_table(lab, {}, stranger).stderr
+    assert f"{count} processes cannot be read" in check_table(lab, {}, stranger).stderr

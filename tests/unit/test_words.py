@@ -30,7 +30,7 @@ def test_a_default_alone_is_a_filter() -> None:
     ("text", "told"),
     [
         ("", "a setting is missing"),
-        ("pmu", "pmu: its value is missing"),
+        ("pmu", "pmu: the value is missing"),
         ("pmu a pmu b", "pmu is given twice"),
         ("pum a", "pum: not a setting"),
         ("counters two", "not a number of counters"),
@@ -39,11 +39,11 @@ def test_a_default_alone_is_a_filter() -> None:
         ("counters 00000000099", "not a number of counters"),
         ("counters " + "0" * 5000, "not a number of counters"),
         ("counters ٣", "not a number of counters"),
-        ("filter", "its rules are missing"),
-        ("filter basic", "not the beginning of a filter"),
+        ("filter", "the rules are missing"),
+        ("filter basic", "basic: a filter cannot start with this"),
         ("filter default", "allow or deny is missing"),
-        ("filter default deny allow", "its events are missing"),
-        ("filter default deny allow a pmu b", "pmu: allow or deny is expected"),
+        ("filter default deny allow", "the events are missing"),
+        ("filter default deny allow a pmu b", "pmu: expected allow or deny"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, told: str) -> None:
@@ -62,7 +62,7 @@ def test_what_is_wrong_is_named(text: str, told: str) -> None:
 def test_quotes_are_to_be_left_out(words: list[str], told: str) -> None:
     with pytest.raises(UsageError, match="several words in one") as caught:
         parse_settings(words)
-    assert caught.value.fix == f"leave the quotes out: {told}"
+    assert caught.value.fix == f"omit the quotes: {told}"
 
 
 @pytest.mark.parametrize("text", ["", "basic", "default", "default deny allow", "default x"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command tree as completion sees it: what may stand where, and what kind of value it is."""
+"""The command tree for completion: commands, options, operands, and the kinds of their values."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ KINDS = {
     "SOCKET": "file",
     "DIR": "directory",
 }
-"""Metavar → what its values are; one that is not here, and has no choices, is free text."""
+"""Metavar → kind of its values. A metavar that is not here and has no choices is free text."""
 
 WORDS: Mapping[str, Sequence[str]] = {
     "ATTR": tuple(ATTR_NAMES.values()),
-    "TEXT": tuple(its.id for its in SYMPTOMS),
+    "TEXT": tuple(symptom.id for symptom in SYMPTOMS),
 }
-"""Metavar → its fixed words, where the parser takes others, too."""
+"""Metavar → words to offer, although the parser accepts others, too."""
 
 COLUMNS = {
     "host info": "host.HOST_COLUMNS",
@@ -49,12 +49,12 @@ COLUMNS = {
     "doctor": "reports.DOCTOR_COLUMNS",
     "monitor": "events.EVENT_COLUMNS",
 }
-"""Command → the columns it shows, below pmuctl.render."""
+"""Command → its columns, below pmuctl.render."""
 
 
 @value(kw_only=True)
 class Value:
-    """The value of an option or an operand: its name in help, its kind, or its fixed words."""
+    """The value of an option or an operand: its metavar, and its kind or its fixed words."""
 
     metavar: str
     kind: str = ""
@@ -64,7 +64,7 @@ class Value:
 
 @value(kw_only=True)
 class Option:
-    """One option with its spellings; one without a value is a flag."""
+    """One option with its spellings; an option without a value is a flag."""
 
     names: Sequence[str]
     help: str
@@ -74,7 +74,7 @@ class Option:
 
 @value(kw_only=True)
 class Node:
-    """A command or a group of commands; `path` are its words, none for pmuctl itself."""
+    """A command or a group of commands; `path` has its words and is empty for pmuctl itself."""
 
     path: tuple[str, ...]
     help: str
@@ -84,34 +84,41 @@ class Node:
     nodes: "Sequence[Node]" = ()
 
     def walk(self) -> "Iterator[Node]":
-        """This node and all below it, in the order of their help."""
+        """Yield this node and all below it, in the order of the help."""
         yield self
         for node in self.nodes:
             yield from node.walk()
 
 
 def read_tree() -> Node:
-    """The whole command tree; every command's module is imported for it."""
+    """Return the whole command tree, importing the module of every command."""
     command = root()
     names = command.context_settings["help_option_names"]
-    return _node(command, (), Option(names=names, help="Show this message and exit"))
+    return _build_node(command, (), Option(names=names, help="Show this message and exit"))
 
 
-def _node(command: Any, path: tuple[str, ...], help_option: Option) -> Node:
-    options = [_option(its) for its in command.params if its.param_type_name == "option"]
-    names = getattr(command, "commands", ())
-    nodes = [_node(command.get_command(None, name), (*path, name), help_option) for name in names]
+def _build_node(command: Any, path: tuple[str, ...], help_option: Option) -> Node:
+    options = [_build_option(param) for param in _select_params(command, "option")]
+    nodes = [
+        _build_node(command.get_command(None, name), (*path, name), help_option)
+        for name in getattr(command, "commands", ())
+    ]
     return Node(
         path=path,
         help=_first_line(command.help),
-        options=[*(its for its in options if its), help_option],
-        operands=[_value(its) for its in command.params if its.param_type_name == "argument"],
-        columns=_columns(" ".join(path)),
+        options=[*(option for option in options if option), help_option],
+        operands=[_build_value(param) for param in _select_params(command, "argument")],
+        columns=_read_columns(" ".join(path)),
         nodes=nodes,
     )
 
 
-def _option(param: Any) -> Option | None:
+def _select_params(command: Any, kind: str) -> list[Any]:
+    return [param for param in command.params if param.param_type_name == kind]
+
+
+def _build_option(param: Any) -> Option | None:
+    """Return the option of a parameter, None if it is hidden."""
     if param.hidden:
         return None
     names = sorted([*param.opts, *param.secondary_opts], key=len)
@@ -119,12 +126,12 @@ def _option(param: Any) -> Option | None:
     return Option(
         names=names,
         help=_first_line(param.help),
-        value=_value(param) if has_value else None,
+        value=_build_value(param) if has_value else None,
         is_repeated=param.count or param.multiple,
     )
 
 
-def _value(param: Any) -> Value:
+def _build_value(param: Any) -> Value:
     metavar = re.sub(r"[\[\].]", "", param.metavar or param.name.upper())
     return Value(
         metavar=metavar,
@@ -134,7 +141,8 @@ def _value(param: Any) -> Value:
     )
 
 
-def _columns(command: str) -> list[tuple[str, str]]:
+def _read_columns(command: str) -> list[tuple[str, str]]:
+    """Return the name and the help of each column that a command can print."""
     if command not in COLUMNS:
         return []
     module, _, name = COLUMNS[command].partition(".")

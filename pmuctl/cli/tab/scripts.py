@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion scripts: the command tree written into the template of a shell."""
+"""Completion scripts, made by writing the command tree into the template of a shell."""
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -12,12 +12,12 @@ from pmuctl.model.event_filter import Action
 TEMPLATES = Path(__file__).parents[2] / "data" / "completion"
 
 KEY_HELP = {
-    "pmu": "the PMU its counters are of",
-    "counters": "how many counters it has",
-    "affinity": "the CPUs its vCPUs may be on",
-    "filter": "which events it can count, last on the line",
+    "pmu": "the PMU that the VM counts with",
+    "counters": "the number of event counters",
+    "affinity": "the CPUs of the vCPU threads",
+    "filter": "the events that the VM can count; must be last",
 }
-"""Key of `vm set` → what it is, in the shells that show it."""
+"""Key of `vm set` → its description, in shells that show one."""
 
 
 class Shell(StrEnum):
@@ -29,16 +29,16 @@ class Shell(StrEnum):
 
     @property
     def file(self) -> str:
-        """The name of its script in completions/ and of its template."""
+        """The file name of its script in completions/ and of its template."""
         return "_pmuctl" if self is Shell.ZSH else f"pmuctl.{self}"
 
 
 def write_script(shell: Shell, tree: Node) -> str:
-    """The completion script of a shell for this command tree."""
+    """Return the completion script of a shell for a command tree."""
     write: dict[Shell, Callable[[Node], dict[str, str]]] = {
-        Shell.BASH: _bash,
-        Shell.ZSH: _zsh,
-        Shell.FISH: _fish,
+        Shell.BASH: _write_bash_parts,
+        Shell.ZSH: _write_zsh_parts,
+        Shell.FISH: _write_fish_parts,
     }
     text = (TEMPLATES / shell.file).read_text(encoding="utf-8")
     made = f"# Made by `pmuctl completion {shell}` from the command tree: do not change it here."
@@ -48,51 +48,52 @@ def write_script(shell: Shell, tree: Node) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as one word of bash or zsh."""
+    """Quote a text as one word of bash or zsh."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _lines(name: str, words: Sequence[str], indent: str) -> list[str]:
-    """An assignment of an array, one word a line if there are several."""
+def _iter_assignment(name: str, words: Sequence[str], indent: str) -> Iterator[str]:
+    """Yield the lines of an array assignment, one word per line if there are several."""
     if len(words) < 2:
-        return [f"{indent}{name}=({' '.join(words)})"]
-    return [f"{indent}{name}=(", *(f"{indent}    {word}" for word in words), f"{indent})"]
-
-
-def _text(lines: Sequence[str]) -> str:
-    return "\n".join(lines)
+        yield f"{indent}{name}=({' '.join(words)})"
+        return
+    yield f"{indent}{name}=("
+    yield from (f"{indent}    {word}" for word in words)
+    yield f"{indent})"
 
 
 # bash
 
 
-def _bash(tree: Node) -> dict[str, str]:
+def _write_bash_parts(tree: Node) -> dict[str, str]:
     return {
-        "TREE": _text([line for node in tree.walk() for line in _bash_node(node)]),
+        "TREE": "\n".join(line for node in tree.walk() for line in _iter_bash_node(node)),
         "KEYS": " ".join(KEYS),
         "ACTIONS": " ".join(Action),
     }
 
 
-def _bash_node(node: Node) -> Iterator[str]:
+def _iter_bash_node(node: Node) -> Iterator[str]:
     yield f"    {quoted(' '.join(node.path))})"
     if node.nodes:
-        yield f"        commands={quoted(' '.join(its.path[-1] for its in node.nodes))}"
+        yield f"        commands={quoted(' '.join(child.path[-1] for child in node.nodes))}"
     if node.operands:
-        words = [_bash_kind(its) + "..." * its.is_repeated for its in node.operands]
-        yield f"        operands=({' '.join(quoted(word) for word in words)})"
+        kinds = [_write_bash_kind(value) + "..." * value.is_repeated for value in node.operands]
+        yield f"        operands=({' '.join(quoted(kind) for kind in kinds)})"
     if node.columns:
-        yield from _lines("columns", [name for name, _ in node.columns], " " * 8)
-    yield from _lines("options", [quoted(_bash_option(its)) for its in node.options], " " * 8)
+        yield from _iter_assignment("columns", [name for name, _ in node.columns], " " * 8)
+    yield from _iter_assignment(
+        "options", [quoted(_write_bash_option(option)) for option in node.options], " " * 8
+    )
     yield "        ;;"
 
 
-def _bash_option(option: Option) -> str:
-    value = f":{_bash_kind(option.value)}" if option.value else ""
+def _write_bash_option(option: Option) -> str:
+    value = f":{_write_bash_kind(option.value)}" if option.value else ""
     return "|".join(option.names) + "*" * option.is_repeated + value
 
 
-def _bash_kind(value: Value) -> str:
+def _write_bash_kind(value: Value) -> str:
     return f"={' '.join(value.words)}" if value.words else value.kind or "text"
 
 
@@ -112,31 +113,34 @@ ZSH_ACTIONS = {
 }
 
 
-def _zsh(tree: Node) -> dict[str, str]:
-    words = {Action.ALLOW: "let the guest count these", Action.DENY: "keep these from the guest"}
+def _write_zsh_parts(tree: Node) -> dict[str, str]:
+    helps = {
+        Action.ALLOW: "let the guest count these events",
+        Action.DENY: "do not let the guest count these events",
+    }
     return {
-        "TREE": _text([line for node in tree.walk() for line in _zsh_node(node)]),
+        "TREE": "\n".join(line for node in tree.walk() for line in _iter_zsh_node(node)),
         "KEY_HELP": " ".join(quoted(f"{key}:{KEY_HELP.get(key, key)}") for key in KEYS),
-        "ACTIONS": " ".join(quoted(f"{action}:{words[action]}") for action in Action),
+        "ACTIONS": " ".join(quoted(f"{action}:{helps[action]}") for action in Action),
     }
 
 
-def _zsh_node(node: Node) -> Iterator[str]:
+def _iter_zsh_node(node: Node) -> Iterator[str]:
     name = " ".join(node.path)
-    # where a verb has no noun its first operand stands where other commands have their verb
+    # the first operand of a verb without a noun stands where other commands have their verb
     pattern = quoted(f"{name} ") + "*" if len(node.path) == 1 and not node.nodes else ""
     yield f"    ({pattern or quoted(name if len(node.path) == 2 else f'{name} ')})"
     if node.nodes:
-        helps = [quoted(f"{its.path[-1]}:{its.help}") for its in node.nodes]
-        yield from _lines("subcommands", helps, " " * 8)
+        helps = [quoted(f"{child.path[-1]}:{child.help}") for child in node.nodes]
+        yield from _iter_assignment("subcommands", helps, " " * 8)
     if node.columns:
         columns = [quoted(f"{column}:{help}") for column, help in node.columns]
-        yield from _lines("columns", columns, " " * 8)
-    specs = [_zsh_option(option) for option in node.options]
+        yield from _iter_assignment("columns", columns, " " * 8)
+    specs = [_write_zsh_option(option) for option in node.options]
     specs += [quoted("1:command:_pmuctl_commands")] if node.nodes else []
     specs += [
-        quoted(_zsh_repeated(its) if its.is_repeated else f"{number}:{_zsh_value(its)}")
-        for number, its in enumerate(node.operands, start=1)
+        quoted(_write_zsh_operand(operand, number))
+        for number, operand in enumerate(node.operands, start=1)
     ]
     yield f"        _pmuctl_arguments {len(node.path)} \\"
     yield from (f"            {spec} \\" for spec in specs[:-1])
@@ -144,8 +148,8 @@ def _zsh_node(node: Node) -> Iterator[str]:
     yield "        ;;"
 
 
-def _zsh_option(option: Option) -> str:
-    value = f":{_zsh_value(option.value)}" if option.value else ""
+def _write_zsh_option(option: Option) -> str:
+    value = f":{_write_zsh_value(option.value)}" if option.value else ""
     help = "".join(f"\\{char}" if char in "[]\\:" else char for char in option.help)
     joined = {True: "=", False: "+"}
     names = [
@@ -156,17 +160,19 @@ def _zsh_option(option: Option) -> str:
     return quoted(others) + spellings + quoted(f"[{help}]{value}")
 
 
-def _zsh_repeated(value: Value) -> str:
+def _write_zsh_operand(value: Value, number: int) -> str:
+    if not value.is_repeated:
+        return f"{number}:{_write_zsh_value(value)}"
     if value.words:
         return f"*:{value.metavar}:{{compadd -F words -- {' '.join(value.words)}}}"
     if value.kind == "command":
-        # it and all that follows are another command's line, whose options are not ours
-        return f"(-)*::{_zsh_value(value)}"
-    # with ::: it sees the words of this operand only
-    return f"*{':::' if value.kind == 'settings' else ':'}{_zsh_value(value)}"
+        # this word and all after it are the command line of another program
+        return f"(-)*::{_write_zsh_value(value)}"
+    # with ::: the action sees the words of this operand only
+    return f"*{':::' if value.kind == 'settings' else ':'}{_write_zsh_value(value)}"
 
 
-def _zsh_value(value: Value) -> str:
+def _write_zsh_value(value: Value) -> str:
     action = f"({' '.join(value.words)})" if value.words else ZSH_ACTIONS[value.kind]
     return f"{value.metavar}:{action}"
 
@@ -187,55 +193,55 @@ FISH_VALUES = {
 }
 
 
-def _fish(tree: Node) -> dict[str, str]:
+def _write_fish_parts(tree: Node) -> dict[str, str]:
     nodes = list(tree.walk())
-    options = [its for node in nodes for its in node.options if its.value]
+    with_value = [option for node in nodes for option in node.options if option.value]
     return {
-        "TREE": _text([*_fish_operands(nodes), *_fish_options(nodes)]),
-        "TAKING": " ".join(dict.fromkeys(name for its in options for name in its.names)),
-        "COLUMNS": _text([line for node in nodes for line in _fish_columns(node)]),
+        "TREE": "\n".join([*_iter_fish_operands(nodes), *_iter_fish_options(nodes)]),
+        "TAKING": " ".join(dict.fromkeys(name for option in with_value for name in option.names)),
+        "COLUMNS": "\n".join(line for node in nodes for line in _iter_fish_columns(node)),
         "KEYS": " ".join(KEYS),
         "ACTIONS": " ".join(Action),
-        "KEY_HELP": _text([line for key in KEYS for line in _fish_key(key)]),
+        "KEY_HELP": "\n".join(line for key in KEYS for line in _iter_fish_key(key)),
     }
 
 
-def _fish_key(key: str) -> Iterator[str]:
+def _iter_fish_key(key: str) -> Iterator[str]:
     yield f"            case {key}"
     yield f"                printf '%s\\t%s\\n' {key} {fish_quoted(KEY_HELP.get(key, key))}"
 
 
 def fish_quoted(text: str) -> str:
-    """A text as one word of fish."""
+    """Quote a text as one word of fish."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _fish_columns(node: Node) -> Iterator[str]:
+def _iter_fish_columns(node: Node) -> Iterator[str]:
     if node.columns:
         words = " ".join(f"{name} {fish_quoted(help)}" for name, help in node.columns)
         yield f"        case {fish_quoted(' '.join(node.path))}"
         yield f"            __pmuctl_list {words}"
 
 
-def _fish_operands(nodes: Sequence[Node]) -> Iterator[str]:
+def _iter_fish_operands(nodes: Sequence[Node]) -> Iterator[str]:
     for node in nodes:
         path = " ".join(node.path)
-        for its in node.nodes:
+        for child in node.nodes:
             yield (
                 f"complete -c pmuctl -n '__pmuctl_next \"{path}\" 0' "
-                f"-a {its.path[-1]} -d {fish_quoted(its.help)}"
+                f"-a {child.path[-1]} -d {fish_quoted(child.help)}"
             )
         for number, operand in enumerate(node.operands):
             more = " more" * operand.is_repeated
-            value = _fish_value(operand).removeprefix("-x").removeprefix("-r").strip()
+            value = _write_fish_value(operand).removeprefix("-x").removeprefix("-r").strip()
             if operand.words and operand.is_repeated:
                 value = f"-a '(__pmuctl_unused {' '.join(operand.words)})'"
             if value:
                 yield f"complete -c pmuctl -n '__pmuctl_next \"{path}\" {number}{more}' {value}"
 
 
-def _fish_options(nodes: Sequence[Node]) -> Iterator[str]:
-    """One line for each option, with all commands that take it."""
+def _iter_fish_options(nodes: Sequence[Node]) -> Iterator[str]:
+    """Yield one line per option, with all commands that accept it."""
     paths: dict[str, tuple[Option, list[str]]] = {}
     for node in nodes:
         for option in node.options:
@@ -247,14 +253,14 @@ def _fish_options(nodes: Sequence[Node]) -> Iterator[str]:
             f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}"
             for name in option.names
         )
-        value = f" {_fish_value(option.value)}" if option.value else ""
+        value = f" {_write_fish_value(option.value)}" if option.value else ""
         condition = f"__pmuctl_takes {names}{' ' * bool(names)}-- {where}"
         yield (
             f"complete -c pmuctl -n '{condition}' {spellings}{value} -d {fish_quoted(option.help)}"
         )
 
 
-def _fish_value(value: Value) -> str:
+def _write_fish_value(value: Value) -> str:
     if value.words:
         return f"-x -a {fish_quoted(' '.join(value.words))}"
     return FISH_VALUES[value.kind]
