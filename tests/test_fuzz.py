@@ -20,7 +20,6 @@ import pytest
 from pmuctl.cli.context import Context
 from pmuctl.cli.main import main
 from pmuctl.cli.settings_parser import parse_settings
-from pmuctl.cli.streams import guarded
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS
 from pmuctl.control.protocol.qmp_codec import MESSAGE_MAX, Decoder, WireError, encode, error_from
 from pmuctl.control.protocol.schema import SchemaError
@@ -42,6 +41,7 @@ from pmuctl.model.event import format_events, parse_events
 from pmuctl.model.pmu import OtherPmu, Pmu
 from pmuctl.model.pmu_selector import match_pmus, select_pmu
 from pmuctl.model.vmm_identity import identify
+from pmuctl.render.streams import guarded
 from pmuctl.render.text import printable
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from pmuctl.cli.options import Options, When
-from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError, UsageError
 from pmuctl.host.host import Host
 from pmuctl.render.columns import Column, as_object, choose
 from pmuctl.render.error import write_error
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
+from pmuctl.render.streams import guarded
 from pmuctl.render.text import printable
 from pmuctl.value import field, replace, value
 

@@ -47,7 +47,7 @@ def run() -> NoReturn:
 
 def _live_context() -> "Context":
     from pmuctl.cli.context import live_context
-    from pmuctl.cli.streams import standard_streams
+    from pmuctl.render.streams import standard_streams
 
     return live_context(*standard_streams())
 
@@ -58,7 +58,7 @@ def _raise_stopped(status: ExitStatus, *_: object) -> NoReturn:
 
 def main(argv: Sequence[str], context: "Context") -> int:
     """Run one command line and return its exit status; nothing is raised."""
-    from pmuctl.cli.streams import PipeClosed
+    from pmuctl.render.streams import PipeClosed
 
     try:
         return _run_command(argv, context)

@@ -19,7 +19,7 @@ def open_session(context: Context) -> Session:
         host=context.host,
         deadline=context.options.deadline,
         socket=context.options.socket,
-        trace=context.trace,
+        trace=context.trace if context.options.verbose else None,
     )
 
 

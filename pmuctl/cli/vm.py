@@ -13,15 +13,19 @@ from pmuctl.cli.session import (
     NOTHING_TO_DO,
     VM_HELP,
     check_one_host,
-    hide_unbacked_in_table,
     note_missing,
     open_session,
 )
 from pmuctl.errors import ExitStatus, OutputError
-from pmuctl.manage.affinity.assess import assess, vcpu_rows
-from pmuctl.manage.affinity.host_state import HostState, read_host_state
-from pmuctl.manage.inventory.inventory import Inventory, VmList
-from pmuctl.manage.inventory.lookup import list_vms, lookup_vm
+from pmuctl.manage.affinity.assess import (
+    AssessedVms,
+    assess,
+    assess_named_vm,
+    assess_vms,
+    vcpu_rows,
+)
+from pmuctl.manage.affinity.host_state import read_host_state
+from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.wait import Awaited, wait_for
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import Vm
@@ -29,7 +33,6 @@ from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.formats import Format
 from pmuctl.render.vcpu import PLACED_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
-from pmuctl.value import replace
 
 if TYPE_CHECKING:
     from pmuctl.manage.settings.result import KeyResult
@@ -49,9 +52,15 @@ def vm_list(
     VMs with a control socket are queried; all others are found by their processes.
     """
     context.check_columns(VM_COLUMNS)
-    host_state, vm_list = _read_vms(context, vm)
-    vms = [assess(vm, host_state) for vm in vm_list.vms]
-    context.write_rows("vms", VM_COLUMNS, vms, empty="no VM found", more=_count_missing(vm_list))
+    assessed = _assess_vms(context, vm)
+    vm_list = assessed.vm_list
+    context.write_rows(
+        "vms",
+        VM_COLUMNS,
+        assessed.alignments,
+        empty="no VM found",
+        more=_count_missing(vm_list),
+    )
     _warn_of_problems(context, vm_list.vms)
     if not vm:
         note_missing(context, vm_list)
@@ -64,13 +73,9 @@ def vm_show(context: Context, vm: VmName) -> None:
     This includes its window, its settings with the origin of each, and its vCPUs.
     """
     check_one_host(context)
-    host_state = read_host_state(context.host)
     with context.waiting_for(vm):
-        found = lookup_vm(Inventory(open_session(context)), parse_ref(vm))
-    if found.filter is not None and found.pmu is not None:
-        names = [pmu.events for pmu in host_state.pmus if pmu.name == found.pmu.name]
-        found = replace(found, event_names=names[0] if names else {})
-    context.write_one("vm", VM_COLUMNS, assess(found, host_state))
+        alignment = assess_named_vm(open_session(context), parse_ref(vm))
+    context.write_one("vm", VM_COLUMNS, alignment)
 
 
 @command(app, "vcpus", OUTPUT, CONNECTION, SYSROOT)
@@ -80,13 +85,16 @@ def vm_vcpus(
 ) -> None:
     """List vCPUs, the CPU affinity of their threads, and whether they can leave their PMU."""
     context.check_columns(PLACED_COLUMNS)
-    host_state, vm_list = _read_vms(context, vm)
+    assessed = _assess_vms(context, vm)
+    vm_list = assessed.vm_list
     for found in vm_list.vms if vm else ():
         # a named VM that does not answer is an error, not an empty list
         if found.query_error is not None:
             raise found.query_error
     rows = [
-        row for found in vm_list.vms for row in vcpu_rows(assess(found, host_state), host_state)
+        row
+        for alignment in assessed.alignments
+        for row in vcpu_rows(alignment, assessed.host_state)
     ]
     context.write_rows(
         "vcpus", PLACED_COLUMNS, rows, empty="no vCPU found", more=_count_missing(vm_list)
@@ -148,11 +156,8 @@ def vm_set(
 
     context.check_columns(CHANGE_COLUMNS)
     request, dry_run = parse_settings(settings), context.options.dry_run
-    host_state = read_host_state(context.host)
     with context.waiting_for(vm):
-        result = change_settings(
-            open_session(context), parse_ref(vm), request, host_state, dry_run=dry_run
-        )
+        result = change_settings(open_session(context), parse_ref(vm), request, dry_run=dry_run)
     for warning in result.warnings:
         context.warn(warning)
     if dry_run and context.format is Format.TABLE:
@@ -179,14 +184,17 @@ def vm_release(context: Context, vm: VmName) -> None:
     _write_changes(context, [change], ())
 
 
-def _read_vms(context: Context, names: Sequence[str] | None) -> tuple[HostState, VmList]:
-    """Read the host, then its VMs: the named ones, or all that are to be listed."""
+def _assess_vms(context: Context, names: Sequence[str] | None) -> AssessedVms:
+    """Read and assess the named VMs, or all there are to list.
+
+    A table of all hides sockets of other users that have no VM behind them; every other format
+    lists them, too.
+    """
     check_one_host(context)
-    session = open_session(context)
+    refs = [parse_ref(name) for name in names or ()]
+    is_table = context.format is Format.TABLE
     with context.waiting_for("VMs"):
-        host_state = read_host_state(context.host)
-        vms = list_vms(session, [parse_ref(name) for name in names or ()])
-    return host_state, vms if names else hide_unbacked_in_table(context, session, vms)
+        return assess_vms(open_session(context), refs, are_unbacked_hidden=is_table and not refs)
 
 
 def _count_missing(vms: VmList) -> dict[str, object]:

@@ -30,11 +30,13 @@ import os, sys
 from pathlib import Path
 from pmuctl.cli.main import main
 from pmuctl.cli.context import Context
-from pmuctl.cli.streams import standard_streams
+from pmuctl.render.streams import standard_streams
 from pmuctl.host.host import Host
-from pmuctl.host.kvm.access import Kvm, KvmAccess
+from pmuctl.host.kvm.access import Kvm
+from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
+from pmuctl.model.kvm_caps import ATTR_NAMES
+from pmuctl.model.kvm_caps import KvmCaps
 caps = KvmCaps(has_vpmu=True, attributes=frozenset(ATTR_NAMES), event_bits=16,
                counters={8: 6, 9: 6, 10: 6, 11: 6})
 host = Host(environ=os.environ, uid=os.geteuid(), sysfs=Sysfs(Path(sys.argv[1])),

@@ -91,7 +91,6 @@ def walk_commands() -> Iterator[tuple[str, list[Step]]]:
     import pmuctl
     from pmuctl.cli.context import Context
     from pmuctl.cli.main import main as run_command
-    from pmuctl.cli.streams import guarded
     from pmuctl.control.server.server import Server
     from pmuctl.host.host import Host
     from pmuctl.host.kvm.access import Kvm, KvmAccess
@@ -99,6 +98,7 @@ def walk_commands() -> Iterator[tuple[str, list[Step]]]:
     from pmuctl.host.sysfs import Sysfs
     from pmuctl.model.cpuset import CpuSet
     from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
+    from pmuctl.render.streams import guarded
     from tests.conftest import DUMPS, unpack
     from tests.fakes.vmm import FakeThreads, FakeVm, fake_proc
 

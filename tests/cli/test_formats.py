@@ -21,10 +21,10 @@ import pytest
 from pmuctl import errors
 from pmuctl.cli.app import root
 from pmuctl.cli.main import main
-from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.render.formats import Format
+from pmuctl.render.streams import guarded
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm
 

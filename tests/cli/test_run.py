@@ -296,7 +296,8 @@ from pathlib import Path
 from pmuctl.cli.context import live_context
 from pmuctl.cli.main import main
 from pmuctl.host.host import Host
-from pmuctl.host.kvm.access import Kvm, KvmAccess
+from pmuctl.host.kvm.access import Kvm
+from pmuctl.host.kvm.access import KvmAccess
 from pmuctl.host.sysfs import Sysfs
 env = replace(
     live_context(sys.stdout, sys.stderr),

@@ -13,11 +13,11 @@ import pytest
 
 from pmuctl.cli.context import Context
 from pmuctl.cli.main import main
-from pmuctl.cli.streams import guarded
 from pmuctl.host.cpuset_cgroup import Cpuset, Cpusets
 from pmuctl.host.host import Host
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.render.streams import guarded
 from tests.lab import runs
 from tests.lab.machine import Lab
 from tests.lab.runs import running

@@ -49,7 +49,7 @@ class Client:
         *,
         deadline: float,
         procs: Procfs,
-        trace: Callable[[str], None] = lambda _: None,
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         """`deadline` is in seconds from now, for the whole exchange.
 
@@ -100,9 +100,10 @@ class Client:
         request: Message = {"execute": name, "id": f"pmuctl-{os.getpid()}-{next(self._tags)}"}
         if arguments:
             request["arguments"] = arguments
-        self._trace(
-            f"{self.subject} <- {name} {qmp_codec.encode(arguments or {}).decode().strip()}"
-        )
+        if self._trace is not None:
+            self._trace(
+                f"{self.subject} <- {name} {qmp_codec.encode(arguments or {}).decode().strip()}"
+            )
         try:
             self._stream.send(qmp_codec.encode(request))
         except TimeoutError:  # half a request has no effect

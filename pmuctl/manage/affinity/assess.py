@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison of the affinity of each VM's vCPU threads with the CPUs of its PMU."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pmuctl.control.runtime.affinity_record import read_affinity_record
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
-from pmuctl.manage.affinity.host_state import HostState
+from pmuctl.manage.affinity.host_state import HostState, read_host_state
+from pmuctl.manage.inventory.inventory import Inventory, VmList
+from pmuctl.manage.inventory.lookup import list_vms, lookup_vm
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import recorded_cpus
+from pmuctl.manage.inventory.unbacked_sockets import hide_unbacked
 from pmuctl.model.alignment import VcpuAlignment, VmAlignment, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import effective_pmu
 from pmuctl.model.vm import Vm
+from pmuctl.model.vm_ref import VmRef
 from pmuctl.value import field, replace, value
 
 
@@ -41,6 +46,44 @@ class VmAffinityRecord:
 
     cpus: Mapping[int, CpuSet] = field(default_factory=dict)
     is_left_alone: bool = False
+
+
+@value(kw_only=True)
+class AssessedVms:
+    """VMs, the alignment of each in the same order, and the host they were assessed on."""
+
+    vm_list: VmList
+    alignments: tuple[VmAlignment, ...]
+    host_state: HostState
+
+
+def assess_vms(
+    session: Session, refs: Sequence[VmRef] = (), *, are_unbacked_hidden: bool = False
+) -> AssessedVms:
+    """Read the host once, then assess the VMs that are meant, by default all.
+
+    With `are_unbacked_hidden` those are left out that `hide_unbacked` hides. Raise what
+    `list_vms` raises.
+    """
+    host_state = read_host_state(session.host)
+    vm_list = list_vms(session, refs)
+    if are_unbacked_hidden:
+        vm_list = hide_unbacked(vm_list, session)
+    alignments = tuple(assess(vm, host_state) for vm in vm_list.vms)
+    return AssessedVms(vm_list=vm_list, alignments=alignments, host_state=host_state)
+
+
+def assess_named_vm(session: Session, ref: VmRef) -> VmAlignment:
+    """Read the host, then assess one VM, with the names that its PMU has for events.
+
+    Raise what `lookup_vm` raises.
+    """
+    host_state = read_host_state(session.host)
+    vm = lookup_vm(Inventory(session), ref)
+    if vm.filter is not None and vm.pmu is not None:
+        names = [pmu.events for pmu in host_state.pmus if pmu.name == vm.pmu.name]
+        vm = replace(vm, event_names=names[0] if names else {})
+    return assess(vm, host_state)
 
 
 def assess(vm: Vm, host_state: HostState) -> VmAlignment:

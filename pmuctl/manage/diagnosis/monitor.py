@@ -147,7 +147,7 @@ class HostMonitor:
         """
         batch = self.uevents.wait(max(end - time.monotonic(), 0))
         for event in batch.events:
-            self.session.trace(
+            self._write_trace(
                 f"the kernel: {event.device} {event.action}{self._describe_thread(event.tid)}"
             )
         if batch.is_lossy:
@@ -163,6 +163,10 @@ class HostMonitor:
         pid = self.session.host.procs.tgid(tid)
         return f", thread {tid}" + (f" of process {pid}" if pid else "")
 
+    def _write_trace(self, text: str) -> None:
+        if self.session.trace is not None:
+            self.session.trace(text)
+
     def _make_event(self, change: HostEvent) -> Event:
         return Event(when=self.clock(), change=change)
 
@@ -171,11 +175,11 @@ class HostMonitor:
         # a VM that does not answer may take half of an interval, so that the next look is in time
         least = FIRST_PATIENCE if self._before is None else LEAST_PATIENCE
         patience = min(self.session.deadline, max(self.interval / 2, least))
+        host_state = read_host_state(self.session.host)
         vm_list = list_vms(replace(self.session, deadline=patience), ask=self._poller.ask)
         if self.refs:
             vms = [vm for vm in vm_list.vms if any(vm.is_meant(ref) for ref in self.refs)]
             vm_list = replace(vm_list, vms=vms)
-        host_state = read_host_state(self.session.host)
         pairs = [
             (self._observe_vm(vm, host_state), vm)
             for vm in vm_list.vms
@@ -216,7 +220,7 @@ class HostMonitor:
                 continue
             self._failed.pop(key, None)
             for warning in result.warnings:
-                self.session.trace(f"{vm.name}: {_format_error(warning)}")
+                self._write_trace(f"{vm.name}: {_format_error(warning)}")
             for thread in result.results:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"

@@ -33,7 +33,7 @@ class Session:
     host: Host
     deadline: float
     socket: Path | None = None
-    trace: Callable[[str], None] = field(default=lambda _: None)
+    trace: Callable[[str], None] | None = None
     monitor_answers: MonitorAnswers = field(default_factory=dict)
 
     def scan_sockets(self) -> SocketScan:

@@ -71,7 +71,7 @@ def wait_for(
                 description = f"{description}; {explanation}"
         elif _is_reached(vm, awaited):
             return None
-        if description != traced:
+        if description != traced and session.trace is not None:
             session.trace(f"{ref}: {description}")
             traced = description
         # a scan of very many processes takes time: it is to take no more than half of all time

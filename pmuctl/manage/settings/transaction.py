@@ -20,7 +20,7 @@ from pmuctl.errors import (
 )
 from pmuctl.host.pmus import scan_event_sources
 from pmuctl.host.thread_affinity import ThreadAffinity
-from pmuctl.manage.affinity.host_state import HostState
+from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.affinity.vcpu_threads import check_inside
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, open_vm
@@ -51,7 +51,7 @@ from pmuctl.value import replace
 
 
 def change_settings(
-    session: Session, ref: VmRef, request: SettingsRequest, host_state: HostState, *, dry_run: bool
+    session: Session, ref: VmRef, request: SettingsRequest, *, dry_run: bool
 ) -> SettingsResult:
     """Apply a request to one VM, all of it or nothing, and record where its threads are kept.
 
@@ -60,7 +60,7 @@ def change_settings(
     DeniedError and RefusedError, whose `now` says what was changed, if anything;
     UnknownOutcomeError if the VMM did not answer.
     """
-    inventory = Inventory(session)
+    host_state, inventory = read_host_state(session.host), Inventory(session)
     if request.affinity is not None and request.is_affinity_only:
         vm = lookup_vm(inventory, ref, strictly=True)
         return change_affinity(vm, request.affinity, host_state, dry_run=dry_run)
