@@ -9,7 +9,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.launch.trace import vcpu_tracker
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import KVM_RUN
-from tests.launch.test_vcpu_tracker import ARM64, Vmm
+from tests.launch.scripted import ARM64, Vmm
 
 CLOSE_RANGE = 436
 
