@@ -26,15 +26,15 @@ from pmuctl.control.protocol.qmp_codec import MESSAGE_MAX, Decoder, WireError, e
 from pmuctl.control.protocol.schema import SchemaError
 from pmuctl.control.server.server import Server
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
-from pmuctl.host.captured_procfs import CapturedProcfs
 from pmuctl.host.cpus import scan_present
 from pmuctl.host.cpuset_cgroup import Cpusets
+from pmuctl.host.host import Host
 from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import PATH_TOLD
 from pmuctl.host.snapshot_files import scan_captured, write_capture
 from pmuctl.host.sysfs import Sysfs, parse_number
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.resolve import Request
 from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
@@ -424,10 +424,12 @@ def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
         env = Context(
             stdout=guarded(out),
             stderr=err,
-            environ={"PMUCTL_RUNTIME_DIR": str(tmp_path / "none")},
-            uid=0,
-            processes=Procfs(root / "proc"),
-            live=Sysfs(root),
+            host=Host(
+                environ={"PMUCTL_RUNTIME_DIR": str(tmp_path / "none")},
+                uid=0,
+                procs=Procfs(root / "proc"),
+                sysfs=Sysfs(root),
+            ),
         )
         with told(seed, verb):
             place = () if is_live else ("--sysroot", str(root))
@@ -436,11 +438,9 @@ def test_processes(tmp_path: Path, dump: Callable[[str], Path]) -> None:
             seen += "5120" in out.getvalue()
             assert "\x1b" not in out.getvalue() + err.getvalue()
             if seed % 50 == 0 and not is_live:
-                procs = CapturedProcfs(root / "proc")
-                reach = Session(
-                    environ={}, uid=0, deadline=1, procs=procs, sysfs=Sysfs(root), is_live=False
-                )
-                write_capture(scan_snapshot(reach), tmp_path / f"proc{seed}")
+                host = Host(environ={}, uid=0).captured(root)
+                session = Session(host=host, deadline=1)
+                write_capture(scan_snapshot(session), tmp_path / f"proc{seed}")
     assert seen > 50
 
 
@@ -609,7 +609,7 @@ def test_what_sockets_told_in_a_capture(dump: Callable[[str], Path]) -> None:
         (folder / "0.json").write_bytes(data)
         words = rng.choice(("vm list", "vm list -J -O", "vm vcpus", "vm show web1", "doctor"))
         out, err = io.StringIO(), io.StringIO()
-        env = Context(stdout=guarded(out), stderr=err, environ={}, uid=0, live=Sysfs(root))
+        env = Context(stdout=guarded(out), stderr=err, host=Host(environ={}, uid=0))
         with told(seed, bytes(data)):
             status = main([*words.split(), "--sysroot", str(root)], env)
             assert status in (0, 1, 3, 9), err.getvalue()
@@ -700,11 +700,13 @@ def run_command_lines(live: Sysfs, tmp_path: Path, server: ExitStack) -> None:
         env = Context(
             stdout=guarded(out),
             stderr=err,
-            environ={"PMUCTL_RUNTIME_DIR": "run"},
-            uid=os.geteuid(),
-            processes=Procfs(proc),
-            live=live,
-            masks=vm.threads,
+            host=Host(
+                environ={"PMUCTL_RUNTIME_DIR": "run"},
+                uid=os.geteuid(),
+                procs=Procfs(proc),
+                sysfs=live,
+                threads=vm.threads,
+            ),
         )
         with told(seed, argv):
             status = main(argv, env)

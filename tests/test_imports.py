@@ -49,7 +49,7 @@ WITHOUT = {
     ("pmu", "show", "*a72"): {"cli.vm", "cli.host", "control", "manage.host_info", "model.vpmu"},
     ("pmu", "cpus"): {"cli.vm", "cli.host", "control", "manage.host_info", "host.kvm.probes"},
     ("vm", "list"): {
-        "cli.change",
+        "cli.settings_parser",
         "manage.affinity.set_and_align",
         "manage.settings.transaction",
         "model.plan",

@@ -9,16 +9,23 @@ import typer
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, DRY_RUN, OUTPUT, SYSROOT
-from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, site_of, tell_missing
+from pmuctl.cli.session import (
+    VM_HELP,
+    check_one_host,
+    hide_unbacked_in_table,
+    note_missing,
+    open_session,
+)
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.manage.affinity.align_many import align_all, align_named
 from pmuctl.manage.affinity.assess import assess, check_rows
+from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
 from pmuctl.manage.batch import BatchResult, run_each
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
@@ -51,13 +58,13 @@ def affinity_set(
     """
     context.check_columns(PLACING_COLUMNS)
     only = None if vcpu is None else _parse_vcpus(vcpu)
-    site = site_of(context)
+    host_state = read_host_state(context.host)
     with context.waiting_for(vm):
-        its = lookup_vm(Inventory(reach_of(context)), parse_ref(vm), strictly=True)
-    done = set_affinity(its, cpuset, site, vcpus=only, dry_run=context.options.dry_run)
-    _write(context, [done])
-    for problem in done.warnings:
-        context.warn(problem)
+        found = lookup_vm(Inventory(open_session(context)), parse_ref(vm), strictly=True)
+    result = set_affinity(found, cpuset, host_state, vcpus=only, dry_run=context.options.dry_run)
+    _write_results(context, [result])
+    for warning in result.warnings:
+        context.warn(warning)
 
 
 @command(app, "align", OUTPUT, CONNECTION, DRY_RUN, MANY)
@@ -78,31 +85,32 @@ def affinity_align(
         raise UsageError("either VMs or --all, not both", fix="pmuctl affinity align --all")
     if not every and not vm:
         raise UsageError("VMs are to be named, or --all is", fix="pmuctl affinity align VM")
-    stock, dry_run, goes_on = (
-        Inventory(reach_of(context)),
-        context.options.dry_run,
-        context.options.keep_going,
-    )
+    dry_run, keep_going = context.options.dry_run, context.options.keep_going
+    session = open_session(context)
     refs = [parse_ref(name) for name in vm or ()]
     with context.waiting_for("control sockets"):
+        host_state, inventory = read_host_state(context.host), Inventory(session)
         if every:
-            seen = sifted(context, select_vms(stock))
-            tell_missing(context, seen)
-            its = align_all(seen.vms, site_of(context), dry_run=dry_run)
+            vms = hide_unbacked_in_table(context, session, select_vms(inventory))
+            note_missing(context, vms)
+            aligned = align_all(vms.vms, session, host_state, dry_run=dry_run)
         else:
-            its = align_named(refs, stock, site_of(context), keep_going=goes_on, dry_run=dry_run)
-    if not its.vms.done:
-        its.vms.raise_first()
-    for words in its.left:
-        context.note(words)
-    for problem in its.warnings:
-        context.warn(problem)
-    for failure in its.vms.failed:
+            aligned = align_named(
+                refs, inventory, host_state, keep_going=keep_going, dry_run=dry_run
+            )
+    results = aligned.vms
+    if not results.done:
+        results.raise_first()
+    for note in aligned.left:
+        context.note(note)
+    for warning in aligned.warnings:
+        context.warn(warning)
+    for failure in results.failed:
         context.fail(failure)
-    is_none = not its.left and not its.vms.failed
+    is_none = not aligned.left and not results.failed
     none = "nothing to align: no VM has a PMU that is known" if is_none else "nothing was aligned"
-    _write(context, its.vms.done, empty=none)
-    return its.vms.status()
+    _write_results(context, results.done, empty=none)
+    return results.status()
 
 
 @command(app, "check", OUTPUT, CONNECTION, SYSROOT, MANY)
@@ -112,35 +120,38 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     Exit status 1 if one can.
     """
     context.check_columns(CHECK_COLUMNS)
-    check_place(context)
+    check_one_host(context)
+    session = open_session(context)
     with context.waiting_for("control sockets"):
-        stock = Inventory(reach_of(context))
-        seen = None if vm else sifted(context, select_vms(stock))
+        host_state, inventory = read_host_state(context.host), Inventory(session)
+        vm_list = None
+        if not vm:
+            vm_list = hide_unbacked_in_table(context, session, select_vms(inventory))
         refs = [parse_ref(name) for name in vm or ()]
-        found = _all(seen.vms, stock.reach) if seen else _named(context, stock, refs)
+        found = _pick_all(vm_list.vms, session) if vm_list else _pick(context, inventory, refs)
     for failure in found.failed:
         context.fail(failure)
-    vms = _each_once(found.done)
-    site = site_of(context)
-    held = [assess(its, site) for its in vms]
-    rows = [row for its in held for row in check_rows(its, site)]
+    vms = _drop_duplicates(found.done)
+    alignments = [assess(vm, host_state) for vm in vms]
+    rows = [row for alignment in alignments for row in check_rows(alignment, host_state)]
     context.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU of a VM is known")
-    for its in vms:
-        if its.problem is not None:
-            context.warn(its.problem)
-    if seen:
-        tell_missing(context, seen)
-    if unknown := sum(row.is_unknown for row in rows if not row.vm.is_split):
-        context.note(f"not known of {_counted(unknown, 'vCPU')}: whether it can leave its PMU")
-    strays = [one for one in held if one.is_misplaced]
-    for consequence in dict.fromkeys(
-        one.effective_pmu.consequence for one in strays if one.misplaced
-    ):
+    for named in vms:
+        if named.problem is not None:
+            context.warn(named.problem)
+    if vm_list:
+        note_missing(context, vm_list)
+    if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
+        context.note(f"not known of {_count(unknown, 'vCPU')}: whether it can leave its PMU")
+    misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
+    consequences = (
+        alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced
+    )
+    for consequence in dict.fromkeys(consequences):
         context.note(f"{consequence}: {consequence.words()}")
-    for one in strays:
-        if one.is_split:
-            context.note(f"{one.vm.name}: {one.explanation}")
-    return found.status(ExitStatus.NO if strays else ExitStatus.OK)
+    for alignment in misplaced:
+        if alignment.is_split:
+            context.note(f"{alignment.vm.name}: {alignment.explanation}")
+    return found.status(ExitStatus.NO if misplaced else ExitStatus.OK)
 
 
 def _parse_vcpus(text: str) -> CpuSet:
@@ -153,12 +164,12 @@ def _parse_vcpus(text: str) -> CpuSet:
     return vcpus
 
 
-def _named(context: Context, stock: Inventory, refs: Sequence[VmRef]) -> BatchResult[list[Vm]]:
+def _pick(context: Context, inventory: Inventory, refs: Sequence[VmRef]) -> BatchResult[list[Vm]]:
     """The VMs that are named, by name; of one that is, no answer is an error."""
     goes_on = context.options.keep_going
 
     def find(group: Sequence[VmRef]) -> list[Vm]:
-        vms = select_vms(stock, group).vms
+        vms = select_vms(inventory, group).vms
         for its in vms:
             if its.query_error is not None:
                 raise its.query_error
@@ -170,30 +181,30 @@ def _named(context: Context, stock: Inventory, refs: Sequence[VmRef]) -> BatchRe
     return found
 
 
-def _all(vms: Sequence[Vm], reach: Session) -> BatchResult[list[Vm]]:
+def _pick_all(vms: Sequence[Vm], session: Session) -> BatchResult[list[Vm]]:
     """All VMs there are; it goes on after one that fails."""
     done: list[list[Vm]] = []
     failed: list[PmuctlError] = []
     for its in vms:
-        if (failure := failure_of(its, reach)) is not None:
+        if (failure := failure_of(its, session)) is not None:
             failed.append(failure)
         else:
             done.append([its])
     return BatchResult(done=tuple(done), failed=tuple(failed), keeps_going=True)
 
 
-def _each_once(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
+def _drop_duplicates(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
     found: list[Vm] = []
     for vms in groups:
         found += [its for its in vms if its not in found]
     return found
 
 
-def _counted(count: int, what: str) -> str:
+def _count(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _write(context: Context, done: Sequence[VmAffinityResult], *, empty: str = "") -> None:
+def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty: str = "") -> None:
     """What became of each vCPU, a row each; nothing with `--quiet`.
 
     Where that cannot be written, the error says that the threads stay where they are.

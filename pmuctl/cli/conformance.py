@@ -42,8 +42,8 @@ def conformance(
     its settings are made and it goes on, so use it on a throw-away VM.
     """
     context.check_columns(CONFORMANCE_COLUMNS)
-    pmus = scan_pmus(context.sysfs)
-    pmu = select_pmu(apply, pmus, scan_other(context.sysfs)) if apply is not None else None
+    pmus = scan_pmus(context.host.sysfs)
+    pmu = select_pmu(apply, pmus, scan_other(context.host.sysfs)) if apply is not None else None
     peer = ServerUnderTest(socket, deadline=context.options.deadline, trace=context.trace)
     with context.waiting_for("the checks"):
         findings = examine(peer, pmus, apply=pmu)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command works with: its streams, its environment, the machine it looks at."""
+"""What a command works with: its streams, its options, the host it looks at."""
 
 import contextlib
 import gc
@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from pmuctl.cli.options import Options, When
 from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError, UsageError
-from pmuctl.host.sysfs import Sysfs
+from pmuctl.host.host import Host
 from pmuctl.render.columns import Column, as_object, choose
-from pmuctl.render.error import write_problem
+from pmuctl.render.error import write_error
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.text import printable
 from pmuctl.value import field, replace, value
 
 if TYPE_CHECKING:
-    from pmuctl.host.procfs import Procfs
-    from pmuctl.host.thread_affinity import ThreadAffinity
     from pmuctl.host.udev import NoUevents
     from pmuctl.manage.start.exec import Executor
-    from pmuctl.manage.start.preflight import Kvm
 
 Row = TypeVar("Row")
 
@@ -33,75 +30,47 @@ USUAL_WIDTH = 80
 
 @value(kw_only=True)
 class Context:
-    """The outside of one run of pmuctl; commands touch nothing but through it."""
+    """The outside of one run of pmuctl; commands touch nothing but through it.
+
+    `executor` and `uevents` stand in for those of this machine.
+    """
 
     stdout: TextIO
     stderr: TextIO
-    environ: Mapping[str, str]
-    uid: int
-    live: Sysfs = field(default_factory=Sysfs)
-    processes: "Procfs | None" = None
-    masks: "ThreadAffinity | None" = None
-    hypervisor: "Kvm | None" = None
-    successor: "Executor | None" = None
-    listener: "NoUevents | None" = None
+    host: Host
+    executor: "Executor | None" = None
+    uevents: "NoUevents | None" = None
     command: str = ""
     options: Options = field(default_factory=Options)
 
     def for_command(self, command: str, options: Options) -> "Context":
-        """This environment with the command that is run, "pmu list", and its options."""
+        """Return the context of one command, "pmu list", with its options.
+
+        Raises UsageError if --sysroot names no captured tree.
+        """
         sysroot = options.sysroot
-        if sysroot is not None and not os.path.isdir(sysroot / "sys"):
+        if sysroot is None:
+            return replace(self, command=command, options=options)
+        if not os.path.isdir(sysroot / "sys"):
             raise UsageError(
                 f"{sysroot}: not a captured tree",
                 why="it has no directory sys" if os.path.isdir(sysroot) else "no such directory",
                 fix="--sysroot takes the directory above sys",
             )
-        return replace(self, command=command, options=options)
+        host = self.host.captured(sysroot)
+        return replace(self, host=host, command=command, options=options)
 
-    @property
-    def sysfs(self) -> Sysfs:
-        """The machine to look at: this one, or the captured tree of another."""
-        return self.live if self.options.sysroot is None else Sysfs(self.options.sysroot)
-
-    @property
-    def procs(self) -> "Procfs":
-        """The processes of this machine, or those in the captured tree of another."""
-        if self.options.sysroot is not None:
-            from pmuctl.host.captured_procfs import CapturedProcfs
-
-            return CapturedProcfs(self.sysfs.root / "proc")
-        from pmuctl.host.procfs import Procfs
-
-        return self.processes or Procfs()
-
-    @property
-    def threads(self) -> "ThreadAffinity":
-        """The threads of this machine and their CPU masks."""
-        from pmuctl.host.thread_affinity import ThreadAffinity
-
-        return self.masks or ThreadAffinity()
-
-    @property
-    def kvm(self) -> "Kvm":
-        """KVM on this machine."""
-        from pmuctl.manage.start.preflight import Kvm
-
-        return self.hypervisor or Kvm()
-
-    @property
-    def starter(self) -> "Executor":
-        """What executes a VMM in place of this process."""
+    def get_executor(self) -> "Executor":
+        """Return what executes a VMM in place of this process."""
         from pmuctl.manage.start.exec import Executor
 
-        return self.successor or Executor()
+        return self.executor or Executor()
 
-    @property
-    def ear(self) -> "NoUevents":
-        """What hears of this machine's VMs and CPUs; a captured one is silent."""
+    def open_uevents(self) -> "NoUevents":
+        """Return what hears of this machine's VMs and CPUs; a captured one is silent."""
         from pmuctl.host.udev import NoUevents, open_uevents
 
-        return self.listener or (open_uevents() if self.live.is_live else NoUevents())
+        return self.uevents or (open_uevents() if self.host.sysfs.is_live else NoUevents())
 
     @property
     def format(self) -> Format:
@@ -112,7 +81,7 @@ class Context:
     def layout(self) -> Layout:
         """How tables are to be laid out where stdout goes."""
         is_terminal = self.stdout.isatty()
-        plain = self.environ.get("NO_COLOR") or self.environ.get("TERM") == "dumb"
+        plain = self.host.environ.get("NO_COLOR") or self.host.environ.get("TERM") == "dumb"
         colour = {
             When.ALWAYS: True,
             When.NEVER: False,
@@ -126,7 +95,7 @@ class Context:
 
     def _width(self) -> int:
         """The columns of the terminal that stdout is; COLUMNS says otherwise."""
-        told = self.environ.get("COLUMNS", "")
+        told = self.host.environ.get("COLUMNS", "")
         if told.isascii() and told.isdigit() and 0 < int(told[:9]):
             return int(told[:9])
         with contextlib.suppress(OSError):
@@ -211,12 +180,12 @@ class Context:
         if self.options.quiet:
             return
         with contextlib.suppress(OSError):
-            write_problem(problem, self.stderr, as_json=self.format.is_json, word="warning")
+            write_error(problem, self.stderr, as_json=self.format.is_json, word="warning")
 
     def fail(self, problem: PmuctlError) -> None:
         """The failure of one target of several, on stderr; the command goes on."""
         with contextlib.suppress(OSError):
-            write_problem(problem, self.stderr, as_json=self.format.is_json)
+            write_error(problem, self.stderr, as_json=self.format.is_json)
 
     def enable_gc(self) -> None:
         """Keep house from now on: a command that goes on and on would fill the memory."""
@@ -252,10 +221,9 @@ class Context:
 
 
 def live_context(stdout: TextIO, stderr: TextIO) -> Context:
-    """The environment of this process on this machine."""
+    """Return the context of this process on this machine."""
     return Context(
         stdout=guarded(stdout),
         stderr=stderr,
-        environ=os.environ,
-        uid=os.geteuid(),
+        host=Host(environ=os.environ, uid=os.geteuid()),
     )

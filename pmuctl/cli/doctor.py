@@ -9,7 +9,13 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, OUTPUT, SYSROOT
-from pmuctl.cli.session import VM_HELP, check_place, reach_of, sifted, tell_hollow
+from pmuctl.cli.session import (
+    VM_HELP,
+    check_one_host,
+    hide_unbacked_in_table,
+    note_unbacked,
+    open_session,
+)
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
 from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
 from pmuctl.model.vm_ref import parse_ref
@@ -45,25 +51,21 @@ def doctor(
         _tell_symptoms(context, symptom)
         return ExitStatus.OK
     # here, because a symptom needs nothing of it
+    from pmuctl.manage.affinity.host_state import read_host_state
     from pmuctl.manage.diagnosis.doctor import diagnose
     from pmuctl.manage.inventory.lookup import list_vms
     from pmuctl.model.check_result import Result
 
     context.check_columns(DOCTOR_COLUMNS)
-    check_place(context)
+    check_one_host(context)
+    session = open_session(context)
     with context.waiting_for("KVM and VMs"):
-        reach = reach_of(context)
-        seen = list_vms(reach, [parse_ref(name) for name in vm or ()])
-        seen = seen if vm else sifted(context, seen)
-        findings, unchecked = diagnose(
-            reach,
-            seen,
-            is_whole=not vm,
-            kvm=context.hypervisor or (context.kvm if context.sysfs.is_live else None),
-            threads=context.threads,
-        )
+        host_state = read_host_state(context.host)
+        vms = list_vms(session, [parse_ref(name) for name in vm or ()])
+        vms = vms if vm else hide_unbacked_in_table(context, session, vms)
+        findings, unchecked = diagnose(host_state, vms, is_whole=not vm)
     context.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to look at")
-    tell_hollow(context, seen)
+    note_unbacked(context, vms)
     for words in unchecked:
         context.note(words)
     if (

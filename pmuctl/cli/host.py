@@ -27,7 +27,7 @@ def host_info(context: Context) -> None:
     What KVM does is tried out on scratch VMs, once a boot.
     """
     with context.waiting_for("probes of KVM"):
-        host = read_host(context.sysfs, scan_pmus(context.sysfs), context.environ)
+        host = read_host(context.host, scan_pmus(context.host.sysfs))
     context.write_one("host", HOST_COLUMNS, host)
 
 
@@ -49,12 +49,11 @@ def host_capabilities(
         if name not in names:
             raise UsageError(f"{name}: no such attribute", why=f"they are {', '.join(names)}")
     # here, because only this needs KVM
-    from pmuctl.manage.start.preflight import check_access
+    from pmuctl.manage.start.preflight import ask_kvm
 
-    check_access(context.kvm)
     with context.waiting_for("probes of KVM"):
-        probed = read_host(context.sysfs, scan_pmus(context.sysfs), context.environ).probed
-    if probed is None or not probed.has_vpmu:
+        probed = ask_kvm(context.host, scan_pmus(context.host.sysfs))
+    if not probed.has_vpmu:
         raise UnsupportedError(
             "guests can have no PMU here",
             why="KVM has no KVM_CAP_ARM_PMU_V3: no arm64 host, or one whose CPUs lack it",
@@ -81,12 +80,12 @@ def host_snapshot(
     and what their control sockets tell.
     """
     # here, because only this asks VMs
-    from pmuctl.cli.session import reach_of
+    from pmuctl.cli.session import open_session
     from pmuctl.manage.snapshot import scan_snapshot
 
     try:
         with context.waiting_for("KVM and VMs"):
-            count = write_capture(scan_snapshot(reach_of(context)), directory)
+            count = write_capture(scan_snapshot(open_session(context)), directory)
     except OSError as error:
         cls = DeniedError if isinstance(error, PermissionError) else RefusedError
         raise cls(

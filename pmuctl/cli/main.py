@@ -126,10 +126,10 @@ def _usage_error(error: Any) -> PmuctlError:
 
 
 def _report(error: PmuctlError, argv: Sequence[str], context: "Context") -> int:
-    from pmuctl.render.error import write_problem
+    from pmuctl.render.error import write_error
 
     with suppress(OSError):  # there is nowhere left to say it; the status still does
-        write_problem(error, context.stderr, as_json=_wants_json(argv))
+        write_error(error, context.stderr, as_json=_wants_json(argv))
         context.stderr.flush()
     return error.status
 

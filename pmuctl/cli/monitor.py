@@ -11,7 +11,7 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, OUTPUT, Timeout
-from pmuctl.cli.session import VM_HELP, reach_of, tell_missing
+from pmuctl.cli.session import VM_HELP, note_missing, open_session
 from pmuctl.errors import UsageError
 from pmuctl.manage.diagnosis.monitor import Event, Watch, absent, scope
 from pmuctl.model.host_diff import ChangeKind
@@ -85,10 +85,9 @@ def monitor(
     wanted = set(event or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
     watch = Watch(
-        reach=reach_of(context),
+        session=open_session(context),
         refs=refs,
-        threads=context.threads,
-        ear=context.ear,
+        uevents=context.open_uevents(),
         interval=interval,
         repairs=repair,
     )
@@ -108,7 +107,7 @@ def _begin(context: Context, watch: Watch, columns: Sequence[Column[Event]]) -> 
         context.note(f"{name}: there is no such VM yet")
     for name, why in watch.unjudged():
         context.note(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
-    tell_missing(context, watch.seen)
+    note_missing(context, watch.seen)
     for problem in watch.problems():
         context.warn(problem)
     if not context.options.no_headings:

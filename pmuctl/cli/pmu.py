@@ -26,9 +26,9 @@ def pmu_list(
 ) -> None:
     """List the CPU PMUs of this host, or those that are named."""
     names = _scan_names(context)
-    pmus = scan_probed_pmus(context.sysfs, names, context.environ)
+    pmus = scan_probed_pmus(context.host, names)
     if pmu:
-        others = scan_other(context.sysfs, names)
+        others = scan_other(context.host.sysfs, names)
         chosen = [match_pmus(text, pmus) or [select_pmu(text, pmus, others)] for text in pmu]
         pmus = [its for its in pmus if any(its in some for some in chosen)]
     empty = "no CPU PMU: the kernel has registered no arm_pmu device here"
@@ -44,8 +44,8 @@ def pmu_show(
     Its CPUs and their core models, what its format/ and caps/ say, and its named events.
     """
     names = _scan_names(context)
-    pmus = scan_probed_pmus(context.sysfs, names, context.environ)
-    its = select_pmu(pmu, pmus, scan_other(context.sysfs, names))
+    pmus = scan_probed_pmus(context.host, names)
+    its = select_pmu(pmu, pmus, scan_other(context.host.sysfs, names))
     context.write_one("pmu", PMU_COLUMNS, its)
 
 
@@ -60,8 +60,8 @@ def pmu_cpus(
     """List the CPUs: the PMU, the core model and the capacity of each."""
     from pmuctl.manage.cpus import scan_cpus
 
-    pmus = scan_pmus(context.sysfs, _scan_names(context))
-    rows = scan_cpus(context.sysfs, pmus)
+    pmus = scan_pmus(context.host.sysfs, _scan_names(context))
+    rows = scan_cpus(context.host.sysfs, pmus)
     if cpus is not None:
         present = CpuSet.of(row.number for row in rows)
         wanted = parse_cpus(cpus, pmus, present)
@@ -71,6 +71,6 @@ def pmu_cpus(
 
 
 def _scan_names(context: Context) -> tuple[str, ...]:
-    sources = scan_event_sources(context.sysfs)
+    sources = scan_event_sources(context.host.sysfs)
     context.trace(f"{len(sources.names)} event sources, named by {sources.source}")
     return sources.names

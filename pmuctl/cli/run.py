@@ -12,7 +12,6 @@ from pmuctl.cli.options import DRY_RUN, VERBOSITY, Timeout
 from pmuctl.cli.settings_parser import parse_filter
 from pmuctl.manage.resolve import AUTO
 from pmuctl.manage.start.exec import own_environ, start
-from pmuctl.manage.start.preflight import StartSite
 from pmuctl.manage.start.prepare import Prepared, Request, check_words, prepare
 
 app = make_app(VERBS["run"])
@@ -77,42 +76,34 @@ def run(
         best_effort=best_effort,
     )
     check_words(request)
-    site = StartSite(
-        sysfs=context.sysfs,
-        threads=context.threads,
-        kvm=context.kvm,
-        environ=context.environ,
-        uid=context.uid,
-        pid=os.getpid(),
-    )
     with context.waiting_for("probes of KVM"):
-        its = prepare(request, site)
+        prepared = prepare(request, context.host, os.getpid())
     if context.options.dry_run:
-        _show(context, its)
+        _show(context, prepared)
         return
-    _warn(context, its)
-    for step in its.steps:
-        context.trace(f"{its.orders.name}: {step}")
+    _warn(context, prepared)
+    for step in prepared.steps:
+        context.trace(f"{prepared.orders.name}: {step}")
     context.stdout.flush()
     context.stderr.flush()
     start(
-        context.starter,
-        its.orders,
-        its.executable,
+        context.get_executor(),
+        prepared.orders,
+        prepared.executable,
         own_environ(),
-        gated=its.obstacle is None,
+        gated=prepared.obstacle is None,
         warn=context.warn,
     )
 
 
-def _warn(context: Context, its: Prepared) -> None:
-    for problem in (*its.warnings, *([its.obstacle] if its.obstacle else [])):
+def _warn(context: Context, prepared: Prepared) -> None:
+    for problem in (*prepared.warnings, *([prepared.obstacle] if prepared.obstacle else [])):
         context.warn(problem)
 
 
-def _show(context: Context, its: Prepared) -> None:
-    _warn(context, its)
+def _show(context: Context, prepared: Prepared) -> None:
+    _warn(context, prepared)
     if context.options.json:
-        context.write_document({"steps": list(its.steps)})
+        context.write_document({"steps": list(prepared.steps)})
     else:
-        context.write_lines([f"{its.orders.name}: {step}" for step in its.steps])
+        context.write_lines([f"{prepared.orders.name}: {step}" for step in prepared.steps])

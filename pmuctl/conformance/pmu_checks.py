@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM's control socket held against the protocol, with the PMUs of this host."""
+"""The checks that need a PMU of this host, and the run of all conformance checks."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,10 +10,10 @@ from pmuctl.conformance.peer import (
     CheckSkipped,
     ServerUnderTest,
     TestConnection,
+    check_listens,
     conform,
+    describe_error,
     is_set,
-    open_peer,
-    words,
 )
 from pmuctl.conformance.protocol_checks import FORM_CHECKS, STREAM_CHECKS
 from pmuctl.conformance.runner import ConformanceCheck, ConformanceResult, verify
@@ -28,222 +28,241 @@ FIRST: Final = EventFilter(Action.DENY, EventSet.of_ranges([(0x11, 1)]))
 SECOND: Final = EventFilter(Action.DENY, EventSet.of_ranges([(0x08, 1), (0x11, 1)]))
 COUNTERS = 1
 ORDER = ("affinity", "SET_PMU", "SET_NR_COUNTERS", "FILTER")
-"""The attributes of steps, as they must follow each other."""
+"""The attributes of steps, in the order that the protocol requires."""
 
 
-class Trials:
-    """The checks that need a PMU: `pmu` is the one to apply, or to plan with."""
+class PmuChecks:
+    """The checks that need a PMU: `pmu` is the one to apply, or for dry runs."""
 
     def __init__(self, pmu: Pmu | None, others: Sequence[Pmu], stack: ExitStack) -> None:
-        """`stack` closes what stays open from one check to another."""
+        """`stack` closes the connection that stays open from one check to the next."""
         self._pmu = pmu
-        self._other = next((its for its in others if its != pmu and its.type is not None), None)
+        self._other = next(
+            (other for other in others if other != pmu and other.type is not None), None
+        )
         self._stack = stack
         self._watcher: TestConnection | None = None
-        self._stands: EventFilter | None = None
-        """What was applied last."""
+        self._applied: EventFilter | None = None
+        """The filter that was applied last."""
 
-    def rehearsals(self) -> Sequence[ConformanceCheck]:
-        """What is tried with dry runs only."""
+    def dry_run_checks(self) -> Sequence[ConformanceCheck]:
+        """Return the checks that use only dry runs."""
         return (
-            ConformanceCheck("dry-run", "A dry run changes nothing.", self._dry_run),
+            ConformanceCheck("dry-run", "A dry run changes nothing.", self._check_dry_run),
             ConformanceCheck(
                 "dry-run-order",
                 "The steps are affinity, SET_PMU, SET_NR_COUNTERS, FILTER, in this order.",
-                self._dry_run_order,
+                self._check_dry_run_order,
             ),
             ConformanceCheck(
                 "dry-run-again",
                 "A dry run that is repeated has the same answer.",
-                self._dry_run_again,
+                self._check_dry_run_again,
             ),
         )
 
-    def applications(self) -> Sequence[ConformanceCheck]:
-        """What is tried for real; the VM is released on the way."""
+    def apply_checks(self) -> Sequence[ConformanceCheck]:
+        """Return the checks that apply settings; one of them releases the VM."""
         return (
             ConformanceCheck(
                 "apply",
                 "pmu-apply sets the PMU and the filter, and query-pmu says so.",
-                self._apply,
+                self._check_apply,
             ),
-            ConformanceCheck("apply-again", "What holds already is unchanged.", self._apply_again),
+            ConformanceCheck(
+                "apply-again", "What holds already is unchanged.", self._check_apply_again
+            ),
             ConformanceCheck(
                 "difference",
                 "A filter that stands is changed by FILTER calls alone.",
-                self._difference,
+                self._check_difference,
             ),
             ConformanceCheck(
                 "other-pmu",
                 "Another PMU is refused as Sealed while a filter stands.",
-                self._other_pmu,
+                self._check_other_pmu,
             ),
             ConformanceCheck(
-                "applied-event", "Another client hears PMU_APPLIED.", self._applied_event
+                "applied-event", "Another client hears PMU_APPLIED.", self._check_applied_event
             ),
-            ConformanceCheck("release", "pmu-release releases the VM, once.", self._release),
+            ConformanceCheck("release", "pmu-release releases the VM, once.", self._check_release),
             ConformanceCheck(
                 "window-event",
                 "Another client hears PMU_WINDOW when the VM is released.",
-                self._window_event,
+                self._check_window_event,
             ),
             ConformanceCheck(
                 "sealed",
                 "After the release changes are refused as Sealed, and what holds is unchanged.",
-                self._sealed,
+                self._check_sealed,
             ),
         )
 
-    def _arguments(self, state: Message, its: EventFilter, **more: object) -> Message:
-        """Arguments of pmu-apply: all that this VM's kernel has."""
+    def _make_arguments(self, state: Message, event_filter: EventFilter) -> Message:
+        """Return arguments of pmu-apply with every attribute that the VM's kernel has."""
         if self._pmu is None or self._pmu.type is None:
             raise CheckSkipped("this host has no CPU PMU that is known")
-        has = _attributes(state)
+        has = _list_attributes(state)
         if "SET_PMU" not in has:
             raise CheckSkipped("KVM has no SET_PMU there")
-        asked: Message = {"type": self._pmu.type, "name": self._pmu.name}
+        arguments: Message = {"type": self._pmu.type, "name": self._pmu.name}
         if "SET_NR_COUNTERS" in has:
-            asked["counters"] = COUNTERS
+            arguments["counters"] = COUNTERS
         if "FILTER" in has:
-            asked["filter"] = filter_message(its)
+            arguments["filter"] = filter_message(event_filter)
         if self._pmu.cpus:
-            asked["cpus"] = list(self._pmu.cpus)
-        return asked | more
+            arguments["cpus"] = list(self._pmu.cpus)
+        return arguments
 
-    def _rehearse(self, peer: ServerUnderTest, line: TestConnection) -> tuple[Message, Message]:
-        """The state of the VM, and the answer to a dry run, which may be an error."""
-        peer.demand("pmu-apply")
-        state = line.state()
-        asked = self._arguments(state, FIRST) | {"dry-run": True}
-        answer = line.request("pmu-apply", asked)
-        if _class(answer) == "Pinned":  # the threads' masks are the admin's affair
-            del asked["cpus"]
-            answer = line.request("pmu-apply", asked)
-        if _class(answer) == "NotPermitted":
+    def _run_dry_run(
+        self, server: ServerUnderTest, connection: TestConnection
+    ) -> tuple[Message, Message]:
+        """Return the state of the VM and the answer to a dry run, which may be an error."""
+        server.demand("pmu-apply")
+        state = connection.state()
+        arguments = self._make_arguments(state, FIRST) | {"dry-run": True}
+        answer = connection.request("pmu-apply", arguments)
+        # the admin may have pinned the threads, which is no fault of the server
+        if _find_error_class(answer) == "Pinned":
+            del arguments["cpus"]
+            answer = connection.request("pmu-apply", arguments)
+        if _find_error_class(answer) == "NotPermitted":
             raise CheckSkipped("this user may not change the VM")
         return state, answer
 
-    def _dry_run(self, peer: ServerUnderTest) -> None:
-        with peer.ready() as line:
-            before, answer = self._rehearse(peer, line)
-            after = line.state()
+    def _check_dry_run(self, server: ServerUnderTest) -> None:
+        with server.ready() as connection:
+            before, answer = self._run_dry_run(server, connection)
+            after = connection.state()
         if before != after:
             raise CheckFailed("query-pmu does not answer the same after a dry run")
-        if any(its.get("event") == "PMU_APPLIED" for its in line.events):
+        if any(event.get("event") == "PMU_APPLIED" for event in connection.events):
             raise CheckFailed("there was PMU_APPLIED for a dry run")
         if "return" in answer:
-            result = _result(answer)
-            if result["outcome"] == "set" or "done" in [its["outcome"] for its in result["steps"]]:
+            result = _check_result(answer)
+            outcomes = [step["outcome"] for step in result["steps"]]
+            if result["outcome"] == "set" or "done" in outcomes:
                 raise CheckFailed("the answer to a dry run says that something was done")
 
-    def _dry_run_order(self, peer: ServerUnderTest) -> None:
-        with peer.ready() as line:
-            state, answer = self._rehearse(peer, line)
+    def _check_dry_run_order(self, server: ServerUnderTest) -> None:
+        with server.ready() as connection:
+            state, answer = self._run_dry_run(server, connection)
         if state.get("window") != "open":
             raise CheckSkipped("the window is not open: there are no steps")
         if "error" in answer:
-            raise CheckFailed(words(answer["error"]))
-        steps = [its["attribute"] for its in _result(answer)["steps"]]
-        if strange := next((its for its in steps if its not in ORDER), None):
-            raise CheckFailed(f"a step is called {strange:.64}")
+            raise CheckFailed(describe_error(answer["error"]))
+        steps = [step["attribute"] for step in _check_result(answer)["steps"]]
+        if unknown := next((step for step in steps if step not in ORDER), None):
+            raise CheckFailed(f"a step is called {unknown:.64}")
         if steps != sorted(steps, key=ORDER.index):
             raise CheckFailed(f"the order is {', '.join(dict.fromkeys(steps))}")
         for name, key in (("SET_PMU", "pmu"), ("FILTER", "filter")):
-            if not is_set(state, key) and name in _attributes(state) and name not in steps:
+            if not is_set(state, key) and name in _list_attributes(state) and name not in steps:
                 raise CheckFailed(f"there is no step {name}, and no {key} was set before")
 
-    def _dry_run_again(self, peer: ServerUnderTest) -> None:
-        with peer.ready() as line:
-            _, first = self._rehearse(peer, line)
-            _, second = self._rehearse(peer, line)
+    def _check_dry_run_again(self, server: ServerUnderTest) -> None:
+        with server.ready() as connection:
+            _, first = self._run_dry_run(server, connection)
+            _, second = self._run_dry_run(server, connection)
         if any(first.get(key) != second.get(key) for key in ("return", "error")):
             raise CheckFailed("the second answer is not the first one")
 
-    def _apply(self, peer: ServerUnderTest) -> None:
-        peer.demand("pmu-apply")
-        with peer.ready() as line:
-            state = line.state()
+    def _check_apply(self, server: ServerUnderTest) -> None:
+        server.demand("pmu-apply")
+        with server.ready() as connection:
+            state = connection.state()
             if state.get("window") != "open":
                 raise CheckFailed("the window is not open: this wants a VM that waits")
             if is_set(state, "pmu") or is_set(state, "filter"):
                 raise CheckFailed(
                     "something was applied to this VM before: this wants a fresh one"
                 )
-            self._set(line, state, FIRST)
+            self._apply_filter(connection, state, FIRST)
 
-    def _set(self, line: TestConnection, state: Message, its: EventFilter) -> list[str]:
-        """Apply it for real and see that it stands; the attributes of the steps."""
-        asked = self._arguments(state, its)
-        result: Any = line.ask_well("pmu-apply", asked)
+    def _apply_filter(
+        self, connection: TestConnection, state: Message, event_filter: EventFilter
+    ) -> list[str]:
+        """Apply a filter and check that it was set. Return the attributes of the steps."""
+        arguments = self._make_arguments(state, event_filter)
+        result: Any = connection.ask_well("pmu-apply", arguments)
         if result["outcome"] != "set":
             raise CheckFailed(f"the outcome is {result['outcome']}, not set")
         if any(step["outcome"] != "done" for step in result["steps"]):
             raise CheckFailed("a step is not done, though all was set")
-        after: Any = line.ask_well("query-pmu")
-        pmu, standing = after["pmu"], after["filter"]
-        wanted = asked["type"], asked["name"]
+        after: Any = connection.ask_well("query-pmu")
+        pmu, applied = after["pmu"], after["filter"]
+        wanted = arguments["type"], arguments["name"]
         if not is_set(after, "pmu") or (pmu["type"], pmu["name"]) != wanted:
             raise CheckFailed("query-pmu does not say that the PMU was set")
         bits = after.get("event-bits") or WIDEST_BITS
-        if "filter" in asked:
-            if standing is None or filter_from(standing).allowed(bits) != its.allowed(bits):
+        if "filter" in arguments:
+            events = event_filter.allowed(bits)
+            if applied is None or filter_from(applied).allowed(bits) != events:
                 raise CheckFailed("query-pmu does not say that the filter was set")
-        self._stands = its
+        self._applied = event_filter
         return [step["attribute"] for step in result["steps"]]
 
-    def _held(self, line: TestConnection, *, filtered: bool = True) -> tuple[Message, EventFilter]:
-        """The state of the VM, and the filter that stands; skips unless `apply` has passed."""
-        if self._stands is None:
+    def _read_state(
+        self, connection: TestConnection, *, filtered: bool = True
+    ) -> tuple[Message, EventFilter]:
+        """Return the state of the VM and the filter that was applied last.
+
+        Raises CheckSkipped if `apply` has not passed.
+        """
+        if self._applied is None:
             raise CheckSkipped("apply has not passed")
-        state = line.state()
-        if filtered and "FILTER" not in _attributes(state):
+        state = connection.state()
+        if filtered and "FILTER" not in _list_attributes(state):
             raise CheckSkipped("KVM has no FILTER there")
-        return state, self._stands
+        return state, self._applied
 
-    def _apply_again(self, peer: ServerUnderTest) -> None:
-        with peer.ready() as line:
-            state, standing = self._held(line, filtered=False)
-            self._is_unchanged(line, state, standing)
+    def _check_apply_again(self, server: ServerUnderTest) -> None:
+        with server.ready() as connection:
+            state, applied = self._read_state(connection, filtered=False)
+            self._check_unchanged(connection, state, applied)
 
-    def _is_unchanged(self, line: TestConnection, state: Message, its: EventFilter) -> None:
-        result = line.ask_well("pmu-apply", self._arguments(state, its))
+    def _check_unchanged(
+        self, connection: TestConnection, state: Message, event_filter: EventFilter
+    ) -> None:
+        """Raise CheckFailed unless applying the settings again changes nothing."""
+        result = connection.ask_well("pmu-apply", self._make_arguments(state, event_filter))
         if (result["outcome"], result["steps"]) != ("unchanged", []):
             raise CheckFailed(f"the outcome is {result['outcome']}, not unchanged without steps")
 
-    def _difference(self, peer: ServerUnderTest) -> None:
-        with peer.ready() as line:
-            state, standing = self._held(line)
-            steps = self._set(line, state, _another(standing))
+    def _check_difference(self, server: ServerUnderTest) -> None:
+        with server.ready() as connection:
+            state, applied = self._read_state(connection)
+            steps = self._apply_filter(connection, state, _other_filter(applied))
         if set(steps) != {"FILTER"}:
             raise CheckFailed(f"the steps are {', '.join(steps) or 'none'}")
 
-    def _other_pmu(self, peer: ServerUnderTest) -> None:
+    def _check_other_pmu(self, server: ServerUnderTest) -> None:
         if self._other is None:
             raise CheckSkipped("this host has no other PMU")
-        with peer.ready() as line:
-            before, _ = self._held(line)
-            asked: Message = {"type": self._other.type, "name": self._other.name}
-            line.refused("pmu-apply", asked, as_class="Sealed")
-            if line.state() != before:
+        with server.ready() as connection:
+            before, _ = self._read_state(connection)
+            arguments: Message = {"type": self._other.type, "name": self._other.name}
+            connection.refused("pmu-apply", arguments, as_class="Sealed")
+            if connection.state() != before:
                 raise CheckFailed("query-pmu does not answer the same after the refusal")
 
-    def _applied_event(self, peer: ServerUnderTest) -> None:
-        with peer.ready() as line, peer.ready() as watcher:
-            state, standing = self._held(line)
-            self._set(line, state, _another(standing))
+    def _check_applied_event(self, server: ServerUnderTest) -> None:
+        with server.ready() as connection, server.ready() as watcher:
+            state, applied = self._read_state(connection)
+            self._apply_filter(connection, state, _other_filter(applied))
             conform(EVENTS["PMU_APPLIED"], watcher.event("PMU_APPLIED"), "PMU_APPLIED")
 
-    def _release(self, peer: ServerUnderTest) -> None:
-        with peer.ready() as line:
-            self._held(line, filtered=False)
-            watcher = self._stack.enter_context(peer.ready())
+    def _check_release(self, server: ServerUnderTest) -> None:
+        with server.ready() as connection:
+            self._read_state(connection, filtered=False)
+            watcher = self._stack.enter_context(server.ready())
             for expected in ("released", "unchanged"):
-                outcome = line.ask_well("pmu-release")["outcome"]
+                outcome = connection.ask_well("pmu-release")["outcome"]
                 if outcome != expected:
                     raise CheckFailed(f"the outcome is {outcome}, not {expected}")
             self._watcher = watcher
 
-    def _window_event(self, peer: ServerUnderTest) -> None:
+    def _check_window_event(self, server: ServerUnderTest) -> None:
         if self._watcher is None:
             raise CheckSkipped("release has not passed")
         data = self._watcher.event("PMU_WINDOW")
@@ -251,65 +270,65 @@ class Trials:
         if data["window"] != "sealed":
             raise CheckFailed(f"the window is {data['window']}, not sealed")
 
-    def _sealed(self, peer: ServerUnderTest) -> None:
+    def _check_sealed(self, server: ServerUnderTest) -> None:
         if self._watcher is None:
             raise CheckSkipped("release has not passed")
-        with peer.ready() as line:
-            state, standing = self._held(line)
+        with server.ready() as connection:
+            state, applied = self._read_state(connection)
             if state.get("window") != "sealed":
                 raise CheckFailed(f"the window is {state.get('window')}, not sealed")
-            line.refused(
-                "pmu-apply", self._arguments(state, _another(standing)), as_class="Sealed"
-            )
-            if (after := line.state()).get("filter") != state.get("filter"):
+            arguments = self._make_arguments(state, _other_filter(applied))
+            connection.refused("pmu-apply", arguments, as_class="Sealed")
+            if (after := connection.state()).get("filter") != state.get("filter"):
                 raise CheckFailed("the filter was changed all the same")
-            self._is_unchanged(line, after, standing)
+            self._check_unchanged(connection, after, applied)
 
 
-def _another(its: EventFilter) -> EventFilter:
-    return SECOND if its == FIRST else FIRST
+def _other_filter(event_filter: EventFilter) -> EventFilter:
+    return SECOND if event_filter == FIRST else FIRST
 
 
-def _attributes(state: Message) -> Sequence[object]:
-    its = state.get("attributes")
-    return its if isinstance(its, list) else ()
+def _list_attributes(state: Message) -> Sequence[object]:
+    attributes = state.get("attributes")
+    return attributes if isinstance(attributes, list) else ()
 
 
-def _class(answer: Message) -> object:
+def _find_error_class(answer: Message) -> object:
     error = answer.get("error")
     return error["class"] if isinstance(error, dict) else None
 
 
-def _result(answer: Message) -> Any:
+def _check_result(answer: Message) -> Any:
     conform(COMMANDS["pmu-apply"].result, answer["return"], "pmu-apply")
     return answer["return"]
 
 
 def check_names(*, apply: bool) -> list[str]:
-    """The checks that there are, in order."""
-    return [its.name for its in _checks(Trials(None, (), ExitStack()), apply=apply)]
+    """Return the names of all checks, in order."""
+    checks = _collect_checks(PmuChecks(None, (), ExitStack()), apply=apply)
+    return [check.name for check in checks]
 
 
-def _checks(trials: Trials, *, apply: bool) -> Sequence[ConformanceCheck]:
-    real = trials.applications() if apply else ()
-    return (*FORM_CHECKS, *trials.rehearsals(), *STREAM_CHECKS, *real)
+def _collect_checks(pmu_checks: PmuChecks, *, apply: bool) -> Sequence[ConformanceCheck]:
+    apply_checks = pmu_checks.apply_checks() if apply else ()
+    return (*FORM_CHECKS, *pmu_checks.dry_run_checks(), *STREAM_CHECKS, *apply_checks)
 
 
 def examine(
-    peer: ServerUnderTest, pmus: Sequence[Pmu], *, apply: Pmu | None = None
+    server: ServerUnderTest, pmus: Sequence[Pmu], *, apply: Pmu | None = None
 ) -> list[ConformanceResult]:
-    """Every check of a peer, with what became of it.
+    """Run every check of a server and return their results.
 
-    It changes nothing, unless there is a PMU to `apply`: that and a filter are then applied, and
-    the VM is released. Raises NotFoundError, UsageError, DeniedError or UnreachableError where
-    nothing can be tried at all.
+    Without a PMU to `apply` nothing is changed. With one, that PMU and a filter are applied and
+    the VM is released. Raises NotFoundError, UsageError, DeniedError or UnreachableError if no
+    check can be run.
     """
     if apply is not None and apply.type is None:
         raise UsageError(f"{apply.name}: its perf type is not known")
-    pmu = apply or next((its for its in pmus if its.type is not None), None)
+    pmu = apply or next((known for known in pmus if known.type is not None), None)
     if pmu is not None:
-        peer.rehearsal = {"type": pmu.type, "name": pmu.name, "dry-run": True}
-    open_peer(peer)
+        server.dry_run_args = {"type": pmu.type, "name": pmu.name, "dry-run": True}
+    check_listens(server)
     with ExitStack() as stack:
-        checks = _checks(Trials(pmu, pmus, stack), apply=apply is not None)
-        return list(verify(peer, checks))
+        checks = _collect_checks(PmuChecks(pmu, pmus, stack), apply=apply is not None)
+        return list(verify(server, checks))

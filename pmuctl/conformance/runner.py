@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a peer of the control socket, one after another, and what became of each."""
+"""The runner of conformance checks: one after another, each with a result."""
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -10,7 +10,7 @@ from pmuctl.value import value
 
 
 class Verdict(StrEnum):
-    """What became of a check."""
+    """Whether a check passed."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -19,9 +19,9 @@ class Verdict(StrEnum):
 
 @value
 class ConformanceCheck:
-    """One rule: its stable name, a sentence, and what tries it, raising Fault or Skipped.
+    """One rule: a stable name, a sentence, and a function that raises CheckFailed or CheckSkipped.
 
-    Without one that is `needed` nothing else can be tried.
+    If a check that is `needed` fails, no other check can be run.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ConformanceCheck:
 
 @value(kw_only=True)
 class ConformanceResult:
-    """What became of one check, and why if it did not pass."""
+    """The verdict of one check, and the reason if it did not pass."""
 
     check: ConformanceCheck
     outcome: Verdict
@@ -40,33 +40,33 @@ class ConformanceResult:
 
 
 def verify(
-    peer: ServerUnderTest, checks: Sequence[ConformanceCheck]
+    server: ServerUnderTest, checks: Sequence[ConformanceCheck]
 ) -> Iterator[ConformanceResult]:
-    """Make the checks, in order; whatever the peer does, each has a finding."""
+    """Run the checks in order. Yield a result for each, whatever the server does."""
     lost: str | None = None
     for check in checks:
         if lost is not None:
             yield ConformanceResult(check=check, outcome=Verdict.SKIP, detail=lost)
             continue
-        peer.begin()
-        outcome, detail = _try(peer, check)
+        server.begin()
+        outcome, detail = _run_check(server, check)
         yield ConformanceResult(check=check, outcome=outcome, detail=detail)
         if outcome is Verdict.FAIL:
             if check.needed:
                 lost = f"nothing can be asked: {check.name} has failed"
-            elif peer.is_gone():
+            elif server.is_gone():
                 lost = f"nobody listens there any more since {check.name}"
 
 
-def _try(peer: ServerUnderTest, check: ConformanceCheck) -> tuple[Verdict, str | None]:
+def _run_check(server: ServerUnderTest, check: ConformanceCheck) -> tuple[Verdict, str | None]:
     try:
-        check.run(peer)
+        check.run(server)
     except CheckSkipped as skipped:
         return Verdict.SKIP, str(skipped)
-    except CheckFailed as fault:
-        return Verdict.FAIL, str(fault)[:PEER_TEXT_MAX]
+    except CheckFailed as failed:
+        return Verdict.FAIL, str(failed)[:PEER_TEXT_MAX]
     except TimeoutError:
-        return Verdict.FAIL, f"no answer in {peer.deadline:g} s"
+        return Verdict.FAIL, f"no answer in {server.deadline:g} s"
     except EOFError:
         return Verdict.FAIL, "the connection was closed"
     except WireError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMs' processes of another machine: their capture, and /proc as it shows in one.
+"""A captured /proc of another machine: how it is made of the VMs' processes, and how it is read.
 
-A captured tree is read as hostile: no link in it is followed, and only regular files are opened.
+A captured tree is treated as hostile: no link in it is followed, only regular files are opened.
 """
 
 import errno
@@ -26,7 +26,7 @@ from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import replace, value
 
 UNREADABLE = "pmuctl-unreadable"
-"""In a captured /proc: how many processes could not be looked at when it was made."""
+"""In a captured /proc: how many processes could not be read when it was made."""
 
 OF_PROCESS = ("status", "stat", "cmdline", "comm", "cgroup")
 OF_THREAD = ("stat", "status", "comm", "cgroup", "syscall")
@@ -36,22 +36,22 @@ _NUMBER = re.compile(rb"([0-9]{1,9})\n?")
 
 @value
 class CapturedProcfs(Procfs):
-    """A captured /proc, `root`; that must be no link either."""
+    """A captured /proc at `root`, which must not be a link either."""
 
     def scan_kvm(self) -> KvmScan:
-        """As it was when the capture was made."""
-        found = super().scan_kvm()
+        """Return the scan as it was when the capture was made."""
+        scan = super().scan_kvm()
         try:
-            number = _NUMBER.fullmatch(self._read(UNREADABLE))
+            number = _NUMBER.fullmatch(self._read_file(UNREADABLE))
         except OSError:
             number = None
-        more = int(number[1]) if number else 0
-        return replace(found, unreadable=found.unreadable + more, is_partial=False)
+        uncaptured = int(number[1]) if number else 0
+        return replace(scan, unreadable=scan.unreadable + uncaptured, is_partial=False)
 
-    def _read(self, path: str) -> bytes:
-        directory, name = self._parent(path)
+    def _read_file(self, path: str) -> bytes:
+        directory, name = self._open_parent(path)
         try:
-            # opening a device node can already do something, opening a FIFO waits
+            # opening a device node can have side effects, opening a FIFO blocks
             if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -63,36 +63,36 @@ class CapturedProcfs(Procfs):
         finally:
             os.close(fd)
 
-    def _names(self, path: str) -> list[str]:
-        fd = self._directory(path)
+    def _list_names(self, path: str) -> list[str]:
+        fd = self._open_directory(path)
         try:
             return os.listdir(fd)
         finally:
             os.close(fd)
 
-    def _links(self, path: str) -> dict[int, str]:
-        found = {}
-        fd = self._directory(path)
+    def _read_links(self, path: str) -> dict[int, str]:
+        targets = {}
+        fd = self._open_directory(path)
         try:
             for name in os.listdir(fd):
                 try:
-                    found[int(name)] = os.readlink(name, dir_fd=fd)
+                    targets[int(name)] = os.readlink(name, dir_fd=fd)
                 except (OSError, ValueError):
                     continue
         finally:
             os.close(fd)
-        return found
+        return targets
 
-    def _directory(self, path: str) -> int:
-        directory, name = self._parent(path)
+    def _open_directory(self, path: str) -> int:
+        directory, name = self._open_parent(path)
         try:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             return os.open(name, flags, dir_fd=directory)
         finally:
             os.close(directory)
 
-    def _parent(self, path: str) -> tuple[int, str]:
-        """The directory that a path's last part is in, for the caller to close, and that part."""
+    def _open_parent(self, path: str) -> tuple[int, str]:
+        """Open the directory of a path's last component; return its descriptor and that name."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         *parts, name = path.split("/")
         fd = os.open(self.root, flags)
@@ -106,10 +106,10 @@ class CapturedProcfs(Procfs):
         return fd, name or "."
 
 
-class _Recorder(Sysfs):
-    """A machine, and all texts that were read of it by their paths: each is read once.
+class _RecordingSysfs(Sysfs):
+    """A machine's files and the text of each one read, by path: each is read once.
 
-    Of mountinfo it has no more than what tells of cpusets.
+    Of mountinfo it keeps only the lines about cpusets.
     """
 
     def __init__(self, sysfs: Sysfs) -> None:
@@ -117,7 +117,7 @@ class _Recorder(Sysfs):
         self.texts: dict[str, str | None] = {}
 
     def read_text(self, path: str, *, limit: int = TEXT_LIMIT) -> str | None:
-        """As Sysfs, from the first time on."""
+        """Return what Sysfs returned when the path was read first."""
         if path not in self.texts:
             text = super().read_text(path, limit=limit)
             self.texts[path] = cpuset_mounts(text) if text and path == PATH_MOUNTS else text
@@ -127,37 +127,37 @@ class _Recorder(Sysfs):
 def scan_captured_vms(
     procs: Procfs, sysfs: Sysfs, vmms: Iterable[ProcessId] = ()
 ) -> Iterator[Captured]:
-    """What pmuctl reads of the processes that have VMs of their own, and of `vmms`, of which that
-    may not be known; the others are only counted.
+    """Yield the /proc files of every process that owns a VM, and of the given `vmms`.
 
-    That names VMs, and has the command lines of their VMMs. Of cgroups it has what `Cpusets`
-    reads for their threads.
+    `vmms` are VMMs that the scan may not have found to own a VM. Unreadable processes are only
+    counted. The capture contains the names of VMs and the command lines of their VMMs, and of
+    cgroups the files that `Cpusets` reads for their threads.
     """
-    found = scan_owners(procs, sysfs)
-    cgroups = _Recorder(sysfs)
+    scan = scan_owners(procs, sysfs)
+    cgroups = _RecordingSysfs(sysfs)
     cpusets = Cpusets(cgroups)
-    for process in dict.fromkeys([*(its.process for its in found.holders), *vmms]):
-        its = [*_process(procs, process.pid)]
-        # another process may have its pid by now
+    for process in dict.fromkeys([*(owner.process for owner in scan.holders), *vmms]):
+        files = [*_capture_process(procs, process.pid)]
+        # another process may have been given this pid during the capture
         if procs.is_there(process):
-            yield from its
+            yield from files
             for tid in procs.threads(process.pid):
                 cpusets.read(process.pid, tid)
     for path, text in cgroups.texts.items():
-        # those of threads are captured above; the kernel names no mount by a link, and the capture
-        # has none of those on the way
+        # the files of threads are captured above, and a path through a link cannot be captured:
+        # the kernel names no mount by a link, and the capture has none of the links on the way
         is_group = not path.startswith("proc/") and sysfs.resolve(path) == f"/{path}"
         if text is not None and (is_group or path == PATH_MOUNTS):
             yield Captured(path=path, text=text)
-    # a VM's age is told by it
+    # the age of a VM is counted from it
     uptime = procs.read_text("uptime")
     if uptime is not None:
         yield Captured(path="proc/uptime", text=uptime)
-    if found.unreadable:
-        yield Captured(path=f"proc/{UNREADABLE}", text=f"{found.unreadable}\n")
+    if scan.unreadable:
+        yield Captured(path=f"proc/{UNREADABLE}", text=f"{scan.unreadable}\n")
 
 
-def _process(procs: Procfs, pid: int) -> Iterator[Captured]:
+def _capture_process(procs: Procfs, pid: int) -> Iterator[Captured]:
     for fd, target in sorted(procs.links(pid).items()):
         yield Captured(path=f"proc/{pid}/fd/{fd}", text=target, is_link=True)
     paths = [f"{pid}/{name}" for name in OF_PROCESS]
@@ -166,18 +166,21 @@ def _process(procs: Procfs, pid: int) -> Iterator[Captured]:
     for path in paths:
         text = procs.read_text(path)
         if text is not None:
-            text = _bare_call(text) if path.endswith("/syscall") else text
+            text = _strip_addresses(text) if path.endswith("/syscall") else text
             yield Captured(path=f"proc/{path}", text=text)
 
 
-def _bare_call(text: str) -> str:
-    """A system call without the addresses it has, which /proc tells nobody else: its number, and
-    of KVM_RUN the descriptor and the request, too (proc_pid_syscall(5))."""
+def _strip_addresses(text: str) -> str:
+    """Return a /proc/PID/syscall text without addresses, which /proc shows to no other user.
+
+    What is left is the number of the system call, and for KVM_RUN the descriptor and the request
+    (proc_pid_syscall(5)).
+    """
     words = text.split()
     kept = words[:3] if words[2:3] == [f"{KVM_RUN:#x}"] else words[:1]
     return " ".join(kept) + "\n"
 
 
 def capture_probed(probed: KvmCaps, pmus: Sequence[Pmu]) -> Captured:
-    """What probes found of KVM, as `read_cached` finds it in a captured tree."""
+    """Return the probe results as the file that `read_cached` reads in a captured tree."""
     return Captured(path=PATH_CAPTURED, text=to_captured(probed, pmus))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's CPUs: which are online, and what core each one is."""
+"""The host's CPUs: which are present and online, and the core model of each."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _CPU_NAME = re.compile(r"cpu(0|[1-9][0-9]{0,4})")
 
 @cache
 def core_names() -> Mapping[tuple[int, int], str]:
-    """(implementer, part number) → name as its maker writes it, from data/cores.tsv."""
+    """Return (implementer, part number) → name as the vendor writes it, from data/cores.tsv."""
     table = Path(__file__).parents[1] / "data" / "cores.tsv"
     rows = [
         line.split("\t")
@@ -26,7 +26,7 @@ def core_names() -> Mapping[tuple[int, int], str]:
 
 
 def decode_midr(midr: int) -> CoreModel:
-    """The core model in a MIDR_EL1 value: implementer [31:24], part number [15:4].
+    """Return the core model in a MIDR_EL1 value: implementer [31:24], part number [15:4].
 
     Variant [23:20], architecture [19:16] and revision [3:0] do not tell models apart
     (Arm ARM, MIDR_EL1).
@@ -38,29 +38,30 @@ def decode_midr(midr: int) -> CoreModel:
 
 
 def read_online(sysfs: Sysfs) -> CpuSet | None:
-    """The CPUs that are online, None where that cannot be read."""
+    """Return the online CPUs, None if they cannot be read."""
     return sysfs.read_cpuset(PATH_CPU_ONLINE)
 
 
 def read_core(sysfs: Sysfs, cpu: int) -> CoreModel | None:
-    """The core model of one CPU.
+    """Return the core model of one CPU.
 
-    None while it is offline, when the kernel takes the file away (cpuid_cpu_offline(),
-    arch/arm64/kernel/cpuinfo.c), and where the bits above 31, which are RES0, are not zero.
+    Return None while the CPU is offline, as the kernel then removes the file
+    (cpuid_cpu_offline(), arch/arm64/kernel/cpuinfo.c), and if the bits above 31, which are RES0,
+    are not zero.
     """
     midr = sysfs.read_int(PATH_CPU_MIDR.format(cpu=cpu))
     return None if midr is None or not 0 <= midr < 1 << 32 else decode_midr(midr)
 
 
 def scan_present(sysfs: Sysfs) -> CpuSet:
-    """The CPUs that have a directory in sysfs, online or not."""
+    """Return the CPUs that have a directory in sysfs, online or not."""
     matches = (_CPU_NAME.fullmatch(name) for name in sysfs.entries(PATH_CPU))
     cpus = (int(match[1]) for match in matches if match)
     return CpuSet.of(cpu for cpu in cpus if cpu < CPU_LIMIT)
 
 
 def scan_cores(sysfs: Sysfs, cpus: CpuSet) -> tuple[CoreModel, ...]:
-    """The distinct core models of these CPUs, in the order of the CPUs."""
-    # a hostile list may name 65536 CPUs: ask only for those that are there
+    """Return the distinct core models of these CPUs, in the order of the CPUs."""
+    # a hostile list may name 65536 CPUs: read only those that are present
     cores = (read_core(sysfs, cpu) for cpu in cpus & scan_present(sysfs))
     return tuple(dict.fromkeys(core for core in cores if core is not None))

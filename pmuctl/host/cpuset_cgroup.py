@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPUs that a thread's cpuset cgroup allows, and the group in which that is set.
+"""The CPUs that a thread's cpuset cgroup allows, and the group that sets them.
 
-Of cgroup v2 and v1 (Documentation/admin-guide/cgroup-v2.rst "Cpuset", cgroup-v1/cpusets.rst). A
-thread has its own group: v2 has threaded ones, and v1 takes single threads everywhere. What is
-read is believed no further than Sysfs does: a path that leaves the hierarchy is none.
+Both cgroup v2 and v1 are read (Documentation/admin-guide/cgroup-v2.rst "Cpuset",
+cgroup-v1/cpusets.rst). Each thread has a group of its own: v2 has threaded groups, and v1 takes
+single threads everywhere. Files are trusted no further than Sysfs trusts them: a path that leaves
+the hierarchy is ignored.
 """
 
 import re
@@ -19,7 +20,7 @@ PATH_MOUNTS = "proc/self/mountinfo"
 MOUNTS_LIMIT = 64 << 20
 """Bytes: a mount namespace has up to 100,000 mounts (sysctl fs.mount-max), a line each."""
 DEPTH_LIMIT = 256
-"""Groups in one path, far above any; /proc shows at most one page of it."""
+"""Groups in one path, far more than any has; /proc shows at most one page of it."""
 PATH_LIMIT = 4096
 """Characters of a group's path (PATH_MAX, include/uapi/linux/limits.h)."""
 
@@ -28,11 +29,11 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @value(kw_only=True)
 class Cpuset:
-    """What a cpuset cgroup allows a thread.
+    """The CPUs that a cpuset cgroup allows a thread.
 
-    `version` is that of the cgroup hierarchy, 1 or 2, and `path` the directory of the group in
-    which the CPUs are set: the thread's own, or one above it. `cpus` are those that are allowed,
-    none of them offline. `prefix` is what the names of its files begin with.
+    `version` is that of the cgroup hierarchy, 1 or 2, and `path` the directory of the group that
+    sets the CPUs: the thread's own, or one above it. `cpus` are the allowed CPUs, none of them
+    offline. `prefix` begins the names of the group's files.
     """
 
     version: int
@@ -42,13 +43,13 @@ class Cpuset:
 
     @property
     def file(self) -> str:
-        """Where its CPUs are set."""
+        """The file in which the group's CPUs are set."""
         return f"{self.path}/{self.prefix}cpus"
 
 
 @value
 class _Mount:
-    """One mount of a hierarchy: `root` is the group that is seen at the directory `point`."""
+    """One mount of a hierarchy, which shows the group `root` at the directory `point`."""
 
     version: int
     root: str
@@ -57,7 +58,7 @@ class _Mount:
 
 
 class Cpusets:
-    """The cpusets of one machine, as they are at one look: each is read once."""
+    """The cpusets of one machine at one time: each group is read once."""
 
     def __init__(self, sysfs: Sysfs) -> None:
         self._sysfs = sysfs
@@ -65,41 +66,44 @@ class Cpusets:
         self._groups: dict[tuple[int, str], Cpuset | None] = {}
 
     def read(self, pid: int, tid: int) -> Cpuset | None:
-        """That of a thread; None where it is in none, is gone, or its hierarchy is not seen.
+        """Return the cpuset of a thread.
 
-        The thread may have been moved since it was asked of last, and that is seen.
+        Return None if the thread is in no cpuset or is gone, or its hierarchy is not mounted
+        here. The thread's group is read each time, so a move to another one is seen.
         """
         text = self._sysfs.read_text(PATH_CGROUP.format(pid=pid, tid=tid))
-        found = None if text is None else _group(text)
-        if found is None:
+        group = None if text is None else _parse_group(text)
+        if group is None:
             return None
-        if found not in self._groups:
-            self._groups[found] = self._find(*found)
-        return self._groups[found]
+        if group not in self._groups:
+            self._groups[group] = self._find_cpuset(*group)
+        return self._groups[group]
 
     def forget(self) -> None:
-        """Read them anew from now on, as after something was changed."""
+        """Forget the groups read so far, so that later calls see changes to them."""
         self._groups.clear()
 
-    def _find(self, version: int, group: str) -> Cpuset | None:
+    def _find_cpuset(self, version: int, group: str) -> Cpuset | None:
         if self._mounts is None:
-            self._mounts = list(_mounts(self._sysfs))
+            self._mounts = list(_scan_mounts(self._sysfs))
         for mount in self._mounts:
-            parts = _below(mount, group) if mount.version == version else None
-            if parts is not None and (its := _climb(self._sysfs, mount, parts)) is not None:
-                return its
+            parts = _split_group(mount, group) if mount.version == version else None
+            if parts is not None:
+                cpuset = _read_cpuset(self._sysfs, mount, parts)
+                if cpuset is not None:
+                    return cpuset
         return None
 
 
 def cpuset_mounts(text: str) -> str:
-    """The lines of mountinfo that matter here: the others tell of disks, paths and containers."""
-    return "".join(f"{line}\n" for line in text.split("\n") if _mount(line))
+    """Return the lines of mountinfo about cpusets; the others name disks, paths, containers."""
+    return "".join(f"{line}\n" for line in text.split("\n") if _parse_mount(line))
 
 
-def _group(text: str) -> tuple[int, str] | None:
-    """The hierarchy's version and the path of the group in /proc/PID/cgroup (cgroups(7)).
+def _parse_group(text: str) -> tuple[int, str] | None:
+    """Return the hierarchy's version and the group's path from /proc/PID/cgroup (cgroups(7)).
 
-    The controller cpuset is in one hierarchy: in v1's where that has a line for it, else in v2's.
+    The cpuset controller is in one hierarchy: v1's if that has a line for it, else v2's.
     """
     unified = None
     for line in text.split("\n"):
@@ -114,36 +118,40 @@ def _group(text: str) -> tuple[int, str] | None:
     return None if unified is None else (2, unified)
 
 
-def _mounts(sysfs: Sysfs) -> Iterator[_Mount]:
-    """The mounts of hierarchies that can have a cpuset, in /proc/self/mountinfo (proc(5))."""
+def _scan_mounts(sysfs: Sysfs) -> Iterator[_Mount]:
+    """Yield the mounts in /proc/self/mountinfo (proc(5)) of hierarchies that can have cpusets."""
     text = sysfs.read_text(PATH_MOUNTS, limit=MOUNTS_LIMIT)
     for line in (text or "").split("\n"):
-        if mount := _mount(line):
+        if mount := _parse_mount(line):
             yield mount
 
 
-def _mount(line: str) -> _Mount | None:
+def _parse_mount(line: str) -> _Mount | None:
     before, dash, after = line.partition(" - ")
-    fields, its = before.split(" "), after.split(" ")
-    if not dash or len(fields) < 6 or len(its) < 3:
+    fields, fs_fields = before.split(" "), after.split(" ")
+    if not dash or len(fields) < 6 or len(fs_fields) < 3:
         return None
-    root, point, options = _unescaped(fields[3]), _unescaped(fields[4]), its[-1].split(",")
-    if its[0] == "cgroup2":
+    root, point = _unescape_path(fields[3]), _unescape_path(fields[4])
+    fs_type, options = fs_fields[0], fs_fields[-1].split(",")
+    if fs_type == "cgroup2":
         return _Mount(2, root, point)
-    if (its[0] == "cgroup" and "cpuset" in options) or its[0] == "cpuset":
-        # files without the controller's name are those of the time before cgroups
-        bare = its[0] == "cpuset" or "noprefix" in options
+    if (fs_type == "cgroup" and "cpuset" in options) or fs_type == "cpuset":
+        # the cpuset filesystem, older than cgroups, names its files without the controller
+        bare = fs_type == "cpuset" or "noprefix" in options
         return _Mount(1, root, point, "" if bare else "cpuset.")
     return None
 
 
-def _unescaped(text: str) -> str:
-    """A path of mountinfo, in which space, tab, newline and backslash are octal (mangle())."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)
+def _unescape_path(text: str) -> str:
+    """Return a path of mountinfo with the octal escapes decoded.
+
+    The kernel escapes space, tab, newline and backslash (mangle()).
+    """
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def _below(mount: _Mount, group: str) -> list[str] | None:
-    """The names that lead from a mount's directory to a group, None where it is not below it."""
+def _split_group(mount: _Mount, group: str) -> list[str] | None:
+    """Return the names that lead from a mount's directory to a group, None if it is not below."""
     if len(group) > PATH_LIMIT or not mount.point.startswith("/"):
         return None
     root = mount.root.rstrip("/")
@@ -151,15 +159,15 @@ def _below(mount: _Mount, group: str) -> list[str] | None:
         return None
     parts = [part for part in group[len(root) :].split("/") if part]
     if len(parts) > DEPTH_LIMIT or any(part in (".", "..") for part in parts):
-        return None  # outside the namespace of this process, so not to be seen here
+        return None  # ".." is a group outside this process's cgroup namespace
     return parts
 
 
-def _climb(sysfs: Sysfs, mount: _Mount, parts: list[str]) -> Cpuset | None:
-    """From a group upwards: what holds for the thread, and which group sets that.
+def _read_cpuset(sysfs: Sysfs, mount: _Mount, parts: list[str]) -> Cpuset | None:
+    """Return the cpuset of a group, found by going from it upwards; None if there is none.
 
-    A group that sets no CPUs has those of its parent (v2). One that gets less than it has set is
-    cut down by one above, which is the one that is meant.
+    A group that sets no CPUs has those of its parent (v2). If a group gets fewer CPUs than it
+    sets, a group above limits it, and the result names that one.
     """
     allowed: CpuSet | None = None
     path: str | None = None
@@ -167,13 +175,13 @@ def _climb(sysfs: Sysfs, mount: _Mount, parts: list[str]) -> Cpuset | None:
     for depth in range(len(parts), -1, -1):
         directory = "/".join((mount.point, *parts[:depth]))
         if allowed is None:
-            allowed = _effective(sysfs, mount, directory)
-        own = _read(sysfs, f"{directory}/{mount.prefix}cpus")
+            allowed = _read_effective_cpus(sysfs, mount, directory)
+        own = _read_cpus(sysfs, f"{directory}/{mount.prefix}cpus")
         if not own or allowed is None:
             continue
         if path is None or missing - own:
             is_cause, path = path is not None, directory
-            everywhere = _effective(sysfs, mount, mount.point)
+            everywhere = _read_effective_cpus(sysfs, mount, mount.point)
             missing = own - allowed if everywhere is None else (own - allowed) & everywhere
             if is_cause or not missing:
                 break
@@ -183,11 +191,11 @@ def _climb(sysfs: Sysfs, mount: _Mount, parts: list[str]) -> Cpuset | None:
     return Cpuset(version=mount.version, path=path, cpus=allowed, prefix=mount.prefix)
 
 
-def _effective(sysfs: Sysfs, mount: _Mount, directory: str) -> CpuSet | None:
-    """The CPUs that a group has, of those it and all above it set; None where it has no cpuset."""
+def _read_effective_cpus(sysfs: Sysfs, mount: _Mount, directory: str) -> CpuSet | None:
+    """Return the CPUs left to a group by itself and all groups above, None without a cpuset."""
     name = "cpus.effective" if mount.version == 2 else "effective_cpus"
-    return _read(sysfs, f"{directory}/{mount.prefix}{name}")
+    return _read_cpus(sysfs, f"{directory}/{mount.prefix}{name}")
 
 
-def _read(sysfs: Sysfs, path: str) -> CpuSet | None:
+def _read_cpus(sysfs: Sysfs, path: str) -> CpuSet | None:
     return sysfs.read_cpuset(path.lstrip("/"))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KVM tells in debugfs, to root where that is mounted: who made a VM, whether it has run.
+"""KVM's directory in debugfs, if it is mounted and readable (root): makers of VMs, runs of vCPUs.
 
 The directory of a VM is named for the thread that made it and the descriptor that it got
-(kvm_create_vm_debugfs(), virt/kvm/kvm_main.c). Where the architecture has directories of vCPUs
-(__KVM_HAVE_ARCH_VCPU_DEBUGFS: x86 has), each has a file `pid`; arm64 has none from 6.1 to 7.3.
+(kvm_create_vm_debugfs(), virt/kvm/kvm_main.c). On architectures with a directory for each vCPU
+(__KVM_HAVE_ARCH_VCPU_DEBUGFS: x86), it has a file `pid`; arm64 has none from 6.1 to 7.3.
 """
 
 import re
@@ -18,19 +18,19 @@ _VM = re.compile(r"([1-9][0-9]{0,9})-([0-9]{1,9})")
 _VCPU = re.compile(r"vcpu([0-9]{1,9})")
 
 Names = Mapping[tuple[int, int], str]
-"""(Thread id of the maker, VM descriptor) → the VM's directory."""
+"""(Thread id of the VM's maker, VM descriptor) → name of the VM's directory."""
 
 
 def scan_names(sysfs: Sysfs) -> Names:
-    """The VMs that KVM shows; none where this user may not look."""
+    """Return the VMs that KVM shows, an empty dict if this user may not look."""
     matches = (_VM.fullmatch(name) for name in sysfs.entries(PATH_KVM))
-    return {(int(its[1]), int(its[2])): its[0] for its in matches if its}
+    return {(int(match[1]), int(match[2])): match[0] for match in matches if match}
 
 
 def names_of(names: Names, holder: KvmProcess, tids: Collection[int]) -> Iterator[tuple[int, str]]:
-    """The VM descriptors of a process with their directories.
+    """Yield the VM descriptors of a process with the names of their directories.
 
-    The maker's thread may have ended since: then the VM is not found.
+    A VM is not found if the thread that made it has ended.
     """
     for fd in holder.vms:
         for maker in (holder.pid, *tids):
@@ -40,21 +40,20 @@ def names_of(names: Names, holder: KvmProcess, tids: Collection[int]) -> Iterato
 
 
 def has_run(sysfs: Sysfs, name: str) -> bool:
-    """Whether KVM says that a vCPU of this VM has been in its guest, and left it; False also where
-    that cannot be read.
+    """Return whether KVM has counted an exit of this VM from its guest; False if unreadable.
 
-    Each time is counted after the guest was entered (kvm_arch_vcpu_ioctl_run(),
-    arch/arm64/kvm/arm.c), and a VM's file has the sum of its vCPUs' (kvm_vcpu_stats_desc[]).
+    An exit is counted after the guest was entered (kvm_arch_vcpu_ioctl_run(),
+    arch/arm64/kvm/arm.c), and a VM's file has the sum over its vCPUs (kvm_vcpu_stats_desc[]).
     """
     return (sysfs.read_int(f"{PATH_KVM}/{name}/exits") or 0) > 0
 
 
 def read_vcpus(sysfs: Sysfs, name: str) -> dict[int, int]:
-    """The vCPUs of a VM that have run, each with the thread that ran it last."""
-    found = {}
+    """Return the vCPUs of a VM that have run: number → thread id that ran it last."""
+    tids = {}
     for entry in sysfs.entries(f"{PATH_KVM}/{name}"):
         if match := _VCPU.fullmatch(entry):
             tid = sysfs.read_int(f"{PATH_KVM}/{name}/{entry}/pid")
             if tid is not None and tid > 0:
-                found[int(match[1])] = tid
-    return found
+                tids[int(match[1])] = tid
+    return tids

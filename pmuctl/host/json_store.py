@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small JSON files of one user for others to read, believed no further than their owner."""
+"""Small JSON files that one user writes and others read, trusted only as far as their owner."""
 
 import contextlib
 import errno
@@ -14,18 +14,18 @@ from pmuctl.host.resource_errors import raise_if_exhausted
 
 
 def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> object:
-    """What the file `name` of that directory says; None where it is not to be believed.
+    """Return the document in the file `name` of the directory, None if it cannot be trusted.
 
-    That is unless directory and file are of one of these users and nobody else may write to
-    them, no link is in their place, and it is a regular file of at most `limit` bytes of JSON.
-    Raises ResourceExhaustedError where this process or the machine runs short.
+    It is trusted if the directory and the file belong to one of `owners`, nobody else may write
+    to them, neither is a link, and the file is a regular one of at most `limit` bytes of JSON.
+    Raises ResourceExhaustedError if descriptors or memory run out.
     """
     try:
-        with _opened(directory, os.O_PATH | os.O_DIRECTORY) as folder:
+        with _open_fd(directory, os.O_PATH | os.O_DIRECTORY) as folder:
             if not _is_safe(folder, owners):
                 return None
-            # a FIFO must not hold us up
-            with _opened(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder) as fd:
+            # without O_NONBLOCK, opening a FIFO would block
+            with _open_fd(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder) as fd:
                 if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_safe(fd, owners):
                     return None
                 with open(fd, "rb", closefd=False) as file:
@@ -41,25 +41,25 @@ def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> 
 def save(
     directory: Path, name: str, document: object, *, owners: Collection[int], limit: int
 ) -> None:
-    """Write the file whole or not at all, for all to read; the directory is made if need be.
+    """Write the file atomically, readable by all; make the directory if it is missing.
 
-    Raises OSError where that cannot be: EPERM in a directory that `load` would not believe, EFBIG
-    for what is over `limit` bytes.
+    Raises OSError on failure: EPERM for a directory that `load` would not trust, EFBIG for a
+    document over `limit` bytes.
     """
     data = (json.dumps(document, indent=1) + "\n").encode()
     if len(data) > limit:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
-    # not the module secrets: it brings hashlib and random into processes that want to be small
+    # the module secrets would bring hashlib and random into processes that must stay small
     beside = f".{name}.{os.urandom(8).hex()}"
     with contextlib.suppress(FileExistsError):
         directory.mkdir()
-        directory.chmod(0o755)  # whatever the umask is
-    with _opened(directory, os.O_RDONLY | os.O_DIRECTORY) as folder:
+        directory.chmod(0o755)  # the umask may have taken bits away
+    with _open_fd(directory, os.O_RDONLY | os.O_DIRECTORY) as folder:
         if not _is_safe(folder, owners):
             raise OSError(errno.EPERM, "others may write to it", os.fspath(directory))
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with _opened(beside, flags, mode=0o600, dir_fd=folder) as fd:
+            with _open_fd(beside, flags, mode=0o600, dir_fd=folder) as fd:
                 with open(fd, "wb", closefd=False) as file:
                     file.write(data)
                 os.fchmod(fd, 0o644)
@@ -71,14 +71,14 @@ def save(
 
 
 def remove(directory: Path, name: str) -> None:
-    """Remove the file, if it is there; raises OSError where that is not permitted."""
+    """Remove the file if it exists; raise OSError if that is not permitted."""
     with contextlib.suppress(FileNotFoundError):
-        with _opened(directory, os.O_PATH | os.O_DIRECTORY) as folder:
+        with _open_fd(directory, os.O_PATH | os.O_DIRECTORY) as folder:
             os.unlink(name, dir_fd=folder)
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path, flags: int, **options: Any) -> Iterator[int]:
+def _open_fd(path: str | Path, flags: int, **options: Any) -> Iterator[int]:
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, **options)
     try:
         yield fd
@@ -87,6 +87,6 @@ def _opened(path: str | Path, flags: int, **options: Any) -> Iterator[int]:
 
 
 def _is_safe(fd: int, owners: Collection[int]) -> bool:
-    """Whether nobody but these can have written here."""
-    its = os.fstat(fd)
-    return its.st_uid in owners and not its.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    """Return whether only these users can have written to an open file or directory."""
+    status = os.fstat(fd)
+    return status.st_uid in owners and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several peers asked at once, without any of them keeping a signal waiting."""
+"""Jobs run side by side in threads, none of which can keep a signal waiting."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -8,27 +8,28 @@ from typing import TypeVar
 from pmuctl.host.signals import defer_signals
 
 AT_ONCE = 32
+"""Threads that run jobs at the same time, at most."""
 SIGNAL_SECONDS = 0.05
-"""So long a signal waits at most."""
+"""Seconds a signal waits at most."""
 
 T = TypeVar("T")
 
 
 def run_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """What each of these comes to, in their order; no more than AT_ONCE are begun at a time.
+    """Run the jobs in threads, at most AT_ONCE at a time; return their results in order.
 
-    A signal that ends pmuctl is heeded between two looks at the threads, and then none is waited
-    for: raised in the midst of a lock of theirs it would leave that locked, or be lost. Raises
-    what a job does, and Stopped.
+    A terminating signal is handled between two looks at the threads, and then no thread is waited
+    for: raised while the main thread holds a lock of the pool, it would leave that locked, or be
+    lost. Raises what a job raises, and Stopped.
     """
     if not jobs:
         return []
-    with defer_signals() as came:
+    with defer_signals() as received:
         pool = ThreadPoolExecutor(max_workers=AT_ONCE)
         try:
-            answers = [pool.submit(job) for job in jobs]
-            while not came and wait(answers, timeout=SIGNAL_SECONDS).not_done:
+            futures = [pool.submit(job) for job in jobs]
+            while not received and wait(futures, timeout=SIGNAL_SECONDS).not_done:
                 pass
-            return [] if came else [answer.result() for answer in answers]
+            return [] if received else [future.result() for future in futures]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The perf event sources of a host: its CPU PMUs, and what else has a place among them."""
+"""The perf event sources of a host: its CPU PMUs, and the others (uncore, software …)."""
 
 import re
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ ATTRIBUTE_LIMIT = 4096
 """Bytes: an event, format or cap is one short line."""
 
 ENTRIES_LIMIT = 4096
-"""More events than any PMU names, and a bound on what a hostile tree costs."""
+"""Files read of one directory at most: more than any PMU has events; it bounds a hostile tree."""
 
-# The names of kernel attributes and PMUs; no control bytes, no path
+# names of kernel attributes and PMUs have no control bytes and are no paths
 _NAME = re.compile(r"(?!\.{1,2}$)[!-.0-~]{1,255}")
 
 
 class Source(StrEnum):
-    """Who named the event sources."""
+    """Where the names of the event sources come from."""
 
     UDEV = "udev"
     SYSFS = "sysfs"
@@ -37,14 +37,14 @@ class Source(StrEnum):
 
 @value(kw_only=True)
 class EventSources:
-    """The names under /sys/bus/event_source/devices, and who told them."""
+    """The names under /sys/bus/event_source/devices, and where they come from."""
 
     names: tuple[str, ...]
     source: Source
 
 
 def scan_event_sources(sysfs: Sysfs) -> EventSources:
-    """The names of all event sources: from udev on the live machine, else from sysfs itself.
+    """Return the names of all event sources: from udev on the live machine, else from sysfs.
 
     libudev knows no other root, so a captured tree is always walked.
     """
@@ -56,7 +56,7 @@ def scan_event_sources(sysfs: Sysfs) -> EventSources:
 
 
 def scan_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[Pmu]:
-    """The CPU PMUs, ordered by type and name; `names` are those to look at, by default all.
+    """Return the CPU PMUs among `names` (default: all event sources), ordered by type and name.
 
     A CPU PMU is an event source with a file `cpus`; uncore ones have `cpumask` instead, software
     ones neither (drivers/perf/arm_pmu.c).
@@ -64,7 +64,7 @@ def scan_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[Pmu]:
     online = read_online(sysfs)
     pmus = [
         _read_pmu(sysfs, name, online=online)
-        for name, files in _scan(sysfs, names)
+        for name, files in _scan_devices(sysfs, names)
         if "cpus" in files
     ]
     return sorted(
@@ -73,32 +73,31 @@ def scan_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[Pmu]:
 
 
 def scan_pmu_types(sysfs: Sysfs) -> dict[int, str]:
-    """The names of the CPU PMUs by perf type, and nothing else of them: for VMMs, without udev."""
-    names = [
-        name for name, files in _scan(sysfs, sysfs.entries(PATH_EVENT_SOURCE)) if "cpus" in files
-    ]
+    """Return the names of the CPU PMUs by perf type; for VMMs, so without udev."""
+    devices = _scan_devices(sysfs, sysfs.entries(PATH_EVENT_SOURCE))
+    names = [name for name, files in devices if "cpus" in files]
     types = ((_read_type(sysfs, name), name) for name in names)
     return {number: name for number, name in types if number is not None}
 
 
 def scan_other(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[OtherPmu]:
-    """The event sources that are no CPU PMUs (software, breakpoint, uncore …), by name."""
+    """Return the event sources that are no CPU PMUs (software, breakpoint, uncore …), by name."""
     return [
         OtherPmu(
             name=name,
             type=_read_type(sysfs, name),
             cpumask=sysfs.read_cpuset(f"{PATH_EVENT_SOURCE}/{name}/cpumask"),
         )
-        for name, files in _scan(sysfs, names)
+        for name, files in _scan_devices(sysfs, names)
         if "cpus" not in files
     ]
 
 
 def parse_event(text: str) -> int | None:
-    """The event number in the text of an events/NAME file: "event=0x0011", or "config=…".
+    """Return the event number in the text of an events/NAME file: "event=0x0011" or "config=…".
 
-    Other terms beside it ("event=0x11,long=1") are passed over. None where there is not exactly
-    one such term, or its value is no event number.
+    Other terms ("event=0x11,long=1") are ignored. Return None if there is not exactly one such
+    term, or its value is no event number.
     """
     terms = (term.partition("=") for term in text.strip(" \n").split(","))
     values = [value for key, _, value in terms if key in ("event", "config")]
@@ -106,8 +105,8 @@ def parse_event(text: str) -> int | None:
     return None if code is None or not 0 <= code < EVENT_CODE_LIMIT else code
 
 
-def _scan(sysfs: Sysfs, names: Iterable[str] | None) -> list[tuple[str, list[str]]]:
-    """Each name with the files of its device; those without any are no devices (torn capture)."""
+def _scan_devices(sysfs: Sysfs, names: Iterable[str] | None) -> list[tuple[str, list[str]]]:
+    """Return each name with its device's files; leave out those without (incomplete capture)."""
     if names is None:
         names = scan_event_sources(sysfs).names
     found = (
@@ -123,7 +122,7 @@ def _read_pmu(sysfs: Sysfs, name: str, *, online: CpuSet | None) -> Pmu:
     cpus = sysfs.read_cpuset(f"{base}/cpus")
     codes = {event: parse_event(text) for event, text in _read_texts(sysfs, f"{base}/events")}
     usable = None if cpus is None or online is None else cpus & online
-    # where nobody says what is online, the MIDR files do: they come and go with their CPU
+    # if the online CPUs are unknown, the MIDR files show them: they come and go with their CPU
     candidates = cpus if usable is None else usable
     return Pmu(
         name=name,
@@ -144,7 +143,7 @@ def _read_type(sysfs: Sysfs, name: str) -> int | None:
 
 
 def _read_texts(sysfs: Sysfs, directory: str) -> list[tuple[str, str]]:
-    """The files of a directory, name and stripped text; those not plain printable left out."""
+    """Return name and stripped text of a directory's files; leave out text not printable."""
     texts = (
         (name, sysfs.read_text(f"{directory}/{name}", limit=ATTRIBUTE_LIMIT))
         for name in sysfs.entries(directory)[:ENTRIES_LIMIT]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a /proc: read through a root, with what has vanished told apart from a shortage."""
+"""Readers of the files of a mounted procfs, which may be the capture of another machine."""
 
 import os
 from collections.abc import Iterator
@@ -10,76 +10,77 @@ from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.value import value
 
 READ_LIMIT = 1 << 20
-"""Bytes of one file that are read: only command lines can have more."""
+"""Bytes read of one file at most; only command lines can have more."""
 PAGE = 4096
-"""Bytes: the smallest pages there are."""
+"""Bytes of the smallest page that Linux has."""
 
 
 @value
 class ProcFiles:
-    """Readers of a mounted procfs. What has vanished, or may not be read, is none or empty.
+    """Readers of a mounted procfs. A file that has vanished, or may not be read, is None or empty.
 
-    Where this process or the machine runs short, they raise ResourceExhaustedError.
+    If descriptors or memory run out, the readers raise ResourceExhaustedError.
     """
 
     root: Path = Path("/proc")
 
     def read_text(self, path: str) -> str | None:
-        """All of a file below the root; None where that cannot be read.
+        """Return the whole text of a file below the root, None if it cannot be read.
 
-        Bytes that are not UTF-8 come as lone surrogates.
+        Bytes that are not UTF-8 become lone surrogates.
         """
         try:
-            return self._read(path).decode(errors="surrogateescape")
+            return self._read_file(path).decode(errors="surrogateescape")
         except OSError:
             return None
 
-    def _status_number(self, tid: int, name: bytes) -> int | None:
+    def _read_status_number(self, tid: int, name: bytes) -> int | None:
+        """Return the number in a line of /proc/TID/status, None if there is none."""
         try:
-            status = self._read(f"{tid}/status")
+            status = self._read_file(f"{tid}/status")
         except OSError:
             return None
-        # a thread's name, the one line that anybody may write, has its line ends escaped
-        value = status.partition(b"\n" + name + b":\t")[2].partition(b"\n")[0]
-        return int(value) if value.isdigit() else None
+        # any user may choose a thread's name, but the kernel escapes the line ends in it
+        digits = status.partition(b"\n" + name + b":\t")[2].partition(b"\n")[0]
+        return int(digits) if digits.isdigit() else None
 
-    def _stat(self, path: str) -> list[bytes]:
-        """The fields from the third on; none where there is no such process."""
+    def _read_stat(self, path: str) -> list[bytes]:
+        """Return the fields of a stat file from the third on, an empty list if it is gone."""
         try:
-            stat = self._read(path)
+            stat = self._read_file(path)
         except OSError:
             return []
         # the second field is the command in parentheses, which may itself hold anything
         return stat.rpartition(b")")[2].split()
 
-    def _read(self, path: str) -> bytes:
-        """What a file has, as far as READ_LIMIT; raises OSError."""
-        with _telling_shortage():
+    def _read_file(self, path: str) -> bytes:
+        """Return the content of a file, READ_LIMIT bytes or little more; raise OSError."""
+        with _raising_if_exhausted():
             fd = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return read_all(fd)
             finally:
                 os.close(fd)
 
-    def _names(self, path: str) -> list[str]:
-        """The names in a directory; raises OSError."""
-        with _telling_shortage():
+    def _list_names(self, path: str) -> list[str]:
+        """Return the names in a directory; raise OSError."""
+        with _raising_if_exhausted():
             return os.listdir(f"{self.root}/{path}")
 
-    def _links(self, path: str) -> dict[int, str]:
-        """Where the links in a directory of descriptors point to; raises OSError."""
+    def _read_links(self, path: str) -> dict[int, str]:
+        """Return the targets of the links in a directory of descriptors; raise OSError."""
         folder = f"{self.root}/{path}"
-        found = {}
-        for name in self._names(path):
+        targets = {}
+        for name in self._list_names(path):
             try:
-                found[int(name)] = os.readlink(f"{folder}/{name}")
+                targets[int(name)] = os.readlink(f"{folder}/{name}")
             except (OSError, ValueError):
                 continue
-        return found
+        return targets
 
 
 @contextmanager
-def _telling_shortage() -> Iterator[None]:
+def _raising_if_exhausted() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -88,17 +89,17 @@ def _telling_shortage() -> Iterator[None]:
 
 
 def read_all(fd: int) -> bytes:
-    """The bytes of an open file, as far as READ_LIMIT; raises OSError."""
+    """Return the bytes of an open file, READ_LIMIT or little more at most; raise OSError."""
     data = more = os.read(fd, 1 << 16)
-    # less than a page is all: a file of /proc is made whole, or page by page
+    # a read shorter than a page is the last: the kernel makes /proc files whole, or page by page
     while len(more) >= PAGE and len(data) < READ_LIMIT:
         more = os.read(fd, 1 << 16)
         data += more
     return data
 
 
-def number(fields: list[bytes], at: int) -> int | None:
-    """The number in a field of stat, None for what is none of 64 bits."""
-    if len(fields) > at and len(fields[at]) <= 20 and fields[at].isdigit():
-        return int(fields[at])
+def parse_stat_number(fields: list[bytes], index: int) -> int | None:
+    """Return the number in a field of stat; None if it is missing or has over 20 digits."""
+    if len(fields) > index and len(fields[index]) <= 20 and fields[index].isdigit():
+        return int(fields[index])
     return None

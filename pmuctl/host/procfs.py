@@ -7,20 +7,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, holder_of, vcpus_of
-from pmuctl.host.proc_files import ProcFiles, number
+from pmuctl.host.proc_files import ProcFiles, parse_stat_number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.pidfd import kcmp_file
 from pmuctl.value import value
 
 TICKS = 100
-"""Clock ticks a second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
+"""Clock ticks per second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
 FIRST_NAMESPACE = 0xEFFFFFFC
 """The inode of the first pid namespace: PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 PF_KTHREAD = 0x00200000
-"""Among a process's flags (proc_pid_stat(5), field 9; include/linux/sched.h)."""
+"""The flag of kernel threads (proc_pid_stat(5), field 9; include/linux/sched.h)."""
 ID = re.compile(r"[1-9][0-9]{0,9}")
-"""The name of a process or thread in a directory."""
+"""The directory name of a process or thread."""
 
 _UIDS = re.compile(rb"^Uid:\t([0-9]{1,10})\t\1\t\1\t", re.MULTILINE)
 _BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
@@ -30,7 +30,7 @@ _CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
 
 @value
 class ThreadStat:
-    """Some of proc_pid_stat(5): the state's letter, clock ticks of guest code, the last CPU."""
+    """Some of proc_pid_stat(5): the state letter, clock ticks in guest code, the last CPU."""
 
     state: str
     guest_time: int
@@ -39,9 +39,9 @@ class ThreadStat:
 
 @value
 class ThreadTimes:
-    """The clock ticks that a thread has had of a CPU, and those of them in a guest.
+    """The clock ticks a thread has run on a CPU (`busy`), and those of them in a guest.
 
-    `start` is when it began, in clock ticks since boot: with its id that names it for good.
+    `start` is its start time in clock ticks since boot, which with the thread id is unique.
     """
 
     start: int
@@ -51,17 +51,19 @@ class ThreadTimes:
 
 @value
 class Procfs(ProcFiles):
-    """The processes of a machine. What has vanished, or may not be read, is none or empty.
+    """The processes of a machine. What has vanished, or may not be read, is None or empty.
 
-    Where this process or the machine runs short, its readers raise ShortageError.
+    If descriptors or memory run out, the readers raise ResourceExhaustedError.
     """
 
     def scan_kvm(self) -> KvmScan:
-        """Who has KVM VMs open: one pass, in which of others only the lists of descriptors are
-        read, and of the kernel's own threads, which may not be, what they are.
+        """Return the processes that have KVM VMs open, found in one pass over /proc.
+
+        Of other processes only the lists of descriptors are read; of those whose list may not be
+        read, also the flags, because kernel threads do not count as unreadable.
         """
         try:
-            names = self._names("")
+            names = self._list_names("")
         except OSError:
             return KvmScan(holders=(), is_partial=True)
         holders, unreadable = [], 0
@@ -69,33 +71,38 @@ class Procfs(ProcFiles):
             if not ID.fullmatch(name):
                 continue
             try:
-                if not has_kvm(self._table(name)):
+                if not has_kvm(self._read_fds(name)):
                     continue
-                # between two looks at the start time it is one process
+                # equal start times before and after show that it was one process throughout
                 start = self.start_time(int(name))
-                links = self._table(name)
+                links = self._read_fds(name)
             except PermissionError:
-                unreadable += not self._is_of_kernel(int(name))
+                unreadable += not self._is_kernel_thread(int(name))
                 continue
             except OSError:
                 continue
             if start is not None and self.start_time(int(name)) == start and has_kvm(links):
                 holders.append(holder_of(ProcessId(int(name), start), links))
-        # whoever mounts it with hidepid keeps the first process from others, too
-        is_partial = self.root == Path("/proc") and ("1" not in names or not _is_outermost())
+        # a mount with hidepid also hides process 1 from other users
+        is_partial = self.root == Path("/proc") and (
+            "1" not in names or not _is_outermost_pid_ns()
+        )
         return KvmScan(
-            holders=tuple(sorted(holders, key=lambda its: its.pid)),
+            holders=tuple(sorted(holders, key=lambda process: process.pid)),
             unreadable=unreadable,
             is_partial=is_partial,
         )
 
     def thread_holder(self, tid: int) -> KvmProcess | None:
-        """The process of a thread, and what KVM VMs and vCPUs that thread has open, which may
-        have left the descriptors of the others (unshare(2)); None where it has none."""
+        """Return the process of a thread with the KVM VMs and vCPUs that this thread has open.
+
+        The thread may have left the descriptor table of the others (unshare(2)). Return None if
+        it has no VM or vCPU open.
+        """
         pid = self.tgid(tid)
         start = self.start_time(pid) if pid else None
         try:
-            links = self._links(f"{pid}/task/{tid}/fd") if start is not None else {}
+            links = self._read_links(f"{pid}/task/{tid}/fd") if start is not None else {}
         except OSError:
             return None
         if pid is None or start is None or self.start_time(pid) != start or not has_kvm(links):
@@ -103,147 +110,151 @@ class Procfs(ProcFiles):
         return holder_of(ProcessId(pid, start), links)
 
     def holds_kvm(self, pid: int) -> bool | None:
-        """Whether a process has a KVM VM, or a vCPU of one, open.
+        """Return whether a process has a KVM VM, or a vCPU of one, open.
 
-        None where this user may not look. A process that does not exist (any more) holds nothing.
+        Return None if this user may not look, False if the process does not exist (any more).
         """
         try:
-            return has_kvm(self._table(str(pid)))
+            return has_kvm(self._read_fds(str(pid)))
         except PermissionError:
             return None
         except OSError:
             return False
 
     def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
-        """Whether descriptors of two processes are of one open file; None where not known.
+        """Return whether descriptors of two processes refer to one open file, None if unknown.
 
-        Only the running kernel can tell that, of processes that this user may look at.
+        Only the running kernel knows, and tells it only of processes this user may look at.
         """
         return kcmp_file(pid, fd, other_pid, other_fd) if self.root == Path("/proc") else None
 
     def parent(self, pid: int) -> int | None:
-        """The parent of a process; None where it is gone."""
-        return self._status_number(pid, b"PPid")
+        """Return the parent of a process, None if it is gone."""
+        return self._read_status_number(pid, b"PPid")
 
     def command_line(self, pid: int) -> tuple[str, ...]:
-        """The words a process was started with, as it has them now; none where it is gone."""
+        """Return the command line of a process as it is now, empty if it is gone."""
         try:
-            raw = self._read(f"{pid}/cmdline")
+            raw = self._read_file(f"{pid}/cmdline")
         except OSError:
             return ()
         words = raw.removesuffix(b"\0").split(b"\0") if raw else []
         return tuple(word.decode(errors="surrogateescape") for word in words)
 
     def vcpu_fds(self, pid: int) -> dict[int, int]:
-        """The vCPUs a process has open: file descriptor to the number KVM_CREATE_VCPU was given.
+        """Return the vCPUs a process has open: file descriptor → number given to KVM_CREATE_VCPU.
 
-        Raises PermissionError where this user may not look; empty where it is gone.
+        Return an empty dict if the process is gone; raise PermissionError if this user may not
+        look.
         """
         try:
-            return vcpus_of(self._links(f"{pid}/fd"))
+            return vcpus_of(self._read_links(f"{pid}/fd"))
         except (FileNotFoundError, ProcessLookupError):
             return {}
 
     def uid(self, pid: int) -> int | None:
-        """The real, effective and saved user of a process (proc_pid_status(5)).
+        """Return the uid of a process if real, effective and saved uid agree (proc_pid_status(5)).
 
-        None where they are not the same, for whoever starts a setuid program has its command line
-        and its descriptors in his hands; and where it cannot be told.
+        Return None if they differ, because whoever starts a setuid program controls its command
+        line and descriptors; also if they cannot be read.
         """
         try:
-            status = self._read(f"{pid}/status")
+            status = self._read_file(f"{pid}/status")
         except OSError:
             return None
         uids = _UIDS.search(status)
         return int(uids[1]) if uids else None
 
     def start_time(self, pid: int) -> int | None:
-        """When a process started, in clock ticks since boot (proc_pid_stat(5), field 22).
+        """Return when a process started, in clock ticks since boot (proc_pid_stat(5), field 22).
 
-        None where there is no such process. Together with the pid it names a process for good.
+        Return None if there is no such process. The pid and the start time together are unique.
         """
-        return number(self._stat(f"{pid}/stat"), 19)
+        return parse_stat_number(self._read_stat(f"{pid}/stat"), 19)
 
     def is_there(self, process: ProcessId) -> bool:
-        """Whether a process still is the one that has its pid."""
+        """Return whether a process still exists: its pid has not gone to another one."""
         return self.start_time(process.pid) == process.started
 
     def wall_time(self, ticks: int) -> float | None:
-        """A moment in clock ticks since boot as seconds since the epoch; None where that cannot be
-        told.
+        """Convert clock ticks since boot to seconds since the epoch, None if that is not possible.
 
-        By the time of boot that proc_stat(5) has, which moves as the clock is set.
+        The time of boot is that of proc_stat(5), which moves when the clock is set.
         """
         try:
-            found = _BOOT.search(self._read("stat"))
+            boot = _BOOT.search(self._read_file("stat"))
         except OSError:
             return None
-        return int(found[1]) + ticks / TICKS if found else None
+        return int(boot[1]) + ticks / TICKS if boot else None
 
     def links(self, pid: int) -> dict[int, str]:
-        """The file descriptors of a process that lead to KVM, and where: none where it is gone."""
+        """Return the KVM file descriptors of a process and their targets.
+
+        Return an empty dict if the process is gone or may not be read.
+        """
         try:
-            links = self._table(str(pid))
+            links = self._read_fds(str(pid))
         except OSError:
             return {}
-        return {fd: its for fd, its in links.items() if its.startswith("anon_inode:kvm-")}
+        return {fd: link for fd, link in links.items() if link.startswith("anon_inode:kvm-")}
 
     def threads(self, pid: int) -> frozenset[int]:
-        """The thread ids of a process; none where it is gone."""
+        """Return the thread ids of a process, an empty set if it is gone."""
         try:
             return frozenset(
-                int(name) for name in self._names(f"{pid}/task") if ID.fullmatch(name)
+                int(name) for name in self._list_names(f"{pid}/task") if ID.fullmatch(name)
             )
         except OSError:
             return frozenset()
 
     def tgid(self, tid: int) -> int | None:
-        """The process a thread belongs to; None where it is gone."""
-        return self._status_number(tid, b"Tgid")
+        """Return the process a thread belongs to, None if it is gone."""
+        return self._read_status_number(tid, b"Tgid")
 
     def tracer(self, tid: int) -> int | None:
-        """Who traces a thread, 0 for nobody; None where it is gone."""
-        return self._status_number(tid, b"TracerPid")
+        """Return the thread id of a thread's tracer, 0 if it has none, None if it is gone."""
+        return self._read_status_number(tid, b"TracerPid")
 
     def is_zombie(self, pid: int, tid: int) -> bool:
-        """Whether a thread has ended, though it is still there."""
-        fields = self._stat(f"{pid}/task/{tid}/stat")
+        """Return whether a thread has ended, whether or not it has been reaped."""
+        fields = self._read_stat(f"{pid}/task/{tid}/stat")
         return not fields or fields[0] in (b"Z", b"X")
 
     def thread_stat(self, pid: int, tid: int) -> ThreadStat | None:
-        """How a thread is; None where it is gone."""
-        fields = self._stat(f"{pid}/task/{tid}/stat")
+        """Return the state of a thread, None if it is gone."""
+        fields = self._read_stat(f"{pid}/task/{tid}/stat")
         if not fields:
             return None
         state = fields[0].decode("ascii", "replace")
-        return ThreadStat(state, number(fields, 40) or 0, number(fields, 36))
+        return ThreadStat(state, parse_stat_number(fields, 40) or 0, parse_stat_number(fields, 36))
 
     def guest_time(self, pid: int, tid: int) -> int:
-        """Clock ticks a thread ran guest code (proc_pid_stat(5), field 43); 0 where it is gone."""
-        return number(self._stat(f"{pid}/task/{tid}/stat"), 40) or 0
+        """Return clock ticks a thread ran guest code (proc_pid_stat(5), field 43), 0 if gone."""
+        return parse_stat_number(self._read_stat(f"{pid}/task/{tid}/stat"), 40) or 0
 
     def thread_times(self, pid: int, tid: int) -> ThreadTimes | None:
-        """What a thread has had of CPUs (proc_pid_stat(5)); None where it is gone.
+        """Return the CPU times of a thread (proc_pid_stat(5)), None if it is gone.
 
-        From utime (14), which has the guest's in it, stime (15), starttime (22), guest_time (43).
+        They come from utime (14), which includes guest time, stime (15), starttime (22) and
+        guest_time (43).
         """
-        fields = self._stat(f"{pid}/task/{tid}/stat")
-        user, system, start, guest = (number(fields, at) for at in (11, 12, 19, 40))
+        fields = self._read_stat(f"{pid}/task/{tid}/stat")
+        user, system, start, guest = (parse_stat_number(fields, n) for n in (11, 12, 19, 40))
         if user is None or system is None or start is None or guest is None:
             return None
         return ThreadTimes(start=start, busy=user + system, guest=guest)
 
     def last_cpu(self, pid: int, tid: int) -> int | None:
-        """The CPU a thread last ran on (proc_pid_stat(5), field 39); None where it is gone."""
-        return number(self._stat(f"{pid}/task/{tid}/stat"), 36)
+        """Return the CPU a thread last ran on (proc_pid_stat(5), field 39), None if it is gone."""
+        return parse_stat_number(self._read_stat(f"{pid}/task/{tid}/stat"), 36)
 
     def syscall(self, pid: int, tid: int) -> tuple[int, ...]:
-        """The system call a thread sleeps in: its number and arguments (proc_pid_syscall(5)).
+        """Return number and arguments of the system call a thread sleeps in (proc_pid_syscall(5)).
 
-        Empty where it runs, is gone, or this user may not look.
+        Return an empty tuple if it runs or is gone, or this user may not look.
         """
         try:
-            words = self._read(f"{pid}/task/{tid}/syscall").split()
+            words = self._read_file(f"{pid}/task/{tid}/syscall").split()
             if max(map(len, words[:7]), default=0) > 20:
                 return ()
             return (int(words[0]), *(int(word, 16) for word in words[1:7]))
@@ -251,61 +262,62 @@ class Procfs(ProcFiles):
             return ()
 
     def comm(self, pid: int, tid: int) -> str:
-        """The name of a thread, empty where it is gone."""
+        """Return the name of a thread, an empty string if it is gone."""
         try:
-            raw = self._read(f"{pid}/task/{tid}/comm")
+            raw = self._read_file(f"{pid}/task/{tid}/comm")
         except OSError:
             return ""
         return raw.rstrip(b"\n").decode(errors="replace")
 
     def affinity(self, pid: int, tid: int) -> CpuSet | None:
-        """The CPUs a thread may run on, offline ones included (proc_pid_status(5)).
+        """Return the CPUs a thread may run on, offline ones included (proc_pid_status(5)).
 
-        None where it is gone.
+        Return None if it is gone.
         """
         try:
-            found = _CPUS.search(self._read(f"{pid}/task/{tid}/status"))
-            return CpuSet.parse(found[1].decode("ascii")) if found else None
+            cpus = _CPUS.search(self._read_file(f"{pid}/task/{tid}/status"))
+            return CpuSet.parse(cpus[1].decode("ascii")) if cpus else None
         except (OSError, ValueError):
             return None
 
     def signals(self, pid: int, tid: int) -> dict[str, frozenset[int]]:
-        """The signals a thread has pending, blocks, ignores and catches (proc_pid_status(5)).
+        """Return the signals a thread has pending, blocks, ignores, catches (proc_pid_status(5)).
 
-        Under SigPnd, ShdPnd (of its whole process), SigBlk, SigIgn and SigCgt; empty sets where
-        it is gone.
+        The keys are SigPnd, ShdPnd (pending for the whole process), SigBlk, SigIgn and SigCgt;
+        all sets are empty if the thread is gone.
         """
         try:
-            status = self._read(f"{pid}/task/{tid}/status")
+            status = self._read_file(f"{pid}/task/{tid}/status")
         except OSError:
             status = b""
-        found = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"), frozenset[int]())
+        names = ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
+        signals = dict.fromkeys(names, frozenset[int]())
         for name, mask in _SIGNALS.findall(status):
             bits = int(mask, 16)
-            found[name.decode()] = frozenset(n + 1 for n in range(64) if bits >> n & 1)
-        return found
+            signals[name.decode()] = frozenset(n + 1 for n in range(64) if bits >> n & 1)
+        return signals
 
-    def _is_of_kernel(self, pid: int) -> bool:
-        return bool((number(self._stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)
+    def _is_kernel_thread(self, pid: int) -> bool:
+        return bool((parse_stat_number(self._read_stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)
 
-    def _table(self, pid: str) -> dict[int, str]:
-        """The descriptors of a process, and where they lead; raises OSError.
+    def _read_fds(self, pid: str) -> dict[int, str]:
+        """Return the file descriptors of a process and their targets; raise OSError.
 
-        Where its first thread has none, as after its end, those of the others: of the first that
-        has some of KVM's.
+        If its first thread has none, because it has ended, return those of the first other thread
+        that has KVM descriptors.
         """
-        links = self._links(f"{pid}/fd")
-        for tid in () if links else self._names(f"{pid}/task"):
+        links = self._read_links(f"{pid}/fd")
+        for tid in () if links else self._list_names(f"{pid}/task"):
             if tid != pid and ID.fullmatch(tid):
                 with suppress(OSError):
-                    its = self._links(f"{pid}/task/{tid}/fd")
-                    if has_kvm(its):
-                        return its
+                    thread_links = self._read_links(f"{pid}/task/{tid}/fd")
+                    if has_kvm(thread_links):
+                        return thread_links
         return links
 
 
-def _is_outermost() -> bool:
-    """Whether no process is outside of this pid namespace; also where that cannot be told."""
+def _is_outermost_pid_ns() -> bool:
+    """Return whether this is the first pid namespace, which has all processes; True if unknown."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino == FIRST_NAMESPACE
     except OSError:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where this process or the machine runs short: that is not to look like what is not there."""
+"""Resource exhaustion (EMFILE, ENFILE, ENOMEM), kept apart from "file not found"."""
 
 import errno
 
 from pmuctl.errors import RefusedError
 
-_MENDED = {
+_FIXES = {
     errno.EMFILE: "allow this process more open files (ulimit -n)",
     errno.ENFILE: "close files elsewhere, or raise fs.file-max",
     errno.ENOMEM: "free some memory, and try again",
@@ -13,27 +13,27 @@ _MENDED = {
 
 
 class ResourceExhaustedError(RefusedError):
-    """What was to be read is there or not: nobody knows, for want of descriptors or memory."""
+    """A read that failed for want of descriptors or memory: the file may exist or not."""
 
 
 def raise_if_exhausted(error: OSError, path: str | None = None) -> None:
-    """Raise ResourceExhaustedError for an error that tells nothing of the file it came up with.
+    """Raise ResourceExhaustedError if `error` says nothing about the file it came up with.
 
-    Anything else (ENOENT, EACCES, EIO …) is what reading the file comes to, and passes.
+    Any other error (ENOENT, EACCES, EIO …) is the result of reading the file: return.
     """
     if (shortage := shortage_of(error, path)) is not None:
         raise shortage from error
 
 
 def shortage_of(error: OSError, path: str | None = None) -> ResourceExhaustedError | None:
-    """The same as a value; None for what tells something of the file."""
-    if error.errno not in _MENDED:
+    """Return what `raise_if_exhausted` raises; None if `error` is about the file itself."""
+    if error.errno not in _FIXES:
         return None
     name = errno.errorcode[error.errno]
     return ResourceExhaustedError(
         "this machine cannot be read",
         subject=path or error.filename,
         why=f"{error.strerror} ({name})",
-        fix=_MENDED[error.errno],
+        fix=_FIXES[error.errno],
         errno=name,
     )

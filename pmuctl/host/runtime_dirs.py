@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directories for what lasts no longer than a boot: root's, and each user's."""
+"""Directories for files that last until the next boot: root's, and each user's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,19 +8,20 @@ PATH_RUN = Path("/run/pmuctl")
 PATH_USERS = Path("/run/user")
 PROBE_CACHE = "kvm-probe.json"
 PATH_CAPTURED = f"run/pmuctl/{PROBE_CACHE}"
-"""In a captured tree, which has no boot id: what probes had found where it was made."""
+"""In a captured tree, which has no boot id: the probe results of the captured machine."""
 PATH_TOLD = "run/pmuctl/told"
-"""In a captured tree: what each control socket told when it was made, a file each."""
+"""In a captured tree: the reply of each control socket at that time, a file each."""
 LEFT_OUT = "left-out"
-"""There: how many control sockets were not asked."""
+"""In PATH_TOLD: how many control sockets were not queried."""
 
 
 def cache_dirs(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN
 ) -> tuple[list[Path], Path | None]:
-    """The directories to read from, and the one to write to: root's own, or the user's.
+    """Return the directories to read the cache from, and the one to write it to.
 
-    Users read root's cache too: it knows what those who may not open /dev/kvm cannot find out.
+    Users also read root's cache, which holds what only those who may open /dev/kvm can find out.
+    A user without an absolute XDG_RUNTIME_DIR has no directory to write to (None).
     """
     if uid == 0:
         return [run], run

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that end pmuctl, and what they are not to cut in two."""
+"""Deferral of SIGINT, SIGTERM and SIGHUP until a critical section has finished."""
 
 import signal
 import threading
@@ -9,40 +9,44 @@ from types import FrameType
 
 from pmuctl.errors import PmuctlError, Stopped
 
-ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TERMINATING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def defer_signals() -> Iterator[Sequence[int]]:
-    """Let signals that end pmuctl wait until the body has ended: so it is done, or not begun.
+    """Defer SIGINT, SIGTERM and SIGHUP until the body has ended, so it runs whole or not at all.
 
-    Only what takes no time belongs in it, or what looks at the signals that came, which it gets.
-    Where the body fails, the signal tells of that, too (Stopped.lost).
+    The body must take no time, or look at the signals received so far, which the context gives
+    it. If the body fails, the Stopped that the signal raises carries its error (Stopped.lost).
     """
-    came: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came  # no other thread runs what handles signals
+        yield received  # Python runs signal handlers in the main thread only
         return
 
-    def note(number: int, _: FrameType | None) -> None:
-        came.append(number)
+    def record_signal(number: int, _: FrameType | None) -> None:
+        received.append(number)
 
-    # what ends the process by itself, or is ignored, stays so
-    handlers = {its: old for its in ENDS if callable(old := signal.getsignal(its))}
+    # a signal that ends the process by default, or is ignored, stays so
+    handlers = {
+        number: handler
+        for number in TERMINATING_SIGNALS
+        if callable(handler := signal.getsignal(number))
+    }
     problem: PmuctlError | None = None
     try:
         for number in handlers:
-            signal.signal(number, note)
+            signal.signal(number, record_signal)
         try:
-            yield came
+            yield received
         except PmuctlError as error:
             problem = error
     finally:
-        for number, old in handlers.items():
-            signal.signal(number, old)
-    if came:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
         try:
-            handlers[signal.Signals(came[0])](came[0], None)
+            handlers[signal.Signals(received[0])](received[0], None)
         except Stopped as stop:
             stop.lost = problem
             raise

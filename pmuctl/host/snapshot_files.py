@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine as a whole: its kernel, whether KVM can be used, and a capture of it for later."""
+"""The files of a machine snapshot that --sysroot reads: their capture and their layout on disk."""
 
 import os
 import re
@@ -16,7 +16,7 @@ PATH_OSRELEASE = "proc/sys/kernel/osrelease"
 
 @value(kw_only=True)
 class Captured:
-    """A file of a capture: its path below the root, and its text or, of a link, its target."""
+    """A file of a capture: its path below the root, and its text or, for a link, its target."""
 
     path: str
     text: str
@@ -24,7 +24,7 @@ class Captured:
 
 
 def scan_captured(sysfs: Sysfs) -> Iterator[Captured]:
-    """What pmuctl reads of a machine; files that cannot be read are left out."""
+    """Yield the /sys and kernel files that pmuctl reads; leave out those that cannot be read."""
     for name in sysfs.entries(PATH_EVENT_SOURCE):
         link = f"{PATH_EVENT_SOURCE}/{name}"
         real = sysfs.resolve(link)
@@ -34,39 +34,39 @@ def scan_captured(sysfs: Sysfs) -> Iterator[Captured]:
             target = os.path.relpath(real, f"/{PATH_EVENT_SOURCE}")
             yield Captured(path=link, text=target, is_link=True)
         for file in ("type", "cpus", "cpumask"):
-            yield from _file(sysfs, f"{real}/{file}")
+            yield from _capture_file(sysfs, f"{real}/{file}")
         for folder in ("events", "format", "caps"):
             for file in sysfs.entries(f"{real}/{folder}"):
-                yield from _file(sysfs, f"{real}/{folder}/{file}")
+                yield from _capture_file(sysfs, f"{real}/{folder}/{file}")
     for file in ("online", "present", "possible", "isolated"):
-        yield from _file(sysfs, f"{PATH_CPU}/{file}")
+        yield from _capture_file(sysfs, f"{PATH_CPU}/{file}")
     for cpu in sysfs.entries(PATH_CPU):
         if re.fullmatch(r"cpu[0-9]{1,5}", cpu):
             for file in ("online", "cpu_capacity", "regs/identification/midr_el1"):
-                yield from _file(sysfs, f"{PATH_CPU}/{cpu}/{file}")
-    yield from _file(sysfs, PATH_OSRELEASE)
+                yield from _capture_file(sysfs, f"{PATH_CPU}/{cpu}/{file}")
+    yield from _capture_file(sysfs, PATH_OSRELEASE)
     for vm in sysfs.entries(PATH_KVM):
-        yield from _file(sysfs, f"{PATH_KVM}/{vm}/exits")
+        yield from _capture_file(sysfs, f"{PATH_KVM}/{vm}/exits")
         for vcpu in sysfs.entries(f"{PATH_KVM}/{vm}"):
-            yield from _file(sysfs, f"{PATH_KVM}/{vm}/{vcpu}/pid")
+            yield from _capture_file(sysfs, f"{PATH_KVM}/{vm}/{vcpu}/pid")
 
 
-def _file(sysfs: Sysfs, path: str) -> Iterator[Captured]:
+def _capture_file(sysfs: Sysfs, path: str) -> Iterator[Captured]:
     text = sysfs.read_text(path)
     if text is not None:
-        # relative even where a hostile link makes the root itself an event source
+        # the path must be relative even if a hostile link makes the root itself an event source
         yield Captured(path=path.lstrip("/"), text=text)
 
 
 def write_capture(files: Iterable[Captured], root: Path) -> int:
-    """Lay out a capture below a new or empty directory, as --sysroot reads it; returns its size.
+    """Write a capture below a new or empty directory, as --sysroot reads it; return their number.
 
-    It is for this user alone, as much of it is in /proc. Raises OSError, as `new_tree` does.
+    It is private to this user, as much of it is in /proc. Raises OSError, as `new_tree` does.
     """
     written: set[str] = set()
     with new_tree(root) as tree:
         for file in files:
-            if file.path in written:  # a hostile tree has several names for it
+            if file.path in written:  # a hostile tree has several names for one file
                 continue
             written.add(file.path)
             if file.is_link:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading of /sys and /proc through a root that can be swapped for another machine's capture.
+"""Readers of /sys and /proc below a root, which may be the capture of another machine.
 
-What cannot be read is None or empty, no exception: an attribute may be missing on this kernel,
-answer EIO, or go away with a CPU. Where this process or the machine runs short, so that nobody
-knows what is there, ResourceExhaustedError is raised. A captured tree is read as hostile: its
-links resolve inside it, and only regular files are opened.
+A file that cannot be read is None or empty, not an exception: an attribute may be missing on this
+kernel, fail with EIO, or go away with a CPU. If descriptors or memory run out, so that nobody
+knows what is there, the readers raise ResourceExhaustedError. A captured tree is treated as
+hostile: its links resolve inside it, and only regular files are opened.
 """
 
 import errno
@@ -33,16 +33,16 @@ _NUMBER = re.compile(r"0x[0-9a-fA-F]{1,16}|-?(?:0|[1-9][0-9]{0,18})")
 
 
 def parse_number(text: str) -> int | None:
-    """The integer that a kernel attribute shows: decimal, or hexadecimal with 0x.
+    """Return the integer that a kernel attribute shows: decimal, or hexadecimal with 0x.
 
-    None for anything else, and for what does not fit 64 bits. A leading zero is refused: some
-    readers take it for octal.
+    Return None for anything else, and for a number that does not fit 64 bits. A leading zero is
+    refused, as some readers take it for octal.
     """
     return int(text, 0) if _NUMBER.fullmatch(text) else None
 
 
 class Sysfs:
-    """One machine's /sys and /proc. Paths are relative to its root: `PATH_EVENT_SOURCE`."""
+    """One machine's /sys and /proc. Paths are relative to its root, like `PATH_EVENT_SOURCE`."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = Path(os.path.realpath(root))
@@ -53,13 +53,13 @@ class Sysfs:
         return self.root == Path("/")
 
     def read_text(self, path: str, *, limit: int = TEXT_LIMIT) -> str | None:
-        """All text of a regular file; bytes that are not UTF-8 come as lone surrogates.
+        """Return the whole text of a regular file; bytes not UTF-8 become lone surrogates.
 
-        None where there is no such file, it cannot be read, or it has more than `limit` bytes:
-        the front part of a list looks like a complete, shorter list.
+        Return None if there is no such file, it cannot be read, or it has more than `limit`
+        bytes: the front part of a list looks like a complete, shorter list.
         """
         try:
-            with self._open(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+            with self._open_path(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     return None
                 with open(fd, "rb", closefd=False) as file:
@@ -72,12 +72,12 @@ class Sysfs:
         return data.decode(errors="surrogateescape") if len(data) <= limit else None
 
     def read_int(self, path: str) -> int | None:
-        """The integer a file holds (see `parse_number`), None where there is none."""
+        """Return the integer in a file (see `parse_number`), None if there is none."""
         text = self.read_text(path)
         return None if text is None else parse_number(text.strip(" \n"))
 
     def read_cpuset(self, path: str) -> CpuSet | None:
-        """The CPUs a cpulist file holds; an empty file is the empty set."""
+        """Return the CPUs in a cpulist file, None if it has no valid list; empty is no CPUs."""
         text = self.read_text(path)
         if text is None:
             return None
@@ -87,9 +87,9 @@ class Sysfs:
             return None
 
     def entries(self, path: str) -> list[str]:
-        """The sorted names in a directory, empty where it cannot be listed."""
+        """Return the sorted names in a directory, an empty list if it cannot be listed."""
         try:
-            with self._open(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+            with self._open_path(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
                 return sorted(os.listdir(fd))
         except OSError as error:
             raise_if_exhausted(error, path)
@@ -98,14 +98,14 @@ class Sysfs:
             return []
 
     def resolve(self, path: str) -> str | None:
-        """Where a path leads, as that machine would name it ("/sys/devices/…").
+        """Return the real path of a path, as that machine would name it ("/sys/devices/…").
 
-        None where it leads nowhere.
+        Return None if it leads nowhere.
         """
         try:
             if self.is_live:
                 return os.path.realpath(f"/{path}", strict=True)
-            with self._walk(path) as (directory, parts, name):
+            with self._walk_path(path) as (directory, parts, name):
                 if name is not None:
                     os.stat(name, dir_fd=directory, follow_symlinks=False)
                     parts = [*parts, name]
@@ -117,11 +117,11 @@ class Sysfs:
             return None
 
     @contextmanager
-    def _open(self, path: str, flags: int) -> Iterator[int]:
+    def _open_path(self, path: str, flags: int) -> Iterator[int]:
         if self.is_live:
             fd = os.open(f"/{path}", flags)
         else:
-            with self._walk(path) as (directory, _, name):
+            with self._walk_path(path) as (directory, _, name):
                 if name is not None:
                     mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
                     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -134,13 +134,13 @@ class Sysfs:
             os.close(fd)
 
     @contextmanager
-    def _walk(self, path: str) -> Iterator[tuple[int, list[str], str | None]]:
-        """Follow a path inside the root, one component at a time, as openat2(2) would with
-        RESOLVE_IN_ROOT, which sandboxes may refuse and Python does not offer.
+    def _walk_path(self, path: str) -> Iterator[tuple[int, list[str], str | None]]:
+        """Follow a path inside the root, one component at a time.
 
-        Gives the directory that holds the last component, as an O_PATH descriptor and as names
-        below the root, and that component: not a link, not known to exist, or None for the
-        directory itself.
+        This does what openat2(2) does with RESOLVE_IN_ROOT, which sandboxes may refuse and Python
+        does not offer. The context gives the directory of the last component, as an O_PATH
+        descriptor and as names below the root, and that component: not a link, not known to
+        exist, or None for the directory itself.
         """
         directory = os.O_PATH | os.O_DIRECTORY
         fds = [os.open(self.root, directory)]
@@ -180,7 +180,7 @@ class Sysfs:
 
 
 def _read_link(name: str, directory: int) -> str | None:
-    """The target of a link, None for what is no link. Raises OSError where nothing is."""
+    """Return the target of a link, None for a file that is no link; raise OSError if missing."""
     try:
         return os.readlink(name, dir_fd=directory)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU masks of threads: as /proc tells them, and sched_setaffinity(2)."""
+"""CPU affinity masks of threads: read from /proc, set with sched_setaffinity(2)."""
 
 import errno
 import os
@@ -11,23 +11,23 @@ from pmuctl.model.cpuset import CpuSet
 
 
 class ThreadAffinity:
-    """The threads of this machine, by thread id.
+    """The affinity masks of this machine's threads, by thread id.
 
-    Their ids come from /proc: where that is of another pid namespace, the kernel would take them
-    for other threads' (pid_namespaces(7)), and all raises UnsupportedError.
+    Thread ids come from /proc. If /proc belongs to another pid namespace, the kernel would take
+    them for the ids of other threads (pid_namespaces(7)): every method raises UnsupportedError.
     """
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
 
     def get(self, tid: int) -> CpuSet:
-        """The CPUs a thread may run on, offline ones too; raises OSError (ESRCH) where it is gone.
+        """Return the CPUs a thread may run on, offline ones too; raise OSError (ESRCH) if gone.
 
-        It is what a mask that is to be cut down, or given back, has to be taken from:
-        sched_getaffinity(2) leaves out what is offline, so a CPU that is so for a moment would be
-        lost for good (kernel/sched/syscalls.c: cpumask_and(mask, &p->cpus_mask, cpu_active_mask)).
+        A mask that will be narrowed or restored must be read here: sched_getaffinity(2) leaves
+        out offline CPUs, so a CPU that is offline for a moment would be lost for good
+        (kernel/sched/syscalls.c: cpumask_and(mask, &p->cpus_mask, cpu_active_mask)).
         """
-        mask = Procfs(Path(self._proc)).affinity(self._thread(tid), tid)
+        mask = Procfs(Path(self._proc)).affinity(self._check_tid(tid), tid)
         if mask is None:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return mask
@@ -35,13 +35,17 @@ class ThreadAffinity:
     def set(self, tid: int, cpus: CpuSet) -> None:
         """Let a thread run on these CPUs only.
 
-        Raises OSError: EINVAL where none of them is online and in its cpuset cgroup, EPERM for
-        another user's thread, ESRCH where it is gone.
+        Raises OSError: EINVAL if none of them is online and in its cpuset cgroup, EPERM for
+        another user's thread, ESRCH if it is gone.
         """
-        os.sched_setaffinity(self._thread(tid), cpus)
+        os.sched_setaffinity(self._check_tid(tid), cpus)
 
-    def _thread(self, tid: int) -> int:
-        """The thread id as it is, but for 0: to the kernel that is the thread that calls."""
+    def _check_tid(self, tid: int) -> int:
+        """Return the thread id unchanged.
+
+        Raises OSError (ESRCH) for 0, which the kernel takes for the calling thread, and below;
+        UnsupportedError if /proc belongs to another pid namespace.
+        """
         if tid <= 0:
             raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
         if os.readlink(f"{self._proc}/self") != str(os.getpid()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one importer of pyudev: the perf event sources of this machine, and the kernel's events."""
+"""Perf event sources and kernel uevents of this machine; the only module that imports pyudev."""
 
 import errno
 import os
@@ -11,38 +11,37 @@ from collections.abc import Mapping
 from pmuctl.value import value
 
 RECEIVED_AT_ONCE = 1000
-"""Events that are read before they are answered: a storm of them is no reason to read on."""
+"""Events read in one batch at most: in a storm of events, reading would not end."""
 
 
 def list_event_sources() -> list[str] | None:
-    """The kernel names of the devices of subsystem event_source, sorted.
+    """Return the kernel names of the devices of subsystem event_source, sorted.
 
-    No running udevd is needed. None where libudev cannot tell: pyudev or the library is missing
-    or fails, or it lists nothing. Where /sys is not mounted as libudev likes it (containers,
-    mount namespaces) it returns an empty list without an error, and a kernel with perf always
-    has some event source.
+    No running udevd is needed. Return None if pyudev or libudev is missing or fails, or lists
+    nothing: if /sys is not mounted as libudev expects (containers, mount namespaces), it returns
+    an empty list without an error, and a kernel with perf always has some event source.
 
-    Only names are taken from it: libudev caches an attribute for the life of its device object,
-    and asks for nested ones ("events/x") by name only.
+    Only names are taken from libudev: it caches an attribute for the life of its device object,
+    and looks up nested ones ("events/x") by name only.
     """
     try:
-        # here, because it costs 20 to 30 ms and most commands do without
+        # the import costs 20 to 30 ms, and most commands do without
         import pyudev
 
         devices = pyudev.Context().list_devices(subsystem="event_source")
-        # not sys_name, in which libudev writes '/' for the kernel's '!'
+        # sys_name would not do: libudev writes '/' in it for the kernel's '!'
         return sorted(os.path.basename(device.sys_path) for device in devices) or None
     except (ImportError, OSError, AttributeError, UnicodeError):
-        # Context() raises ImportError where it finds no libudev.so.1, ctypes raises OSError for
-        # one that does not load and AttributeError for one without the functions
+        # Context() raises ImportError if it finds no libudev.so.1, ctypes raises OSError for a
+        # library that does not load and AttributeError for one without the functions
         return None
 
 
 @value(kw_only=True)
 class Uevent:
-    """What the kernel tells of a device: `kvm` with `create` or `destroy`, or a CPU.
+    """A kernel event of a device: `kvm` with action `create` or `destroy`, or a CPU.
 
-    Of a VM `tid` is the thread that called KVM_CREATE_VM, not always the process's first one, as
+    For a VM `tid` is the thread that called KVM_CREATE_VM, not always the process's first one, as
     numbered in the first pid namespace (kvm_uevent_notify_change(), virt/kvm/kvm_main.c).
     """
 
@@ -53,33 +52,33 @@ class Uevent:
 
 @value(kw_only=True)
 class UeventBatch:
-    """What was heard in a while; `is_lossy` tells that the kernel dropped some of it."""
+    """The events received in one wait; `is_lossy` if the kernel has dropped some of them."""
 
     events: tuple[Uevent, ...] = ()
     is_lossy: bool = False
 
 
 class NoUevents:
-    """Waits, and hears nothing."""
+    """A monitor that receives no events, for hosts that have none to offer."""
 
     is_open = False
 
     def wait(self, seconds: float) -> UeventBatch:
-        """Wait for so long, or until something is heard."""
+        """Wait for `seconds`; return an empty batch."""
         time.sleep(seconds)
         return UeventBatch()
 
     def close(self) -> None:
-        """Hear nothing any more."""
+        """Stop receiving events."""
         self.is_open = False
 
 
 class UeventMonitor(NoUevents):
-    """Hears, from the kernel itself, of VMs that are made and ended, and of CPUs.
+    """A monitor of the kernel's own events of VMs created and destroyed, and of CPUs.
 
-    No udevd is needed. Raises OSError or ImportError where that cannot be: no netlink sockets in
-    this sandbox, no libudev. In another network or user namespace the kernel tells nothing, which
-    looks like a host where nothing happens.
+    No udevd is needed. Raises OSError or ImportError if it cannot be opened: no netlink sockets
+    in this sandbox, no libudev. In another network or user namespace the kernel sends nothing,
+    which looks like a host where nothing happens.
     """
 
     is_open = True
@@ -94,29 +93,29 @@ class UeventMonitor(NoUevents):
         self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))
 
     def wait(self, seconds: float) -> UeventBatch:
-        """Wait for so long, or until something is heard; what is there at once is one answer."""
-        until = time.monotonic() + seconds
+        """Wait until events arrive, for `seconds` at most; return those pending in one batch."""
+        deadline = time.monotonic() + seconds
         poller = select.poll()
         if self.is_open:
             poller.register(self._monitor.fileno(), select.POLLIN)
-        while (left := until - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0:
             poller.poll(left * 1000)
-            heard = self._receive() if self.is_open else UeventBatch()
-            if heard.events or heard.is_lossy:
-                return heard
+            batch = self._receive_batch() if self.is_open else UeventBatch()
+            if batch.events or batch.is_lossy:
+                return batch
         return UeventBatch()
 
     def close(self) -> None:
-        """Hear nothing any more."""
+        """Stop receiving events, and close the socket."""
         self.is_open = False
         self._socket.close()
 
-    def _receive(self) -> UeventBatch:
+    def _receive_batch(self) -> UeventBatch:
         events: list[Uevent] = []
         is_lossy = False
         for _ in range(RECEIVED_AT_ONCE):
             try:
-                # pyudev does not look where poll(2) tells of an error, so it is taken away first
+                # pyudev does not look at errors that poll(2) reports, so the error is taken first
                 if number := self._take_error():
                     raise OSError(number, os.strerror(number))
                 device = self._monitor.poll(0)
@@ -128,20 +127,20 @@ class UeventMonitor(NoUevents):
                 break
             if device is None:
                 break
-            if its := _uevent(device.sys_name, device.action, dict(device.properties)):
-                events.append(its)
+            if event := _parse_uevent(device.sys_name, device.action, dict(device.properties)):
+                events.append(event)
         return UeventBatch(events=tuple(events), is_lossy=is_lossy)
 
     def _take_error(self) -> int:
-        """What is wrong with the socket, 0 for nothing: ENOBUFS where the kernel dropped events.
+        """Return and clear the socket's error: 0 if none, ENOBUFS if the kernel dropped events.
 
-        Reading it clears it (socket(7), SO_ERROR); until then every poll(2) fails.
+        Until the error has been read (socket(7), SO_ERROR), every poll(2) reports it.
         """
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def _uevent(name: str, action: str | None, properties: Mapping[str, str]) -> Uevent | None:
-    """An event that is about a VM or about a CPU that comes or goes; None for any other."""
+def _parse_uevent(name: str, action: str | None, properties: Mapping[str, str]) -> Uevent | None:
+    """Return the event of a VM, or of a CPU going online or offline; None for any other."""
     if name == "kvm":
         event, pid = properties.get("EVENT"), properties.get("PID", "")
         if event in ("create", "destroy"):
@@ -153,7 +152,7 @@ def _uevent(name: str, action: str | None, properties: Mapping[str, str]) -> Uev
 
 
 def open_uevents() -> NoUevents:
-    """The kernel's events, or an ear that hears nothing where they cannot be had."""
+    """Open a monitor of the kernel's events; return one that receives none if that fails."""
     try:
         return UeventMonitor()
     except (ImportError, OSError, AttributeError, UnicodeError):

@@ -3,13 +3,13 @@
 
     python3 -I -S …/pmuctl/launch/__main__.py NAME FD
 
-FD is a socket to the launcher. It ends when nobody stands behind the gate any more.
+FD is a socket to the launcher. The process ends once no process is behind the gate any more.
 """
 
 import sys
 
 if __name__ == "__main__":
-    # run by its path, for the interpreter to look nowhere else
+    # it is run by its path with -I, so that nothing else is on the search path
     sys.path.insert(0, __file__.rpartition("/pmuctl/")[0])
 
 import gc
@@ -42,33 +42,36 @@ IGNORED = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-"""A service manager sends them to all of a service; this leaves with the VMM, not before."""
+"""Signals that a service manager or terminal sends to a whole service or job. The supervisor ends
+with the VMM, not before it."""
 
 
 def main(fd: int) -> None:
-    """Supervise whoever sends the orders over this socket."""
+    """Supervise the process that sends its launch spec over this socket."""
     ignore_signals()
-    with own_socket(fd) as launcher, suppress(EOFError, ConnectionError):
+    with take_launcher_socket(fd) as launcher, suppress(EOFError, ConnectionError):
         handshake.send_message(launcher, str(os.getpid()).encode())
         text, stderr = handshake.recv_message(launcher)
         supervise(
-            launcher, *text.split(b"\n", 1), voice=VmmStderr(-1 if stderr is None else stderr)
+            launcher, *text.split(b"\n", 1), vmm_stderr=VmmStderr(-1 if stderr is None else stderr)
         )
 
 
-def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: VmmStderr) -> None:
-    """Be ready for the process `pid`, take over its gate, and stay for as long as it stands."""
-    watch = EventLoop()
-    its = LaunchSpec.decode(orders)
+def supervise(
+    launcher: socket.socket, pid: bytes, spec_text: bytes, *, vmm_stderr: VmmStderr
+) -> None:
+    """Prepare for the process `pid`, take over its gate, and stay as long as it is in use."""
+    event_loop = EventLoop()
+    spec = LaunchSpec.decode(spec_text)
     procs = Procfs()
     must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
     try:
-        service = Service(its, int(pid), procs=procs, wake=watch.wake)
+        service = Service(spec, int(pid), procs=procs, wake=event_loop.wake)
         supervisor = Supervisor(
-            its,
-            [ioctl_of(step) for step in steps(its)],
+            spec,
+            [ioctl_of(step) for step in steps(spec)],
             service,
-            voice,
+            vmm_stderr,
             native_arch(),
             pid=int(pid),
             procs=procs,
@@ -76,10 +79,10 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: VmmS
             must_stay=must_stay,
         )
         try_to_trace(supervisor, int(pid), procs, stay=must_stay)
-        keeper = supervisor.keeper
-        service.open(keeper.set_attr, keeper.check_cpus, lambda: supervisor.tracer.stops)
+        vm_hold = supervisor.vm_hold
+        service.open(vm_hold.set_attr, vm_hold.check_cpus, lambda: supervisor.tracer.stops)
     except PmuctlError as error:
-        handshake.send_message(launcher, handshake.error_text(error))
+        handshake.send_message(launcher, handshake.encode_error(error))
         return
     try:
         handshake.send_message(launcher, b"")
@@ -87,36 +90,37 @@ def supervise(launcher: socket.socket, pid: bytes, orders: bytes, *, voice: VmmS
         if listener is not None:
             handshake.send_message(launcher, b"")
             launcher.close()
-            gc.freeze()  # what is here stays: no VMM is to wait for a look at all of it
-            watch.over(supervisor, Listener(listener), service)
+            gc.freeze()  # these objects stay: no VMM is to wait while the GC walks them
+            event_loop.run(supervisor, Listener(listener), service)
     finally:
-        service.ended()
+        service.on_vmm_exit()
 
 
 def ignore_signals() -> None:
-    """Outlive what ends all of a service or a terminal's job."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked SIGCHLD would never wake this
-    for its in IGNORED:
-        signal.signal(its, signal.SIG_IGN)
+    """Ignore the signals that end a whole service or a terminal's job."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked SIGCHLD would wake nobody
+    for signum in IGNORED:
+        signal.signal(signum, signal.SIG_IGN)
 
 
-def own_socket(fd: int) -> socket.socket:
-    """The launcher's socket, and the only descriptor that is not to be inherited further."""
+def take_launcher_socket(fd: int) -> socket.socket:
+    """Return the launcher's socket, set to close on exec: no other descriptor needs that."""
     os.set_inheritable(fd, False)  # noqa: FBT003 (positional only)
     return socket.socket(fileno=fd)
 
 
 def try_to_trace(supervisor: Supervisor, pid: int, procs: Procfs, *, stay: bool) -> None:
-    """See whether the launcher may be traced, while it still can say so; DeniedError if not.
+    """Check that the launcher may be traced while it can still report it; DeniedError if not.
 
-    With `stay` it is traced from here on, for under Yama 1 its children are not to be had later.
+    With `stay` it is traced from here on: under Yama 1 its children could not be attached to
+    later.
     """
     try:
         thread = supervisor.tracer.seize(pid, pid)
     except PermissionError:
         raise not_traceable(procs, pid) from None
     if not stay:
-        supervisor.tracer.let_go()
+        supervisor.tracer.detach_all()
         while thread.tid in supervisor.tracer.threads:
             supervisor.tracer.take_stop()
 

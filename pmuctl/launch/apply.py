@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making the calls in a stopped thread, and what becomes of a VMM in which that fails."""
+"""Ioctls made in a stopped thread, and what happens to a VMM in which they fail."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.failures import no_memory, not_traceable
+from pmuctl.launch.failures import memory_not_writable, not_traceable
 from pmuctl.launch.ioctls import IoctlCall
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
@@ -18,59 +18,68 @@ from pmuctl.launch.vmm_stderr import VmmStderr
 
 
 class Applier:
-    """Fails closed: a VM that could not be set up does not start, but with the best effort."""
+    """Settings applied so as to fail closed: without them no VM starts, but with best effort."""
 
     def __init__(
-        self, orders: LaunchSpec, story: VmObserver, voice: VmmStderr, procs: Procfs
+        self, spec: LaunchSpec, observer: VmObserver, vmm_stderr: VmmStderr, procs: Procfs
     ) -> None:
-        self.voice = voice
-        self._orders = orders
-        self._story = story
+        self.vmm_stderr = vmm_stderr
+        self._spec = spec
+        self._observer = observer
         self._procs = procs
 
-    def apply(self, thread: Tracee, fd: int, calls: Sequence[IoctlCall]) -> list[str]:
-        """Make the calls on a descriptor; their words. Raises PmuctlError at the first refusal."""
-        for call in calls:
+    def apply(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> list[str]:
+        """Make these ioctls on a descriptor and return their descriptions.
+
+        Raises PmuctlError at the first refusal.
+        """
+        for ioctl in ioctls:
             try:
-                result = thread.ioctl(fd, call.request, call.argument, call.pointer)
+                result = thread.ioctl(fd, ioctl.request, ioctl.argument, ioctl.pointer)
             except ProcessLookupError:
                 raise
             except OSError as error:
-                raise no_memory(error) from error
+                raise memory_not_writable(error) from error
             if result < 0:
-                raise call.refusal(-result)
-        return [call.words for call in calls]
+                raise ioctl.refusal(-result)
+        return [ioctl.description for ioctl in ioctls]
 
     def fail(self, thread: Tracee, error: PmuctlError, *, is_final: bool = False) -> None:
-        """Tell an error, and end the VMM for it unless it was to be started all the same."""
-        error.subject = self._orders.name
-        if self._orders.best_effort and not is_final:
+        """Write an error, and end the VMM unless it is to start all the same (best effort).
+
+        With `is_final` best effort does not count.
+        """
+        error.subject = self._spec.name
+        if self._spec.best_effort and not is_final:
             error.now = "the VM starts without it"
-            self.voice.write_error(error, thread.tgid, word="warning")
+            self.vmm_stderr.write_error(error, thread.tgid, word="warning")
             return
         error.now = "the VM was not started"
-        self.voice.write_error(error, thread.tgid)
-        self._story.on_refused(error)
+        self.vmm_stderr.write_error(error, thread.tgid)
+        self._observer.on_refused(error)
         if thread.call is not None:
             thread.skip_call()
         thread.exit_group(ExitStatus.ENDED)
 
-    def turn_away(
-        self, listener: Listener, waiting: Notification, tgid: int, *, has_run: bool
+    def refuse_untraceable(
+        self, listener: Listener, notification: Notification, tgid: int, *, has_run: bool
     ) -> None:
-        """A thread that may not be traced makes no vCPU; nor does its VMM start, if it has not."""
-        error = not_traceable(self._procs, waiting.tid)
-        error.subject = self._orders.name
-        if self._orders.best_effort:
+        """Refuse a vCPU to a thread that may not be traced, and end its VMM unless that has run.
+
+        With best effort the vCPU is made without settings.
+        """
+        error = not_traceable(self._procs, notification.tid)
+        error.subject = self._spec.name
+        if self._spec.best_effort:
             error.now = "the vCPU is made without settings"
-            self.voice.write_error(error, tgid, word="warning")
-            listener.let_on(waiting)
+            self.vmm_stderr.write_error(error, tgid, word="warning")
+            listener.allow(notification)
             return
         error.now = "no further vCPU was made" if has_run else "the VMM was ended"
-        self.voice.write_error(error, tgid)
+        self.vmm_stderr.write_error(error, tgid)
         if not has_run:
-            self._story.on_refused(error)
-            # first: with its call denied it could end by itself, and its status is to be 137
+            self._observer.on_refused(error)
+            # before the denial: with that the VMM could exit by itself, not with status 137
             with suppress(ProcessLookupError):
                 os.kill(tgid, signal.SIGKILL)
-        listener.deny(waiting)
+        listener.deny(notification)

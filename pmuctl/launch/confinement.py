@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping a VMM's vCPU threads on the CPUs of its PMU, before it is known which they are.
+"""Confinement of a VMM's threads to the CPUs of its PMU, before its vCPU threads are known.
 
-From where a vCPU is made every thread is narrowed to those CPUs, and what it makes later inherits
-that: no vCPU can be initialised, or first run, elsewhere. Once the vCPUs run, all other threads
-get their masks back.
+From the moment a vCPU is made every thread is confined to those CPUs, and threads made later
+inherit that: no vCPU can be initialised, or run first, elsewhere. Once the vCPUs run, all other
+threads get their masks back.
 """
 
 import time
@@ -19,79 +19,82 @@ from pmuctl.model.vmm_identity import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import field, value
 
-LOOK_SECONDS = 0.2
-"""How long after its window a VMM is first looked at for vCPUs that run."""
-LOOK_SECONDS_MAX = 2.0
+BACKOFF_SECONDS = 0.2
+"""How long after its window a VMM is first checked for vCPUs that run (seconds)."""
+BACKOFF_SECONDS_MAX = 2.0
+"""The longest time between two of these checks (seconds)."""
 
 
 @value
 class Backoff:
-    """When to look for vCPUs that run (time.monotonic()), and how long after that again."""
+    """When to check for vCPUs that run (time.monotonic()), and the delay after that (seconds)."""
 
-    due: float = field(default_factory=lambda: time.monotonic() + LOOK_SECONDS)
-    again: float = LOOK_SECONDS
+    due: float = field(default_factory=lambda: time.monotonic() + BACKOFF_SECONDS)
+    delay: float = BACKOFF_SECONDS
 
-    def later(self) -> "Backoff":
-        """The next one: ever more seldom, for a VM may be paused for long."""
-        return Backoff(time.monotonic() + self.again, min(2 * self.again, LOOK_SECONDS_MAX))
+    def next_backoff(self) -> "Backoff":
+        """Return the next backoff, with twice the delay: a VM may be paused for long."""
+        return Backoff(time.monotonic() + self.delay, min(2 * self.delay, BACKOFF_SECONDS_MAX))
 
 
 class Confinement:
-    """The threads of one process and the CPUs they are kept on; None keeps none."""
+    """The threads of one process and the CPUs they are confined to; None confines none."""
 
-    def __init__(self, pid: int, machine: Arch, procs: Procfs, threads: ThreadAffinity) -> None:
+    def __init__(self, pid: int, arch: Arch, procs: Procfs, threads: ThreadAffinity) -> None:
         self.cpus: CpuSet | None = None
         self.running: dict[int, int | None] = {}
-        """vCPU number to thread, of the vCPUs that have run; to None where it is not known."""
+        """vCPU number to thread, of the vCPUs that have run; None for a thread not known."""
         self._pid = pid
-        self._machine = machine
+        self._arch = arch
         self._procs = procs
         self._threads = threads
-        self._made: dict[int, int] = {}
-        self._makers: dict[int, int] = {}
-        self._before: dict[int, CpuSet] = {}
-        self._placed: dict[int, CpuSet] = {}
+        self._index_by_fd: dict[int, int] = {}
+        self._creators: dict[int, int] = {}
+        self._old_masks: dict[int, CpuSet] = {}
+        self._new_masks: dict[int, CpuSet] = {}
 
-    def add(self, fd: int, index: int, maker: int) -> None:
-        """A vCPU was made: its descriptor, its number, and the thread that asked for it."""
-        self._made[fd] = index
-        self._makers[index] = maker
+    def add(self, fd: int, index: int, creator: int) -> None:
+        """Add a vCPU that was made: its descriptor, its number, and the thread that made it."""
+        self._index_by_fd[fd] = index
+        self._creators[index] = creator
 
     def confine(self) -> None:
-        """Cut the mask of every thread of the process down to the CPUs.
+        """Narrow the mask of every thread of the process to the CPUs.
 
-        A mask that was narrowed to other CPUs here counts as it was before. Raises PinnedError
-        where a thread may run on none of the CPUs: a mask is never widened.
+        A mask that was narrowed to other CPUs here counts as it was before. Raises PinnedError if
+        a thread may run on none of the CPUs: a mask is never widened.
         """
         self.running = {}
         if self.cpus is None:
             return
         seen: set[int] = set()
-        while more := self._procs.threads(self._pid) - seen:  # the first can have made others
+        # a thread may have made others before it was confined
+        while more := self._procs.threads(self._pid) - seen:
             for tid in more:
                 with suppress(ProcessLookupError):
-                    self._narrow_thread(tid, self.cpus)
+                    self._confine_thread(tid, self.cpus)
             seen |= more
 
     def check(self, cpus: CpuSet) -> None:
-        """Refuse CPUs to which a thread could not be narrowed; raises PinnedError."""
+        """Raise PinnedError if a thread could not be confined to these CPUs."""
         for tid in self._procs.threads(self._pid):
             with suppress(ProcessLookupError):
-                if not self._may(tid) & cpus:
-                    raise _pinned(tid, self._may(tid), cpus)
+                if not self._find_allowed_cpus(tid) & cpus:
+                    raise _make_pinned_error(tid, self._find_allowed_cpus(tid), cpus)
 
-    def _may(self, tid: int) -> CpuSet:
-        """Where a thread may be, but for what was narrowed here."""
+    def _find_allowed_cpus(self, tid: int) -> CpuSet:
+        """Return the CPUs a thread may run on, leaving out what was narrowed here."""
         now = self._threads.get(tid)
-        return self._before[tid] if now == self._placed.get(tid) else now
+        return self._old_masks[tid] if now == self._new_masks.get(tid) else now
 
-    def _narrow_thread(self, tid: int, cpus: CpuSet) -> None:
-        may = self._may(tid)
-        if not may & cpus:
-            raise _pinned(tid, may, cpus)
+    def _confine_thread(self, tid: int, cpus: CpuSet) -> None:
+        """Narrow the mask of one thread; raises PinnedError, ProcessLookupError if it is gone."""
+        allowed = self._find_allowed_cpus(tid)
+        if not allowed & cpus:
+            raise _make_pinned_error(tid, allowed, cpus)
         try:
-            if self._threads.get(tid) != may & cpus:
-                self._threads.set(tid, may & cpus)
+            if self._threads.get(tid) != allowed & cpus:
+                self._threads.set(tid, allowed & cpus)
         except ProcessLookupError:
             raise
         except OSError as error:
@@ -99,11 +102,11 @@ class Confinement:
             if isinstance(error, PermissionError):
                 why = "its mask may not be changed by this user (EPERM)"
             raise PinnedError(f"thread {tid} could not be put on {cpus}", why=why) from None
-        # as it is now: a kernel may leave out what is offline
-        self._before[tid], self._placed[tid] = may, self._threads.get(tid)
+        # read back: a kernel may leave out CPUs that are offline
+        self._old_masks[tid], self._new_masks[tid] = allowed, self._threads.get(tid)
 
     def restore_masks(self) -> bool:
-        """Once all vCPUs run, give all other threads their masks back; whether that is done.
+        """Give all other threads their masks back once all vCPUs run; return True if that is done.
 
         A mask that somebody changed meanwhile stays.
         """
@@ -111,45 +114,52 @@ class Confinement:
             found = self._procs.vcpu_fds(self._pid)
         except PermissionError:
             found = {}
-        # a duplicate of a descriptor is no other vCPU
-        fds = {fd: index for fd, index in found.items() if self._made.get(fd) == index}
+        # a duplicate of a descriptor is not another vCPU
+        fds = {fd: index for fd, index in found.items() if self._index_by_fd.get(fd) == index}
         tids = self._procs.threads(self._pid)
         if not tids:
             return True
-        running = {tid: call for tid in tids if (call := self._runs(tid)) is not None}
-        self.running = self._name(running, fds)
+        running = {
+            tid: call for tid in tids if (call := self._detect_vcpu_thread(tid)) is not None
+        }
+        self.running = self._match_vcpus(running, fds)
         if not fds or len(running) < len(fds):
             return False
         for tid in tids - running.keys():
-            # one that was made since has the mask of who made it
-            known = tid if tid in self._before else self._pid
-            before = self._before.get(known)
+            # a thread made since then has inherited the mask of its maker
+            known = tid if tid in self._old_masks else self._pid
+            before = self._old_masks.get(known)
             with suppress(OSError):
-                if before and self._threads.get(tid) == self._placed[known]:
+                if before and self._threads.get(tid) == self._new_masks[known]:
                     self._threads.set(tid, before)
-        self._before, self._placed = {}, {}
+        self._old_masks, self._new_masks = {}, {}
         return True
 
-    def _runs(self, tid: int) -> tuple[int, ...] | None:
-        """Whether a thread is a vCPU's: it has run guest code, or is in KVM_RUN right now."""
+    def _detect_vcpu_thread(self, tid: int) -> tuple[int, ...] | None:
+        """Return a tuple if this is a vCPU's thread, None if it is not known to be one.
+
+        It is the system call if the thread is in KVM_RUN right now, empty if it has run guest
+        code.
+        """
         call = self._procs.syscall(self._pid, tid)
-        is_run = len(call) > 2 and call[0] == self._machine.nr_ioctl and call[2] == KVM_RUN
+        is_run = len(call) > 2 and call[0] == self._arch.nr_ioctl and call[2] == KVM_RUN
         if is_run or self._procs.guest_time(self._pid, tid):
             return call if is_run else ()
         return None
 
-    def _name(
+    def _match_vcpus(
         self,
         running: Mapping[int, tuple[int, ...]],
         fds: Mapping[int, int],
     ) -> dict[int, int | None]:
-        """Which vCPU each of these threads runs, by the best evidence there is.
+        """Return which vCPU each of these threads runs, by the best evidence there is.
 
-        That is the file descriptor in its KVM_RUN, else that it made the vCPU, else its name.
+        That is the file descriptor in its KVM_RUN, else that the thread made the vCPU, else its
+        name.
         """
         found: dict[int, int | None] = {}
         for tid, call in running.items():
-            made = [index for index, maker in self._makers.items() if maker == tid]
+            made = [index for index, creator in self._creators.items() if creator == tid]
             named = vcpu_of_thread(self._procs.comm(self._pid, tid))
             if call and call[1] in fds:
                 found[fds[call[1]]] = tid
@@ -163,8 +173,9 @@ class Confinement:
         return found
 
 
-def _pinned(tid: int, may: CpuSet, cpus: CpuSet) -> PinnedError:
+def _make_pinned_error(tid: int, allowed: CpuSet, cpus: CpuSet) -> PinnedError:
+    """Return the error for a thread whose mask has none of the CPUs."""
     return PinnedError(
         f"thread {tid} may not run on any of the CPUs {cpus}",
-        why=f"it is pinned to {may}, and a mask is never widened",
+        why=f"it is pinned to {allowed}, and a mask is never widened",
     )

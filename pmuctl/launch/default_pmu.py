@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which PMU KVM has chosen for the VMs of a process, as far as that was seen."""
+"""The PMU that KVM has chosen for the VMs of a process, as far as that was observed."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,10 +12,10 @@ from pmuctl.model.vmm_identity import identify
 
 
 class DefaultPmuTracker:
-    """Remembers where the threads of each process could be when KVM chose.
+    """The CPUs on which the threads of each process could be when KVM chose.
 
-    All calls of a process must tell of the same PMU, whichever VM they were for: descriptors of
-    VMs are used again, and duplicated. `defaults` are as in the orders.
+    All calls of a process must agree on one PMU, whichever VM they were for: descriptors of VMs
+    are reused, and duplicated. `defaults` is as in the launch spec.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class DefaultPmuTracker:
         self._masks: dict[int, set[CpuSet | None]] = {}
 
     def record(self, tgid: int, tid: int | None) -> None:
-        """KVM may choose by where this thread is; None where that is not known."""
+        """Record that KVM may choose by where this thread is; None if the thread is not known."""
         if not self._defaults:
             return
         mask = None
@@ -36,12 +36,13 @@ class DefaultPmuTracker:
         self._masks.setdefault(tgid, set()).add(mask)
 
     def default_pmu(self, tgid: int) -> tuple[int, str] | None:
-        """What KVM has chosen; None where that is not certain.
+        """Return the PMU that KVM has chosen, None if that is not certain.
 
-        Of a VMM that may set a PMU by itself later, and of one that is not known, it is not.
+        It is not certain for a VMM that may set a PMU by itself later, nor for one that is not
+        known.
         """
-        its = default_by_cpu(self._masks.get(tgid, ()), self._defaults)
-        if its is None:
+        pmu = default_by_cpu(self._masks.get(tgid, ()), self._defaults)
+        if pmu is None:
             return None
         vmm = identify(self._procs.command_line(tgid), self._procs.comm(tgid, tgid))
-        return its if vmm.kind is not None and not vmm.sets_pmu else None
+        return pmu if vmm.kind is not None and not vmm.sets_pmu else None

@@ -1,62 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor's loop: it sleeps until the gate, a traced thread, a client or a clock calls."""
+"""The supervisor's event loop: it sleeps until a seccomp notification, a traced thread, a client
+or a timeout needs it."""
 
 import os
 import select
 import signal
 from contextlib import suppress
-from typing import Protocol
 
 from pmuctl.host.resource_errors import shortage_of
+from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.trace.seccomp_gate import Listener
 
 
-class Watched(Protocol):
-    """What tells which process is the VMM, and wants to know of its end."""
-
-    @property
-    def pid(self) -> int:
-        """The process that makes VMs."""
-
-    def ended(self) -> None:
-        """It is gone."""
-
-    def rest(self) -> None:
-        """None of its threads is stopped."""
-
-
 class EventLoop:
-    """One loop, of the thread that made this: only that thread may trace."""
+    """The one loop of the thread that made it: only that thread may trace."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # without a handler of Python's nothing is written for a signal
+        # without a handler set by Python nothing is written to the wakeup fd for a signal
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._pid = 0
         self._pidfd = -1
 
     def wake(self) -> None:
-        """Have a turn soon; may be called from any thread."""
+        """Make the loop take a turn soon; may be called from any thread."""
         with suppress(BlockingIOError):  # a full pipe wakes as well
             os.write(self._write, b"\0")
 
-    def over(self, supervisor: Supervisor, listener: Listener, vmm: Watched) -> None:
-        """Give all their turns until nobody stands behind the gate any more."""
+    def run(self, supervisor: Supervisor, listener: Listener, observer: VmObserver) -> None:
+        """Run until no process is behind the gate any more."""
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
         poll.register(listener.fd, select.POLLIN)
-        stands = True
+        has_processes = True
         while True:
-            left = supervisor.turn()
-            # nothing would wake it any more where the last thread ended in that turn
-            if not stands and not supervisor.tracer.threads:
+            seconds = supervisor.turn()
+            # nothing would wake the loop any more if the last thread ended in that turn
+            if not has_processes and not supervisor.tracer.threads:
                 return
             if not supervisor.is_busy:
-                vmm.rest()
-            self._watch_end(poll, vmm)
-            ready = dict(poll.poll(None if left is None else left * 1000))
+                observer.flush()
+            self._watch_vmm_exit(poll, observer)
+            ready = dict(poll.poll(None if seconds is None else seconds * 1000))
             if self._read in ready:
                 os.read(self._read, 4096)
             if self._pidfd in ready:
@@ -64,19 +51,20 @@ class EventLoop:
                 os.close(self._pidfd)
                 self._pidfd = -1
                 supervisor.close_stderr()
-                vmm.ended()
+                observer.on_vmm_exit()
             if listener.fd in ready:
                 try:
-                    waiting = listener.take()
+                    notification = listener.receive()
                 except EOFError:
                     poll.unregister(listener.fd)
-                    stands = False
+                    has_processes = False
                     continue
-                if waiting is not None:
-                    supervisor.at_gate(listener, waiting)
+                if notification is not None:
+                    supervisor.on_notification(listener, notification)
 
-    def _watch_end(self, poll: select.poll, vmm: Watched) -> None:
-        pid = vmm.pid
+    def _watch_vmm_exit(self, poll: select.poll, observer: VmObserver) -> None:
+        """Poll a pidfd of the process that makes VMs now, in place of the one before."""
+        pid = observer.pid
         if pid == self._pid:
             return
         self._pid = pid
@@ -87,10 +75,10 @@ class EventLoop:
         try:
             self._pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            vmm.ended()
+            observer.on_vmm_exit()
         except OSError as error:
             if shortage_of(error) is None:
                 raise
-            self._pid = 0  # later; till then its end is seen at the gate
+            self._pid = 0  # retried in the next turn; until then the gate shows its end
         else:
             poll.register(self._pidfd, select.POLLIN)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a VMM cannot be set up, held or followed: the reason by name."""
+"""Errors for a VMM that cannot be set up, held or followed."""
 
 import errno
 import os
@@ -22,14 +22,14 @@ CAP_SYS_PTRACE = 19
 
 
 def yama_scope(procs: Procfs) -> int:
-    """Yama's restriction of ptrace, 0-3; 0 where there is no Yama."""
+    """Return Yama's restriction of ptrace, 0-3; 0 if there is no Yama."""
     with suppress(OSError, ValueError):
         return int((Path(procs.root) / PATH_YAMA).read_text())
     return 0
 
 
 def may_trace_all(procs: Procfs) -> bool:
-    """Whether this process has CAP_SYS_PTRACE."""
+    """Return True if this process has CAP_SYS_PTRACE."""
     with suppress(OSError, ValueError, StopIteration):
         lines = (Path(procs.root) / "self/status").read_text().splitlines()
         caps = next(line for line in lines if line.startswith("CapEff:"))
@@ -38,7 +38,7 @@ def may_trace_all(procs: Procfs) -> bool:
 
 
 def not_traceable(procs: Procfs, pid: int) -> PmuctlError:
-    """The error for a process that refused PTRACE_SEIZE with EPERM."""
+    """Return the error for a process that refused PTRACE_SEIZE with EPERM."""
     why, fix = "the kernel does not say why (EPERM)", "run pmuctl as root"
     tracer = procs.tracer(pid)
     scope = yama_scope(procs)
@@ -51,16 +51,17 @@ def not_traceable(procs: Procfs, pid: int) -> PmuctlError:
     elif scope == 2 and not may_trace_all(procs):
         why = "Yama lets only administrators trace (kernel.yama.ptrace_scope is 2)"
         fix = "run pmuctl as root, or set kernel.yama.ptrace_scope to 1"
-    elif _owner(procs, pid) not in (None, os.geteuid()):
+    elif _find_status_owner(procs, pid) not in (None, os.geteuid()):
         why = "it made itself undumpable (PR_SET_DUMPABLE 0), or belongs to another user (EPERM)"
         fix = "run pmuctl as root, or start it so that it may be debugged"
     return DeniedError("the VMM may not be traced", why=why, fix=fix, errno="EPERM")
 
 
-def _owner(procs: Procfs, pid: int) -> int | None:
-    """Whose files in /proc/PID are: root's, for what is not dumpable (proc_pid(5)).
+def _find_status_owner(procs: Procfs, pid: int) -> int | None:
+    """Return who owns the files in /proc/PID: root if it is not dumpable (proc_pid(5)).
 
-    The directory itself stays its user's (task_dump_owner() in fs/proc/base.c).
+    The directory itself stays its user's (task_dump_owner() in fs/proc/base.c). Return None if the
+    process is gone.
     """
     with suppress(OSError):
         return os.stat(procs.root / str(pid) / "status").st_uid
@@ -68,7 +69,7 @@ def _owner(procs: Procfs, pid: int) -> int | None:
 
 
 def no_gate(error: OSError) -> PmuctlError:
-    """The error for a seccomp filter that could not be installed."""
+    """Return the error for a seccomp filter that could not be installed."""
     if error.errno == errno.EBUSY:
         return RefusedError(
             "the gate cannot be put up",
@@ -87,7 +88,7 @@ def no_gate(error: OSError) -> PmuctlError:
 
 
 def no_vpmu() -> PmuctlError:
-    """The error for a VMM that makes a vCPU to run without a vPMU."""
+    """Return the error for a VMM that makes a vCPU to run without a vPMU."""
     return UnsupportedError(
         "its VMM makes vCPUs without a vPMU",
         why="KVM_ARM_VCPU_INIT came without the feature KVM_ARM_VCPU_PMU_V3",
@@ -97,7 +98,7 @@ def no_vpmu() -> PmuctlError:
 
 
 def not_released(seconds: float) -> PmuctlError:
-    """The error for a VMM that was held for long enough."""
+    """Return the error for a VMM that nobody released within this time (seconds)."""
     return UnreachableError(
         "nobody released it",
         why=f"it was held for {seconds:g} s (--timeout)",
@@ -105,10 +106,10 @@ def not_released(seconds: float) -> PmuctlError:
     )
 
 
-def no_memory(error: OSError) -> PmuctlError:
-    """The error for a VMM whose memory could not be written."""
+def memory_not_writable(error: OSError) -> PmuctlError:
+    """Return the error for a VMM whose memory could not be written."""
     if (shortage := shortage_of(error)) is not None:
-        return lost_sight(shortage)
+        return not_followable(shortage)
     return DeniedError(
         "no call can be put into the VMM",
         why=f"its memory may not be written: {error.strerror}; it may have made itself "
@@ -118,8 +119,8 @@ def no_memory(error: OSError) -> PmuctlError:
     )
 
 
-def lost_sight(shortage: ResourceExhaustedError) -> PmuctlError:
-    """The error for a VMM of which nothing can be read for want of descriptors or memory."""
+def not_followable(shortage: ResourceExhaustedError) -> PmuctlError:
+    """Return the error for a VMM that cannot be followed for want of descriptors or memory."""
     what = f"{shortage.subject}: " if shortage.subject else ""
     return RefusedError(
         "the VMM cannot be followed",
@@ -130,7 +131,7 @@ def lost_sight(shortage: ResourceExhaustedError) -> PmuctlError:
 
 
 def not_stopped(error: OSError) -> PmuctlError:
-    """The error for a VMM whose threads could not all be followed in time."""
+    """Return the error for a VMM whose threads could not all be followed in time."""
     return RefusedError(
         "the VMM's threads cannot be followed",
         why=str(error),

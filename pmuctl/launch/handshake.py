@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What launcher and supervisor hand each other: texts of any length, and descriptors."""
+"""Messages between launcher and supervisor: texts of any length, and descriptors."""
 
 import json
 import socket
@@ -10,22 +10,22 @@ from pmuctl.errors import PmuctlError, class_of
 LENGTH = struct.Struct("<I")
 
 
-def send_message(its: socket.socket, text: bytes, fd: int | None = None) -> None:
-    """Send a text, with a descriptor if there is one; raises OSError."""
-    socket.send_fds(its, [LENGTH.pack(len(text))], [] if fd is None else [fd])
-    if text:  # an empty one has been taken by now, and its receiver may be gone
-        its.sendall(text)
+def send_message(sock: socket.socket, text: bytes, fd: int | None = None) -> None:
+    """Send a text, and a descriptor if there is one; raises OSError."""
+    socket.send_fds(sock, [LENGTH.pack(len(text))], [] if fd is None else [fd])
+    if text:  # the receiver of an empty text has all of it, and may be gone
+        sock.sendall(text)
 
 
-def recv_message(its: socket.socket) -> tuple[bytes, int | None]:
-    """The next text and its descriptor; raises EOFError where the other end is gone."""
-    head, fds, _, _ = socket.recv_fds(its, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
+def recv_message(sock: socket.socket) -> tuple[bytes, int | None]:
+    """Return the next text and its descriptor; raises EOFError if the other end is gone."""
+    head, fds, _, _ = socket.recv_fds(sock, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
     if len(head) < LENGTH.size:
         raise EOFError
     left = LENGTH.unpack(head)[0]
     parts = []
     while left:
-        part = its.recv(left)
+        part = sock.recv(left)
         if not part:
             raise EOFError
         parts.append(part)
@@ -33,14 +33,14 @@ def recv_message(its: socket.socket) -> tuple[bytes, int | None]:
     return b"".join(parts), fds[0] if fds else None
 
 
-def error_text(error: PmuctlError) -> bytes:
-    """An error as a text, which `error_of` reads."""
+def encode_error(error: PmuctlError) -> bytes:
+    """Return an error as a text, which `decode_error` reads."""
     members = (int(error.status), error.message, error.why, error.fix, error.errno)
     return json.dumps(members).encode()
 
 
-def error_of(text: bytes) -> PmuctlError:
-    """The inverse of `error_text`."""
+def decode_error(text: bytes) -> PmuctlError:
+    """Return the error that `encode_error` made a text of."""
     status, message, why, fix, errno = json.loads(text)
     cls = class_of(status) or PmuctlError
     return cls(message, why=why, fix=fix, errno=errno)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VMM held at its window, from its first call for a PMU attribute until it is released or ended.
 
-One thread is stopped before that call, the others run. Settings are applied by calls put into the
-held thread. Signals are not lost on it: for each one it is let out for a moment, comes back with
-the same call and is held again.
+One thread is stopped before that call, the others run. Settings are applied by calls made in the
+held thread. No signal is lost on it: for each one it is resumed for a moment, comes back with the
+same call and is held again.
 """
 
 import os
@@ -17,8 +17,8 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.confinement import Confinement
-from pmuctl.launch.failures import no_memory, not_released
-from pmuctl.launch.ioctls import IoctlCall, attr_call, ioctl_of, lock, steps
+from pmuctl.launch.failures import memory_not_writable, not_released
+from pmuctl.launch.ioctls import IoctlCall, attr_ioctl, ioctl_of, lock, steps
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.tracee import ThreadGoneError, Tracee
@@ -26,281 +26,292 @@ from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.model.cpuset import CpuSet
 
-HOLD_SECONDS = 0.1
-"""How often a held VMM is looked at for signals."""
-ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
+HOLD_POLL_SECONDS = 0.1
+"""How often a held VMM is checked for signals (seconds)."""
+ENDING_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 """Signals that ask a process to end: a held VMM could only do so once it is released."""
-OUT_SECONDS = 1.0
-"""How long a client waits for a held thread that is out to take a signal."""
+RESUMED_SECONDS_MAX = 1.0
+"""How long a client waits for a held thread that was resumed to take a signal (seconds)."""
 
 SignalMasks = Mapping[str, frozenset[int]]
 """Signals by SigPnd, ShdPnd, SigBlk, SigIgn and SigCgt, as Procfs.signals() returns them."""
 
 
 class HeldThread:
-    """One thread, held; `vcpus` maps file descriptors of its VM's vCPUs to their numbers.
+    """One held thread; `vcpus` maps file descriptors of its VM's vCPUs to their numbers.
 
-    `until` is when it has been held long enough (time.monotonic()), `is_out` whether the thread
-    is on its way to a signal and back, `is_to_stop` whether job control stops its process,
-    `ending` the signal that asked the VMM to end and was caught, so that it has to be ended.
+    `timeout` is how long it may be held (seconds), `deadline` when that is over
+    (time.monotonic()). `is_resumed` says that the thread is on its way to a signal and back,
+    `is_stop_pending` that job control stops its process. `ending_signal` is the signal that asked
+    the VMM to end and was caught, so that the VMM has to be ended.
     """
 
     def __init__(
         self, thread: Tracee, vcpus: Mapping[int, int], procs: Procfs, *, timeout: float | None
     ) -> None:
         self.thread = thread
-        self.until = float("inf") if timeout is None else time.monotonic() + timeout
-        self.is_out = False
-        self.is_to_stop = False
+        self.deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        self.is_resumed = False
+        self.is_stop_pending = False
         self._vcpus = {index: fd for fd, index in vcpus.items()}
         self._procs = procs
-        self.ending: int | None = None
+        self.ending_signal: int | None = None
         self._masks: SignalMasks = {}
-        self.catch()
+        self.park()
 
     @property
     def vcpu_fd(self) -> int:
-        """Of any of its vCPUs: the settings of a VM are set through one."""
+        """The descriptor of any of its vCPUs: the settings of a VM are set through one."""
         return next(iter(self._vcpus.values()))
 
-    def catch(self) -> None:
+    def park(self) -> None:
         """Stop the thread, which is at the entry of a call, before that call."""
-        self._again = self.thread.skip_call()
+        self._restart_registers = self.thread.skip_call()
         self.thread.unblock_signals()
-        self.thread.parked, self.is_out = True, False
+        self.thread.parked, self.is_resumed = True, False
 
-    def let_out(self) -> None:
+    def resume_for_signal(self) -> None:
         """Let the thread take its signals, and come back by the call it was held at."""
-        self.is_to_stop = False
-        self._resume(followed=True)
+        self.is_stop_pending = False
+        self._resume_thread(followed=True)
 
     def release(self) -> None:
-        """Set the thread to make its call; it is still stopped, at the exit of none."""
-        self.thread.set_registers(self._again)
+        """Set the thread to make its call; it is still stopped, at the exit of a skipped call."""
+        self.thread.set_registers(self._restart_registers)
         self.thread.parked = False
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """KVM_SET_DEVICE_ATTR of a vCPU's PMU, made in the thread.
+        """Make KVM_SET_DEVICE_ATTR of a vCPU's PMU in the thread.
 
-        Raises OSError with KVM's errno, ESRCH where the thread is gone or out.
+        Raises OSError with KVM's errno, ESRCH if the thread is gone or resumed.
         """
-        if self.is_out or vcpu not in self._vcpus:
+        if self.is_resumed or vcpu not in self._vcpus:
             raise ProcessLookupError("it is not held just now")
-        call = attr_call(attr, payload)
+        ioctl = attr_ioctl(attr, payload)
         try:
             fd = self._vcpus[vcpu]
-            result = self.thread.ioctl(fd, call.request, call.argument, call.pointer)
+            result = self.thread.ioctl(fd, ioctl.request, ioctl.argument, ioctl.pointer)
         except ThreadGoneError:
             raise ProcessLookupError("its VMM is gone") from None
         if result < 0:
             raise OSError(-result, os.strerror(-result))
 
-    def before_delivery(self, thread: Tracee, its_signal: int) -> int:
-        """Before a signal is delivered to a thread: the one to deliver, 0 for none.
+    def filter_signal(self, thread: Tracee, signum: int) -> int:
+        """Return the signal to deliver to a thread in place of this one, 0 for none.
 
-        One that asks the held VMM to end, and that it would catch, ends it instead. While the
-        held thread is out, it is delivered as well, and ends the VMM once the thread is back.
+        A signal that asks the held VMM to end, and that it would catch, ends it instead. While the
+        held thread is resumed, the signal is delivered as well, and ends the VMM once the thread
+        is back.
         """
-        if thread.tgid != self.thread.tgid or its_signal not in ENDING:
-            return its_signal
+        if thread.tgid != self.thread.tgid or signum not in ENDING_SIGNALS:
+            return signum
         try:
-            masks = self.signals()
+            masks = self.read_signals()
         except ResourceExhaustedError:
-            masks = self._masks  # as they were a moment ago
-        if its_signal not in masks.get("SigCgt", ()):
-            return its_signal
-        self.ending = its_signal
-        # its handler may never return, or only set a flag that is read after the call
-        return its_signal if self.is_out else 0
+            masks = self._masks  # those of a moment ago
+        if signum not in masks.get("SigCgt", ()):
+            return signum
+        self.ending_signal = signum
+        # the handler may never return, or only set a flag that is read after the call
+        return signum if self.is_resumed else 0
 
-    def end_by(self, its_signal: int, masks: SignalMasks) -> None:
-        """End the VMM as the signal would: by it, or with its status where there is a handler."""
-        if its_signal in masks["SigCgt"] | masks["SigBlk"]:
-            self.thread.exit_group(128 + its_signal)
+    def end_by_signal(self, signum: int, masks: SignalMasks) -> None:
+        """End the VMM by the signal, or with its exit status if it is caught or blocked."""
+        if signum in masks["SigCgt"] | masks["SigBlk"]:
+            self.thread.exit_group(128 + signum)
         else:
-            # not only let go: another thread may have taken it, and be slower than this one
-            self._resume(followed=False, its_signal=its_signal)
+            # this thread needs the signal, too: another may have taken it, and be slower
+            self._resume_thread(followed=False, signum=signum)
 
-    def signals(self) -> SignalMasks:
-        """The signals of the held thread, as they are now; raises ResourceExhaustedError."""
+    def read_signals(self) -> SignalMasks:
+        """Return the signals of the held thread as they are now; raises ResourceExhaustedError."""
         self._masks = self._procs.signals(self.thread.tgid, self.thread.tid)
         return self._masks
 
     def find_ending_signal(self, masks: SignalMasks) -> int | None:
         """Return the pending signal that asks the VMM to end, None if there is none."""
-        waiting = (masks["SigPnd"] | masks["ShdPnd"]) & ENDING - masks["SigIgn"]
+        waiting = (masks["SigPnd"] | masks["ShdPnd"]) & ENDING_SIGNALS - masks["SigIgn"]
         return min(waiting, default=None)
 
-    def is_wanted(self, masks: SignalMasks) -> bool:
-        """Whether the held thread has to take a signal, or to stop with its process."""
+    def needs_resume(self, masks: SignalMasks) -> bool:
+        """Return True if the held thread has to take a signal, or to stop with its process."""
         pending = (masks["SigPnd"] | masks["ShdPnd"]) - masks["SigBlk"]
-        return self.is_to_stop or bool(pending)
+        return self.is_stop_pending or bool(pending)
 
-    def _resume(self, *, followed: bool, its_signal: int = 0) -> None:
-        self.is_out = True
+    def _resume_thread(self, *, followed: bool, signum: int = 0) -> None:
+        """Let the thread make its call, and stop at system calls if `followed`."""
+        self.is_resumed = True
         self.release()
         self.thread.followed = followed
-        self.thread.resume(its_signal)
+        self.thread.resume(signum)
 
 
 class VmHold:
-    """The one hold there is: of the VM that comes first. `started` is called when it is over.
+    """The hold of a supervisor: there is one at most, of the first VM.
 
-    `hold` is None before and after; `is_awaited` is whether one is to come.
+    `held` is None before and after the hold; `is_awaited` says that it is still to come.
+    `on_released` is called when it is over.
     """
 
     def __init__(
         self,
-        orders: LaunchSpec,
-        calls: Sequence[IoctlCall],
+        spec: LaunchSpec,
+        ioctls: Sequence[IoctlCall],
         applier: Applier,
-        placement_of: Callable[[int], Confinement],
-        story: VmObserver,
+        confinement_of: Callable[[int], Confinement],
+        observer: VmObserver,
         tracer: Tracer,
         procs: Procfs,
-        started: Callable[[Sequence[IoctlCall], int], None],
+        on_released: Callable[[Sequence[IoctlCall], int], None],
     ) -> None:
-        self.hold: HeldThread | None = None
-        self.is_awaited = orders.hold
-        self.windows: VcpuTracker
-        self._orders = orders
-        self._calls = [call for call in calls if call.step != lock()]  # that comes at the end
+        self.held: HeldThread | None = None
+        self.is_awaited = spec.hold
+        self.vcpu_tracker: VcpuTracker
+        self._spec = spec
+        # the lock comes at the release
+        self._ioctls = [ioctl for ioctl in ioctls if ioctl.step != lock()]
         self._applier = applier
-        self._placement_of = placement_of
-        self._story = story
+        self._confinement_of = confinement_of
+        self._observer = observer
         self._tracer = tracer
         self._procs = procs
-        self._started = started
-        self._out_since = 0.0
-        self._asked_to_end: dict[int, set[int]] = {}
-        """By process: the signals it was given on the way to its hold."""
+        self._on_released = on_released
+        self._resumed_since = 0.0
+        self._ending_signals: dict[int, set[int]] = {}
+        """By process: the signals that asked it to end, delivered on the way to its hold."""
 
-    # --- what the tracer tells -----------------------------------------------------------------
+    # --- signal events -------------------------------------------------------------------------
 
-    def stopped(self, thread: Tracee) -> None:
-        """Job control stops its process: what is held must stop with it."""
-        if self.hold is not None and thread.tgid == self.hold.thread.tgid:
-            self.hold.is_to_stop = True
+    def on_group_stop(self, thread: Tracee) -> None:
+        """Note that job control stops a process: what is held must stop with it."""
+        if self.held is not None and thread.tgid == self.held.thread.tgid:
+            self.held.is_stop_pending = True
 
-    def signalled(self, thread: Tracee, its_signal: int) -> int:
-        """Before a signal is delivered: one that asks a held VMM to end has to end it."""
-        if self.hold is not None:
-            return self.hold.before_delivery(thread, its_signal)
-        if self.is_awaited and its_signal in ENDING:  # one that is not caught ends it by itself
-            self._asked_to_end.setdefault(thread.tgid, set()).add(its_signal)
-        return its_signal
+    def on_signal(self, thread: Tracee, signum: int) -> int:
+        """Return the signal to deliver: one that asks a held VMM to end has to end it."""
+        if self.held is not None:
+            return self.held.filter_signal(thread, signum)
+        # one that is not caught ends the VMM by itself
+        if self.is_awaited and signum in ENDING_SIGNALS:
+            self._ending_signals.setdefault(thread.tgid, set()).add(signum)
+        return signum
 
     # --- the hold ------------------------------------------------------------------------------
 
-    def at_attribute(self, thread: Tracee, fd: int, target: int) -> None:
-        """A call for an attribute: if a vCPU's, this is where the VMM is held.
+    def on_attribute_call(self, thread: Tracee, fd: int, target: int) -> None:
+        """Hold the VMM if this call for an attribute is for one of its vCPUs.
 
-        `target` is the descriptor that the calls are for.
+        `fd` is the descriptor of the call, `target` the one that the settings are applied to.
         """
-        if self.hold is not None:
-            if thread is self.hold.thread and self.hold.is_out:
-                self.windows.awaits_attribute = False
-                self.hold.catch()
+        if self.held is not None:
+            if thread is self.held.thread and self.held.is_resumed:
+                self.vcpu_tracker.awaits_attribute = False
+                self.held.park()
             return
         try:
             vcpus = self._procs.vcpu_fds(thread.tgid)
         except PermissionError as error:
-            self._applier.fail(thread, no_memory(error))
+            self._applier.fail(thread, memory_not_writable(error))
             return
         if fd not in vcpus:
             return
         ignored = self._procs.signals(thread.tgid, thread.tid)["SigIgn"]
-        self.windows.awaits_attribute = self.is_awaited = False
-        self._tracer.let_run(thread.tgid)
-        hold = HeldThread(thread, vcpus, self._procs, timeout=self._orders.timeout)
+        self.vcpu_tracker.awaits_attribute = self.is_awaited = False
+        self._tracer.unfollow(thread.tgid)
+        held = HeldThread(thread, vcpus, self._procs, timeout=self._spec.timeout)
         try:
-            placement = self._placement_of(thread.tgid)
-            placement.cpus = self._orders.affinity
-            placement.confine()
-            words = self._applier.apply(thread, target, self._calls)
+            confinement = self._confinement_of(thread.tgid)
+            confinement.cpus = self._spec.affinity
+            confinement.confine()
+            descriptions = self._applier.apply(thread, target, self._ioctls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
-            self._let_start(hold, [])
+            self._resume_vmm(held, [])
         else:
-            self.hold = hold
-            if asked := self._asked_to_end.get(thread.tgid, set()) - ignored:
-                # its handler has run, and may have set a flag that is read after this call
-                hold.ending = min(asked)
-            self._story.on_held(words)
+            self.held = held
+            if asked := self._ending_signals.get(thread.tgid, set()) - ignored:
+                # the handler has run, and may have set a flag that is read after this call
+                held.ending_signal = min(asked)
+            self._observer.on_held(descriptions)
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         """Make a call in the held thread; raises OSError with KVM's errno, ESRCH if it is gone."""
-        if self.hold is None:
+        if self.held is None:
             raise ProcessLookupError("it is not held any more")
-        self.hold.set_attr(vcpu, attr, payload)
+        self.held.set_attr(vcpu, attr, payload)
 
     def check_cpus(self, cpus: CpuSet) -> None:
-        """Refuse CPUs that a thread of the held VMM may not be put on; raises PinnedError."""
-        if self.hold is not None:
-            self._placement_of(self.hold.thread.tgid).check(cpus)
+        """Raise PinnedError if a thread of the held VMM could not be confined to these CPUs."""
+        if self.held is not None:
+            self._confinement_of(self.held.thread.tgid).check(cpus)
 
     def poll(self) -> None:
-        """Do what is due."""
-        if self._asked_to_end:
-            followed = self._tracer.followed()
-            self._asked_to_end = {
-                tgid: asked for tgid, asked in self._asked_to_end.items() if tgid in followed
+        """Do what is due: end, release or resume the held VMM, make the calls that wait."""
+        if self._ending_signals:
+            followed = self._tracer.followed_processes()
+            self._ending_signals = {
+                tgid: asked for tgid, asked in self._ending_signals.items() if tgid in followed
             }
-        hold = self.hold
-        if hold is not None and hold.thread.tid not in self._tracer.threads:
-            self.hold = hold = None
-        if hold is None:
-            self._story.carry_out()
+        held = self.held
+        if held is not None and held.thread.tid not in self._tracer.threads:
+            self.held = held = None
+        if held is None:
+            self._observer.make_pending_calls()
             return
-        # a shortage will pass: the VMM waits all the same
+        # a shortage passes, and the VMM waits all the same
         with suppress(ProcessLookupError, ThreadGoneError, ResourceExhaustedError):
-            self._tend(hold)
+            self._poll_held_thread(held)
 
-    def _tend(self, hold: HeldThread) -> None:
-        if hold.thread.is_ending:
+    def _poll_held_thread(self, held: HeldThread) -> None:
+        """Do what is due for the held thread.
+
+        Raises ProcessLookupError or ThreadGoneError if it is gone, ResourceExhaustedError if it
+        cannot be read for want of descriptors or memory.
+        """
+        if held.thread.is_ending:
             return
-        if hold.is_out:
-            if time.monotonic() - self._out_since > OUT_SECONDS:
-                self._story.carry_out()  # they hear that it is not there
+        if held.is_resumed:
+            if time.monotonic() - self._resumed_since > RESUMED_SECONDS_MAX:
+                self._observer.make_pending_calls()  # clients get ESRCH, as the thread is resumed
             return
-        if hold.ending is not None:
-            hold.thread.exit_group(128 + hold.ending)
+        if held.ending_signal is not None:
+            held.thread.exit_group(128 + held.ending_signal)
             return
-        # once: a signal that came between two looks would be taken for a harmless one
-        masks = hold.signals()
-        if ending := hold.find_ending_signal(masks):
-            hold.end_by(ending, masks)
-        elif time.monotonic() >= hold.until:
-            self._applier.fail(hold.thread, not_released(self._orders.timeout or 0), is_final=True)
-        elif (given := self._story.released()) is not None:
-            self._release(hold, given)
+        # read once: a signal that came between two reads would be taken for a harmless one
+        masks = held.read_signals()
+        if ending_signal := held.find_ending_signal(masks):
+            held.end_by_signal(ending_signal, masks)
+        elif time.monotonic() >= held.deadline:
+            self._applier.fail(held.thread, not_released(self._spec.timeout or 0), is_final=True)
+        elif (spec := self._observer.released_spec()) is not None:
+            self._release_thread(held, spec)
         else:
-            self._story.carry_out()
-            if hold.is_wanted(masks):
-                self._out_since = time.monotonic()
-                self.windows.awaits_attribute = True
-                hold.let_out()
+            self._observer.make_pending_calls()
+            if held.needs_resume(masks):
+                self._resumed_since = time.monotonic()
+                self.vcpu_tracker.awaits_attribute = True
+                held.resume_for_signal()
 
-    def _release(self, hold: HeldThread, given: LaunchSpec) -> None:
-        """Go on with what the VM was given: it is locked, and its threads are placed."""
-        calls = [ioctl_of(step) for step in steps(given)]
-        locks = [ioctl_of(lock())] if given.pmu is not None else []
+    def _release_thread(self, held: HeldThread, spec: LaunchSpec) -> None:
+        """Confine the threads as the spec says, lock the PMU, and let the VMM go on."""
+        ioctls = [ioctl_of(step) for step in steps(spec)]
+        locks = [ioctl_of(lock())] if spec.pmu is not None else []
         try:
-            placement = self._placement_of(hold.thread.tgid)
-            placement.cpus = given.affinity
-            placement.confine()
-            self._applier.apply(hold.thread, hold.vcpu_fd, locks)
+            confinement = self._confinement_of(held.thread.tgid)
+            confinement.cpus = spec.affinity
+            confinement.confine()
+            self._applier.apply(held.thread, held.vcpu_fd, locks)
         except PmuctlError as error:
-            self._applier.fail(hold.thread, error)
-        self._let_start(hold, calls)
+            self._applier.fail(held.thread, error)
+        self._resume_vmm(held, ioctls)
 
-    def _let_start(self, hold: HeldThread, calls: Sequence[IoctlCall]) -> None:
-        """Let a held VMM go on, if it was not ended; `calls` are for the VMs it makes later."""
-        if hold.thread.is_ending:
-            self.hold = hold  # until it is gone
+    def _resume_vmm(self, held: HeldThread, ioctls: Sequence[IoctlCall]) -> None:
+        """Let a held VMM go on unless it was ended; `ioctls` are for VMs that it makes later."""
+        if held.thread.is_ending:
+            self.held = held  # it stays held until it is gone
             return
-        self.hold = None
-        hold.release()
-        self._tracer.let_go(keep=self.windows.awaited())
-        self._tracer.free(hold.thread)
-        self._started(calls, hold.thread.tgid)
+        self.held = None
+        held.release()
+        self._tracer.detach_all(keep=self.vcpu_tracker.pending_processes())
+        self._tracer.detach(held.thread)
+        self._on_released(ioctls, held.thread.tgid)

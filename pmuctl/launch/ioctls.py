@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls put into a VMM at each vCPU's window, from the settings that are wanted."""
+"""The ioctls made in a VMM at each vCPU's window, derived from the launch spec."""
 
 import errno
 from collections.abc import Iterator
@@ -16,51 +16,57 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_
 from pmuctl.value import value
 
 LOCK = FilterRange(base=0, nevents=0, action=Action.DENY)
-"""A filter of no events that denies: it allows all, and from then on KVM refuses another PMU."""
+"""A filter that denies no events: it allows all, and from then on KVM refuses another PMU."""
 
 
 @value(kw_only=True)
 class IoctlCall:
-    """One ioctl: the struct, and what follows it for `pointer`.
+    """One ioctl: its struct, and behind it what `pointer` leads to.
 
-    `pointer` is the offset of the member that is to point behind the first 24 bytes.
+    `pointer` is the offset of the member that is to hold the address of what follows the first 24
+    bytes of `argument`.
     """
 
-    words: str
+    description: str
     request: int
     argument: bytes
     pointer: int | None = None
     step: SetAttr | None = None
 
     def refusal(self, number: int) -> PmuctlError:
-        """What it means that the kernel gave this errno."""
+        """Return the error that stands for this errno from the kernel."""
         if self.step is None:
-            return RefusedError(f"{self.words} was refused", errno=errno.errorcode.get(number))
+            return RefusedError(
+                f"{self.description} was refused", errno=errno.errorcode.get(number)
+            )
         return refusal(
-            self.step, number, _fresh(KvmCaps(has_vpmu=True, attributes=frozenset(ATTR_NAMES)))
+            self.step,
+            number,
+            _make_fresh_vpmu(KvmCaps(has_vpmu=True, attributes=frozenset(ATTR_NAMES))),
         )
 
 
-def steps(orders: LaunchSpec) -> tuple[SetAttr, ...]:
-    """What is set at each window, in KVM's order, the lock last where there is no filter.
+def steps(spec: LaunchSpec) -> tuple[SetAttr, ...]:
+    """Return what is set at each window, in KVM's order, the lock last if there is no filter.
 
-    None where the VM is to keep what KVM chooses. Raises what plan() raises.
+    Return an empty tuple if the VM is to keep what KVM chooses. Raises what plan() raises.
     """
-    if orders.pmu is None:
+    if spec.pmu is None:
         return ()
-    number, name = orders.pmu
-    kernel = KvmCaps(
+    number, name = spec.pmu
+    caps = KvmCaps(
         has_vpmu=True,
         counters={number: None},
-        attributes=orders.attributes,
-        event_bits=orders.event_bits,
+        attributes=spec.attributes,
+        event_bits=spec.event_bits,
     )
-    wanted = TargetSettings(type=number, name=name, filter=orders.filter)
-    planned = plan(CurrentState(vpmu=_fresh(kernel), threads={}), wanted)
-    return tuple(_locked(its for its in planned if isinstance(its, SetAttr)))
+    target = TargetSettings(type=number, name=name, filter=spec.filter)
+    planned = plan(CurrentState(vpmu=_make_fresh_vpmu(caps), threads={}), target)
+    return tuple(_append_lock(step for step in planned if isinstance(step, SetAttr)))
 
 
-def _locked(planned: Iterator[SetAttr]) -> Iterator[SetAttr]:
+def _append_lock(planned: Iterator[SetAttr]) -> Iterator[SetAttr]:
+    """Yield these steps, and the lock unless one of them sets a filter."""
     has_filter = False
     for step in planned:
         has_filter |= step.attr == KVM_ARM_VCPU_PMU_V3_FILTER
@@ -70,26 +76,26 @@ def _locked(planned: Iterator[SetAttr]) -> Iterator[SetAttr]:
 
 
 def lock() -> SetAttr:
-    """The step after which KVM keeps the PMU as it is."""
+    """Return the step after which KVM keeps the PMU as it is."""
     return SetAttr(0, KVM_ARM_VCPU_PMU_V3_FILTER, LOCK)
 
 
-def _fresh(kernel: KvmCaps) -> Vpmu:
-    return Vpmu(caps=kernel, vcpus=(Vcpu(has_pmu=True, initialised=False),))
+def _make_fresh_vpmu(caps: KvmCaps) -> Vpmu:
+    return Vpmu(caps=caps, vcpus=(Vcpu(has_pmu=True, initialised=False),))
 
 
 def ioctl_of(step: SetAttr) -> IoctlCall:
-    """A step as the ioctl that it is."""
-    return attr_call(step.attr, payload(step), step)
+    """Return a step as the ioctl that makes it."""
+    return attr_ioctl(step.attr, payload(step), step)
 
 
-def attr_call(attr: int, data: bytes, step: SetAttr | None = None) -> IoctlCall:
-    """KVM_SET_DEVICE_ATTR of a vCPU's PMU."""
-    its = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
+def attr_ioctl(attr: int, data: bytes, step: SetAttr | None = None) -> IoctlCall:
+    """Return the KVM_SET_DEVICE_ATTR of a vCPU's PMU with this attribute and data."""
+    device_attr = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
     return IoctlCall(
-        words=step.words() if step else f"KVM_SET_DEVICE_ATTR {attr}",
+        description=step.words() if step else f"KVM_SET_DEVICE_ATTR {attr}",
         request=KVM_SET_DEVICE_ATTR,
-        argument=bytes(its) + data,
+        argument=bytes(device_attr) + data,
         pointer=kvm_device_attr.addr.offset,
         step=step,
     )

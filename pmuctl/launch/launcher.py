@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executing a VMM in place, with the gate in front of it and a supervisor beside it."""
+"""A VMM executed in place, behind the gate and with a supervisor beside it."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ CAUGHT_HERE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def launch(
-    orders: LaunchSpec,
+    spec: LaunchSpec,
     executable: str,
     argv: Sequence[str],
     environ: Mapping[bytes, bytes],
@@ -35,22 +35,22 @@ def launch(
 ) -> NoReturn:
     """Become the VMM: this process keeps its id, its terminal and its parent.
 
-    Raises DeniedError, RefusedError or UnreachableError where a gate or a supervisor is not to be
-    had, what the supervisor raises before the start, and OSError where the executable cannot be
+    Raises DeniedError, RefusedError or UnreachableError if the gate or the supervisor cannot be
+    set up, what the supervisor raises before the start, and OSError if the executable cannot be
     executed; then nothing was started.
     """
-    machine = native_arch()
+    arch = native_arch()
     try:
-        ours, theirs = map(_clear_of_the_streams, socket.socketpair())
+        ours, theirs = map(_move_above_stdio, socket.socketpair())
         with ours:
             with theirs:
-                _start_supervisor(orders.name, theirs, supervisor)
+                _start_supervisor(spec.name, theirs, supervisor)
             try:
-                _introduce(ours, orders)
+                _hand_over_spec(ours, spec)
             except (EOFError, ConnectionError):
-                message, why = _did_not_stay(supervisor)
+                message, why = _describe_supervisor_exit(supervisor)
                 raise RefusedError(message, why=why) from None
-            _put_up(machine, ours, supervisor)
+            _install_gate(arch, ours, supervisor)
     except OSError as error:
         raise RefusedError(
             "the supervisor cannot be started", why=error.strerror or str(error)
@@ -58,14 +58,14 @@ def launch(
     execute(executable, argv, environ)
 
 
-def _put_up(machine: Arch, ours: socket.socket, supervisor: Path) -> None:
-    """Put up the gate and hand it over.
+def _install_gate(arch: Arch, ours: socket.socket, supervisor: Path) -> None:
+    """Install the gate and hand its listener to the supervisor.
 
-    Raises UnreachableError where there is nobody to take it: the gate stands then, and behind it
-    no vCPU can be made any more.
+    Raises UnreachableError if the supervisor does not take it: the gate is installed then, and no
+    vCPU can be made behind it any more.
     """
     try:
-        listener = install(machine)
+        listener = install(arch)
     except OSError as error:
         raise no_gate(error) from None
     try:
@@ -73,29 +73,36 @@ def _put_up(machine: Arch, ours: socket.socket, supervisor: Path) -> None:
         os.close(listener)
         handshake.recv_message(ours)
     except (EOFError, OSError):
-        message, why = _did_not_stay(supervisor)
+        message, why = _describe_supervisor_exit(supervisor)
         raise UnreachableError(message, why=why) from None
 
 
-def _did_not_stay(supervisor: Path) -> tuple[str, str]:
+def _describe_supervisor_exit(supervisor: Path) -> tuple[str, str]:
+    """Return message and reason for a supervisor that ended before the start."""
     return (
         "the supervisor ended before the VMM was started",
         f"{sys.executable} {supervisor} did not stay: check that this user can run it",
     )
 
 
-def _clear_of_the_streams(its: socket.socket) -> socket.socket:
-    """The socket where no closed stdin, stdout or stderr is, nor what the supervisor has as 3."""
-    with its:
-        return socket.socket(fileno=fcntl.fcntl(its, fcntl.F_DUPFD_CLOEXEC, 4))
+def _move_above_stdio(sock: socket.socket) -> socket.socket:
+    """Return the socket on a descriptor above 3.
+
+    The first three may be closed standard streams, and 3 is the socket in the supervisor.
+    """
+    with sock:
+        return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 4))
 
 
-def _introduce(ours: socket.socket, orders: LaunchSpec) -> None:
-    """Learn who the supervisor is, let it trace this process, and hand it the orders."""
+def _hand_over_spec(ours: socket.socket, spec: LaunchSpec) -> None:
+    """Let the supervisor trace this process, and send it the launch spec and stderr.
+
+    Raises the error that the supervisor answers with.
+    """
     pid, _ = handshake.recv_message(ours)
-    with suppress(OSError):  # EINVAL where there is no Yama
+    with suppress(OSError):  # EINVAL without Yama
         prctl(PR_SET_PTRACER, int(pid))
-    text = str(os.getpid()).encode() + b"\n" + orders.encode()
+    text = str(os.getpid()).encode() + b"\n" + spec.encode()
     try:
         os.fstat(2)
         handshake.send_message(ours, text, 2)
@@ -103,14 +110,17 @@ def _introduce(ours: socket.socket, orders: LaunchSpec) -> None:
         handshake.send_message(ours, text)
     answer, _ = handshake.recv_message(ours)
     if answer:
-        raise handshake.error_of(answer)
+        raise handshake.decode_error(answer)
 
 
 def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> None:
-    """Start it as nobody's child here: the VMM must find no process it did not make."""
+    """Start the supervisor so that it is no child of this process.
+
+    The VMM must find no process that it did not make.
+    """
     child = os.fork()
     if child:
-        with suppress(ChildProcessError):  # with SIGCHLD ignored there is nobody to wait for
+        with suppress(ChildProcessError):  # with SIGCHLD ignored there is no child to wait for
             os.waitpid(child, 0)
         return
     try:
@@ -122,18 +132,18 @@ def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> Non
                 os.dup2(null, fd)
                 os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
             os.dup2(theirs.fileno(), 3)
-            os.closerange(4, _descriptors_max())
-            # it is small and stays; of a huge page it would have all, and need a part
+            os.closerange(4, _find_max_fds())
+            # it is small and stays: of a huge page it would need only a part
             with suppress(OSError):
                 prctl(PR_SET_THP_DISABLE, 1)
-            words = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
-            os.execve(sys.executable, words, {"LC_ALL": "C.UTF-8"})
+            argv = [sys.executable, "-I", "-S", str(supervisor), name, "3"]
+            os.execve(sys.executable, argv, {"LC_ALL": "C.UTF-8"})
     finally:
         os._exit(0)
 
 
-def _descriptors_max() -> int:
-    """One more than any descriptor can be; the soft limit may be below what is open."""
+def _find_max_fds() -> int:
+    """Return one more than any descriptor can be; the soft limit may be below what is open."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
@@ -141,10 +151,10 @@ def _descriptors_max() -> int:
 def execute(executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]) -> NoReturn:
     """Execute a program in place, with signals as it would find them without pmuctl.
 
-    What Python ignores gets its default action; that it was ignored before, as systemd does with
-    SIGPIPE, cannot be told any more. Raises OSError.
+    Signals that Python ignores get their default action. Whether one was ignored before Python
+    started, as systemd does with SIGPIPE, is no longer known. Raises OSError.
     """
-    for its in (*IGNORED_BY_PYTHON, *CAUGHT_HERE):
-        if its in IGNORED_BY_PYTHON or callable(signal.getsignal(its)):
-            signal.signal(its, signal.SIG_DFL)
+    for signum in (*IGNORED_BY_PYTHON, *CAUGHT_HERE):
+        if signum in IGNORED_BY_PYTHON or callable(signal.getsignal(signum)):
+            signal.signal(signum, signal.SIG_DFL)
     os.execve(executable, list(argv), dict(environ))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a supervisor tells of its VM, and what it is told in return."""
+"""What a supervisor reports about its VM, and what it asks of whoever listens."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,28 +10,38 @@ from pmuctl.launch.spec import LaunchSpec
 
 
 class VmObserver(Protocol):
-    """One VM's, as far as the outside is to know it."""
+    """The outside view of one VM and of the process that makes it."""
+
+    @property
+    def pid(self) -> int:
+        """The process that makes VMs, or is expected to."""
 
     def on_process(self, pid: int) -> None:
-        """This process makes VMs."""
+        """Take note that this process makes VMs."""
 
     def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
-        """These are the vCPUs of the VM made last."""
+        """Take note of all vCPUs of the VM made last."""
 
     def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
-        """The PMU that KVM chose for them by itself; None where that is not certain."""
+        """Take note of the PMU that KVM chose for them by itself; None if it is not certain."""
 
-    def on_applied(self, words: Sequence[str]) -> None:
-        """The settings were applied to a VM, by these calls."""
+    def on_applied(self, descriptions: Sequence[str]) -> None:
+        """Take note that these calls applied the settings to a VM."""
 
     def on_refused(self, error: PmuctlError) -> None:
-        """The VM does not start."""
+        """Take note that the VM does not start."""
 
-    def on_held(self, words: Sequence[str]) -> None:
-        """The window is open, and stays so; what was ordered was applied by these calls."""
+    def on_held(self, descriptions: Sequence[str]) -> None:
+        """Take note that the VM is held in its window, after these calls applied its settings."""
 
-    def carry_out(self) -> None:
-        """Have the calls made that wait for it."""
+    def on_vmm_exit(self) -> None:
+        """Take note that the process has ended."""
 
-    def released(self) -> LaunchSpec | None:
-        """Once somebody has released the VM, the orders as they are to go on; None until then."""
+    def make_pending_calls(self) -> None:
+        """Make the calls that clients wait for."""
+
+    def released_spec(self) -> LaunchSpec | None:
+        """Return the spec to go on with once the VM was released, None until then."""
+
+    def flush(self) -> None:
+        """Write what was postponed: no thread of the VMM is stopped now."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `pmuctl run` asks of the supervisor: the settings for every VM its VMM makes."""
+"""The launch spec: what `pmuctl run` has the supervisor apply to every VM that its VMM makes."""
 
 import json
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from pmuctl.value import field, value
 
 @value(kw_only=True)
 class LaunchSpec:
-    """What to apply, and what to do where that cannot be.
+    """What to apply, and what to do if that fails.
 
-    `pmu` is a perf type and its PMU's name, None where the VM is to keep what KVM chooses (then
-    there is no filter either). `affinity` is what the VMM's threads are narrowed to until its
+    `pmu` is a PMU's perf type and name, None if the VM is to keep what KVM chooses (then there is
+    no filter either). `affinity` is the CPUs that the VMM's threads are confined to until its
     vCPUs run, and its vCPU threads for good; None leaves masks alone. `attributes` and
-    `event_bits` are what this kernel's KVM has. `defaults` are the PMUs, by perf type and name,
-    and their CPUs, where KVM gives a VM that keeps its choice the PMU of the CPU on which
-    KVM_ARM_VCPU_INIT is made; none where it chooses otherwise, or nobody knows. `timeout` ends
-    a VMM that is held (seconds). With `best_effort` a VM starts even where the
-    settings cannot be applied.
+    `event_bits` are what this kernel's KVM has. `defaults` maps the PMUs, by perf type and name,
+    to their CPUs if KVM gives a VM that keeps its choice the PMU of the CPU on which
+    KVM_ARM_VCPU_INIT is made; it is empty if KVM chooses otherwise, or if that is not known.
+    `timeout` is how long a VMM is held before it is ended (seconds). With `best_effort` a VM
+    starts even if the settings cannot be applied.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LaunchSpec:
     best_effort: bool = False
 
     def encode(self) -> bytes:
-        """As one JSON text, which `decode` reads."""
+        """Return the spec as one JSON text, which `decode` reads."""
         message: Message = {
             "name": self.name,
             "socket": str(self.socket),
@@ -51,7 +51,7 @@ class LaunchSpec:
             "affinity": None if self.affinity is None else str(self.affinity),
             "attributes": sorted(self.attributes),
             "event-bits": self.event_bits,
-            "defaults": [[*its, str(cpus)] for its, cpus in self.defaults.items()],
+            "defaults": [[*pmu, str(cpus)] for pmu, cpus in self.defaults.items()],
             "hold": self.hold,
             "timeout": self.timeout,
             "best-effort": self.best_effort,
@@ -60,21 +60,21 @@ class LaunchSpec:
 
     @classmethod
     def decode(cls, text: bytes) -> "LaunchSpec":
-        """The inverse of `encode`: it comes from the same program, not from outside."""
-        its: Mapping[str, Any] = json.loads(text)
+        """Return the spec of a text by `encode`: it comes from this program, not from outside."""
+        message: Mapping[str, Any] = json.loads(text)
         return cls(
-            name=its["name"],
-            socket=Path(its["socket"]),
-            command=tuple(its["command"]),
-            pmu=its["pmu"] and tuple(its["pmu"]),
-            filter=its["filter"] and filter_from(its["filter"]),
-            affinity=None if its["affinity"] is None else CpuSet.parse(its["affinity"]),
-            attributes=frozenset(its["attributes"]),
-            event_bits=its["event-bits"],
+            name=message["name"],
+            socket=Path(message["socket"]),
+            command=tuple(message["command"]),
+            pmu=message["pmu"] and tuple(message["pmu"]),
+            filter=message["filter"] and filter_from(message["filter"]),
+            affinity=None if message["affinity"] is None else CpuSet.parse(message["affinity"]),
+            attributes=frozenset(message["attributes"]),
+            event_bits=message["event-bits"],
             defaults={
-                (number, name): CpuSet.parse(cpus) for number, name, cpus in its["defaults"]
+                (number, name): CpuSet.parse(cpus) for number, name, cpus in message["defaults"]
             },
-            hold=its["hold"],
-            timeout=its["timeout"],
-            best_effort=its["best-effort"],
+            hold=message["hold"],
+            timeout=message["timeout"],
+            best_effort=message["best-effort"],
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor's rules: when to attach to a VMM, what to do at a window, when to let go."""
+"""The supervisor's rules: when to trace a VMM, what to do at a window, when to detach."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +11,15 @@ from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.confinement import Backoff, Confinement
 from pmuctl.launch.default_pmu import DefaultPmuTracker
-from pmuctl.launch.failures import lost_sight, no_memory, no_vpmu, not_stopped, not_traceable
-from pmuctl.launch.hold import HOLD_SECONDS, VmHold
-from pmuctl.launch.ioctls import IoctlCall, attr_call
+from pmuctl.launch.failures import (
+    memory_not_writable,
+    no_vpmu,
+    not_followable,
+    not_stopped,
+    not_traceable,
+)
+from pmuctl.launch.hold import HOLD_POLL_SECONDS, VmHold
+from pmuctl.launch.ioctls import IoctlCall, attr_ioctl
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.arch import Arch
@@ -28,20 +34,20 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
 
 class Supervisor:
-    """Supervises what stands behind one gate: P, the process that was started, and its children.
+    """The supervisor of the processes behind one gate: P, which was started, and its children.
 
-    Turns come from outside: `turn` after every stop, `at_gate` when a thread waits there.
-    `must_stay` says that a child of P could not be attached to again once it is let go (Yama 1).
-    `fd_of` is the descriptor that the calls are for.
+    It is driven from outside: `turn` after every stop, `on_notification` when a thread waits at
+    the gate. `must_stay` says that a child of P could not be attached to again once it is detached
+    (Yama 1). `fd_of` returns the descriptor that the settings are applied to.
     """
 
     def __init__(
         self,
-        orders: LaunchSpec,
-        calls: Sequence[IoctlCall],
-        story: VmObserver,
-        voice: VmmStderr,
-        machine: Arch,
+        spec: LaunchSpec,
+        ioctls: Sequence[IoctlCall],
+        observer: VmObserver,
+        vmm_stderr: VmmStderr,
+        arch: Arch,
         *,
         pid: int,
         procs: Procfs,
@@ -49,170 +55,178 @@ class Supervisor:
         must_stay: bool = False,
         fd_of: Callable[[PendingVcpu], int] = lambda vcpu: vcpu.fd,
     ) -> None:
-        self.tracer = Tracer(machine, procs)
-        self.tracer.children = must_stay
-        self._calls = calls
-        self._story = story
+        self.tracer = Tracer(arch, procs)
+        self.tracer.trace_children = must_stay
+        self._ioctls = ioctls
+        self._observer = observer
         self._procs = procs
         self._pid = pid
         self._fd_of = fd_of
-        self._orders = orders
-        self._machine = machine
+        self._spec = spec
+        self._arch = arch
         self._threads = threads
-        self._placements: dict[int, Confinement] = {}
-        self._looks: dict[int, Backoff] = {}
-        self._applier = Applier(orders, story, voice, procs)
-        self.keeper = VmHold(
-            orders,
-            calls,
+        self._confinements: dict[int, Confinement] = {}
+        self._backoffs: dict[int, Backoff] = {}
+        self._applier = Applier(spec, observer, vmm_stderr, procs)
+        self.vm_hold = VmHold(
+            spec,
+            ioctls,
             self._applier,
-            self._placement_of,
-            story,
+            self._confinement_of,
+            observer,
             self.tracer,
             procs,
-            self._started,
+            self._on_released,
         )
-        self._windows = self.keeper.windows = VcpuTracker(machine, procs, self)
-        self.tracer.calls, self.tracer.signals = self._windows, self.keeper
-        self._roster = VcpuTable()
-        self._witness = DefaultPmuTracker(orders.defaults, procs, threads)
+        self._vcpu_tracker = self.vm_hold.vcpu_tracker = VcpuTracker(arch, procs, self)
+        self.tracer.syscall_events, self.tracer.signal_events = self._vcpu_tracker, self.vm_hold
+        self._vcpu_table = VcpuTable()
+        self._default_pmu_tracker = DefaultPmuTracker(spec.defaults, procs, threads)
 
     @property
     def is_busy(self) -> bool:
         """Whether a VMM waits for what is done here."""
-        return self.keeper.hold is None and bool(self.tracer.followed())
+        return self.vm_hold.held is None and bool(self.tracer.followed_processes())
 
     def close_stderr(self) -> None:
-        """The VMM has ended, perhaps before it made any vCPU: whoever reads its stderr waits."""
-        self._applier.voice.close()
+        """Close the VMM's stderr, whose reader would wait for this process, too.
+
+        The VMM may have ended before it made any vCPU.
+        """
+        self._applier.vmm_stderr.close()
 
     # --- turns ---------------------------------------------------------------------------------
 
     def turn(self) -> float | None:
-        """Do what is due; the seconds until the next turn at the latest."""
+        """Do what is due; return the seconds to the next turn at most, None for no limit."""
         has_more = self.tracer.take_stops()
-        self.keeper.poll()
-        self.settled()
+        self.vm_hold.poll()
+        self.on_idle()
         now = time.monotonic()
-        for pid in [pid for pid, look in self._looks.items() if now >= look.due]:
-            self._look(pid)
+        for pid in [pid for pid, backoff in self._backoffs.items() if now >= backoff.due]:
+            self._check_running_vcpus(pid)
         if has_more:
             return 0.0
-        times = [max(0.0, look.due - now) for look in self._looks.values()]
-        if self.keeper.hold is not None:
-            times.append(HOLD_SECONDS)
+        times = [max(0.0, backoff.due - now) for backoff in self._backoffs.values()]
+        if self.vm_hold.held is not None:
+            times.append(HOLD_POLL_SECONDS)
         return min(times, default=None)
 
-    def at_gate(self, listener: Listener, waiting: Notification) -> None:
-        """A thread waits for its KVM_CREATE_VCPU: let it on only where that is followed."""
-        thread = self.tracer.threads.get(waiting.tid)
+    def on_notification(self, listener: Listener, notification: Notification) -> None:
+        """Let a thread make its KVM_CREATE_VCPU only if it is followed; else follow it first."""
+        thread = self.tracer.threads.get(notification.tid)
         if thread is not None and thread.followed and thread.call is not None:
-            thread.leaving = False  # it had stopped at the entry just before it was to be let go
-            listener.let_on(waiting)
+            thread.leaving = False  # it stopped at this entry just before it was to be detached
+            listener.allow(notification)
             return
         shortage: ResourceExhaustedError | None = None
         try:
-            tgid = self._procs.tgid(waiting.tid)
+            tgid = self._procs.tgid(notification.tid)
         except ResourceExhaustedError as error:
-            tgid, shortage = waiting.tid, error
+            tgid, shortage = notification.tid, error
         if tgid is None:
             return
         try:
-            self.tracer.follow(waiting.tid, tgid)
+            self.tracer.follow(notification.tid, tgid)
         except ProcessLookupError:
             return
         except PermissionError:
-            its = self._placements.get(tgid)
-            has_run = its is not None and bool(its.running)
-            self._witness.record(tgid, None)
-            self._applier.turn_away(listener, waiting, tgid, has_run=has_run)
+            confinement = self._confinements.get(tgid)
+            has_run = confinement is not None and bool(confinement.running)
+            self._default_pmu_tracker.record(tgid, None)
+            self._applier.refuse_untraceable(listener, notification, tgid, has_run=has_run)
             return
-        # it is made to stop: the call begins anew, and this wait is nobody's
-        thread = self.tracer.threads[waiting.tid]
+        # the interrupt restarts its call, so that nobody answers this notification
+        thread = self.tracer.threads[notification.tid]
         thread.is_entering = True
         thread.shortage = thread.shortage or shortage
 
-    # --- what the windows tell -----------------------------------------------------------------
+    # --- vCPU events ---------------------------------------------------------------------------
 
-    def made(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU was made: KVM may choose the PMU by where it is initialised, so narrow that."""
-        its = self._placement_of(vcpu.tgid)
-        if self.keeper.is_awaited:
-            its.cpus = self._orders.affinity
-        if its.cpus is None:
+    def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Confine the threads of a new vCPU's process.
+
+        KVM may choose the PMU by where the vCPU is initialised.
+        """
+        confinement = self._confinement_of(vcpu.tgid)
+        if self.vm_hold.is_awaited:
+            confinement.cpus = self._spec.affinity
+        if confinement.cpus is None:
             return
         try:
-            its.confine()
+            confinement.confine()
         except PinnedError as error:
-            if not self._orders.best_effort:  # else it is told where the settings are applied
+            if not self._spec.best_effort:  # else the warning comes when the settings are applied
                 self._applier.fail(thread, error)
-        self._looks.setdefault(vcpu.tgid, Backoff())
+        self._backoffs.setdefault(vcpu.tgid, Backoff())
 
-    def lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
-        """Nobody could tell when its window comes, nor where it is."""
-        self._applier.fail(thread, lost_sight(shortage))
+    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
+        """Fail: nobody could tell when a vCPU's window comes, nor where it is initialised."""
+        self._applier.fail(thread, not_followable(shortage))
 
-    def initialising(self, tgid: int, tid: int | None) -> None:
-        """A vCPU is, or was just, initialised by this thread."""
-        self._witness.record(tgid, tid)
+    def on_init(self, tgid: int, tid: int | None) -> None:
+        """Record that a vCPU is, or was just, initialised by this thread."""
+        self._default_pmu_tracker.record(tgid, tid)
 
-    def opened(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU's window is open: apply what was ordered, or go on to where it is held."""
-        self._meet(vcpu)
-        if self.keeper.is_awaited:
-            self._windows.awaits_attribute = True
+    def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Apply the settings in a vCPU's window, or go on to the call at which the VM is held."""
+        self._report_vcpu(vcpu)
+        if self.vm_hold.is_awaited:
+            self._vcpu_tracker.awaits_attribute = True
             self._follow_all(thread)
             return
         try:
-            self._placement_of(vcpu.tgid).confine()
-            words = self._applier.apply(thread, self._fd_of(vcpu), self._calls)
+            self._confinement_of(vcpu.tgid).confine()
+            descriptions = self._applier.apply(thread, self._fd_of(vcpu), self._ioctls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
         else:
-            self._story.on_applied(words)
-        self._looks[vcpu.tgid] = Backoff()
+            self._observer.on_applied(descriptions)
+        self._backoffs[vcpu.tgid] = Backoff()
 
-    def without_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU was made to run without a vPMU."""
-        self._meet(vcpu)
+    def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Fail: a vCPU was made to run without a vPMU."""
+        self._report_vcpu(vcpu)
         self._applier.fail(thread, no_vpmu())
 
-    def at_attribute(self, thread: Tracee, fd: int) -> None:
-        """A call for an attribute."""
-        vcpu = self._roster.find(fd)
-        self.keeper.at_attribute(thread, fd, fd if vcpu is None else self._fd_of(vcpu))
+    def on_attribute_call(self, thread: Tracee, fd: int) -> None:
+        """Pass a call for an attribute on to the hold."""
+        vcpu = self._vcpu_table.find(fd)
+        self.vm_hold.on_attribute_call(thread, fd, fd if vcpu is None else self._fd_of(vcpu))
 
-    def spread(self, thread: Tracee) -> None:
-        """Other threads can learn of a new vCPU from here on: miss none of them.
+    def on_sharing_call(self, thread: Tracee) -> None:
+        """Follow all threads of a process: from here on any of them can learn of a new vCPU.
 
-        One that knew of it before may have initialised it already; KVM has the PMU's attributes
-        for such a vCPU only.
+        A thread that knew of the vCPU before may have initialised it already. KVM has the PMU's
+        attributes for such a vCPU only, so that they show it.
         """
         if not self.tracer.follows_all(thread.tgid) and self._follow_all(thread):
-            again = thread.skip_call()
+            restart_registers = thread.skip_call()
             try:
-                self._find_initialised(thread)
+                self._mark_initialised_vcpus(thread)
             except PmuctlError as error:
                 self._applier.fail(thread, error)
             if thread.is_ending:
                 return
-            thread.set_registers(again)
+            thread.set_registers(restart_registers)
 
-    def _find_initialised(self, thread: Tracee) -> None:
-        has = attr_call(KVM_ARM_VCPU_PMU_V3_SET_PMU, b"")
-        for vcpu in self._windows.of_process(thread.tgid):
+    def _mark_initialised_vcpus(self, thread: Tracee) -> None:
+        """Open the window of every pending vCPU of this process that has a vPMU already."""
+        query = attr_ioctl(KVM_ARM_VCPU_PMU_V3_SET_PMU, b"")
+        for vcpu in self._vcpu_tracker.uninitialised_vcpus(thread.tgid):
             try:
-                result = thread.ioctl(vcpu.fd, KVM_HAS_DEVICE_ATTR, has.argument)
+                result = thread.ioctl(vcpu.fd, KVM_HAS_DEVICE_ATTR, query.argument)
             except ProcessLookupError:
                 raise
             except OSError as error:
-                raise no_memory(error) from error
+                raise memory_not_writable(error) from error
             if result == 0:
-                self._windows.reach(thread, vcpu)
+                self._vcpu_tracker.mark_initialised(thread, vcpu)
             if thread.is_ending:
                 return
 
     def _follow_all(self, thread: Tracee) -> bool:
+        """Follow all threads of this thread's process; return False if that failed."""
         try:
             self.tracer.follow_all(thread.tgid)
         except PermissionError:
@@ -223,66 +237,68 @@ class Supervisor:
             return False
         return True
 
-    def settled(self) -> None:
-        """Trace nobody any more of whose process no vCPU is on the way to its window."""
-        tracer, hold = self.tracer, self.keeper.hold
-        if hold is None and self._windows.awaits_attribute:
+    def on_idle(self) -> None:
+        """Stop following every process that has no vCPU on the way to its window."""
+        tracer, held = self.tracer, self.vm_hold.held
+        if held is None and self._vcpu_tracker.awaits_attribute:
             return
-        busy = self._windows.awaited() | ({hold.thread.tgid} if hold is not None else set())
-        busy |= {its.tgid for its in tracer.threads.values() if its.is_entering}
-        if not (done := tracer.followed() - busy):
+        busy = self._vcpu_tracker.pending_processes() | (
+            {held.thread.tgid} if held is not None else set()
+        )
+        busy |= {thread.tgid for thread in tracer.threads.values() if thread.is_entering}
+        if not (done := tracer.followed_processes() - busy):
             return
-        if self._roster.pid is not None and hold is None:
+        if self._vcpu_table.pid is not None and held is None:
             self.close_stderr()
-        if not tracer.children or done == {self._pid}:
-            tracer.let_go(keep=busy)
+        if not tracer.trace_children or done == {self._pid}:
+            tracer.detach_all(keep=busy)
         else:
             for tgid in done:
-                tracer.let_run(tgid)
+                tracer.unfollow(tgid)
 
-    # --- what runs -----------------------------------------------------------------------------
+    # --- processes and running vCPUs -----------------------------------------------------------
 
-    def _placement_of(self, pid: int) -> Confinement:
-        """That of a process; those of processes that are gone are forgotten."""
-        if pid not in self._placements:
-            for gone in [its for its in self._placements if not self._procs.threads(its)]:
-                del self._placements[gone]
-            its = Confinement(pid, self._machine, self._procs, self._threads)
-            its.cpus = None if self._orders.hold else self._orders.affinity
-            self._placements[pid] = its
-        return self._placements[pid]
+    def _confinement_of(self, pid: int) -> Confinement:
+        """Return the confinement of a process; those of processes that are gone are dropped."""
+        if pid not in self._confinements:
+            for gone in [known for known in self._confinements if not self._procs.threads(known)]:
+                del self._confinements[gone]
+            confinement = Confinement(pid, self._arch, self._procs, self._threads)
+            confinement.cpus = None if self._spec.hold else self._spec.affinity
+            self._confinements[pid] = confinement
+        return self._confinements[pid]
 
-    def _meet(self, vcpu: PendingVcpu) -> None:
-        """Tell of a vCPU whose window has come; while a VM is held, of that one's only."""
-        self._placement_of(vcpu.tgid).add(vcpu.fd, vcpu.index, vcpu.tid)
-        hold = self.keeper.hold
-        if hold is not None and hold.thread.tgid != vcpu.tgid:
+    def _report_vcpu(self, vcpu: PendingVcpu) -> None:
+        """Report a vCPU whose window has come; while a VM is held, only vCPUs of its process."""
+        self._confinement_of(vcpu.tgid).add(vcpu.fd, vcpu.index, vcpu.tid)
+        held = self.vm_hold.held
+        if held is not None and held.thread.tgid != vcpu.tgid:
             return
-        if self._roster.pid != vcpu.tgid:
-            self._story.on_process(vcpu.tgid)
-        self._roster.add(vcpu)
-        self._story.on_vcpus(self._roster.statuses({}))
-        self._story.on_default_pmu(self._witness.default_pmu(vcpu.tgid))
+        if self._vcpu_table.pid != vcpu.tgid:
+            self._observer.on_process(vcpu.tgid)
+        self._vcpu_table.add(vcpu)
+        self._observer.on_vcpus(self._vcpu_table.statuses({}))
+        self._observer.on_default_pmu(self._default_pmu_tracker.default_pmu(vcpu.tgid))
 
-    def _started(self, calls: Sequence[IoctlCall], pid: int) -> None:
-        """A VMM that was held goes on."""
-        self._calls = calls
+    def _on_released(self, ioctls: Sequence[IoctlCall], pid: int) -> None:
+        """Go on after a hold: these ioctls are for the VMs that process `pid` makes later."""
+        self._ioctls = ioctls
         self.close_stderr()
-        self._looks[pid] = Backoff()
+        self._backoffs[pid] = Backoff()
 
-    def _look(self, pid: int) -> None:
-        """See which vCPUs run; once all do, threads that are none get their masks back."""
+    def _check_running_vcpus(self, pid: int) -> None:
+        """Check which vCPUs run; once all do, the other threads get their masks back."""
         try:
-            its = self._placement_of(pid)
-            is_done = its.restore_masks()
-        except ResourceExhaustedError:  # it will pass: nobody waits for this
-            self._looks[pid] = self._looks[pid].later()
+            confinement = self._confinement_of(pid)
+            is_done = confinement.restore_masks()
+        except ResourceExhaustedError:  # a shortage passes, and nobody waits for this
+            self._backoffs[pid] = self._backoffs[pid].next_backoff()
             return
-        if its.running and self._roster.pid == pid:
-            self._story.on_vcpus(self._roster.statuses(its.running))
+        if confinement.running and self._vcpu_table.pid == pid:
+            self._observer.on_vcpus(self._vcpu_table.statuses(confinement.running))
         if not is_done:
-            self._looks[pid] = self._looks[pid].later()
+            self._backoffs[pid] = self._backoffs[pid].next_backoff()
             return
-        del self._looks[pid]
-        if self.tracer.children and not self._looks:
-            self.tracer.let_go(keep=self._windows.awaited())
+        del self._backoffs[pid]
+        if self.tracer.trace_children and not self._backoffs:
+            self.tracer.detach_all(keep=self._vcpu_tracker.pending_processes())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vCPUs of the VM that was made last, and which run."""
+"""The vCPUs of the VM that was made last, and which of them run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from pmuctl.launch.trace.vcpu_tracker import PendingVcpu
 
 
 class VcpuTable:
-    """One VM's vCPUs, by number; with the first of another VM the former ones are no more."""
+    """The vCPUs of one VM by number; the first vCPU of another VM replaces them all."""
 
     def __init__(self) -> None:
         self.pid: int | None = None
@@ -17,19 +17,19 @@ class VcpuTable:
         self._vcpus: dict[int, PendingVcpu] = {}
 
     def add(self, vcpu: PendingVcpu) -> None:
-        """Take in a vCPU that was made."""
-        # a number that is there already: the descriptor is that of a VM made since
+        """Add a vCPU that was made."""
+        # a number that is known already: vm_fd was reused for a VM made since
         if (self.pid, self._vm_fd) != (vcpu.tgid, vcpu.vm_fd) or vcpu.index in self._vcpus:
             self._vcpus = {}
         self.pid, self._vm_fd = vcpu.tgid, vcpu.vm_fd
         self._vcpus[vcpu.index] = vcpu
 
     def find(self, fd: int) -> PendingVcpu | None:
-        """The one with this descriptor."""
+        """Return the vCPU with this descriptor, None if there is none."""
         return next((vcpu for vcpu in self._vcpus.values() if vcpu.fd == fd), None)
 
     def statuses(self, running: Mapping[int, int | None]) -> Sequence[VcpuStatus]:
-        """Every vCPU; `running` has the threads of those that have run."""
+        """Return the status of every vCPU; `running` maps those that have run to their threads."""
         return [
             VcpuStatus(
                 index=index,

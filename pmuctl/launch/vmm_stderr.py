@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling the user of a VMM what became of it: on the VMM's own standard error."""
+"""Errors written to the standard error of a supervised VMM."""
 
 import os
 import select
@@ -8,27 +8,28 @@ from contextlib import suppress
 from pmuctl.errors import PmuctlError
 from pmuctl.uapi.pidfd import pidfd_getfd
 
-SAY_SECONDS = 0.5
+WRITE_TIMEOUT_SECONDS = 0.5
+"""How long a write waits for a reader (seconds)."""
 
 
 class VmmStderr:
-    """Says errors where the VMM would say its own.
+    """The standard error of a VMM, which the supervisor writes to as the VMM itself would.
 
-    `fd` is its standard error as it was at the start. It is not kept for long: a pipe that the
-    supervisor holds open has a reader waiting for its end.
+    `fd` is the VMM's standard error at the start. It is not kept open for long: the reader of a
+    pipe would wait for its end as long as the supervisor holds it.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def close(self) -> None:
-        """Let go of the descriptor; from here on the VMM's own is borrowed each time."""
+        """Close the descriptor; from here on the VMM's own is borrowed for each write."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def write_error(self, error: PmuctlError, pid: int, word: str = "error") -> None:
-        """Write an error as pmuctl does, `pid` being the VMM; where it cannot be, nobody hears."""
+        """Write an error as pmuctl does to the stderr of VMM `pid`; write failures are ignored."""
         head = f"{error.subject}: {error.message}" if error.subject else error.message
         lines = [f"{word}: {head}"]
         for name, text in (("why", error.why), ("now", error.now), ("fix", error.fix)):
@@ -36,19 +37,20 @@ class VmmStderr:
                 lines.append(f"  {name}: {text}")
         text = "\n".join(lines) + "\n"
         with suppress(OSError):
-            fd = self._fd if self._fd >= 0 else _stderr_of(pid)
+            fd = self._fd if self._fd >= 0 else _borrow_stderr(pid)
             try:
                 poll = select.poll()
                 poll.register(fd, select.POLLOUT)
-                # whoever does not read it must not hold up the VMM's end
-                if poll.poll(SAY_SECONDS * 1000):
+                # a reader that does not read must not delay the VMM's end
+                if poll.poll(WRITE_TIMEOUT_SECONDS * 1000):
                     os.write(fd, text.encode(errors="backslashreplace")[: select.PIPE_BUF])
             finally:
                 if fd != self._fd:
                     os.close(fd)
 
 
-def _stderr_of(pid: int) -> int:
+def _borrow_stderr(pid: int) -> int:
+    """Return a duplicate of a process's descriptor 2; raises OSError."""
     pidfd = os.pidfd_open(pid)
     try:
         return pidfd_getfd(pidfd, 2)

@@ -4,7 +4,8 @@
 from collections.abc import Mapping, Sequence
 
 from pmuctl.host.cpus import read_core, read_online, scan_present
-from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_mode
+from pmuctl.host.host import Host
+from pmuctl.host.kvm.access import KvmAccess, read_kvm_mode
 from pmuctl.host.kvm.cache import read_cached, read_kvm_caps
 from pmuctl.host.snapshot_files import PATH_OSRELEASE
 from pmuctl.host.sysfs import Sysfs
@@ -28,10 +29,11 @@ class HostReport:
     probed: KvmCaps | None
 
 
-def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> HostReport:
+def read_host(host: Host, pmus: Sequence[Pmu]) -> HostReport:
     """This machine, KVM probed on scratch VMs (once a boot), or another one's captured tree."""
+    sysfs = host.sysfs
     release = sysfs.read_text(PATH_OSRELEASE)
-    access = read_kvm_access() if sysfs.is_live else None
+    access = host.kvm.access() if host.kvm else None
     return HostReport(
         kernel=release.strip() if release else None,
         kvm=access,
@@ -40,20 +42,18 @@ def read_host(sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str]) -> 
         online=read_online(sysfs),
         cores=_cores(sysfs),
         pmus=pmus,
-        probed=read_probed(sysfs, pmus, environ, access),
+        probed=read_probed(host, pmus, access),
     )
 
 
-def read_probed(
-    sysfs: Sysfs, pmus: Sequence[Pmu], environ: Mapping[str, str], access: KvmAccess | None
-) -> KvmCaps | None:
+def read_probed(host: Host, pmus: Sequence[Pmu], access: KvmAccess | None) -> KvmCaps | None:
     """What KVM does: tried on scratch VMs, once a boot, or what others found before.
 
-    Of a captured tree it is what was captured. Raises OSError as `probe_kernel` does.
+    Of a captured tree it is what was captured. Raises OSError as `probe_kvm_caps` does.
     """
     if access is KvmAccess.USABLE:
-        return read_kvm_caps(sysfs, pmus, environ)
-    return read_cached(sysfs, pmus, environ)
+        return read_kvm_caps(host.sysfs, pmus, host.environ)
+    return read_cached(host.sysfs, pmus, host.environ)
 
 
 def _cores(sysfs: Sysfs) -> dict[CoreModel | None, CpuSet]:

@@ -2,25 +2,24 @@
 """The CPU PMUs of a machine, with what KVM was found to give guests of them."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+from pmuctl.host.host import Host
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.runtime_dirs import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
-from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import replace
 
 
-def scan_probed_pmus(
-    sysfs: Sysfs, names: Iterable[str], environ: Mapping[str, str], *, run: Path = PATH_RUN
-) -> list[Pmu]:
+def scan_probed_pmus(host: Host, names: Iterable[str], *, run: Path = PATH_RUN) -> list[Pmu]:
     """The CPU PMUs; counters and event space as probes found them, if there were any.
 
     No VM is made: looking changes nothing. `run` is root's runtime directory, which has the cache.
     """
+    sysfs = host.sysfs
     pmus = scan_pmus(sysfs, names)
-    caches = cache_dirs(environ, os.geteuid(), run=run)[0]
+    caches = cache_dirs(host.environ, os.geteuid(), run=run)[0]
     if sysfs.is_live:
         is_cached = any((cache / PROBE_CACHE).exists() for cache in caches)
     else:
@@ -30,7 +29,7 @@ def scan_probed_pmus(
     # here, because most calls find no cache, and json and what KVM is cost a tenth of the time
     from pmuctl.host.kvm.cache import read_cached
 
-    probed = read_cached(sysfs, pmus, environ, run=run)
+    probed = read_cached(sysfs, pmus, host.environ, run=run)
     if probed is None:
         return pmus
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Columns as data: what a row can show, how a value reads as text and as JSON, choosing some."""
+"""Columns as data: what a row can show, values as text and as JSON, and the choice of columns."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ Row = TypeVar("Row")
 
 
 class Unknown(Enum):
-    """The mark of a value that could not be known; None is the mark of none."""
+    """The mark of a value that is not known; None marks that there is no value."""
 
     UNKNOWN = "?"
 
@@ -24,12 +24,12 @@ UNKNOWN: Final = Unknown.UNKNOWN
 
 @value(kw_only=True)
 class Column(Generic[Row]):
-    """One column: its heading, and how to get a row's value.
+    """One column: its heading, and how to get its value from a row.
 
-    Its JSON key is the heading in lower case, with `_` for `-`. A column that is not `shown` has
-    to be asked for, but for one that is always `in_json`. Where the value is itself a list of
-    rows, `nested` are their columns; where it is of a type that has a form of its own, `shape`
-    gives that: as text and as JSON.
+    Its JSON key is the heading in lower case, with `_` for `-`. A column that is not `shown`
+    appears only if it is asked for; if it is `in_json`, it is a default column of JSON. If the
+    value is a list of rows, `nested` has the columns of those rows. If the type of the value has
+    a format of its own, `shape` converts it to text and to JSON.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Column(Generic[Row]):
 
     @property
     def key(self) -> str:
-        """Its name in JSON."""
+        """The name of the column in JSON."""
         return self.name.lower().replace("-", "_")
 
     def text(self, row: Row) -> str:
-        """Its value in a cell of a table."""
+        """Return the value of the row as the text of a table cell."""
         value = self.value(row)
         if self.nested and isinstance(value, Sequence):
             return ",".join(self.nested[0].text(item) for item in value) or "-"
@@ -56,7 +56,7 @@ class Column(Generic[Row]):
         return cell(value)
 
     def plain(self, row: Row) -> Any:
-        """Its value in JSON."""
+        """Return the value of the row as JSON has it."""
         value = self.value(row)
         if self.nested and isinstance(value, Sequence):
             return [as_object(self.nested, item) for item in value]
@@ -67,7 +67,7 @@ class Column(Generic[Row]):
 
 @value(kw_only=True)
 class Shape:
-    """How values of one type are written."""
+    """The format of the values of one type, as text and as JSON."""
 
     text: Callable[[Any], str]
     plain: Callable[[Any], Any]
@@ -78,54 +78,56 @@ def _is_mark(value: object) -> bool:
 
 
 def as_object(columns: Sequence[Column[Row]], row: Row) -> dict[str, Any]:
-    """A row as a JSON object."""
+    """Return a row as a JSON object."""
     return {column.key: column.plain(row) for column in columns}
 
 
 def choose(
     columns: Sequence[Column[Row]], asked: str | None, *, every: bool, as_json: bool = False
 ) -> Sequence[Column[Row]]:
-    """The columns to show: those asked for by name, `+COL` beside the usual ones, or `every` one.
+    """Return the columns to show: those that `asked` names, or `every` one.
 
-    With `as_json` those that are always in JSON are usual, too. Raises UsageError for a name that
-    is no column.
+    `asked` is a comma-separated list of names. If it starts with `+`, they are added to the
+    default columns; if it is None, only the default columns are shown. With `as_json` the
+    default columns include those that are `in_json`. Raises UsageError if a name is missing or
+    is not that of a column.
     """
     if every:
         return columns
-    usual = [column for column in columns if column.shown or (as_json and column.in_json)]
+    defaults = [column for column in columns if column.shown or (as_json and column.in_json)]
     if asked is None:
-        return usual
+        return defaults
     by_name = {column.name: column for column in columns}
-    chosen = list(usual) if asked.startswith("+") else []
+    chosen = list(defaults) if asked.startswith("+") else []
     for word in asked.removeprefix("+").split(","):
         name = word.strip().upper().replace("_", "-")
         if not name:
-            raise UsageError("the name of a column is missing", why=_columns_are(list(by_name)))
+            raise UsageError("the name of a column is missing", why=_list_columns(list(by_name)))
         if name not in by_name:
-            raise _no_column(word.strip(), list(by_name))
+            raise _make_no_column_error(word.strip(), list(by_name))
         if by_name[name] not in chosen:
             chosen.append(by_name[name])
     return chosen
 
 
-def _no_column(word: str, names: Sequence[str]) -> UsageError:
+def _make_no_column_error(word: str, names: Sequence[str]) -> UsageError:
     if word.lower() in ("table", "json", "jsonl", "csv", "tsv", "raw", "name"):
         option = "-J" if word.lower() == "json" else f"--format {word.lower()}"
         return UsageError(f"{word}: -o takes columns", fix=f"did you mean {option}?")
     near = get_close_matches(word.upper(), names, n=1)
     return UsageError(
         f"{word}: no such column",
-        why=_columns_are(names),
+        why=_list_columns(names),
         fix=f"did you mean {near[0]}?" if near else None,
     )
 
 
-def _columns_are(names: Sequence[str]) -> str:
+def _list_columns(names: Sequence[str]) -> str:
     return f"the columns are {', '.join(names)}"
 
 
 def cell(value: object) -> str:
-    """A value as a table shows it: `-` for none, `?` for not known."""
+    """Return a value as a table shows it: `-` if there is none, `?` if it is not known."""
     if value is None:
         return "-"
     if isinstance(value, Unknown):
@@ -140,7 +142,10 @@ def cell(value: object) -> str:
 
 
 def plain(value: object) -> Any:
-    """A value as JSON has it: null for none and for not known, CPUs as a list of integers."""
+    """Return a value as JSON has it, a set of CPUs as a list of integers.
+
+    A value that does not exist and one that is not known are both null.
+    """
     if value is None or isinstance(value, Unknown):
         return None
     if isinstance(value, (bool, int)):
@@ -153,5 +158,5 @@ def plain(value: object) -> Any:
 
 
 def known(value: object) -> object:
-    """The value, where None means that it could not be read."""
+    """Return the value, or UNKNOWN for None, which here means that it could not be read."""
     return UNKNOWN if value is None else value

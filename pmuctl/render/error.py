@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An error as a user reads it: what, why, the state things are left in, what to type next."""
+"""Errors as users read them: what failed, why, the state left behind, and what to type next."""
 
 from typing import TextIO
 
@@ -7,10 +7,13 @@ from pmuctl.errors import PmuctlError
 from pmuctl.render.text import printable, to_json
 
 
-def write_problem(
+def write_error(
     error: PmuctlError, out: TextIO, *, as_json: bool = False, word: str = "error"
 ) -> None:
-    """Write one error, or `word`: a line each, or one JSON object on one line."""
+    """Write an error as text, one line for each part, or as one JSON object on one line.
+
+    `word` is the key of the object, and what the first line of the text begins with.
+    """
     if as_json:
         body = {
             "code": error.status.name.lower(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of changes, each as it happens: columns, and lines that do not wait for others."""
+"""Columns of the events of `pmuctl monitor`, and their output line by line as they happen."""
 
 from collections.abc import Sequence
 from typing import TextIO
@@ -10,14 +10,14 @@ from pmuctl.render.columns import Column
 from pmuctl.render.formats import Format, Layout, write_rows
 
 EVENT_COLUMNS: Sequence[Column[Event]] = (
-    Column(name="TIME", help="when it was seen", value=lambda its: its.time),
-    Column(name="EVENT", help="what has happened", value=lambda its: its.change.kind),
-    Column(name="VM", help="the VM", value=lambda its: its.change.vm),
-    Column(name="WHAT", help="the change, in words", value=lambda its: its.change.what),
+    Column(name="TIME", help="when it was seen", value=lambda event: event.time),
+    Column(name="EVENT", help="what has happened", value=lambda event: event.change.kind),
+    Column(name="VM", help="the VM", value=lambda event: event.change.vm),
+    Column(name="WHAT", help="the change, in words", value=lambda event: event.change.what),
     Column(
         name="PID",
         help="the process of its VMM",
-        value=lambda its: its.change.pid,
+        value=lambda event: event.change.pid,
         is_number=True,
         shown=False,
         in_json=True,
@@ -25,7 +25,7 @@ EVENT_COLUMNS: Sequence[Column[Event]] = (
     Column(
         name="VCPU",
         help="the vCPU",
-        value=lambda its: its.change.vcpu,
+        value=lambda event: event.change.vcpu,
         is_number=True,
         shown=False,
         in_json=True,
@@ -33,7 +33,7 @@ EVENT_COLUMNS: Sequence[Column[Event]] = (
     Column(
         name="TID",
         help="its thread",
-        value=lambda its: its.change.tid,
+        value=lambda event: event.change.tid,
         is_number=True,
         shown=False,
         in_json=True,
@@ -41,14 +41,14 @@ EVENT_COLUMNS: Sequence[Column[Event]] = (
     Column(
         name="PMU",
         help="the PMU",
-        value=lambda its: its.change.pmu,
+        value=lambda event: event.change.pmu,
         shown=False,
         in_json=True,
     ),
     Column(
         name="CPUS",
         help="the CPUs",
-        value=lambda its: its.change.cpus,
+        value=lambda event: event.change.cpus,
         shown=False,
         in_json=True,
     ),
@@ -64,11 +64,11 @@ _WIDTHS = {
     "PMU": 18,
     "CPUS": 5,
 }
-"""Of the columns of a table whose later rows nobody knows; longer texts push the rest along."""
+"""Fixed column widths: later rows are not known yet. A longer text pushes the rest of its line."""
 
 
 def write_head(columns: Sequence[Column[Event]], out: TextIO, *, format: Format) -> None:
-    """The line of headings, in the formats that have one."""
+    """Write the header line, if the format has one."""
     if format is Format.TABLE:
         _write_line(columns, [column.name for column in columns], out)
     else:
@@ -78,7 +78,7 @@ def write_head(columns: Sequence[Column[Event]], out: TextIO, *, format: Format)
 def write_event(
     columns: Sequence[Column[Event]], event: Event, out: TextIO, *, format: Format
 ) -> None:
-    """One line, whole and flushed."""
+    """Write one event as one line, and flush it."""
     if format is Format.TABLE:
         _write_line(columns, [column.text(event) for column in columns], out)
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats of results: the same columns as a table, JSON, csv, tsv, raw words or names."""
+"""Output formats: the same columns as a table, JSON, JSON lines, CSV, TSV, raw words or names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -13,11 +13,11 @@ from pmuctl.value import value
 Row = TypeVar("Row")
 
 SCHEMA = 1
-"""Raised when a JSON key is removed or changes its type; added keys keep it."""
+"""Schema version: increased if a JSON key is removed or changes its type, not if one is added."""
 
 
 class Format(StrEnum):
-    """How results are written."""
+    """An output format."""
 
     TABLE = "table"
     JSON = "json"
@@ -29,15 +29,15 @@ class Format(StrEnum):
 
     @property
     def is_json(self) -> bool:
-        """Whether errors are to be JSON, too."""
+        """Whether errors are written as JSON, too."""
         return self in (Format.JSON, Format.JSONL)
 
 
 @value(kw_only=True)
 class Layout:
-    """How a table is laid out: with headings, fitted to a terminal of `width`, with bold headings.
+    """The layout of a table: whether it has headings, the width of the terminal, bold headings.
 
-    A width of None is no terminal's: nothing is cut off.
+    `width` is in characters. If it is None, the output is not a terminal: nothing is cut off.
     """
 
     headings: bool = True
@@ -59,7 +59,7 @@ def write_rows(
     format: Format,
     layout: Layout,
 ) -> None:
-    """Write a list in any format but JSON, which has more to say than its rows."""
+    """Write rows in any format but JSON, whose document holds more than the rows."""
     if format is Format.TABLE:
         write_table(
             columns,
@@ -88,7 +88,7 @@ def write_rows(
 def write_one(
     columns: Sequence[Column[Row]], row: Row, out: TextIO, *, format: Format, layout: Layout
 ) -> None:
-    """Write one thing in full, in any format but JSON."""
+    """Write one row in full, in any format but JSON."""
     if format is Format.TABLE:
         write_record(columns, row, out)
     else:
@@ -102,7 +102,7 @@ def _write_csv(texts: Sequence[str], out: TextIO) -> None:
 
 
 def _write_tsv(texts: Sequence[str], out: TextIO) -> None:
-    # no text has a tab in it: those are escaped as what is not printable
+    # printable() has escaped the tabs, so a text contains none
     out.write("\t".join(texts) + "\n")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of hosts: their columns, and those of KVM's attributes."""
+"""Columns of hosts, of their core models, and of the PMU attributes of KVM."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from pmuctl.value import value
 
 @value(kw_only=True)
 class Capability:
-    """One PMU attribute of KVM, and whether this kernel has it."""
+    """A PMU attribute of KVM, and whether this kernel has it."""
 
     name: str
     number: int
@@ -21,34 +21,44 @@ class Capability:
 
 
 CAPABILITY_COLUMNS: Sequence[Column[Capability]] = (
-    Column(name="ATTRIBUTE", help="KVM_ARM_VCPU_PMU_V3_ and this", value=lambda its: its.name),
-    Column(name="NUMBER", help="its number", value=lambda its: its.number, is_number=True),
-    Column(name="PRESENT", help="whether this kernel has it", value=lambda its: its.present),
+    Column(
+        name="ATTRIBUTE",
+        help="KVM_ARM_VCPU_PMU_V3_ and this",
+        value=lambda attribute: attribute.name,
+    ),
+    Column(
+        name="NUMBER", help="its number", value=lambda attribute: attribute.number, is_number=True
+    ),
+    Column(
+        name="PRESENT",
+        help="whether this kernel has it",
+        value=lambda attribute: attribute.present,
+    ),
 )
 
 CORE_COLUMNS: Sequence[Column[tuple[CoreModel | None, CpuSet]]] = (
-    Column(name="CORE", help="a core model", value=lambda its: known(its[0] and its[0].name)),
-    Column(name="CPUS", help="its CPUs", value=lambda its: its[1]),
+    Column(name="CORE", help="a core model", value=lambda row: known(row[0] and row[0].name)),
+    Column(name="CPUS", help="its CPUs", value=lambda row: row[1]),
 )
 
 
-def _probed(get: Callable[[KvmCaps], object]) -> Callable[[HostReport], object]:
-    """What the probes found out; unknown where KVM could not be asked."""
+def _if_probed(get: Callable[[KvmCaps], object]) -> Callable[[HostReport], object]:
+    """Return a getter of what the probes found out; UNKNOWN if KVM could not be asked."""
 
-    def value(host: HostReport) -> object:
+    def get_probed(host: HostReport) -> object:
         if host.probed is None or host.probed.has_vpmu is None:
             return UNKNOWN
         return get(host.probed)
 
-    return value
+    return get_probed
 
 
-def _default_pmu(host: HostReport) -> object:
-    """The PMU that every VM gets, where it is always the same one."""
-    its = host.probed
-    if its is None or its.default is None:
+def _get_default_pmu(host: HostReport) -> object:
+    """Return the name of the PMU that every VM gets; None if it is not always the same one."""
+    caps = host.probed
+    if caps is None or caps.default is None:
         return UNKNOWN
-    return next((pmu.name for pmu in host.pmus if pmu.type == its.default_pmu), None)
+    return next((pmu.name for pmu in host.pmus if pmu.type == caps.default_pmu), None)
 
 
 HOST_COLUMNS: Sequence[Column[HostReport]] = (
@@ -62,29 +72,29 @@ HOST_COLUMNS: Sequence[Column[HostReport]] = (
     Column(
         name="VPMU",
         help="whether guests can have a PMU",
-        value=_probed(lambda its: its.has_vpmu),
+        value=_if_probed(lambda caps: caps.has_vpmu),
     ),
     Column(
         name="ATTRIBUTES",
         help="the PMU attributes KVM has",
-        value=_probed(lambda its: [ATTR_NAMES[attr] for attr in sorted(its.attributes)]),
+        value=_if_probed(lambda caps: [ATTR_NAMES[attr] for attr in sorted(caps.attributes)]),
     ),
     Column(
         name="EVENT-BITS",
         help="the width of the event space",
-        value=_probed(lambda its: known(its.event_bits)),
+        value=_if_probed(lambda caps: known(caps.event_bits)),
         is_number=True,
     ),
     Column(
         name="DEFAULT",
         help="whose PMU a VM gets unasked: one, or that at-vcpu-init, at-attribute",
-        value=_probed(lambda its: known(its.default and its.default.value)),
+        value=_if_probed(lambda caps: known(caps.default and caps.default.value)),
     ),
-    Column(name="DEFAULT-PMU", help="that PMU, where it is always one", value=_default_pmu),
+    Column(name="DEFAULT-PMU", help="that PMU, where it is always one", value=_get_default_pmu),
     Column(
         name="STRICT",
         help="whether a VM can refuse a PMU by default",
-        value=_probed(lambda its: its.has_strict),
+        value=_if_probed(lambda caps: caps.has_strict),
     ),
     Column(name="CPUS", help="the CPUs there are", value=lambda host: host.present),
     Column(name="ONLINE", help="those that are online", value=lambda host: known(host.online)),

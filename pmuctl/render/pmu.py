@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of CPU PMUs: their columns, and those of their events and of CPUs."""
+"""Columns of CPU PMUs, of their events, and of CPUs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
         name="MIDR",
         help="implementer and part number of its core models",
         value=lambda pmu: (
-            [f"{its.implementer:#04x}:{its.part:#05x}" for its in pmu.cores] or UNKNOWN
+            [f"{core.implementer:#04x}:{core.part:#05x}" for core in pmu.cores] or UNKNOWN
         ),
         shown=False,
     ),

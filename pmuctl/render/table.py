@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as text: fitted to a terminal by rich, plain full-width lines elsewhere."""
+"""Tables as text: fitted to a terminal by rich, or plain lines of full width."""
 
 from collections.abc import Sequence
 from typing import Literal, TextIO, TypeVar
@@ -10,7 +10,7 @@ Row = TypeVar("Row")
 
 BOLD, NORMAL = "\x1b[1m", "\x1b[0m"
 HEIGHT = 25
-"""Lines of a terminal: nothing depends on it, but rich asks for a size whole or not at all."""
+"""Lines of a terminal: the output does not depend on it, but rich takes both sizes or neither."""
 
 
 def write_table(
@@ -23,10 +23,10 @@ def write_table(
     colour: bool = False,
     indent: str = "",
 ) -> None:
-    """Write one line a row under a line of headings; `colour` makes the headings bold.
+    """Write a header line and one line for each row; `colour` makes the headings bold.
 
-    Texts are shortened to the `width` of a terminal, the widest first, the first column and
-    numbers never; where that is not enough, and without a width, nothing is cut off.
+    Texts are shortened to fit a terminal of `width` characters, the widest first, but never the
+    first column or numbers. If that is not enough, or `width` is None, nothing is cut off.
     """
     lines = [[column.text(row) for column in columns] for row in rows]
     names = [column.name for column in columns]
@@ -36,24 +36,30 @@ def write_table(
     ):
         return
 
-    def join(texts: Sequence[str]) -> str:
+    def format_line(texts: Sequence[str]) -> str:
         cells = [
-            text.rjust(its) if column.is_number else text.ljust(its)
-            for column, text, its in zip(columns, texts, widths, strict=True)
+            text.rjust(size) if column.is_number else text.ljust(size)
+            for column, text, size in zip(columns, texts, widths, strict=True)
         ]
         return (indent + "  ".join(cells)).rstrip()
 
     if headings:
-        line = join(names)
+        line = format_line(names)
         out.write((BOLD + line + NORMAL if colour else line) + "\n")
     for texts in lines:
-        out.write(join(texts) + "\n")
+        out.write(format_line(texts) + "\n")
 
 
-def _shrink(columns: Sequence[Column[Row]], widths: Sequence[int], room: int) -> list[int] | None:
-    """Column widths that add up to no more than `room`, None where that cannot be."""
+def _fit_widths(
+    columns: Sequence[Column[Row]], widths: Sequence[int], room: int
+) -> list[int] | None:
+    """Return column widths that add up to at most `room`, or None if that is impossible.
+
+    rich can fit columns itself, but it widens those that it made narrower than their `min_width`
+    without narrowing others for it: the end of the line, be it a number, is cut off unmarked.
+    """
     fitted = list(widths)
-    # a name that is cut off cannot be typed, and half a number is another one
+    # a shortened name cannot be typed, and a shortened number is another number
     least = [
         width if number == 0 or column.is_number else min(width, len(column.name))
         for number, (column, width) in enumerate(zip(columns, widths, strict=True))
@@ -77,7 +83,7 @@ def _write_fitted(
     colour: bool,
     indent: str,
 ) -> bool:
-    """Write a table whose texts are shortened to fit; False where even that is too wide."""
+    """Write a table whose texts are shortened to fit. Return False if even that is too wide."""
     from rich.cells import cell_len
     from rich.console import Console
     from rich.padding import Padding
@@ -96,15 +102,15 @@ def _write_fitted(
     )
     names = [column.name for column in columns]
     widths = [max(map(cell_len, texts)) for texts in zip(names, *lines, strict=True)]
-    fitted = _shrink(columns, widths, width - len(indent) - 2 * (len(columns) - 1))
+    fitted = _fit_widths(columns, widths, width - len(indent) - 2 * (len(columns) - 1))
     if fitted is None:
         return False
     table = Table(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=headings, header_style="bold"
     )
-    for column, its in zip(columns, fitted, strict=True):
+    for column, size in zip(columns, fitted, strict=True):
         justify: Literal["left", "right"] = "right" if column.is_number else "left"
-        table.add_column(Text(column.name), justify=justify, width=its)
+        table.add_column(Text(column.name), justify=justify, width=size)
     for line in lines:
         table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in line))
     console.print(Padding(table, (0, 0, 0, len(indent)), expand=False), crop=False)
@@ -112,7 +118,7 @@ def _write_fitted(
 
 
 def write_record(columns: Sequence[Column[Row]], row: Row, out: TextIO) -> None:
-    """Write one row in full: a line a column, and lists of rows as tables of their own."""
+    """Write one row in full: one line for each column, then each list of rows as a table."""
     width = max(len(column.name) for column in columns)
     for column in columns:
         value = column.value(row)
@@ -123,5 +129,5 @@ def write_record(columns: Sequence[Column[Row]], row: Row, out: TextIO) -> None:
         value = column.value(row)
         if column.nested and isinstance(value, Sequence) and value:
             out.write(f"{column.name}\n")
-            usual = [its for its in column.nested if its.shown]
-            write_table(usual, value, out, indent="  ")
+            defaults = [nested for nested in column.nested if nested.shown]
+            write_table(defaults, value, out, indent="  ")

@@ -1,61 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text from outside made safe to print: names and files must not steer a terminal."""
+"""Text from outside made safe to print: names and files must not control a terminal."""
 
 import re
 from collections.abc import Mapping
 
-_LONE = re.compile("[\ud800-\udfff]")
-_UNSEEN = re.compile(
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef]"
 )
-"""What str.isprintable() takes for printable, and nobody sees: Default_Ignorable_Code_Point of
+"""Invisible characters that str.isprintable() takes for printable: Default_Ignorable_Code_Point of
 Unicode, and the empty Braille pattern."""
 
 
 def printable(text: str) -> str:
-    """The text with every character that is not printable written as an escape.
+    """Return the text with every character that is not printable written as an escape.
 
-    Control bytes, line ends, direction marks and what is invisible become backslash escapes
-    ("\\x1b", "\\u202e"), so a value is always one piece of one line; a byte that is not UTF-8
-    becomes "\\xff".
+    Control bytes, line ends, direction marks and invisible characters become backslash escapes
+    ("\\x1b", "\\u202e"), so a value always stays on one line. A byte that is not UTF-8 becomes an
+    escape such as "\\xff".
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_seen, _whole(text)))
+    return "".join(map(_escape_invisible, _escape_surrogates(text)))
 
 
 def to_json(value: object) -> str:
-    """A value as JSON on one line, in ASCII.
+    """Return a value as JSON on one line, in ASCII.
 
-    Strict parsers refuse half a surrogate pair, which bytes that are not UTF-8 are here: those
-    become text, as in `printable`.
+    Bytes that are not UTF-8 are lone surrogates in a str, which strict JSON parsers refuse: they
+    are escaped as in `printable`.
     """
     import json
 
-    return json.dumps(_all_whole(value))
+    return json.dumps(_escape_nested(value))
 
 
-def _seen(char: str) -> str:
-    is_seen = char.isprintable() and not _UNSEEN.match(char)
-    return char if is_seen else char.encode("unicode_escape").decode()
+def _escape_invisible(char: str) -> str:
+    is_visible = char.isprintable() and not _INVISIBLE.match(char)
+    return char if is_visible else char.encode("unicode_escape").decode()
 
 
-def _whole(text: str) -> str:
-    return text if text.isascii() else _LONE.sub(_escape, text)
+def _escape_surrogates(text: str) -> str:
+    return text if text.isascii() else _SURROGATE.sub(_format_surrogate, text)
 
 
-def _escape(lone: re.Match[str]) -> str:
-    code = ord(lone[0])
-    # os.fsdecode() puts the bytes 0x80-0xff there
+def _format_surrogate(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    # os.fsdecode() maps the bytes 0x80-0xff to U+DC80-U+DCFF
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
-def _all_whole(value: object) -> object:
+def _escape_nested(value: object) -> object:
     if isinstance(value, str):
-        return _whole(value)
+        return _escape_surrogates(value)
     if isinstance(value, Mapping):
-        return {_all_whole(key): _all_whole(item) for key, item in value.items()}
+        return {_escape_nested(key): _escape_nested(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_all_whole(item) for item in value]
+        return [_escape_nested(item) for item in value]
     return value

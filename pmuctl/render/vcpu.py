@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of vCPUs: their columns below a VM, and those of a list of vCPUs."""
+"""Columns of vCPUs: below a VM, and in a list of vCPUs; the columns that such lists share."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,63 +27,73 @@ VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
 
 @value
 class Candidates:
-    """Values of which one is true, and nobody knows which: none in JSON."""
+    """Possible values of which one is the true one, not known which; null in JSON."""
 
     values: Sequence[object]
 
     def __str__(self) -> str:
-        return " or ".join(cell(known(its)) for its in self.values) + "?"
+        return " or ".join(cell(known(item)) for item in self.values) + "?"
 
 
-def _as_text(value: object) -> str:
+def _format_text(value: object) -> str:
     return str(value) if isinstance(value, Candidates) else cell(value)
 
 
-def _as_plain(value: object) -> object:
+def _convert_to_plain(value: object) -> object:
     return None if isinstance(value, Candidates) else plain(value)
 
 
-CANDIDATES_SHAPE = Shape(text=_as_text, plain=_as_plain)
+CANDIDATES_SHAPE = Shape(text=_format_text, plain=_convert_to_plain)
 
 
-def _pmu_cpus(row: VcpuRow) -> object:
-    chosen = row.vm.effective_pmu
-    return known(chosen.only_cpus) if chosen.pmu else Candidates(tuple(chosen.cpus.values()))
+def _get_pmu_cpus(row: VcpuRow) -> object:
+    effective = row.alignment.effective_pmu
+    return effective.only_cpus if effective.pmu else Candidates(tuple(effective.cpus.values()))
 
 
-def _if_chosen(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
-    """What there is to tell only of a VM that has a PMU."""
-    return lambda row: get(row) if row.vm.effective_pmu.names else None
+def if_has_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
+    """Return a getter that gives None if the VM has no PMU, and UNKNOWN if `get` gives None."""
+    return lambda row: known(get(row)) if row.alignment.effective_pmu.names else None
+
+
+VM_COLUMN: Column[VcpuRow] = Column(
+    name="VM", help="the VM", value=lambda row: row.alignment.vm.name
+)
+VCPU_COLUMN: Column[VcpuRow] = Column(
+    name="VCPU", help="its number", value=lambda row: row.vcpu.index, is_number=True
+)
+TID_COLUMN: Column[VcpuRow] = Column(
+    name="TID", help="its thread", value=lambda row: known(row.vcpu.tid), is_number=True
+)
+CPU_COLUMN: Column[VcpuRow] = Column(
+    name="CPU", help="the CPU it was last on", value=lambda row: known(row.cpu), is_number=True
+)
+AFFINITY_COLUMN: Column[VcpuRow] = Column(
+    name="AFFINITY", help="the CPUs it may be on", value=lambda row: known(row.vcpu.affinity)
+)
 
 
 PLACED_COLUMNS: Sequence[Column[VcpuRow]] = (
-    Column(name="VM", help="the VM", value=lambda row: row.vm.vm.name),
-    Column(name="VCPU", help="its number", value=lambda row: row.its.index, is_number=True),
-    Column(name="TID", help="its thread", value=lambda row: known(row.its.tid), is_number=True),
-    Column(
-        name="CPU",
-        help="the CPU it was last on",
-        value=lambda row: known(row.cpu),
-        is_number=True,
-    ),
-    Column(
-        name="AFFINITY", help="the CPUs it may be on", value=lambda row: known(row.its.affinity)
-    ),
+    VM_COLUMN,
+    VCPU_COLUMN,
+    TID_COLUMN,
+    CPU_COLUMN,
+    AFFINITY_COLUMN,
     Column(
         name="PMU-CPUS",
         help="the CPUs of its PMU, or of those it can have",
-        value=_if_chosen(_pmu_cpus),
+        value=if_has_pmu(_get_pmu_cpus),
         shape=CANDIDATES_SHAPE,
     ),
     Column(
         name="ALIGNED",
         help="whether it cannot leave its PMU",
-        value=_if_chosen(lambda row: known(row.its.alignment.aligned)),
+        value=if_has_pmu(lambda row: row.vcpu.alignment.aligned),
     ),
     Column(
         name="EVIDENCE",
         help="who tells which thread it is: socket, qmp, debugfs, kvm-run, name",
-        value=lambda row: row.its.vcpu.evidence,
+        value=lambda row: row.vcpu.vcpu.evidence,
         shown=False,
     ),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of VMs: their columns."""
+"""Columns of VMs."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,137 +12,139 @@ from pmuctl.render.text import printable
 from pmuctl.render.vcpu import CANDIDATES_SHAPE, VCPU_COLUMNS, Candidates
 
 
-def filter_summary(value: EventFilter) -> str:
-    """A filter in a table's cell: how many events it lets through or keeps back."""
-    count = len(value.exceptions)
-    if value.default is Action.DENY:
+def filter_summary(event_filter: EventFilter) -> str:
+    """Return a filter as the text of a table cell: how many events it allows or denies."""
+    count = len(event_filter.exceptions)
+    if event_filter.default is Action.DENY:
         return f"{count} allowed" if count else "all denied"
     return f"{count} denied" if count else "all allowed"
 
 
-def filter_plain(value: EventFilter) -> dict[str, object]:
-    """A filter in JSON: its default, and the ranges of events that are excepted from it."""
+def filter_plain(event_filter: EventFilter) -> dict[str, object]:
+    """Return a filter as JSON: its default, and the ranges of events that are exceptions to it."""
     ranges = [
         {"code": base, "code_hex": format_code(base), "nevents": nevents}
-        for base, nevents in value.exceptions.runs()
+        for base, nevents in event_filter.exceptions.runs()
     ]
-    return {"default": str(value.default), "except": ranges}
+    return {"default": str(event_filter.default), "except": ranges}
 
 
 FILTER_SHAPE = Shape(text=filter_summary, plain=filter_plain)
 
 
-_UNASKED = (VmState.DEAD, VmState.DENIED, VmState.SILENT)
+_NOT_QUERIED = (VmState.DEAD, VmState.DENIED, VmState.SILENT)
 
 
 def _is_blank(vm: Vm) -> bool:
-    """Whether nothing is known of a VM that could not be asked, not even by its process."""
-    return vm.state in _UNASKED and not vm.vcpus
+    """Return True if a VM could not be queried, and its process tells nothing either."""
+    return vm.state in _NOT_QUERIED and not vm.vcpus
 
 
-Held = Callable[[VmAlignment], object]
+Getter = Callable[[VmAlignment], object]
 
 
-def _vm(get: Callable[[Vm], object]) -> Held:
-    """What is known of a VM however that is."""
-    return lambda its: get(its.vm)
+def _from_vm(get: Callable[[Vm], object]) -> Getter:
+    """Return a getter of what is known of a VM, whatever the source."""
+    return lambda alignment: get(alignment.vm)
 
 
-def _if_held(get: Held) -> Held:
-    """What follows from where its vCPUs may be, and which PMU it has."""
-    return lambda its: UNKNOWN if _is_blank(its.vm) else get(its)
+def _unless_blank(get: Getter) -> Getter:
+    """Return a getter of the PMU or alignment of a VM; UNKNOWN if nothing is known of the VM."""
+    return lambda alignment: UNKNOWN if _is_blank(alignment.vm) else get(alignment)
 
 
-def _if_known(get: Callable[[Vm], object]) -> Held:
-    """What a VM's socket, its record or its process tells."""
-    return _if_held(_vm(get))
+def _if_known(get: Callable[[Vm], object]) -> Getter:
+    """Return a getter of what the socket, the record or the process of a VM tells."""
+    return _unless_blank(_from_vm(get))
 
 
-def _if_told(get: Callable[[Vm], object]) -> Held:
-    """What a VM itself can tell, or a record of its start."""
+def _if_reported(get: Callable[[Vm], object]) -> Getter:
+    """Return a getter of what only the socket of a VM or the record of its start can tell."""
 
-    def value(vm: Vm) -> object:
-        return UNKNOWN if vm.state in _UNASKED or not vm.is_managed else get(vm)
+    def get_reported(vm: Vm) -> object:
+        return UNKNOWN if vm.state in _NOT_QUERIED or not vm.is_managed else get(vm)
 
-    return _vm(value)
-
-
-def _if_asked(get: Callable[[Vm], object]) -> Held:
-    """What only a VM itself can tell."""
-    return _if_told(lambda vm: UNKNOWN if vm.state is VmState.ORPHANED else get(vm))
+    return _from_vm(get_reported)
 
 
-def _source(vm: Vm) -> str:
+def _if_queried(get: Callable[[Vm], object]) -> Getter:
+    """Return a getter of what only the socket of a VM can tell."""
+    return _if_reported(lambda vm: UNKNOWN if vm.state is VmState.ORPHANED else get(vm))
+
+
+def _get_source(vm: Vm) -> str:
     if vm.state is VmState.ORPHANED:
         return "record"
     return "socket" if vm.is_managed else "process"
 
 
-def _command_line(words: Sequence[str]) -> str:
+def _quote_command(argv: Sequence[str]) -> str:
     import shlex
 
-    return printable(shlex.join(words))
+    return printable(shlex.join(argv))
 
 
-def _pmu_name(its: VmAlignment) -> object:
-    vm, chosen = its.vm, its.effective_pmu
-    if chosen.pmu is not None:
-        return chosen.pmu.name
-    if chosen.candidates:
-        return Candidates(chosen.candidates)
-    # a VM of a host without a PMU can have none
+def _get_pmu_name(alignment: VmAlignment) -> object:
+    vm, effective = alignment.vm, alignment.effective_pmu
+    if effective.pmu is not None:
+        return effective.pmu.name
+    if effective.candidates:
+        return Candidates(effective.candidates)
+    # a VM on a host without a PMU cannot have one
     has_none = vm.state is VmState.WAITING or vm.window in (Window.NONE, Window.OPEN)
     return None if has_none or not vm.is_managed else UNKNOWN
 
 
-def _pmu_origin(its: VmAlignment) -> object:
-    return (
-        UNKNOWN
-        if its.effective_pmu.candidates
-        else its.effective_pmu.pmu and its.effective_pmu.pmu.origin
-    )
+def _get_pmu_type(alignment: VmAlignment) -> object:
+    pmu = alignment.effective_pmu.pmu
+    return pmu and pmu.type
 
 
-def _uuid(vm: Vm) -> object:
-    return UNKNOWN if vm.state in (*_UNASKED, VmState.ORPHANED) else vm.uuid
+def _get_pmu_origin(alignment: VmAlignment) -> object:
+    effective = alignment.effective_pmu
+    return UNKNOWN if effective.candidates else effective.pmu and effective.pmu.origin
 
 
-def _aligned(its: VmAlignment) -> object:
-    """Of a VM that has no PMU there is nothing to say."""
-    if not its.effective_pmu.names:
-        return None if _pmu_name(its) is None else UNKNOWN
-    return known(its.alignment.aligned)
+def _get_uuid(vm: Vm) -> object:
+    return UNKNOWN if vm.state in (*_NOT_QUERIED, VmState.ORPHANED) else vm.uuid
+
+
+def _get_aligned(alignment: VmAlignment) -> object:
+    """Return whether the VM stays on its PMU; None if it has no PMU."""
+    if not alignment.effective_pmu.names:
+        return None if _get_pmu_name(alignment) is None else UNKNOWN
+    return known(alignment.alignment.aligned)
 
 
 VM_COLUMNS: Sequence[Column[VmAlignment]] = (
-    Column(name="NAME", help="the VM's name", value=_vm(lambda vm: vm.name)),
+    Column(name="NAME", help="the VM's name", value=_from_vm(lambda vm: vm.name)),
     Column(
         name="STATE",
         help="waiting, starting, running, paused, orphaned, dead, denied, silent",
-        value=_vm(lambda vm: vm.state),
+        value=_from_vm(lambda vm: vm.state),
     ),
     Column(
         name="PID",
         help="the process of its VMM",
-        value=_vm(lambda vm: known(vm.pid)),
+        value=_from_vm(lambda vm: known(vm.pid)),
         is_number=True,
     ),
     Column(
         name="VCPUS",
         help="how many vCPUs it has",
-        value=_vm(lambda vm: UNKNOWN if vm.vcpus is None else len(vm.vcpus)),
+        value=_from_vm(lambda vm: UNKNOWN if vm.vcpus is None else len(vm.vcpus)),
         is_number=True,
     ),
     Column(
         name="PMU",
         help="the PMU it has, or those it can have",
-        value=_if_held(_pmu_name),
+        value=_unless_blank(_get_pmu_name),
         shape=CANDIDATES_SHAPE,
     ),
     Column(
         name="FILTER",
         help="its event filter",
-        value=_if_told(lambda vm: vm.filter),
+        value=_if_reported(lambda vm: vm.filter),
         shape=FILTER_SHAPE,
     ),
     Column(
@@ -153,22 +155,22 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="ALIGNED",
         help="whether no vCPU can leave its PMU",
-        value=_if_held(_aligned),
+        value=_unless_blank(_get_aligned),
     ),
     Column(
         name="MEANS",
         help="what it means where its vCPUs may be",
-        value=_if_held(lambda its: its.explanation),
+        value=_unless_blank(lambda alignment: alignment.explanation),
         shown=False,
     ),
     Column(
         name="CANDIDATES",
         help="the PMUs that KVM can have chosen",
-        value=_if_held(lambda its: its.effective_pmu.candidates),
+        value=_unless_blank(lambda alignment: alignment.effective_pmu.candidates),
         shown=False,
         in_json=True,
     ),
-    Column(name="SOURCE", help="who tells of it", value=_vm(_source), shown=False),
+    Column(name="SOURCE", help="who tells of it", value=_from_vm(_get_source), shown=False),
     Column(
         name="SEALED-BY",
         help="what closed its window",
@@ -178,59 +180,59 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="SINCE",
         help="when its window was closed, in seconds since the epoch",
-        value=_if_asked(lambda vm: vm.since),
+        value=_if_queried(lambda vm: vm.since),
         is_number=True,
         shown=False,
     ),
     Column(
         name="PMU-TYPE",
         help="the perf type of its PMU",
-        value=_if_held(lambda its: its.effective_pmu.pmu and its.effective_pmu.pmu.type),
+        value=_unless_blank(_get_pmu_type),
         is_number=True,
         shown=False,
     ),
     Column(
         name="PMU-ORIGIN",
         help="who says which PMU it has",
-        value=_if_held(_pmu_origin),
+        value=_unless_blank(_get_pmu_origin),
         shown=False,
     ),
     Column(
         name="COUNTERS",
         help="the number of counters it was given",
-        value=_if_asked(lambda vm: vm.counters),
+        value=_if_queried(lambda vm: vm.counters),
         is_number=True,
         shown=False,
     ),
     Column(
         name="COUNTERS-ORIGIN",
         help="who says how many counters it has",
-        value=_if_asked(lambda vm: vm.counters_origin),
+        value=_if_queried(lambda vm: vm.counters_origin),
         shown=False,
     ),
     Column(
         name="RULES",
         help="its event filter, as vm set takes it",
-        value=_if_told(lambda vm: vm.filter and vm.filter.words(vm.event_names)),
+        value=_if_reported(lambda vm: vm.filter and vm.filter.words(vm.event_names)),
         shown=False,
     ),
     Column(
         name="FILTER-ORIGIN",
         help="who says which filter it has",
-        value=_if_told(lambda vm: vm.filter_origin),
+        value=_if_reported(lambda vm: vm.filter_origin),
         shown=False,
     ),
     Column(
         name="EVENT-BITS",
         help="the width of its event space",
-        value=_if_asked(lambda vm: known(vm.event_bits)),
+        value=_if_queried(lambda vm: known(vm.event_bits)),
         is_number=True,
         shown=False,
     ),
     Column(
         name="ATTRIBUTES",
         help="the PMU attributes its kernel has",
-        value=_if_asked(lambda vm: vm.attributes),
+        value=_if_queried(lambda vm: vm.attributes),
         shown=False,
     ),
     Column(
@@ -246,14 +248,16 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         is_number=True,
         shown=False,
     ),
-    Column(name="UUID", help="its UUID", value=_vm(_uuid), shown=False),
-    Column(name="SOCKET", help="its control socket", value=_vm(lambda vm: vm.socket), shown=False),
+    Column(name="UUID", help="its UUID", value=_from_vm(_get_uuid), shown=False),
+    Column(
+        name="SOCKET", help="its control socket", value=_from_vm(lambda vm: vm.socket), shown=False
+    ),
     Column(
         name="COMMAND",
         help="the command that pmuctl run started",
         value=_if_known(lambda vm: vm.command),
         shown=False,
-        shape=Shape(text=_command_line, plain=list),
+        shape=Shape(text=_quote_command, plain=list),
     ),
     Column(
         name="APPLIED-BY",
@@ -271,14 +275,14 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="VCPU-LIST",
         help="its vCPUs",
-        value=_vm(lambda vm: known(vm.vcpus)),
+        value=_from_vm(lambda vm: known(vm.vcpus)),
         shown=False,
         nested=VCPU_COLUMNS,
     ),
     Column(
         name="PROBLEM",
         help="why it could not be asked",
-        value=_vm(lambda vm: vm.problem and f"{vm.problem.message}: {vm.problem.why}"),
+        value=_from_vm(lambda vm: vm.problem and f"{vm.problem.message}: {vm.problem.why}"),
         shown=False,
     ),
 )

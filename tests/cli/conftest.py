@@ -3,11 +3,11 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pytest
 
@@ -15,6 +15,7 @@ from pmuctl.cli.context import Context
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
 from pmuctl.control.server.server import Server
+from pmuctl.host.host import Host
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import ClosedProcfs, FakeThreads, FakeVm, fake_proc
@@ -60,22 +61,29 @@ class Machine:
         status = main(argv, self.env(stdout, stderr, uid=uid))
         return Ran(int(status), stdout.getvalue(), stderr.getvalue())
 
-    def env(self, stdout: TextIO, stderr: TextIO, *, uid: int = 0) -> Context:
-        """The outside of a command on this machine."""
+    def env(
+        self, stdout: TextIO, stderr: TextIO, *, environ: Mapping[str, str] = {}, **changes: Any
+    ) -> Context:
+        """The outside of a command on this machine, with more of `environ`; `changes` to the
+        Host."""
         return Context(
-            stdout=guarded(stdout),
-            stderr=stderr,
-            environ={"PMUCTL_RUNTIME_DIR": str(self.runtime)},
-            uid=uid,
-            processes=ClosedProcfs(
-                self.proc, frozenset(self.unreadable), self.inherited, self.before
-            ),
-            live=Sysfs(self.root),
-            masks=self.threads
-            or FakeThreads(
-                self.masks | {k: v for its in self.vms for k, v in its.threads.masks.items()}
-            ),
+            stdout=guarded(stdout), stderr=stderr, host=self.host(environ=environ, **changes)
         )
+
+    def host(self, *, environ: Mapping[str, str] = {}, **changes: Any) -> Host:
+        """This machine as pmuctl sees it, as root unless `changes` say otherwise."""
+        threads = self.threads or FakeThreads(
+            self.masks | {tid: mask for vm in self.vms for tid, mask in vm.threads.masks.items()}
+        )
+        procs = ClosedProcfs(self.proc, frozenset(self.unreadable), self.inherited, self.before)
+        parts: dict[str, Any] = {
+            "uid": 0,
+            "sysfs": Sysfs(self.root),
+            "procs": procs,
+            "threads": threads,
+        }
+        runtime = {"PMUCTL_RUNTIME_DIR": str(self.runtime)}
+        return Host(environ={**runtime, **environ}, **{**parts, **changes})
 
     def start(self, vm: FakeVm, path: Path | None = None) -> FakeVm:
         """Serve a fake VM's control socket until the end of the test."""

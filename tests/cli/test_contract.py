@@ -19,7 +19,6 @@ import pytest
 from pmuctl.cli.main import main
 from pmuctl.errors import ExitStatus, Stopped
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm
 
@@ -191,7 +190,7 @@ def test_a_bug_is_one_line_and_a_traceback_with_vv(machine: Machine) -> None:
 
     def run(*words: str) -> tuple[int, str]:
         text = io.StringIO()
-        env = replace(machine.env(io.StringIO(), text), live=Broken(machine.root))
+        env = machine.env(io.StringIO(), text, sysfs=Broken(machine.root))
         return main(words, env), text.getvalue()
 
     status, text = run("pmu", "list")

@@ -17,13 +17,11 @@ import pytest
 
 from pmuctl.cli.main import main
 from pmuctl.host.cpuset_cgroup import PATH_MOUNTS
-from pmuctl.host.kvm.access import KvmAccess
+from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
-from pmuctl.manage.start.preflight import Kvm
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.symptoms import SYMPTOMS
-from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.cli.host_cpus import put_cpuset, put_online
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm
@@ -232,7 +230,7 @@ def test_kvm(
     out, err = open(tmp_path / "out", "w+"), open(tmp_path / "err", "w+")
     with out, err:
         kvm = Kvm(access=lambda: access, probe=lambda _: probed)
-        env = replace(machine.env(out, err), hypervisor=kvm)
+        env = machine.env(out, err, kvm=kvm)
         status = main(["doctor", "--format", "jsonl"], env)
         out.seek(0)
         rows = [json.loads(line) for line in out]
@@ -245,7 +243,7 @@ def test_kvm(
 def test_who_may_not_open_kvm_is_told_which_group_may(machine: Machine, tmp_path: Path) -> None:
     with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
         kvm = Kvm(access=lambda: KvmAccess.DENIED, group=lambda: "virt")
-        env = replace(machine.env(out, err), hypervisor=kvm)
+        env = machine.env(out, err, kvm=kvm)
         assert main(["doctor", "--format", "jsonl"], env) == 0
         out.seek(0)
         found = {its["id"]: its for its in map(json.loads, out)}
@@ -261,7 +259,7 @@ def test_what_a_probe_finds_is_known_of_vms_too(machine: Machine, tmp_path: Path
     )
     kvm = Kvm(access=lambda: KvmAccess.USABLE, probe=lambda _: probed)
     with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
-        env = replace(machine.env(out, err), hypervisor=kvm)
+        env = machine.env(out, err, kvm=kvm)
         assert main(["doctor", "db1", "--format", "jsonl"], env) == 0
         out.seek(0)
         found = {its["id"]: its for its in map(json.loads, out)}
@@ -288,7 +286,7 @@ def test_mounts_are_read_once_and_only_where_a_vcpu_strays(host: Machine) -> Non
     def reads() -> int:
         sysfs = Counting(host.root)
         with open(os.devnull, "w") as out:
-            main(["doctor"], replace(host.env(out, out), live=sysfs))
+            main(["doctor"], host.env(out, out, sysfs=sysfs))
         return sysfs.reads[PATH_MOUNTS]
 
     assert reads() == 0

@@ -25,7 +25,6 @@ from pmuctl.cli.streams import guarded
 from pmuctl.errors import PmuctlError
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.render.formats import Format
-from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm
 
@@ -207,9 +206,8 @@ def test_a_plus_adds_a_column(hosting: Machine) -> None:
 def test_nothing_is_cut_off_or_wrapped_in_a_pipe(hosting: Machine, words: tuple[str, ...]) -> None:
     plain = hosting.run(*words)
     out = io.StringIO()
-    env = hosting.env(out, io.StringIO())
     wild = {"COLUMNS": "10", "FORCE_COLOR": "1", "TERM": "xterm-256color", "CLICOLOR_FORCE": "1"}
-    assert main(words, replace(env, environ={**env.environ, **wild})) == 0
+    assert main(words, hosting.env(out, io.StringIO(), environ=wild)) == 0
     assert out.getvalue() == plain.stdout
     assert "…" not in plain.stdout
     assert "\x1b" not in plain.stdout
@@ -229,8 +227,8 @@ class Terminal:
 
     def run(self, *words: str, **environ: str) -> str:
         """What one command writes, which must be less than a terminal holds (4 KiB)."""
-        env = self.machine.env(self.out, io.StringIO())
-        status = main(words, replace(env, environ={"TERM": "xterm", **env.environ, **environ}))
+        env = self.machine.env(self.out, io.StringIO(), environ={"TERM": "xterm", **environ})
+        status = main(words, env)
         assert status == 0
         self.out.write("\0")
         self.out.flush()
@@ -448,7 +446,7 @@ def test_each_error_ends_with_its_status_and_as_json(
 
     def run(*words: str) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
-        env = replace(machine.env(out, err), live=Failing(machine.root))
+        env = machine.env(out, err, sysfs=Failing(machine.root))
         return main(words, env), out.getvalue(), err.getvalue()
 
     assert run("pmu", "list") == (

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from pmuctl.cli.session import reach_of
+from pmuctl.cli.session import open_session
 from pmuctl.manage.inventory.lookup import list_vms
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from tests.cli.conftest import Machine
 from tests.cli.processes import QEMU, debugfs, listed, with_vmm
 from tests.fakes.peers import GREETING, RawClient, bad_server
@@ -350,7 +350,7 @@ def with_monitors(machine: Machine, paths: list[Path]) -> Session:
         with suppress(FileNotFoundError):  # that of the listing
             if (link := os.readlink(f"/proc/self/fd/{fd}")).startswith("socket:"):
                 (its / "fd" / f"1000{fd}").symlink_to(link)
-    return reach_of(machine.env(io.StringIO(), io.StringIO()))
+    return open_session(machine.env(io.StringIO(), io.StringIO()))
 
 
 def test_no_command_line_keeps_anybody_waiting(machine: Machine, tmp_path: Path) -> None:
@@ -390,13 +390,13 @@ def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> Non
         # somebody is connected to each: that costs a tenth of a second
         (machine.proc / str(pid) / "net").mkdir()
         (machine.proc / str(pid) / "net/unix").write_text(table)
-    reach = reach_of(machine.env(io.StringIO(), io.StringIO()))
+    reach = open_session(machine.env(io.StringIO(), io.StringIO()))
     assert len(list_vms(reach).vms) == 250
-    first = len(reach.answers)
+    first = len(reach.monitor_answers)
     assert 0 < first < 250
     # who looks again goes on where it stopped
     list_vms(reach)
-    assert first < len(reach.answers) <= 250
+    assert first < len(reach.monitor_answers) <= 250
 
 
 def test_a_monitors_words_are_checked_as_those_of_a_command_line(

@@ -93,8 +93,7 @@ def terminal(width: int) -> Iterator[tuple[io.TextIOWrapper, Callable[[], str]]]
 def on_terminal(machine: Machine, words: Sequence[str]) -> tuple[int, str, str]:
     stderr = io.StringIO()
     with terminal(WIDTH) as (out, written):
-        env = machine.env(out, stderr)
-        env = replace(env, environ={**env.environ, "TERM": "xterm"})
+        env = machine.env(out, stderr, environ={"TERM": "xterm"})
         status = main(words, env)
         return status, written(), stderr.getvalue()
 

@@ -12,9 +12,10 @@ from typing import IO, Any
 
 import pytest
 
+from pmuctl.host.host import Host
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.inventory.processes import Scene, scan_processes, vms_of_processes
+from pmuctl.manage.inventory.processes import scan_processes, vms_of_processes
+from pmuctl.manage.inventory.session import NOBODY, Session
 from pmuctl.model.vm import VmState
 from tests.cli.conftest import Machine
 from tests.cli.processes import QEMU, debugfs, listed, with_vmm
@@ -131,8 +132,8 @@ def running(*words: str) -> Iterator[tuple[int, int, IO[bytes]]]:
 
 def seen(*among: int) -> dict[int, VmState]:
     """Those of these processes that are VMs, and their state."""
-    scene = Scene(procs=Procfs(), sysfs=Sysfs())
-    found = vms_of_processes(scan_processes(scene).processes, scene)
+    session = Session(host=Host(environ={}, uid=NOBODY), deadline=1)
+    found = vms_of_processes(scan_processes(session.host).processes, session)
     return {vm.pid: vm.state for vm in found if vm.pid in among}
 
 

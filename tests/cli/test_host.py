@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pmuctl host` and `pmu cpus` on captured machines."""
 
+import io
 import json
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pmuctl.cli.main import main
+from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.kvm_caps import KvmCaps
 from tests.cli.conftest import Machine
 from tests.conftest import DUMPS
-from tests.skips import skip, skip_if
+from tests.skips import skip
 
 NAMES = sorted(str(path.relative_to(DUMPS))[:-4] for path in DUMPS.rglob("*.txt"))
 Dump = Callable[[str], Path]
@@ -140,20 +143,23 @@ def test_a_capability_that_is_none_is_a_usage_error(machine: Machine) -> None:
     assert "SET_PMU" in ran.stderr
 
 
-@skip_if(
-    platform.machine() == "aarch64" and os.path.exists("/dev/kvm"),
-    "this machine's KVM may have a vPMU: the lab's hosts, with and without, are asked",
-    runs="on a machine that is not arm64, or has no /dev/kvm",
+@pytest.mark.parametrize(
+    ("access", "caps", "status", "why"),
+    [
+        (KvmAccess.MISSING, KvmCaps(has_vpmu=None), 7, "no /dev/kvm"),
+        (KvmAccess.DENIED, KvmCaps(has_vpmu=None), 6, "may not be opened by this user"),
+        (KvmAccess.USABLE, KvmCaps(has_vpmu=False), 7, "guests can have no PMU here"),
+    ],
 )
-def test_capabilities_without_a_vpmu_are_unsupported(machine: Machine) -> None:
-    told = "guests can have no PMU here" if os.path.exists("/dev/kvm") else "no /dev/kvm"
-    if told != "no /dev/kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        assert machine.run("host", "capabilities").status == 6
-        return
+def test_capabilities_without_a_vpmu_are_unsupported(
+    machine: Machine, access: KvmAccess, caps: KvmCaps, status: int, why: str
+) -> None:
+    kvm = Kvm(access=lambda: access, group=lambda: None, probe=lambda _: caps)
     for words in ((), ("SET_PMU",), ("kvm_arm_vcpu_pmu_v3_filter",)):
-        ran = machine.run("host", "capabilities", *words)
-        assert (ran.status, ran.stdout) == (7, "")
-        assert told in ran.stderr
+        out, err = io.StringIO(), io.StringIO()
+        argv = ("host", "capabilities", *words)
+        assert (main(argv, machine.env(out, err, kvm=kvm)), out.getvalue()) == (status, "")
+        assert why in err.getvalue()
 
 
 def test_pmu_cpus_shows_those_that_are_named(machine: Machine) -> None:

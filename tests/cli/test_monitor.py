@@ -54,7 +54,7 @@ def monitor(
 ) -> Ran:
     """What is told while an ear acts, and until there is nothing more to come."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    env = replace(machine.env(stdout, stderr), listener=ear or Script())
+    env = replace(machine.env(stdout, stderr), uevents=ear or Script())
     status = main(["monitor", "--interval", "0.1", "--timeout", timeout, *words], env)
     return Ran(int(status), stdout.getvalue(), stderr.getvalue())
 
@@ -428,7 +428,7 @@ def test_a_reader_that_goes_ends_it_quietly(host: Machine) -> None:
         os.close(read)
         closer.set()
 
-    env = replace(host.env(out, err), listener=Script(leave))
+    env = replace(host.env(out, err), uevents=Script(leave))
     status = main(["monitor", "--interval", "0.1", "--timeout", "5", "-q"], env)
     assert closer.is_set()
     assert (status, err.getvalue()) == (141, "")

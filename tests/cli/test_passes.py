@@ -9,7 +9,7 @@ import pytest
 from pmuctl.cli.main import main
 from pmuctl.host.kvm.fds import KvmScan
 from pmuctl.host.procfs import Procfs
-from pmuctl.value import field, replace, value
+from pmuctl.value import field, value
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import FakeVm, fake_vmm
 
@@ -60,7 +60,7 @@ def test_processes_are_passed_once(machine: Machine, line: str) -> None:
     # rivals of the name, one of which may be the VM with the socket
     fake_vmm(machine.proc, 6000, [QEMU, "-name", "web1"], uid=1234)
     procs = CountingProcfs(machine.proc)
-    env = replace(machine.env(io.StringIO(), io.StringIO()), processes=procs)
+    env = machine.env(io.StringIO(), io.StringIO(), procs=procs)
     main(line.replace("SELF", str(os.getpid())).split(), env)
     looks = 2 if line.startswith("monitor") else 1  # at its begin and at its end
     assert len(procs.passes) == looks

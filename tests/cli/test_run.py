@@ -25,10 +25,9 @@ from pmuctl.errors import (
     RefusedError,
     UnsupportedError,
 )
-from pmuctl.host.kvm.access import KvmAccess
+from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.start.exec import Executor, exec_problem, find_program, own_environ
-from pmuctl.manage.start.preflight import Kvm
 from pmuctl.manage.start.prepare import default_name
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
@@ -117,15 +116,15 @@ class Host:
     def run(self, *words: str) -> Ran:
         """One command line; its status is -1 where the process has become another program."""
         stdout, stderr = io.StringIO(), io.StringIO()
-        env = replace(
-            self.machine.env(stdout, stderr),
-            hypervisor=Kvm(access=lambda: self.kvm, group=lambda: "virt", probe=self._probe),
-            successor=self.starter,
-            masks=FakeThreads({os.getpid(): CpuSet.parse(self.mask)}),
+        env = self.machine.env(
+            stdout,
+            stderr,
+            environ={"PATH": str(self.directory), **self.environ},
+            kvm=Kvm(access=lambda: self.kvm, group=lambda: "virt", probe=self._probe),
+            threads=FakeThreads({os.getpid(): CpuSet.parse(self.mask)}),
         )
-        environ = {**env.environ, "PATH": str(self.directory), **self.environ}
         try:
-            status = main(("run", *words), replace(env, environ=environ))
+            status = main(("run", *words), replace(env, executor=self.starter))
         except Became:
             status = -1
         return Ran(int(status), stdout.getvalue(), stderr.getvalue())
@@ -296,13 +295,17 @@ from pmuctl.value import replace
 from pathlib import Path
 from pmuctl.cli.context import live_context
 from pmuctl.cli.main import main
-from pmuctl.host.kvm.access import (KvmAccess)
+from pmuctl.host.host import Host
+from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.start.preflight import Kvm
 env = replace(
     live_context(sys.stdout, sys.stderr),
-    live=Sysfs(Path(sys.argv[1])),
-    hypervisor=Kvm(access=lambda: KvmAccess.MISSING),
+    host=Host(
+        environ=os.environ,
+        uid=os.geteuid(),
+        sysfs=Sysfs(Path(sys.argv[1])),
+        kvm=Kvm(access=lambda: KvmAccess.MISSING),
+    ),
 )
 sys.exit(main(["run", *sys.argv[2:]], env))
 """

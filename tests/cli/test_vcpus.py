@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pmuctl.control.server.server import VcpuStatus
-from pmuctl.host.procfs import Procfs
-from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.affinity.assess import assess
 from pmuctl.manage.affinity.host_state import read_host_state
-from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from pmuctl.model.vm_ref import ProcessId, VmId
@@ -128,13 +125,9 @@ def test_a_vm_is_aligned_if_all_its_vcpus_are(machine: Machine) -> None:
                 raise ProcessLookupError
             return super().get(tid)
 
-    reach = Session(
-        environ={}, uid=0, deadline=1, procs=Procfs(machine.proc), sysfs=Sysfs(machine.root)
-    )
-
     def aligned(vm: Vm, masks: Mapping[int, str]) -> bool | None:
         threads = Threads({tid: CpuSet.parse(text) for tid, text in masks.items()})
-        return assess(vm, read_host_state(reach, threads)).alignment.aligned
+        return assess(vm, read_host_state(machine.host(threads=threads))).alignment.aligned
 
     vm, on_it = vm_with(A72, 1, 2), {1: "2-3", 2: "2"}
     assert aligned(vm, on_it) is True

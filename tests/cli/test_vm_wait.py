@@ -14,7 +14,6 @@ import pytest
 from pmuctl.cli.main import main
 from pmuctl.manage.inventory.wait import Awaited
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 
@@ -94,7 +93,7 @@ def test_waiting_ends_when_it_is_so(machine: Machine, state: str) -> None:
     }
     assert not reached(machine, state)
     out, err = io.StringIO(), io.StringIO()
-    env = replace(machine.env(out, err), masks=vm.threads)
+    env = machine.env(out, err, threads=vm.threads)
     words = ("vm", "wait", "web1", "--for", state, "--timeout", PATIENCE)
     with soon(acts[state]):
         assert main(words, env) == 0

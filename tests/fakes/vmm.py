@@ -213,19 +213,19 @@ class ClosedProcfs(Procfs):
         self.before()
         return fd == other_fd and self.inherited.get(pid) == other_pid
 
-    def _read(self, path: str) -> bytes:
+    def _read_file(self, path: str) -> bytes:
         self.before()
-        return super()._read(path)
+        return super()._read_file(path)
 
-    def _names(self, path: str) -> list[str]:
+    def _list_names(self, path: str) -> list[str]:
         self.before()
-        return super()._names(path)
+        return super()._list_names(path)
 
-    def _links(self, path: str) -> dict[int, str]:
+    def _read_links(self, path: str) -> dict[int, str]:
         self.before()
         if int(path.partition("/")[0]) in self.unreadable:
             raise PermissionError
-        return super()._links(path)
+        return super()._read_links(path)
 
 
 def fake_proc(

@@ -9,12 +9,12 @@ from typing import Any
 from pmuctl.cli.context import Context
 from pmuctl.cli.main import main
 from pmuctl.cli.streams import guarded
-from pmuctl.host.procfs import Procfs
+from pmuctl.host.host import Host
 
 
 def here(root: Path, *words: str, status: int = 0) -> Any:
     """What pmuctl says on this machine of a captured tree, as JSON."""
     out, err = io.StringIO(), io.StringIO()
-    env = Context(stdout=guarded(out), stderr=err, environ={}, uid=0, processes=Procfs(root))
+    env = Context(stdout=guarded(out), stderr=err, host=Host(environ={}, uid=0))
     assert main([*words, "-J", "--sysroot", str(root)], env) == status, err.getvalue()
     return json.loads(out.getvalue())

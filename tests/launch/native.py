@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pmuctl.launch.spec import LaunchSpec
-from pmuctl.launch.trace.arch import MACHINES
+from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.uapi.ioctl import ioctl
 from tests.fakes.peers import PATIENCE
 from tests.skips import skip
@@ -58,7 +58,7 @@ def fresh_name(prefix: str = "t") -> str:
 @functools.cache
 def no_gate() -> str | None:
     """Why no gate can be had on this machine, None where it can."""
-    if platform.machine() not in MACHINES:
+    if platform.machine() not in ARCHES:
         return f"pmuctl run does not know {platform.machine()} machines"
     orders = LaunchSpec(name=fresh_name(), socket=Path(os.devnull), command=("true",))
     argv = python(STARTER, spec(orders, TEST_SUPERVISOR))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
-from pmuctl.launch.trace.arch import MACHINES
+from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.vcpu_tracker import PendingVcpu, VcpuTracker
 from pmuctl.uapi.kvm import KVM_ARM_VCPU_INIT, KVM_CREATE_VCPU
 
-ARM64 = MACHINES["aarch64"]
+ARM64 = ARCHES["aarch64"]
 WITH, WITHOUT, ADDRESS = 1 << 3, 0, 0xFFFF_0000
 
 
@@ -45,29 +45,29 @@ class Master:
         self.seen: list[object] = []
         self.refuses = False
 
-    def made(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+    def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.seen.append(("made", vcpu.index))
         thread.is_ending = self.refuses
 
-    def initialising(self, tgid: int, tid: int | None) -> None:
+    def on_init(self, tgid: int, tid: int | None) -> None:
         self.seen.append((tgid, tid))
 
-    def opened(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+    def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("opened", vcpu.index))
 
-    def without_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+    def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("without", vcpu.index))
 
-    def spread(self, thread: Tracee) -> None:
+    def on_sharing_call(self, thread: Tracee) -> None:
         self.told.append("spread")
 
-    def at_attribute(self, thread: Tracee, fd: int) -> None:
+    def on_attribute_call(self, thread: Tracee, fd: int) -> None:
         self.told.append(("attribute", fd))
 
-    def lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
+    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
         self.told.append(("lost", shortage.errno))
 
-    def settled(self) -> None:
+    def on_idle(self) -> None:
         if self.told[-1:] != ["settled"]:
             self.told.append("settled")
 
@@ -83,9 +83,9 @@ class Vmm:
     def call(self, nr: int, *args: int, result: int = 0) -> None:
         its = (*args, *[0] * (6 - len(args)))
         self.thread.call = nr, its
-        self.windows.entered(self.thread, nr, its)
+        self.windows.on_enter(self.thread, nr, its)
         self.thread.call = None
-        self.windows.left(self.thread, nr, its, result)
+        self.windows.on_exit(self.thread, nr, its, result)
 
     def ioctl(self, fd: int, request: int, argument: int = ADDRESS, result: int = 0) -> None:
         self.call(ARM64.nr_ioctl, fd, request, argument, result=result)

@@ -26,7 +26,7 @@ from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.launch import handshake
-from pmuctl.launch.__main__ import ignore_signals, own_socket, try_to_trace
+from pmuctl.launch.__main__ import ignore_signals, take_launcher_socket, try_to_trace
 from pmuctl.launch.event_loop import EventLoop
 from pmuctl.launch.ioctls import IoctlCall
 from pmuctl.launch.spec import LaunchSpec
@@ -45,7 +45,7 @@ KVM_SET_PMU_EVENT_FILTER = _IOC(_IOC_WRITE, KVMIO, 0xB2, 32)
 def filter_call(action: int) -> IoctlCall:
     """Struct kvm_pmu_event_filter of x86: action, nevents, fixed bitmap, flags, pad, events."""
     return IoctlCall(
-        words="KVM_SET_PMU_EVENT_FILTER",
+        description="KVM_SET_PMU_EVENT_FILTER",
         request=KVM_SET_PMU_EVENT_FILTER,
         argument=struct.pack("<IIIIIIIIQ", action, 1, 0, 0, 0, 0, 0, 0, 0xC0),
     )
@@ -76,36 +76,36 @@ class Log:
     def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
         self.tell("chose", pmu=pmu)
 
-    def on_applied(self, words: Sequence[str]) -> None:
-        self.tell("applied", words=list(words))
+    def on_applied(self, descriptions: Sequence[str]) -> None:
+        self.tell("applied", words=list(descriptions))
 
     def on_refused(self, error: PmuctlError) -> None:
         self.tell("refused", message=error.message, why=error.why)
 
-    def on_held(self, words: Sequence[str]) -> None:
-        self.tell("applied", words=list(words))
+    def on_held(self, descriptions: Sequence[str]) -> None:
+        self.tell("applied", words=list(descriptions))
         self.tell("held")
         self._is_to_interrupt = self._orders.name.startswith("interrupted")
 
-    def carry_out(self) -> None:
+    def make_pending_calls(self) -> None:
         pass
 
-    def released(self) -> LaunchSpec | None:
+    def released_spec(self) -> LaunchSpec | None:
         if self._is_to_interrupt:
             self._is_to_interrupt = False
             os.kill(self.pid, signal.SIGINT)
         return self._orders if self._path.with_suffix(".release").exists() else None
 
-    def ended(self) -> None:
+    def on_vmm_exit(self) -> None:
         self.tell("ended")
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         pass
 
 
 def main(fd: int) -> None:
     ignore_signals()
-    with own_socket(fd) as launcher:
+    with take_launcher_socket(fd) as launcher:
         handshake.send_message(launcher, str(os.getpid()).encode())
         text, stderr = handshake.recv_message(launcher)
         pid, orders = text.split(b"\n", 1)
@@ -127,7 +127,7 @@ def main(fd: int) -> None:
         try:
             try_to_trace(supervisor, int(pid), Procfs(), stay=False)
         except PmuctlError as error:
-            handshake.send_message(launcher, handshake.error_text(error))
+            handshake.send_message(launcher, handshake.encode_error(error))
             return
         handshake.send_message(launcher, b"")
         _, listener = handshake.recv_message(launcher)
@@ -135,12 +135,12 @@ def main(fd: int) -> None:
         handshake.send_message(launcher, b"")
         launcher.close()
         try:
-            watch.over(supervisor, Listener(listener), log)
+            watch.run(supervisor, Listener(listener), log)
         except BaseException:
             log.tell("failed", traceback=traceback.format_exc())
             raise
         finally:
-            log.ended()
+            log.on_vmm_exit()
         log.tell("left", stops=supervisor.tracer.stops)
 
 

@@ -23,7 +23,9 @@ from tests.launch.native import need, no_gate
 def test_a_thread_that_could_not_be_told_is_ended_though_that_has_passed() -> None:
     need(no_gate())
     refused: list[PmuctlError] = []
-    story = cast(VmObserver, SimpleNamespace(on_refused=refused.append, carry_out=lambda: None))
+    story = cast(
+        VmObserver, SimpleNamespace(on_refused=refused.append, make_pending_calls=lambda: None)
+    )
     with subprocess.Popen(("sleep", str(PATIENCE / 2)), stderr=subprocess.PIPE) as vmm:
         its = Supervisor(
             LaunchSpec(name="vm", socket=Path("/nonexistent"), command=("sleep",)),
@@ -37,7 +39,7 @@ def test_a_thread_that_could_not_be_told_is_ended_though_that_has_passed() -> No
         )
         try:
             with no_descriptors():
-                its.at_gate(cast(Listener, None), Notification(1, vmm.pid))
+                its.on_notification(cast(Listener, None), Notification(1, vmm.pid))
             while not refused and its.tracer.take_stop(vmm.pid):
                 pass
         finally:

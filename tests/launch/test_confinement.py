@@ -11,7 +11,7 @@ import pytest
 from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.confinement import Confinement
-from pmuctl.launch.trace.arch import MACHINES
+from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.vmm import FakeThreads
 
@@ -84,7 +84,7 @@ def process(tmp_path: Path) -> Process:
 
 @pytest.fixture
 def placement(process: Process) -> Confinement:
-    its = Confinement(PID, MACHINES["aarch64"], Procfs(process.root), process)
+    its = Confinement(PID, ARCHES["aarch64"], Procfs(process.root), process)
     its.cpus = CpuSet.parse("2-3")
     for fd, index in MADE.items():
         its.add(fd, index, 100)
@@ -277,7 +277,7 @@ def test_descriptors_that_may_not_be_seen(process: Process, placement: Confineme
         def vcpu_fds(self, pid: int) -> dict[int, int]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    its = Confinement(PID, MACHINES["aarch64"], Hidden(process.root), process)
+    its = Confinement(PID, ARCHES["aarch64"], Hidden(process.root), process)
     its.cpus = placement.cpus
     its.confine()
     process.runs(101, 10)

@@ -44,10 +44,10 @@ class Behind:
             self.tracer.threads.clear()
         return None
 
-    def take(self) -> None:
+    def receive(self) -> None:
         raise EOFError
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         pass
 
 
@@ -61,7 +61,7 @@ def test_it_ends_where_the_gate_is_gone_before_the_last_thread(watch: EventLoop)
 
     late = threading.Timer(PATIENCE, wake)
     late.start()
-    watch.over(cast(Supervisor, its), cast(Listener, its), its)
+    watch.run(cast(Supervisor, its), cast(Listener, its), its)
     late.cancel()
     assert (its.turns, slept) == (2, [])
     os.close(its.fd)
@@ -90,10 +90,10 @@ class Starved:
             self._vmm.kill()
         return None
 
-    def take(self) -> None:
+    def receive(self) -> None:
         raise EOFError
 
-    def ended(self) -> None:
+    def on_vmm_exit(self) -> None:
         self.ends += 1
         self.leave()
 
@@ -104,7 +104,7 @@ class Starved:
     def close_stderr(self) -> None:
         pass
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         pass
 
 
@@ -115,6 +115,6 @@ def test_an_end_is_heard_of_though_it_could_not_be_watched_for_at_first(watch: E
         late = threading.Timer(PATIENCE, its.leave)
         stack.callback(late.cancel)
         late.start()
-        watch.over(cast(Supervisor, its), cast(Listener, its), its)
+        watch.run(cast(Supervisor, its), cast(Listener, its), its)
     assert its.ends == 1
     os.close(its.fd)

@@ -11,22 +11,22 @@ import pytest
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import shortage_of
 from pmuctl.launch.failures import (
-    lost_sight,
     may_trace_all,
+    memory_not_writable,
     no_gate,
-    no_memory,
+    not_followable,
     not_traceable,
     yama_scope,
 )
-from pmuctl.launch.trace.arch import MACHINES, Arch
-from pmuctl.launch.trace.seccomp_gate import _program
+from pmuctl.launch.trace.arch import ARCHES, Arch
+from pmuctl.launch.trace.seccomp_gate import _build_program
 from pmuctl.launch.trace.tracee import is_group_stop
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
 from pmuctl.uapi.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data
 from tests.skips import skip
 
 PID = 4121
-both = pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())
+both = pytest.mark.parametrize("machine", ARCHES.values(), ids=ARCHES.keys())
 
 
 def procfs(
@@ -131,7 +131,7 @@ def test_a_kernel_without_listeners(number: int, name: str) -> None:
 def test_a_shortage_is_called_so(number: int, name: str, fix: str) -> None:
     shortage = shortage_of(OSError(number, os.strerror(number), "/proc/7/task"))
     assert shortage is not None
-    error = lost_sight(shortage)
+    error = not_followable(shortage)
     assert (error.message, error.errno) == ("the VMM cannot be followed", name)
     assert error.why == (
         f"its supervisor runs short: /proc/7/task: {os.strerror(number)} ({name})"
@@ -140,30 +140,30 @@ def test_a_shortage_is_called_so(number: int, name: str, fix: str) -> None:
 
 
 def test_that_there_is_no_memory_is_no_want_of_permission() -> None:
-    error = no_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    error = memory_not_writable(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     assert error.why == "its supervisor runs short: Cannot allocate memory (ENOMEM)"
-    error = no_memory(OSError(errno.EPERM, os.strerror(errno.EPERM)))
+    error = memory_not_writable(OSError(errno.EPERM, os.strerror(errno.EPERM)))
     assert "PR_SET_DUMPABLE 0" in str(error.why)
 
 
 @both
 def test_the_call_made_once_more(machine: Arch) -> None:
-    registers = [1000 + n for n in range(machine.words)]
-    its = machine.again(registers)
-    assert its[machine.pc] == registers[machine.pc] - machine.instruction
+    registers = [1000 + n for n in range(machine.register_count)]
+    its = machine.restart_call(registers)
+    assert its[machine.pc] == registers[machine.pc] - machine.insn_size
     changed = {n for n, value in enumerate(its) if value != registers[n]}
     if machine.nr_at_entry is None:
         assert changed == {machine.pc}
     else:
         assert changed == {machine.pc, machine.nr}
         assert its[machine.nr] == registers[machine.nr_at_entry]
-    assert registers == [1000 + n for n in range(machine.words)]
+    assert registers == [1000 + n for n in range(machine.register_count)]
 
 
 @both
 def test_another_call(machine: Arch) -> None:
-    registers = [1000 + n for n in range(machine.words)]
-    its = machine.calling(registers, machine.nr_ioctl, (7, 8, 9))
+    registers = [1000 + n for n in range(machine.register_count)]
+    its = machine.inject_call(registers, machine.nr_ioctl, (7, 8, 9))
     assert its[machine.nr] == machine.nr_ioctl
     assert [its[n] for n in machine.args[:4]] == [7, 8, 9, registers[machine.args[3]]]
     changed = {n for n, value in enumerate(its) if value != registers[n]}
@@ -190,7 +190,7 @@ def judge(program: bytes, arch: int, nr: int, args: tuple[int, int, int]) -> int
 
 @both
 def test_the_gate_stops_one_call_only(machine: Arch) -> None:
-    program = bytes(_program(machine))
+    program = bytes(_build_program(machine))
     assert len(program) == 8 * 8
     arch, nr = machine.audit_arch, machine.nr_ioctl
     assert judge(program, arch, nr, (4, KVM_CREATE_VCPU, 0)) == SECCOMP_RET_USER_NOTIF
@@ -207,7 +207,7 @@ def test_the_gate_stops_one_call_only(machine: Arch) -> None:
 
 
 def test_the_rows_have_the_numbers_of_the_headers() -> None:
-    arm64, x86 = MACHINES["aarch64"], MACHINES["x86_64"]
+    arm64, x86 = ARCHES["aarch64"], ARCHES["x86_64"]
     assert (arm64.audit_arch, arm64.nr_ioctl, arm64.nr_seccomp) == (0xC00000B7, 29, 277)
     assert (x86.audit_arch, x86.nr_ioctl, x86.nr_seccomp) == (0xC000003E, 16, 317)
 

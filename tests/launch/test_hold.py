@@ -110,7 +110,7 @@ class Scripted(Tracee):
     def set_registers(self, registers: list[int]) -> None:
         pass
 
-    def resume(self, its_signal: int = 0) -> None:
+    def resume(self, signum: int = 0) -> None:
         pass
 
 
@@ -128,14 +128,14 @@ class Catching(Procfs):
 def test_one_that_comes_while_it_is_out_ends_it_once_it_is_back() -> None:
     thread, other, stranger = Scripted(), Scripted(), Scripted(tgid=2)
     hold = HeldThread(thread, {3: 0}, Catching(), timeout=None)
-    hold.let_out()
+    hold.resume_for_signal()
     for its, its_signal in ((thread, signal.SIGALRM), (thread, signal.SIGTERM), (stranger, INT)):
-        assert hold.before_delivery(its, its_signal) == its_signal
-        assert hold.ending is None
-    assert hold.before_delivery(other, INT) == INT
-    assert hold.ending == INT
-    hold.catch()
-    assert hold.before_delivery(other, INT) == 0
+        assert hold.filter_signal(its, its_signal) == its_signal
+        assert hold.ending_signal is None
+    assert hold.filter_signal(other, INT) == INT
+    assert hold.ending_signal == INT
+    hold.park()
+    assert hold.filter_signal(other, INT) == 0
 
 
 @pytest.mark.parametrize(
@@ -154,16 +154,16 @@ def test_one_that_was_caught_on_the_way_to_the_hold_does(
     """Its handler may have set a flag that is read after all vCPUs are made."""
     thread, told = Scripted(), Mock()
     told.apply.return_value = []
-    told.followed.return_value = followed
+    told.followed_processes.return_value = followed
     orders = LaunchSpec(name="x", socket=Path("/x"), command=("x",), hold=True)
     its = VmHold(orders, [], told, told, told, told, Catching(), told)
-    its.windows = told
+    its.vcpu_tracker = told
     for tgid, its_signal in given:
-        assert its.signalled(Scripted(tgid=tgid), its_signal) == its_signal
+        assert its.on_signal(Scripted(tgid=tgid), its_signal) == its_signal
     its.poll()
-    its.at_attribute(thread, 3, 3)
-    assert its.hold is not None
-    assert its.hold.ending == ending
+    its.on_attribute_call(thread, 3, 3)
+    assert its.held is not None
+    assert its.held.ending_signal == ending
 
 
 def test_a_signal_that_is_caught_is_taken_while_it_is_held(kvm: Start) -> None:

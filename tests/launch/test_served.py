@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pmuctl.control.runtime.start_record import read_record
+from pmuctl.host.host import Host
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.inventory.lookup import list_vms
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmState, VmVcpu
 from pmuctl.value import replace
 from tests.launch.native import (
@@ -50,7 +51,7 @@ def serve(room: Path) -> Iterator[Serve]:
 def listed(room: Path) -> list[Vm]:
     """What an admin would see."""
     environ = {"PMUCTL_RUNTIME_DIR": str(room)}
-    found = list_vms(Session(environ=environ, uid=os.geteuid(), deadline=5)).vms
+    found = list_vms(Session(host=Host(environ=environ, uid=os.geteuid()), deadline=5)).vms
     return [vm for vm in found if vm.socket]  # others on this machine are nobody's here
 
 

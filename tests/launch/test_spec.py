@@ -127,7 +127,7 @@ def test_a_refusal_has_the_kernels_answer(number: int, name: str) -> None:
 
 
 def test_a_refusal_of_a_call_that_is_no_step() -> None:
-    its = IoctlCall(words="KVM_X", request=1, argument=b"").refusal(22)
+    its = IoctlCall(description="KVM_X", request=1, argument=b"").refusal(22)
     assert isinstance(its, RefusedError)
     assert (its.message, its.errno) == ("KVM_X was refused", "EINVAL")
 
@@ -169,8 +169,8 @@ def test_an_error_goes_through_as_text(
     message: str, why: str | None, fix: str | None, errno: str | None
 ) -> None:
     for kind in (DeniedError, RefusedError, UnsupportedError, SealedError):
-        its = handshake.error_of(
-            handshake.error_text(kind(message, why=why, fix=fix, errno=errno))
+        its = handshake.decode_error(
+            handshake.encode_error(kind(message, why=why, fix=fix, errno=errno))
         )
         assert type(its) is kind
         assert (its.message, its.why, its.fix, its.errno) == (message, why, fix, errno)

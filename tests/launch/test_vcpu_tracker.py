@@ -9,7 +9,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
-from pmuctl.launch.trace.arch import MACHINES
+from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import (
     KVM_CREATE_VCPU,
@@ -71,8 +71,8 @@ def test_a_strict_vcpu_gets_no_pmu_by_itself(vmm: Vmm) -> None:
 
 def test_an_init_that_was_missed_is_told_as_such(vmm: Vmm) -> None:
     vmm.create(0)
-    (vcpu,) = vmm.windows.of_process(1)
-    vmm.windows.reach(vmm.thread, vcpu)
+    (vcpu,) = vmm.windows.uninitialised_vcpus(1)
+    vmm.windows.mark_initialised(vmm.thread, vcpu)
     assert vmm.master.seen == [("made", 0), (1, None)]
 
 
@@ -88,7 +88,7 @@ def test_another_thread_can_learn_of_it_by_any_other_call(vmm: Vmm) -> None:
     vmm.call(futex, ADDRESS)
     assert vmm.master.told == []  # there is no vCPU yet
     vmm.create(0)
-    for nr in ARM64.private:
+    for nr in ARM64.private_calls:
         vmm.call(nr, ADDRESS)
     assert vmm.master.told == []
     vmm.call(futex, ADDRESS)
@@ -187,7 +187,7 @@ def test_the_same_descriptor_in_two_processes(vmm: Vmm) -> None:
 
 def test_a_process_that_has_ended_is_not_waited_for(vmm: Vmm) -> None:
     vmm.create(0)
-    vmm.windows.gone(1)
+    vmm.windows.on_gone(1)
     assert vmm.windows.is_idle
 
 
@@ -204,11 +204,11 @@ def test_a_hold_is_past_the_windows(vmm: Vmm) -> None:
 
 def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
     master = Master()
-    windows = VcpuTracker(MACHINES["x86_64"], Procfs(NOWHERE), master)
+    windows = VcpuTracker(ARCHES["x86_64"], Procfs(NOWHERE), master)
     args = (4, KVM_CREATE_VCPU, 2, 0, 0, 0)
     thread = FakeTracee()
-    windows.entered(thread, 16, args)
-    windows.left(thread, 16, args, 9)
+    windows.on_enter(thread, 16, args)
+    windows.on_exit(thread, 16, args, 9)
     assert master.told == [("opened", 2), "settled"]
 
 

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's client: one connection, one deadline, and whom it speaks with."""
+"""The client of a control socket: one connection under one deadline, and its peer."""
 
 import itertools
 import os
-import socket
 import stat
-import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +13,7 @@ from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.protocol.qmp_codec import Message, WireError
 from pmuctl.control.protocol.schema import SchemaError
+from pmuctl.control.protocol.stream import Deadline, MessageStream
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import (
     DeniedError,
@@ -33,45 +31,45 @@ from pmuctl.host.procfs import Procfs
 
 
 class Client:
-    """A connection to one VM's control socket, as a context.
+    """A connection to the control socket of one VM, as a context manager.
 
-    Raises UnreachableError where nobody answers before anything was asked of it, DeniedError
-    where this user may not connect, RefusedError where the peer is not what it should be.
+    Entering raises UnreachableError if no server answers, NotFoundError if there is no socket,
+    UsageError if the path is not a socket, DeniedError if this user may not connect, and
+    RefusedError if the peer is not authenticated.
     """
 
     def __init__(
         self,
-        entry: ControlSocket,
+        control_socket: ControlSocket,
         *,
         deadline: float,
         procs: Procfs,
         trace: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`deadline` is in seconds, for the whole exchange from here on.
+        """`deadline` is in seconds from now, for the whole exchange.
 
-        `trace` is told every request as it is sent.
+        `trace` gets the text of each request before it is sent.
         """
-        self.entry = entry
-        self.subject = entry.name or str(entry.path)
+        self.entry = control_socket
+        self.subject = control_socket.name or str(control_socket.path)
         self._seconds = deadline
-        self._until = time.monotonic() + deadline
+        self._deadline = Deadline.after(deadline)
         self._procs = procs
-        self._decoder = qmp_codec.Decoder()
         self._tags = itertools.count(1)
         self._trace = trace
         self._address: tuple[str, ...] = (self.subject,)
         self.peer: PeerCred | None = None
-        """Who listens at the other end; None where there is no connection."""
+        """The process that listens at the socket; None before the connection."""
 
     def __enter__(self) -> "Client":
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._stream = MessageStream(self._deadline)
         try:
-            self._connect()
+            self._connect_socket()
             self.peer = self._read_peer()
             self._check_peer(self.peer)
-            self._greet()
+            self._read_greeting()
         except BaseException:
-            self._socket.close()
+            self._stream.close()
             raise
         return self
 
@@ -81,15 +79,16 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._socket.close()
+        self._stream.close()
 
     def execute(self, name: str, arguments: Message | None = None) -> object:
-        """One command and its answer, checked against the table of messages.
+        """Send one command and return its result, checked against the table of messages.
 
-        Raises what the peer's error class stands for and UnsupportedError where it does not know
-        the command. Where it was sent and no answer comes, or one that has not the form it
-        should, raises UnknownOutcomeError for a command that changes something, else
-        UnreachableError or RefusedError. A signal meanwhile (Stopped) carries the former.
+        Raises the exception of the peer's error class, and UnsupportedError if the peer does not
+        know the command. If a command was sent and no answer comes, or a malformed one, raises
+        UnknownOutcomeError for a command that changes something, else UnreachableError or
+        RefusedError. If a signal ends the wait for the answer to a change, Stopped carries the
+        UnknownOutcomeError.
         """
         command = COMMANDS[name]
         changes = command.changes and not (arguments or {}).get("dry-run")
@@ -100,41 +99,43 @@ class Client:
             f"{self.subject} <- {name} {qmp_codec.encode(arguments or {}).decode().strip()}"
         )
         try:
-            self._send(qmp_codec.encode(request))
-        except TimeoutError:  # half a request does nothing
-            raise self._unreachable(f"{name} could not be sent in {self._waited} s") from None
+            self._stream.send(qmp_codec.encode(request))
+        except TimeoutError:  # half a request has no effect
+            why = f"{name} could not be sent in {self._waited} s"
+            raise self._make_unreachable_error(why) from None
         except OSError as error:
             why = f"{name} could not be sent ({error.strerror or error})"
-            raise self._unreachable(why) from error
+            raise self._make_unreachable_error(why) from error
         try:
-            reply = self._reply(request["id"])
+            reply = self._read_reply(request["id"])
         except Stopped as stop:
             if changes:
-                stop.lost = self._unknown(name, "pmuctl was stopped before an answer")
+                stop.lost = self._make_outcome_error(name, "pmuctl was stopped before an answer")
             raise
         except TimeoutError:
             why = f"no answer in {self._waited} s"
-            raise self._lost(name, why, changes=changes) from None
+            raise self._make_lost_error(name, why, changes=changes) from None
         except (OSError, EOFError) as error:
             why = "the connection was closed before an answer" + (
                 f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
             )
-            raise self._lost(name, why, changes=changes) from error
+            raise self._make_lost_error(name, why, changes=changes) from error
         except WireError as error:
-            raise self._malformed(name, str(error), changes=changes) from error
-        if isinstance(problem := reply.get("error"), dict):
-            raise self._problem(name, problem)
+            raise self._make_malformed_error(name, str(error), changes=changes) from error
+        if isinstance(peer_error := reply.get("error"), dict):
+            raise self._make_peer_error(name, peer_error)
         try:
             command.result.check(reply.get("return"), "return")
         except SchemaError as error:
-            raise self._malformed(name, str(error), changes=changes) from error
+            raise self._make_malformed_error(name, str(error), changes=changes) from error
         return reply["return"]
 
-    def _connect(self) -> None:
+    def _connect_socket(self) -> None:
+        """Connect to the socket. Raise a PmuctlError with the reason if that fails."""
         try:
             self._try_connect()
         except TimeoutError:
-            raise self._unreachable(f"no connection in {self._waited} s") from None
+            raise self._make_unreachable_error(f"no connection in {self._waited} s") from None
         except FileNotFoundError:
             raise NotFoundError(
                 f"there is no socket {self.entry.path}", fix="pmuctl vm list"
@@ -167,19 +168,10 @@ class Client:
             raise UsageError(
                 f"{self.entry.path}: not a socket", fix="--socket takes a VMM's control socket"
             )
-        while True:
-            self._socket.settimeout(self._left())
-            try:
-                self._socket.connect(os.fspath(self.entry.path))
-                return
-            except BlockingIOError:
-                # others wait to be accepted; for unix sockets a timeout does not cover this
-                time.sleep(min(0.01, self._left()))
+        self._stream.connect(os.fspath(self.entry.path))
 
     def _read_peer(self) -> PeerCred:
-        size = struct.calcsize("3i")
-        raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        pid, uid, gid = struct.unpack("iII", raw)
+        pid, uid, gid = self._stream.peer_credentials()
         return PeerCred(pid, uid, gid, self._procs.start_time(pid) if pid > 0 else None)
 
     def _check_peer(self, peer: PeerCred) -> None:
@@ -192,37 +184,43 @@ class Client:
             raise not_authenticated(self.entry, "its peer is in another pid namespace")
 
     def authenticate(self, pid: int, *, strictly: bool) -> ProcessFacts:
-        """The VMM, where the peer named `pid` as that in `query-pmu`; raises as trust.believe."""
+        """Return the VMM that the peer named as `pid` in `query-pmu`.
+
+        Raises UnreachableError without a connection, else what peer_auth.authenticate() raises.
+        """
         if self.peer is None:
-            raise self._unreachable("there is no connection")
+            raise self._make_unreachable_error("there is no connection")
         vmm = authenticate(self.entry, self.peer, pid, self._procs, strictly=strictly)
         if self.entry.name is None:
             self._address = (f"pid/{vmm.pid}", "--socket", str(self.entry.path))
-        elif self.entry.owner is not None:  # anybody can take a name in a directory of his own
+        elif self.entry.owner is not None:  # a user can take any name in a directory of his own
             self._address = (f"pid/{vmm.pid}",)
         return vmm
 
     @property
     def _waited(self) -> str:
-        """The deadline as it is told: it can be what others have left of one for all."""
+        """The deadline in seconds, for messages: it may be the rest of one that clients share."""
         return f"{round(self._seconds, 2) or self._seconds:g}"
 
-    def _greet(self) -> None:
+    def _read_greeting(self) -> None:
         try:
-            greeting = self._next()
+            greeting = self._stream.next_message()
         except TimeoutError:
-            raise self._unreachable(f"no greeting in {self._waited} s") from None
+            raise self._make_unreachable_error(f"no greeting in {self._waited} s") from None
         except (OSError, EOFError):
-            raise self._unreachable("the connection was closed before a greeting") from None
+            why = "the connection was closed before a greeting"
+            raise self._make_unreachable_error(why) from None
         except WireError as error:
-            raise self._unreachable(f"it does not speak the protocol: {error}") from None
-        if isinstance(problem := greeting.get("error"), dict):
-            raise self._unreachable(f"it answers: {qmp_codec.peer_text(problem.get('desc'))}")
+            why = f"it does not speak the protocol: {error}"
+            raise self._make_unreachable_error(why) from None
+        if isinstance(peer_error := greeting.get("error"), dict):
+            desc = qmp_codec.peer_text(peer_error.get("desc"))
+            raise self._make_unreachable_error(f"it answers: {desc}")
         if not isinstance(greeting.get("QMP"), dict):
-            raise self._unreachable("it does not speak the protocol: no QMP greeting")
+            raise self._make_unreachable_error("it does not speak the protocol: no QMP greeting")
         self.execute("qmp_capabilities")
 
-    def _unreachable(self, why: str) -> UnreachableError:
+    def _make_unreachable_error(self, why: str) -> UnreachableError:
         return UnreachableError(
             "its control socket does not answer",
             subject=self.subject,
@@ -230,12 +228,14 @@ class Client:
             fix="check its VMM; --deadline SEC waits longer",
         )
 
-    def _lost(self, name: str, why: str, *, changes: bool) -> PmuctlError:
-        return self._unknown(name, why) if changes else self._unreachable(why)
-
-    def _malformed(self, name: str, why: str, *, changes: bool) -> PmuctlError:
+    def _make_lost_error(self, name: str, why: str, *, changes: bool) -> PmuctlError:
         if changes:
-            return self._unknown(name, f"the answer is wrong: {why}")
+            return self._make_outcome_error(name, why)
+        return self._make_unreachable_error(why)
+
+    def _make_malformed_error(self, name: str, why: str, *, changes: bool) -> PmuctlError:
+        if changes:
+            return self._make_outcome_error(name, f"the answer is wrong: {why}")
         return RefusedError(
             f"its answer to {name} is wrong",
             subject=self.subject,
@@ -243,7 +243,7 @@ class Client:
             fix=f"look at what listens at {self.entry.path}",
         )
 
-    def _unknown(self, name: str, why: str) -> UnknownOutcomeError:
+    def _make_outcome_error(self, name: str, why: str) -> UnknownOutcomeError:
         return UnknownOutcomeError(
             f"{name} was sent, its outcome is not known",
             subject=self.subject,
@@ -251,44 +251,26 @@ class Client:
             fix=f"{command('vm', 'show', *self._address)} tells what holds now",
         )
 
-    def _problem(self, name: str, problem: Message) -> Exception:
-        if problem.get("class") == "CommandNotFound":
+    def _make_peer_error(self, name: str, peer_error: Message) -> Exception:
+        if peer_error.get("class") == "CommandNotFound":
             return UnsupportedError(
                 f"its VMM does not know {name}",
                 subject=self.subject,
-                why=qmp_codec.peer_text(problem.get("desc")),
+                why=qmp_codec.peer_text(peer_error.get("desc")),
             )
-        return qmp_codec.error_from(problem, subject=self.subject)
+        return qmp_codec.error_from(peer_error, subject=self.subject)
 
-    def _send(self, data: bytes) -> None:
-        self._socket.settimeout(self._left())
-        self._socket.sendall(data, socket.MSG_NOSIGNAL)
-
-    def _reply(self, tag: object) -> Message:
+    def _read_reply(self, tag: object) -> Message:
+        """Return the answer with this id; events and other answers are ignored."""
         while True:
-            message = self._next()
+            message = self._stream.next_message()
             if "event" in message:
                 continue
-            # an error without an id is the answer to what could not be read
+            # a server that cannot parse a request answers with an error without an id
             if message.get("id") == tag or ("error" in message and "id" not in message):
                 return message
 
-    def _next(self) -> Message:
-        while (message := self._decoder.next()) is None:
-            self._socket.settimeout(self._left())
-            data = self._socket.recv(1 << 16)
-            if not data:
-                raise EOFError
-            self._decoder.feed(data)
-        return message
-
-    def _left(self) -> float:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
 
 def socket_at(path: Path) -> ControlSocket:
-    """The entry for a socket that the admin names by its path: its owner is not known."""
+    """Return the control socket at a path that the admin named: its owner is not known."""
     return ControlSocket(name=None, path=path)

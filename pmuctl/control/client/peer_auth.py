@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom the client believes: which process has the VM that a control socket speaks for.
+"""Authentication of the peer of a control socket: the process whose VM the socket controls.
 
-The server lives in the VMM, or is the VMM's supervisor (pmuctl run), which has no VM itself and
-names in `query-pmu` the process that has. A peer says what it likes, so that is checked.
+The server is part of the VMM, or it is the VMM's supervisor (pmuctl run), which has no VM itself
+and names the VMM's process in `query-pmu`. A peer can claim anything, so the claim is checked.
 """
 
 from pmuctl.control.runtime.sockets import ControlSocket
@@ -12,14 +12,14 @@ from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import value
 
 CLOCK_SECONDS = 1.0
-"""How far the times of a process and of a file may be apart: one is told in clock ticks."""
+"""How far the times of a process and a file may differ: the former is counted in clock ticks."""
 
 
 @value
 class PeerCred:
-    """Who listens at the other end, by SO_PEERCRED (unix(7)): as it was when it began to.
+    """The credentials of a listening peer, as of its listen(2) (SO_PEERCRED, unix(7)).
 
-    `started` is when the process that has its pid now started (clock ticks since boot).
+    `started` is the start time (clock ticks since boot) of the process that has the pid now.
     """
 
     pid: int
@@ -28,24 +28,25 @@ class PeerCred:
     started: int | None
 
     def process(self, procs: Procfs, since: float) -> ProcessId | None:
-        """The process that has its pid now, where that is the one that began to listen.
+        """Return the process that has the pid now, or None if another process began to listen.
 
-        So it is where it runs as the same user, or root began, and had started by then: `since`,
-        in seconds since the epoch. A socket lives on in whoever holds it, and a pid is given anew.
+        It is the same process if it had started by `since` (seconds since the epoch) and runs as
+        the same user, or root began to listen. A socket outlives the process that made it as long
+        as another one has it open, and the kernel gives a free pid to a new process.
         """
         if self.started is None or (self.uid != 0 and procs.uid(self.pid) != self.uid):
             return None
         began = procs.wall_time(self.started)
-        is_its = began is not None and began <= since + CLOCK_SECONDS
-        return ProcessId(self.pid, self.started) if is_its else None
+        is_same = began is not None and began <= since + CLOCK_SECONDS
+        return ProcessId(self.pid, self.started) if is_same else None
 
 
 @value(kw_only=True)
 class ProcessFacts:
-    """The process that has a VM, as far as the control socket is believed.
+    """The process of a VMM, as far as the peer of its control socket is authenticated.
 
-    `uid` is the user it runs as; `started`, with the pid, names it for good. `has_vm` is None
-    where this user may not look, and False only of a supervised process that has made none yet.
+    `uid` is the user it runs as; `started` and the pid together identify it. `has_vm` is None if
+    this user may not read that, and False only for a supervised process that has no VM yet.
     """
 
     pid: int
@@ -56,13 +57,13 @@ class ProcessFacts:
 
     @property
     def process(self) -> ProcessId | None:
-        """The same, None where it cannot be told since when it runs."""
+        """The pid and start time of the process; None if the start time is not known."""
         return None if self.started is None else ProcessId(self.pid, self.started)
 
     def threads(self, procs: Procfs) -> frozenset[int]:
-        """Its thread ids: only these are believed to be its vCPUs' threads.
+        """Return the ids of its threads; only these can be the threads of its vCPUs.
 
-        None where another process has its pid by now.
+        Returns an empty set if another process has its pid by now.
         """
         threads = procs.threads(self.pid)
         return threads if procs.start_time(self.pid) == self.started else frozenset()
@@ -71,17 +72,17 @@ class ProcessFacts:
 def authenticate(
     entry: ControlSocket, peer: PeerCred, pid: int, procs: Procfs, *, strictly: bool
 ) -> ProcessFacts:
-    """The process that has the VM, where the peer names `pid` as that.
+    """Return the process that has the VM, if the peer names it as `pid`.
 
-    A peer that has a VM open is the VMM, under whatever number it knows itself (a container's).
-    Another process is believed to be its VMM only if it runs as the peer's user, or the peer is
-    root's. Where this user may not look whether it has a VM, a question may still be asked, a
-    change (`strictly`) not; nor where a supervised one has made none yet. Raises RefusedError,
-    NoVmError or DeniedError for what is not believed.
+    A peer that has a VM open is the VMM, whatever pid it names: in a container it knows itself by
+    another one. Another process is accepted as the VMM only if it runs as the peer's user, or if
+    the peer runs as root. If this user may not read whether the process has a VM, or if a
+    supervised process has no VM yet, queries are still allowed but changes (`strictly`) are not.
+    Raises RefusedError, NoVmError or DeniedError if the peer is not authenticated.
     """
     uid = procs.uid(peer.pid)
-    # who began to listen may be gone, and its pid another user's by now; root's is believed,
-    # for a VMM may have begun as root
+    # the process that began to listen may have ended and another user's process may have its pid;
+    # a peer that began as root is accepted under any user, because a VMM may drop root
     is_gone = uid is None and procs.start_time(peer.pid) is None
     if peer.uid != 0 and uid != peer.uid and not is_gone:
         whose = "several users'" if uid is None else f"uid {uid}"
@@ -90,31 +91,33 @@ def authenticate(
         )
     has_vm = procs.holds_kvm(peer.pid)
     if pid != peer.pid and not has_vm:
-        return _supervised(entry, peer, pid, procs, strictly=strictly)
+        return _authenticate_supervised(entry, peer, pid, procs, strictly=strictly)
     if has_vm is False:
-        raise _without_vm(entry, f"process {peer.pid} that listens there has no VM open")
+        raise _make_no_vm_error(entry, f"process {peer.pid} that listens there has no VM open")
     if has_vm is None and strictly:
-        raise _unchecked(entry, peer.pid)
+        raise _make_denied_error(entry, peer.pid)
     return ProcessFacts(pid=peer.pid, uid=peer.uid, started=peer.started, has_vm=has_vm)
 
 
 def not_authenticated(entry: ControlSocket, why: str) -> RefusedError:
-    """The refusal of a peer that is not what it should be."""
+    """Return the error for a peer that is not authenticated."""
     return RefusedError(
         "its control socket is not believed",
-        subject=_subject(entry),
+        subject=_describe_socket(entry),
         why=why,
         fix=f"look at who made {entry.path}",
     )
 
 
-def _supervised(
+def _authenticate_supervised(
     entry: ControlSocket, peer: PeerCred, pid: int, procs: Procfs, *, strictly: bool
 ) -> ProcessFacts:
     started, uid, has_vm = procs.start_time(pid), procs.uid(pid), procs.holds_kvm(pid)
-    # the last look tells that all were at one process
+    # reading the start time again proves that all was read of one process
     if started is None or procs.start_time(pid) != started:
-        raise _without_vm(entry, f"there is no process {pid}, which process {peer.pid} speaks for")
+        raise _make_no_vm_error(
+            entry, f"there is no process {pid}, which process {peer.pid} speaks for"
+        )
     if uid is None or peer.uid not in (0, uid):
         whose = "several users'" if uid is None else f"uid {uid}"
         raise not_authenticated(
@@ -124,38 +127,38 @@ def _supervised(
     if has_vm is False and strictly:
         raise NoVmError(
             "its VM is not there to be changed",
-            subject=_subject(entry),
+            subject=_describe_socket(entry),
             why=f"process {pid} has no VM open: not yet, or no more",
             now=NOTHING_CHANGED,
-            fix=command("vm", "wait", _address(entry, pid), "--for", "open"),
+            fix=command("vm", "wait", _format_vm_ref(entry, pid), "--for", "open"),
         )
     if has_vm is None and strictly:
-        raise _unchecked(entry, pid)
+        raise _make_denied_error(entry, pid)
     return ProcessFacts(pid=pid, uid=uid, started=started, has_vm=has_vm, is_supervised=True)
 
 
-def _subject(entry: ControlSocket) -> str:
+def _describe_socket(entry: ControlSocket) -> str:
     return entry.name or str(entry.path)
 
 
-def _address(entry: ControlSocket, pid: int) -> str:
-    """What means the VM of a process for sure: a user can take any name in a directory of his."""
+def _format_vm_ref(entry: ControlSocket, pid: int) -> str:
+    """Return an unambiguous reference to a VM: a user can take any name in his own directory."""
     return entry.name if entry.name and entry.owner is None else f"pid/{pid}"
 
 
-def _without_vm(entry: ControlSocket, why: str) -> NoVmError:
+def _make_no_vm_error(entry: ControlSocket, why: str) -> NoVmError:
     return NoVmError(
         "its control socket is not believed",
-        subject=_subject(entry),
+        subject=_describe_socket(entry),
         why=why,
         fix=f"look at who made {entry.path}",
     )
 
 
-def _unchecked(entry: ControlSocket, pid: int) -> DeniedError:
+def _make_denied_error(entry: ControlSocket, pid: int) -> DeniedError:
     return DeniedError(
         "it cannot be checked that a VMM listens at its control socket",
-        subject=_subject(entry),
+        subject=_describe_socket(entry),
         why=f"/proc/{pid}/fd may not be read by this user",
         fix="run pmuctl as root or as the user of the VM",
     )

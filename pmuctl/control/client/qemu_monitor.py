@@ -1,48 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at a QEMU through a monitor of its own that nobody holds (QEMU's docs/interop/qmp-spec).
+"""Queries to a QEMU through a QMP monitor that no client uses (QEMU's docs/interop/qmp-spec).
 
-Its socket is one that a process names on its command line: none is connected to but one of the
-process's own user, and nothing is believed of it, nor sent to it, before the kernel has told that
-this very process listens there.
+The socket is one that a process names on its command line. pmuctl connects only to a socket of the
+process's own user, and reads or sends nothing until the kernel has said that this process listens
+there.
 """
 
 import os
-import socket
 import stat
-import struct
 import time
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.qmp_codec import WireError
+from pmuctl.control.protocol.stream import Deadline, MessageStream
 from pmuctl.value import field, value
 
 DEADLINE = 0.5
-"""Seconds for all monitors of one process: one that somebody holds lets others wait, and does not
-say so."""
+"""Seconds for all monitors of one process: a monitor that has a client lets others wait without an
+answer."""
 PATIENCE, AGAIN = 0.1, 0.01
-"""Seconds of it to wait where somebody has the monitor, and between two looks: whoever only looks,
-as pmuctl does, is gone by then."""
+"""Seconds of the deadline to wait for a monitor that has a client, and seconds between two looks:
+a client that only queries, as pmuctl does, has left by then."""
 TABLE_LIMIT = 1 << 23
-"""Bytes that are read of the table of sockets: some 80,000 of them."""
+"""Bytes to read of the table of sockets: some 80,000 sockets."""
 
 SS_WAITS, SS_CONNECTED = b"02", b"03"
-"""The states SS_CONNECTING and SS_CONNECTED there (include/uapi/linux/net.h)."""
+"""The states SS_CONNECTING and SS_CONNECTED in that table (include/uapi/linux/net.h)."""
 SO_ACCEPTCON = b"00010000"
-"""The flags there of a socket that listens (unix_seq_show())."""
+"""The flags of a listening socket in that table (unix_seq_show())."""
 
 MANAGERS = ("libvirtd", "virtqemud")
-"""Parents whose monitors are left alone, as their thread names."""
+"""Thread names of parent processes whose monitors pmuctl does not use."""
 
 _COMMANDS = ("query-name", "query-uuid", "query-status", "query-cpus-fast")
 
 
 @value(kw_only=True)
 class QemuMonitor:
-    """What a QEMU says: its name, UUID and run state ("running", "paused", ...), and the thread
-    of each vCPU by its number. What it did not say is None."""
+    """The answers of a QEMU: its name, UUID and run state ("running", "paused", ...), and the
+    thread id of each vCPU by the vCPU's number. A text that it did not give is None."""
 
     name: str | None = None
     uuid: str | None = None
@@ -51,7 +50,10 @@ class QemuMonitor:
 
 
 def may_query(path: str, parent: str) -> bool:
-    """Whether a monitor may be asked: none that libvirt has made, by its path or its parent."""
+    """Return whether pmuctl may query a monitor: not if libvirt made it.
+
+    libvirt is recognised by the path of the socket or the name of the parent process.
+    """
     return "libvirt" not in path.split("/") and parent not in MANAGERS
 
 
@@ -64,15 +66,15 @@ def query_qemu(
     until: float,
     patience: float = PATIENCE,
 ) -> QemuMonitor | None:
-    """What the QEMU that listens at `path` says of itself; None where it says nothing in time.
+    """Return what the QEMU that listens at `path` says of itself; None without answers in time.
 
-    `process` is its directory in /proc, below which the path is looked up as QEMU sees it. It must
-    be a socket of QEMU's own user `uid`, at which one of its own descriptors listens, for to
-    connect to another one, such as a service that starts when somebody does, would already be an
-    act; where it is not process `pid` that listens there after all, the connection is closed at
-    once. It is an act as well to connect where somebody is connected: QEMU
-    takes one client at a time, lets few others wait, and keeps those that have left meanwhile in
-    the queue. `until` is a moment of the monotonic clock.
+    `process` is its directory in /proc; the path is resolved below it, as QEMU sees it.
+    Connecting has side effects: it may start a socket-activated service, and a QEMU serves one
+    client at a time, lets few others wait, and keeps those that have left in its queue. So before
+    it connects this checks that QEMU's own user `uid` owns the socket, that one of the process's
+    descriptors listens on it, and that no client is connected. If another process than `pid`
+    listens there after all, the connection is closed at once. `until` is a time of the monotonic
+    clock, in seconds; `patience` is how many seconds to wait until no client is connected.
     """
     if time.monotonic() >= until:
         return None
@@ -84,17 +86,16 @@ def query_qemu(
     except (OSError, ValueError):
         return None
     try:
-        its = os.fstat(fd)
-        if not stat.S_ISSOCK(its.st_mode) or uid is None or its.st_uid != uid:
+        status = os.fstat(fd)
+        if not stat.S_ISSOCK(status.st_mode) or uid is None or status.st_uid != uid:
             return None
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-            peer.settimeout(max(until - time.monotonic(), 0))
-            # by descriptor: what was looked at is what is connected to, whatever the path's length
-            peer.connect(f"/proc/self/fd/{fd}")
-            ucred = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            if struct.unpack("3i", ucred)[0] != pid:
+        with closing(MessageStream(Deadline(until))) as stream:
+            # by descriptor: the socket that was checked is the one to connect to, and its path may
+            # be too long
+            stream.connect(f"/proc/self/fd/{fd}", patient=False)
+            if stream.peer_credentials()[0] != pid:
                 return None
-            return _ask(peer, until)
+            return _query_stream(stream)
     except (OSError, EOFError, WireError):
         return None
     finally:
@@ -102,11 +103,13 @@ def query_qemu(
 
 
 def _wait_free(path: str, process: Path, until: float) -> bool:
-    """Whether a process listens at a socket, and nobody is connected to it any more, nor waits to
-    be."""
+    """Wait until no client is connected to a socket or waits to be.
+
+    Returns False if that takes too long, or if the process does not listen at the socket.
+    """
     while True:
-        rows = _sockets(process, path)
-        if not _listens(process, {row[5] for row in rows if row[2] == SO_ACCEPTCON}):
+        rows = _scan_unix_sockets(process, path)
+        if not _has_socket(process, {row[5] for row in rows if row[2] == SO_ACCEPTCON}):
             return False
         if not any(row[4] in (SS_CONNECTED, SS_WAITS) for row in rows):
             return True
@@ -115,11 +118,12 @@ def _wait_free(path: str, process: Path, until: float) -> bool:
         time.sleep(AGAIN)
 
 
-def _sockets(process: Path, path: str) -> list[list[bytes]]:
-    """The sockets that were bound to a path in a process's network namespace, as rows of fields.
+def _scan_unix_sockets(process: Path, path: str) -> list[list[bytes]]:
+    """Return the sockets that were bound to a path in a process's network namespace.
 
-    From /proc/PID/net/unix (proc_pid_net(5), unix_seq_show()): an accepted connection, and one
-    that waits, has the listener's path as it was bound. None where that cannot be read.
+    Each is a row of fields from /proc/PID/net/unix (proc_pid_net(5), unix_seq_show()). Connections
+    that are accepted, or wait to be, have the path that their listener was bound to. Returns an
+    empty list if the table cannot be read.
     """
     try:
         with open(process / "net/unix", "rb") as file:
@@ -130,8 +134,8 @@ def _sockets(process: Path, path: str) -> list[list[bytes]]:
     return [row for row in rows if len(row) == 7 and os.fsdecode(row[6]) == path]
 
 
-def _listens(process: Path, inodes: Collection[bytes]) -> bool:
-    """Whether a process has one of these sockets open (proc_pid_fd(5))."""
+def _has_socket(process: Path, inodes: Collection[bytes]) -> bool:
+    """Return whether a process has one of these sockets open (proc_pid_fd(5))."""
     wanted = {f"socket:[{os.fsdecode(inode)}]" for inode in inodes}
     with suppress(OSError):
         for fd in os.listdir(process / "fd") if wanted else ():
@@ -141,46 +145,33 @@ def _listens(process: Path, inodes: Collection[bytes]) -> bool:
     return False
 
 
-def _ask(peer: socket.socket, until: float) -> QemuMonitor | None:
-    decoder = qmp_codec.Decoder()
-    if "QMP" not in _next(peer, decoder, until):
+def _query_stream(stream: MessageStream) -> QemuMonitor | None:
+    """Return the answers to _COMMANDS; None if the peer does not greet as QMP."""
+    if "QMP" not in stream.next_message():
         return None
     requests = [{"execute": "qmp_capabilities"}]
     requests += [{"execute": name, "id": name} for name in _COMMANDS]
-    peer.sendall(b"".join(qmp_codec.encode(dict(its)) for its in requests), socket.MSG_NOSIGNAL)
+    stream.send(b"".join(qmp_codec.encode(dict(request)) for request in requests))
     answers: dict[object, object] = {}
     while len(answers) < len(_COMMANDS):
-        message = _next(peer, decoder, until)
+        message = stream.next_message()
         tag = message.get("id")
         if isinstance(tag, str) and tag in _COMMANDS:
-            answers[tag] = message.get("return")  # None where it does not know the command
+            answers[tag] = message.get("return")  # None if it does not know the command
     return QemuMonitor(
-        name=_text(answers["query-name"], "name"),
-        uuid=_text(answers["query-uuid"], "UUID"),
-        status=_text(answers["query-status"], "status"),
-        threads=dict(_threads(answers["query-cpus-fast"])),
+        name=_find_text(answers["query-name"], "name"),
+        uuid=_find_text(answers["query-uuid"], "UUID"),
+        status=_find_text(answers["query-status"], "status"),
+        threads=dict(_iter_threads(answers["query-cpus-fast"])),
     )
 
 
-def _next(peer: socket.socket, decoder: qmp_codec.Decoder, until: float) -> qmp_codec.Message:
-    while (message := decoder.next()) is None:
-        left = until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        peer.settimeout(left)
-        data = peer.recv(1 << 16)
-        if not data:
-            raise EOFError
-        decoder.feed(data)
-    return message
+def _find_text(answer: object, key: str) -> str | None:
+    text = answer.get(key) if isinstance(answer, dict) else None
+    return qmp_codec.peer_text(text) or None
 
 
-def _text(answer: object, key: str) -> str | None:
-    value = answer.get(key) if isinstance(answer, dict) else None
-    return qmp_codec.peer_text(value) or None
-
-
-def _threads(answer: object) -> Iterable[tuple[int, int]]:
+def _iter_threads(answer: object) -> Iterable[tuple[int, int]]:
     for cpu in answer if isinstance(answer, list) else ():
         if isinstance(cpu, dict):
             index, tid = cpu.get("cpu-index"), cpu.get("thread-id")

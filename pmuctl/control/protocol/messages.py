@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of the control socket: one table, which validates both directions."""
+"""The table of the control socket's commands and events, which validates both directions."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,19 +12,20 @@ from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.value import value
 
 VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-"""What a VM may be called: it is a file name, an argument and a table cell."""
+"""The form of a VM name, which is used as a file name, an argument and a table cell."""
 
 
 @value(kw_only=True)
 class Command:
-    """One command: its arguments, its result, and whether it changes the VM."""
+    """The arguments and the result of a command, and whether it changes the VM."""
 
     arguments: Obj
     result: Kind
     changes: bool = False
 
 
-def _reply(members: Mapping[str, Kind | Maybe]) -> Obj:
+def _make_reply(members: Mapping[str, Kind | Maybe]) -> Obj:
+    """Return an object that a server may extend in later versions."""
     return Obj(members, is_open=True)
 
 
@@ -36,13 +37,13 @@ COUNTERS = Int(most=31)
 CPUS = List(Int(most=0xFFFF), least=1, most=1 << 16)
 ORIGIN = Str(words=("applied", "vmm", "unknown"))
 PMU_ORIGIN = Str(words=(*ORIGIN.words, DERIVED))
-"""KVM chooses a PMU where none is set, but no counters and no filter."""
+"""KVM chooses a PMU if none is set, but never the counters or a filter."""
 WINDOW = Str(words=("open", "sealed", "none"))
 FILTER: Mapping[str, Kind] = {
     "default": Str(words=("allow", "deny")),
     "except": List(Tuple((Int(most=0xFFFF), Int(least=1, most=1 << 16))), most=1 << 15),
 }
-VCPU = _reply(
+VCPU = _make_reply(
     {
         "index": Int(),
         "tid": Nullable(Int(least=1)),
@@ -51,10 +52,10 @@ VCPU = _reply(
     }
 )
 STEPS = List(
-    _reply({"attribute": Str(), "words": Str(), "outcome": Str(words=("done", "planned"))}),
+    _make_reply({"attribute": Str(), "words": Str(), "outcome": Str(words=("done", "planned"))}),
 )
 FIELDS = List(
-    _reply(
+    _make_reply(
         {
             "path": Str(),
             "type": Str(words=("integer", "boolean", "string", "list", "object")),
@@ -69,28 +70,30 @@ FIELDS = List(
     ),
     least=1,
 )
-"""What describe() of a kind yields."""
+"""The rows that Kind.describe() yields."""
 
 COMMANDS: Mapping[str, Command] = {
-    "qmp_capabilities": Command(arguments=Obj({"enable": Maybe(List(Str()))}), result=_reply({})),
-    "query-commands": Command(arguments=Obj({}), result=List(_reply({"name": Str()}))),
+    "qmp_capabilities": Command(
+        arguments=Obj({"enable": Maybe(List(Str()))}), result=_make_reply({})
+    ),
+    "query-commands": Command(arguments=Obj({}), result=List(_make_reply({"name": Str()}))),
     "query-schema": Command(
         arguments=Obj({}),
-        result=_reply(
+        result=_make_reply(
             {
                 "commands": List(
-                    _reply(
+                    _make_reply(
                         {"name": Str(), "changes": Bool(), "arguments": FIELDS, "result": FIELDS}
                     )
                 ),
-                "events": List(_reply({"name": Str(), "data": FIELDS})),
-                "errors": List(_reply({"class": Str()})),
+                "events": List(_make_reply({"name": Str(), "data": FIELDS})),
+                "errors": List(_make_reply({"class": Str()})),
             }
         ),
     ),
     "query-pmu": Command(
         arguments=Obj({}),
-        result=_reply(
+        result=_make_reply(
             {
                 "name": NAME,
                 "uuid": Nullable(Str(most=64)),
@@ -103,10 +106,10 @@ COMMANDS: Mapping[str, Command] = {
                 "attributes": List(Str(most=64)),
                 "event-bits": Maybe(Nullable(Int(least=10, most=16))),
                 "pmu": Nullable(
-                    _reply({"name": PMU_NAME, "type": PERF_TYPE, "origin": PMU_ORIGIN})
+                    _make_reply({"name": PMU_NAME, "type": PERF_TYPE, "origin": PMU_ORIGIN})
                 ),
-                "counters": Nullable(_reply({"value": COUNTERS, "origin": ORIGIN})),
-                "filter": Nullable(_reply({**FILTER, "origin": ORIGIN})),
+                "counters": Nullable(_make_reply({"value": COUNTERS, "origin": ORIGIN})),
+                "filter": Nullable(_make_reply({**FILTER, "origin": ORIGIN})),
                 "vcpus": List(VCPU),
             }
         ),
@@ -122,50 +125,55 @@ COMMANDS: Mapping[str, Command] = {
                 "dry-run": Maybe(Bool()),
             }
         ),
-        result=_reply({"outcome": Str(words=("set", "unchanged", "planned")), "steps": STEPS}),
+        result=_make_reply(
+            {"outcome": Str(words=("set", "unchanged", "planned")), "steps": STEPS}
+        ),
         changes=True,
     ),
     "pmu-release": Command(
         arguments=Obj({}),
-        result=_reply({"outcome": Str(words=("released", "unchanged"))}),
+        result=_make_reply({"outcome": Str(words=("released", "unchanged"))}),
         changes=True,
     ),
 }
-"""Every command of the socket. A server may have more: `query-commands` tells what it has."""
+"""Every command of the protocol. `query-commands` names those of a server, which may have more."""
 
 EVENTS: Mapping[str, Obj] = {
-    "PMU_WINDOW": _reply({"window": WINDOW, "by": Nullable(Str())}),
-    "PMU_APPLIED": _reply({"steps": STEPS}),
-    "PMU_REFUSED": _reply({"class": Str(), "desc": Str()}),
-    "VM_EXITED": _reply({}),
+    "PMU_WINDOW": _make_reply({"window": WINDOW, "by": Nullable(Str())}),
+    "PMU_APPLIED": _make_reply({"steps": STEPS}),
+    "PMU_REFUSED": _make_reply({"class": Str(), "desc": Str()}),
+    "VM_EXITED": _make_reply({}),
 }
-"""What a server tells all its clients, unasked."""
+"""Every event of the protocol. A server sends an event to all its clients."""
 
 
 def describe_messages(errors: Iterable[str]) -> dict[str, object]:
-    """The result of `query-schema`: this table as plain data, with these error classes."""
+    """Return the result of `query-schema`: this table as plain data, and the error classes."""
     return {
         "commands": [
             {
                 "name": name,
-                "changes": its.changes,
-                "arguments": list(its.arguments.describe("")),
-                "result": list(its.result.describe("")),
+                "changes": command.changes,
+                "arguments": list(command.arguments.describe("")),
+                "result": list(command.result.describe("")),
             }
-            for name, its in COMMANDS.items()
+            for name, command in COMMANDS.items()
         ],
-        "events": [{"name": name, "data": list(its.describe(""))} for name, its in EVENTS.items()],
+        "events": [
+            {"name": name, "data": list(data.describe(""))} for name, data in EVENTS.items()
+        ],
         "errors": [{"class": name} for name in errors],
     }
 
 
-def filter_message(its: EventFilter) -> Message:
-    """A filter as it stands on the wire: {"default": …, "except": [[base, nevents], …]}."""
-    return {"default": str(its.default), "except": [list(run) for run in its.exceptions.runs()]}
+def filter_message(event_filter: EventFilter) -> Message:
+    """Return the wire form of a filter: {"default": …, "except": [[base, nevents], …]}."""
+    runs = event_filter.exceptions.runs()
+    return {"default": str(event_filter.default), "except": [list(run) for run in runs]}
 
 
 def filter_from(message: Mapping[str, object]) -> EventFilter:
-    """The filter of a message that the schema has checked."""
+    """Return the filter of a message that the schema has already checked."""
     ranges = message["except"]
     assert isinstance(ranges, list)
     return EventFilter(Action(str(message["default"])), EventSet.of_ranges(ranges))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire of the control socket: QMP's JSON objects one after another, and errors as classes.
+"""The codec of the control socket: a stream of QMP's JSON objects, and the classes of errors.
 
-Source of the form: QEMU's docs/interop/qmp-spec. Input is cut at the objects' own ends, for some
-clients send no newline; output ends each object with one.
+QEMU's docs/interop/qmp-spec defines the format. The decoder finds the end of each object by its
+braces, because some clients send no newline; the encoder ends each object with a newline.
 """
 
 import errno
@@ -24,7 +24,7 @@ from pmuctl.errors import (
 MESSAGE_MAX = 1 << 20
 NESTING_MAX = 32
 PEER_TEXT_MAX = 1000
-"""Characters of a peer's own words that are passed on."""
+"""Characters of a text from a peer that are passed on."""
 
 ERROR_CLASSES: dict[str, type[PmuctlError]] = {
     "Sealed": SealedError,
@@ -35,7 +35,7 @@ ERROR_CLASSES: dict[str, type[PmuctlError]] = {
     "Pinned": PinnedError,
     "Refused": RefusedError,
 }
-"""Error classes of the PMU commands; what a class means is the docstring of its exception."""
+"""Error classes of the PMU commands. The docstring of the exception says what a class means."""
 
 Message = dict[str, object]
 
@@ -45,14 +45,14 @@ _INSIDE_TEXT = re.compile(rb'"|\\.?', re.DOTALL)
 
 
 class WireError(ValueError):
-    """What came is not a sequence of JSON objects within the bounds of the protocol."""
+    """The input is not a sequence of JSON objects within the limits of the protocol."""
 
 
 class Decoder:
-    """Cuts a byte stream into JSON objects.
+    """A decoder that cuts a byte stream into JSON objects.
 
-    What it holds is bounded by MESSAGE_MAX bytes and the last feed(), if each feed() is followed
-    by next() until that gives None.
+    It buffers at most MESSAGE_MAX bytes and the data of the last feed(), if after each feed() the
+    caller calls next() until that returns None.
     """
 
     def __init__(self) -> None:
@@ -63,18 +63,18 @@ class Decoder:
 
     @property
     def is_inside(self) -> bool:
-        """Whether, as far as next() has come, an object has begun and not yet ended."""
+        """Whether next() has seen the beginning of an object but not yet its end."""
         return self._depth > 0
 
     def feed(self, data: bytes) -> None:
-        """Take in what has come; next() looks at it."""
+        """Append received bytes to the buffer that next() decodes."""
         self._pending += data
 
     def next(self) -> Message | None:
-        """The next object that is whole, None until more has come.
+        """Return the next complete object, or None if more bytes are needed.
 
-        Raises WireError for anything that is not a JSON object, that is over 1 MiB or that nests
-        deeper than 32; the stream cannot be followed after that.
+        Raises WireError for input that is not a JSON object, is over 1 MiB or nests deeper than
+        32; the stream cannot be decoded any further after that.
         """
         if self._depth == 0 and not self._skip_space():
             return None
@@ -86,7 +86,7 @@ class Decoder:
         raw = bytes(self._pending[:end])
         del self._pending[:end]
         self._scanned = 0
-        return _decode(raw)
+        return _decode_message(raw)
 
     def _skip_space(self) -> bool:
         first = _NOT_SPACE.search(self._pending)
@@ -106,7 +106,7 @@ class Decoder:
                 self._scanned = len(self._pending)
                 return None
             token = found[0]
-            if token == b"\\":  # what it escapes has not come yet
+            if token == b"\\":  # the escaped character has not arrived yet
                 self._scanned = found.start()
                 return None
             self._scanned = found.end()
@@ -122,13 +122,16 @@ class Decoder:
                     return self._scanned
 
 
-def _decode(raw: bytes) -> Message:
+def _decode_message(raw: bytes) -> Message:
     try:
         text = raw.decode("utf-8")
         message = json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_parse_finite,
+            object_pairs_hook=_refuse_duplicates,
         )
-        if "\\u" in text:  # an escape can name half a surrogate pair, which is no character
+        if "\\u" in text:  # an escape can encode half a surrogate pair, which is not a character
             json.dumps(message, ensure_ascii=False).encode("utf-8")
     except ValueError as error:
         raise WireError(f"not valid JSON: {error}") from None
@@ -136,18 +139,18 @@ def _decode(raw: bytes) -> Message:
     return message
 
 
-def _no_constant(word: str) -> object:
+def _refuse_constant(word: str) -> object:
     raise ValueError(f"{word} is not JSON")
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
         raise ValueError("a number is out of range")
     return number
 
 
-def _unique(pairs: list[tuple[str, object]]) -> Message:
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> Message:
     message = dict(pairs)
     if len(message) != len(pairs):
         raise ValueError("a member is given twice")
@@ -155,21 +158,21 @@ def _unique(pairs: list[tuple[str, object]]) -> Message:
 
 
 def encode(message: Message) -> bytes:
-    """One message as it is sent: ASCII JSON on one line."""
+    """Return the wire form of a message: ASCII JSON on one line."""
     return json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\r\n"
 
 
 def error_message(error: PmuctlError, data: Message) -> Message:
-    """The `error` member for a refusal: its class, its words, and what a program may want."""
+    """Return the `error` member for an error: its class, its text, and `data` for programs."""
     name = next((n for n, cls in ERROR_CLASSES.items() if type(error) is cls), "Refused")
     data = {"why": error.why, "errno": error.errno} | data
     return {"class": name, "desc": error.message, "data": data}
 
 
 def error_from(message: Message, *, subject: str) -> PmuctlError:
-    """The exception for an `error` member of a peer; an unknown class is a plain refusal.
+    """Return the exception for an `error` member of a peer; RefusedError for an unknown class.
 
-    Members that are missing or are not what they should be are passed over, and long texts cut.
+    Members that are missing or have a wrong type are ignored, and long texts are cut.
     """
     data = message.get("data")
     data = data if isinstance(data, dict) else {}
@@ -183,11 +186,11 @@ def error_from(message: Message, *, subject: str) -> PmuctlError:
     )
     applied = data.get("applied")
     if isinstance(applied, list):
-        words = (peer_text(step.get("words")) for step in applied if isinstance(step, dict))
-        error.applied = tuple(its for its in words if its is not None)
+        texts = (peer_text(step.get("words")) for step in applied if isinstance(step, dict))
+        error.applied = tuple(text for text in texts if text is not None)
     return error
 
 
 def peer_text(value: object) -> str | None:
-    """A text of a peer, cut to what is passed on of it; None for what is no text."""
+    """Return a text of a peer, cut to PEER_TEXT_MAX; None if it is not a string."""
     return value[:PEER_TEXT_MAX] if isinstance(value, str) else None

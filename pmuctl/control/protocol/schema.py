@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of value that messages of the control socket are made of, and their checks."""
+"""The types of the values in messages of the control socket, and their checks."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from pmuctl.value import value
 LIST_MAX = 4096
 
 Row = dict[str, object]
-"""What `query-schema` says of one value: see describe() of each kind."""
+"""The description of one value in `query-schema`: see describe() of each kind."""
 
 
 class SchemaError(ValueError):
-    """A message that does not have the shape the table gives it."""
+    """A message does not have the form that the table requires."""
 
 
 class Kind(Protocol):
@@ -24,26 +24,27 @@ class Kind(Protocol):
         """Raise SchemaError, naming `where`, unless the value has this type and range."""
 
     def describe(self, path: str) -> Iterator[Row]:
-        """What is at `path` of a message, and then what is inside: rows of plain data.
+        """Yield a row for the value at `path` of a message, then a row for each value inside it.
 
-        A row has `path`, `type`, `required` and `null`, and what else bounds the type.
+        A row is plain data: `path`, `type`, `required`, `null`, and the bounds of the type.
         """
 
 
-def _row(path: str, type: str, **bounds: object) -> Row:
+def _describe_field(path: str, type: str, **bounds: object) -> Row:
+    """Return the row of a value that is required and not null."""
     return {"path": path, "type": type, "required": True, "null": False, **bounds}
 
 
 @value
 class Int:
-    """A whole number from `least` to `most`."""
+    """An integer from `least` to `most`."""
 
     least: int = 0
     most: int = (1 << 63) - 1
 
     def check(self, value: object, where: str) -> None:
         """See Kind."""
-        # JSON's true is an int to Python
+        # in Python the true of JSON is an int
         if not isinstance(value, int) or isinstance(value, bool):
             raise SchemaError(f"{where}: a whole number is expected")
         if not self.least <= value <= self.most:
@@ -51,7 +52,7 @@ class Int:
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
-        yield _row(path, "integer", least=self.least, most=self.most)
+        yield _describe_field(path, "integer", least=self.least, most=self.most)
 
 
 @value
@@ -65,12 +66,12 @@ class Bool:
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
-        yield _row(path, "boolean")
+        yield _describe_field(path, "boolean")
 
 
 @value
 class Str:
-    """A text of at most `most` characters, if given one of `words` or of the form `form`."""
+    """A string of at most `most` characters; if given, one of `words`, or matching `form`."""
 
     most: int = 4096
     words: tuple[str, ...] = ()
@@ -91,7 +92,7 @@ class Str:
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
-        row = _row(path, "string", most=self.most)
+        row = _describe_field(path, "string", most=self.most)
         if self.words:
             row["words"] = list(self.words)
         if self.form:
@@ -118,13 +119,13 @@ class List:
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
-        yield _row(path, "list", least=self.least, most=self.most)
+        yield _describe_field(path, "list", least=self.least, most=self.most)
         yield from self.of.describe(f"{path}[]")
 
 
 @value
 class Tuple:
-    """A list with a value of each of these kinds."""
+    """A list with exactly one value of each of these kinds, in this order."""
 
     of: tuple[Kind, ...]
 
@@ -137,14 +138,14 @@ class Tuple:
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
-        yield _row(path, "list", least=len(self.of), most=len(self.of))
+        yield _describe_field(path, "list", least=len(self.of), most=len(self.of))
         for index, kind in enumerate(self.of):
             yield from kind.describe(f"{path}[{index}]")
 
 
 @value
 class Nullable:
-    """A value of this kind, or null for none."""
+    """A value of this kind, or null."""
 
     of: Kind
 
@@ -161,14 +162,14 @@ class Nullable:
 
 @value
 class Maybe:
-    """A member of an object that may be left out."""
+    """A member of an object that may be missing."""
 
     of: Kind
 
 
 @value
 class Obj:
-    """An object with these members; an open one lets others through, for later versions."""
+    """An object with these members; if it is open, later versions may add others."""
 
     members: Mapping[str, Kind | Maybe]
     is_open: bool = False
@@ -188,9 +189,9 @@ class Obj:
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
-        yield _row(path, "object", open=self.is_open)
+        yield _describe_field(path, "object", open=self.is_open)
         for name, member in self.members.items():
-            its_path = f"{path}.{name}" if path else name
+            member_path = f"{path}.{name}" if path else name
             kind = member.of if isinstance(member, Maybe) else member
-            first, *inner = kind.describe(its_path)
+            first, *inner = kind.describe(member_path)
             yield from (first | {"required": not isinstance(member, Maybe)}, *inner)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pmuctl has done with the vCPU threads of a VM: kept as long as the VM's process lives.
+"""The record of the affinities that pmuctl has set, kept as long as the VM's process lives.
 
-A file `.placed-PID.json` in the runtime directory of the user who did it. It lets `affinity align`
-tell a pin of pmuctl's from somebody else's, and leave alone what is to be left alone.
+It is a file `.placed-PID.json` in the runtime directory of the user who set them. With it
+`affinity align` distinguishes pmuctl's pins from those of others, and skips VMs with affinity
+none.
 """
 
 import errno
@@ -25,9 +26,9 @@ from pmuctl.value import field, value
 
 FORMAT = 2
 ANY = -1
-"""The place of a descriptor that is not known."""
+"""Stands for a VM file descriptor that is not known."""
 SIZE_LIMIT = 1 << 20
-"""Bytes: 4096 vCPUs with a list of 200 characters each are less."""
+"""Bytes of a record: 4096 vCPUs with CPU lists of 200 characters each take less."""
 
 _FILE = re.compile(r"\.placed-([1-9][0-9]{0,9})\.json")
 _FORM = Obj(
@@ -44,17 +45,18 @@ _FORM = Obj(
 
 @value(kw_only=True)
 class AffinityRecord:
-    """What was done with the threads of a process: the `cpus` that each was put on, by its id.
+    """The affinities that were set in one process: the `cpus` of each thread, by thread id.
 
-    Of two VMs of a process each has a vCPU 0. `left_alone` are the VMs whose threads are left to
-    their admin (affinity none), by their descriptors; ANY of one whose was not known.
+    Thread ids are the key because each of two VMs of a process has a vCPU 0. `left_alone` holds
+    the VMs whose affinities are left to their admin (affinity none), by their file descriptors;
+    ANY stands for a VM whose descriptor was not known.
     """
 
     cpus: Mapping[int, CpuSet] = field(default_factory=dict)
     left_alone: frozenset[int] = frozenset()
 
     def leaves(self, vm: VmId) -> bool:
-        """Whether this VM's are left alone."""
+        """Return whether the affinities of this VM are left to its admin."""
         if vm.fd is None:
             return bool(self.left_alone)
         return bool(self.left_alone & {vm.fd, ANY})
@@ -63,7 +65,10 @@ class AffinityRecord:
 def read_affinity_record(
     environ: Mapping[str, str], uid: int, process: ProcessId, *, owner: int | None
 ) -> AffinityRecord:
-    """What was done last with a process, by root, this user or the process's `owner`."""
+    """Return the newest record of a process by root, this user or the process's `owner`.
+
+    Returns an empty record if there is none.
+    """
     return last_affinity_record(runtime_dirs(environ, uid), uid, process, owner=owner)
 
 
@@ -74,43 +79,44 @@ def last_affinity_record(
     *,
     owner: int | None,
 ) -> AffinityRecord:
-    """The same, from these directories, each with the user whose it is; None is root's."""
-    found: list[tuple[int, AffinityRecord]] = []
+    """Return the same from these directories, each with its user (None is root)."""
+    records: list[tuple[int, AffinityRecord]] = []
     for directory, whose in directories:
         if whose in (None, uid, owner):
             owners = {0, uid if whose is None else whose}
             document = json_store.load(
-                directory, _name(process.pid), owners=owners, limit=SIZE_LIMIT
+                directory, _make_name(process.pid), owners=owners, limit=SIZE_LIMIT
             )
             with suppress(ValueError):
-                found.append(_from_json(document, process.started))
-    # each is written with what was to be read then; what claims to be of the future is a lie
-    past = (its for its in found if its[0] <= _now())
-    return max(past, key=lambda its: its[0], default=(0, AffinityRecord()))[1]
+                records.append(_from_json(document, process.started))
+    # the newest is complete, because a writer first reads the others; one of the future is forged
+    past = (record for record in records if record[0] <= _read_clock())
+    return max(past, key=lambda record: record[0], default=(0, AffinityRecord()))[1]
 
 
 def write_affinity_record(
     environ: Mapping[str, str],
     uid: int,
     vm: VmId,
-    placed: Mapping[int, CpuSet],
+    affinities: Mapping[int, CpuSet],
     procs: Procfs,
     *,
     owner: int | None,
 ) -> None:
-    """Add where threads of a VM were put: they are not left alone any more.
+    """Add the affinities that were set of a VM's threads; the VM is not left alone any more.
 
-    Raises RefusedError where that cannot be recorded: the next `align` knows of no such pin.
+    `affinities` maps thread ids to CPUs. Raises RefusedError if the record cannot be written: the
+    next `affinity align` would take the pins for those of others.
     """
     before = read_affinity_record(environ, uid, vm.process, owner=owner)
     left = frozenset() if vm.fd is None else before.left_alone - {vm.fd, ANY}
-    after = AffinityRecord(cpus={**before.cpus, **placed}, left_alone=left)
+    after = AffinityRecord(cpus={**before.cpus, **affinities}, left_alone=left)
     if after == before or not procs.is_there(vm.process):
         return
     try:
-        _write(environ, uid, vm.process, after, procs)
+        _save_record(environ, uid, vm.process, after, procs)
     except (OSError, UsageError) as error:
-        raise _unrecorded(
+        raise _make_record_error(
             "where its vCPU threads were put could not be recorded",
             error,
             "later on affinity align takes that for a pin of somebody else's",
@@ -126,9 +132,9 @@ def write_unmanaged(
     *,
     owner: int | None,
 ) -> None:
-    """Record that the masks of a VM's threads are its admin's own from now on.
+    """Record that the affinities of a VM's threads are left to its admin from now on.
 
-    Raises RefusedError where that cannot be recorded: they would not be left alone.
+    Raises RefusedError if the record cannot be written: `affinity align` would change them.
     """
     before = read_affinity_record(environ, uid, vm.process, owner=owner)
     after = AffinityRecord(
@@ -142,31 +148,34 @@ def write_unmanaged(
             raise ProcessLookupError(
                 errno.ESRCH, os.strerror(errno.ESRCH), f"process {vm.process.pid}"
             )
-        _write(environ, uid, vm.process, after, procs)
+        _save_record(environ, uid, vm.process, after, procs)
     except (OSError, UsageError) as error:
-        raise _unrecorded(
+        raise _make_record_error(
             "that its vCPU threads are to be left alone could not be recorded",
             error,
             "affinity align --all and monitor --repair will not know",
         ) from error
 
 
-def _write(
-    environ: Mapping[str, str], uid: int, process: ProcessId, its: AffinityRecord, procs: Procfs
+def _save_record(
+    environ: Mapping[str, str], uid: int, process: ProcessId, record: AffinityRecord, procs: Procfs
 ) -> None:
+    """Write the record, after removing those of processes that have ended."""
     document = {
         "format": FORMAT,
         "start": process.started,
-        "when": _now(),
-        "left-alone": sorted(its.left_alone),
-        "threads": [{"tid": tid, "cpus": str(cpus)} for tid, cpus in sorted(its.cpus.items())],
+        "when": _read_clock(),
+        "left-alone": sorted(record.left_alone),
+        "threads": [{"tid": tid, "cpus": str(cpus)} for tid, cpus in sorted(record.cpus.items())],
     }
     directory = own_dir(environ, uid)
-    _remove_old(directory, procs)
-    json_store.save(directory, _name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT)
+    _remove_stale_records(directory, procs)
+    json_store.save(
+        directory, _make_name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT
+    )
 
 
-def _unrecorded(message: str, error: OSError | UsageError, then: str) -> PmuctlError:
+def _make_record_error(message: str, error: OSError | UsageError, then: str) -> PmuctlError:
     why = error.message if isinstance(error, UsageError) else error.strerror or str(error)
     if isinstance(error, OSError) and error.filename:
         why = f"{os.fsdecode(error.filename)}: {why}"
@@ -177,16 +186,16 @@ def _unrecorded(message: str, error: OSError | UsageError, then: str) -> PmuctlE
     )
 
 
-def _now() -> int:
-    """Nanoseconds since boot: a clock that nobody sets, and a record does not outlive a boot."""
+def _read_clock() -> int:
+    """Return the nanoseconds since boot: nobody sets this clock, and no record outlives a boot."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def _name(pid: int) -> str:
+def _make_name(pid: int) -> str:
     return f".placed-{pid}.json"
 
 
-def _remove_old(directory: Path, procs: Procfs) -> None:
+def _remove_stale_records(directory: Path, procs: Procfs) -> None:
     for name in os.listdir(directory) if directory.is_dir() else ():
         match = _FILE.fullmatch(name)
         if match and procs.start_time(int(match[1])) is None:
@@ -195,10 +204,11 @@ def _remove_old(directory: Path, procs: Procfs) -> None:
 
 
 def _from_json(document: object, start: int) -> tuple[int, AffinityRecord]:
-    """When it was written, and what it says; raises ValueError for what is not of that process."""
+    """Return the time of a record and the record; raises ValueError for another process's."""
     _FORM.check(document, "placed")
-    its: Any = document
-    if its["start"] != start:
+    members: Any = document
+    if members["start"] != start:
         raise ValueError("of another process")
-    cpus = {one["tid"]: CpuSet.parse(one["cpus"]) for one in its["threads"]}
-    return its["when"], AffinityRecord(cpus=cpus, left_alone=frozenset(its["left-alone"]))
+    cpus = {thread["tid"]: CpuSet.parse(thread["cpus"]) for thread in members["threads"]}
+    record = AffinityRecord(cpus=cpus, left_alone=frozenset(members["left-alone"]))
+    return members["when"], record

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock of a runtime directory, held while a socket is made there or removed."""
+"""The lock of a runtime directory, held while a socket is created or removed there."""
 
 import contextlib
 import fcntl
@@ -12,15 +12,15 @@ from pathlib import Path
 from pmuctl.errors import RefusedError
 
 LOCK_SECONDS = 5.0
-"""How long to wait for others that make or remove a socket in the same directory."""
+"""Seconds to wait for other processes that create or remove a socket in the same directory."""
 
 
 @contextlib.contextmanager
 def locked(directory: Path, patience: float) -> Iterator[None]:
-    """Be the only one who makes or removes sockets in a directory.
+    """Hold the lock of a directory, without which no process creates or removes sockets there.
 
-    Raises RefusedError where others do for more than `patience` seconds, or what is there is no
-    lock; OSError where it cannot be had.
+    Raises RefusedError if others hold it for more than `patience` seconds, or if the lock file is
+    not a regular file, and OSError if it cannot be opened or created.
     """
     fd = _open_lock(directory / ".lock")
     try:
@@ -28,7 +28,7 @@ def locked(directory: Path, patience: float) -> Iterator[None]:
             raise RefusedError(
                 f"{directory / '.lock'} is in the way", why="it is no file", fix="remove it"
             )
-        # no wait without end: where others may write, they may hold the lock for ever
+        # the wait is bounded because whoever may write to the directory can hold the lock for ever
         until = time.monotonic() + patience
         while not _try_lock(fd):
             if time.monotonic() >= until:
@@ -40,19 +40,19 @@ def locked(directory: Path, patience: float) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> int:
-    """The lock of a directory, made on first use; raises OSError, also for a link."""
+    """Open the lock file, created on first use; raises OSError, also for a symbolic link."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
-        # with O_CREAT the kernel refuses others' files in a sticky directory, to root as well
+        # with O_CREAT the kernel refuses another user's file in a sticky directory, even to root
         # (fs.protected_regular)
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, flags)
         with contextlib.suppress(FileExistsError):
             fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            # whatever the umask is: who may write to the directory takes its lock, nobody else
+            # only those who may write to the directory may lock it, whatever the umask is
             folder = path.parent.stat()
-            is_its_group = os.fstat(fd).st_gid == folder.st_gid
-            writers = folder.st_mode & (0o222 if is_its_group else 0o202)
+            is_same_group = os.fstat(fd).st_gid == folder.st_gid
+            writers = folder.st_mode & (0o222 if is_same_group else 0o202)
             os.fchmod(fd, 0o600 | writers | writers << 1)
             return fd
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where control sockets live: the runtime directories, the names in them, claiming one."""
+"""Control sockets: the runtime directories, the names in them, and binding a socket."""
 
 import contextlib
 import os
@@ -24,9 +24,9 @@ SUN_PATH_MAX = 107
 """sockaddr_un.sun_path has 108 bytes, one of them for the terminating zero (unix(7))."""
 LISTEN_BACKLOG = 16
 SOCKETS_MAX = 256
-"""Control sockets in another user's directory that are asked: anybody can make any number."""
+"""Control sockets to query in another user's directory: a user can create any number of them."""
 NAMES_READ = 1 << 16
-"""Names of a directory that are looked at."""
+"""Names to read of a directory."""
 
 _UID = re.compile(r"0|[1-9][0-9]{0,9}")
 _RECORD = re.compile(rb"([0-9]{1,10}) ([0-9]{1,20})\n")
@@ -36,8 +36,8 @@ _RECORD = re.compile(rb"([0-9]{1,10}) ([0-9]{1,20})\n")
 class ControlSocket:
     """A control socket found in a runtime directory.
 
-    `owner` is the user whose VMs it may speak for, None where that is anybody's (root's own
-    directory, or a path the admin named).
+    `owner` is the user whose VMs it may control; None if that may be any user's (root's own
+    directory, or a path that the admin named).
     """
 
     name: str | None
@@ -47,14 +47,14 @@ class ControlSocket:
 
 @value
 class SocketScan:
-    """Control sockets, and how many more of other users are left out: see SOCKETS_MAX."""
+    """Control sockets, and the number of those of other users left out: see SOCKETS_MAX."""
 
     entries: Sequence[ControlSocket] = ()
     left_out: int = 0
 
 
 def own_dir(environ: Mapping[str, str], uid: int) -> Path:
-    """Where this user's VMs put their sockets; raises UsageError where there is no such place."""
+    """Return the directory for sockets of this user's VMs; raises UsageError if there is none."""
     if named := environ.get("PMUCTL_RUNTIME_DIR"):
         return Path(named)
     if uid == 0:
@@ -69,16 +69,17 @@ def own_dir(environ: Mapping[str, str], uid: int) -> Path:
 
 
 def file_name(name: str) -> str:
-    """The file name of a VM's socket; raises UsageError for what may not be a VM's name."""
+    """Return the file name of a VM's socket; raises UsageError for an invalid VM name."""
     if not VM_NAME.fullmatch(name):
         raise UsageError(f"{name}: not a name for a VM", why=f"it must match {VM_NAME.pattern}")
     return name + SUFFIX
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of the VM with this socket is: NAME.sock.json beside NAME.sock.
+    """Return the path of the start record of the VM with this socket.
 
-    NAME.json could be anybody's, in a directory that is not pmuctl's own.
+    It is NAME.sock.json beside NAME.sock: in a directory that is not pmuctl's own, NAME.json could
+    be a file of something else.
     """
     return path.with_name(path.name + RECORD_SUFFIX)
 
@@ -86,12 +87,12 @@ def record_path(path: Path) -> Path:
 def runtime_dirs(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
 ) -> list[tuple[Path, int | None]]:
-    """The directories to look for this user's sockets in, each with the `owner` of its entries."""
+    """Return the directories to search as this user, each with the `owner` of its sockets."""
     if named := environ.get("PMUCTL_RUNTIME_DIR"):
         return [(Path(named), None)]
     found: list[tuple[Path, int | None]] = [(run, None)]
     if uid == 0:
-        names = filter(_UID.fullmatch, _listdir(users))
+        names = filter(_UID.fullmatch, _scan_names(users))
         found += [(users / name / "pmuctl", int(name)) for name in names]
     elif runtime := environ.get("XDG_RUNTIME_DIR"):
         found.append((Path(runtime) / "pmuctl", uid))
@@ -101,39 +102,44 @@ def runtime_dirs(
 def scan_sockets(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
 ) -> SocketScan:
-    """The control sockets this user may ask about, by name; sockets only, and no links.
+    """Return the control sockets that this user may query, sorted by name; links are ignored.
 
-    Of another user's directory they are no more than SOCKETS_MAX.
+    Of another user's directory there are at most SOCKETS_MAX.
     """
-    entries: list[ControlSocket] = []
+    found: list[ControlSocket] = []
     left_out = 0
     for directory, owner in runtime_dirs(environ, uid, run=run, users=users):
-        its = list(_entries(directory, owner))
-        most = len(its) if owner in (None, uid) else SOCKETS_MAX
-        entries += its[:most]
-        left_out += len(its[most:])
-    entries.sort(key=lambda entry: (entry.name or "", str(entry.path)))
-    return SocketScan(entries, left_out)
+        there = list(_iter_sockets(directory, owner))
+        most = len(there) if owner in (None, uid) else SOCKETS_MAX
+        found += there[:most]
+        left_out += len(there[most:])
+    found.sort(key=lambda control_socket: (control_socket.name or "", str(control_socket.path)))
+    return SocketScan(found, left_out)
 
 
-def _listdir(path: Path) -> list[str]:
+def _scan_names(path: Path) -> list[str]:
+    """Return at most NAMES_READ names of a directory, sorted.
+
+    Returns an empty list if it cannot be read; raises ResourceExhaustedError if this process or
+    the machine lacks the resources.
+    """
     try:
-        with os.scandir(path) as found:
-            return sorted(its.name for its in islice(found, NAMES_READ))
+        with os.scandir(path) as files:
+            return sorted(file.name for file in islice(files, NAMES_READ))
     except OSError as error:
         raise_if_exhausted(error)
         return []
 
 
-def _entries(directory: Path, owner: int | None = None) -> Iterator[ControlSocket]:
+def _iter_sockets(directory: Path, owner: int | None = None) -> Iterator[ControlSocket]:
     try:
-        its = directory.lstat()
+        status = directory.lstat()
     except OSError:
         return
-    # anybody else's directory could speak for VMs that are not that user's
-    if owner is not None and (not stat.S_ISDIR(its.st_mode) or its.st_uid != owner):
+    # sockets in another user's directory could claim to control the VMs of `owner`
+    if owner is not None and (not stat.S_ISDIR(status.st_mode) or status.st_uid != owner):
         return
-    for file in _listdir(directory):
+    for file in _scan_names(directory):
         name = file.removesuffix(SUFFIX)
         if name == file or not VM_NAME.fullmatch(name):
             continue
@@ -150,14 +156,14 @@ def bind_control_socket(
     procs: Procfs | None = None,
     patience: float = LOCK_SECONDS,
 ) -> Iterator[socket.socket]:
-    """A listening socket at `path`, gone again at the end.
+    """Yield a listening socket at `path`, and remove it at the end.
 
-    Its directory is made on first use (0755). The socket is 0660 root:`group` where this is root
-    and that group exists, else 0600. A socket that a dead process left behind is replaced; one
-    that answers, or whose process (pid and start time beside it) still lives, is not. `patience`
-    is how many seconds to wait for others that do the same in that directory. Raises UsageError
-    for a path that cannot be a socket's, RefusedError for one that is taken or that cannot be
-    made, DeniedError where the directory does not let this user write.
+    A missing directory is created (0755). The socket is 0660 root:`group` if this runs as root and
+    the group exists, else 0600. A socket that a dead process left behind is replaced; one that
+    accepts connections, or whose process (pid and start time in a file beside it) still lives, is
+    not. `patience` is how many seconds to wait for others that bind a socket in the directory.
+    Raises UsageError if the path is too long for a socket, RefusedError if the socket is taken or
+    cannot be created, and DeniedError if this user may not write to the directory.
     """
     if len(os.fsencode(path)) > SUN_PATH_MAX:
         raise UsageError(f"{path}: too long for a socket", why=f"at most {SUN_PATH_MAX} bytes")
@@ -165,13 +171,13 @@ def bind_control_socket(
         try:
             _make_directory(path.parent)
             with locked(path.parent, patience):
-                listener = _bind(path, stack, group, procs or Procfs(), patience)
+                listener = _bind_socket(path, stack, group, procs or Procfs(), patience)
         except OSError as error:
-            raise _unusable(path, error) from error
+            raise _make_bind_error(path, error) from error
         yield listener
 
 
-def _unusable(path: Path, error: OSError) -> PmuctlError:
+def _make_bind_error(path: Path, error: OSError) -> PmuctlError:
     cls = DeniedError if isinstance(error, PermissionError) else RefusedError
     return cls(
         f"{path}: a socket cannot be made there",
@@ -185,7 +191,7 @@ def _make_directory(path: Path) -> None:
         path.mkdir(parents=True)
     except FileExistsError:
         return
-    # whatever the umask is; by descriptor, for the name may be a link by now
+    # chmod is needed whatever the umask is; by descriptor, because the name may be a link by now
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.chmod(f"/proc/self/fd/{fd}", 0o755)
@@ -193,32 +199,32 @@ def _make_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _bind(
+def _bind_socket(
     path: Path, stack: contextlib.ExitStack, group: str, procs: Procfs, patience: float
 ) -> socket.socket:
-    """With the lock held, the socket; `stack` takes what there is to undo of it."""
+    """Return the listening socket, with the lock held; `stack` takes what the end has to undo."""
     _clear_stale(path, procs)
     listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    # bind() gives the file this mode, so it is never open to others, not for a moment
+    # bind() creates the file with this mode, so others can never open it, not even briefly
     os.fchmod(listener.fileno(), 0o600)
     listener.bind(os.fspath(path))
-    its = path.lstat()
-    stack.callback(_remove, path, its, patience)
-    _open_to_group(path, its, group)
+    status = path.lstat()
+    stack.callback(_remove_socket, path, status, patience)
+    _open_to_group(path, status, group)
     _write_process(path, procs)
     listener.listen(LISTEN_BACKLOG)
     return listener
 
 
-def _open_to_group(path: Path, its: os.stat_result, group: str) -> None:
-    """Give the socket its group and mode, whatever the umask is."""
-    # by descriptor: in another user's directory the name may lead elsewhere by now
+def _open_to_group(path: Path, status: os.stat_result, group: str) -> None:
+    """Set the group and mode of the socket, whatever the umask is."""
+    # by descriptor, because in another user's directory the name may be a link by now
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if not os.path.samestat(os.fstat(fd), its) or not stat.S_ISSOCK(its.st_mode):
+        if not os.path.samestat(os.fstat(fd), status) or not stat.S_ISSOCK(status.st_mode):
             raise RefusedError(f"{path} was replaced while it was made")
         opened = f"/proc/self/fd/{fd}"
-        gid = _group_id(group) if os.geteuid() == 0 else None
+        gid = _find_group_id(group) if os.geteuid() == 0 else None
         if gid is not None:
             os.chown(opened, 0, gid)
         os.chmod(opened, 0o600 if gid is None else 0o660)
@@ -226,20 +232,20 @@ def _open_to_group(path: Path, its: os.stat_result, group: str) -> None:
         os.close(fd)
 
 
-def _remove(path: Path, its: os.stat_result, patience: float) -> None:
+def _remove_socket(path: Path, status: os.stat_result, patience: float) -> None:
     with contextlib.suppress(OSError, RefusedError), locked(path.parent, patience):
-        # no other socket has its inode number as long as the listener is open
-        if os.path.samestat(path.lstat(), its):
+        # no other socket can have this inode number while the listener is open
+        if os.path.samestat(path.lstat(), status):
             path.unlink()
-            _pid_file(path).unlink(missing_ok=True)
+            _pid_path(path).unlink(missing_ok=True)
 
 
-def _pid_file(path: Path) -> Path:
+def _pid_path(path: Path) -> Path:
     return path.with_name(path.name + ".pid")
 
 
 def _write_process(path: Path, procs: Procfs) -> None:
-    pid_file = _pid_file(path)
+    pid_file = _pid_path(path)
     pid_file.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(pid_file, flags, 0o600), "w", encoding="ascii") as file:
@@ -248,6 +254,7 @@ def _write_process(path: Path, procs: Procfs) -> None:
 
 
 def _clear_stale(path: Path, procs: Procfs) -> None:
+    """Remove the socket of a dead process; raises RefusedError for anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -264,15 +271,16 @@ def _clear_stale(path: Path, procs: Procfs) -> None:
             raise RefusedError(f"{path} is taken", why=f"{error.strerror or error}") from error
         else:
             raise RefusedError(f"{path} is taken", why="a server listens there")
-    if (pid := _recorded_process(path, procs)) is not None:
+    if (pid := _read_process(path, procs)) is not None:
         raise RefusedError(f"{path} is taken", why=f"its process {pid} is still there")
     path.unlink()
 
 
-def _recorded_process(path: Path, procs: Procfs) -> int | None:
+def _read_process(path: Path, procs: Procfs) -> int | None:
+    """Return the pid of the process that bound the socket, if that still runs."""
     try:
-        # whatever lies there: no link is followed, a fifo is not waited for
-        fd = os.open(_pid_file(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        # another user may have put anything there: follow no link, do not wait for a FIFO
+        fd = os.open(_pid_path(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
             match = _RECORD.fullmatch(file.read(64) or b"")
     except OSError:
@@ -282,7 +290,7 @@ def _recorded_process(path: Path, procs: Procfs) -> int | None:
     return None
 
 
-def _group_id(name: str) -> int | None:
+def _find_group_id(name: str) -> int | None:
     import grp
 
     try:

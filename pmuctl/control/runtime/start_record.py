@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a VM that pmuctl run started: what its supervisor leaves for others to read.
+"""The record of one start of a VM by pmuctl run, which the VM's supervisor writes.
 
-It lies beside the control socket and outlives the supervisor: it tells why a start was refused,
-and what was set of a VM that goes on after its supervisor was killed.
+The file is beside the control socket and outlives the supervisor: it says why a start was refused,
+and what was set for a VM that runs on after its supervisor was killed.
 """
 
 import os
@@ -29,9 +29,9 @@ from pmuctl.value import replace, value
 
 FORMAT = 1
 SIZE_LIMIT = 2 << 20
-"""Bytes of a record: a filter of 32768 ranges has the most."""
+"""Bytes of a record: one with a filter of 32768 ranges is the longest."""
 COMMAND_CHARS = 1 << 16
-"""Characters of a command line that are kept, its words' ends counted."""
+"""Characters of a command line to keep, with one more for the end of each argument."""
 TEXT_CHARS = 1000
 CHANGES_KEPT = 32
 STEPS_KEPT = 32
@@ -39,7 +39,7 @@ STEPS_KEPT = 32
 
 @value(kw_only=True)
 class Problem:
-    """Why a start was refused or failed: the texts of the error and its exit status."""
+    """The reason why a start was refused or failed: the texts of the error and its exit status."""
 
     message: str
     why: str | None = None
@@ -51,11 +51,12 @@ class Problem:
 class Record:
     """One start of a VM under a supervisor.
 
-    `pid` is the VMM's process, `start` when that began in clock ticks since boot
-    (Procfs.start_time), `supervisor` the supervisor's pid and `began` the time of the start in
-    seconds since the epoch. `pmu` is a perf type and its PMU's name, `derived` the same of the one
-    that KVM was seen to choose by itself, `cpus` what the threads of vCPUs were narrowed to,
-    `stops` how often its threads were stopped until its vCPUs ran, None before that.
+    `pid` is the VMM's process, `start` its start time in clock ticks since boot
+    (Procfs.start_time), `supervisor` the supervisor's pid, and `began` the time of this start in
+    seconds since the epoch. `pmu` is a perf type and the name of its PMU, `derived` the same for
+    the PMU that KVM was seen to choose by itself. `cpus` are the CPUs that the vCPU threads were
+    confined to, and `stops` counts how often threads were stopped until the vCPUs ran (None
+    before that).
     """
 
     name: str
@@ -80,7 +81,7 @@ class Record:
 
 _PID = Int(least=1, most=0x7FFFFFFF)
 _WHEN = Int(most=253402300799)
-"""Seconds since the epoch, until the year 10000: more cannot be shown as a date."""
+"""Seconds since the epoch until the year 10000: later ones cannot be shown as a date."""
 _TEXT = Str(most=TEXT_CHARS)
 _PMU = Nullable(Obj({"type": PERF_TYPE, "name": PMU_NAME}))
 FORM = Obj(
@@ -114,30 +115,30 @@ FORM = Obj(
     },
     is_open=True,
 )
-"""What a record is as JSON; `from_json` checks more."""
+"""The form of a record as JSON; `from_json` checks more."""
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Put the record at `path`, whole or not at all; no link is followed.
+    """Write the record to `path`, whole or not at all; no link is followed.
 
-    What is very long in it is cut: the command, texts, steps, all changes but the last ones.
-    Raises OSError where it cannot be written, also where another user may write to the directory.
+    A long command, texts and steps are cut, and only the last changes are kept. Raises OSError if
+    the record cannot be written, also if another user may write to the directory.
     """
-    document = to_json(_cut(record))
+    document = to_json(_cut_record(record))
     owners = {0, os.geteuid()}
     json_store.save(path.parent, path.name, document, owners=owners, limit=SIZE_LIMIT)
 
 
 def remove_record(path: Path) -> None:
-    """Remove the record, if there is one; raises OSError where that is not permitted."""
+    """Remove the record, if there is one; raises OSError if that is not permitted."""
     json_store.remove(path.parent, path.name)
 
 
 def read_record(path: Path, owners: Collection[int]) -> Record | None:
-    """The record at `path`; None where there is none that can be believed.
+    """Return the record at `path`; None if there is none, or none that can be trusted.
 
-    Directory and file must be of one of `owners` and writable by nobody else, as
-    `json_store.load` asks.
+    One of `owners` must own the directory and the file, and nobody else may write to them, as
+    `json_store.load` requires.
     """
     document = json_store.load(path.parent, path.name, owners=owners, limit=SIZE_LIMIT)
     try:
@@ -147,7 +148,7 @@ def read_record(path: Path, owners: Collection[int]) -> Record | None:
 
 
 def to_json(record: Record) -> dict[str, object]:
-    """As it stands in the file."""
+    """Return the record as the JSON of its file."""
     problem = record.problem
     return {
         "format": FORMAT,
@@ -162,7 +163,8 @@ def to_json(record: Record) -> dict[str, object]:
         "filter": record.filter and filter_message(record.filter),
         "cpus": None if record.cpus is None else str(record.cpus),
         "applied": [
-            {"when": its.when, "by": its.by, "steps": list(its.steps)} for its in record.applied
+            {"when": change.when, "by": change.by, "steps": list(change.steps)}
+            for change in record.applied
         ],
         "problem": problem
         and {
@@ -176,28 +178,29 @@ def to_json(record: Record) -> dict[str, object]:
 
 
 def from_json(document: object) -> Record:
-    """The inverse of `to_json`; raises ValueError for anything else."""
+    """Return the record of a JSON document, the inverse of `to_json`; raises ValueError."""
     FORM.check(document, "record")
-    its: Any = document
-    event_filter = its["filter"] and filter_from(its["filter"])
+    members: Any = document
+    event_filter = members["filter"] and filter_from(members["filter"])
     if event_filter and event_filter.exceptions - EventSet.space(WIDEST_BITS):
         raise ValueError("record.filter: names events past 0xffff")
     return Record(
-        name=its["name"],
-        pid=its["pid"],
-        start=its["start"],
-        supervisor=its["supervisor"],
-        command=tuple(its["command"]),
-        began=its["began"],
-        pmu=_pmu_of(its["pmu"]),
-        derived=_pmu_of(its.get("derived")),
+        name=members["name"],
+        pid=members["pid"],
+        start=members["start"],
+        supervisor=members["supervisor"],
+        command=tuple(members["command"]),
+        began=members["began"],
+        pmu=_pmu_of(members["pmu"]),
+        derived=_pmu_of(members.get("derived")),
         filter=event_filter,
-        cpus=None if its["cpus"] is None else CpuSet.parse(its["cpus"]),
+        cpus=None if members["cpus"] is None else CpuSet.parse(members["cpus"]),
         applied=tuple(
-            SettingsChange(one["when"], one["by"], tuple(one["steps"])) for one in its["applied"]
+            SettingsChange(change["when"], change["by"], tuple(change["steps"]))
+            for change in members["applied"]
         ),
-        problem=its["problem"] and Problem(**its["problem"]),
-        stops=its["stops"],
+        problem=members["problem"] and Problem(**members["problem"]),
+        stops=members["stops"],
     )
 
 
@@ -209,15 +212,15 @@ def _pmu_of(member: Any) -> tuple[int, str] | None:
     return None if member is None else (member["type"], member["name"])
 
 
-def _cut(record: Record) -> Record:
-    """The record with what may be in a file; nobody's command line is to make it unreadable."""
+def _cut_record(record: Record) -> Record:
+    """Return the record cut to its limits: a long command line must not make it unreadable."""
     problem = record.problem
     return replace(
         record,
         command=_cut_command(record.command),
         applied=tuple(
-            SettingsChange(its.when, cut_text(its.by), _cut_steps(its.steps))
-            for its in record.applied[-CHANGES_KEPT:]
+            SettingsChange(change.when, cut_text(change.by), _cut_steps(change.steps))
+            for change in record.applied[-CHANGES_KEPT:]
         ),
         problem=problem
         and replace(
@@ -230,8 +233,8 @@ def _cut(record: Record) -> Record:
 
 
 def cut_text(text: str, most: int = TEXT_CHARS) -> str:
-    """A text as others can read it, of at most so many characters."""
-    # half a surrogate pair, as in an argument that is not UTF-8, is no text to others
+    """Return a text as valid UTF-8, cut to at most so many characters."""
+    # half a surrogate pair, as in an argument that is not UTF-8, cannot be encoded
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -248,6 +251,6 @@ def _cut_command(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _cut_steps(steps: tuple[str, ...]) -> tuple[str, ...]:
-    told = tuple(map(cut_text, steps[:STEPS_KEPT]))
-    more = len(steps) - len(told)
-    return (*told, f"… and {more} more") if more else told
+    kept = tuple(map(cut_text, steps[:STEPS_KEPT]))
+    more = len(steps) - len(kept)
+    return (*kept, f"… and {more} more") if more else kept

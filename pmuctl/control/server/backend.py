@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the control server sees of its VMM, and filters as they stand on the wire."""
+"""The interface between the control server and its VMM."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,9 +9,9 @@ from pmuctl.value import value
 
 @value(kw_only=True)
 class VcpuStatus:
-    """One vCPU as its VMM knows it: its thread, and how far it is.
+    """The thread and the state of one vCPU, as its VMM knows them.
 
-    `tid` is None where it is not known (yet) which thread runs it.
+    `tid` is None if it is not known (yet) which thread runs the vCPU.
     """
 
     index: int
@@ -21,9 +21,9 @@ class VcpuStatus:
 
 
 class VmmBackend(Protocol):
-    """What pmuctl needs of a VMM: the one it lives in, or one that it supervises.
+    """What the server needs of a VMM: the one it is part of, or one that pmuctl supervises.
 
-    `vmm` is what the VMM calls itself. Called from the server's thread.
+    `vmm` is the VMM's name for itself. The server calls all methods from its own thread.
     """
 
     name: str
@@ -32,28 +32,28 @@ class VmmBackend(Protocol):
 
     @property
     def pid(self) -> int:
-        """The VMM's process: os.getpid() where the server lives in it."""
+        """The pid of the VMM: os.getpid() if the server is part of it."""
 
     def vcpus(self) -> Sequence[VcpuStatus]:
-        """Every vCPU of the VM; none before the VMM has made one."""
+        """Return every vCPU of the VM; an empty sequence before the VMM has created one."""
 
     def has_vpmu(self) -> bool:
-        """Whether the vCPUs are, or will be, made with the feature KVM_ARM_VCPU_PMU_V3."""
+        """Return whether the vCPUs are, or will be, created with KVM_ARM_VCPU_PMU_V3."""
 
     def default_pmu(self) -> tuple[int, str] | None:
-        """The PMU that KVM chose by itself, by perf type and name; None where that is not certain.
+        """Return the perf type and name of the PMU that KVM chose; None if that is not certain.
 
-        Asked for where none was set and the window is closed.
+        The server asks for it only if no PMU was set and the window is closed.
         """
 
     def event_bits(self) -> int | None:
-        """The width of KVM's event space, 10 or 16; None where it is not known."""
+        """Return the width of KVM's event space in bits, 10 or 16; None if it is not known."""
 
     def counters_limit(self, pmu_type: int) -> int | None:
-        """How many programmable counters KVM has with this PMU; None where it is not known."""
+        """Return how many programmable counters KVM has with this PMU; None if not known."""
 
     def has_attr(self, attr: int) -> bool:
-        """KVM_HAS_DEVICE_ATTR of the group KVM_ARM_VCPU_PMU_V3_CTRL on a vCPU."""
+        """Call KVM_HAS_DEVICE_ATTR for the group KVM_ARM_VCPU_PMU_V3_CTRL on a vCPU."""
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """KVM_SET_DEVICE_ATTR of that group on this vCPU; raises OSError with KVM's errno."""
+        """Call KVM_SET_DEVICE_ATTR for that group on a vCPU; raises OSError with KVM's errno."""

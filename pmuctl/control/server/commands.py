@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a request to its answer: the commands of the control socket, and who may give them."""
+"""The handler of requests: the commands of the control socket, and their permissions."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,86 +14,87 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import SetAttr, Step, TargetSettings
 
 ID_MAX = 1024
-"""Bytes of JSON a request's id may have: the answer repeats it."""
+"""Bytes of JSON that the id of a request may have, because the answer repeats it."""
 STEPS_TOLD = 1000
+"""Steps that an answer lists."""
 
 OnChange = Callable[[str, tuple[str, ...]], None]
-"""Told who made a change ("uid 0, pid 4121", as SO_PEERCRED says) and its steps in words."""
+"""Called with who made a change ("uid 0, pid 4121", from SO_PEERCRED) and its steps as texts."""
 
 ERRORS = (*qmp_codec.ERROR_CLASSES, "CommandNotFound", "GenericError")
-"""Every class of error that an answer can have."""
+"""Every class of error in answers."""
 
 
 class CommandHandler:
-    """Answers requests with the settings of one VM; events go to `tell`, as name and data."""
+    """The handler of requests to one VM; it passes each event to `send_event` as name and data."""
 
     def __init__(
         self,
-        settings: PmuState,
-        tell: Callable[[str, Message], None],
+        pmu_state: PmuState,
+        send_event: Callable[[str, Message], None],
         on_change: OnChange | None = None,
     ) -> None:
-        self._settings = settings
-        self._tell = tell
+        self._pmu_state = pmu_state
+        self._send_event = send_event
         self._on_change = on_change
         self._commands: dict[str, Callable[[Message, Connection], object]] = {
             "query-commands": lambda *_: [{"name": name} for name in COMMANDS],
             "query-schema": lambda *_: describe_messages(ERRORS),
-            "query-pmu": lambda *_: self._settings.query(),
-            "pmu-apply": self._apply,
-            "pmu-release": self._release,
+            "query-pmu": lambda *_: self._pmu_state.query(),
+            "pmu-apply": self._apply_settings,
+            "pmu-release": self._release_vm,
         }
 
-    def answer(self, request: Message, asker: Connection) -> Message:
-        """The answer to one request, with `return` or `error` and the request's id."""
+    def answer(self, request: Message, client: Connection) -> Message:
+        """Return the answer to one request, with `return` or `error` and the request's id."""
         tag = {"id": request["id"]} if "id" in request else {}
         if len(qmp_codec.encode(tag)) > ID_MAX:
-            return _error("GenericError", f"id: its JSON is longer than {ID_MAX} bytes")
-        return tag | self._outcome(request, asker)
+            return _make_error("GenericError", f"id: its JSON is longer than {ID_MAX} bytes")
+        return tag | self._handle_request(request, client)
 
-    def _outcome(self, request: Message, asker: Connection) -> Message:
+    def _handle_request(self, request: Message, client: Connection) -> Message:
         name, arguments = request.get("execute"), request.get("arguments", {})
         if not isinstance(name, str) or set(request) - {"execute", "arguments", "id"}:
-            return _error("GenericError", "a request has execute, arguments and id only")
-        if not asker.is_ready and name != "qmp_capabilities":
-            return _error("CommandNotFound", "qmp_capabilities is expected first")
-        if asker.is_ready and name == "qmp_capabilities":
-            return _error("CommandNotFound", "qmp_capabilities was given already")
+            return _make_error("GenericError", "a request has execute, arguments and id only")
+        if not client.is_ready and name != "qmp_capabilities":
+            return _make_error("CommandNotFound", "qmp_capabilities is expected first")
+        if client.is_ready and name == "qmp_capabilities":
+            return _make_error("CommandNotFound", "qmp_capabilities was given already")
         command = COMMANDS.get(name)
         if command is None:
-            return _error("CommandNotFound", f"there is no command {name!a:.80}")
+            return _make_error("CommandNotFound", f"there is no command {name!a:.80}")
         try:
             command.arguments.check(arguments, "arguments")
         except SchemaError as error:
-            return _error("GenericError", str(error))
-        if command.changes and not asker.may_change:
-            why = f"uid {asker.uid} is neither root nor the user of this VM's process"
-            return _error("NotPermitted", f"{name} is not permitted", why=why)
+            return _make_error("GenericError", str(error))
+        if command.changes and not client.may_change:
+            why = f"uid {client.uid} is neither root nor the user of this VM's process"
+            return _make_error("NotPermitted", f"{name} is not permitted", why=why)
         if name == "qmp_capabilities":
-            asker.is_ready = True
+            client.is_ready = True
             return {"return": {}}
         assert isinstance(arguments, dict)
-        return self._carry_out(command, self._commands[name], arguments, asker)
+        return self._run_command(command, self._commands[name], arguments, client)
 
-    def _carry_out(
+    def _run_command(
         self,
         command: Command,
         function: Callable[[Message, Connection], object],
         arguments: Message,
-        asker: Connection,
+        client: Connection,
     ) -> Message:
         try:
-            result = function(arguments, asker)
+            result = function(arguments, client)
             command.result.check(result, "return")
         except ApplyError as refused:
-            self._note_change(asker, refused.applied)
-            return {"error": self._refused(refused)}
-        # the VM outlives what its own backend raises, SystemExit too, and the admin hears of it
+            self._notify_change(client, refused.applied)
+            return {"error": self._report_refusal(refused)}
+        # an exception of the backend, SystemExit too, must not end the VM, so the client gets it
         except BaseException as fault:
-            return _error("GenericError", f"the VMM failed: {_words(fault)}")
+            return _make_error("GenericError", f"the VMM failed: {_describe_fault(fault)}")
         return {"return": result}
 
-    def _apply(self, arguments: Message, asker: Connection) -> Message:
+    def _apply_settings(self, arguments: Message, client: Connection) -> Message:
         cpus, wanted_filter = arguments.get("cpus"), arguments.get("filter")
         counters = arguments.get("counters")
         wanted = TargetSettings(
@@ -104,50 +105,50 @@ class CommandHandler:
             cpus=CpuSet.of(cpus) if isinstance(cpus, list) else None,
         )
         dry_run = bool(arguments.get("dry-run"))
-        done = self._settings.apply(wanted, dry_run=dry_run)
+        done = self._pmu_state.apply(wanted, dry_run=dry_run)
         if not dry_run:
-            self._note_change(asker, done)
+            self._notify_change(client, done)
         steps = _step_messages(done, "planned" if dry_run else "done")
         if steps and not dry_run:
-            self._tell("PMU_APPLIED", {"steps": steps})
+            self._send_event("PMU_APPLIED", {"steps": steps})
         outcome = "unchanged" if not steps else "planned" if dry_run else "set"
         return {"outcome": outcome, "steps": steps}
 
-    def _refused(self, refused: ApplyError) -> Message:
+    def _report_refusal(self, refused: ApplyError) -> Message:
         applied = _step_messages(refused.applied, "done")
         step = refused.step.words() if refused.step else None
         message = qmp_codec.error_message(refused.cause, {"step": step, "applied": applied})
         if not refused.dry_run:
-            self._tell("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
+            self._send_event("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
         return message
 
-    def _note_change(self, asker: Connection, steps: Sequence[Step]) -> None:
+    def _notify_change(self, client: Connection, steps: Sequence[Step]) -> None:
         if self._on_change is not None and steps:
-            by = f"uid {asker.uid}, pid {asker.pid}"
-            # it was done, whatever becomes of the note
+            by = f"uid {client.uid}, pid {client.pid}"
+            # the change is done, whatever the callback raises
             with suppress(Exception):
                 self._on_change(by, tuple(step.words() for step in steps))
 
-    def _release(self, *_: object) -> Message:
-        return {"outcome": "released" if self._settings.release() else "unchanged"}
+    def _release_vm(self, *_: object) -> Message:
+        return {"outcome": "released" if self._pmu_state.release() else "unchanged"}
 
 
-def _error(name: str, desc: str, *, why: str | None = None) -> Message:
+def _make_error(name: str, desc: str, *, why: str | None = None) -> Message:
     return {"error": {"class": name, "desc": desc, "data": {"why": why, "errno": None}}}
 
 
-def _words(fault: BaseException) -> str:
+def _describe_fault(fault: BaseException) -> str:
     text = ""
-    with suppress(Exception):  # that, too, is the VMM's own code
+    with suppress(Exception):  # __str__ is the VMM's own code, too
         text = str(fault)
-    words = f"{type(fault).__name__}: {text}" if text else type(fault).__name__
+    text = f"{type(fault).__name__}: {text}" if text else type(fault).__name__
     # half a surrogate pair, as in a file name that is not UTF-8, cannot be sent
-    return words[:1000].encode(errors="backslashreplace").decode()
+    return text[:1000].encode(errors="backslashreplace").decode()
 
 
 def _step_messages(steps: Sequence[Step], outcome: str) -> list[Message]:
-    """Steps as they are told; of very many (all of them filter ranges) the first ones only."""
-    told: list[Message] = [
+    """Return the messages of steps: of many (which are all filter ranges) only the first ones."""
+    messages: list[Message] = [
         {
             "attribute": step.attribute if isinstance(step, SetAttr) else "affinity",
             "words": step.words(),
@@ -155,7 +156,7 @@ def _step_messages(steps: Sequence[Step], outcome: str) -> list[Message]:
         }
         for step in steps[:STEPS_TOLD]
     ]
-    if more := len(steps) - len(told):
+    if more := len(steps) - len(messages):
         words = f"… and {more} more FILTER ranges"
-        told.append({"attribute": "FILTER", "words": words, "outcome": outcome})
-    return told
+        messages.append({"attribute": "FILTER", "words": words, "outcome": outcome})
+    return messages

@@ -1,38 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client of the control server: what came from it, what it is yet to read, who it is."""
+"""One client of the control server: its requests, its unread output and its credentials."""
 
 import os
 import socket
-import struct
 import time
 
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.qmp_codec import Message
+from pmuctl.control.protocol.stream import read_peer_credentials
 
 OUTPUT_MAX = qmp_codec.MESSAGE_MAX
-"""Bytes a client may leave unread before it gets no more."""
+"""Bytes that a client may leave unread before the server drops it."""
 
 
 class Connection:
-    """A client's end of the server, never waiting for it.
+    """The server's end of a connection to one client; no method blocks.
 
-    Whatever fails because the client is gone, or does not read, is an OSError.
+    Methods raise OSError if the client has left or does not read.
     """
 
-    def __init__(self, its_socket: socket.socket) -> None:
-        its_socket.settimeout(0)
-        self.socket = its_socket
-        # ucred is pid, uid, gid, as they were at connect(2) (unix(7), SO_PEERCRED)
-        size = struct.calcsize("3i")
-        ucred = its_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        self.pid, self.uid, _ = struct.unpack("iII", ucred)
+    def __init__(self, client_socket: socket.socket) -> None:
+        client_socket.settimeout(0)
+        self.socket = client_socket
+        self.pid, self.uid, _ = read_peer_credentials(client_socket)
         self.may_change = self.uid in (0, os.geteuid())
         self.is_ready = False
-        """Whether it has sent qmp_capabilities."""
+        """Whether the client has sent qmp_capabilities."""
         self.is_leaving = False
-        """Whether it is only kept to read the last word."""
+        """Whether the connection stays open only until the client has read the last message."""
         self.may_have_more = False
-        """Whether another whole request may have come with the last one."""
+        """Whether the buffer may hold another complete request."""
         self._decoder = qmp_codec.Decoder()
         self._output = bytearray()
         self._begun_since: float | None = None
@@ -40,16 +37,16 @@ class Connection:
 
     @property
     def has_output(self) -> bool:
-        """Whether it has not read everything yet. Until then it gets no answers."""
+        """Whether the client has not read everything yet. Until then it gets no answers."""
         return bool(self._output)
 
     @property
     def owes_since(self) -> float | None:
-        """Since when (time.monotonic()) the rest of a request is due, or its reading."""
+        """The time.monotonic() since when the rest of a request, or reading an answer, is due."""
         return self._unread_since if self._output else self._begun_since
 
     def receive(self) -> None:
-        """Take in some of what has come; raises EOFError at the end."""
+        """Receive some of the available bytes; raises EOFError at the end of the stream."""
         try:
             data = self.socket.recv(1 << 16)
         except BlockingIOError:
@@ -59,7 +56,7 @@ class Connection:
         self._decoder.feed(data)
 
     def next_request(self) -> Message | None:
-        """The next request that is whole; raises WireError as Decoder.next() does."""
+        """Return the next complete request, if any; raises WireError as Decoder.next() does."""
         request = self._decoder.next()
         self.may_have_more = request is not None
         if request is not None or not self._decoder.is_inside:
@@ -69,17 +66,17 @@ class Connection:
         return request
 
     def send(self, message: Message) -> None:
-        """Send a message after what is not read yet."""
+        """Send a message after the output that is not read yet."""
         self._output += qmp_codec.encode(message)
         self.flush()
         if len(self._output) > OUTPUT_MAX:
             raise ConnectionAbortedError("it does not read")
 
     def flush(self) -> None:
-        """Send what the client takes just now."""
+        """Send as much output as the client takes without blocking."""
         try:
             while self._output:
-                # a VMM may have given SIGPIPE its default action back, which is to end it
+                # a VMM may have restored the default action of SIGPIPE, which would end it
                 sent = self.socket.send(self._output, socket.MSG_NOSIGNAL)
                 del self._output[:sent]
                 self._unread_since = None

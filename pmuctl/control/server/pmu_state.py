@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PMU settings of one VM: what was applied, and the transaction that applies.
+"""The PMU settings of one VM: those that were applied, and the transaction that applies them.
 
-KVM cannot be asked for the PMU or the filter of a VM, so this object is the one place that knows.
-It is kept by the VMM, the only one that KVM takes them from, or by the VMM's supervisor.
+KVM has no call that reads the PMU or the filter of a VM, so only this object knows them. It lives
+in the VMM, the only process from which KVM accepts them, or in the VMM's supervisor.
 """
 
 import errno
@@ -39,16 +39,16 @@ from pmuctl.value import replace, value
 
 @value
 class Seal:
-    """What closed the window, and when (seconds since the epoch)."""
+    """The reason why the window was closed, and the time (seconds since the epoch)."""
 
     by: str
     since: int
 
 
 class ApplyError(Exception):
-    """A refusal, the step that met it, and what had been applied before and stays so.
+    """A refusal, the step that was refused, and the steps applied before it, which stay applied.
 
-    `dry_run` tells that nothing was to be applied anyway.
+    `dry_run` is True if nothing was to be applied.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class ApplyError(Exception):
 
 
 class PmuState:
-    """The settings of one VM; every method may be called from any thread."""
+    """The PMU settings of one VM; any thread may call any method."""
 
     def __init__(
-        self, door: VmmBackend, pmus: Callable[[], Mapping[int, str]], threads: ThreadAffinity
+        self, backend: VmmBackend, pmus: Callable[[], Mapping[int, str]], threads: ThreadAffinity
     ) -> None:
-        """`pmus` gives the host's CPU PMUs, perf type to name; asked anew each time."""
+        """`pmus` returns the host's CPU PMUs, perf type to name; it is called for each use."""
         self.closed = threading.Event()
-        """Set once the window is closed, whoever closed it."""
+        """Set when the window is closed, whoever closed it."""
         self.released = threading.Event()
-        """Set where it was a client that did, with `release`."""
-        self._door = door
+        """Set if a client closed it, with `release`."""
+        self._backend = backend
         self._pmus = pmus
         self._threads = threads
         self._lock = threading.Lock()
@@ -87,34 +87,34 @@ class PmuState:
         self._filter: EventFilter | None = None
         self._allowed: EventSet | None = None
         self._default = Action.ALLOW
-        """what the first range made of all other events, once there is a filter"""
+        """What holds for events outside all ranges: KVM derives that from the first range."""
         self._seal: Seal | None = None
-        self._placed: dict[int, SetAffinity] = {}
-        """by thread id: where a thread was put, and where it was before the first time"""
+        self._affinities: dict[int, SetAffinity] = {}
+        """By thread id: the CPUs that were set, and those from before the first time."""
 
     def seal(self, by: str) -> None:
-        """The VMM goes on: from here on no setting is taken. `by` completes "sealed: …"."""
+        """Close the window: no settings are accepted from now on. `by` completes "sealed: …"."""
         with self._lock:
-            self._close(by)
+            self._close_window(by)
 
     def release(self) -> bool:
-        """Let a VMM that waits go on; False where it does so already."""
+        """Let the waiting VMM continue. Return False if the window is already closed."""
         with self._lock:
             if self._seal is not None:
                 return False
             self.released.set()
-            self._close("it was released")
+            self._close_window("it was released")
             return True
 
-    def _close(self, by: str) -> None:
+    def _close_window(self, by: str) -> None:
         if self._seal is None:
             self._seal = Seal(by, int(time.time()))
             self.closed.set()
 
     def set_applied(self, wanted: TargetSettings) -> None:
-        """Take these settings, which were applied by other means, as those that stand.
+        """Record settings that were applied by other means.
 
-        What is None stays as it is; a filter takes the place of the one that stood.
+        Counters or a filter that are None stay as they are; a filter replaces the old one.
         """
         with self._lock:
             self._pmu, self._cpus = (wanted.type, wanted.name), wanted.cpus
@@ -122,48 +122,48 @@ class PmuState:
                 self._counters = wanted.counters
             if wanted.filter is not None:
                 self._filter, self._default = wanted.filter, wanted.filter.default
-                bits = self._door.event_bits() or WIDEST_BITS
-                # to allow everything takes no call, so there is no filter then
+                bits = self._backend.event_bits() or WIDEST_BITS
+                # a filter that allows everything needs no call, so KVM has none then
                 self._allowed = wanted.filter.allowed(bits) if wanted.filter.ranges() else None
 
     @property
     def pmu(self) -> tuple[int, str] | None:
-        """The PMU that was set, by perf type and name."""
+        """The perf type and name of the PMU that was set, if any."""
         return self._pmu
 
     @property
     def cpus(self) -> CpuSet | None:
-        """The CPUs that the vCPU threads are to stay on; None where they are left alone."""
+        """The CPUs that the vCPU threads shall stay on; None if they are left alone."""
         return self._cpus
 
     @property
     def closed_by(self) -> str | None:
-        """What closed the window; None while it is open."""
+        """The reason why the window is closed; None while it is open."""
         return self._seal.by if self._seal else None
 
     def query(self) -> Message:
-        """The result of `query-pmu`."""
+        """Return the result of `query-pmu`."""
         with self._lock:
-            vpmu = self._vpmu()
-            by = self._sealed_by(vpmu)
-            standing = self._filter or self._standing()
-            window = "none" if not self._door.has_vpmu() else "sealed" if by else "open"
+            vpmu = self._build_vpmu()
+            by = self._find_seal_reason(vpmu)
+            event_filter = self._filter or self._derive_filter()
+            window = "none" if not self._backend.has_vpmu() else "sealed" if by else "open"
             return {
-                "name": self._door.name,
-                "uuid": self._door.uuid,
-                "vmm": self._door.vmm,
-                "pid": self._door.pid,
+                "name": self._backend.name,
+                "uuid": self._backend.uuid,
+                "vmm": self._backend.vmm,
+                "pid": self._backend.pid,
                 "window": window,
-                "waiting": self._seal is None and bool(self._door.vcpus()),
+                "waiting": self._seal is None and bool(self._backend.vcpus()),
                 "since": self._seal.since if self._seal else None,
                 "by": by,
                 "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.caps.attributes)],
-                "event-bits": self._door.event_bits(),
-                "pmu": self._told_pmu(is_closed=window == "sealed"),
+                "event-bits": self._backend.event_bits(),
+                "pmu": self._describe_pmu(is_closed=window == "sealed"),
                 "counters": None
                 if self._counters is None
                 else {"value": self._counters, "origin": "applied"},
-                "filter": standing and filter_message(standing) | {"origin": "applied"},
+                "filter": event_filter and filter_message(event_filter) | {"origin": "applied"},
                 "vcpus": [
                     {
                         "index": vcpu.index,
@@ -171,34 +171,34 @@ class PmuState:
                         "initialised": vcpu.initialised,
                         "has-run": vcpu.has_run,
                     }
-                    for vcpu in self._door.vcpus()
+                    for vcpu in self._backend.vcpus()
                 ],
             }
 
-    def _told_pmu(self, *, is_closed: bool) -> Message | None:
-        # while the window is open KVM's choice is not the last word
-        default = self._door.default_pmu() if is_closed and self._pmu is None else None
-        its = self._pmu or default
+    def _describe_pmu(self, *, is_closed: bool) -> Message | None:
+        # while the window is open a client can still replace KVM's choice
+        default = self._backend.default_pmu() if is_closed and self._pmu is None else None
+        pmu = self._pmu or default
         origin = "applied" if default is None else DERIVED
-        return its and {"name": its[1], "type": its[0], "origin": origin}
+        return pmu and {"name": pmu[1], "type": pmu[0], "origin": origin}
 
     def apply(self, wanted: TargetSettings, *, dry_run: bool) -> tuple[Step, ...]:
-        """Bring the VM to what is wanted, or plan to; the steps done or planned, in order.
+        """Apply the wanted settings, or plan that. Return the steps done or planned, in order.
 
-        Raises ApplyError where anything is refused.
+        Raises ApplyError if anything is refused.
         """
         with self._lock:
-            current = self._current(wanted)
+            current = self._read_current_state(wanted)
             try:
                 self._check_name(wanted)
                 steps = plan(current, wanted)
-                if steps and not self._door.vcpus():
+                if steps and not self._backend.vcpus():
                     raise no_vcpu()
             except PmuctlError as error:
                 raise ApplyError(error, None, (), dry_run=dry_run) from error
             if not dry_run:
                 is_kept = self._pmu is not None and self._pmu[0] == wanted.type
-                self._carry_out(steps, current)
+                self._apply_steps(steps, current)
                 if wanted.cpus is not None or not is_kept:
                     self._cpus = wanted.cpus
                 self._pmu = (wanted.type, wanted.name)
@@ -207,7 +207,7 @@ class PmuState:
             return steps
 
     def _check_name(self, wanted: TargetSettings) -> None:
-        """Type and name say the same of a PMU, or the client sees other PMUs than this process."""
+        """Raise NotFoundError if type and name differ: the client sees other PMUs than the VMM."""
         name = self._pmus().get(wanted.type, wanted.name)
         if name != wanted.name:
             raise NotFoundError(
@@ -216,24 +216,26 @@ class PmuState:
                 errno="ENXIO",
             )
 
-    def _vpmu(self, wanted: TargetSettings | None = None) -> Vpmu:
-        """KVM's state, put together from what the VMM says and what was applied."""
-        door, vcpus = self._door, self._door.vcpus()
-        has_pmu = door.has_vpmu()
+    def _build_vpmu(self, wanted: TargetSettings | None = None) -> Vpmu:
+        """Return KVM's state, composed of what the VMM reports and what was applied."""
+        backend, vcpus = self._backend, self._backend.vcpus()
+        has_pmu = backend.has_vpmu()
         limits: dict[int, int | None] = dict.fromkeys(self._pmus() if wanted else ())
         if wanted and wanted.counters is not None and wanted.type in limits:
-            limits[wanted.type] = door.counters_limit(wanted.type)
-        kernel = KvmCaps(
+            limits[wanted.type] = backend.counters_limit(wanted.type)
+        caps = KvmCaps(
             has_vpmu=True,
             counters=limits,
-            attributes=frozenset(attr for attr in ATTR_NAMES if has_pmu and door.has_attr(attr)),
-            event_bits=door.event_bits(),
+            attributes=frozenset(
+                attr for attr in ATTR_NAMES if has_pmu and backend.has_attr(attr)
+            ),
+            event_bits=backend.event_bits(),
         )
-        its = [Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus]
+        kvm_vcpus = [Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus]
         return Vpmu(
-            caps=kernel,
-            # before there is one, what would hold for the first
-            vcpus=tuple(its or [Vcpu(has_pmu=has_pmu)]),
+            caps=caps,
+            # before the first vCPU exists, plan for one that the VMM will create
+            vcpus=tuple(kvm_vcpus or [Vcpu(has_pmu=has_pmu)]),
             pmu=self._pmu[0] if self._pmu else None,
             pmu_is_set=self._pmu is not None,
             counters=self._counters,
@@ -241,33 +243,33 @@ class PmuState:
             has_run=any(vcpu.has_run for vcpu in vcpus),
         )
 
-    def _sealed_by(self, vpmu: Vpmu) -> str | None:
+    def _find_seal_reason(self, vpmu: Vpmu) -> str | None:
         if self._seal is not None:
             return self._seal.by
         return "its vCPUs have run or are initialised" if is_sealed(vpmu) else None
 
-    def _current(self, wanted: TargetSettings) -> CurrentState:
-        vpmu = self._vpmu(wanted)
+    def _read_current_state(self, wanted: TargetSettings) -> CurrentState:
+        vpmu = self._build_vpmu(wanted)
         threads: dict[int, VcpuThread] = {}
-        for vcpu in self._door.vcpus() if wanted.cpus else ():
+        for vcpu in self._backend.vcpus() if wanted.cpus else ():
             if vcpu.tid is None:
                 continue
-            with suppress(OSError):  # a vCPU whose thread has ended stays on no CPU
-                threads[vcpu.index] = self._thread(vcpu.tid)
+            with suppress(OSError):  # the thread of the vCPU has ended
+                threads[vcpu.index] = self._read_thread(vcpu.tid)
         return CurrentState(
             vpmu=vpmu,
-            sealed_by=self._sealed_by(vpmu),
+            sealed_by=self._find_seal_reason(vpmu),
             threads=threads,
         )
 
-    def _thread(self, tid: int) -> VcpuThread:
+    def _read_thread(self, tid: int) -> VcpuThread:
         now = self._threads.get(tid)
-        placed = self._placed.get(tid)
-        # a mask that is still as pmuctl left it is no pin of the admin's
-        may = placed.before if placed and placed.cpus == now else now
+        affinity = self._affinities.get(tid)
+        # a mask that is still the one pmuctl set is not a pin of the admin's
+        may = affinity.before if affinity and affinity.cpus == now else now
         return VcpuThread(tid=tid, now=now, may=may)
 
-    def _carry_out(self, steps: Sequence[Step], current: CurrentState) -> None:
+    def _apply_steps(self, steps: Sequence[Step], current: CurrentState) -> None:
         done: list[Step] = []
         state = current.vpmu
         for step in steps:
@@ -275,37 +277,37 @@ class PmuState:
                 if isinstance(step, SetAffinity):
                     self._threads.set(step.tid, step.cpus)
                     may = current.threads[step.vcpu].may
-                    self._placed[step.tid] = replace(step, before=may)
+                    self._affinities[step.tid] = replace(step, before=may)
                 else:
-                    self._door.set_attr(step.vcpu, step.attr, payload(step))
+                    self._backend.set_attr(step.vcpu, step.attr, payload(step))
                     state = accepted(state, step.attr, step.value)
-                    self._remember(step, state)
+                    self._record_step(step, state)
             except Exception as error:
-                if not any(isinstance(its, SetAttr) for its in done):
-                    done = [its for its in reversed(done) if not self._undo(its)][::-1]
+                if not any(isinstance(earlier, SetAttr) for earlier in done):
+                    done = [past for past in reversed(done) if not self._undo_step(past)][::-1]
                 raise ApplyError(refused(step, error, state, current), step, done) from error
             done.append(step)
 
-    def _remember(self, step: SetAttr, state: Vpmu) -> None:
+    def _record_step(self, step: SetAttr, state: Vpmu) -> None:
         if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU and isinstance(step.value, int):
             self._pmu = (step.value, step.note)
         self._counters = state.counters
         if isinstance(step.value, FilterRange):
             if self._allowed is None:
                 self._default = step.value.action.opposite()
-            # holds even if the rest of the ranges never follows
+            # KVM keeps this range even if the rest of the ranges never follows
             self._allowed, self._filter = state.allowed, None
 
-    def _standing(self) -> EventFilter | None:
-        """The filter of which only a part was applied, as KVM has it now."""
+    def _derive_filter(self) -> EventFilter | None:
+        """Return the filter that KVM has now, if only a part of the wanted one was applied."""
         if self._allowed is None:
             return None
         if self._default is Action.DENY:
             return EventFilter(Action.DENY, self._allowed)
-        space = EventSet.space(self._door.event_bits() or WIDEST_BITS)
+        space = EventSet.space(self._backend.event_bits() or WIDEST_BITS)
         return EventFilter(Action.ALLOW, space - self._allowed)
 
-    def _undo(self, step: Step) -> bool:
+    def _undo_step(self, step: Step) -> bool:
         if isinstance(step, SetAffinity):
             with suppress(OSError):
                 self._threads.set(step.tid, step.before)
@@ -314,17 +316,17 @@ class PmuState:
 
 
 def payload(step: SetAttr) -> bytes:
-    """What the kernel's pointer of this call points to."""
+    """Return the bytes that the `addr` of the kernel's struct kvm_device_attr points to."""
     if isinstance(step.value, FilterRange):
-        its = step.value
-        return pack_filter(its.base, its.nevents, its.action.kernel_value())
+        events = step.value
+        return pack_filter(events.base, events.nevents, events.action.kernel_value())
     if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
         return pack_pmu(step.value)
     return pack_nr_counters(step.value)
 
 
 def refused(step: Step, error: Exception, state: Vpmu, current: CurrentState) -> PmuctlError:
-    """What it means that a step failed with this error when KVM was in this state."""
+    """Return the error for a step that failed with `error` while KVM was in this state."""
     if not isinstance(error, OSError):
         return RefusedError(
             "the VMM failed at a step, which may have been done or not",

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's server, for a VMM to embed or for its supervisor: a thread of its own.
+"""The server of a control socket, part of a VMM or of its supervisor, with its own thread.
 
-    with Server(door) as server:
-        server.wait_for_release()      # pmu-apply is served meanwhile
-        ...                            # from here on the VMM initialises its PMU and runs
+    with Server(backend) as server:
+        server.wait_for_release()      # the server accepts pmu-apply meanwhile
+        ...                            # now the VMM initialises its PMU and runs
 
-Nothing a client sends ends the VM or stops other clients: input, output, clients and time are
-bounded (pmuctl-protocol(7) has the numbers).
+No client can end the VM or block other clients: input, output, clients and time are limited
+(pmuctl-protocol(7) has the numbers).
 """
 
 import contextlib
@@ -33,17 +33,17 @@ __all__ = ["Server", "VcpuStatus", "VmmBackend"]
 
 CLIENTS_MAX = 16
 READERS_MAX = 8
-"""Clients that may only read: fewer, so that they cannot keep out who may change things."""
+"""Clients that may only query: fewer, so that they cannot keep out those that may change a VM."""
 STALL_SECONDS = 5.0
-"""How long a client may leave a request half sent, or an answer unread."""
+"""Seconds that a client may leave a request half sent, or an answer unread."""
 
 
 class Server:
-    """Serves one VM's control socket from its own thread, while its context lasts."""
+    """The server of one VM's control socket, as a context manager; it runs in its own thread."""
 
     def __init__(
         self,
-        door: VmmBackend,
+        backend: VmmBackend,
         path: Path | None = None,
         *,
         sysfs: Sysfs | None = None,
@@ -51,32 +51,32 @@ class Server:
         stall: float = STALL_SECONDS,
         on_change: OnChange | None = None,
     ) -> None:
-        """`path` is the socket's; by default NAME.sock in this user's runtime directory.
+        """`path` is the path of the socket; the default is NAME.sock in the runtime directory.
 
         `stall` is how many seconds a client may leave a request half sent, or an answer unread.
-        `on_change` is called in the server's thread after each change that a client has made,
-        also if only a part of it was done; what it raises is passed over. Entering the context
-        raises what sockets.claim() and sockets.own_dir() raise, and UsageError for a VM whose
-        name is none.
+        The server's thread calls `on_change` after each change by a client, also if only a part of
+        it was done, and ignores its exceptions. Entering the context raises what
+        sockets.bind_control_socket() and sockets.own_dir() raise, and UsageError for an invalid VM
+        name.
         """
-        self._door = door
+        self._backend = backend
         self._path = path
         self._stall = stall
-        its_sysfs = sysfs or Sysfs()
+        host_sysfs = sysfs or Sysfs()
         self.settings = PmuState(
-            door,
-            lambda: scan_pmu_types(its_sysfs),
+            backend,
+            lambda: scan_pmu_types(host_sysfs),
             threads or ThreadAffinity(),
         )
-        self._dispatcher = CommandHandler(self.settings, self._broadcast, on_change)
+        self._handler = CommandHandler(self.settings, self._broadcast_event, on_change)
         self._connections: list[Connection] = []
         self._wake_write: socket.socket | None = None
         self._ending = False
-        self._has_told_sealed = False
+        self._has_sent_sealed = False
 
     def __enter__(self) -> "Server":
         with contextlib.ExitStack() as stack:
-            file = sockets.file_name(self._door.name)
+            file = sockets.file_name(self._backend.name)
             path = self._path or sockets.own_dir(os.environ, os.geteuid()) / file
             self._listener = stack.enter_context(sockets.bind_control_socket(path))
             self._listener.settimeout(0)
@@ -84,11 +84,13 @@ class Server:
             wake_read, self._wake_write = socket.socketpair()
             for end in (wake_read, self._wake_write):
                 stack.enter_context(end).settimeout(0)
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept_client)
             self._selector.register(wake_read, selectors.EVENT_READ, lambda: wake_read.recv(4096))
-            thread = threading.Thread(target=self._serve, name="pmuctl-control", daemon=True)
+            thread = threading.Thread(
+                target=self._serve_clients, name="pmuctl-control", daemon=True
+            )
             thread.start()
-            stack.callback(self._end, thread)
+            stack.callback(self._end_thread, thread)
             self._stack = stack.pop_all()
         return self
 
@@ -101,31 +103,31 @@ class Server:
         self._stack.close()
 
     def seal(self, by: str) -> None:
-        """The VMM goes on without waiting; `by` says why, as in "sealed: it did not wait"."""
+        """Close the window: the VMM does not wait any more. `by` completes "sealed: …"."""
         self.settings.seal(by)
-        self._wake()
+        self._wake_thread()
 
     def wait_for_release(self, timeout: float | None = None) -> bool:
-        """Keep the window open until a client releases the VM; False after `timeout` seconds.
+        """Keep the window open until a client releases the VM, and close it.
 
-        False, too, where the VMM has sealed it. Either way it is closed when this returns.
+        Returns False after `timeout` seconds, or if the VMM has closed the window meanwhile.
         """
         self.settings.closed.wait(timeout)
         self.seal("it was not released in time")
         return self.settings.released.is_set()
 
-    def _end(self, thread: threading.Thread) -> None:
+    def _end_thread(self, thread: threading.Thread) -> None:
         self._ending = True
-        self._wake()
+        self._wake_thread()
         thread.join()
 
-    def _wake(self) -> None:
+    def _wake_thread(self) -> None:
         if self._wake_write is not None:
-            # a full pipe wakes as well, and after the context there is nobody to wake
+            # a full socket wakes the thread as well, and after the context there is no thread
             with contextlib.suppress(OSError):
                 self._wake_write.send(b"\0")
 
-    def _serve(self) -> None:
+    def _serve_clients(self) -> None:
         while not self._ending:
             queued = [c for c in self._connections if c.may_have_more and not c.has_output]
             ready = self._selector.select(0 if queued else self._time_left())
@@ -136,17 +138,17 @@ class Server:
                     turns[key.data] = bool(events & selectors.EVENT_READ)
             for connection, is_readable in turns.items():
                 self._take_turn(connection, is_readable=is_readable)
-            # only now, for those who have left make room
+            # accept only now, because clients that have left make room for new ones
             for key, _ in ready:
                 if not isinstance(key.data, Connection):
                     key.data()
-            self._tell_sealed()
-            # by the time before the turns: what came during a long one was not yet looked at
+            self._send_sealed()
+            # by the time before the turns: input that came during a long one is not read yet
             self._drop_stalled(now)
-        self._tell_sealed()
-        self._broadcast("VM_EXITED", {})
+        self._send_sealed()
+        self._broadcast_event("VM_EXITED", {})
         for connection in list(self._connections):
-            self._drop(connection)
+            self._drop_client(connection)
 
     def _time_left(self) -> float | None:
         since = [c.owes_since for c in self._connections if c.owes_since is not None]
@@ -158,31 +160,31 @@ class Server:
             if since is None or now - since < self._stall:
                 continue
             if connection.has_output:
-                self._drop(connection)
+                self._drop_client(connection)
             else:
-                self._dismiss(connection, "a request was begun and not ended in time")
+                self._dismiss_client(connection, "a request was begun and not ended in time")
 
-    def _accept(self) -> None:
+    def _accept_client(self) -> None:
         try:
             connection = Connection(self._listener.accept()[0])
         except BlockingIOError:
             return
         except OSError:
-            # the process is out of descriptors: the client goes on waiting, this must not spin
+            # the process has no free descriptor: the client keeps waiting, and this must not spin
             time.sleep(0.05)
             return
-        readers = sum(not its.may_change for its in self._connections)
+        readers = sum(not client.may_change for client in self._connections)
         is_full = len(self._connections) >= CLIENTS_MAX
         self._connections.append(connection)
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
         if is_full or (not connection.may_change and readers >= READERS_MAX):
-            self._dismiss(connection, "too many clients")
+            self._dismiss_client(connection, "too many clients")
         else:
             greeting = {"version": {"pmuctl": __version__}, "capabilities": []}
-            self._send(connection, {"QMP": greeting})
+            self._send_message(connection, {"QMP": greeting})
 
     def _take_turn(self, connection: Connection, *, is_readable: bool) -> None:
-        """Serve one request at most: many at once from one client must not hold up the others."""
+        """Serve at most one request, so that a client with many does not delay the others."""
         if connection not in self._connections:
             return
         try:
@@ -193,49 +195,49 @@ class Server:
                     connection.receive()
                     request = connection.next_request()
                 if request is not None:
-                    self._send(connection, self._dispatcher.answer(request, connection))
+                    self._send_message(connection, self._handler.answer(request, connection))
         except WireError as error:
-            self._dismiss(connection, str(error))
+            self._dismiss_client(connection, str(error))
         except (OSError, EOFError):
-            self._drop(connection)
+            self._drop_client(connection)
         else:
-            self._watch(connection)
+            self._watch_client(connection)
 
-    def _tell_sealed(self) -> None:
-        if self.settings.closed.is_set() and not self._has_told_sealed:
-            self._has_told_sealed = True
+    def _send_sealed(self) -> None:
+        if self.settings.closed.is_set() and not self._has_sent_sealed:
+            self._has_sent_sealed = True
             data: Message = {"window": "sealed", "by": self.settings.closed_by}
-            self._broadcast("PMU_WINDOW", data)
+            self._broadcast_event("PMU_WINDOW", data)
 
-    def _broadcast(self, event: str, data: Message) -> None:
+    def _broadcast_event(self, event: str, data: Message) -> None:
         now = time.time()
         stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
         for connection in list(self._connections):
             if connection.is_ready and not connection.is_leaving:
-                self._send(connection, {"event": event, "data": data, "timestamp": stamp})
+                self._send_message(connection, {"event": event, "data": data, "timestamp": stamp})
 
-    def _dismiss(self, connection: Connection, why: str) -> None:
-        """Say what is wrong and close the connection: the stream cannot be followed any more."""
+    def _dismiss_client(self, connection: Connection, why: str) -> None:
+        """Send an error and close the connection: its stream cannot be decoded any further."""
         connection.is_leaving = True
-        self._send(connection, {"error": {"class": "GenericError", "desc": why}})
+        self._send_message(connection, {"error": {"class": "GenericError", "desc": why}})
 
-    def _send(self, connection: Connection, message: Message) -> None:
+    def _send_message(self, connection: Connection, message: Message) -> None:
         try:
             connection.send(message)
         except OSError:
-            self._drop(connection)
+            self._drop_client(connection)
         else:
-            self._watch(connection)
+            self._watch_client(connection)
 
-    def _watch(self, connection: Connection) -> None:
-        """Wait for what can come next of this client, which may be nothing."""
+    def _watch_client(self, connection: Connection) -> None:
+        """Select the events to wait for; drop a leaving client that has read everything."""
         if connection.is_leaving and not connection.has_output:
-            self._drop(connection)
+            self._drop_client(connection)
         elif connection in self._connections:
             events = selectors.EVENT_WRITE if connection.has_output else selectors.EVENT_READ
             self._selector.modify(connection.socket, events, connection)
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop_client(self, connection: Connection) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
             self._selector.unregister(connection.socket)

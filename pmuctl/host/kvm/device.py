@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pmuctl asks of /dev/kvm: PMU attributes of a vCPU, and a scratch VM to try them on."""
+"""Calls to /dev/kvm: PMU attributes of a vCPU, and a scratch VM to try them on."""
 
 import ctypes
 import errno
@@ -34,11 +34,11 @@ from pmuctl.uapi.kvm_arm64 import (
 PATH_DEV_KVM = "/dev/kvm"
 
 DEFAULT_IPA_BITS = 40
-"""Guest physical address size that machine type 0 of KVM_CREATE_VM stands for (api.rst 4.2)."""
+"""Bits of guest physical address that machine type 0 of KVM_CREATE_VM means (api.rst 4.2)."""
 
 
 def pack_pmu(pmu_type: int) -> bytes:
-    """The payload of SET_PMU: the PMU's perf `type` as an int (vcpu.rst section 1.4).
+    """Return the payload of SET_PMU: the PMU's perf `type` as an int (vcpu.rst section 1.4).
 
     Raises struct.error if it does not fit.
     """
@@ -46,7 +46,7 @@ def pack_pmu(pmu_type: int) -> bytes:
 
 
 def pack_nr_counters(counters: int) -> bytes:
-    """The payload of SET_NR_COUNTERS: an unsigned int (vcpu.rst section 1.5).
+    """Return the payload of SET_NR_COUNTERS: an unsigned int (vcpu.rst section 1.5).
 
     Raises struct.error if it does not fit.
     """
@@ -54,7 +54,7 @@ def pack_nr_counters(counters: int) -> bytes:
 
 
 def pack_filter(base: int, nevents: int, action: int) -> bytes:
-    """The payload of FILTER: struct kvm_pmu_event_filter for [base, base + nevents).
+    """Return the payload of FILTER: struct kvm_pmu_event_filter for [base, base + nevents).
 
     65536 events need two ranges, as both numbers are 16 bits wide (vcpu.rst section 1.3). Raises
     struct.error if a number does not fit.
@@ -63,10 +63,10 @@ def pack_filter(base: int, nevents: int, action: int) -> bytes:
 
 
 def set_pmu_attr(vcpu_fd: int, attr: int, payload: bytes = b"") -> None:
-    """KVM_SET_DEVICE_ATTR of a KVM_ARM_VCPU_PMU_V3_* attribute; no payload means a null pointer.
+    """Set a KVM_ARM_VCPU_PMU_V3_* attribute (KVM_SET_DEVICE_ATTR); no payload is a null pointer.
 
     Raises OSError with KVM's errno (vcpu.rst section 1): EIO in a process that is not the VMM,
-    ENODEV for a vCPU without a PMU, EBUSY once it is too late.
+    ENODEV for a vCPU without a PMU, EBUSY if it is too late to set it.
     """
     data = ctypes.create_string_buffer(payload, len(payload)) if payload else None
     request = kvm_device_attr(
@@ -80,10 +80,10 @@ def set_pmu_attr(vcpu_fd: int, attr: int, payload: bytes = b"") -> None:
 
 
 def has_pmu_attr(vcpu_fd: int, attr: int) -> bool:
-    """Whether this kernel knows the attribute and the vCPU has a PMU; not whether it may be set.
+    """Return whether the kernel knows the attribute and the vCPU has a PMU.
 
-    KVM answers ENXIO for both lacks. Raises OSError for any other errno, as EIO in a process that
-    is not the VMM.
+    KVM fails with ENXIO if either is missing; whether the attribute may be set, it does not say.
+    Raises OSError for any other errno, such as EIO in a process that is not the VMM.
     """
     request = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
     try:
@@ -101,21 +101,21 @@ def has_pmu_attr(vcpu_fd: int, attr: int) -> bool:
 
 
 def get_sys_reg(vcpu_fd: int, reg: int) -> int:
-    """KVM_GET_ONE_REG of a 64-bit system register, by its id.
+    """Return a 64-bit system register of a vCPU by the register's id (KVM_GET_ONE_REG).
 
-    Raises OSError: ENOENT for one the vCPU does not have.
+    Raises OSError: ENOENT if the vCPU does not have the register.
     """
-    value = ctypes.c_uint64()
-    request = kvm_one_reg(id=reg, addr=ctypes.addressof(value))
+    content = ctypes.c_uint64()
+    request = kvm_one_reg(id=reg, addr=ctypes.addressof(content))
     ioctl(vcpu_fd, KVM_GET_ONE_REG, request, what=f"KVM_GET_ONE_REG of {reg:#x}")
-    return value.value
+    return content.value
 
 
 def vm_type(kvm_fd: int) -> int:
-    """The machine type for KVM_CREATE_VM: the usual 40-bit guest address space, or what there is.
+    """Return the machine type for KVM_CREATE_VM: 40 bits of guest address space, or all there are.
 
-    Type 0 is refused with EINVAL by CPUs that have less, such as Apple's (api.rst section 4.2,
-    KVM_CAP_ARM_VM_IPA_SIZE).
+    Type 0 (40 bits) fails with EINVAL on CPUs that have fewer, such as Apple's (api.rst section
+    4.2, KVM_CAP_ARM_VM_IPA_SIZE).
     """
     bits = ioctl(
         kvm_fd,
@@ -127,13 +127,14 @@ def vm_type(kvm_fd: int) -> int:
 
 
 def init_vcpu(vm_fd: int, vcpu_fd: int, *, vpmu: bool, strict: bool = False) -> None:
-    """KVM_ARM_VCPU_INIT for the host's preferred target, with the PMUv3 feature if wanted.
+    """Initialize a vCPU (KVM_ARM_VCPU_INIT) for the host's preferred target.
 
-    `strict` is KVM_ARM_VCPU_PMU_V3_STRICT besides: no default PMU (since v7.3, ad220e275c39).
+    `vpmu` adds the PMUv3 feature; `strict` adds KVM_ARM_VCPU_PMU_V3_STRICT: no default PMU (since
+    v7.3, ad220e275c39).
 
-    Since v6.7 the first one of a VM also picks the VM's default PMU: that of the CPU this thread
-    is on (commit 427733579744). Raises OSError: EINVAL where the host has no vPMU, ENODEV (since
-    v6.7) on a CPU without a PMU, ENOENT for a feature the kernel does not know.
+    Since v6.7 the first KVM_ARM_VCPU_INIT of a VM also picks the VM's default PMU: that of the
+    CPU this thread is on (commit 427733579744). Raises OSError: EINVAL if the host has no vPMU,
+    ENODEV (since v6.7) on a CPU without a PMU, ENOENT for a feature the kernel does not know.
     """
     init = kvm_vcpu_init()
     ioctl(vm_fd, KVM_ARM_PREFERRED_TARGET, init, what="KVM_ARM_PREFERRED_TARGET")
@@ -145,7 +146,7 @@ def init_vcpu(vm_fd: int, vcpu_fd: int, *, vpmu: bool, strict: bool = False) -> 
 
 
 def pin(tid: int, cpus: Iterable[int]) -> None:
-    """sched_setaffinity of a thread, 0 being the calling one; raises OSError that names both."""
+    """Set the affinity of a thread (0: the calling one); raise OSError that names both."""
     try:
         os.sched_setaffinity(tid, cpus)
     except OSError as error:
@@ -155,9 +156,10 @@ def pin(tid: int, cpus: Iterable[int]) -> None:
 
 @contextmanager
 def on_cpus(cpus: Iterable[int] | None) -> Iterator[None]:
-    """Keep the calling thread on these CPUs, and give it its old mask back at the end.
+    """Keep the calling thread on these CPUs inside the context, and restore its mask at the end.
 
-    None leaves it alone. Raises OSError (EINVAL) if none of them is online or allowed.
+    If `cpus` is None, change nothing. Raises OSError (EINVAL) if none of the CPUs is online or
+    allowed.
     """
     if cpus is None:
         yield
@@ -172,15 +174,15 @@ def on_cpus(cpus: Iterable[int] | None) -> Iterator[None]:
 
 @contextmanager
 def scratch_vcpu(*, strict: bool = False) -> Iterator[int]:
-    """The fd of the one vCPU, with a PMU, of a VM that lives as long as the context.
+    """Create a VM of one vCPU with a PMU for the life of the context, which gives the vCPU's fd.
 
-    `strict` is as for `init_vcpu`. Raises OSError; ENODEV where KVM has no vPMU (also on other
+    `strict` is as for `init_vcpu`. Raises OSError: ENODEV if KVM has no vPMU (also on other
     architectures).
     """
     with (
-        _owned(os.open(PATH_DEV_KVM, os.O_RDWR | os.O_CLOEXEC)) as kvm,
-        _owned(_create_vm(kvm)) as vm,
-        _owned(ioctl(vm, KVM_CREATE_VCPU, 0, what="KVM_CREATE_VCPU of a scratch VM")) as vcpu,
+        _closing_fd(os.open(PATH_DEV_KVM, os.O_RDWR | os.O_CLOEXEC)) as kvm,
+        _closing_fd(_create_vm(kvm)) as vm,
+        _closing_fd(ioctl(vm, KVM_CREATE_VCPU, 0, what="KVM_CREATE_VCPU of a scratch VM")) as vcpu,
     ):
         init_vcpu(vm, vcpu, vpmu=True, strict=strict)
         yield vcpu
@@ -194,7 +196,7 @@ def _create_vm(kvm_fd: int) -> int:
 
 
 @contextmanager
-def _owned(fd: int) -> Iterator[int]:
+def _closing_fd(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM's file descriptors as /proc/PID/fd shows them, and who has them."""
+"""KVM's file descriptors as /proc/PID/fd shows them, and the processes that have them."""
 
 import re
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import value
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
-"""What /proc/PID/fd/N of a VM's file descriptor points to (virt/kvm/kvm_main.c)."""
+"""The target of /proc/PID/fd/N of a VM's file descriptor (virt/kvm/kvm_main.c)."""
 KVM_VCPU_LINK = "anon_inode:kvm-vcpu:"
-"""How that of a vCPU's begins; its number follows (create_vcpu_fd() there)."""
+"""The start of a vCPU descriptor's target; the vCPU's number follows (create_vcpu_fd() there)."""
 
 _VCPU = re.compile(rf"{KVM_VCPU_LINK}([0-9]{{1,9}})")
 
@@ -19,8 +19,8 @@ _VCPU = re.compile(rf"{KVM_VCPU_LINK}([0-9]{{1,9}})")
 class KvmProcess:
     """A process that has KVM VMs or vCPUs open, and its descriptors of them.
 
-    `vms` are none where only vCPUs are left open, which keep their VM. `vcpus` maps the file
-    descriptor of each vCPU to the number KVM_CREATE_VCPU was given.
+    `vms` is empty if only vCPUs are left open, which keep their VM alive. `vcpus` maps the file
+    descriptor of each vCPU to the number given to KVM_CREATE_VCPU.
     """
 
     process: ProcessId
@@ -29,22 +29,22 @@ class KvmProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self.process.pid
 
     @property
     def files(self) -> tuple[int, ...]:
-        """What keeps its VMs: their descriptors, or else the lowest of a vCPU."""
+        """The descriptors that keep its VMs alive: theirs, or else the lowest one of a vCPU."""
         return self.vms or tuple(sorted(self.vcpus)[:1])
 
 
 @value(kw_only=True)
 class KvmScan:
-    """Every process that is seen to have a VM open, and how many could not be looked at.
+    """Every process seen to have a VM open, and how many others are `unreadable`.
 
-    Of the latter the kernel's own threads, which have no descriptors, are none.
-    `is_partial` tells that /proc does not even show some processes: other users' (hidepid), or
-    those outside of this pid namespace.
+    Kernel threads, which have no descriptors, do not count as unreadable. `is_partial` is True if
+    /proc does not show all processes: other users' are hidden (hidepid), or some are outside this
+    pid namespace.
     """
 
     holders: tuple[KvmProcess, ...]
@@ -53,19 +53,19 @@ class KvmScan:
 
 
 def has_kvm(links: Mapping[int, str]) -> bool:
-    """Whether a VM, or a vCPU of one, is among these."""
+    """Return whether a VM, or a vCPU of one, is among these descriptors."""
     return any(
-        its == KVM_VM_LINK or (its.startswith(KVM_VCPU_LINK) and _VCPU.fullmatch(its))
-        for its in links.values()
+        link == KVM_VM_LINK or (link.startswith(KVM_VCPU_LINK) and _VCPU.fullmatch(link))
+        for link in links.values()
     )
 
 
 def holder_of(process: ProcessId, links: Mapping[int, str]) -> KvmProcess:
-    """What a process has of KVM among these."""
-    vms = tuple(sorted(fd for fd, its in links.items() if its == KVM_VM_LINK))
+    """Return a process with the KVM descriptors among these."""
+    vms = tuple(sorted(fd for fd, link in links.items() if link == KVM_VM_LINK))
     return KvmProcess(process=process, vms=vms, vcpus=vcpus_of(links))
 
 
 def vcpus_of(links: Mapping[int, str]) -> dict[int, int]:
-    """The vCPUs among these: file descriptor to the number KVM_CREATE_VCPU was given."""
-    return {fd: int(its[1]) for fd, link in links.items() if (its := _VCPU.fullmatch(link))}
+    """Return the vCPUs among these: file descriptor → number given to KVM_CREATE_VCPU."""
+    return {fd: int(match[1]) for fd, link in links.items() if (match := _VCPU.fullmatch(link))}

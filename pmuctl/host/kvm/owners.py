@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes whose VMs are their own, and not only inherited from, or passed on by, another.
+"""Processes that own KVM VMs, as opposed to those that inherited or were sent a descriptor.
 
-KVM runs a VM only in the address space that made it, and answers EIO in any other (`kvm->mm`,
+KVM runs a VM only in the address space that made it, and fails with EIO in any other (`kvm->mm`,
 virt/kvm/kvm_main.c): a helper that a VMM forks has its descriptors, but not its VM.
 """
 
@@ -15,52 +15,57 @@ from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import replace
 
 NR_IOCTL = (29, 16)
-"""ioctl(2) as a number: arm64's (asm-generic/unistd.h) and x86-64's."""
+"""System call numbers of ioctl(2): arm64's (asm-generic/unistd.h) and x86-64's."""
 
 
 def scan_owners(procs: Procfs, sysfs: Sysfs) -> KvmScan:
-    """Who has KVM VMs open, but for helpers: those have only VMs that certainly are another's.
+    """Return the processes that have KVM VMs open, without helpers.
 
-    Where that is not certain, both are among them. VMs of which only KVM itself tells, for their
-    maker's thread has descriptors of its own, are found by that thread.
+    A helper has only VMs that certainly belong to another process; if that is not certain, both
+    processes stay. VMs in a descriptor table of their maker's thread alone, which only debugfs
+    shows, are found by that thread.
     """
     scan, names = procs.scan_kvm(), debugfs.scan_names(sysfs)
-    by_pid = {its.pid: its for its in scan.holders}
-    for its in _unshared(names, by_pid, procs):
-        by_pid[its.pid] = _joined(by_pid[its.pid], its) if its.pid in by_pid else its
-    holders = tuple(its for _, its in sorted(by_pid.items()))
+    by_pid = {process.pid: process for process in scan.holders}
+    for process in _scan_unshared(names, by_pid, procs):
+        known = by_pid.get(process.pid)
+        by_pid[process.pid] = process if known is None else _merge_fds(known, process)
+    holders = tuple(process for _, process in sorted(by_pid.items()))
     if len(holders) > 1:
-        made = _made(holders, procs, names)
-        holders = tuple(its for its in holders if not _is_helper(its, by_pid, made, procs))
+        made = _find_made_vms(holders, procs, names)
+        holders = tuple(
+            process for process in holders if not _is_helper(process, by_pid, made, procs)
+        )
     return replace(scan, holders=holders)
 
 
-def _unshared(
+def _scan_unshared(
     names: debugfs.Names, by_pid: Mapping[int, KvmProcess], procs: Procfs
 ) -> Iterator[KvmProcess]:
-    """What the makers of VMs have open that their processes are not seen to have."""
+    """Yield what makers of VMs have open in threads with a descriptor table of their own."""
     for tid, fd in names:
         if tid not in by_pid or fd not in by_pid[tid].vms:
-            its = procs.thread_holder(tid)
-            if its is not None and not (its.pid in by_pid and fd in by_pid[its.pid].vms):
-                yield its
+            process = procs.thread_holder(tid)
+            if process and not (process.pid in by_pid and fd in by_pid[process.pid].vms):
+                yield process
 
 
-def _joined(holder: KvmProcess, more: KvmProcess) -> KvmProcess:
-    vms = tuple(sorted({*holder.vms, *more.vms}))
-    return replace(holder, vms=vms, vcpus={**more.vcpus, **holder.vcpus})
+def _merge_fds(process: KvmProcess, unshared: KvmProcess) -> KvmProcess:
+    """Return the process with the descriptors of both; its own vCPUs win."""
+    vms = tuple(sorted({*process.vms, *unshared.vms}))
+    return replace(process, vms=vms, vcpus={**unshared.vcpus, **process.vcpus})
 
 
-def _made(
+def _find_made_vms(
     holders: Sequence[KvmProcess], procs: Procfs, names: debugfs.Names
 ) -> list[tuple[int, int]]:
-    """The VMs whose maker KVM names: its process and descriptor."""
+    """Return pid and VM descriptor of the VMs that debugfs shows these processes to have made."""
     if not names:
         return []
     return [
-        (its.pid, fd)
-        for its in holders
-        for fd, _ in debugfs.names_of(names, its, procs.threads(its.pid))
+        (process.pid, fd)
+        for process in holders
+        for fd, _ in debugfs.names_of(names, process, procs.threads(process.pid))
     ]
 
 
@@ -70,20 +75,21 @@ def _is_helper(
     made: Sequence[tuple[int, int]],
     procs: Procfs,
 ) -> bool:
+    """Return whether all VMs of a process certainly belong to others."""
     if not holder.vms or any(pid == holder.pid for pid, _ in made):
         return False
-    others = [*made, *_run_by_parent(holder, by_pid, procs)]
+    others = [*made, *_iter_parent_vms(holder, by_pid, procs)]
     return all(
         any(procs.is_same_file(holder.pid, fd, *other) for other in others) for fd in holder.vms
     )
 
 
-def _run_by_parent(
+def _iter_parent_vms(
     holder: KvmProcess, by_pid: Mapping[int, KvmProcess], procs: Procfs
 ) -> Iterator[tuple[int, int]]:
-    """The only VM of the parent, where that has run a guest and this process never has.
+    """Yield the only VM of the parent, if the parent has run a guest and this process never has.
 
-    So it is known without debugfs, to users that are not root.
+    That shows the owner without debugfs, so also to users other than root.
     """
     parent = by_pid.get(procs.parent(holder.pid) or 0)
     if parent is not None and len(parent.vms) == 1:
@@ -99,9 +105,9 @@ def _has_run(pid: int, procs: Procfs) -> bool:
 
 
 def running_vcpu(pid: int, tid: int, procs: Procfs) -> int | None:
-    """The descriptor of the vCPU with which a thread sleeps in KVM_RUN, None where in none.
+    """Return the descriptor of the vCPU with which a thread sleeps in KVM_RUN, else None.
 
-    A guest that keeps its CPU busy is not seen there.
+    A guest that keeps its CPU busy is not seen, because its thread does not sleep.
     """
     call = procs.syscall(pid, tid)
     return call[1] if len(call) > 2 and call[0] in NR_IOCTL and call[2] == KVM_RUN else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the outside sees of a supervised VM: its control socket and its record."""
+"""The outside view of a supervised VM: its control socket and its start record."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import shortage_of
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedDoor
+from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedBackend
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import TargetSettings
@@ -30,192 +30,198 @@ BY_RUN = "pmuctl run"
 
 
 class Service:
-    """A Story told over the control socket, and kept in the record beside it."""
+    """A VmObserver that serves the control socket and keeps the start record beside it."""
 
     def __init__(
-        self, orders: LaunchSpec, pid: int, *, procs: Procfs, wake: Callable[[], None]
+        self, spec: LaunchSpec, pid: int, *, procs: Procfs, wake: Callable[[], None]
     ) -> None:
-        self._orders = orders
+        self._spec = spec
         self._procs = procs
-        self._door = SupervisedDoor(orders, pid, wake)
+        self._backend = SupervisedBackend(spec, pid, wake)
         self._stack: ExitStack | None = None
-        self._known: tuple[VcpuStatus, ...] = ()
-        self._is_behind = False
-        self._is_reached = False
-        self._path = record_path(orders.socket)
+        self._vcpus: tuple[VcpuStatus, ...] = ()
+        self._is_record_stale = False
+        self._has_been_held = False
+        self._record_path = record_path(spec.socket)
         self._lock = threading.Lock()
         self._record = Record(
-            name=orders.name,
+            name=spec.name,
             pid=pid,
             start=procs.start_time(pid) or 0,
             supervisor=os.getpid(),
-            command=orders.command,
+            command=spec.command,
             began=int(time.time()),
         )
 
     @property
     def pid(self) -> int:
         """The process that makes VMs, or is expected to."""
-        return self._door.pid
+        return self._backend.pid
 
     def open(
-        self, make: MakeCall, check: Callable[[CpuSet], None], stops: Callable[[], int]
+        self, make_call: MakeCall, check_cpus: Callable[[CpuSet], None], stops: Callable[[], int]
     ) -> None:
-        """Begin to serve; raises what Server does where the socket cannot be had.
+        """Start serving; raises what Server raises if it cannot have the socket.
 
-        `make` makes a call in the held thread of the VM, `check` raises PinnedError for CPUs its
-        threads may not be put on, `stops` counts the stops so far.
+        `make_call` makes a call in the held thread of the VM, `check_cpus` raises PinnedError for
+        CPUs that its threads may not be put on, `stops` counts the stops so far.
         """
-        self._make = make
-        self._check = check
-        self._door.make = self._checked
-        self._stops = stops
-        self._serve()
-        self._note()
-        self.rest()
+        self._make_call = make_call
+        self._check_cpus = check_cpus
+        self._backend.make_call = self._make_checked_call
+        self._count_stops = stops
+        self._start_server()
+        self._update_record()
+        self.flush()
 
-    def _serve(self) -> None:
+    def _start_server(self) -> None:
+        """Start the control server, sealed unless the VM is to be held."""
         with ExitStack() as stack:
-            self._server = Server(self._door, self._orders.socket, on_change=self._changed_by)
+            self._server = Server(
+                self._backend, self._spec.socket, on_change=self._record_client_change
+            )
             stack.enter_context(self._server)
-            if not self._orders.hold:
+            if not self._spec.hold:
                 self._server.seal("it was started without --hold")
             self._stack = stack.pop_all()
 
     def on_process(self, pid: int) -> None:
-        """This process makes VMs."""
-        self._door.pid, self._door.known, self._known = pid, (), ()
-        self._door.default = None
-        self._door.is_gone = False
-        if self._stack is None:  # the one before has ended; its name may be another's by now
+        """Serve, and record, the process that makes VMs now."""
+        self._backend.pid, self._backend.known_vcpus, self._vcpus = pid, (), ()
+        self._backend.known_default_pmu = None
+        self._backend.is_gone = False
+        if self._stack is None:  # the VMM before has ended, and its name may be taken by now
             with suppress(PmuctlError, OSError):
-                self._serve()
+                self._start_server()
         start = self._procs.start_time(pid) or 0
-        self._note(pid=pid, start=start, derived=None, applied=(), problem=None, stops=None)
+        self._update_record(
+            pid=pid, start=start, derived=None, applied=(), problem=None, stops=None
+        )
 
-    def ended(self) -> None:
-        """The process is gone. Of a VM that did not start the record stays, to say why."""
+    def on_vmm_exit(self) -> None:
+        """Stop serving and remove the record, which stays only to say why a VM did not start."""
         if self._stack is None:
             return
         if self._record.problem is not None:
-            self.rest()
+            self.flush()
         else:
             with suppress(OSError):
-                remove_record(self._path)
-        self._door.is_gone = True
+                remove_record(self._record_path)
+        self._backend.is_gone = True
         self._stack.close()
         if self._record.problem is not None:
-            self.rest()  # there may be a descriptor for it now
+            self.flush()  # closing the server may have freed a descriptor for it
         self._stack = None
 
     def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
-        """These are the vCPUs of the VM made last."""
-        self._known = tuple(vcpus)
-        if not self._orders.hold or self._is_reached:
-            self._door.known = self._known
+        """Publish the vCPUs of the VM made last; in the record, the stops once all have run."""
+        self._vcpus = tuple(vcpus)
+        if not self._spec.hold or self._has_been_held:
+            self._backend.known_vcpus = self._vcpus
         if self._record.stops is None and all(vcpu.has_run for vcpu in vcpus):
-            self._note(stops=self._stops())
+            self._update_record(stops=self._count_stops())
 
     def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
-        """The PMU that KVM chose for them by itself; None where that is not certain."""
-        self._door.default = pmu
+        """Publish the PMU that KVM chose by itself; None if it is not certain."""
+        self._backend.known_default_pmu = pmu
         if self._record.derived != pmu:
-            self._note(derived=pmu)
+            self._update_record(derived=pmu)
 
-    def on_applied(self, words: Sequence[str]) -> None:
-        """The settings were applied to a VM, by these calls."""
-        if self._orders.hold:
+    def on_applied(self, descriptions: Sequence[str]) -> None:
+        """Record that these calls applied the settings to a VM."""
+        if self._spec.hold:
             return
-        if self._orders.pmu is None and self._record.cpus is None:
-            self._note(cpus=self._orders.affinity)
+        if self._spec.pmu is None and self._record.cpus is None:
+            self._update_record(cpus=self._spec.affinity)
         elif not self._record.applied:
-            self._adopt(words)
+            self._record_first_settings(descriptions)
 
-    def _adopt(self, words: Sequence[str]) -> None:
-        if self._orders.pmu is not None:
-            number, name = self._orders.pmu
-            cpus = self._cpus_of(name) if self._orders.hold else self._orders.affinity
-            wanted = TargetSettings(type=number, name=name, filter=self._orders.filter, cpus=cpus)
-            self._server.settings.set_applied(wanted)
-            self._changed(BY_RUN, tuple(words))
+    def _record_first_settings(self, descriptions: Sequence[str]) -> None:
+        """Publish and record the settings of the launch spec, if it has a PMU."""
+        if self._spec.pmu is not None:
+            number, name = self._spec.pmu
+            cpus = self._find_pmu_cpus(name) if self._spec.hold else self._spec.affinity
+            target = TargetSettings(type=number, name=name, filter=self._spec.filter, cpus=cpus)
+            self._server.settings.set_applied(target)
+            self._record_change(BY_RUN, tuple(descriptions))
 
     def on_refused(self, error: PmuctlError) -> None:
-        """The VM does not start."""
-        its = Problem(
+        """Record why the VM does not start."""
+        problem = Problem(
             message=error.message, why=error.why, fix=error.fix, status=int(ExitStatus.ENDED)
         )
-        self._note(problem=its)
+        self._update_record(problem=problem)
 
-    def on_held(self, words: Sequence[str]) -> None:
-        """The window is open, and stays so; what was ordered was applied by these calls."""
-        self._adopt(words)
-        self._is_reached = True
-        self._door.known = self._known  # from here on clients find somebody to ask
+    def on_held(self, descriptions: Sequence[str]) -> None:
+        """Publish the held VM; these calls applied the settings of the launch spec."""
+        self._record_first_settings(descriptions)
+        self._has_been_held = True
+        self._backend.known_vcpus = self._vcpus  # from here on clients find vCPUs to address
 
-    def carry_out(self) -> None:
-        """Have the calls made that wait for it."""
-        self._door.carry_out()
+    def make_pending_calls(self) -> None:
+        """Make the calls that clients wait for."""
+        self._backend.make_pending_calls()
 
-    def _checked(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """Make a call of the held VM; first see that its threads can follow the PMU."""
+    def _make_checked_call(self, vcpu: int, attr: int, payload: bytes) -> None:
+        """Make a call in the held VM once it is certain that its threads can follow the PMU."""
         if attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
             number = int.from_bytes(payload, sys.byteorder)
             name = scan_pmu_types(Sysfs()).get(number)
-            if name is not None and (cpus := self._cpus_of(name)) is not None:
-                self._check(cpus)
-        self._make(vcpu, attr, payload)
+            if name is not None and (cpus := self._find_pmu_cpus(name)) is not None:
+                self._check_cpus(cpus)
+        self._make_call(vcpu, attr, payload)
 
-    def released(self) -> LaunchSpec | None:
-        """Once somebody has released the VM, the orders as they are to go on; None until then."""
-        return self._given() if self._server.settings.closed.is_set() else None
+    def released_spec(self) -> LaunchSpec | None:
+        """Return the spec to go on with once the VM was released, None until then."""
+        return self._make_current_spec() if self._server.settings.closed.is_set() else None
 
-    def _given(self) -> LaunchSpec:
-        """The orders as they would have been with what the VM was given while it was held."""
-        its = self._server.settings.query()
-        pmu, event_filter = self._server.settings.pmu, its["filter"]
+    def _make_current_spec(self) -> LaunchSpec:
+        """Return the launch spec updated with the settings applied during the hold."""
+        settings = self._server.settings.query()
+        pmu, event_filter = self._server.settings.pmu, settings["filter"]
         if pmu is None:
-            return replace(self._orders, pmu=None, filter=None)
+            return replace(self._spec, pmu=None, filter=None)
         cpus = self._server.settings.cpus
-        if cpus is not None and self._orders.affinity is not None:
-            cpus &= self._orders.affinity
+        if cpus is not None and self._spec.affinity is not None:
+            cpus &= self._spec.affinity
         return replace(
-            self._orders,
+            self._spec,
             pmu=pmu,
             filter=filter_from(event_filter) if isinstance(event_filter, dict) else None,
             affinity=cpus,
         )
 
-    def _cpus_of(self, name: str) -> CpuSet | None:
-        """Where the threads of a VM with this PMU are kept: its CPUs, of those that were named."""
+    def _find_pmu_cpus(self, name: str) -> CpuSet | None:
+        """Return the CPUs for a VM with this PMU: the PMU's, of those in the launch spec."""
         found = scan_pmus(Sysfs(), [name])
-        cpus, named = found[0].cpus if found else None, self._orders.affinity
+        cpus, named = found[0].cpus if found else None, self._spec.affinity
         return named if cpus is None else cpus if named is None else cpus & named
 
-    def _changed_by(self, client: str, words: tuple[str, ...]) -> None:
-        """A client's change is in the record before the client hears of it."""
-        self._changed(client, words)
-        self.rest()
+    def _record_client_change(self, client: str, descriptions: tuple[str, ...]) -> None:
+        """Write a client's change to the record before the client gets its answer."""
+        self._record_change(client, descriptions)
+        self.flush()
 
-    def _changed(self, by: str, words: tuple[str, ...]) -> None:
-        """What stands after a change, by whom; called from any thread."""
-        given = self._given()
-        change = SettingsChange(when=int(time.time()), by=by, steps=words)
+    def _record_change(self, by: str, descriptions: tuple[str, ...]) -> None:
+        """Record the settings after a change, and who made it; called from any thread."""
+        spec = self._make_current_spec()
+        change = SettingsChange(when=int(time.time()), by=by, steps=descriptions)
         with self._lock:
             applied = (*self._record.applied, change)
-        self._note(pmu=given.pmu, filter=given.filter, cpus=given.affinity, applied=applied)
+        self._update_record(pmu=spec.pmu, filter=spec.filter, cpus=spec.affinity, applied=applied)
 
-    def _note(self, **changes: object) -> None:
-        """For the record, once nobody waits for the supervisor."""
+    def _update_record(self, **changes: object) -> None:
+        """Change the record, to be written once nobody waits for the supervisor."""
         with self._lock:
             self._record = replace(self._record, **changes)  # type: ignore[arg-type]
-            self._is_behind = True
+            self._is_record_stale = True
 
-    def rest(self) -> None:
-        """Nobody is stopped: there is time to write down what became of the VM."""
+    def flush(self) -> None:
+        """Write the record if it has changed: no thread of the VMM is stopped now."""
         with self._lock:
-            if self._is_behind and self._stack is not None:
-                self._is_behind = False
+            if self._is_record_stale and self._stack is not None:
+                self._is_record_stale = False
                 try:
-                    write_record(self._path, self._record)
-                except OSError as error:  # it is for those who ask later
-                    self._is_behind = shortage_of(error) is not None
+                    write_record(self._record_path, self._record)
+                except OSError as error:  # the record is only for those who ask later
+                    self._is_record_stale = shortage_of(error) is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A supervised VM as the control server sees it; its calls are made by the tracer's thread."""
+"""A supervised VM as a backend of the control server; the tracer's thread makes its calls."""
 
 import os
 import threading
@@ -10,14 +10,14 @@ from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 
-GONE_SECONDS = 0.5
-"""How often a call that waits looks whether there is still anybody to make it."""
+GONE_POLL_SECONDS = 0.5
+"""How often a call that waits checks that the VMM is still there to make it (seconds)."""
 
 MakeCall = Callable[[int, int, bytes], None]
 
 
-class Waiting:
-    """A call that waits to be made, and what came of it."""
+class PendingCall:
+    """A call that waits to be made, and its result."""
 
     def __init__(self, vcpu: int, attr: int, payload: bytes) -> None:
         self.vcpu = vcpu
@@ -27,75 +27,76 @@ class Waiting:
         self.error: Exception | None = None
 
 
-class SupervisedDoor:
-    """What the server may know and do.
+class SupervisedBackend:
+    """What the control server may know of a supervised VM and do to it.
 
-    The supervisor keeps `pid`, `known`, `default` and `is_gone` up to date.
+    The supervisor keeps `pid`, `known_vcpus`, `known_default_pmu` and `is_gone` up to date.
 
-    Only its own thread may touch a tracee: what `set_attr` is asked for waits until that calls
-    `carry_out`, which has `make` do it; `wake` tells that something waits.
+    Only the supervisor's own thread may touch a tracee: a call of `set_attr` waits until that
+    thread calls `make_pending_calls`, which makes it with `make_call`; `wake` wakes that thread.
     """
 
     uuid: str | None = None
 
-    def __init__(self, orders: LaunchSpec, pid: int, wake: Callable[[], None]) -> None:
-        self.name = orders.name
-        self.vmm = os.path.basename(orders.command[0])[:64]
+    def __init__(self, spec: LaunchSpec, pid: int, wake: Callable[[], None]) -> None:
+        self.name = spec.name
+        self.vmm = os.path.basename(spec.command[0])[:64]
         self.pid = pid
-        self.known: tuple[VcpuStatus, ...] = ()
-        self.default: tuple[int, str] | None = None
-        self._calls: deque[Waiting] = deque()
-        self._orders = orders
+        self.known_vcpus: tuple[VcpuStatus, ...] = ()
+        self.known_default_pmu: tuple[int, str] | None = None
+        self._pending_calls: deque[PendingCall] = deque()
+        self._spec = spec
         self._wake = wake
-        self.make: MakeCall | None = None
+        self.make_call: MakeCall | None = None
         self.is_gone = False
 
     def vcpus(self) -> Sequence[VcpuStatus]:
-        """Those of the VM made last."""
-        return self.known
+        """Return the vCPUs of the VM made last."""
+        return self.known_vcpus
 
     def has_vpmu(self) -> bool:
-        """They have: a VM without one is not started."""
+        """Return True: a VM without a vPMU is not started."""
         return True
 
     def default_pmu(self) -> tuple[int, str] | None:
-        """As the supervisor saw the VM being made."""
-        return self.default
+        """Return KVM's own choice as the supervisor observed it, None if it is not certain."""
+        return self.known_default_pmu
 
     def event_bits(self) -> int | None:
-        """As found by a probe before the start."""
-        return self._orders.event_bits
+        """Return the width of the event space that a probe found before the start."""
+        return self._spec.event_bits
 
     def counters_limit(self, pmu_type: int) -> int | None:
-        """Not known: counters are not offered."""
+        """Return None, for not known: counters are not offered."""
         return None
 
     def has_attr(self, attr: int) -> bool:
-        """As found by that probe.
+        """Return True if a probe found this attribute before the start.
 
-        Without SET_NR_COUNTERS: VMMs write PMCR_EL0 back after INIT, and every SET_PMU resets it.
+        SET_NR_COUNTERS is left out: VMMs write PMCR_EL0 back after INIT, and every SET_PMU resets
+        it.
         """
-        return attr in self._orders.attributes and attr != KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
+        return attr in self._spec.attributes and attr != KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         """Have the held thread make the call; raises OSError with KVM's errno."""
-        call = Waiting(vcpu, attr, payload)
-        self._calls.append(call)
+        call = PendingCall(vcpu, attr, payload)
+        self._pending_calls.append(call)
         self._wake()
-        while not call.is_done.wait(GONE_SECONDS):
+        while not call.is_done.wait(GONE_POLL_SECONDS):
             if self.is_gone:
                 raise ProcessLookupError("its VMM is gone")
         if call.error is not None:
             raise call.error
 
-    def carry_out(self) -> None:
-        """In the tracer's thread: make the calls that wait."""
-        while self._calls:
-            call = self._calls.popleft()
+    def make_pending_calls(self) -> None:
+        """Make the calls that wait; to be called in the tracer's thread."""
+        while self._pending_calls:
+            call = self._pending_calls.popleft()
             try:
-                if self.make is None:
+                if self.make_call is None:
                     raise ProcessLookupError("it is not held")
-                self.make(call.vcpu, call.attr, call.payload)
+                self.make_call(call.vcpu, call.attr, call.payload)
             except Exception as error:
                 call.error = error
             call.is_done.set()

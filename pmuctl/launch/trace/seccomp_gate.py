@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate itself: a seccomp filter that stops one ioctl, and its listener."""
+"""The gate: a seccomp filter that stops one ioctl, and the listener that answers for it."""
 
 import ctypes
 import errno
@@ -32,7 +32,7 @@ from pmuctl.value import value
 
 @value
 class Notification:
-    """A thread that waits at the gate, with its KVM_CREATE_VCPU.
+    """A thread that waits at the gate with its KVM_CREATE_VCPU.
 
     `ident` names this one wait: a signal ends it, and the call made again is another.
     """
@@ -41,30 +41,31 @@ class Notification:
     tid: int
 
 
-def install(machine: Arch) -> int:
-    """Put the gate in front of this thread and all it will become; its listener.
+def install(arch: Arch) -> int:
+    """Install the gate for this thread and all it becomes; return the listener's descriptor.
 
-    Without CAP_SYS_ADMIN the kernel asks for no_new_privs first, which then stays. Raises OSError
-    (EBUSY where another filter with a listener is in the way).
+    Without CAP_SYS_ADMIN the kernel requires no_new_privs first, which then stays. Raises OSError
+    (EBUSY if another filter with a listener is in the way).
     """
-    program = _program(machine)
+    program = _build_program(arch)
     operation, flags = SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
     try:
-        return seccomp(machine.nr_seccomp, operation, flags, program)
+        return seccomp(arch.nr_seccomp, operation, flags, program)
     except PermissionError:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        return seccomp(machine.nr_seccomp, operation, flags, program)
+        return seccomp(arch.nr_seccomp, operation, flags, program)
 
 
-def _program(machine: Arch) -> "ctypes.Array[sock_filter]":
-    """KVM_CREATE_VCPU of this architecture goes to the listener, all else is none of its business.
+def _build_program(arch: Arch) -> "ctypes.Array[sock_filter]":
+    """Return a filter that sends KVM_CREATE_VCPU to the listener and allows all else.
 
-    Of a request only the low 32 bits count (virt/kvm/kvm_main.c takes an unsigned int).
+    It allows every call of another architecture. Only the low 32 bits of a request count
+    (virt/kvm/kvm_main.c takes an unsigned int).
     """
     second = seccomp_data.args.offset + 8
     wanted = (
-        (seccomp_data.arch.offset, machine.audit_arch),
-        (seccomp_data.nr.offset, machine.nr_ioctl),
+        (seccomp_data.arch.offset, arch.audit_arch),
+        (seccomp_data.nr.offset, arch.nr_ioctl),
         (second, KVM_CREATE_VCPU),
     )
     code = []
@@ -85,33 +86,34 @@ class Listener:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
-    def take(self) -> Notification | None:
-        """The next thread that waits, None where there is none (any more).
+    def receive(self) -> Notification | None:
+        """Return the next thread that waits, None if there is none (any more).
 
-        Raises EOFError once nobody stands behind the gate: to ask again then would wait for ever
-        on 6.1 and spin on 7.3.
+        Raises EOFError once no process is behind the gate: to receive again then would wait for
+        ever on 6.1 and spin on 7.3.
         """
         ready = self._poll.poll(0)
         if not ready:
             return None
         if not ready[0][1] & select.POLLIN:
             raise EOFError
-        its = seccomp_notif()
+        notif = seccomp_notif()
         try:
-            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, its, what="SECCOMP_IOCTL_NOTIF_RECV")
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_RECV, notif, what="SECCOMP_IOCTL_NOTIF_RECV")
         except (FileNotFoundError, InterruptedError):
-            return None  # a signal took the call away between poll and this
-        return Notification(its.id, its.pid)
+            return None  # a signal has interrupted the call since poll()
+        return Notification(notif.id, notif.pid)
 
-    def let_on(self, waiting: Notification) -> None:
+    def allow(self, notification: Notification) -> None:
         """Let the call be made."""
-        self._answer(waiting, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+        self._send_response(notification, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
-    def deny(self, waiting: Notification) -> None:
+    def deny(self, notification: Notification) -> None:
         """Let the call fail with EPERM."""
-        self._answer(waiting, -errno.EPERM, 0)
+        self._send_response(notification, -errno.EPERM, 0)
 
-    def _answer(self, waiting: Notification, error: int, flags: int) -> None:
-        its = seccomp_notif_resp(waiting.ident, 0, error, flags)
-        with suppress(FileNotFoundError):  # the wait was interrupted: another one will come
-            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, its, what="SECCOMP_IOCTL_NOTIF_SEND")
+    def _send_response(self, notification: Notification, error: int, flags: int) -> None:
+        """Answer a notification with this negative errno and these flags."""
+        response = seccomp_notif_resp(notification.ident, 0, error, flags)
+        with suppress(FileNotFoundError):  # the wait was interrupted, and the call comes again
+            ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, response, what="SECCOMP_IOCTL_NOTIF_SEND")

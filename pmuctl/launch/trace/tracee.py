@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread of a VMM under ptrace: its registers and memory, and calls put into it.
+"""One thread of a VMM under ptrace: its registers and memory, and system calls injected into it.
 
-Whatever raises OSError with ESRCH means that the thread is gone, or was killed meanwhile.
+Any OSError with ESRCH means that the thread is gone, or was killed meanwhile.
 """
 
 import ctypes
@@ -41,23 +41,23 @@ SYSCALL_STOP = signal.SIGTRAP | 0x80
 """The stop signal of system calls under PTRACE_O_TRACESYSGOOD."""
 ALL_SIGNALS = b"\xff" * 8
 BELOW_STACK = 256
-"""Bytes left below the stack pointer, which a function may use unasked (128 on x86-64)."""
+"""Bytes below the stack pointer that a function may use without moving it (128 on x86-64)."""
 
 
 class ThreadGoneError(Exception):
-    """The traced thread ended while something was done with it."""
+    """The traced thread ended while it was worked on."""
 
 
 class Tracee:
     """A seized thread. `call` is the system call it is in, as (number, arguments).
 
-    `followed` is whether it stops at system calls, `leaving` whether it is let go at the next
-    stop where that does no harm, `parked` whether it is kept stopped, `is_entering` whether
-    it is on its way through the gate, `is_ending` whether it is to end its process; `stops` is
-    how often it stopped. `shortage` is why it could not be told whose thread it is.
+    `followed` says that it stops at system calls, `leaving` that it is detached at the next stop
+    where that does no harm, `parked` that it is kept stopped, `is_entering` that it is on its way
+    through the gate, `is_ending` that it is to end its process; `stops` counts its stops.
+    `shortage` is why the process it belongs to could not be read.
     """
 
-    def __init__(self, tid: int, tgid: int, machine: Arch) -> None:
+    def __init__(self, tid: int, tgid: int, arch: Arch) -> None:
         self.tid = tid
         self.tgid = tgid
         self.followed = False
@@ -68,38 +68,38 @@ class Tracee:
         self.stops = 0
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.shortage: ResourceExhaustedError | None = None
-        self._machine = machine
+        self._arch = arch
         self._mask: bytes | None = None
 
     def seize(self, options: int) -> None:
-        """Begin to trace it; it goes on running. Raises OSError (EPERM)."""
+        """Begin to trace the thread, which goes on running; raises OSError (EPERM)."""
         ptrace(PTRACE_SEIZE, self.tid, 0, options)
 
     def interrupt(self) -> None:
-        """Make it stop soon, with PTRACE_EVENT_STOP."""
+        """Make the thread stop soon, with PTRACE_EVENT_STOP."""
         ptrace(PTRACE_INTERRUPT, self.tid)
 
-    def resume(self, its_signal: int = 0) -> None:
-        """Let it go on, up to its next system call if it is followed."""
-        ptrace(PTRACE_SYSCALL if self.followed else PTRACE_CONT, self.tid, 0, its_signal)
+    def resume(self, signum: int = 0) -> None:
+        """Let the thread go on, up to its next system call if it is followed."""
+        ptrace(PTRACE_SYSCALL if self.followed else PTRACE_CONT, self.tid, 0, signum)
 
-    def detach(self, its_signal: int = 0) -> None:
-        """Trace it no more: at a call's exit, at PTRACE_EVENT_STOP or before a signal.
+    def detach(self, signum: int = 0) -> None:
+        """Stop tracing: at a call's exit, at PTRACE_EVENT_STOP or before a signal.
 
-        At a call's entry it would find a signal pending that is none: KVM_RUN and KVM_CREATE_VM
-        give EINTR then.
+        Detached at a call's entry the thread would find a signal pending that does not exist:
+        KVM_RUN and KVM_CREATE_VM give EINTR then.
         """
         self.unblock_signals()
-        ptrace(PTRACE_DETACH, self.tid, 0, its_signal)
+        ptrace(PTRACE_DETACH, self.tid, 0, signum)
 
     def syscall_info(self) -> ptrace_syscall_info:
-        """Which call it is at the entry or the exit of."""
-        its = ptrace_syscall_info()
-        ptrace(PTRACE_GET_SYSCALL_INFO, self.tid, ctypes.sizeof(its), ctypes.addressof(its))
-        return its
+        """Return which call the thread is at the entry or the exit of."""
+        info = ptrace_syscall_info()
+        ptrace(PTRACE_GET_SYSCALL_INFO, self.tid, ctypes.sizeof(info), ctypes.addressof(info))
+        return info
 
     def block_signals(self) -> None:
-        """Keep handlers from running: each would restart the call it is in, for ever."""
+        """Keep signal handlers from running: each would restart the call it is in, for ever."""
         if self._mask is None:
             mask = ctypes.create_string_buffer(8)
             ptrace(PTRACE_GETSIGMASK, self.tid, 8, ctypes.addressof(mask))
@@ -113,70 +113,71 @@ class Tracee:
             self._mask = None
 
     def _set_mask(self, mask: bytes) -> None:
-        its = ctypes.create_string_buffer(mask, 8)
-        ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(its))
+        buffer = ctypes.create_string_buffer(mask, 8)
+        ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(buffer))
 
     def registers(self) -> list[int]:
-        """Its general registers."""
-        its = (ctypes.c_uint64 * self._machine.words)()
-        vector = iovec(ctypes.addressof(its), ctypes.sizeof(its))
+        """Return the general registers."""
+        buffer = (ctypes.c_uint64 * self._arch.register_count)()
+        vector = iovec(ctypes.addressof(buffer), ctypes.sizeof(buffer))
         ptrace(PTRACE_GETREGSET, self.tid, NT_PRSTATUS, ctypes.addressof(vector))
-        return list(its)
+        return list(buffer)
 
     def set_registers(self, registers: list[int]) -> None:
-        """Write them all."""
-        its = (ctypes.c_uint64 * self._machine.words)(*registers)
-        vector = iovec(ctypes.addressof(its), ctypes.sizeof(its))
+        """Write all general registers."""
+        buffer = (ctypes.c_uint64 * self._arch.register_count)(*registers)
+        vector = iovec(ctypes.addressof(buffer), ctypes.sizeof(buffer))
         ptrace(PTRACE_SETREGSET, self.tid, NT_PRSTATUS, ctypes.addressof(vector))
 
     def read(self, address: int, size: int) -> bytes:
-        """Memory of its process."""
+        """Return this many bytes of the process's memory; raises OSError."""
         return process_vm_read(self.tid, address, size)
 
     def skip_call(self) -> list[int]:
-        """From a call's entry to its exit without the call; its registers to make it after all."""
+        """Go from a call's entry to its exit without it; return registers to make it after all."""
         registers = self.registers()
-        if (register := self._machine.nr_at_entry) is None:
+        if (register := self._arch.nr_at_entry) is None:
             number = ctypes.c_int(-1)
             vector = iovec(ctypes.addressof(number), ctypes.sizeof(number))
             ptrace(PTRACE_SETREGSET, self.tid, NT_ARM_SYSTEM_CALL, ctypes.addressof(vector))
         else:
-            none = list(registers)
-            none[register] = (1 << 64) - 1
-            self.set_registers(none)
-        self._step()
+            skipped = list(registers)
+            skipped[register] = (1 << 64) - 1
+            self.set_registers(skipped)
+        self._step_to_syscall_stop()
         self.call = None
-        return self._machine.again(registers)
+        return self._arch.restart_call(registers)
 
     def ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None = None) -> int:
-        """Make it issue an ioctl while it is stopped at a call's exit, and be there again.
+        """Make an ioctl in the thread while it is stopped at a call's exit, and return there.
 
         `argument` is the struct and what may follow it; `pointer` is the offset of a member that
-        is to be the address of what follows the first 24 bytes. Gives back what the ioctl
-        returned, -errno for an error. Handlers of signals wait. Raises OSError where its memory
-        may not be written.
+        is to be the address of what follows the first 24 bytes. Return what the ioctl returned,
+        -errno for an error. Signal handlers wait. Raises OSError if the thread's memory may not be
+        written.
         """
         was_open = self._mask is None
         self.block_signals()
         try:
-            return self._ioctl(fd, request, argument, pointer)
+            return self._inject_ioctl(fd, request, argument, pointer)
         finally:
             if was_open:
                 with suppress(ProcessLookupError):
                     self.unblock_signals()
 
-    def _ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None) -> int:
+    def _inject_ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None) -> int:
+        """Make the ioctl with its argument below the stack, and restore memory and registers."""
         saved = self.registers()
-        address = (saved[self._machine.sp] - BELOW_STACK - len(argument)) & ~15
+        address = (saved[self._arch.sp] - BELOW_STACK - len(argument)) & ~15
         if pointer is not None:
-            where = struct.pack("<Q", address + 24)
-            argument = argument[:pointer] + where + argument[pointer + 8 :]
+            pointer_bytes = struct.pack("<Q", address + 24)
+            argument = argument[:pointer] + pointer_bytes + argument[pointer + 8 :]
         before = self.read(address, len(argument))
         process_vm_write(self.tid, address, argument)
         args = (fd, request, address)
-        self.set_registers(self._machine.calling(saved, self._machine.nr_ioctl, args))
-        self._step()
-        self._step()
+        self.set_registers(self._arch.inject_call(saved, self._arch.nr_ioctl, args))
+        self._step_to_syscall_stop()
+        self._step_to_syscall_stop()
         info = self.syscall_info()
         if info.op != PTRACE_SYSCALL_INFO_EXIT:
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"thread {self.tid}")
@@ -186,33 +187,33 @@ class Tracee:
         return result
 
     def exit_group(self, status: int) -> None:
-        """Make its process end with this status; it is stopped at a call's exit."""
+        """Make the process end with this status; the thread is stopped at a call's exit."""
         args = (status,)
-        calling = self._machine.calling(self.registers(), self._machine.nr_exit_group, args)
-        self.set_registers(calling)
+        registers = self._arch.inject_call(self.registers(), self._arch.nr_exit_group, args)
+        self.set_registers(registers)
         self.followed = False
-        self.parked = self.is_ending = True  # it is on its way: nobody else is to resume it
+        self.parked = self.is_ending = True  # nobody else is to resume it on its way
         self.resume()
 
-    def _step(self) -> None:
-        """On to the next stop at a system call, whatever comes between."""
-        its_signal = 0
+    def _step_to_syscall_stop(self) -> None:
+        """Run to the next stop at a system call, whatever is between; raises ThreadGoneError."""
+        signum = 0
         while True:
             try:
-                ptrace(PTRACE_SYSCALL, self.tid, 0, its_signal)
+                ptrace(PTRACE_SYSCALL, self.tid, 0, signum)
                 _, status = os.waitpid(self.tid, WALL)
             except (ProcessLookupError, ChildProcessError):
                 raise ThreadGoneError from None
             if not os.WIFSTOPPED(status):
                 raise ThreadGoneError
-            its_signal = os.WSTOPSIG(status)
-            if its_signal == SYSCALL_STOP:
+            signum = os.WSTOPSIG(status)
+            if signum == SYSCALL_STOP:
                 return
-            if status >> 16:  # an event is no signal; a group stop waits until it is let go
-                its_signal = 0
+            if status >> 16:  # an event is no signal; a group stop waits for the detach
+                signum = 0
 
 
 def is_group_stop(status: int) -> bool:
-    """Whether a stop is that of job control (SIGSTOP and its kin), seen by the tracer."""
+    """Return True if a stop is one of job control (SIGSTOP and its kin), seen by the tracer."""
     kin = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
     return status >> 16 == PTRACE_EVENT_STOP and os.WSTOPSIG(status) in kin

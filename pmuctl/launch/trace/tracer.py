@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The traced threads of VMMs: seized, followed, let go; a turn for every stop."""
+"""The tracer of VMMs' threads: it seizes, follows and detaches them, and handles every stop."""
 
 import os
 import time
@@ -29,76 +29,82 @@ from pmuctl.uapi.ptrace import (
 )
 
 OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL
-"""With EXITKILL, whoever ends the tracer ends what it has stopped: no VM starts half prepared."""
+"""With EXITKILL, the end of the tracer ends what it has stopped: no VM starts half prepared."""
 STOPS_AT_ONCE = 64
-"""Of threads that come and go all the time there is always one more: others have a turn, too."""
+"""Stops handled in one turn: threads that come and go all the time would leave no turn to
+others."""
 FOLLOW_SECONDS = 5.0
-"""How long threads may take to stop: one can be stuck in the kernel, or they can be too many."""
+"""How long threads may take to stop (seconds): one may be stuck in the kernel, or they are too
+many."""
 
-AND_CHILDREN = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
+CHILD_OPTIONS = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
 
 
-class Calls(Protocol):
-    """What is told of system calls and processes, each time with the thread stopped.
+class SyscallEvents(Protocol):
+    """What the tracer reports of system calls and processes, each time with the thread stopped.
 
-    It may park the thread, or have the tracer let go; else the thread goes on afterwards.
+    The receiver may park the thread, or have the tracer detach it; else it goes on afterwards.
     """
 
-    def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
-        """At the entry of a system call."""
+    def on_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
+        """Handle the entry of a system call."""
 
-    def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
-        """At the exit of a system call; `result` is -errno for an error."""
+    def on_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
+        """Handle the exit of a system call; `result` is -errno for an error."""
 
-    def gone(self, tgid: int) -> None:
-        """No thread of this process is traced any more, or it executes another program."""
+    def on_gone(self, tgid: int) -> None:
+        """Handle that no thread of this process is traced any more, or that it called execve()."""
 
 
-class Signals(Protocol):
-    """What is told of signals, each time with the thread stopped."""
+class SignalEvents(Protocol):
+    """What the tracer reports of signals, each time with the thread stopped."""
 
-    def stopped(self, thread: Tracee) -> None:
-        """Job control stops its process."""
+    def on_group_stop(self, thread: Tracee) -> None:
+        """Handle that job control stops the thread's process."""
 
-    def signalled(self, thread: Tracee, its_signal: int) -> int:
-        """Before a signal is delivered; the signal to deliver, 0 for none."""
+    def on_signal(self, thread: Tracee, signum: int) -> int:
+        """Return the signal to deliver to the thread in place of this one, 0 for none."""
 
 
 class Tracer:
     """Every thread that this process traces, by thread id.
 
-    `stops` counts the stops seen. With `children` what they fork is traced as well. Who is told
-    what, `calls` and `signals`, is set before the first thread is traced.
+    `stops` counts the stops seen. With `trace_children` what the threads fork is traced as well.
+    `syscall_events` and `signal_events` are set before the first thread is traced.
     """
 
-    calls: Calls
-    signals: Signals
+    syscall_events: SyscallEvents
+    signal_events: SignalEvents
 
-    def __init__(self, machine: Arch, procs: Procfs, *, patience: float = FOLLOW_SECONDS) -> None:
+    def __init__(self, arch: Arch, procs: Procfs, *, patience: float = FOLLOW_SECONDS) -> None:
         self._patience = patience
         self.threads: dict[int, Tracee] = {}
         self.stops = 0
-        self.children = False
-        self._machine = machine
+        self.trace_children = False
+        self._arch = arch
         self._procs = procs
-        self._whole: set[int] = set()
+        self._fully_followed: set[int] = set()
         self._leaving: set[int] = set()
-        self._counts: Counter[int] = Counter()
+        self._thread_counts: Counter[int] = Counter()
 
-    def followed(self) -> set[int]:
-        """The processes of which threads stop at their system calls, and are to do so."""
-        return {its.tgid for its in self.threads.values() if its.followed and not its.leaving}
+    def followed_processes(self) -> set[int]:
+        """Return the processes of which threads stop at system calls, and are to go on so."""
+        return {
+            thread.tgid
+            for thread in self.threads.values()
+            if thread.followed and not thread.leaving
+        }
 
     def seize(self, tid: int, tgid: int) -> Tracee:
         """Begin to trace one thread, which runs on; raises OSError."""
-        thread = Tracee(tid, tgid, self._machine)
-        thread.seize(OPTIONS | (AND_CHILDREN if self.children else 0))
-        self._add(thread)
+        thread = Tracee(tid, tgid, self._arch)
+        thread.seize(OPTIONS | (CHILD_OPTIONS if self.trace_children else 0))
+        self._add_thread(thread)
         return thread
 
-    def _add(self, thread: Tracee) -> None:
+    def _add_thread(self, thread: Tracee) -> None:
         self.threads[thread.tid] = thread
-        self._counts[thread.tgid] += 1
+        self._thread_counts[thread.tgid] += 1
 
     def follow(self, tid: int, tgid: int) -> None:
         """Stop one thread at its system calls from now on; raises OSError (EPERM, ESRCH)."""
@@ -110,15 +116,15 @@ class Tracer:
             thread.interrupt()
 
     def follow_all(self, tgid: int) -> None:
-        """Stop every thread of a process at its system calls; from the return on, none is missed.
+        """Stop every thread of a process at its system calls; once this returns, none is missed.
 
-        Raises OSError (EPERM) where a thread may not be traced, TimeoutError where one does not
-        stop in time, or makes others faster than they can be traced; some are traced by then.
+        Raises OSError (EPERM) if a thread may not be traced, TimeoutError if one does not stop in
+        time, or makes others faster than they can be traced; some are traced by then.
         """
         self._leaving.discard(tgid)
         until = time.monotonic() + self._patience
         missed = True
-        while missed:  # a thread that is not traced yet can make others
+        while missed:  # a thread that is not traced yet may make others
             if time.monotonic() > until:
                 raise TimeoutError("they make others without end")
             missed = False
@@ -129,45 +135,47 @@ class Tracer:
                 except ProcessLookupError:
                     continue
                 except PermissionError:
-                    # one that was born under the tracer is yet to be heard of
+                    # a thread that is traced here from its birth gives EPERM, too
                     is_ours = self._procs.tracer(tid) == os.getpid()
                     if not is_ours and not self._procs.is_zombie(tgid, tid):
                         raise
         stops: dict[Tracee, int] = {}
-        for thread in self._of(tgid):
+        for thread in self._threads_of(tgid):
             thread.leaving = False
             if not thread.followed and not thread.parked:
                 thread.followed = True
                 stops[thread] = thread.stops
                 with suppress(ProcessLookupError):
                     thread.interrupt()
-        self._whole.add(tgid)
+        self._fully_followed.add(tgid)
         while waiting := [
-            its.tid for its, n in stops.items() if its.tid in self.threads and its.stops == n
+            thread.tid
+            for thread, count in stops.items()
+            if thread.tid in self.threads and thread.stops == count
         ]:
             if time.monotonic() > until:
                 raise TimeoutError(f"{len(waiting)} do not stop: one may be stuck in the kernel")
-            # these first: the kernel would tell of the youngest ones first, for ever
+            # these first: the kernel would report the youngest first, for ever
             heard = [self.take_stop(tid, os.WNOHANG) for tid in waiting]
-            if not any(heard):  # or any: a parent may wait for the child it has vforked
+            if not any(heard):  # any other: a parent may wait for the child it has vforked
                 self.take_stop()
 
     def follows_all(self, tgid: int) -> bool:
-        """Whether no thread of a process is missed."""
-        return tgid in self._whole
+        """Return True if every thread of a process is followed."""
+        return tgid in self._fully_followed
 
-    def let_run(self, tgid: int) -> None:
+    def unfollow(self, tgid: int) -> None:
         """Keep tracing the threads of a process without stopping them at system calls."""
-        self._whole.discard(tgid)
-        for thread in self._of(tgid):
+        self._fully_followed.discard(tgid)
+        for thread in self._threads_of(tgid):
             thread.followed = False
 
-    def let_go(self, keep: Collection[int] = ()) -> None:
-        """Trace nobody any more, each from its next harmless stop on.
+    def detach_all(self, keep: Collection[int] = ()) -> None:
+        """Detach from every thread, from each at its next harmless stop.
 
-        But for the processes to `keep`, and for threads that are on their way through the gate.
+        Processes to `keep`, and threads on their way through the gate, stay traced.
         """
-        self._whole &= set(keep)
+        self._fully_followed &= set(keep)
         for thread in self.threads.values():
             if thread.tgid in keep or thread.is_entering:
                 continue
@@ -176,59 +184,65 @@ class Tracer:
             with suppress(ProcessLookupError):
                 thread.interrupt()
 
-    def free(self, thread: Tracee) -> None:
-        """Trace a thread no more that is stopped at a call's exit."""
-        self._detach(thread)
+    def detach(self, thread: Tracee, signum: int = 0) -> None:
+        """Detach from a thread that is stopped where that does no harm."""
+        if self.threads.pop(thread.tid, None) is not None:
+            self._thread_counts[thread.tgid] -= 1
+        thread.detach(signum)
 
     def take_stops(self) -> bool:
-        """Give threads that have stopped, or ended, their turns; whether there may be more."""
+        """Handle threads that have stopped, or ended; return True if there may be more."""
         if not all(self.take_stop(flags=os.WNOHANG) for _ in range(STOPS_AT_ONCE)):
             return False
-        # the kernel tells of the youngest first: where those never end, the oldest have turns, too
+        # the kernel reports the youngest first: if those never end, the oldest get turns, too
         for tid in list(islice(self.threads, STOPS_AT_ONCE)):
             self.take_stop(tid, os.WNOHANG)
         return True
 
     def take_stop(self, which: int = -1, flags: int = 0) -> bool:
-        """Wait for a stop of one thread or any (WNOHANG: do not wait); whether there was one."""
+        """Handle a stop of one thread or any; return True if there was one.
+
+        Wait for it unless `flags` has WNOHANG.
+        """
         try:
             tid, status = os.waitpid(which, WALL | flags)
         except ChildProcessError:
             for tid in [which] if which > 0 else list(self.threads):
-                self._forget(tid)
+                self._forget_thread(tid)
             return False
         if not tid:
             return False
         try:
-            self._take(tid, status)
+            self._handle_stop(tid, status)
         except ProcessLookupError:
-            pass  # SIGKILL took it out of its stop: its end is yet to be reported
+            pass  # SIGKILL took it out of its stop; its end is yet to be reported
         except ThreadGoneError:
-            self._forget(tid)
+            self._forget_thread(tid)
         return True
 
-    def _of(self, tgid: int) -> list[Tracee]:
+    def _threads_of(self, tgid: int) -> list[Tracee]:
         return [thread for thread in self.threads.values() if thread.tgid == tgid]
 
-    def _take(self, tid: int, status: int) -> None:
+    def _handle_stop(self, tid: int, status: int) -> None:
+        """Handle what waitpid() reported of a thread; resume it unless it is parked or gone."""
         if not os.WIFSTOPPED(status):
-            self._forget(tid)
+            self._forget_thread(tid)
             return
         self.stops += 1
-        thread = self.threads.get(tid) or self._born(tid)
+        thread = self.threads.get(tid) or self._add_new_thread(tid)
         thread.stops += 1
-        if thread.is_ending:  # a signal came between: it is to make its call all the same
+        if thread.is_ending:  # a signal came between, and it is to make its call all the same
             thread.resume()
             return
-        event, its_signal = status >> 16, os.WSTOPSIG(status)
-        if its_signal == SYSCALL_STOP:
+        event, signum = status >> 16, os.WSTOPSIG(status)
+        if signum == SYSCALL_STOP:
             if self._at_syscall(thread):
                 return
         elif event == PTRACE_EVENT_STOP:
             if thread.leaving:
-                self._detach(thread)
+                self.detach(thread)
             elif is_group_stop(status):
-                self.signals.stopped(thread)
+                self.signal_events.on_group_stop(thread)
                 ptrace(PTRACE_LISTEN, tid)
             elif not thread.parked:
                 if thread.is_entering:
@@ -236,60 +250,57 @@ class Tracer:
                 thread.resume()
             return
         elif event == PTRACE_EVENT_EXEC:
-            for other in self._of(thread.tgid):  # the kernel ended them without a word
+            # the kernel has ended the other threads without reporting it
+            for other in self._threads_of(thread.tgid):
                 if other is not thread:
                     del self.threads[other.tid]
-                    self._counts[thread.tgid] -= 1
-            self.calls.gone(thread.tgid)
+                    self._thread_counts[thread.tgid] -= 1
+            self.syscall_events.on_gone(thread.tgid)
         elif not event:
             if thread.leaving:
-                self._detach(thread, its_signal)
+                self.detach(thread, signum)
                 return
-            its_signal = self.signals.signalled(thread, its_signal)
+            signum = self.signal_events.on_signal(thread, signum)
             if thread.tid in self.threads and not thread.parked:
-                thread.resume(its_signal)
+                thread.resume(signum)
             return
         if thread.tid in self.threads and not thread.parked:
             thread.resume()
 
-    def _born(self, tid: int) -> Tracee:
+    def _add_new_thread(self, tid: int) -> Tracee:
+        """Add a thread that a traced one has made."""
         try:
-            thread = Tracee(tid, self._procs.tgid(tid) or tid, self._machine)
-        except ResourceExhaustedError as error:  # it is told at its next call
-            thread = Tracee(tid, tid, self._machine)
+            thread = Tracee(tid, self._procs.tgid(tid) or tid, self._arch)
+        except ResourceExhaustedError as error:  # it is reported at the thread's next call
+            thread = Tracee(tid, tid, self._arch)
             thread.shortage = error
-        thread.followed = thread.tgid in self._whole or thread.shortage is not None
+        thread.followed = thread.tgid in self._fully_followed or thread.shortage is not None
         thread.leaving = thread.tgid in self._leaving
-        self._add(thread)
+        self._add_thread(thread)
         return thread
 
-    def _forget(self, tid: int) -> None:
-        """A thread is gone."""
+    def _forget_thread(self, tid: int) -> None:
+        """Drop a thread that is gone."""
         thread = self.threads.pop(tid, None)
         if thread is None:
             return
-        self._counts[thread.tgid] -= 1
-        if not self._counts[thread.tgid]:
-            del self._counts[thread.tgid]
-            self._whole.discard(thread.tgid)
+        self._thread_counts[thread.tgid] -= 1
+        if not self._thread_counts[thread.tgid]:
+            del self._thread_counts[thread.tgid]
+            self._fully_followed.discard(thread.tgid)
             self._leaving.discard(thread.tgid)
-            self.calls.gone(thread.tgid)
+            self.syscall_events.on_gone(thread.tgid)
 
     def _at_syscall(self, thread: Tracee) -> bool:
-        """A stop at a system call; whether the thread was let go there."""
+        """Handle a stop at a system call; return True if the thread was detached there."""
         info = thread.syscall_info()
         if info.op == PTRACE_SYSCALL_INFO_ENTRY:
             thread.call = info.entry.nr, tuple(info.entry.args)
-            self.calls.entered(thread, *thread.call)
+            self.syscall_events.on_enter(thread, *thread.call)
         elif info.op == PTRACE_SYSCALL_INFO_EXIT and thread.call is not None:
             call, thread.call = thread.call, None
-            self.calls.left(thread, *call, info.exit.rval)
+            self.syscall_events.on_exit(thread, *call, info.exit.rval)
         if thread.leaving and info.op == PTRACE_SYSCALL_INFO_EXIT and not thread.parked:
-            self._detach(thread)
+            self.detach(thread)
             return True
         return False
-
-    def _detach(self, thread: Tracee, its_signal: int = 0) -> None:
-        if self.threads.pop(thread.tid, None) is not None:
-            self._counts[thread.tgid] -= 1
-        thread.detach(its_signal)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a vCPU's making to its window: what is followed of a VMM, and when it has been enough."""
+"""vCPUs from their making to their window: which system calls are followed, and for how long."""
 
 from typing import Protocol
 
@@ -21,15 +21,15 @@ from pmuctl.uapi.kvm_arm64 import (
 )
 from pmuctl.uapi.pidfd import kcmp_file
 
-BITS = 0xFFFFFFFF
+LOW_32_BITS = 0xFFFFFFFF
 """Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
 
 
 class PendingVcpu:
     """A vCPU whose window has not come yet.
 
-    `has_vpmu` is None until it is initialised; `is_mapped` tells that its kvm_run page is mapped:
-    who asks KVM for its features only, as QEMU does first, does not map it.
+    `has_vpmu` is None until the vCPU is initialised; `is_mapped` says that its kvm_run page is
+    mapped: a VMM that only asks KVM for its features, as QEMU does first, does not map it.
     """
 
     def __init__(self, *, tgid: int, tid: int, vm_fd: int, fd: int, index: int) -> None:
@@ -43,218 +43,224 @@ class PendingVcpu:
 
 
 class VcpuEvents(Protocol):
-    """Who decides what is done when a vCPU's window comes, its thread stopped at a call's exit."""
+    """What is done when a vCPU's window comes, its thread stopped at a call's exit."""
 
-    def made(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """It was made, and nobody knows of it yet."""
+    def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Handle a vCPU that was made, and that no other thread knows of yet."""
 
-    def initialising(self, tgid: int, tid: int | None) -> None:
-        """Before, and after, a vCPU is initialised with a vPMU by this thread of the process.
+    def on_init(self, tgid: int, tid: int | None) -> None:
+        """Handle that this thread initialises a vCPU with a vPMU; called before and after.
 
-        KVM may choose the VM's PMU by where that is. None is for what was not seen, and for a
-        vCPU that asks for no choice (KVM_ARM_VCPU_PMU_V3_STRICT).
+        KVM may choose the VM's PMU by where the thread is. `tid` is None for what was not
+        observed, and for a vCPU that asks for no choice (KVM_ARM_VCPU_PMU_V3_STRICT).
         """
 
-    def opened(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Its window is open."""
+    def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Handle that a vCPU's window is open."""
 
-    def without_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """It was made to run without a vPMU: there will be no window."""
+    def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Handle a vCPU that was made to run without a vPMU: there will be no window."""
 
-    def spread(self, thread: Tracee) -> None:
-        """At the entry of a call by which other threads could learn of a vCPU that is new."""
+    def on_sharing_call(self, thread: Tracee) -> None:
+        """Handle the entry of a call by which other threads could learn of a new vCPU."""
 
-    def at_attribute(self, thread: Tracee, fd: int) -> None:
-        """At the entry of a call for an attribute that is, if `fd` is a vCPU, one of its PMU."""
+    def on_attribute_call(self, thread: Tracee, fd: int) -> None:
+        """Handle the entry of a call for an attribute: one of a vCPU's PMU if `fd` is a vCPU."""
 
-    def lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
-        """What becomes of a vCPU could not be read, for want of descriptors or memory."""
+    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
+        """Handle that a vCPU could not be followed, for want of descriptors or memory."""
 
-    def settled(self) -> None:
-        """No vCPU is waiting for its window any more."""
+    def on_idle(self) -> None:
+        """Handle that no vCPU waits for its window any more."""
 
 
 class VcpuTracker:
-    """Follows the calls that make vCPUs, in every process behind the gate."""
+    """The vCPUs on the way to their window, of every process behind the gate."""
 
-    def __init__(self, machine: Arch, procs: Procfs, master: VcpuEvents) -> None:
+    def __init__(self, arch: Arch, procs: Procfs, events: VcpuEvents) -> None:
         self.awaits_attribute = False
         """Whether to follow on to the first call for a PMU attribute, past the windows."""
-        self._machine = machine
+        self._arch = arch
         self._procs = procs
-        self._master = master
-        self._new: list[PendingVcpu] = []
-        self._given: dict[tuple[int, int], int] = {}
-        """By process and descriptor: the numbers of all vCPUs it was given."""
+        self._events = events
+        self._pending: list[PendingVcpu] = []
+        self._index_by_fd: dict[tuple[int, int], int] = {}
+        """By process and descriptor: the number of the last vCPU that KVM returned there."""
 
-    def entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
-        """At the entry of a call of a thread that is followed."""
+    def on_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
+        """Handle the entry of a call of a thread that is followed."""
         if (shortage := thread.shortage) is not None:
             thread.shortage = None
-            self._master.lost(thread, shortage)
+            self._events.on_lost(thread, shortage)
             return
         try:
-            self._entered(thread, nr, args)
+            self._handle_enter(thread, nr, args)
         except ResourceExhaustedError as error:
-            self._master.lost(thread, error)
+            self._events.on_lost(thread, error)
 
-    def _entered(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
-        is_ioctl, request = nr == self._machine.nr_ioctl, args[1] & BITS
+    def _handle_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
+        is_ioctl, request = nr == self._arch.nr_ioctl, args[1] & LOW_32_BITS
         if thread.is_entering and not (is_ioctl and request == KVM_CREATE_VCPU):
-            thread.is_entering = False  # a signal took it away from the gate
+            thread.is_entering = False  # a signal took it out of the gate
             thread.unblock_signals()
-        if nr in self._machine.masking:
-            thread.unblock_signals()  # a thread that it makes would inherit that for good
-        mine = any(vcpu.tgid == thread.tgid for vcpu in self._new)
-        quiet = (self._machine.nr_ioctl, self._machine.nr_mmap, self._machine.nr_close)
-        if mine and nr not in self._machine.private and nr not in quiet:
-            self._master.spread(thread)
+        if nr in self._arch.masking_calls:
+            thread.unblock_signals()  # a thread that it makes would inherit the mask for good
+        has_pending = any(vcpu.tgid == thread.tgid for vcpu in self._pending)
+        handled_calls = (self._arch.nr_ioctl, self._arch.nr_mmap, self._arch.nr_close)
+        if has_pending and nr not in self._arch.private_calls and nr not in handled_calls:
+            self._events.on_sharing_call(thread)
         if is_ioctl:
-            self._entered_ioctl(thread, args[0] & BITS, request, args[2])
-        elif nr == self._machine.nr_mmap and (vcpu := self._find(thread.tgid, args[4] & BITS)):
+            self._handle_ioctl_enter(thread, args[0] & LOW_32_BITS, request, args[2])
+        elif nr == self._arch.nr_mmap and (
+            vcpu := self._find_vcpu(thread.tgid, args[4] & LOW_32_BITS)
+        ):
             vcpu.is_mapped = True
 
-    def _entered_ioctl(self, thread: Tracee, fd: int, request: int, address: int) -> None:
+    def _handle_ioctl_enter(self, thread: Tracee, fd: int, request: int, address: int) -> None:
         if request == KVM_CREATE_VCPU:
             thread.is_entering = True
             thread.block_signals()
         elif request in (KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR) and self.awaits_attribute:
-            if _word(thread, address + 4) == KVM_ARM_VCPU_PMU_V3_CTRL:
-                self._master.at_attribute(thread, fd)
-        elif request == KVM_ARM_VCPU_INIT and (vcpu := self._find_any(thread.tgid, fd)):
-            features = _word(thread, address + 4)
-            # what cannot be read is found out when the calls are made
+            if _read_word(thread, address + 4) == KVM_ARM_VCPU_PMU_V3_CTRL:
+                self._events.on_attribute_call(thread, fd)
+        elif request == KVM_ARM_VCPU_INIT and (vcpu := self._find_vcpu_by_any_fd(thread.tgid, fd)):
+            features = _read_word(thread, address + 4)
+            # features that cannot be read show when the ioctls are made
             vcpu.has_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
             if vcpu.has_vpmu:
                 strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
-                self._master.initialising(thread.tgid, None if strict else thread.tid)
+                self._events.on_init(thread.tgid, None if strict else thread.tid)
             thread.block_signals()
-        elif request == KVM_RUN and (vcpu := self._find_any(thread.tgid, fd)):
-            self._settle(vcpu)
-            self._master.without_vpmu(thread, vcpu)
+        elif request == KVM_RUN and (vcpu := self._find_vcpu_by_any_fd(thread.tgid, fd)):
+            self._pending.remove(vcpu)
+            self._events.on_no_vpmu(thread, vcpu)
 
-    def left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
-        """At the exit of that call."""
+    def on_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
+        """Handle the exit of that call."""
         try:
-            self._left(thread, nr, args, result)
+            self._handle_exit(thread, nr, args, result)
         except ResourceExhaustedError as error:
-            self._master.lost(thread, error)
+            self._events.on_lost(thread, error)
 
-    def _left(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
-        fd, request = args[0] & BITS, args[1] & BITS
-        if nr in self._machine.masking and any(its.tid == thread.tid for its in self._new):
+    def _handle_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
+        fd, request = args[0] & LOW_32_BITS, args[1] & LOW_32_BITS
+        if nr in self._arch.masking_calls and any(
+            vcpu.tid == thread.tid for vcpu in self._pending
+        ):
             thread.block_signals()
-        if nr in self._machine.closing and thread.tgid in self.awaited():
-            self._drop_closed(thread.tgid)
-            self._check_settled()
-        if nr != self._machine.nr_ioctl:
+        if nr in self._arch.closing_calls and thread.tgid in self.pending_processes():
+            self._drop_closed_vcpus(thread.tgid)
+            self._notify_if_idle()
+        if nr != self._arch.nr_ioctl:
             return
         if request == KVM_CREATE_VCPU:
             thread.is_entering = False
             if result >= 0:
-                self._made(thread, vm_fd=fd, fd=result, index=args[2] & BITS)
-        if request == KVM_ARM_VCPU_INIT and (tried := self._find(thread.tgid, fd)):
+                self._add_vcpu(thread, vm_fd=fd, fd=result, index=args[2] & LOW_32_BITS)
+        if request == KVM_ARM_VCPU_INIT and (tried := self._find_vcpu(thread.tgid, fd)):
             if tried.has_vpmu:
-                self._master.initialising(thread.tgid, thread.tid)
-        if request == self._machine.window and result >= 0:
+                self._events.on_init(thread.tgid, thread.tid)
+        if request == self._arch.window_ioctl and result >= 0:
             wanted = result if request == KVM_CREATE_VCPU else fd
-            if vcpu := self._find(thread.tgid, wanted):
-                self._reach(thread, vcpu)
-        if not thread.is_ending and not any(vcpu.tid == thread.tid for vcpu in self._new):
+            if vcpu := self._find_vcpu(thread.tgid, wanted):
+                self._open_window(thread, vcpu)
+        if not thread.is_ending and not any(vcpu.tid == thread.tid for vcpu in self._pending):
             thread.unblock_signals()
-        self._check_settled()
+        self._notify_if_idle()
 
-    def _made(self, thread: Tracee, *, vm_fd: int, fd: int, index: int) -> None:
-        """A vCPU is there, unless its VMM is to end for it."""
+    def _add_vcpu(self, thread: Tracee, *, vm_fd: int, fd: int, index: int) -> None:
+        """Add a vCPU that was made, unless its VMM is to end for it."""
         vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=vm_fd, fd=fd, index=index)
-        if (closed := self._find(thread.tgid, fd)) is not None:
-            self._settle(closed)
-        self._master.made(thread, vcpu)
+        if (closed := self._find_vcpu(thread.tgid, fd)) is not None:
+            self._pending.remove(closed)
+        self._events.on_created(thread, vcpu)
         if not thread.is_ending:
-            self._new.append(vcpu)
-            self._given[thread.tgid, fd] = index
+            self._pending.append(vcpu)
+            self._index_by_fd[thread.tgid, fd] = index
 
-    def _reach(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU is where its window opens, if it has one."""
+    def _open_window(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Report a vCPU that is where its window opens, if it has one."""
         if vcpu.has_vpmu is not False:
-            self._settle(vcpu)
-            self._master.opened(thread, vcpu)
+            self._pending.remove(vcpu)
+            self._events.on_window_open(thread, vcpu)
         elif vcpu.is_mapped:
-            self._settle(vcpu)
-            self._master.without_vpmu(thread, vcpu)
+            self._pending.remove(vcpu)
+            self._events.on_no_vpmu(thread, vcpu)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to follow any thread for."""
-        return not self._new and not self.awaits_attribute
+        return not self._pending and not self.awaits_attribute
 
-    def of_process(self, tgid: int) -> list[PendingVcpu]:
-        """The vCPUs of a process that wait for their window and are not initialised yet."""
-        return [vcpu for vcpu in self._new if vcpu.tgid == tgid and vcpu.has_vpmu is None]
+    def uninitialised_vcpus(self, tgid: int) -> list[PendingVcpu]:
+        """Return the vCPUs of a process that wait for their window and are not initialised yet."""
+        return [vcpu for vcpu in self._pending if vcpu.tgid == tgid and vcpu.has_vpmu is None]
 
-    def reach(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """A vCPU turned out to be initialised with a vPMU, by a thread that was not followed."""
+    def mark_initialised(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+        """Open the window of a vCPU that an unfollowed thread has initialised with a vPMU."""
         vcpu.has_vpmu = True
-        self._master.initialising(thread.tgid, None)
-        self._reach(thread, vcpu)
+        self._events.on_init(thread.tgid, None)
+        self._open_window(thread, vcpu)
 
-    def awaited(self) -> set[int]:
-        """The processes that have a window to come."""
-        return {vcpu.tgid for vcpu in self._new}
+    def pending_processes(self) -> set[int]:
+        """Return the processes that have a window to come."""
+        return {vcpu.tgid for vcpu in self._pending}
 
-    def gone(self, tgid: int) -> None:
-        """A process is gone, or is another program now, and its vCPUs with it."""
-        self._new = [vcpu for vcpu in self._new if vcpu.tgid != tgid]
-        self._given = {key: index for key, index in self._given.items() if key[0] != tgid}
+    def on_gone(self, tgid: int) -> None:
+        """Drop the vCPUs of a process that is gone, or is another program now."""
+        self._pending = [vcpu for vcpu in self._pending if vcpu.tgid != tgid]
+        self._index_by_fd = {
+            key: index for key, index in self._index_by_fd.items() if key[0] != tgid
+        }
 
-    def _find(self, tgid: int, fd: int) -> PendingVcpu | None:
-        return next((its for its in self._new if (its.tgid, its.fd) == (tgid, fd)), None)
+    def _find_vcpu(self, tgid: int, fd: int) -> PendingVcpu | None:
+        """Return the pending vCPU with this descriptor, None if there is none."""
+        return next((vcpu for vcpu in self._pending if (vcpu.tgid, vcpu.fd) == (tgid, fd)), None)
 
-    def _find_any(self, tgid: int, fd: int) -> PendingVcpu | None:
-        """The same, also by a duplicate of the descriptor, which then takes its place."""
-        if (known := self._find(tgid, fd)) or tgid not in self.awaited():
+    def _find_vcpu_by_any_fd(self, tgid: int, fd: int) -> PendingVcpu | None:
+        """Return the same, also for a duplicate of the descriptor, which then replaces it."""
+        if (known := self._find_vcpu(tgid, fd)) or tgid not in self.pending_processes():
             return known
-        self._drop_closed(tgid)
-        its_open = self._open(tgid)
-        for vcpu in self._new:
-            if vcpu.tgid != tgid or vcpu.index != its_open.get(fd):
+        self._drop_closed_vcpus(tgid)
+        open_fds = self._read_vcpu_fds(tgid)
+        for vcpu in self._pending:
+            if vcpu.tgid != tgid or vcpu.index != open_fds.get(fd):
                 continue
-            is_open = its_open.get(vcpu.fd) == vcpu.index
+            is_open = open_fds.get(vcpu.fd) == vcpu.index
             is_same = kcmp_file(tgid, vcpu.fd, tgid, fd) if is_open else None
-            # where the kernel does not tell, by what it was not given to another vCPU as
-            if is_same or (is_same is None and self._given.get((tgid, fd)) != vcpu.index):
+            # without kcmp(2): unless KVM returned this descriptor for another vCPU
+            if is_same or (is_same is None and self._index_by_fd.get((tgid, fd)) != vcpu.index):
                 vcpu.fd = fd
                 return vcpu
         return None
 
-    def _drop_closed(self, tgid: int) -> None:
-        """Forget the vCPUs that the process has closed."""
-        its_open = self._open(tgid)
-        for vcpu in [its for its in self._new if its.tgid == tgid]:
+    def _drop_closed_vcpus(self, tgid: int) -> None:
+        """Drop the pending vCPUs that the process has closed."""
+        open_fds = self._read_vcpu_fds(tgid)
+        for vcpu in [vcpu for vcpu in self._pending if vcpu.tgid == tgid]:
             others = [
                 fd
-                for fd, index in its_open.items()
-                if index == vcpu.index and self._given.get((tgid, fd)) != index
+                for fd, index in open_fds.items()
+                if index == vcpu.index and self._index_by_fd.get((tgid, fd)) != index
             ]
-            if its_open.get(vcpu.fd) != vcpu.index and not others:
-                self._settle(vcpu)
+            if open_fds.get(vcpu.fd) != vcpu.index and not others:
+                self._pending.remove(vcpu)
 
-    def _open(self, tgid: int) -> dict[int, int]:
+    def _read_vcpu_fds(self, tgid: int) -> dict[int, int]:
+        """Return the vCPU numbers of a process by descriptor, empty if they may not be read."""
         try:
             return self._procs.vcpu_fds(tgid)
         except PermissionError:
             return {}
 
-    def _settle(self, vcpu: PendingVcpu) -> None:
-        self._new.remove(vcpu)
-
-    def _check_settled(self) -> None:
+    def _notify_if_idle(self) -> None:
+        """Report that no vCPU waits any more, if so."""
         if self.is_idle:
-            self._master.settled()
+            self._events.on_idle()
 
 
-def _word(thread: Tracee, address: int) -> int | None:
-    """A 32-bit word of its memory; None where that cannot be read."""
+def _read_word(thread: Tracee, address: int) -> int | None:
+    """Return a 32-bit word of the process's memory, None if it cannot be read."""
     try:
         return int.from_bytes(thread.read(address, 4), "little")
     except OSError:

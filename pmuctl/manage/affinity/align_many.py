@@ -12,6 +12,7 @@ from pmuctl.manage.affinity.set_and_align import align_vm
 from pmuctl.manage.batch import BatchResult, run_each
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.effective_pmu import effective_pmu
 from pmuctl.model.vm import Vm
@@ -28,7 +29,9 @@ class Aligned:
     warnings: Sequence[PmuctlError] = ()
 
 
-def align_all(vms: Sequence[Vm], site: HostState, *, dry_run: bool) -> Aligned:
+def align_all(
+    vms: Sequence[Vm], session: Session, host_state: HostState, *, dry_run: bool
+) -> Aligned:
     """Align every VM whose PMU is known, whatever becomes of another one.
 
     One that cannot be asked, and whose process does not tell its vCPUs either, has failed, if
@@ -40,20 +43,22 @@ def align_all(vms: Sequence[Vm], site: HostState, *, dry_run: bool) -> Aligned:
     real: list[PmuctlError] = []
     targets: list[Vm] = []
     for vm in vms:
-        chosen = effective_pmu(vm, site.ground)
+        chosen = effective_pmu(vm, host_state.host_pmus)
         if vm.query_error is not None:
-            failure = failure_of(vm, site.reach)
+            failure = failure_of(vm, session)
             (warnings if failure is None else real).append(vm.query_error)
         elif not vm.vcpus:
             continue
-        elif chosen.only_cpus is not None and read_vm_affinity_record(vm, site).is_left_alone:
+        elif (
+            chosen.only_cpus is not None and read_vm_affinity_record(vm, host_state).is_left_alone
+        ):
             left.append(f"{vm.name}: left alone, as affinity none says")
         elif chosen.only_cpus is not None:
             targets.append(vm)
         elif chosen.names:
             left.append(f"{vm.name}: left alone, for it is not known which PMU it has")
 
-    done = _align(targets, site, keep_going=True, dry_run=dry_run)
+    done = _align(targets, host_state, keep_going=True, dry_run=dry_run)
     for error in done.failed:
         if isinstance(error, GoneError | UnknownThreadsError):
             left.append(f"{error.subject}: left alone, {error.message}")
@@ -64,28 +69,33 @@ def align_all(vms: Sequence[Vm], site: HostState, *, dry_run: bool) -> Aligned:
 
 
 def align_named(
-    refs: Sequence[VmRef], stock: Inventory, site: HostState, *, keep_going: bool, dry_run: bool
+    refs: Sequence[VmRef],
+    inventory: Inventory,
+    host_state: HostState,
+    *,
+    keep_going: bool,
+    dry_run: bool,
 ) -> Aligned:
     """Align the VMs that are named, one after the other.
 
     Without `keep_going` none is touched where one of them is not found; raises what `lookup_vm`
     raises. What fails later is told with what was done before it.
     """
-    found = run_each(refs, partial(lookup_vm, stock, strictly=True), keep_going=keep_going)
+    found = run_each(refs, partial(lookup_vm, inventory, strictly=True), keep_going=keep_going)
     found.raise_first()
-    done = _align(found.done, site, keep_going=keep_going, dry_run=dry_run)
+    done = _align(found.done, host_state, keep_going=keep_going, dry_run=dry_run)
     its = replace(done, failed=found.failed + done.failed)
     return Aligned(its, warnings=_warnings(its))
 
 
 def _align(
-    vms: Sequence[Vm], site: HostState, *, keep_going: bool, dry_run: bool
+    vms: Sequence[Vm], host_state: HostState, *, keep_going: bool, dry_run: bool
 ) -> BatchResult[VmAffinityResult]:
     done: list[VmAffinityResult] = []
 
     def align(vm: Vm) -> VmAffinityResult:
         try:
-            done.append(align_vm(vm, site, dry_run=dry_run))
+            done.append(align_vm(vm, host_state, dry_run=dry_run))
         except PmuctlError as error:
             before = [its.vm.name for its in done if its.steps and not dry_run]
             if before and error.now == NOTHING_CHANGED:

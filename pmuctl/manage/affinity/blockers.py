@@ -20,15 +20,15 @@ class Blocker:
     fix: str
 
 
-def find_blocker(pid: int, tid: int, wanted: CpuSet, site: HostState) -> Blocker | None:
+def find_blocker(pid: int, tid: int, wanted: CpuSet, host_state: HostState) -> Blocker | None:
     """What on this machine keeps a thread off all of these CPUs, None where nothing is known."""
-    its = site.cpusets.read(pid, tid)
+    its = host_state.cpusets.read(pid, tid)
     allowed = None if its is None else its.cpus
-    match find_obstacle(wanted, online=site.online, allowed=allowed):
+    match find_obstacle(wanted, online=host_state.online, allowed=allowed):
         case Obstacle.OFFLINE:
             first = next(iter(wanted), 0)
             return Blocker(
-                f"{cpus_words(wanted)} offline (online are {site.online})",
+                f"{cpus_words(wanted)} offline (online are {host_state.online})",
                 f"echo 1 >/{PATH_CPU}/cpu{first}/online",
             )
         case Obstacle.CPUSET if its is not None:

@@ -35,7 +35,7 @@ class VmAffinityResult:
 def apply_affinity(
     crew: VcpuThreads,
     wanted: Mapping[int, CpuSet],
-    site: HostState,
+    host_state: HostState,
     *,
     all_of_them: bool,
     dry_run: bool,
@@ -49,15 +49,15 @@ def apply_affinity(
     warnings: list[PmuctlError] = []
     try:
         with defer_signals():
-            placed += set_affinities(crew, wanted, site, dry_run=dry_run)
+            placed += set_affinities(crew, wanted, host_state, dry_run=dry_run)
             its = [one for one in placed if all_of_them or one.outcome == "set"]
             if not dry_run:
-                warnings += _record(crew, {one.tid: one.wanted for one in its}, site)
+                warnings += _record(crew, {one.tid: one.wanted for one in its}, host_state)
     except Stopped as stop:
         done = VmAffinityResult(vm=crew.vm, placed=tuple(placed))
         stop.lost = stop.lost or (stopped_after([done]) if not dry_run else None)
         raise
-    warnings += reductions(placed, crew.pid, site)
+    warnings += reductions(placed, crew.pid, host_state)
     return VmAffinityResult(vm=crew.vm, placed=tuple(placed), warnings=tuple(warnings))
 
 
@@ -70,29 +70,36 @@ def stopped_after(done: Sequence[VmAffinityResult]) -> PmuctlError | None:
 
 
 def _record(
-    crew: VcpuThreads, placed: Mapping[int, CpuSet], site: HostState
+    crew: VcpuThreads, placed: Mapping[int, CpuSet], host_state: HostState
 ) -> Iterator[PmuctlError]:
     vm = crew.vm
     its = vm.id or VmId(crew.process)
     try:
-        write_affinity_record(site.environ, site.uid, its, placed, site.procs, owner=vm.owner)
+        write_affinity_record(
+            host_state.host.environ,
+            host_state.host.uid,
+            its,
+            placed,
+            host_state.host.procs,
+            owner=vm.owner,
+        )
     except RefusedError as error:
         error.subject = vm.name
         yield error
 
 
 def reductions(
-    placed: Sequence[AffinityResult], pid: int, site: HostState
+    placed: Sequence[AffinityResult], pid: int, host_state: HostState
 ) -> Iterator[RefusedError]:
     """What the kernel left out of the CPUs that were wanted, each with who took it."""
-    site.cpusets.forget()
+    host_state.cpusets.forget()
     for its in placed:
         missing = its.wanted - its.cpus
-        if site.online is not None:
-            missing &= site.online
+        if host_state.online is not None:
+            missing &= host_state.online
         if not missing or its.outcome == "planned":
             continue
-        cpuset = site.cpusets.read(pid, its.tid)
+        cpuset = host_state.cpusets.read(pid, its.tid)
         by = "the kernel left them out"
         if cpuset is not None and not missing <= cpuset.cpus:
             by = f"{cpuset_words(cpuset)} allows only {cpuset.cpus}"

@@ -31,7 +31,7 @@ from pmuctl.model.vm import Vm, Window
 
 
 def set_affinity(
-    vm: Vm, text: str, site: HostState, *, vcpus: CpuSet | None = None, dry_run: bool
+    vm: Vm, text: str, host_state: HostState, *, vcpus: CpuSet | None = None, dry_run: bool
 ) -> VmAffinityResult:
     """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
 
@@ -39,22 +39,22 @@ def set_affinity(
     `apply_affinity` does.
     """
     try:
-        cpus = choose_cpus(text, vm, site)
+        cpus = choose_cpus(text, vm, host_state)
     except RefusedError as error:
         error.fix = f"{error.fix} --vcpu {vcpus}" if vcpus else error.fix
         raise
-    crew = VcpuThreads.of(vm, site, only=vcpus)
+    crew = VcpuThreads.of(vm, host_state, only=vcpus)
     wanted = dict.fromkeys(crew.tids, cpus)
-    return apply_affinity(crew, wanted, site, all_of_them=True, dry_run=dry_run)
+    return apply_affinity(crew, wanted, host_state, all_of_them=True, dry_run=dry_run)
 
 
-def choose_cpus(text: str, vm: Vm, site: HostState) -> CpuSet:
+def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
     """The CPUs that a text names, which have to be of the VM's PMU where one was set.
 
     Raises UsageError, NotFoundError and RefusedError for others.
     """
-    cpus = present_cpus(text, site.pmus, site.sysfs, subject=vm.name)
-    chosen = effective_pmu(vm, site.ground)
+    cpus = present_cpus(text, host_state.pmus, host_state.host.sysfs, subject=vm.name)
+    chosen = effective_pmu(vm, host_state.host_pmus)
     if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:
         check_inside(cpus, chosen.only_cpus, vm, chosen.only)
     elif (
@@ -70,43 +70,43 @@ def choose_cpus(text: str, vm: Vm, site: HostState) -> CpuSet:
     return cpus
 
 
-def align_vm(vm: Vm, site: HostState, *, dry_run: bool) -> VmAffinityResult:
+def align_vm(vm: Vm, host_state: HostState, *, dry_run: bool) -> VmAffinityResult:
     """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
 
     Raises UnsupportedError without a vPMU, or a PMU of the host; RefusedError where it is not
     known which PMU it has, PinnedError for a pin that is not pmuctl's, and what
     `apply_affinity` does.
     """
-    chosen = effective_pmu(vm, site.ground)
+    chosen = effective_pmu(vm, host_state.host_pmus)
     cpus = chosen.only_cpus
     if cpus is None:
-        raise _no_pmu(vm, chosen, site)
-    crew = VcpuThreads.of(vm, site)
-    masks = read_vm_affinity_record(vm, site).cpus
+        raise _no_pmu(vm, chosen, host_state)
+    crew = VcpuThreads.of(vm, host_state)
+    masks = read_vm_affinity_record(vm, host_state).cpus
     wanted: dict[int, CpuSet] = {}
     pinned: dict[int, CpuSet] = {}
-    for vcpu, now in current_masks(crew, site).items():
-        mask = aligned_mask(now, cpus, masks.get(vcpu), online=site.online)
+    for vcpu, now in current_masks(crew, host_state).items():
+        mask = aligned_mask(now, cpus, masks.get(vcpu), online=host_state.online)
         if mask is None:
             pinned[vcpu] = now
         else:
             wanted[vcpu] = mask
     for vcpu, now in pinned.items():
         # that there is no CPU for it is worth more than whose pin it is
-        if blocker := find_blocker(crew.pid, crew.tids[vcpu], cpus, site):
+        if blocker := find_blocker(crew.pid, crew.tids[vcpu], cpus, host_state):
             raise blocked(vm, SetAffinity(vcpu, crew.tids[vcpu], cpus, now), blocker)
     if pinned:
         raise _pinned(vm, chosen, pinned)
-    return apply_affinity(crew, wanted, site, all_of_them=False, dry_run=dry_run)
+    return apply_affinity(crew, wanted, host_state, all_of_them=False, dry_run=dry_run)
 
 
-def _no_pmu(vm: Vm, chosen: EffectivePmu, site: HostState) -> PmuctlError:
+def _no_pmu(vm: Vm, chosen: EffectivePmu, host_state: HostState) -> PmuctlError:
     error: PmuctlError
     if vm.query_error is not None:
         return vm.query_error
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         error = no_vpmu()
-    elif not chosen.cpus and not site.pmus:
+    elif not chosen.cpus and not host_state.pmus:
         error = UnsupportedError(
             "it has no PMU that its vCPUs could be aligned to",
             why="this host has no CPU PMU",

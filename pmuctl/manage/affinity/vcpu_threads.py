@@ -66,7 +66,7 @@ class VcpuThreads:
         return self.process.pid
 
     @classmethod
-    def of(cls, vm: Vm, site: HostState, *, only: CpuSet | None = None) -> "VcpuThreads":
+    def of(cls, vm: Vm, host_state: HostState, *, only: CpuSet | None = None) -> "VcpuThreads":
         """The threads of these vCPUs, by default all.
 
         Raises NotFoundError for a vCPU that is not there, what the VM could not be asked for, and
@@ -86,13 +86,13 @@ class VcpuThreads:
         known = {index: tid for index, tid in tids.items() if tid is not None}
         if len(known) < len(tids):
             raise no_threads(vm, CpuSet.of(tids.keys() - known.keys()))
-        starts = {tid: site.procs.start_time(tid) for tid in known.values()}
+        starts = {tid: host_state.host.procs.start_time(tid) for tid in known.values()}
         return cls(vm, vm.process, known, starts)
 
-    def check(self, site: HostState, vcpu: int) -> None:
+    def check(self, host_state: HostState, vcpu: int) -> None:
         """Raise NotFoundError unless the thread of a vCPU is still the one that was found."""
         tid = self.tids[vcpu]
-        procs = site.procs
+        procs = host_state.host.procs
         is_there = tid in procs.threads(self.pid) and procs.start_time(tid) == self.starts[tid]
         # last, so that the thread that was seen is this process's
         if not is_there or not procs.is_there(self.process):
@@ -127,51 +127,55 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     )
 
 
-def current_masks(crew: VcpuThreads, site: HostState) -> dict[int, CpuSet]:
+def current_masks(crew: VcpuThreads, host_state: HostState) -> dict[int, CpuSet]:
     """The mask of each vCPU's thread; raises NotFoundError where one is gone."""
     masks: dict[int, CpuSet] = {}
     for vcpu, tid in sorted(crew.tids.items()):
         try:
-            masks[vcpu] = site.threads.get(tid)
+            masks[vcpu] = host_state.host.threads.get(tid)
         except OSError as error:
             raise _explained(
-                crew, site, SetAffinity(vcpu, tid, CpuSet(), CpuSet()), error
+                crew, host_state, SetAffinity(vcpu, tid, CpuSet(), CpuSet()), error
             ) from error
     return masks
 
 
 def set_affinities(
-    crew: VcpuThreads, wanted: Mapping[int, CpuSet], site: HostState, *, dry_run: bool
+    crew: VcpuThreads, wanted: Mapping[int, CpuSet], host_state: HostState, *, dry_run: bool
 ) -> list[AffinityResult]:
     """Put each vCPU's thread on the CPUs that are wanted, all or none.
 
     What is known to be in the way is refused before any is touched. Raises DeniedError,
     NotFoundError and RefusedError; where threads could not be put back, `now` tells which.
     """
-    masks = current_masks(crew, site)
+    masks = current_masks(crew, host_state)
     steps = [SetAffinity(n, crew.tids[n], cpus, masks[n]) for n, cpus in sorted(wanted.items())]
     todo = [step for step in steps if step.cpus != step.before]
     # a mask without a CPU that is online is none that a thread can be left with
-    stranded = [step for step in steps if site.online is not None and not step.cpus & site.online]
+    stranded = [
+        step
+        for step in steps
+        if host_state.online is not None and not step.cpus & host_state.online
+    ]
     for step in (*todo, *stranded):
-        if blocker := find_blocker(crew.pid, step.tid, step.cpus, site):
+        if blocker := find_blocker(crew.pid, step.tid, step.cpus, host_state):
             raise blocked(crew.vm, step, blocker)
     done: list[SetAffinity] = []
     for step in () if dry_run else todo:
         try:
-            crew.check(site, step.vcpu)
-            site.threads.set(step.tid, step.cpus)
+            crew.check(host_state, step.vcpu)
+            host_state.host.threads.set(step.tid, step.cpus)
         except (OSError, NotFoundError) as error:
             problem: PmuctlError
             if isinstance(error, OSError):
-                problem = _explained(crew, site, step, error)
+                problem = _explained(crew, host_state, step, error)
             else:
                 problem = error
-            left = [its.words() for its in done if not _undo(its, crew, site)]
+            left = [its.words() for its in done if not _undo(its, crew, host_state)]
             problem.now = f"left so: {'; '.join(left)}" if left else _put_back(done)
             raise problem from None
         done.append(step)
-    return [_placed(crew, step, site, dry_run=dry_run) for step in steps]
+    return [_placed(crew, step, host_state, dry_run=dry_run) for step in steps]
 
 
 def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
@@ -187,14 +191,14 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
 
 
 def _placed(
-    crew: VcpuThreads, step: SetAffinity, site: HostState, *, dry_run: bool
+    crew: VcpuThreads, step: SetAffinity, host_state: HostState, *, dry_run: bool
 ) -> AffinityResult:
     now = step.before
     if dry_run:
         now = step.cpus
     elif step.cpus != step.before:
         with suppress(OSError):  # it may have ended since
-            now = site.threads.get(step.tid)
+            now = host_state.host.threads.get(step.tid)
     outcome = "unchanged" if now == step.before else "planned" if dry_run else "set"
     return AffinityResult(
         vm=crew.vm.name,
@@ -207,11 +211,11 @@ def _placed(
     )
 
 
-def _undo(step: SetAffinity, crew: VcpuThreads, site: HostState) -> bool:
+def _undo(step: SetAffinity, crew: VcpuThreads, host_state: HostState) -> bool:
     """Put a thread back; one that has ended needs it no more."""
     try:
-        crew.check(site, step.vcpu)
-        site.threads.set(step.tid, step.before)
+        crew.check(host_state, step.vcpu)
+        host_state.host.threads.set(step.tid, step.before)
     except (NotFoundError, ProcessLookupError):
         return True
     except OSError:
@@ -247,11 +251,11 @@ def blocked(vm: Vm, step: SetAffinity, blocker: Blocker) -> RefusedError:
 
 
 def _explained(
-    crew: VcpuThreads, site: HostState, step: SetAffinity, error: OSError
+    crew: VcpuThreads, host_state: HostState, step: SetAffinity, error: OSError
 ) -> PmuctlError:
     """What the kernel's answer to sched_setaffinity(2) means."""
     vm, number = crew.vm, error.errno or errno.EINVAL
-    site.cpusets.forget()
+    host_state.cpusets.forget()
     name = errno.errorcode.get(number, str(number))
     if number == errno.ESRCH:
         return _gone(vm, step.vcpu, step.tid)
@@ -264,7 +268,7 @@ def _explained(
             fix=f"run pmuctl as root or as {whose if vm.owner is not None else 'that user'}",
             errno=name,
         )
-    if number == errno.EINVAL and (its := find_blocker(crew.pid, step.tid, step.cpus, site)):
+    if number == errno.EINVAL and (its := find_blocker(crew.pid, step.tid, step.cpus, host_state)):
         return blocked(vm, step, its)
     return RefusedError(
         f"vCPU {step.vcpu} cannot be put on {step.cpus}",

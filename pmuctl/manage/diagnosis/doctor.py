@@ -9,18 +9,15 @@ from pathlib import Path
 from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
 from pmuctl.errors import UsageError
 from pmuctl.host.debugfs import PATH_KVM
-from pmuctl.host.kvm.access import KvmAccess
+from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.kvm.cache import read_kvm_caps
 from pmuctl.host.procfs import TICKS, Procfs
-from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.affinity.assess import assess, find_vm_obstacle, read_vm_affinity_record
-from pmuctl.manage.affinity.host_state import HostState, read_host_state
+from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.diagnosis.spinning import ThreadId, rest, spins
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.inventory.inventory import VmList
-from pmuctl.manage.inventory.query import Session
-from pmuctl.manage.start.preflight import Kvm
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import Finding
 from pmuctl.model.kvm_caps import KvmCaps
@@ -29,72 +26,73 @@ from pmuctl.value import replace
 
 
 def diagnose(
-    reach: Session,
-    seen: VmList,
-    *,
-    is_whole: bool,
-    kvm: Kvm | None,
-    threads: ThreadAffinity,
-    rest: Callable[[], float] = rest,
+    host_state: HostState, vm_list: VmList, *, is_whole: bool, rest: Callable[[], float] = rest
 ) -> tuple[list[Finding], list[str]]:
-    """The findings of these VMs, and of the host if they are all there are (`is_whole`); else why
-    one of them has none.
+    """Return the findings about these VMs, and why one of them has none.
 
-    Without `kvm`, as in another machine's tree, only what was captured of that is known.
+    If the list `is_whole`, the host is checked, too, and nothing is said of VMs without finding.
+    Of another machine only what was captured is known: its KVM is not asked.
     """
-    site = read_host_state(reach, threads)
+    kvm = host_state.host.kvm
     access = kvm.access() if kvm else None
     if kvm is not None and access is KvmAccess.USABLE:
-        # what was found just now is known of VMs, too, also where it could not be kept
-        site = site.with_probed(_probe(site, kvm))
-    found = check_host(_host_facts(site, seen, access, kvm)) if is_whole else []
+        # what was found just now is known of VMs, too, even if it could not be kept
+        host_state = host_state.with_kvm_caps(_probe_kvm(host_state, kvm))
+    findings = check_host(_read_host_facts(host_state, vm_list, access, kvm)) if is_whole else []
     unchecked: list[str] = []
-    for facts in _with_spins([_vm_facts(assess(vm, site), site) for vm in seen.vms], site, rest):
-        its = check_vm(facts)
-        found += its
-        if not is_whole and not its:
-            unchecked.append(
-                f"{facts.vm.name}: no check applies: {_why_unchecked(facts.held, site)}"
-            )
-    return found, unchecked
+    facts = [_read_vm_facts(assess(vm, host_state), host_state) for vm in vm_list.vms]
+    for vm_facts in _with_spins(facts, host_state, rest):
+        found = check_vm(vm_facts)
+        findings += found
+        if not is_whole and not found:
+            why = _why_unchecked(vm_facts.alignment, host_state)
+            unchecked.append(f"{vm_facts.alignment.vm.name}: no check applies: {why}")
+    return findings, unchecked
 
 
-def _why_unchecked(held: VmAlignment, site: HostState) -> str:
+def _why_unchecked(held: VmAlignment, host_state: HostState) -> str:
     """Why no check applies to a VM: it has no PMU, or nothing is known of it."""
     vm = held.vm
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         return "it has no PMU: its VMM made it without one"
-    if not site.pmus:
+    if not host_state.pmus:
         return "it has no PMU: this host has no CPU PMU"
     if not held.effective_pmu.cpus:
         return "it has no PMU yet: none of its vCPUs is made"
     return "which vCPUs it has is not known"
 
 
-def _probe(site: HostState, kvm: Kvm) -> KvmCaps | None:
+def _probe_kvm(host_state: HostState, kvm: Kvm) -> KvmCaps | None:
     """What KVM does, tried on scratch VMs once a boot; None where it could not be."""
     try:
-        return read_kvm_caps(site.sysfs, site.pmus, site.environ, uid=site.uid, probe=kvm.probe)
+        return read_kvm_caps(
+            host_state.host.sysfs,
+            host_state.pmus,
+            host_state.host.environ,
+            uid=host_state.host.uid,
+            probe=kvm.probe,
+        )
     except OSError:
         return None
 
 
-def _host_facts(
-    site: HostState, seen: VmList, access: KvmAccess | None, kvm: Kvm | None
+def _read_host_facts(
+    host_state: HostState, vm_list: VmList, access: KvmAccess | None, kvm: Kvm | None
 ) -> HostFacts:
-    is_live = site.reach.is_live
+    is_live = host_state.host.is_live
     return HostFacts(
-        uid=site.uid,
-        pmus=site.pmus,
-        online=site.online,
+        uid=host_state.host.uid,
+        pmus=host_state.pmus,
+        online=host_state.online,
         kvm=access,
         kvm_group=kvm.group() if kvm and access is KvmAccess.DENIED else None,
-        probed=site.ground.probed,
-        directories=_directories(site.environ, site.uid) if is_live else (),
-        processes=seen.unreadable,
-        is_partial=seen.is_partial,
+        probed=host_state.host_pmus.probed,
+        directories=_directories(host_state.host.environ, host_state.host.uid) if is_live else (),
+        processes=vm_list.unreadable,
+        is_partial=vm_list.is_partial,
         # that a capture has none of it can also mean that there was no VM
-        has_debugfs=bool(site.sysfs.entries(PATH_KVM)) or (None if access is None else False),
+        has_debugfs=bool(host_state.host.sysfs.entries(PATH_KVM))
+        or (None if access is None else False),
         is_live=is_live,
     )
 
@@ -126,11 +124,13 @@ def _directories(environ: Mapping[str, str], uid: int) -> list[RuntimeDir]:
 
 
 def _with_spins(
-    facts: Sequence[VmFacts], site: HostState, rest: Callable[[], float]
+    facts: Sequence[VmFacts], host_state: HostState, rest: Callable[[], float]
 ) -> Iterator[VmFacts]:
     """The facts of each VM; those whose vCPUs may spin are looked at for a moment, all at once."""
-    threads = [_suspects(its.held) if site.reach.is_live else {} for its in facts]
-    found = spins({thread for its in threads for thread in its.values()}, site.procs, rest=rest)
+    threads = [_suspects(its.alignment) if host_state.host.is_live else {} for its in facts]
+    found = spins(
+        {thread for its in threads for thread in its.values()}, host_state.host.procs, rest=rest
+    )
     for its, suspects in zip(facts, threads, strict=True):
         yield replace(
             its,
@@ -146,14 +146,14 @@ def _suspects(held: VmAlignment) -> dict[int, ThreadId]:
     return {index: ThreadId(held.vm.pid, tid) for index, tid in strays if tid is not None}
 
 
-def _vm_facts(held: VmAlignment, site: HostState) -> VmFacts:
-    masks = read_vm_affinity_record(held.vm, site).cpus
-    found = {its.index: find_vm_obstacle(held, its, masks, site) for its in held.misplaced}
+def _read_vm_facts(held: VmAlignment, host_state: HostState) -> VmFacts:
+    masks = read_vm_affinity_record(held.vm, host_state).cpus
+    found = {its.index: find_vm_obstacle(held, its, masks, host_state) for its in held.misplaced}
     return VmFacts(
-        held=held,
-        online=site.online,
+        alignment=held,
+        online=host_state.online,
         recorded=masks,
-        age=_age(site.procs, held.vm.pid),
+        age=_age(host_state.host.procs, held.vm.pid),
         blockers={index: its for index, its in found.items() if its is not None},
     )
 

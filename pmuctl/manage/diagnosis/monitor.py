@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.host.udev import NoUevents
 from pmuctl.manage.affinity.assess import assess, read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
@@ -14,7 +13,7 @@ from pmuctl.manage.affinity.set_and_align import align_vm
 from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.lookup import list_vms
 from pmuctl.manage.inventory.poller import SocketPoller
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from pmuctl.model.host_diff import (
     ChangeKind,
     HostEvent,
@@ -60,26 +59,24 @@ class Watch:
     def __init__(
         self,
         *,
-        reach: Session,
+        session: Session,
         refs: Sequence[VmRef] = (),
-        threads: ThreadAffinity,
-        ear: NoUevents,
+        uevents: NoUevents,
         interval: float = 1.0,
         repairs: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.reach = reach
+        self.session = session
         self.refs = refs
-        self.threads = threads
-        self.ear = ear
+        self.uevents = uevents
         self.interval = interval
         self.repairs = repairs
         self.clock = clock
         self.seen = VmList(vms=[])
         """What the last look has found."""
-        self.site: HostState | None = None
+        self.host_state: HostState | None = None
         """The machine, as it was then."""
-        self._asker = SocketPoller(reach.deadline)
+        self._asker = SocketPoller(session.deadline)
         self._before: HostObservation | None = None
         self._vms: dict[tuple[object, ...], Vm] = {}
         self._failed: dict[tuple[object, ...], str] = {}
@@ -87,7 +84,7 @@ class Watch:
     def close(self) -> None:
         """Look no more."""
         self._asker.close()
-        self.ear.close()
+        self.uevents.close()
 
     def watch(self, until: float | None = None) -> Iterator[Event]:
         """What changes after a first `lookup_vm`, until that moment of the monotonic clock.
@@ -110,13 +107,13 @@ class Watch:
 
     def look(self) -> Iterator[Event]:
         """What has changed since the last look, and what is done about it."""
-        self.seen, self.site, after = self._read()
+        self.seen, self.host_state, after = self._read()
         after = with_silent(self._before, after)
         changes = find_changes(self._before, after)
         self._before = after
         yield from map(self._event, changes)
         if self.repairs:
-            yield from map(self._event, self._repair(after, self.site))
+            yield from map(self._event, self._repair(after, self.host_state))
 
     @property
     def count(self) -> int:
@@ -143,18 +140,20 @@ class Watch:
                 yield vm.name, f"it has {' or '.join(names)}, and which is not known"
 
     def _wait(self, end: float, pause: float) -> Iterator[Event]:
-        heard = self.ear.wait(max(end - time.monotonic(), 0))
+        heard = self.uevents.wait(max(end - time.monotonic(), 0))
         for event in heard.events:
-            self.reach.trace(f"the kernel: {event.device} {event.action}{self._whose(event.tid)}")
+            self.session.trace(
+                f"the kernel: {event.device} {event.action}{self._whose(event.tid)}"
+            )
         if heard.is_lossy:
-            yield self._event(HostEvent(kind=ChangeKind.LOST, what=_lost(self.ear)))
+            yield self._event(HostEvent(kind=ChangeKind.LOST, what=_lost(self.uevents)))
         if heard.events or heard.is_lossy:
             time.sleep(max(min(pause, end - time.monotonic()), 0))
 
     def _whose(self, tid: int | None) -> str:
         if tid is None:
             return ""
-        pid = self.reach.procs.tgid(tid)
+        pid = self.session.host.procs.tgid(tid)
         return f", thread {tid}" + (f" of process {pid}" if pid else "")
 
     def _event(self, change: HostEvent) -> Event:
@@ -163,40 +162,42 @@ class Watch:
     def _read(self) -> tuple[VmList, HostState, HostObservation]:
         # whoever does not answer holds up no look: half of the time is for the others
         least = FIRST_PATIENCE if self._before is None else LEAST_PATIENCE
-        patience = min(self.reach.deadline, max(self.interval / 2, least))
-        seen = list_vms(replace(self.reach, deadline=patience), ask=self._asker.ask)
+        patience = min(self.session.deadline, max(self.interval / 2, least))
+        seen = list_vms(replace(self.session, deadline=patience), ask=self._asker.ask)
         if self.refs:
             vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]
             seen = replace(seen, vms=vms)
-        site = read_host_state(self.reach, self.threads)
-        pairs = [(self._seen(vm, site), vm) for vm in seen.vms if vm.state is not VmState.DEAD]
+        host_state = read_host_state(self.session.host)
+        pairs = [
+            (self._seen(vm, host_state), vm) for vm in seen.vms if vm.state is not VmState.DEAD
+        ]
         # by their keys, for anybody can take the name of another VM
         self._vms = {its.key: vm for its, vm in pairs}
-        pmus = {pmu.name: pmu.cpus for pmu in site.pmus}
+        pmus = {pmu.name: pmu.cpus for pmu in host_state.pmus}
         return (
             seen,
-            site,
-            HostObservation(vms=[its for its, _ in pairs], online=site.online, pmus=pmus),
+            host_state,
+            HostObservation(vms=[its for its, _ in pairs], online=host_state.online, pmus=pmus),
         )
 
-    def _seen(self, vm: Vm, site: HostState) -> ObservedVm:
+    def _seen(self, vm: Vm, host_state: HostState) -> ObservedVm:
         return ObservedVm(
-            held=assess(vm, site),
+            held=assess(vm, host_state),
             is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
             is_denied=vm.state is VmState.DENIED,
         )
 
-    def _repair(self, after: HostObservation, site: HostState) -> Iterator[HostEvent]:
+    def _repair(self, after: HostObservation, host_state: HostState) -> Iterator[HostEvent]:
         """Align what strays; what fails is tried again at each look, and told once."""
         strays = {
             vm.key: vm
             for vm in stray(after)
-            if not read_vm_affinity_record(self._vms[vm.key], site).is_left_alone
+            if not read_vm_affinity_record(self._vms[vm.key], host_state).is_left_alone
         }
         self._failed = {key: words for key, words in self._failed.items() if key in strays}
         for key, its in strays.items():
             try:
-                done = align_vm(self._vms[key], site, dry_run=False)
+                done = align_vm(self._vms[key], host_state, dry_run=False)
             except PmuctlError as error:
                 words = _problem(error)
                 if self._failed.get(key) != words:
@@ -205,7 +206,7 @@ class Watch:
                 continue
             self._failed.pop(key, None)
             for problem in done.warnings:
-                self.reach.trace(f"{its.name}: {_problem(problem)}")
+                self.session.trace(f"{its.name}: {_problem(problem)}")
             for thread in done.placed:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
@@ -223,9 +224,9 @@ class Watch:
 
 def scope(watch: Watch) -> str:
     """What is watched, in words, after the first look."""
-    pmus = len(watch.site.pmus) if watch.site else 0
+    pmus = len(watch.host_state.pmus) if watch.host_state else 0
     ways = f"looking every {watch.interval:g} s"
-    if watch.ear.is_open:
+    if watch.uevents.is_open:
         ways += ", and when the kernel tells of a VM or a CPU"
     else:
         ways += "; the kernel's own events cannot be heard here"
@@ -241,8 +242,8 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _lost(ear: NoUevents) -> str:
-    if not ear.is_open:
+def _lost(uevents: NoUevents) -> str:
+    if not uevents.is_open:
         return "the kernel's events cannot be heard any more: looking at each interval only"
     return "the kernel dropped events (ENOBUFS): everything is looked at anew"
 

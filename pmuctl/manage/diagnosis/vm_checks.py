@@ -11,8 +11,8 @@ from pmuctl.manage.hints import bring_online, pins
 from pmuctl.model.alignment import VmAlignment, aligned_mask
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import Consequence, EffectivePmu
-from pmuctl.model.vm import Vm, VmState, Window
+from pmuctl.model.effective_pmu import Consequence
+from pmuctl.model.vm import VmState, Window
 from pmuctl.model.vmm_identity import VmmKind
 from pmuctl.value import field, replace, value
 
@@ -31,32 +31,22 @@ class VmFacts:
     number, `spins` the share of a CPU that a vCPU's thread took without running its guest.
     """
 
-    held: VmAlignment
+    alignment: VmAlignment
     online: CpuSet | None = None
     recorded: Mapping[int, CpuSet] = field(default_factory=dict)
     age: float | None = None
     blockers: Mapping[int, Blocker] = field(default_factory=dict)
     spins: Mapping[int, float] = field(default_factory=dict)
 
-    @property
-    def vm(self) -> Vm:
-        """The VM."""
-        return self.held.vm
-
-    @property
-    def chosen(self) -> EffectivePmu:
-        """The PMU it has or can have."""
-        return self.held.effective_pmu
-
 
 def check_vm(facts: VmFacts) -> list[Finding]:
     """Every check of a VM, in the order of CHECKS; what does not apply has no finding."""
-    name = facts.vm.name
+    name = facts.alignment.vm.name
     return [Finding.of(id, name, its) for id, check in CHECKS.items() for its in check(facts)]
 
 
 def _socket(facts: VmFacts) -> Iterator[Outcome]:
-    vm = facts.vm
+    vm = facts.alignment.vm
     if vm.socket is None:
         return
     path = shlex.quote(vm.socket)
@@ -82,7 +72,7 @@ def _socket(facts: VmFacts) -> Iterator[Outcome]:
 
 
 def _supervisor(facts: VmFacts) -> Iterator[Outcome]:
-    vm = facts.vm
+    vm = facts.alignment.vm
     if vm.state is VmState.ORPHANED:
         why = "its supervisor has ended: it can make no further vCPU, and cannot be asked"
         fix = vm.problem.fix if vm.problem else None
@@ -92,32 +82,32 @@ def _supervisor(facts: VmFacts) -> Iterator[Outcome]:
 
 
 def _window(facts: VmFacts) -> Iterator[Outcome]:
-    vm = facts.vm
+    vm = facts.alignment.vm
     if vm.state is VmState.WAITING:
         is_long = facts.age is not None and facts.age > HELD_LONG
         why = "it waits for pmuctl vm release"
         if is_long and facts.age is not None:
             why = f"it still waits for pmuctl vm release, {facts.age / 60:.0f} min after its start"
-        fix = command("vm", "release", facts.vm.address) if is_long else None
+        fix = command("vm", "release", facts.alignment.vm.address) if is_long else None
         yield Outcome(Result.WARN if is_long else Result.PASS, why, fix=fix)
     elif vm.window in (Window.OPEN, Window.SEALED) and vm.socket is not None:
         yield Outcome(Result.PASS, str(vm.window))
 
 
 def _pmu_online(facts: VmFacts) -> Iterator[Outcome]:
-    name, cpus = facts.chosen.only, facts.chosen.only_cpus
-    if facts.chosen.pmu is None or not cpus or facts.online is None:
+    name, cpus = facts.alignment.effective_pmu.only, facts.alignment.effective_pmu.only_cpus
+    if facts.alignment.effective_pmu.pmu is None or not cpus or facts.online is None:
         return
     if cpus & facts.online:
         yield Outcome(Result.PASS, f"CPUs {cpus & facts.online} of {name} are online")
     else:
-        then = facts.chosen.consequence.words(facts.vm.identity.kind)
+        then = facts.alignment.effective_pmu.consequence.words(facts.alignment.vm.identity.kind)
         why = f"no CPU of {name} ({cpus}) is online: {then}"
         yield Outcome(Result.FAIL, why, bring_online(cpus))
 
 
 def _blocked(facts: VmFacts) -> Iterator[Outcome]:
-    cpus = facts.chosen.only_cpus
+    cpus = facts.alignment.effective_pmu.only_cpus
     if not facts.blockers:
         return
     if cpus and facts.online is not None and not cpus & facts.online:  # as vm.pmu-online tells
@@ -128,7 +118,7 @@ def _blocked(facts: VmFacts) -> Iterator[Outcome]:
 
 
 def _aligned(facts: VmFacts) -> Iterator[Outcome]:
-    why, judged = facts.held.explanation, facts.held.alignment
+    why, judged = facts.alignment.explanation, facts.alignment.alignment
     if why is None:
         return
     if judged.aligned is False:
@@ -136,11 +126,14 @@ def _aligned(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.FAIL if is_fatal else Result.WARN, why, _alignment(facts))
     elif judged.aligned:
         yield Outcome(Result.PASS, why)
-    elif unknown_threads(facts.vm) and facts.vm.state not in (VmState.STARTING, VmState.WAITING):
-        its = no_threads(facts.vm)
+    elif unknown_threads(facts.alignment.vm) and facts.alignment.vm.state not in (
+        VmState.STARTING,
+        VmState.WAITING,
+    ):
+        its = no_threads(facts.alignment.vm)
         yield Outcome(Result.WARN, f"{its.message}: {why}", fix=its.fix)
-    elif facts.held.vcpus:
-        yield Outcome(Result.WARN, why, command("vm", "vcpus", facts.vm.address))
+    elif facts.alignment.vcpus:
+        yield Outcome(Result.WARN, why, command("vm", "vcpus", facts.alignment.vm.address))
 
 
 def _alignment(facts: VmFacts) -> str:
@@ -153,13 +146,15 @@ def _alignment(facts: VmFacts) -> str:
 
 
 def _placement(facts: VmFacts) -> str:
-    if facts.chosen.only is None:
-        return pins(facts.vm.address, facts.chosen.cpus.values())
-    cpus = facts.chosen.only_cpus or CpuSet()
-    masks = [(its.affinity, facts.recorded.get(its.index)) for its in facts.held.misplaced]
+    if facts.alignment.effective_pmu.only is None:
+        return pins(facts.alignment.vm.address, facts.alignment.effective_pmu.cpus.values())
+    cpus = facts.alignment.effective_pmu.only_cpus or CpuSet()
+    masks = [(its.affinity, facts.recorded.get(its.index)) for its in facts.alignment.misplaced]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):
-        return command("affinity", "align", facts.vm.address)
-    return command("affinity", "set", facts.vm.address, f"pmu/{facts.chosen.only}")
+        return command("affinity", "align", facts.alignment.vm.address)
+    return command(
+        "affinity", "set", facts.alignment.vm.address, f"pmu/{facts.alignment.effective_pmu.only}"
+    )
 
 
 def _spinning(facts: VmFacts) -> Iterator[Outcome]:
@@ -171,7 +166,7 @@ def _spinning(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.PASS, why)
         return
     share = max(spins.values())
-    who = "QEMU" if facts.vm.identity.kind is VmmKind.QEMU else "its VMM"
+    who = "QEMU" if facts.alignment.vm.identity.kind is VmmKind.QEMU else "its VMM"
     why = (
         f"vCPU {CpuSet.of(spins)} takes {share:.0%} of a CPU and runs no guest: {who} makes "
         "KVM_RUN again and again, and KVM answers KVM_EXIT_FAIL_ENTRY"

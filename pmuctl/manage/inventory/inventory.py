@@ -8,12 +8,12 @@ from pmuctl.control.runtime.sockets import ControlSocket, SocketScan
 from pmuctl.manage.inventory.poller import ask_all
 from pmuctl.manage.inventory.processes import (
     ProcessScan,
-    Scene,
     VmProcess,
     scan_processes,
     vms_of_processes,
 )
-from pmuctl.manage.inventory.query import Session, try_read
+from pmuctl.manage.inventory.query import try_read
+from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmVcpu
 from pmuctl.value import field, replace, value
 
@@ -47,15 +47,15 @@ class Inventory:
     sockets are asked by `ask`, in one deadline.
     """
 
-    def __init__(self, reach: Session, ask: Ask = ask_all) -> None:
-        self.reach = reach
+    def __init__(self, session: Session, ask: Ask = ask_all) -> None:
+        self.session = session
         self._ask_all = ask
         self._asked: dict[tuple[ControlSocket, bool], Vm] = {}
 
     @cached_property
     def sockets(self) -> SocketScan:
         """The control sockets, and how many are left out."""
-        return self.reach.sockets()
+        return self.session.scan_sockets()
 
     @property
     def entries(self) -> Sequence[ControlSocket]:
@@ -65,7 +65,9 @@ class Inventory:
     @cached_property
     def seen(self) -> ProcessScan:
         """The processes that have VMs."""
-        return ProcessScan() if self.reach.socket is not None else scan_processes(self.reach.scene)
+        return (
+            ProcessScan() if self.session.socket is not None else scan_processes(self.session.host)
+        )
 
     @property
     def vms(self) -> list[Vm]:
@@ -80,10 +82,10 @@ class Inventory:
     @cached_property
     def _all(self) -> list[Vm]:
         todo = [entry for entry in self.entries if (entry, False) not in self._asked]
-        for entry, vm in zip(todo, self._ask_all(self.reach, todo), strict=True):
+        for entry, vm in zip(todo, self._ask_all(self.session, todo), strict=True):
             self._asked[entry, False] = vm
         managed = [self._asked[entry, False] for entry in self.entries]
-        return merge(managed, self.seen.processes, self.reach.scene)
+        return merge(managed, self.seen.processes, self.session)
 
     def ask(self, entry: ControlSocket, *, strictly: bool = False) -> Vm:
         """The VM of a control socket, with its problem if it has one; `strictly` as ask_vm."""
@@ -92,17 +94,17 @@ class Inventory:
     def whole(self, vm: Vm) -> Vm:
         """The VM of a control socket, with what its process tells of it."""
         processes = [its for its in self.seen.processes if its.holder.process == vm.process]
-        found = merge([vm], processes, self.reach.scene)
+        found = merge([vm], processes, self.session)
         return next(its for its in found if its.socket == vm.socket)
 
     def _ask(self, entry: ControlSocket, *, strictly: bool = False) -> Vm:
         key = (entry, strictly)
         if key not in self._asked:
-            self._asked[key] = try_read(self.reach, entry, strictly=strictly)
+            self._asked[key] = try_read(self.session, entry, strictly=strictly)
         return self._asked[key]
 
 
-def merge(managed: Sequence[Vm], processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
+def merge(managed: Sequence[Vm], processes: Sequence[VmProcess], session: Session) -> list[Vm]:
     """Every VM once: one with a control socket is the one that its process has.
 
     Where a process has several, it is the one whose vCPUs have the same threads.
@@ -112,7 +114,9 @@ def merge(managed: Sequence[Vm], processes: Sequence[VmProcess], scene: Scene) -
         _identified(vm, by_process.get(vm.process) if vm.process else None) for vm in managed
     ]
     whole = {vm.process for vm in managed if vm.id and vm.id.fd is not None and not _lacks(vm)}
-    found = vms_of_processes([its for its in processes if its.holder.process not in whole], scene)
+    found = vms_of_processes(
+        [its for its in processes if its.holder.process not in whole], session
+    )
     merged: list[Vm] = []
     for vm in managed:
         its = _counterpart(vm, [its for its in found if its.process == vm.process])

@@ -12,64 +12,65 @@ from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, Usa
 from pmuctl.manage.inventory.inventory import Ask, Inventory, VmList
 from pmuctl.manage.inventory.poller import ask_all
 from pmuctl.manage.inventory.processes import VmProcess
-from pmuctl.manage.inventory.query import Session, ask_vm, is_dead
+from pmuctl.manage.inventory.query import ask_vm, is_dead, make_vm
 from pmuctl.manage.inventory.replies import CapturedEntry, Reply
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import orphan, refused_start
 from pmuctl.manage.inventory.unbacked_sockets import is_unbacked
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import UUID, ByName, ByPid, VmRef
 
 
-def list_vms(reach: Session, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all) -> VmList:
+def list_vms(session: Session, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all) -> VmList:
     """The VMs that are meant, by default all; raises NotFoundError for what means none.
 
     Their control sockets are asked by `ask`.
     """
-    return select_vms(Inventory(reach, ask), refs)
+    return select_vms(Inventory(session, ask), refs)
 
 
-def select_vms(stock: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
-    """The same, of a stock that is there."""
-    vms = stock.vms
+def select_vms(inventory: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
+    """The same, of a inventory that is there."""
+    vms = inventory.vms
     for ref in refs:
         if not any(vm.is_meant(ref) for vm in vms):
-            raise _not_found(stock, ref, [vm.name for vm in vms])
+            raise _not_found(inventory, ref, [vm.name for vm in vms])
     if refs:
         vms = [vm for vm in vms if any(vm.is_meant(ref) for ref in refs)]
-    seen = stock.seen
+    seen = inventory.seen
     return VmList(
         vms=vms,
         unreadable=seen.unreadable,
         is_partial=seen.is_partial,
-        left_out=stock.sockets.left_out,
-        scratch=0 if refs else stock.scratch,
+        left_out=inventory.sockets.left_out,
+        scratch=0 if refs else inventory.scratch,
     )
 
 
-def lookup_vm(stock: Inventory, ref: VmRef, *, strictly: bool = False) -> Vm:
+def lookup_vm(inventory: Inventory, ref: VmRef, *, strictly: bool = False) -> Vm:
     """The one VM that is meant, whether it can be asked or not.
 
     `strictly` as for `open_vm`; it goes for a VM without a control socket as well, whose threads
     can be placed. Raises NotFoundError where there is none, UsageError where two VMs hold the
     name, and what Client raises of one with a control socket.
     """
-    found = _find(stock, ref, strictly=strictly)
+    found = _find(inventory, ref, strictly=strictly)
     if isinstance(found, Vm):
-        is_own = found.owner == stock.reach.uid
+        is_own = found.owner == inventory.session.host.uid
         if strictly and not is_own and not isinstance(ref, ByPid):
             whose = "several users'" if found.owner is None else f"uid {found.owner}'s"
             raise _strangers(ref, f"process {found.pid} is {whose}", f"pid/{found.pid}")
         return found
-    vm = stock.ask(found, strictly=strictly)
+    vm = inventory.ask(found, strictly=strictly)
     if vm.problem is not None and vm.state is not VmState.ORPHANED:
         raise vm.problem
-    _check(stock, ref, found, vm)
+    _check(inventory, ref, found, vm)
     return vm
 
 
 @contextmanager
 def open_vm(
-    stock: Inventory, ref: VmRef, *, strictly: bool = False
+    inventory: Inventory, ref: VmRef, *, strictly: bool = False
 ) -> Iterator[tuple[Client | None, Vm]]:
     """The one VM that is meant, asked over an open connection.
 
@@ -80,7 +81,7 @@ def open_vm(
     none, UsageError where two VMs hold the name, UnsupportedError for one without a control
     socket, and what Client raises.
     """
-    found = _find(stock, ref, strictly=strictly)
+    found = _find(inventory, ref, strictly=strictly)
     if isinstance(found, Vm):
         raise UnsupportedError(
             "it has no control socket",
@@ -89,31 +90,31 @@ def open_vm(
             f"listens for pmuctl in process {found.pid}",
             fix="start the VM with pmuctl run",
         )
-    reach = stock.reach
+    session = inventory.session
     with ExitStack() as stack:
         client: Client | None = None
         told: Reply | None
         try:
-            client = stack.enter_context(reach.client(found))
+            client = stack.enter_context(session.client(found))
         except UnreachableError as error:
-            told = orphan(found, reach.procs) if is_dead(error) else None
+            told = orphan(found, session.host.procs) if is_dead(error) else None
             if told is None:
                 raise
         else:
             told = ask_vm(client, strictly=strictly)
-        vm = stock.whole(reach.vm(found, told))
-        _check(stock, ref, found, vm)
+        vm = inventory.whole(make_vm(session, found, told))
+        _check(inventory, ref, found, vm)
         yield client, vm
 
 
-def _check(stock: Inventory, ref: VmRef, entry: ControlSocket, vm: Vm) -> None:
+def _check(inventory: Inventory, ref: VmRef, entry: ControlSocket, vm: Vm) -> None:
     """Raise NotFoundError where a socket's VM is not what is meant, UsageError for a rival.
 
     That is a VM without a control socket that has the same claim to the name.
     """
-    reach = stock.reach
+    session = inventory.session
     if not vm.is_meant(ref):
-        where = ("--socket", entry.path) if reach.socket else ()
+        where = ("--socket", entry.path) if session.socket else ()
         raise NotFoundError(
             "there is no such VM with this control socket",
             subject=str(ref),
@@ -121,53 +122,53 @@ def _check(stock: Inventory, ref: VmRef, entry: ControlSocket, vm: Vm) -> None:
             fix=command("vm", "list", *where),
         )
     if isinstance(ref, ByName):
-        others = [its for its in stock.seen.processes if its.holder.process != vm.process]
+        others = [its for its in inventory.seen.processes if its.holder.process != vm.process]
         if any(its.identity.name == ref.name for its in others):
             # some of them may have a control socket under another name
-            rivals = [its for its in stock.vms if its.socket is None and its.is_meant(ref)]
-            _choose([entry], rivals, ref, uid=reach.user, strictly=False)
+            rivals = [its for its in inventory.vms if its.socket is None and its.is_meant(ref)]
+            _choose([entry], rivals, ref, uid=session.user, strictly=False)
 
 
-def _find(stock: Inventory, ref: VmRef, *, strictly: bool) -> ControlSocket | Vm:
+def _find(inventory: Inventory, ref: VmRef, *, strictly: bool) -> ControlSocket | Vm:
     """The control socket of the VM that is meant, or the VM where that has none."""
-    reach, entries, seen = stock.reach, stock.entries, stock.seen
-    if reach.socket is not None:
+    session, entries, seen = inventory.session, inventory.entries, inventory.seen
+    if session.socket is not None:
         return entries[0]
     name = ref.name if isinstance(ref, ByName) else None
     if by_name := [entry for entry in entries if entry.name == name]:
-        return choose_entry(by_name, ref, uid=reach.user, strictly=strictly)
+        return choose_entry(by_name, ref, uid=session.user, strictly=strictly)
     # a name is what a process says of itself; QEMU's monitor can say it, too
     namesakes = (its.identity.name == name or _may_tell(its) for its in seen.processes)
     vms: list[Vm] = []
     if name is None or any(namesakes):
-        vms = [vm for vm in stock.vms if vm.is_meant(ref)]
+        vms = [vm for vm in inventory.vms if vm.is_meant(ref)]
     paths = {vm.socket for vm in vms}
     named = [entry for entry in entries if name is None and str(entry.path) in paths]
     unmanaged = [vm for vm in vms if vm.socket is None]
     if not named and not unmanaged:
         if name is None:
-            _refuse_unasked(stock, ref)
+            _refuse_unasked(inventory, ref)
         names = [entry.name for entry in entries if entry.name]
         names += [its.identity.name or f"pid/{its.pid}" for its in seen.processes]
-        raise _not_found(stock, ref, names)
-    return _choose(named, unmanaged, ref, uid=reach.user, strictly=strictly)
+        raise _not_found(inventory, ref, names)
+    return _choose(named, unmanaged, ref, uid=session.user, strictly=strictly)
 
 
 def _may_tell(process: VmProcess) -> bool:
     return process.identity.name is None and bool(process.identity.monitors)
 
 
-def _refuse_unasked(stock: Inventory, ref: VmRef) -> None:
+def _refuse_unasked(inventory: Inventory, ref: VmRef) -> None:
     """Raise UnreachableError where a VM that cannot be asked may be the one that is meant.
 
     A socket that anybody can make, with no VM behind it, is none.
     """
     unasked = [
         vm
-        for vm in stock.vms
+        for vm in inventory.vms
         if vm.state in (VmState.SILENT, VmState.DENIED)
         and (not isinstance(ref, ByPid) or vm.pid in (None, ref.pid))
-        and not is_unbacked(vm, stock.reach)
+        and not is_unbacked(vm, inventory.session)
     ]
     if unasked:
         raise UnreachableError(
@@ -251,10 +252,10 @@ def _strangers(ref: VmRef, whose: str, place: str) -> UsageError:
     )
 
 
-def _not_found(stock: Inventory, ref: VmRef, names: Sequence[str]) -> NotFoundError:
-    reach, name = stock.reach, str(ref)
-    if reach.is_live and reach.socket is None:
-        refused = refused_start(name, reach.environ, reach.uid)
+def _not_found(inventory: Inventory, ref: VmRef, names: Sequence[str]) -> NotFoundError:
+    session, name = inventory.session, str(ref)
+    if session.host.is_live and session.socket is None:
+        refused = refused_start(name, session.host.environ, session.host.uid)
         if refused is not None:
             return refused
     names = list(dict.fromkeys(its for its in names if its != name))
@@ -263,6 +264,6 @@ def _not_found(stock: Inventory, ref: VmRef, names: Sequence[str]) -> NotFoundEr
     if UUID.fullmatch(name):
         near = [f"uuid/{name}"]
     why = f"near: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}"
-    if stock.seen.unreadable or stock.seen.is_partial:
+    if inventory.seen.unreadable or inventory.seen.is_partial:
         why += "; other users' processes may not be read"
     return NotFoundError("there is no such VM", subject=str(ref), why=why, fix="pmuctl vm list")

@@ -12,8 +12,9 @@ from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import UnreachableError
 from pmuctl.host.parallel import AT_ONCE, run_parallel
 from pmuctl.host.signals import defer_signals
-from pmuctl.manage.inventory.query import Session, ask_socket, nothing_told, try_read
+from pmuctl.manage.inventory.query import ask_socket, make_vm, nothing_told, try_read
 from pmuctl.manage.inventory.replies import Reply
+from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.value import replace
 
@@ -24,34 +25,34 @@ Key = tuple[Path, int, int]
 """A socket's path, and its inode and time: where another one is made it is asked at once."""
 
 
-def ask_all(reach: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
+def ask_all(session: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
     """The VM of each of these sockets, in their order: see `ask_sockets`."""
-    told = ask_sockets(reach, entries)
-    return [reach.vm(entry, its) for entry, its in zip(entries, told, strict=True)]
+    told = ask_sockets(session, entries)
+    return [make_vm(session, entry, its) for entry, its in zip(entries, told, strict=True)]
 
 
-def ask_sockets(reach: Session, entries: Sequence[ControlSocket]) -> list[Reply]:
+def ask_sockets(session: Session, entries: Sequence[ControlSocket]) -> list[Reply]:
     """What each of these sockets says, in their order; all of them take one deadline together.
 
     They are asked side by side: one's own and root's first, then those of each other user in
     turn, so that no user's mute sockets are in the way of the others'. What is not reached before
     the deadline is silent.
     """
-    asked = _ask(reach, entries)
-    return [its or _not_reached(reach, entry) for entry, its in zip(entries, asked, strict=True)]
+    asked = _ask(session, entries)
+    return [its or _not_reached(session, entry) for entry, its in zip(entries, asked, strict=True)]
 
 
-def _ask(reach: Session, entries: Sequence[ControlSocket]) -> list[Reply | None]:
+def _ask(session: Session, entries: Sequence[ControlSocket]) -> list[Reply | None]:
     """The same; None is what was not reached."""
-    until = time.monotonic() + reach.deadline
+    until = time.monotonic() + session.deadline
 
     def ask(entry: ControlSocket) -> Reply | None:
         left = until - time.monotonic()
-        return ask_socket(replace(reach, deadline=left), entry) if left > 0 else None
+        return ask_socket(replace(session, deadline=left), entry) if left > 0 else None
 
-    if not reach.is_live:  # nobody is asked, and nothing can be late
-        return [ask_socket(reach, entry) for entry in entries]
-    turns = _in_turn(entries, reach.uid)
+    if not session.host.is_live:  # nobody is asked, and nothing can be late
+        return [ask_socket(session, entry) for entry in entries]
+    turns = _in_turn(entries, session.host.uid)
     answers = run_parallel([partial(ask, entry) for entry in turns])
     by_path = {entry.path: its for entry, its in zip(turns, answers, strict=True)}
     return [by_path[entry.path] for entry in entries]
@@ -67,13 +68,13 @@ def _in_turn(entries: Sequence[ControlSocket], uid: int) -> Sequence[ControlSock
     return [*own, *(entry for entry in turns if entry is not None)]
 
 
-def _not_reached(reach: Session, entry: ControlSocket) -> Reply:
+def _not_reached(session: Session, entry: ControlSocket) -> Reply:
     problem = UnreachableError(
         "its control socket was not asked",
-        why=f"others that do not answer took all of {reach.deadline:g} s",
+        why=f"others that do not answer took all of {session.deadline:g} s",
         fix="--deadline SEC waits longer",
     )
-    return nothing_told(reach, entry, problem)
+    return nothing_told(session, entry, problem)
 
 
 class SlowSocket:
@@ -110,8 +111,8 @@ class SocketPoller:
         """Ask no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def ask(self, reach: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
-        """What each of these sockets says, in their order, in `reach.deadline`; see `ask_all`."""
+    def ask(self, session: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
+        """What each of these sockets says, in order, within `session.deadline`, as `ask_all`."""
         keys = {entry.path: _key(entry) for entry in entries}
         present = set(keys.values())
         self._slow = {key: its for key, its in self._slow.items() if key in present}
@@ -121,12 +122,12 @@ class SocketPoller:
         prompt.sort(key=lambda entry: keys[entry.path] not in self._said)
         found: dict[Path, Vm] = {}
         pending: set[str] = set()
-        for entry, told in zip(prompt, _ask(reach, prompt), strict=True):
+        for entry, told in zip(prompt, _ask(session, prompt), strict=True):
             key = keys[entry.path]
-            vm = reach.vm(entry, told or _not_reached(reach, entry))
+            vm = make_vm(session, entry, told or _not_reached(session, entry))
             if told is None:  # it is not its fault: at the next look it is asked again
                 pending.add(str(entry.path))
-                found[entry.path] = self._last(reach, key) or vm
+                found[entry.path] = self._last(session, key) or vm
             elif vm.state is VmState.SILENT:
                 self._slow[key] = SlowSocket(vm)
             else:
@@ -134,13 +135,13 @@ class SocketPoller:
                 found[entry.path] = vm
         for entry in entries:
             if (slow := self._slow.get(key := keys[entry.path])) is not None:
-                found[entry.path] = self._tend(reach, entry, key, slow)
+                found[entry.path] = self._tend(session, entry, key, slow)
                 if slow.vm.state is VmState.SILENT and not slow.is_mute:
                     pending.add(str(entry.path))
         self.pending = frozenset(pending)
         return [found[entry.path] for entry in entries]
 
-    def _tend(self, reach: Session, entry: ControlSocket, key: Key, slow: SlowSocket) -> Vm:
+    def _tend(self, session: Session, entry: ControlSocket, key: Key, slow: SlowSocket) -> Vm:
         """Take its answer, if there is one, and ask it again once that is due."""
         now = time.monotonic()
         if slow.answer is not None and slow.answer.done():
@@ -152,17 +153,17 @@ class SocketPoller:
             else:
                 slow.pause = 0.0
                 self._note(key, slow.vm)
-                if took < reach.deadline:  # the next look waits for it again
+                if took < session.deadline:  # the next look waits for it again
                     del self._slow[key]
                     return slow.vm
             slow.due = now + slow.pause
         if slow.answer is None and now >= slow.due:
-            patient = replace(reach, deadline=self._deadline)
+            patient = replace(session, deadline=self._deadline)
             with defer_signals():
                 slow.answer = self._pool.submit(_timed, patient, entry)
         if slow.vm.state is not VmState.SILENT:
             return slow.vm
-        last = self._last(reach, key)
+        last = self._last(session, key)
         if last is None:
             return slow.vm
         if not slow.is_mute:
@@ -174,17 +175,17 @@ class SocketPoller:
         if vm.state not in (VmState.DEAD, VmState.DENIED):
             self._said[key] = vm
 
-    def _last(self, reach: Session, key: Key) -> Vm | None:
+    def _last(self, session: Session, key: Key) -> Vm | None:
         """What it said last, as long as the process goes on that said it."""
         vm = self._said.get(key)
         if vm is None or vm.process is None:
             return None
-        return vm if reach.procs.is_there(vm.process) else None
+        return vm if session.host.procs.is_there(vm.process) else None
 
 
-def _timed(reach: Session, entry: ControlSocket) -> tuple[Vm, float]:
+def _timed(session: Session, entry: ControlSocket) -> tuple[Vm, float]:
     began = time.monotonic()
-    return try_read(reach, entry), time.monotonic() - began
+    return try_read(session, entry), time.monotonic() - began
 
 
 def _key(entry: ControlSocket) -> Key:

@@ -8,11 +8,12 @@ from functools import partial
 
 from pmuctl.control.client.qemu_monitor import DEADLINE, QemuMonitor, may_query, query_qemu
 from pmuctl.host import debugfs
+from pmuctl.host.host import Host
 from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.sysfs import Sysfs
+from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.model.vmm_identity import (
@@ -23,7 +24,7 @@ from pmuctl.model.vmm_identity import (
     vm_name,
     vm_uuid,
 )
-from pmuctl.value import field, replace, value
+from pmuctl.value import replace, value
 
 MONITORS_MAX = 4
 """Monitors of one process that are tried: its command line, anybody's word, may name thousands."""
@@ -34,9 +35,6 @@ STOPPED = "T"
 
 Tids = Mapping[int, tuple[int, Evidence]]
 """vCPU number → the thread that runs it, and how that is known."""
-
-Answers = dict[tuple[ProcessId, frozenset[int]], QemuMonitor | None]
-"""What the monitors of a process have said, when it had these vCPUs."""
 
 
 @value(kw_only=True)
@@ -65,29 +63,13 @@ class ProcessScan:
     is_partial: bool = False
 
 
-@value(kw_only=True)
-class Scene:
-    """Where VMs are looked for: /proc, the rest of that machine, and whether it is this one.
-
-    `uid` is the user whose own pmuctls' probes are known; None where nobody's are. Monitors are
-    not asked again for what is in `answers`, which are kept for the next look.
-    """
-
-    procs: Procfs
-    sysfs: Sysfs
-    is_live: bool = True
-    uid: int | None = None
-    names: debugfs.Names = field(default_factory=dict)
-    answers: Answers = field(default_factory=dict)
-
-
-def scan_processes(scene: Scene) -> ProcessScan:
+def scan_processes(host: Host) -> ProcessScan:
     """Look once at all processes; files are read only of those that have a VM.
 
     A helper that has only a VMM's descriptors is no process of a VM.
     """
-    procs, found = scene.procs, []
-    scan = scan_owners(procs, scene.sysfs)
+    procs, found = host.procs, []
+    scan = scan_owners(procs, host.sysfs)
     for holder in scan.holders:
         argv, comm = procs.command_line(holder.pid), procs.comm(holder.pid, holder.pid)
         its = VmProcess(
@@ -99,43 +81,46 @@ def scan_processes(scene: Scene) -> ProcessScan:
     )
 
 
-def vms_of_processes(processes: Sequence[VmProcess], scene: Scene) -> list[Vm]:
+def vms_of_processes(processes: Sequence[VmProcess], session: Session) -> list[Vm]:
     """The VMs of these processes.
 
     What has ended meanwhile is left out. Scratch VMs are those of probes, which never run, of
     pmuctls of this user's.
     """
-    monitors = _ask(processes, scene)
-    if processes:
-        scene = replace(scene, names=debugfs.scan_names(scene.sysfs))
+    monitors = _ask(processes, session)
+    names = debugfs.scan_names(session.host.sysfs) if processes else {}
     found: list[Vm] = []
     for process in processes:
-        its = list(_vms(process, scene, monitors.get(process.pid)))
+        its = list(_vms(process, session.host, names, monitors.get(process.pid)))
         # another process may have its pid by now
-        if scene.procs.is_there(process.holder.process):
+        if session.host.procs.is_there(process.holder.process):
             found += its
     return found
 
 
-def _ask(processes: Sequence[VmProcess], scene: Scene) -> dict[int, QemuMonitor]:
+def _ask(processes: Sequence[VmProcess], session: Session) -> dict[int, QemuMonitor]:
     """What QEMUs say at monitors that are free, asked side by side.
 
     A QEMU that has no vCPU yet may wait for its monitor's first client, and is left alone. So is
     one that was asked already, whatever came of that, unless it has got other vCPUs: a monitor
     serves one client at a time, and its manager is to be that.
     """
-    if not scene.is_live:
+    if not session.host.is_live:
         return {}
     all_asked = [its for its in processes if its.identity.monitors and its.holder.vcpus]
     known = {
-        its.pid: scene.answers[key] for its in all_asked if (key := _key(its)) in scene.answers
+        its.pid: session.monitor_answers[key]
+        for its in all_asked
+        if (key := _key(its)) in session.monitor_answers
     }
     asked = [its for its in all_asked if its.pid not in known]
     if asked:
-        for key in [key for key in scene.answers if not scene.procs.is_there(key[0])]:
-            del scene.answers[key]
+        for key in [
+            key for key in session.monitor_answers if not session.host.procs.is_there(key[0])
+        ]:
+            del session.monitor_answers[key]
     until = time.monotonic() + ALL_MONITORS
-    answers = run_parallel([partial(_monitor, its, scene, until) for its in asked])
+    answers = run_parallel([partial(_monitor, its, session, until) for its in asked])
     known |= {its.pid: answer for its, answer in zip(asked, answers, strict=True)}
     return {pid: answer for pid, answer in known.items() if answer}
 
@@ -145,11 +130,11 @@ def _key(process: VmProcess) -> tuple[ProcessId, frozenset[int]]:
     return holder.process, frozenset(holder.vcpus.values())
 
 
-def _monitor(process: VmProcess, scene: Scene, until: float) -> QemuMonitor | None:
+def _monitor(process: VmProcess, session: Session, until: float) -> QemuMonitor | None:
     """What it says, kept for the next look whatever that is; not where it is too late to ask."""
     if time.monotonic() >= until:
         return None
-    procs, pid, answer = scene.procs, process.pid, None
+    procs, pid, answer = session.host.procs, process.pid, None
     until = min(until, time.monotonic() + DEADLINE)
     parent = procs.parent(pid)
     above = procs.comm(parent, parent) if parent else ""
@@ -158,19 +143,21 @@ def _monitor(process: VmProcess, scene: Scene, until: float) -> QemuMonitor | No
         if answer is None and may_query(path, above):
             answer = query_qemu(path, place, pid=pid, uid=procs.uid(pid), until=until)
     # whether it still runs may change, what it is called and its threads do not
-    scene.answers[_key(process)] = answer and replace(answer, status=None)
+    session.monitor_answers[_key(process)] = answer and replace(answer, status=None)
     return answer
 
 
-def _vms(process: VmProcess, scene: Scene, monitor: QemuMonitor | None) -> Iterator[Vm]:
+def _vms(
+    process: VmProcess, host: Host, names: debugfs.Names, monitor: QemuMonitor | None
+) -> Iterator[Vm]:
     """One VM for a process, or one for each VM descriptor where vCPUs can be told apart.
 
     Which thread is whose of several VMs that are not, is not known of vCPUs of the same number.
     """
-    procs, holder = scene.procs, process.holder
+    procs, holder = host.procs, process.holder
     tids = procs.threads(holder.pid)
-    names = dict(debugfs.names_of(scene.names, holder, tids))
-    told = {fd: debugfs.read_vcpus(scene.sysfs, name) for fd, name in names.items()}
+    own_names = dict(debugfs.names_of(names, holder, tids))
+    told = {fd: debugfs.read_vcpus(host.sysfs, name) for fd, name in own_names.items()}
     apart = {fd: its for fd, its in told.items() if its}
     if len(apart) > 1:
         for fd, its in apart.items():
@@ -185,10 +172,10 @@ def _vms(process: VmProcess, scene: Scene, monitor: QemuMonitor | None) -> Itera
         count = Counter(holder.vcpus.values())
         threads = {index: its for index, its in threads.items() if count[index] == 1}
     fd = next(iter((*apart, *holder.files)))
-    has_run = any(debugfs.has_run(scene.sysfs, name) for name in names.values())
+    has_run = any(debugfs.has_run(host.sysfs, name) for name in own_names.values())
     vm = _vm(process, procs, monitor, indices, threads, fd=fd, has_run=has_run)
     # anybody can call himself pmuctl: only what this user starts is left out
-    is_own = scene.uid is not None and vm.owner == scene.uid and process.is_pmuctl
+    is_own = vm.owner == host.uid and process.is_pmuctl
     yield replace(vm, is_scratch=is_own and vm.state is VmState.STARTING)
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pmuctl.errors import DeniedError, NotFoundError, NoVmError, UnreachableError, command
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import RefusedStartError
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import Vm, VmState, Window
@@ -33,16 +33,16 @@ class Awaited(StrEnum):
 
 
 def wait_for(
-    reach: Session,
+    session: Session,
     ref: VmRef,
     awaited: Awaited,
     *,
     timeout: float | None,
-    hold: Callable[[Vm], VmAlignment],
+    assess: Callable[[Vm], VmAlignment],
 ) -> str | None:
     """Ask until the VM is as awaited, None, or `timeout` seconds have passed: what was seen last.
 
-    That has what keeps it from being aligned, as `hold` judges it, where that is awaited.
+    That has what keeps it from being aligned, as `assess` judges it, where that is awaited.
 
     A VM that is not there yet, or does not answer, is asked again; raises what `open_vm` raises
     for all else, and DeniedError where one that is not seen need not have stopped. A silent one
@@ -54,24 +54,24 @@ def wait_for(
     while True:
         if until is not None:
             left = max(until - time.monotonic(), ANSWER_SECONDS)
-            reach = replace(reach, deadline=min(reach.deadline, left))
+            session = replace(session, deadline=min(session.deadline, left))
         begin = time.monotonic()
-        stock = Inventory(reach)
-        vm, seen = _ask(stock, ref)
+        inventory = Inventory(session)
+        vm, seen = _ask(inventory, ref)
         last = vm.process if vm is not None else last
         if seen == ABSENT and awaited is Awaited.STOPPED:
-            _check_sight(stock, ref, last)
+            _check_sight(inventory, ref, last)
         if vm is not None and awaited is Awaited.ALIGNED:
-            held = hold(vm)
-            if held.alignment.aligned:
+            alignment = assess(vm)
+            if alignment.alignment.aligned:
                 return None
             # of one without a window it is not known yet
-            if means := held.explanation or (vm.window and NEVER_ALIGNED):
+            if means := alignment.explanation or (vm.window and NEVER_ALIGNED):
                 seen = f"{seen}; {means}"
         elif _holds(vm, awaited):
             return None
         if seen != told:
-            reach.trace(f"{ref}: {seen}")
+            session.trace(f"{ref}: {seen}")
             told = seen
         # on a host of very many processes looking takes time: no more than half of it all
         pause = max(POLL_SECONDS, time.monotonic() - begin)
@@ -83,13 +83,13 @@ def wait_for(
         time.sleep(pause)
 
 
-def _ask(stock: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
+def _ask(inventory: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
     """The VM, None where it is not there or its VMM has ended, and how it is in words.
 
     A silent one is neither.
     """
     try:
-        vm = lookup_vm(stock, ref)
+        vm = lookup_vm(inventory, ref)
         return vm, f"{vm.state}, window {vm.window or '?'}"
     except RefusedStartError as error:
         return None, error.why or error.message
@@ -102,16 +102,16 @@ def _ask(stock: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
         return silent, error.why or error.message
 
 
-def _check_sight(stock: Inventory, ref: VmRef, last: ProcessId | None) -> None:
+def _check_sight(inventory: Inventory, ref: VmRef, last: ProcessId | None) -> None:
     """Raise DeniedError where a VM that is not seen may go on, in a process nobody could look at.
 
     `last` is the process it was seen in before: where that has ended, so has the VM.
     """
-    procs, seen = stock.reach.procs, stock.seen
+    procs, seen = inventory.session.host.procs, inventory.seen
     if last is not None and not procs.is_there(last):
         return
     # from root nothing is hidden but what is outside of its own pid namespace
-    is_hidden = seen.is_partial and stock.reach.uid != 0
+    is_hidden = seen.is_partial and inventory.session.host.uid != 0
     if not isinstance(ref, ByPid):
         why = "processes may not be read by this user, and it may be in one of them"
         may_go_on = is_hidden or seen.unreadable > 0

@@ -22,6 +22,9 @@ from pmuctl.host.pmus import scan_event_sources
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.vcpu_threads import check_inside
+from pmuctl.manage.inventory.inventory import Inventory
+from pmuctl.manage.inventory.lookup import lookup_vm, open_vm
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.resolve import (
     AUTO,
     NONE,
@@ -30,59 +33,79 @@ from pmuctl.manage.resolve import (
     compile_filter,
     present_cpus,
 )
+from pmuctl.manage.settings.affinity_key import (
+    change_affinity,
+    make_unkept_warning,
+    record_affinity,
+    record_unmanaged,
+)
+from pmuctl.manage.settings.result import AFFINITY, KeyResult, SettingsResult
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.plan import no_attribute, no_vcpu, no_vpmu, sealed
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmState, Window
-from pmuctl.value import value
-
-AFFINITY = "affinity"
-
-
-@value(kw_only=True)
-class KeyResult:
-    """What became of one key of one VM: `set`, `released`, `unchanged` or `planned`.
-
-    `value` is what it is now, or would be.
-    """
-
-    vm: str
-    key: str
-    outcome: str
-    value: str
+from pmuctl.model.vm_ref import VmRef
+from pmuctl.value import replace
 
 
-@value(kw_only=True)
-class SettingsResult:
-    """What became of a request: a change for each key, and the steps in the kernel's words.
-
-    `is_placed` tells that the VM's vCPU threads are to stay on CPUs that were chosen with it.
-    """
-
-    vm: str
-    changes: tuple[KeyResult, ...]
-    steps: tuple[str, ...]
-    is_placed: bool = False
-    warnings: tuple[PmuctlError, ...] = ()
-
-
-def set_vm(
-    client: Client | None, vm: Vm, request: Request, site: HostState, *, dry_run: bool
+def change_settings(
+    session: Session, ref: VmRef, request: Request, host_state: HostState, *, dry_run: bool
 ) -> SettingsResult:
-    """Bring the VM at the other end to what is asked, all of it or nothing.
+    """Bring one VM to what is asked, all of it or nothing, and record where its threads are kept.
 
-    An orphaned VM, which has no other end, is sealed. Raises NotFoundError, UsageError,
-    SealedError, UnsupportedError, DeniedError, RefusedError with nothing changed, or with the
-    state it left in `now`; UnknownOutcomeError where the VMM did not answer.
+    Settings go through the VM's control socket; an affinity alone is set at once, whatever the
+    window. Raises NotFoundError, UsageError, SealedError, UnsupportedError, DeniedError and
+    RefusedError with nothing changed, or with the state that is left in `now`;
+    UnknownOutcomeError if the VMM did not answer.
     """
+    inventory = Inventory(session)
+    if request.affinity is not None and request.is_affinity_only:
+        vm = lookup_vm(inventory, ref, strictly=True)
+        return change_affinity(vm, request.affinity, host_state, dry_run=dry_run)
+    with open_vm(inventory, ref, strictly=True) as (client, vm):
+        result = _apply_request(client, vm, request, host_state, dry_run=dry_run)
+    warnings: list[PmuctlError] = []
+    if not dry_run:
+        try:
+            if result.is_placed:
+                record_affinity(vm, host_state.host)
+            elif request.affinity == NONE:
+                record_unmanaged(vm, host_state.host)
+        except RefusedError as error:  # all else is done
+            warnings.append(error)
+    if request.affinity == NONE:
+        warnings.append(make_unkept_warning(vm))
+    return replace(result, warnings=tuple(warnings))
+
+
+def release_vm(session: Session, ref: VmRef, *, dry_run: bool) -> KeyResult:
+    """Let a VM that waits with its window open go on; `unchanged` if it does not wait.
+
+    Raises what `open_vm` and the VM's answer do.
+    """
+    with open_vm(Inventory(session), ref, strictly=True) as (client, vm):
+        if client is None:  # orphaned
+            outcome = "unchanged"
+        elif dry_run:
+            outcome = "planned" if vm.state is VmState.WAITING else "unchanged"
+        else:
+            answer: Any = client.execute("pmu-release")
+            outcome = answer["outcome"]
+    return KeyResult(vm=vm.name, key="window", outcome=outcome, value="sealed")
+
+
+def _apply_request(
+    client: Client | None, vm: Vm, request: Request, host_state: HostState, *, dry_run: bool
+) -> SettingsResult:
+    """Have the VMM at the other end do all of it; an orphaned VM, which has none, is sealed."""
     if client is None:
         by = f"{vm.by}, and only that could make the calls"
         error = sealed(_first_attribute(request), by)
         raise _unchanged(error, vm, _at_the_next_start(vm))
     _check_possible(request, vm)
-    pmu = _choose_pmu(request, vm, site)
+    pmu = _choose_pmu(request, vm, host_state)
     bits = vm.event_bits or WIDEST_BITS
     words = request.filter
     event_filter = None if words is None else compile_filter(words, pmu, bits)
@@ -91,17 +114,17 @@ def set_vm(
         arguments["counters"] = request.counters
     if event_filter is not None:
         arguments["filter"] = filter_message(event_filter)
-    cpus = _wanted_cpus(request, vm, pmu, site)
+    cpus = _wanted_cpus(request, vm, pmu, host_state)
     if cpus:
         arguments["cpus"] = list(cpus)
     try:
         answer: Any = client.execute("pmu-apply", arguments)
     except PmuctlError as error:
-        raise _explained(error, vm, pmu, site.threads) from error
+        raise _explained(error, vm, pmu, host_state.host.threads) from error
     return _done(vm, answer, request, pmu, event_filter, cpus)
 
 
-def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, site: HostState) -> CpuSet | None:
+def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, host_state: HostState) -> CpuSet | None:
     """The CPUs that the vCPU threads are to stay on, None where their masks are left alone.
 
     To set a PMU implies `auto`: its CPUs, for KVM runs the VM nowhere else. With a setting that
@@ -110,25 +133,15 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, site: HostState) -> CpuSet 
     if request.affinity == NONE:
         return None
     if request.affinity not in (None, AUTO):
-        cpus = present_cpus(request.affinity or "", site.pmus, site.sysfs, subject=vm.name)
+        cpus = present_cpus(
+            request.affinity or "", host_state.pmus, host_state.host.sysfs, subject=vm.name
+        )
         if pmu.cpus is not None:
             check_inside(cpus, pmu.cpus, vm, pmu.name)
         return cpus
     now = vm.explicit_pmu
     is_new = now is None or now.name != pmu.name
     return pmu.cpus if request.affinity or request.pmu or is_new else None
-
-
-def release_vm(client: Client | None, vm: Vm, *, dry_run: bool) -> KeyResult:
-    """Let a VM that waits with its window open go on; `unchanged` where it does not wait."""
-    if client is None:  # orphaned
-        outcome = "unchanged"
-    elif dry_run:
-        outcome = "planned" if vm.state is VmState.WAITING else "unchanged"
-    else:
-        answer: Any = client.execute("pmu-release")
-        outcome = answer["outcome"]
-    return KeyResult(vm=vm.name, key="window", outcome=outcome, value="sealed")
 
 
 def _check_possible(request: Request, vm: Vm) -> None:
@@ -167,15 +180,15 @@ def _no_lasting_counters() -> UnsupportedError:
     )
 
 
-def _choose_pmu(request: Request, vm: Vm, site: HostState) -> Pmu:
+def _choose_pmu(request: Request, vm: Vm, host_state: HostState) -> Pmu:
     """The PMU asked for, else the one the VM was given, else the host's only one."""
-    names = scan_event_sources(site.sysfs).names
+    names = scan_event_sources(host_state.host.sysfs).names
     text = request.pmu
     if text is None and vm.explicit_pmu is not None:
         text = vm.explicit_pmu.name
     try:
         fix = f"{command('vm', 'set', vm.address, 'pmu', 'PMU')} …"
-        return choose_pmu(text, site.pmus, names, site.sysfs, fix=fix)
+        return choose_pmu(text, host_state.pmus, names, host_state.host.sysfs, fix=fix)
     except UsageError as error:
         error.subject = error.subject or vm.name
         raise

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can stand in the way of a VMM's PMU settings on this host, found before it is started."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pmuctl.errors import (
@@ -12,10 +12,10 @@ from pmuctl.errors import (
     UsageError,
 )
 from pmuctl.host.cpus import read_online, scan_present
-from pmuctl.host.kvm.access import KvmAccess, read_kvm_access, read_kvm_group
+from pmuctl.host.host import Host
+from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.kvm.cache import read_kvm_caps
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.hints import cpus_words, giving_access
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
@@ -26,29 +26,6 @@ from pmuctl.model.pmu import Pmu
 from pmuctl.model.pmu_selector import check_present, parse_cpus
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
-from pmuctl.value import value
-
-
-@value(kw_only=True)
-class Kvm:
-    """KVM on the machine: whether this user may use it, and which group may; and what probes it
-    where nothing is cached."""
-
-    access: Callable[[], KvmAccess] = read_kvm_access
-    group: Callable[[], str | None] = read_kvm_group
-    probe: Callable[[Sequence[Pmu]], KvmCaps] | None = None
-
-
-@value(kw_only=True)
-class StartSite:
-    """Where a VMM is to be started: the machine, and the process that is to become it."""
-
-    sysfs: Sysfs
-    threads: ThreadAffinity
-    kvm: Kvm
-    environ: Mapping[str, str]
-    uid: int
-    pid: int
 
 
 def check_kernel(probed: KvmCaps, pmu: Pmu | None, event_filter: EventFilter | None) -> None:
@@ -87,31 +64,35 @@ def _as_refusal(what: str) -> Iterator[None]:
         raise RefusedError(what, why=error.strerror or str(error)) from error
 
 
-def check_access(kvm: Kvm) -> None:
-    """Raise UnsupportedError where there is no KVM, DeniedError where this user may not use it."""
-    match kvm.access():
-        case KvmAccess.MISSING:
-            raise UnsupportedError(
-                "this host has no KVM",
-                why="there is no /dev/kvm",
-                fix="load KVM, or use another host",
-            )
-        case KvmAccess.DENIED:
-            raise DeniedError(
-                "KVM cannot be asked",
-                why="/dev/kvm may not be opened by this user",
-                fix=f"run pmuctl as root, or give USER access: {giving_access(kvm.group())}",
-            )
+def check_access(kvm: Kvm | None) -> Kvm:
+    """Return KVM if this user can use it.
+
+    Raises UnsupportedError if there is none, DeniedError if this user may not use it.
+    """
+    access = kvm.access() if kvm is not None else KvmAccess.MISSING
+    if kvm is None or access is KvmAccess.MISSING:
+        raise UnsupportedError(
+            "this host has no KVM",
+            why="there is no /dev/kvm",
+            fix="load KVM, or use another host",
+        )
+    if access is KvmAccess.DENIED:
+        raise DeniedError(
+            "KVM cannot be asked",
+            why="/dev/kvm may not be opened by this user",
+            fix=f"run pmuctl as root, or give USER access: {giving_access(kvm.group())}",
+        )
+    return kvm
 
 
-def ask_kvm(site: StartSite, pmus: Sequence[Pmu]) -> KvmCaps:
+def ask_kvm(host: Host, pmus: Sequence[Pmu]) -> KvmCaps:
     """What KVM does here, from the cache or from probes.
 
     Raises UnsupportedError where there is no KVM, DeniedError, RefusedError.
     """
-    check_access(site.kvm)
+    kvm = check_access(host.kvm)
     with _as_refusal("KVM could not be asked"):
-        return read_kvm_caps(site.sysfs, pmus, site.environ, uid=site.uid, probe=site.kvm.probe)
+        return read_kvm_caps(host.sysfs, pmus, host.environ, uid=host.uid, probe=kvm.probe)
 
 
 def chosen_cpus(text: str, pmu: Pmu | None, pmus: Sequence[Pmu], sysfs: Sysfs) -> CpuSet:
@@ -142,13 +123,13 @@ def cpus_of(pmu: Pmu) -> CpuSet:
     return pmu.cpus
 
 
-def check_cpus(cpus: CpuSet, pmu: Pmu | None, site: StartSite) -> None:
+def check_cpus(cpus: CpuSet, pmu: Pmu | None, host: Host, pid: int) -> None:
     """Refuse CPUs that the VMM could not run on: offline ones, and those outside its mask.
 
     Raises RefusedError and PinnedError.
     """
     of = f" of {pmu.name}" if pmu is not None else ""
-    online = read_online(site.sysfs)
+    online = read_online(host.sysfs)
     if online is not None and not cpus & online:
         raise RefusedError(
             f"no CPU{of} is online",
@@ -156,7 +137,7 @@ def check_cpus(cpus: CpuSet, pmu: Pmu | None, site: StartSite) -> None:
             fix=f"echo 1 >/sys/devices/system/cpu/cpu{next(iter(cpus))}/online",
         )
     with _as_refusal("the CPUs that this process may run on cannot be read"):
-        mask = site.threads.get(site.pid)
+        mask = host.threads.get(pid)
     if not mask & (cpus if online is None else cpus & online):
         raise PinnedError(
             f"the VMM may not run on any CPU{of}",

@@ -8,13 +8,13 @@ from pathlib import Path
 from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.control.runtime.sockets import file_name, own_dir
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
+from pmuctl.host.host import Host
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.ioctls import lock, steps
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.resolve import AUTO, NONE, FilterWords, choose_pmu, compile_filter
 from pmuctl.manage.start.exec import find_program, without_settings
 from pmuctl.manage.start.preflight import (
-    StartSite,
     ask_kvm,
     check_cpus,
     check_kernel,
@@ -60,42 +60,42 @@ class Prepared:
     warnings: tuple[PmuctlError, ...] = ()
 
 
-def prepare(request: Request, site: StartSite) -> Prepared:
+def prepare(request: Request, host: Host, pid: int) -> Prepared:
     """Check everything that can be known before the VMM is started; nothing is changed.
 
     Raises UsageError, NotFoundError (PMU, event, CPU), NoCommandError and NotExecutableError; and
     DeniedError, UnsupportedError, PinnedError, RefusedError for obstacles of this host, which a
-    request for the best effort is given as `obstacle` instead.
+    request for the best effort is given as `obstacle` instead. The VMM will be process `pid`.
     """
     check_words(request)
     name = request.name
     if name is None:
-        name = default_name(request.command[0], site.pid)
+        name = default_name(request.command[0], pid)
     # absolute: the supervisor may be in another directory than the caller
-    socket = _absolute(own_dir(site.environ, site.uid)) / file_name(name)
-    names = scan_event_sources(site.sysfs).names
-    pmus = scan_pmus(site.sysfs, names)
+    socket = _absolute(own_dir(host.environ, host.uid)) / file_name(name)
+    names = scan_event_sources(host.sysfs).names
+    pmus = scan_pmus(host.sysfs, names)
     pmu, event_filter, cpus = None, None, None
     if request.pmu is not None or request.filter is not None:
         fix = "give --pmu PMU with --filter"
-        pmu = choose_pmu(request.pmu, pmus, names, site.sysfs, fix=fix)
+        pmu = choose_pmu(request.pmu, pmus, names, host.sysfs, fix=fix)
     if request.filter is not None and pmu is not None:
         event_filter = compile_filter(request.filter, pmu, WIDEST_BITS)
     if request.affinity not in (AUTO, NONE):
-        cpus = chosen_cpus(request.affinity, pmu, pmus, site.sysfs)
-    executable = find_program(request.command[0], site.environ)
+        cpus = chosen_cpus(request.affinity, pmu, pmus, host.sysfs)
+    executable = find_program(request.command[0], host.environ)
 
     probed = KvmCaps(has_vpmu=None)
     obstacle: PmuctlError | None = None
     try:
-        probed = ask_kvm(site, pmus)
+        probed = ask_kvm(host, pmus)
         if request.filter is not None and pmu is not None:
             event_filter = compile_filter(request.filter, pmu, event_bits(probed, pmu))
         check_kernel(probed, pmu, event_filter)
         if request.affinity == AUTO and pmu is not None:
             cpus = cpus_of(pmu)
         if cpus is not None:
-            check_cpus(cpus, pmu, site)
+            check_cpus(cpus, pmu, host, pid)
     except UsageError:
         raise
     except PmuctlError as error:

@@ -61,9 +61,9 @@ def test_files_are_read_of_vms_only(proc: Path) -> None:
     read: list[str] = []
 
     class Watched(Procfs):
-        def _read(self, path: str) -> bytes:
+        def _read_file(self, path: str) -> bytes:
             read.append(path)
-            return super()._read(path)
+            return super()._read_file(path)
 
     Watched(proc).scan_kvm()
     assert {path.partition("/")[0] for path in read} == {"5120"}
@@ -73,8 +73,8 @@ def test_a_reused_pid_is_not_taken_for_the_vm(proc: Path) -> None:
     starts = iter(["100", "101"])
 
     class Reused(Procfs):
-        def _read(self, path: str) -> bytes:
-            return super()._read(path).replace(b" 100 ", f" {next(starts)} ".encode())
+        def _read_file(self, path: str) -> bytes:
+            return super()._read_file(path).replace(b" 100 ", f" {next(starts)} ".encode())
 
     assert Reused(proc).scan_kvm().holders == ()
 

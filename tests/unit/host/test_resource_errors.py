@@ -85,8 +85,8 @@ def test_a_vm_is_not_lost_between_the_list_and_its_process(tmp_path: Path) -> No
     assert [its.pid for its in Procfs(tmp_path).scan_kvm().holders] == [PID]
 
     class Listed(Procfs):
-        def _names(self, path: str) -> list[str]:
-            return [str(PID)] if not path else super()._names(path)
+        def _list_names(self, path: str) -> list[str]:
+            return [str(PID)] if not path else super()._list_names(path)
 
     with no_descriptors(), pytest.raises(ResourceExhaustedError):
         Listed(tmp_path).scan_kvm()

@@ -9,7 +9,7 @@ import pytest
 
 from pmuctl import errors
 from pmuctl.errors import ExitStatus, PmuctlError
-from pmuctl.render.error import write_problem
+from pmuctl.render.error import write_error
 
 CLASSES = [
     cls
@@ -42,7 +42,7 @@ def test_each_error_as_json_is_one_object_with_every_key(cls: type[PmuctlError])
     error = cls("it\x1b failed", subject="web1", why="be\ncause", fix="do", errno="EBUSY")
     error.now = "so"
     out = io.StringIO()
-    write_problem(error, out, as_json=True)
+    write_error(error, out, as_json=True)
     assert out.getvalue().count("\n") == 1
     assert "\x1b" not in out.getvalue()
     assert json.loads(out.getvalue()) == {
@@ -62,8 +62,8 @@ def test_each_error_as_json_is_one_object_with_every_key(cls: type[PmuctlError])
 def test_an_error_as_text_is_a_line_for_each_thing_it_says() -> None:
     out = io.StringIO()
     error = PmuctlError("it\x1b failed", subject="we\nb", why="be\ncause", now="so", fix="do")
-    write_problem(error, out)
-    write_problem(PmuctlError("alone"), out, word="warning")
+    write_error(error, out)
+    write_error(PmuctlError("alone"), out, word="warning")
     assert out.getvalue().splitlines() == [
         "error: we\\nb: it\\x1b failed",
         "  why: be\\ncause",

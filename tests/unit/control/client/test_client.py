@@ -298,7 +298,7 @@ def test_a_change_without_answer_in_time_leaves_its_outcome_unknown(path: Path) 
 
 def test_a_change_that_could_not_be_sent_was_not_done(path: Path) -> None:
     with bad_server(path, begins), client(path) as its:
-        while its._socket.recv(1, socket.MSG_PEEK):  # until the end is here
+        while its._stream._socket.recv(1, socket.MSG_PEEK):  # until the end is here
             pass
         with pytest.raises(UnreachableError, match="does not answer") as caught:
             its.execute("pmu-release")

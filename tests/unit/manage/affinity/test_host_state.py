@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pmuctl.host.host import Host
 from pmuctl.host.kvm.cache import PATH_BOOT_ID, read_kvm_caps
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.affinity.host_state import read_host_state
-from pmuctl.manage.inventory.query import Session
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from tests.fakes.vmm import FakeThreads, fake_proc
@@ -20,17 +20,6 @@ from tests.fakes.vmm import FakeThreads, fake_proc
 PROBED = KvmCaps(
     has_vpmu=True, counters={10: 6, 11: 6}, event_bits=16, default=DefaultPmu.ONE, default_pmu=10
 )
-
-
-def reach_of(root: Path, environ: dict[str, str], uid: int, *, is_live: bool = True) -> Session:
-    return Session(
-        environ=environ,
-        uid=uid,
-        deadline=1,
-        procs=Procfs(root / "proc"),
-        sysfs=Sysfs(root),
-        is_live=is_live,
-    )
 
 
 def test_what_probes_found_is_read_as_the_user_who_asks(
@@ -45,8 +34,10 @@ def test_what_probes_found_is_read_as_the_user_who_asks(
     read_kvm_caps(sysfs, scan_pmus(sysfs), environ, uid=uid, probe=lambda _: PROBED)
     (kept,) = (tmp_path / "pmuctl").iterdir()
     assert kept.is_file()
-    site = read_host_state(reach_of(root, environ, uid), FakeThreads({}))
-    assert site.ground.probed == PROBED
+    site = read_host_state(
+        Host(environ=environ, uid=uid, procs=Procfs(root / "proc"), sysfs=sysfs)
+    )
+    assert site.host_pmus.probed == PROBED
     assert [pmu.name for pmu in site.pmus] == ["armv8_cortex_a53", "armv8_cortex_a72"]
     assert site.online == CpuSet.parse("0-3")
 
@@ -58,11 +49,12 @@ def test_the_threads_of_this_machine_are_not_those_of_a_captured_tree(
     proc = fake_proc(tmp_path / "proc", 11, tids=[12])
     (proc / "11/task/12/status").write_text("Name:\tx\nCpus_allowed_list:\t2-3\n")
     live = FakeThreads({12: CpuSet.parse("0-1")})
-    here = read_host_state(reach_of(tmp_path, {}, 0), live)
-    there = read_host_state(reach_of(tmp_path, {}, 0, is_live=False), live)
-    assert (here.mask(11, 12), there.mask(11, 12)) == (CpuSet.parse("0-1"), CpuSet.parse("2-3"))
-    assert (here.mask(11, None), there.mask(None, 12)) == (None, None)
-    assert here.threads is live
+    own = Host(environ={}, uid=0, procs=Procfs(proc), sysfs=Sysfs(tmp_path), threads=live)
+    here, there = read_host_state(own), read_host_state(own.captured(tmp_path))
+    assert here.read_mask(11, 12) == CpuSet.parse("0-1")
+    assert there.read_mask(11, 12) == CpuSet.parse("2-3")
+    assert (here.read_mask(11, None), there.read_mask(None, 12)) == (None, None)
+    assert here.host.threads is live
     with pytest.raises(ValueError, match="captured"):
-        assert there.threads
+        assert there.host.threads
     assert root

@@ -53,7 +53,7 @@ def facts(
     }
     its = replace(vm or a_vm(), vcpus=vcpus)
     given = {"online": ALL, **how}
-    return VmFacts(held=VmAlignment.of(its, chosen, known, given["online"]), **given)
+    return VmFacts(alignment=VmAlignment.of(its, chosen, known, given["online"]), **given)
 
 
 def of_vm(id: str, its: VmFacts) -> Finding | None:

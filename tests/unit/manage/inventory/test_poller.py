@@ -11,10 +11,11 @@ import pytest
 
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.control.server.server import Server
+from pmuctl.host.host import Host
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.inventory.poller import SocketPoller, ask_all
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmState
 from tests.fakes.peers import PATIENCE, mute
 from tests.fakes.vmm import FakeVm, StallingVm, fake_proc
@@ -45,7 +46,7 @@ def vm(place: Path, procs: Procfs, dump: Callable[[str], Path]) -> Iterator[Fake
 
 
 def reach(procs: Procfs, *, uid: int = ME, deadline: float = DEADLINE) -> Session:
-    return Session(environ={}, uid=uid, deadline=deadline, procs=procs)
+    return Session(host=Host(environ={}, uid=uid, procs=procs), deadline=deadline)
 
 
 def entry(path: Path, owner: int | None = None) -> ControlSocket:

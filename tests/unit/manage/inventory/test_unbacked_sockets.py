@@ -16,14 +16,15 @@ from pmuctl.errors import (
     UnreachableError,
     UsageError,
 )
+from pmuctl.host.host import Host
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.affinity.align_many import Aligned, align_all
-from pmuctl.manage.affinity.host_state import HostState, read_host_state
+from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.inventory.inventory import Inventory, VmList, merge
 from pmuctl.manage.inventory.lookup import lookup_vm
 from pmuctl.manage.inventory.poller import ask_all
-from pmuctl.manage.inventory.query import Session
+from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import FEW, hide_unbacked, is_unbacked
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ByPid, ByUuid, ProcessId, VmId
@@ -41,24 +42,23 @@ def root(dump: Callable[[str], Path]) -> Path:
     return dump("two-pmus-6.12")
 
 
-def site_of(
+def session_of(
     root: Path, *, uid: int, holds_kvm: bool = False, socket: Path | None = None
-) -> HostState:
+) -> Session:
     """A machine on which the process behind the sockets has a VM open, or has not."""
     proc = fake_proc(root / "proc", os.getpid(), holds_kvm=holds_kvm, uid=ME, start=5)
-    its = Session(
+    host = Host(
         environ={"PMUCTL_RUNTIME_DIR": str(root / "placings")},
         uid=uid,
-        deadline=0.2,
-        socket=socket,
         procs=Procfs(proc),
         sysfs=Sysfs(root),
+        threads=FakeThreads({}),
     )
-    return read_host_state(its, FakeThreads({}))
+    return Session(host=host, deadline=0.2, socket=socket)
 
 
-def asked(site: HostState, *entries: ControlSocket) -> list[Vm]:
-    return merge(ask_all(site.reach, entries), (), site.reach.scene)
+def asked(session: Session, *entries: ControlSocket) -> list[Vm]:
+    return merge(ask_all(session, entries), (), session)
 
 
 def entries(place: Path, count: int, owner: int | None = ME) -> list[ControlSocket]:
@@ -66,17 +66,17 @@ def entries(place: Path, count: int, owner: int | None = ME) -> list[ControlSock
     return [ControlSocket(name=path.stem, path=path, owner=owner) for path in paths]
 
 
-def mutes(site: HostState, place: Path, count: int, owner: int | None = ME) -> list[Vm]:
+def mutes(session: Session, place: Path, count: int, owner: int | None = ME) -> list[Vm]:
     """What is told of sockets at which somebody listens and says nothing."""
     its = entries(place, count, owner)
     with mute(*(one.path for one in its)):
-        found = asked(site, *its)
+        found = asked(session, *its)
     assert {vm.state for vm in found} == {VmState.SILENT}
     return found
 
 
-def aligned(site: HostState, vms: Sequence[Vm]) -> Aligned:
-    return align_all(vms, site, dry_run=False)
+def aligned(session: Session, vms: Sequence[Vm]) -> Aligned:
+    return align_all(vms, session, read_host_state(session.host), dry_run=False)
 
 
 def subjects(errors: Sequence[PmuctlError]) -> list[str | None]:
@@ -84,23 +84,23 @@ def subjects(errors: Sequence[PmuctlError]) -> list[str | None]:
 
 
 def test_another_users_mute_socket_is_no_failure(root: Path, tmp_path: Path) -> None:
-    site = site_of(root, uid=ANOTHER)
-    its = aligned(site, mutes(site, tmp_path / "run", 1))
+    session = session_of(root, uid=ANOTHER)
+    its = aligned(session, mutes(session, tmp_path / "run", 1))
     assert its.vms.status() is ExitStatus.OK
     assert (its.vms.failed, subjects(its.warnings)) == ((), ["a0"])
 
 
 def test_nor_is_one_whose_peer_is_not_that_user(root: Path, tmp_path: Path) -> None:
     """It is refused, whatever is behind it."""
-    site = site_of(root, uid=ANOTHER, holds_kvm=True)
-    its = aligned(site, mutes(site, tmp_path / "run", 1, owner=A_THIRD))
+    session = session_of(root, uid=ANOTHER, holds_kvm=True)
+    its = aligned(session, mutes(session, tmp_path / "run", 1, owner=A_THIRD))
     assert its.vms.status() is ExitStatus.OK
 
 
 def test_what_has_a_vm_fails(root: Path, tmp_path: Path) -> None:
     """Its vCPUs may be anywhere, and nobody can tell."""
-    site = site_of(root, uid=ANOTHER, holds_kvm=True)
-    its = aligned(site, mutes(site, tmp_path / "run", 1))
+    session = session_of(root, uid=ANOTHER, holds_kvm=True)
+    its = aligned(session, mutes(session, tmp_path / "run", 1))
     assert its.vms.status() is ExitStatus.UNREACHABLE
     assert (subjects(its.vms.failed), its.warnings) == (["a0"], [])
 
@@ -109,35 +109,35 @@ def test_what_has_a_vm_fails(root: Path, tmp_path: Path) -> None:
 def test_ones_own_and_roots_mute_socket_fails(
     root: Path, tmp_path: Path, owner: int | None
 ) -> None:
-    site = site_of(root, uid=ANOTHER)
-    its = aligned(site, mutes(site, tmp_path / "run", 1, owner=owner))
+    session = session_of(root, uid=ANOTHER)
+    its = aligned(session, mutes(session, tmp_path / "run", 1, owner=owner))
     assert (subjects(its.vms.failed), its.warnings) == (["a0"], [])
 
 
 def test_a_mute_socket_that_is_named_fails(root: Path, tmp_path: Path) -> None:
-    site = site_of(root, uid=ANOTHER, socket=tmp_path / "run/a0.sock")
-    its = aligned(site, mutes(site, tmp_path / "run", 1, owner=None))
+    session = session_of(root, uid=ANOTHER, socket=tmp_path / "run/a0.sock")
+    its = aligned(session, mutes(session, tmp_path / "run", 1, owner=None))
     assert its.vms.status() is ExitStatus.UNREACHABLE
 
 
 def test_those_of_one_user_are_counted_where_they_are_many(root: Path, tmp_path: Path) -> None:
-    site = site_of(root, uid=ANOTHER)
-    seen = VmList(vms=mutes(site, tmp_path / "run", FEW))
-    assert hide_unbacked(seen, site.reach) == seen
-    seen = VmList(vms=mutes(site, tmp_path / "more", FEW + 1))
+    session = session_of(root, uid=ANOTHER)
+    seen = VmList(vms=mutes(session, tmp_path / "run", FEW))
+    assert hide_unbacked(seen, session) == seen
+    seen = VmList(vms=mutes(session, tmp_path / "more", FEW + 1))
     # dead ones as well
-    seen.vms[:] = [*seen.vms[:3], *asked(site, *entries(tmp_path / "more", FEW + 1)[3:])]
+    seen.vms[:] = [*seen.vms[:3], *asked(session, *entries(tmp_path / "more", FEW + 1)[3:])]
     assert {vm.state for vm in seen.vms} == {VmState.SILENT, VmState.DEAD}
     few = replace(seen.vms[0], owner=A_THIRD)
-    its = hide_unbacked(replace(seen, vms=[*seen.vms, few]), site.reach)
+    its = hide_unbacked(replace(seen, vms=[*seen.vms, few]), session)
     assert (its.vms, its.unbacked) == ([few], {ME: FEW + 1})
 
 
 def test_no_other_is_counted_away(root: Path, tmp_path: Path) -> None:
     for owner, holds_kvm in ((None, False), (ANOTHER, False), (ME, True)):
-        site = site_of(root, uid=ANOTHER, holds_kvm=holds_kvm)
-        vms = mutes(site, tmp_path / f"{owner}", FEW + 1, owner=owner)
-        assert hide_unbacked(VmList(vms=vms), site.reach).vms == vms
+        session = session_of(root, uid=ANOTHER, holds_kvm=holds_kvm)
+        vms = mutes(session, tmp_path / f"{owner}", FEW + 1, owner=owner)
+        assert hide_unbacked(VmList(vms=vms), session).vms == vms
 
 
 ASKED = (VmState.SILENT, VmState.DENIED, VmState.ORPHANED)
@@ -157,16 +157,16 @@ def untold(state: VmState, process: ProcessId | None) -> Vm:
 @pytest.mark.parametrize("state", ASKED)
 def test_whatever_it_says_its_process_decides(root: Path, state: VmState) -> None:
     vm = untold(state, ProcessId(os.getpid(), 5))
-    assert is_unbacked(vm, site_of(root, uid=0).reach)
-    assert not is_unbacked(vm, site_of(root, uid=0, holds_kvm=True).reach)
+    assert is_unbacked(vm, session_of(root, uid=0))
+    assert not is_unbacked(vm, session_of(root, uid=0, holds_kvm=True))
 
 
 def test_where_no_process_is_known_root_alone_knows_that_there_is_none(root: Path) -> None:
     """An ordinary user may be kept from another's socket, which then tells nothing of itself."""
     vm = untold(VmState.DENIED, None)
-    assert is_unbacked(vm, site_of(root, uid=0).reach)
-    assert not is_unbacked(vm, site_of(root, uid=ANOTHER).reach)
-    assert is_unbacked(untold(VmState.SILENT, None), site_of(root, uid=ANOTHER).reach)
+    assert is_unbacked(vm, session_of(root, uid=0))
+    assert not is_unbacked(vm, session_of(root, uid=ANOTHER))
+    assert is_unbacked(untold(VmState.SILENT, None), session_of(root, uid=ANOTHER))
 
 
 def test_it_is_not_taken_for_the_vm_that_is_named_by_process_or_uuid(
@@ -176,7 +176,7 @@ def test_it_is_not_taken_for_the_vm_that_is_named_by_process_or_uuid(
     its = entries(tmp_path / "run", 2)
     with mute(*(one.path for one in its)):
         for holds_kvm, error in ((False, NotFoundError), (True, UnreachableError)):
-            stock = Inventory(site_of(root, uid=ANOTHER, holds_kvm=holds_kvm).reach)
+            stock = Inventory(session_of(root, uid=ANOTHER, holds_kvm=holds_kvm))
             stock.sockets = SocketScan(its)
             with pytest.raises(error):
                 lookup_vm(stock, ByUuid("6695eb01-f6a4-8304-79aa-97f2502e193f"))
@@ -187,7 +187,7 @@ def test_it_is_not_taken_for_the_vm_that_is_named_by_process_or_uuid(
 def test_of_several_of_one_process_a_socket_is_named(root: Path, tmp_path: Path) -> None:
     its = entries(tmp_path / "run", 2)
     with mute(*(one.path for one in its)):
-        stock = Inventory(site_of(root, uid=ANOTHER, holds_kvm=True).reach)
+        stock = Inventory(session_of(root, uid=ANOTHER, holds_kvm=True))
         stock.sockets = SocketScan(its)
         with pytest.raises(UsageError, match="it has several control sockets") as caught:
             lookup_vm(stock, ByPid(os.getpid()))
