@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error pmuctl raises on purpose: one class for each exit status a caller can act on."""
+"""The errors that pmuctl raises on purpose: one class for each exit status a caller acts on."""
 
 from enum import IntEnum
 
 NOTHING_CHANGED = "nothing was changed"
-"""The state that a refusal leaves things in where nothing was touched before it."""
+"""The state that a refusal leaves behind if nothing was changed before it."""
 
 
 class ExitStatus(IntEnum):
-    """What pmuctl's exit status says."""
+    """The exit statuses of pmuctl."""
 
     OK = 0
     NO = 1
@@ -32,11 +32,11 @@ class ExitStatus(IntEnum):
 
 
 def command(*words: object) -> str:
-    """A pmuctl command for somebody to paste into a shell: what it takes from outside is quoted.
+    """Return a pmuctl command for a user to paste into a shell; its words are quoted.
 
-    Names are what a process says of itself, and root may be the one who pastes them.
+    Names are what a process says of itself, and it may be root who pastes them.
     """
-    # here, for a supervisor words no commands, and what it loads every VM costs
+    # a supervisor makes no such command, and each module that it loads costs memory per VM
     from shlex import join
 
     return join(["pmuctl", *map(str, words)])
@@ -45,8 +45,8 @@ def command(*words: object) -> str:
 class PmuctlError(Exception):
     """What failed, why, and what to do next; `main()` prints it and exits with `status`.
 
-    `subject` names the VM, PMU, file or socket it is about, `errno` is the symbolic name of the
-    kernel's answer ("EBUSY") where there was one, and `now` tells the state things are left in.
+    `subject` names the VM, PMU, file or socket it is about. `errno` is the symbolic name of the
+    kernel's answer ("EBUSY") if there was one. `now` is the state in which things are left.
     """
 
     status = ExitStatus.REFUSED
@@ -69,14 +69,14 @@ class PmuctlError(Exception):
         self.fix = fix
         self.errno = errno
         self.applied: tuple[str, ...] | None = None
-        """What had been done before the refusal and stays so, in the kernel's words; None where
-        nobody said."""
+        """The steps, in the kernel's terms, that were applied before the refusal and stay applied;
+        None if nobody said."""
 
 
 class Stopped(BaseException):
-    """A signal asked pmuctl to end; `lost` is what it leaves unanswered, if anything.
+    """A signal asked pmuctl to end; `lost` is the error for what stays unanswered, if anything.
 
-    It is no KeyboardInterrupt, which typer makes an exit status of its own of.
+    It is no KeyboardInterrupt, because typer turns that into an exit status of its own.
     """
 
     def __init__(self, status: ExitStatus) -> None:
@@ -86,7 +86,7 @@ class Stopped(BaseException):
 
 
 class UsageError(PmuctlError):
-    """The words on the command line cannot be carried out: bad value, ambiguous name, range."""
+    """The command line cannot be carried out: a bad value, an ambiguous name, a bad range."""
 
     status = ExitStatus.USAGE
 
@@ -104,7 +104,7 @@ class NotFoundError(PmuctlError):
 
 
 class SealedError(PmuctlError):
-    """KVM does not take it any more in this VM (EBUSY)."""
+    """KVM does not take the setting any more in this VM (EBUSY)."""
 
     status = ExitStatus.SEALED
 
@@ -116,27 +116,27 @@ class DeniedError(PmuctlError):
 
 
 class UnsupportedError(PmuctlError):
-    """This CPU, kernel, VMM or VM cannot do it."""
+    """This CPU, kernel, VMM or VM does not support it."""
 
     status = ExitStatus.UNSUPPORTED
 
 
 class RefusedError(PmuctlError):
-    """The VMM or the kernel refused for another reason, or answered what it should not."""
+    """The VMM or the kernel refused for another reason, or gave a wrong answer."""
 
     status = ExitStatus.REFUSED
 
 
 class PinnedError(RefusedError):
-    """A vCPU thread may not run on any CPU it would have to, and a pin is never widened."""
+    """A vCPU thread may run on none of the wanted CPUs, and a pin is never widened."""
 
 
 class UnknownThreadsError(RefusedError):
-    """Which threads run the vCPUs of a VM is not known."""
+    """It is not known which threads run the vCPUs of a VM."""
 
 
 class GoneError(NotFoundError):
-    """It was there when it was looked for, and has ended since."""
+    """A VM or process that was found has ended since."""
 
 
 class NoVmError(RefusedError):
@@ -144,7 +144,7 @@ class NoVmError(RefusedError):
 
 
 class UnknownOutcomeError(PmuctlError):
-    """It was sent, but no answer came: nobody knows yet whether it was done."""
+    """A command was sent, but no answer came: nobody knows yet whether it was carried out."""
 
     status = ExitStatus.UNKNOWN_OUTCOME
 
@@ -156,17 +156,17 @@ class OutputError(PmuctlError):
 
 
 class NotExecutableError(PmuctlError):
-    """The command to start is there, but cannot be executed."""
+    """The command to start exists, but cannot be executed."""
 
     status = ExitStatus.NOT_EXECUTABLE
 
 
 class NoCommandError(PmuctlError):
-    """There is no such command to start."""
+    """The command to start does not exist."""
 
     status = ExitStatus.NO_COMMAND
 
 
 def class_of(status: int) -> type[PmuctlError] | None:
-    """The class of errors that end pmuctl with this status; None where there is none."""
+    """Return the class of errors that end pmuctl with this status; None if there is none."""
     return next((cls for cls in PmuctlError.__subclasses__() if cls.status == status), None)

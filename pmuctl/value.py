@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Immutable values: classes whose instances are no more than their fields.
 
-For their users they are `dataclass(frozen=True, slots=True)`. But nothing is compiled for them,
-and `dataclasses` is not imported, which loads a part of Python's compiler: most commands of
-pmuctl make some eighty such classes, and would spend more time on that than on anything else.
+They behave as `dataclass(frozen=True, slots=True)`. But nothing is compiled for them, and
+`dataclasses`, which loads a part of Python's compiler, is not imported: most commands of pmuctl
+make some eighty such classes, and would spend more time on that than on anything else.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ _MISSING: Any = object()
 
 
 class _Field:
-    """What `field()` says of a field."""
+    """The description of a field: its default, and where it counts."""
 
     __slots__ = ("default", "default_factory", "in_eq", "in_repr")
 
@@ -44,7 +44,7 @@ class _Field:
 
     @property
     def is_required(self) -> bool:
-        """Whether a value has to be given."""
+        """Whether an argument has to be given."""
         return self.default is _MISSING and self.default_factory is None
 
 
@@ -57,7 +57,8 @@ def field(
 ) -> Any:
     """Describe a field that needs more than a default, as dataclasses.field() does.
 
-    `compare` is whether equality and hash take it into account, `repr` whether it is shown.
+    `compare` is whether equality and hash take the field into account, `repr` whether repr()
+    shows it.
     """
     return _Field(default, default_factory, in_eq=compare, in_repr=repr)
 
@@ -70,12 +71,13 @@ def value(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]: ...
 def value(cls: type[Any] | None = None, /, *, kw_only: bool = False) -> Any:
     """Make a class of immutable values.
 
-    The annotated names of the class are the fields, after those of a base that is such a class.
-    With `kw_only` its own fields are given by name only. `__post_init__` is called if there is
-    one. A class that defines `__init__`, `__repr__` or both of `__eq__` and `__hash__` keeps them.
+    The annotated names of the class are its fields, after the fields of a base that is such a
+    class. With `kw_only` its own fields are given by name only. `__post_init__` is called if there
+    is one. A class that defines `__init__`, `__repr__` or both of `__eq__` and `__hash__` keeps
+    them.
 
-    A class derived from one of values is to be one, too: it can have no other attributes. Values
-    are not copied or pickled. Raises TypeError for what cannot be as it is written.
+    A class derived from a class of values has to be one, too: it can have no other attributes.
+    Values cannot be copied or pickled. Raise TypeError if the class cannot be made as written.
     """
     if cls is None:
         return lambda cls: _make_value(cls, kw_only=kw_only)
@@ -90,11 +92,11 @@ def field_defaults(cls: type[Any]) -> Mapping[str, Any]:
 
 
 if TYPE_CHECKING:
-    from dataclasses import replace as replace  # type checkers know the fields by it
+    from dataclasses import replace as replace  # type checkers know its rules for fields
 else:
 
     def replace(instance, /, **changes):
-        """Return the same value with other fields; raises TypeError for one that it has not."""
+        """Return a copy with other fields; raise TypeError for a field that it does not have."""
         cls = type(instance)
         kept = {name: getattr(instance, name) for name in cls.__fields__ if name not in changes}
         return cls(**kept, **changes)
@@ -118,8 +120,8 @@ def _make_value(cls: type[Any], *, kw_only: bool) -> type[Any]:
         "__setattr__": _refuse_change,
         "__delattr__": _refuse_change,
     }
-    namespace.setdefault("__repr__", _show)
-    # a class has its slots from the start, or not at all: it is made once more
+    namespace.setdefault("__repr__", _format_value)
+    # slots cannot be added to a class later, so the class is made once more
     made: Any = type(cls)(cls.__name__, cls.__bases__, namespace)  # type: ignore[misc]
     _repoint_super(cls, made)
     if "__init__" not in namespace:
@@ -135,7 +137,7 @@ def _find_faults(
     inherited: Mapping[str, _Field],
     positional: tuple[str, ...],
 ) -> Iterator[str]:
-    """Yield each reason to refuse the class: dataclasses refuse it as well, or do more for it."""
+    """Yield each reason to refuse the class; dataclasses refuse it as well, or support it."""
     if sum("__fields__" in vars(base) for base in cls.__bases__) > 1:
         yield "two bases are classes of values"
     if ("__eq__" in vars(cls)) != (vars(cls).get("__hash__") is not None):
@@ -161,7 +163,7 @@ def _read_field(default: Any) -> _Field:
 
 
 def _repoint_super(cls: type[Any], made: type[Any]) -> None:
-    """Have super() in methods, properties and class methods mean the class that was made anew."""
+    """Make super() in methods, properties and class methods refer to the class made anew."""
     for member in vars(made).values():
         function = getattr(member, "fget", None) or getattr(member, "__func__", member)
         if "__class__" in getattr(getattr(function, "__code__", None), "co_freevars", ()):
@@ -172,8 +174,9 @@ def _repoint_super(cls: type[Any], made: type[Any]) -> None:
 def _make_init(cls: type[Any], fields: Mapping[str, _Field], positional: tuple[str, ...]) -> Any:
     setters = {name: getattr(cls, name).__set__ for name in fields}
     in_order = tuple(setters[name] for name in positional)
-    described = tuple(
-        (name, setters[name], its.default, its.default_factory) for name, its in fields.items()
+    by_name = tuple(
+        (name, setters[name], described.default, described.default_factory)
+        for name, described in fields.items()
     )
     has_post_init = hasattr(cls, "__post_init__")
     is_plain = len(positional) == len(fields) and not has_post_init
@@ -190,7 +193,7 @@ def _make_init(cls: type[Any], fields: Mapping[str, _Field], positional: tuple[s
                 if name in given:
                     raise TypeError(f"{cls.__name__}() got {name!r} twice")
                 given[name] = argument
-        for name, set_field, default, factory in described:
+        for name, set_field, default, factory in by_name:
             if name in given:
                 set_field(self, given.pop(name))
             elif factory is not None:
@@ -209,7 +212,7 @@ def _make_init(cls: type[Any], fields: Mapping[str, _Field], positional: tuple[s
 
 def _make_eq(fields: Mapping[str, _Field]) -> tuple[Any, Any]:
     names = [name for name, described in fields.items() if described.in_eq]
-    # attrgetter needs a name, and values of which nothing is compared are all equal
+    # attrgetter needs at least one name; without one, all values of the class are equal
     read: Callable[[Any], Any] = attrgetter(*names) if names else type
 
     def equals(self: Any, other: object) -> Any:
@@ -223,7 +226,7 @@ def _make_eq(fields: Mapping[str, _Field]) -> tuple[Any, Any]:
     return equals, hash_value
 
 
-def _show(self: Any) -> str:
+def _format_value(self: Any) -> str:
     fields: Mapping[str, _Field] = self.__fields__
     shown = [
         f"{name}={getattr(self, name)!r}"

@@ -35,7 +35,7 @@ from pmuctl.host.runtime_dirs import PATH_TOLD
 from pmuctl.host.snapshot_files import scan_captured, write_capture
 from pmuctl.host.sysfs import Sysfs, parse_number
 from pmuctl.manage.inventory.session import Session
-from pmuctl.manage.resolve import Request
+from pmuctl.manage.resolve import SettingsRequest
 from pmuctl.manage.snapshot import scan_snapshot
 from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
 from pmuctl.model.event import format_events, parse_events
@@ -177,7 +177,7 @@ def test_words_of_vm_set() -> None:
             except UsageError as error:
                 check_error(error)
                 continue
-            assert request != Request()
+            assert request != SettingsRequest()
 
 
 PMUS = [

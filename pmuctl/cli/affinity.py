@@ -23,6 +23,7 @@ from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
 from pmuctl.manage.batch import BatchResult, run_each
+from pmuctl.manage.hints import describe_count
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
 from pmuctl.manage.inventory.session import Session
@@ -101,13 +102,13 @@ def affinity_align(
     results = aligned.vms
     if not results.done:
         results.raise_first()
-    for note in aligned.left:
+    for note in aligned.left_alone:
         context.note(note)
     for warning in aligned.warnings:
         context.warn(warning)
     for failure in results.failed:
         context.fail(failure)
-    is_none = not aligned.left and not results.failed
+    is_none = not aligned.left_alone and not results.failed
     none = "nothing to align: no VM has a PMU that is known" if is_none else "nothing was aligned"
     _write_results(context, results.done, empty=none)
     return results.status()
@@ -141,13 +142,15 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     if vm_list:
         note_missing(context, vm_list)
     if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
-        context.note(f"not known of {_count(unknown, 'vCPU')}: whether it can leave its PMU")
+        context.note(
+            f"not known of {describe_count(unknown, 'vCPU')}: whether it can leave its PMU"
+        )
     misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
     consequences = (
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced
     )
     for consequence in dict.fromkeys(consequences):
-        context.note(f"{consequence}: {consequence.words()}")
+        context.note(f"{consequence}: {consequence.explain()}")
     for alignment in misplaced:
         if alignment.is_split:
             context.note(f"{alignment.vm.name}: {alignment.explanation}")
@@ -200,10 +203,6 @@ def _drop_duplicates(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
     return found
 
 
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
 def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty: str = "") -> None:
     """What became of each vCPU, a row each; nothing with `--quiet`.
 
@@ -221,7 +220,7 @@ def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty:
         context.write_rows(
             "results",
             PLACING_COLUMNS,
-            [row for its in done for row in its.placed],
+            [row for its in done for row in its.results],
             empty=empty,
             headings=False,
             more={"steps": [step for its in done for step in its.steps]},

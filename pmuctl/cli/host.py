@@ -10,7 +10,7 @@ from pmuctl import errors
 from pmuctl.cli.app import command, make_noun
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import OUTPUT, SYSROOT, VERBOSITY
-from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UnsupportedError, UsageError
+from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UsageError
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import write_capture
 from pmuctl.manage.host_info import read_host
@@ -49,15 +49,11 @@ def host_capabilities(
         if name not in names:
             raise UsageError(f"{name}: no such attribute", why=f"they are {', '.join(names)}")
     # here, because only this needs KVM
-    from pmuctl.manage.start.preflight import ask_kvm
+    from pmuctl.manage.start.preflight import ask_kvm, check_has_vpmu
 
     with context.waiting_for("probes of KVM"):
         probed = ask_kvm(context.host, scan_pmus(context.host.sysfs))
-    if not probed.has_vpmu:
-        raise UnsupportedError(
-            "guests can have no PMU here",
-            why="KVM has no KVM_CAP_ARM_PMU_V3: no arm64 host, or one whose CPUs lack it",
-        )
+    check_has_vpmu(probed)
     present = probed.attributes
     rows = [
         Capability(name=name, number=names[name], present=names[name] in present) for name in asked

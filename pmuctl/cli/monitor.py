@@ -13,7 +13,7 @@ from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, OUTPUT, Timeout
 from pmuctl.cli.session import VM_HELP, note_missing, open_session
 from pmuctl.errors import UsageError
-from pmuctl.manage.diagnosis.monitor import Event, Watch, absent, scope
+from pmuctl.manage.diagnosis.monitor import Event, HostMonitor, describe_scope, find_absent
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.columns import Column, choose
@@ -84,7 +84,7 @@ def monitor(
     context.enable_gc()
     wanted = set(event or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
-    watch = Watch(
+    watch = HostMonitor(
         session=open_session(context),
         refs=refs,
         uevents=context.open_uevents(),
@@ -98,16 +98,16 @@ def monitor(
                     write_event(columns, one, context.stdout, format=context.format)
 
 
-def _begin(context: Context, watch: Watch, columns: Sequence[Column[Event]]) -> list[Event]:
+def _begin(context: Context, watch: HostMonitor, columns: Sequence[Column[Event]]) -> list[Event]:
     """The first look; what is watched is said, and the headings are written."""
     with context.waiting_for("VMs"):
         first = list(watch.look())
-    context.note(scope(watch))
-    for name in absent(watch):
+    context.note(describe_scope(watch))
+    for name in find_absent(watch):
         context.note(f"{name}: there is no such VM yet")
-    for name, why in watch.unjudged():
+    for name, why in watch.unassessed():
         context.note(f"{name}: it cannot be told whether a vCPU leaves its PMU: {why}")
-    note_missing(context, watch.seen)
+    note_missing(context, watch.vm_list)
     for problem in watch.problems():
         context.warn(problem)
     if not context.options.no_headings:

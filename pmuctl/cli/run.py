@@ -11,8 +11,8 @@ from pmuctl.cli.context import Context
 from pmuctl.cli.options import DRY_RUN, VERBOSITY, Timeout
 from pmuctl.cli.settings_parser import parse_filter
 from pmuctl.manage.resolve import AUTO
-from pmuctl.manage.start.exec import own_environ, start
-from pmuctl.manage.start.prepare import Prepared, Request, check_words, prepare
+from pmuctl.manage.start.exec import read_own_environ, start
+from pmuctl.manage.start.prepare import PreparedStart, StartRequest, check_words, prepare
 
 app = make_app(VERBS["run"])
 
@@ -65,7 +65,7 @@ def run(
     The VMM takes the place of pmuctl: its process, its terminal, its exit status. A supervisor
     beside it applies the settings to every VM that it makes.
     """
-    request = Request(
+    request = StartRequest(
         command=tuple(vmm),
         name=name,
         pmu=pmu,
@@ -83,27 +83,27 @@ def run(
         return
     _warn(context, prepared)
     for step in prepared.steps:
-        context.trace(f"{prepared.orders.name}: {step}")
+        context.trace(f"{prepared.spec.name}: {step}")
     context.stdout.flush()
     context.stderr.flush()
     start(
         context.get_executor(),
-        prepared.orders,
+        prepared.spec,
         prepared.executable,
-        own_environ(),
+        read_own_environ(),
         gated=prepared.obstacle is None,
         warn=context.warn,
     )
 
 
-def _warn(context: Context, prepared: Prepared) -> None:
+def _warn(context: Context, prepared: PreparedStart) -> None:
     for problem in (*prepared.warnings, *([prepared.obstacle] if prepared.obstacle else [])):
         context.warn(problem)
 
 
-def _show(context: Context, prepared: Prepared) -> None:
+def _show(context: Context, prepared: PreparedStart) -> None:
     _warn(context, prepared)
     if context.options.json:
         context.write_document({"steps": list(prepared.steps)})
     else:
-        context.write_lines([f"{prepared.orders.name}: {step}" for step in prepared.steps])
+        context.write_lines([f"{prepared.spec.name}: {step}" for step in prepared.steps])

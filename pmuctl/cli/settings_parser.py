@@ -6,14 +6,14 @@ from difflib import get_close_matches
 
 from pmuctl.cli.options import SETTINGS
 from pmuctl.errors import UsageError
-from pmuctl.manage.resolve import FilterWords, Request
+from pmuctl.manage.resolve import FilterWords, SettingsRequest
 from pmuctl.model.event_filter import Action
 
 KEYS = ("pmu", "counters", "affinity", "filter")
 COUNTERS_MAX = 31
 
 
-def parse_settings(words: Sequence[str]) -> Request:
+def parse_settings(words: Sequence[str]) -> SettingsRequest:
     """Read `pmu P counters N filter default deny allow EVENTS …`, each key at most once.
 
     Raises UsageError, which names the word that is wrong.
@@ -38,7 +38,7 @@ def parse_settings(words: Sequence[str]) -> Request:
             found[key] = _value(key, rest)
     if not found and event_filter is None:
         raise UsageError("a setting is missing", fix=SETTINGS)
-    return Request(
+    return SettingsRequest(
         pmu=found.get("pmu"),
         counters=_parse_counters(found.get("counters")),
         filter=event_filter,

@@ -9,6 +9,9 @@ from pmuctl.errors import UnsupportedError
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 
+NO_USABLE_CPU = "none of these CPUs is online and in the thread's cpuset cgroup"
+"""What EINVAL of sched_setaffinity(2) means."""
+
 
 class ThreadAffinity:
     """The affinity masks of this machine's threads, by thread id.

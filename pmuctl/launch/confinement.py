@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.host.thread_affinity import NO_USABLE_CPU, ThreadAffinity
 from pmuctl.launch.trace.arch import Arch
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vmm_identity import vcpu_of_thread
@@ -98,7 +98,7 @@ class Confinement:
         except ProcessLookupError:
             raise
         except OSError as error:
-            why = "none of these CPUs is online and in its cpuset cgroup (EINVAL)"
+            why = f"{NO_USABLE_CPU} (EINVAL)"
             if isinstance(error, PermissionError):
                 why = "its mask may not be changed by this user (EPERM)"
             raise PinnedError(f"thread {tid} could not be put on {cpus}", why=why) from None

@@ -93,7 +93,7 @@ def attr_ioctl(attr: int, data: bytes, step: SetAttr | None = None) -> IoctlCall
     """Return the KVM_SET_DEVICE_ATTR of a vCPU's PMU with this attribute and data."""
     device_attr = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
     return IoctlCall(
-        description=step.words() if step else f"KVM_SET_DEVICE_ATTR {attr}",
+        description=step.describe() if step else f"KVM_SET_DEVICE_ATTR {attr}",
         request=KVM_SET_DEVICE_ATTR,
         argument=bytes(device_attr) + data,
         pointer=kvm_device_attr.addr.offset,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doing the same with several things: until one fails, or with each of them."""
+"""One action on several targets: until one fails, or on each of them."""
 
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -13,19 +13,22 @@ Result = TypeVar("Result")
 
 @value(kw_only=True)
 class BatchResult(Generic[Result]):
-    """What came of each, in order; without `keeps_going` the first failure was the last."""
+    """Results and failures, in order; at most one failure unless the batch `keeps_going`."""
 
     done: tuple[Result, ...]
     failed: tuple[PmuctlError, ...]
     keeps_going: bool
 
     def raise_first(self) -> None:
-        """Raise the failure that has ended it, if one has."""
+        """Raise the failure that ended the batch, if one did."""
         if self.failed and not self.keeps_going:
             raise self.failed[0]
 
     def status(self, otherwise: ExitStatus = ExitStatus.OK) -> ExitStatus:
-        """64 where it went on and some failed, the first failure's where all did."""
+        """Return PARTIAL (64) if the batch went on and some succeeded, else the first failure's.
+
+        Return `otherwise` if nothing failed.
+        """
         if not self.failed:
             return otherwise
         is_partial = self.keeps_going and self.done
@@ -35,7 +38,7 @@ class BatchResult(Generic[Result]):
 def run_each(
     targets: Iterable[Target], act: Callable[[Target], Result], *, keep_going: bool
 ) -> BatchResult[Result]:
-    """Act on each of these; `keep_going` says whether also after a failure."""
+    """Call `act` on each target; stop at the first PmuctlError unless `keep_going`."""
     done: list[Result] = []
     failed: list[PmuctlError] = []
     for target in targets:

@@ -11,7 +11,7 @@ from pmuctl.value import value
 
 @value(kw_only=True)
 class Cpu:
-    """One CPU; None is what could not be read, `pmu` None where none covers it."""
+    """One CPU; what could not be read is None, and so is `pmu` if no PMU covers it."""
 
     number: int
     pmu: str | None
@@ -21,7 +21,7 @@ class Cpu:
 
 
 def scan_cpus(sysfs: Sysfs, pmus: Sequence[Pmu]) -> list[Cpu]:
-    """Every CPU that is present, in order."""
+    """Return every present CPU, in order."""
     online = read_online(sysfs)
     return [
         Cpu(

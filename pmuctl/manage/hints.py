@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that mend something, for the `fix` line of an error."""
+"""Shell commands for the `fix` line of an error, and phrases that several messages share."""
 
 from collections.abc import Iterable
 from shlex import quote
@@ -11,22 +11,29 @@ from pmuctl.model.cpuset import CpuSet
 MOUNT_DEBUGFS = "mount -t debugfs none /sys/kernel/debug"
 
 
-def pins(vm: str, choices: Iterable[CpuSet | None]) -> str:
-    """The commands of which one keeps a VM on its PMU, where that is one of several; `choices`
-    are their CPUs."""
+def pin_commands(vm: str, choices: Iterable[CpuSet | None]) -> str:
+    """Return the commands that pin a VM to the CPUs of a PMU, joined by "or".
+
+    `choices` has the CPUs of each PMU that the VM can have; unknown ones (None) are left out.
+    """
     return " or ".join(command("affinity", "set", vm, cpus) for cpus in choices if cpus)
 
 
-def cpus_words(cpus: CpuSet) -> str:
-    """ "CPU 3 is" or "CPUs 2-3 are"."""
+def bring_online(cpus: CpuSet) -> str:
+    """Return the command that brings the first of these CPUs online."""
+    return f"echo 1 >/{PATH_CPU}/cpu{next(iter(cpus), 0)}/online"
+
+
+def grant_kvm_access(group: str | None) -> str:
+    """Return the command that lets USER open /dev/kvm; `group` is the group that may, if any."""
+    return f"usermod -aG {quote(group)} USER" if group else "setfacl -m u:USER:rw /dev/kvm"
+
+
+def describe_cpus(cpus: CpuSet) -> str:
+    """Return "CPU 3 is" or "CPUs 2-3 are"."""
     return f"CPU {cpus} is" if len(cpus) == 1 else f"CPUs {cpus} are"
 
 
-def bring_online(cpus: CpuSet) -> str:
-    """The command that brings the first of these CPUs online."""
-    return f"echo 1 >/{PATH_CPU}/cpu{next(iter(cpus))}/online"
-
-
-def giving_access(group: str | None) -> str:
-    """The command that lets USER open /dev/kvm, which this group may, if there is one."""
-    return f"usermod -aG {quote(group)} USER" if group else "setfacl -m u:USER:rw /dev/kvm"
+def describe_count(count: int, noun: str) -> str:
+    """Return "1 VM" or "2 VMs" for the noun "VM"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

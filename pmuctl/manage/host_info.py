@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This host: its kernel and CPUs, and what KVM can do here."""
+"""Facts about a host: its kernel, its CPUs and PMUs, and what KVM can do there."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ from pmuctl.value import value
 
 @value(kw_only=True)
 class HostReport:
-    """One machine; `probed` is None where KVM was not asked."""
+    """One host; `probed` is None if KVM was not asked."""
 
     kernel: str | None
     kvm: KvmAccess | None
@@ -30,7 +30,10 @@ class HostReport:
 
 
 def read_host(host: Host, pmus: Sequence[Pmu]) -> HostReport:
-    """This machine, KVM probed on scratch VMs (once a boot), or another one's captured tree."""
+    """Read this host, with KVM probed on scratch VMs (once a boot), or a captured tree.
+
+    Raises OSError as `probe_kvm_caps` does.
+    """
     sysfs = host.sysfs
     release = sysfs.read_text(PATH_OSRELEASE)
     access = host.kvm.access() if host.kvm else None
@@ -40,23 +43,27 @@ def read_host(host: Host, pmus: Sequence[Pmu]) -> HostReport:
         mode=read_kvm_mode() if sysfs.is_live else None,
         present=scan_present(sysfs),
         online=read_online(sysfs),
-        cores=_cores(sysfs),
+        cores=_group_by_core(sysfs),
         pmus=pmus,
-        probed=read_probed(host, pmus, access),
+        probed=read_host_kvm_caps(host, pmus, access),
     )
 
 
-def read_probed(host: Host, pmus: Sequence[Pmu], access: KvmAccess | None) -> KvmCaps | None:
-    """What KVM does: tried on scratch VMs, once a boot, or what others found before.
+def read_host_kvm_caps(
+    host: Host, pmus: Sequence[Pmu], access: KvmAccess | None
+) -> KvmCaps | None:
+    """Return what KVM does: probed on scratch VMs, once a boot, if this user may use it.
 
-    Of a captured tree it is what was captured. Raises OSError as `probe_kvm_caps` does.
+    Otherwise return what others found before, and for a captured tree what was captured; None if
+    that is nothing. Raises OSError as `probe_kvm_caps` does.
     """
     if access is KvmAccess.USABLE:
         return read_kvm_caps(host.sysfs, pmus, host.environ)
     return read_cached(host.sysfs, pmus, host.environ)
 
 
-def _cores(sysfs: Sysfs) -> dict[CoreModel | None, CpuSet]:
+def _group_by_core(sysfs: Sysfs) -> dict[CoreModel | None, CpuSet]:
+    """Return the present CPUs by core model; None stands for a model that could not be read."""
     cores: dict[CoreModel | None, CpuSet] = {}
     for cpu in scan_present(sysfs):
         core = read_core(sysfs, cpu)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU PMUs of a machine, with what KVM was found to give guests of them."""
+"""The CPU PMUs of a host, with what KVM was found to give guests of them."""
 
 import os
 from collections.abc import Iterable
@@ -13,9 +13,10 @@ from pmuctl.value import replace
 
 
 def scan_probed_pmus(host: Host, names: Iterable[str], *, run: Path = PATH_RUN) -> list[Pmu]:
-    """The CPU PMUs; counters and event space as probes found them, if there were any.
+    """Return the CPU PMUs, with counters and event space as earlier probes of KVM found them.
 
-    No VM is made: looking changes nothing. `run` is root's runtime directory, which has the cache.
+    No VM is created: this changes nothing. `run` is root's runtime directory, which holds the
+    probe cache.
     """
     sysfs = host.sysfs
     pmus = scan_pmus(sysfs, names)
@@ -26,7 +27,8 @@ def scan_probed_pmus(host: Host, names: Iterable[str], *, run: Path = PATH_RUN) 
         is_cached = sysfs.resolve(PATH_CAPTURED) is not None
     if not is_cached:
         return pmus
-    # here, because most calls find no cache, and json and what KVM is cost a tenth of the time
+    # imported here: most calls find no cache, and json and the KVM modules take a tenth of
+    # the run time
     from pmuctl.host.kvm.cache import read_cached
 
     probed = read_cached(sysfs, pmus, host.environ, run=run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user's words for a PMU and a filter stand for on this host."""
+"""Resolution of what a user wrote for a PMU, CPUs and an event filter on this host."""
 
 from collections.abc import Sequence
 
@@ -15,22 +15,22 @@ from pmuctl.model.pmu_selector import check_present, parse_cpus, select_pmu
 from pmuctl.value import value
 
 AUTO, NONE = "auto", "none"
-"""The words for an affinity that are no CPUs: those of the PMU, and masks left alone."""
+"""The affinities that are no CPU list: the CPUs of the PMU, and masks that are left alone."""
 
 
 @value(kw_only=True)
 class FilterWords:
-    """An inline filter as it was written: its default, and (action, events) rules in order."""
+    """An inline filter as the user wrote it: its default, and (action, events) rules in order."""
 
     default: Action
     rules: tuple[tuple[Action, str], ...] = ()
 
 
 @value(kw_only=True)
-class Request:
-    """What `vm set` was asked for; None is what was not mentioned.
+class SettingsRequest:
+    """The settings that `vm set` was asked for; None for those that were not mentioned.
 
-    `affinity` is `auto`, `none` or CPUs as a user writes them.
+    `affinity` is `auto`, `none` or a CPU list as the user wrote it.
     """
 
     pmu: str | None = None
@@ -40,22 +40,23 @@ class Request:
 
     @property
     def is_affinity_only(self) -> bool:
-        """Whether nothing is asked that KVM has a say in."""
+        """Whether nothing is asked for that KVM has a say in."""
         return self.pmu is None and self.counters is None and self.filter is None
 
 
 def choose_pmu(
     text: str | None, pmus: Sequence[Pmu], names: Sequence[str], sysfs: Sysfs, *, fix: str
 ) -> Pmu:
-    """The PMU that is named; else the host's, if it has only one.
+    """Return the PMU that `text` names; without a text the host's, if it has only one.
 
-    To name a PMU turns KVM's silent default into the strict mode, so where there are several
-    nobody gets one by accident. `names` are the host's event sources. Raises NotFoundError, and
-    UsageError with this `fix` where one must be named.
+    Naming a PMU turns KVM's silent default into the strict mode, so on a host with several PMUs
+    nobody gets one by accident. `names` are the host's event sources. Raises what `select_pmu`
+    does, UsageError with this `fix` if a PMU must be named, and NotFoundError for a PMU whose perf
+    type cannot be read.
     """
     if text is not None:
         pmu = select_pmu(text, pmus, scan_other(sysfs, names))
-    elif len(pmus) == 1 and _covers_all(pmus[0], sysfs):
+    elif len(pmus) == 1 and _covers_online_cpus(pmus[0], sysfs):
         pmu = pmus[0]
     else:
         raise UsageError(
@@ -69,21 +70,30 @@ def choose_pmu(
     return pmu
 
 
-def _covers_all(pmu: Pmu, sysfs: Sysfs) -> bool:
+def _covers_online_cpus(pmu: Pmu, sysfs: Sysfs) -> bool:
+    """Return True if all online CPUs are of this PMU; False if either is not known."""
     online = read_online(sysfs)
     return pmu.cpus is not None and online is not None and online <= pmu.cpus
 
 
-def compile_filter(words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
-    """The filter for a PMU whose event space has so many bits; raises what `parse_events` does."""
-    rules = [(action, parse_events(text, pmu.events, bits=bits)) for action, text in words.rules]
-    return EventFilter.compile(words.default, rules)
+def compile_filter(filter_words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
+    """Return the filter for a PMU whose event numbers have this many bits.
+
+    Raises what `parse_events` does.
+    """
+    rules = [
+        (action, parse_events(text, pmu.events, bits=bits)) for action, text in filter_words.rules
+    ]
+    return EventFilter.compile(filter_words.default, rules)
 
 
-def present_cpus(text: str, pmus: Sequence[Pmu], sysfs: Sysfs, *, subject: str) -> CpuSet:
-    """The CPUs of this host that a CPUSET names, at least one; raises UsageError.
+def resolve_cpus(
+    text: str, pmus: Sequence[Pmu], sysfs: Sysfs, *, subject: str | None = None
+) -> CpuSet:
+    """Return the CPUs of this host that a CPUSET names, at least one.
 
-    `subject` is the VM they are for. Raises what `select_pmu` and `check_present` do, too.
+    `subject` is the VM they are for. Raises UsageError for a list without a CPU, and what
+    `parse_cpus` and `check_present` do.
     """
     present = scan_present(sysfs)
     try:

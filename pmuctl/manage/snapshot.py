@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a capture of a machine has: all that its VMs, their blockers and its PMUs are told from."""
+"""The contents of a capture: every file that the state of VMs, blockers and PMUs is read from."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,8 +7,8 @@ from contextlib import suppress
 from pmuctl.host.captured_procfs import capture_probed, scan_captured_vms
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import Captured, scan_captured
-from pmuctl.manage.host_info import read_probed
-from pmuctl.manage.inventory.captured_replies import capture_told
+from pmuctl.manage.host_info import read_host_kvm_caps
+from pmuctl.manage.inventory.captured_replies import capture_replies
 from pmuctl.manage.inventory.poller import ask_sockets
 from pmuctl.manage.inventory.replies import VmReply
 from pmuctl.manage.inventory.session import Session
@@ -16,26 +16,26 @@ from pmuctl.value import replace
 
 
 def scan_snapshot(session: Session) -> Iterator[Captured]:
-    """The files of a capture: sysfs and debugfs, what control sockets tell, the processes of VMs,
-    and what KVM does.
+    """Yield the files of a capture.
 
-    KVM is tried on scratch VMs, once a boot, where this user may use it. Raises RefusedError where
-    a tree is captured that is none.
+    They are those of sysfs and debugfs, the replies of control sockets, the /proc files of
+    processes with VMs, and what KVM does. KVM is probed on scratch VMs, once a boot, if this user
+    may use it. Raises RefusedError if the session's tree is a capture that is broken.
     """
     host, sysfs = session.host, session.host.sysfs
     sockets = session.scan_sockets()
-    told = ask_sockets(session, sockets.entries)
+    replies = ask_sockets(session, sockets.entries)
     yield from scan_captured(sysfs)
     entries = [
         replace(entry, owner=None) if session.is_own(entry) else entry for entry in sockets.entries
     ]
-    yield from capture_told(list(zip(entries, told, strict=True)), sockets.left_out)
-    vmms = (its.vmm.process for its in told if isinstance(its, VmReply))
+    yield from capture_replies(list(zip(entries, replies, strict=True)), sockets.left_out)
+    vmms = (reply.vmm.process for reply in replies if isinstance(reply, VmReply))
     yield from scan_captured_vms(host.procs, sysfs, filter(None, vmms))
     pmus = scan_pmus(sysfs)
-    probed = None
+    caps = None
     with suppress(OSError):
         access = host.kvm.access() if host.kvm else None
-        probed = read_probed(host, pmus, access)
-    if probed is not None:
-        yield capture_probed(probed, pmus)
+        caps = read_host_kvm_caps(host, pmus, access)
+    if caps is not None:
+        yield capture_probed(caps, pmus)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the vCPUs of a VM can leave its PMU, what that does to the guest, and what mends it."""
+"""Alignment of vCPU threads with the CPUs of their VM's PMU: its state, meaning and repair."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -12,19 +12,19 @@ from pmuctl.value import field, value
 
 
 class AlignmentState(StrEnum):
-    """How a vCPU, or all of a VM's together, stand to the CPUs of the VM's PMU."""
+    """Where a vCPU, or all of a VM's together, may run, relative to the CPUs of the VM's PMU."""
 
     STAYS = "stays"
-    """it may be on no other CPU"""
+    """it may run on no other CPU"""
     LEAVES = "leaves"
-    """it may be on others, whichever of several PMUs it is"""
+    """it may run on other CPUs, whichever of several possible PMUs the VM has"""
     STRANDED = "stranded"
-    """no CPU it may be on is online: once it wakes up it runs anywhere (select_fallback_rq())"""
+    """no CPU it may run on is online: once it wakes up it runs anywhere (select_fallback_rq())"""
     UNKNOWN = "unknown"
 
     @property
     def aligned(self) -> bool | None:
-        """Whether it cannot leave its PMU; None where that is not known."""
+        """Whether no vCPU can leave its PMU; None if that is not known."""
         if self is AlignmentState.UNKNOWN:
             return None
         return self is AlignmentState.STAYS
@@ -32,10 +32,11 @@ class AlignmentState(StrEnum):
 
 @value(kw_only=True)
 class Alignment:
-    """A verdict. `outside` are the CPUs off its PMU, for each that it can be, only of LEAVES.
+    """An alignment state with its details.
 
-    `consequence` is what happens there, None unless it can leave. Raises ValueError for an
-    `outside` that the verdict does not have.
+    `outside` maps each PMU that the VM can have to the CPUs outside it on which a vCPU may run;
+    only LEAVES has it. `consequence` is what happens there, None unless a vCPU can leave. Raises
+    ValueError if LEAVES comes without `outside`, or another state with it.
     """
 
     state: AlignmentState
@@ -48,12 +49,12 @@ class Alignment:
 
     @property
     def aligned(self) -> bool | None:
-        """Whether it cannot leave its PMU; None where that is not known."""
+        """Whether no vCPU can leave its PMU; None if that is not known."""
         return self.state.aligned
 
     @property
     def only_outside(self) -> CpuSet | None:
-        """The CPUs off its PMU, where it is known which that is."""
+        """The CPUs outside the PMU; None unless it is known which PMU that is."""
         return next(iter(self.outside.values())) if len(self.outside) == 1 else None
 
 
@@ -61,80 +62,91 @@ UNKNOWN = Alignment(state=AlignmentState.UNKNOWN)
 
 
 def align_mask_state(
-    mask: CpuSet | None, chosen: EffectivePmu, online: CpuSet | None
+    mask: CpuSet | None, effective_pmu: EffectivePmu, online: CpuSet | None
 ) -> Alignment:
-    """Whether a thread with this mask stays on the VM's PMU; offline CPUs do not count.
+    """Return whether a thread with this mask stays on the VM's PMU; offline CPUs do not count.
 
-    Of several PMUs it is certain only that it stays on each, or leaves whichever it is. A PMU
-    whose CPUs are not known leaves it open.
+    If the VM can have one of several PMUs, only two answers are certain: the thread stays on each
+    of them, or leaves whichever it is. If the CPUs of one PMU are not known, the answer is not.
     """
-    known = {name: its for name, its in chosen.cpus.items() if its is not None}
-    if mask is None or not known or len(known) < len(chosen.cpus):
+    pmu_cpus = {name: cpus for name, cpus in effective_pmu.cpus.items() if cpus is not None}
+    if mask is None or not pmu_cpus or len(pmu_cpus) < len(effective_pmu.cpus):
         return UNKNOWN
     mask = mask if online is None else mask & online
+    consequence = effective_pmu.consequence
     if not mask:
-        return Alignment(state=AlignmentState.STRANDED, consequence=chosen.consequence)
-    outside = {name: mask - its for name, its in known.items()}
+        return Alignment(state=AlignmentState.STRANDED, consequence=consequence)
+    outside = {name: mask - cpus for name, cpus in pmu_cpus.items()}
     if all(outside.values()):
-        return Alignment(
-            state=AlignmentState.LEAVES, outside=outside, consequence=chosen.consequence
-        )
+        return Alignment(state=AlignmentState.LEAVES, outside=outside, consequence=consequence)
     return UNKNOWN if any(outside.values()) else Alignment(state=AlignmentState.STAYS)
 
 
 def align_vm_state(
-    masks: Sequence[CpuSet | None], chosen: EffectivePmu, online: CpuSet | None
+    masks: Sequence[CpuSet | None], effective_pmu: EffectivePmu, online: CpuSet | None
 ) -> Alignment:
-    """Whether all of a VM's vCPUs, which have these masks, stay on its PMU.
+    """Return whether all vCPUs of a VM, which have these masks, stay on its PMU.
 
-    Of several PMUs that it can have it stays on each, or on none, or it is not known: a PMU is
-    the whole VM's, so one vCPU that leaves the first and one that leaves the second are `no`.
+    If the VM can have one of several PMUs, it stays on each, or on none, or the answer is not
+    known. A PMU is the whole VM's: if one vCPU leaves the first PMU and another vCPU leaves the
+    second, the VM leaves.
     """
     known = [mask for mask in masks if mask is not None]
     if not known:
         return UNKNOWN
-    judged = align_mask_state(
-        CpuSet.of(cpu for mask in known for cpu in mask.cpus), chosen, online
+    together = align_mask_state(
+        CpuSet.of(cpu for mask in known for cpu in mask.cpus), effective_pmu, online
     )
-    if judged.state is AlignmentState.LEAVES:
-        return judged
-    each = (align_mask_state(mask, chosen, online) for mask in known)
-    stranded = next((its for its in each if its.state is AlignmentState.STRANDED), None)
-    return stranded or (UNKNOWN if None in masks else judged)
+    if together.state is AlignmentState.LEAVES:
+        return together
+    for mask in known:
+        alignment = align_mask_state(mask, effective_pmu, online)
+        if alignment.state is AlignmentState.STRANDED:
+            return alignment
+    return UNKNOWN if None in masks else together
 
 
 def explain_alignment(
-    judged: Alignment, chosen: EffectivePmu, whose: str, kind: VmmKind | None = None
+    alignment: Alignment,
+    effective_pmu: EffectivePmu,
+    vcpus: str,
+    kind: VmmKind | None = None,
 ) -> str | None:
-    """What a judgement means for the guest; None of a VM without a PMU.
+    """Return what an alignment means for the guest; None if the VM has no PMU.
 
-    `whose` are the vCPUs that can leave, `kind` is that of the VMM where it is known.
+    `vcpus` names the vCPUs that can leave, `kind` is the kind of the VMM if it is known.
     """
-    if not chosen.cpus:
+    if not effective_pmu.cpus:
         return None
-    then = chosen.consequence.words(kind)
-    match judged.state:
+    consequence = effective_pmu.consequence.explain(kind)
+    match alignment.state:
         case AlignmentState.STAYS:
-            return f"no vCPU can leave {chosen}"
+            return f"no vCPU can leave {effective_pmu}"
         case AlignmentState.UNKNOWN:
-            return f"not known whether its vCPUs stay on {chosen}; where they do not, {then}"
+            return (
+                f"not known whether its vCPUs stay on {effective_pmu}; "
+                f"where they do not, {consequence}"
+            )
         case AlignmentState.STRANDED:
-            where = f"anywhere, for all its CPUs are offline, also outside {chosen}"
-        case AlignmentState.LEAVES if judged.only_outside is not None:
-            where = f"on {_cpus(judged.only_outside)}, outside {chosen}"
+            where = f"anywhere, for all its CPUs are offline, also outside {effective_pmu}"
+        case AlignmentState.LEAVES if alignment.only_outside is not None:
+            where = f"on {_format_cpus(alignment.only_outside)}, outside {effective_pmu}"
         case AlignmentState.LEAVES:
-            each = (f"{_cpus(its)} if that is {name}" for name, its in judged.outside.items())
-            where = f"outside its PMU, on {' or '.join(each)}"
-    return f"{whose} may run {where}: {then}"
+            choices = (
+                f"{_format_cpus(cpus)} if that is {name}"
+                for name, cpus in alignment.outside.items()
+            )
+            where = f"outside its PMU, on {' or '.join(choices)}"
+    return f"{vcpus} may run {where}: {consequence}"
 
 
-def _cpus(cpus: CpuSet) -> str:
+def _format_cpus(cpus: CpuSet) -> str:
     return f"CPUs {cpus}" if len(cpus) > 1 else f"CPU {cpus}"
 
 
 @value(kw_only=True)
 class VcpuAlignment:
-    """A vCPU, the CPUs its thread may be on (None where not known), and whether it can leave."""
+    """A vCPU, the mask of its thread (None if it is not known), and whether it can leave."""
 
     vcpu: VmVcpu
     affinity: CpuSet | None
@@ -142,12 +154,12 @@ class VcpuAlignment:
 
     @property
     def index(self) -> int:
-        """Its number."""
+        """The number of the vCPU."""
         return self.vcpu.index
 
     @property
     def tid(self) -> int | None:
-        """Its thread, where that is known."""
+        """The thread id of the vCPU; None if it is not known."""
         return self.vcpu.tid
 
 
@@ -162,52 +174,56 @@ class VmAlignment:
 
     @classmethod
     def of(
-        cls, vm: Vm, chosen: EffectivePmu, masks: dict[int, CpuSet], online: CpuSet | None
+        cls,
+        vm: Vm,
+        effective_pmu: EffectivePmu,
+        masks: dict[int, CpuSet],
+        online: CpuSet | None,
     ) -> "VmAlignment":
-        """A VM whose threads have these masks, by thread id."""
+        """Return the alignment of a VM; `masks` maps thread ids of its vCPUs to their masks."""
         vcpus = tuple(
             VcpuAlignment(
-                vcpu=its, affinity=mask, alignment=align_mask_state(mask, chosen, online)
+                vcpu=vcpu, affinity=mask, alignment=align_mask_state(mask, effective_pmu, online)
             )
-            for its in vm.vcpus or ()
-            for mask in [None if its.tid is None else masks.get(its.tid)]
+            for vcpu in vm.vcpus or ()
+            for mask in [None if vcpu.tid is None else masks.get(vcpu.tid)]
         )
-        judged = align_vm_state([its.affinity for its in vcpus], chosen, online)
-        return cls(vm=vm, effective_pmu=chosen, vcpus=vcpus, alignment=judged)
+        alignment = align_vm_state([vcpu.affinity for vcpu in vcpus], effective_pmu, online)
+        return cls(vm=vm, effective_pmu=effective_pmu, vcpus=vcpus, alignment=alignment)
 
     @property
     def is_misplaced(self) -> bool:
-        """Whether a vCPU can leave its PMU, or some of them do whichever it is."""
+        """Whether a vCPU can leave its PMU, or some vCPUs do whichever PMU the VM has."""
         return self.alignment.aligned is False
 
     @property
     def misplaced(self) -> tuple[VcpuAlignment, ...]:
         """The vCPUs that can leave the VM's PMU, whichever it is."""
-        return tuple(its for its in self.vcpus if its.alignment.aligned is False)
+        return tuple(vcpu for vcpu in self.vcpus if vcpu.alignment.aligned is False)
 
     @property
     def is_split(self) -> bool:
-        """Whether no vCPU leaves by itself: they are on several PMUs, of which it has one."""
+        """Whether no vCPU leaves by itself, but they are on several PMUs; the VM has only one."""
         return self.is_misplaced and not self.misplaced
 
     @property
     def offenders(self) -> tuple[VcpuAlignment, ...]:
-        """The vCPUs that its judgement is about: those that leave one of the PMUs it can have."""
+        """The vCPUs that make the VM misplaced: those that leave one of the PMUs it can have."""
         if not self.is_misplaced:
             return ()
         if self.alignment.state is AlignmentState.STRANDED:
             return tuple(
-                its for its in self.misplaced if its.alignment.state is AlignmentState.STRANDED
+                vcpu for vcpu in self.misplaced if vcpu.alignment.state is AlignmentState.STRANDED
             )
         stay = (AlignmentState.STAYS, AlignmentState.STRANDED)
-        known = (its for its in self.vcpus if its.affinity is not None)
-        return tuple(its for its in known if its.alignment.state not in stay)
+        known = (vcpu for vcpu in self.vcpus if vcpu.affinity is not None)
+        return tuple(vcpu for vcpu in known if vcpu.alignment.state not in stay)
 
     @property
     def explanation(self) -> str | None:
-        """What it means for the guest where its vCPUs may be; None without a PMU."""
-        whose = f"vCPU {CpuSet.of(its.index for its in self.offenders)}"
-        return explain_alignment(self.alignment, self.effective_pmu, whose, self.vm.identity.kind)
+        """What the placement of the vCPUs means for the guest; None if the VM has no PMU."""
+        vcpus = f"vCPU {CpuSet.of(vcpu.index for vcpu in self.offenders)}"
+        return explain_alignment(self.alignment, self.effective_pmu, vcpus, self.vm.identity.kind)
 
 
 def aligned_mask(
@@ -217,12 +233,12 @@ def aligned_mask(
     *,
     online: CpuSet | None = None,
 ) -> CpuSet | None:
-    """The mask that brings a thread back onto the CPUs of its PMU: a pin is never widened.
+    """Return the mask that brings a thread back onto the CPUs of its PMU; it never widens a pin.
 
-    What the thread may be on, less what is not of the PMU; a CPU that is offline stays, for it can
-    come back. Where no CPU of that is `online`, those of `recorded` that are of the PMU: the CPUs
-    pmuctl itself had put the thread on. None where there are none: then the pin is somebody
-    else's, and not pmuctl's to change.
+    That is the CPUs of `now` that belong to the PMU. An offline CPU stays in the mask, because it
+    can come back. If none of them is `online`, the mask is the CPUs of `recorded`, on which pmuctl
+    itself had put the thread, that belong to the PMU. Return None if there are none: the pin is
+    then somebody else's, and not pmuctl's to change.
     """
     masks = [mask for mask in (now & pmu, (recorded or CpuSet()) & pmu) if mask]
     usable = (mask for mask in masks if online is None or mask & online)
@@ -230,7 +246,7 @@ def aligned_mask(
 
 
 class Obstacle(StrEnum):
-    """Why the kernel puts a thread on none of the CPUs that are wanted (EINVAL)."""
+    """A reason why the kernel puts a thread on none of the wanted CPUs (EINVAL)."""
 
     OFFLINE = "offline"
     CPUSET = "cpuset"
@@ -239,10 +255,10 @@ class Obstacle(StrEnum):
 def find_obstacle(
     wanted: CpuSet, *, online: CpuSet | None, allowed: CpuSet | None
 ) -> Obstacle | None:
-    """What is in the way of these CPUs: none is online, or the thread's cpuset allows none.
+    """Return why a thread cannot get these CPUs: none is online, or its cpuset allows none.
 
     From __sched_setaffinity(), kernel/sched/syscalls.c: the mask is cut down to the cpuset's CPUs,
-    and then has to have an active one. What is not known (None) is no obstacle.
+    and then needs an active one. What is not known (None) is no obstacle.
     """
     if online is not None and not wanted & online:
         return Obstacle.OFFLINE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check of a host or of a VM has found."""
+"""Results of checks of a host or a VM."""
 
 from enum import StrEnum
 
@@ -7,16 +7,16 @@ from pmuctl.value import value
 
 
 class Result(StrEnum):
-    """How a check ended."""
+    """The result of a check."""
 
     PASS = "PASS"
     WARN = "WARN"
-    """it can go wrong, or cannot be told"""
+    """it can go wrong, or it cannot be told"""
     FAIL = "FAIL"
 
 
 class CheckId(StrEnum):
-    """The name of a check, which never changes its meaning."""
+    """The name of a check. A name never changes its meaning."""
 
     HOST_KVM = "host.kvm"
     HOST_VPMU = "host.vpmu"
@@ -37,9 +37,10 @@ class CheckId(StrEnum):
 
 @value
 class Outcome:
-    """How a check ended; `subject` is what it looked at, where that is but a part of the thing.
+    """The outcome of one check.
 
-    `why` is the reason, `fix` one command that mends it, or shows more where none does.
+    `why` is the reason, `fix` one command that mends it, or that shows more if no command mends
+    it. `subject` is what the check looked at, if that is only a part of the host or VM.
     """
 
     result: Result
@@ -50,7 +51,7 @@ class Outcome:
 
 @value(kw_only=True)
 class Finding:
-    """One check of one thing, and how it ended; see Outcome."""
+    """One check of one subject, with its outcome; see Outcome."""
 
     id: CheckId
     subject: str
@@ -59,8 +60,12 @@ class Finding:
     fix: str | None = None
 
     @classmethod
-    def of(cls, id: CheckId, subject: str, its: Outcome) -> "Finding":
-        """The outcome of this check of a thing."""
+    def of(cls, id: CheckId, subject: str, outcome: Outcome) -> "Finding":
+        """Return the finding of this check of a subject; the outcome's own subject wins."""
         return cls(
-            id=id, subject=its.subject or subject, result=its.result, why=its.why, fix=its.fix
+            id=id,
+            subject=outcome.subject or subject,
+            result=outcome.result,
+            why=outcome.why,
+            fix=outcome.fix,
         )

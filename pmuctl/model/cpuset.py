@@ -8,32 +8,32 @@ from typing import Self
 from pmuctl.value import value
 
 CPU_LIMIT = 1 << 16
-"""CPU numbers are below this: far above any NR_CPUS, and a bound on what hostile text costs."""
+"""CPU numbers are below this: far above any NR_CPUS, and it bounds the cost of hostile text."""
 
 _PART = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 @value
 class CpuSet:
-    """A set of CPU numbers. `str()` and `parse()` are inverse to one another."""
+    """A set of CPU numbers. `str()` and `parse()` are each other's inverse."""
 
     cpus: frozenset[int] = frozenset()
 
     def __init__(self, cpus: frozenset[int] = frozenset()) -> None:
-        # as `value` would make it, in half of the time: a listing makes thousands
+        # `value` would make one that takes twice the time, and a listing makes thousands of sets
         object.__setattr__(self, "cpus", cpus)
 
     @classmethod
     def of(cls, cpus: Iterable[int]) -> Self:
-        """The set of these CPU numbers."""
+        """Return the set of these CPU numbers."""
         return cls(frozenset(cpus))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a cpulist such as "0-3,8" (Documentation/core-api/printk-formats.rst, %*pbl).
+        """Parse a cpulist such as "0-3,8" (Documentation/core-api/printk-formats.rst, %*pbl).
 
-        Raises ValueError for anything else; white space around the list is ignored and an empty
-        list is the empty set, as in sysfs.
+        White space around the list is ignored, and an empty list is the empty set, as in sysfs.
+        Raise ValueError for anything else.
         """
         text = text.strip(" \t\n")
         ranges: list[tuple[int, int]] = []
@@ -47,7 +47,7 @@ class CpuSet:
             ranges.append((first, last))
         cpus: set[int] = set()
         end = 0
-        # each CPU is added once, or 64 KiB of "0-65535," would take many seconds
+        # adding a CPU more than once would let 64 KiB of "0-65535," take many seconds
         for first, last in sorted(ranges):
             cpus.update(range(max(first, end), last + 1))
             end = max(end, last + 1)
@@ -55,10 +55,11 @@ class CpuSet:
 
     def __str__(self) -> str:
         return ",".join(
-            str(first) if first == last else f"{first}-{last}" for first, last in self._runs()
+            str(first) if first == last else f"{first}-{last}" for first, last in self._find_runs()
         )
 
-    def _runs(self) -> list[tuple[int, int]]:
+    def _find_runs(self) -> list[tuple[int, int]]:
+        """Return the maximal runs of consecutive CPUs, as (first, last), in rising order."""
         runs: list[tuple[int, int]] = []
         for cpu in self:
             if runs and runs[-1][1] == cpu - 1:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which PMU a VM has, also where nobody chose one, and what happens on other CPUs.
+"""The PMU a VM has, even if nobody chose one, and what happens on other CPUs.
 
-KVM tells of no VM which PMU it has chosen by itself (KVM_GET_DEVICE_ATTR answers for the interrupt
-only). So that is said as a fact where it is certain, and else the PMUs it can be.
+KVM does not tell which PMU it chose by itself for a VM (KVM_GET_DEVICE_ATTR answers for the
+interrupt only). So the PMU is a fact if it is certain; otherwise there are candidates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,21 +31,21 @@ class Consequence(StrEnum):
     COUNTERS_STOP = "counters-stop"
     """KVM chose the PMU: the guest's counters stand still, without an exit or an error"""
 
-    def words(self, kind: VmmKind | None = None) -> str:
-        """What that means, for a person; of a VMM of this kind, where that is known."""
+    def explain(self, kind: VmmKind | None = None) -> str:
+        """Return what that means, for a person; for a VMM of this `kind` if it is known."""
         if self is Consequence.COUNTERS_STOP:
             return "the guest's counters stop there silently"
         any_vmm = "most VMMs end the VM, and QEMU spins at 100 %"
-        then = _ON_FAIL_ENTRY.get(kind, any_vmm) if kind else any_vmm
-        return f"KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: {then}"
+        reaction = _ON_FAIL_ENTRY.get(kind, any_vmm) if kind else any_vmm
+        return f"KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: {reaction}"
 
 
 @value(kw_only=True)
 class EffectivePmu:
-    """The PMU of a VM, None where it has none (yet), or where it is not known which it has.
+    """The PMU of a VM; `pmu` is None if it has none (yet), or if it is not known which it has.
 
-    `cpus` are those of that PMU, or of each it can be, by name: None where they could not be read.
-    `is_explicit` tells that it was set, by SET_PMU: KVM then runs no vCPU elsewhere.
+    `cpus` maps the name of that PMU, or of each it can be, to its CPUs: None if they could not be
+    read. `is_explicit` is True if it was set, by SET_PMU: KVM then runs no vCPU elsewhere.
     """
 
     pmu: VmPmu | None = None
@@ -54,32 +54,32 @@ class EffectivePmu:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The PMU, or those it can be."""
+        """The name of the PMU, or of each it can be."""
         return tuple(self.cpus)
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Those it can be, where it is not known which it is."""
+        """The names of the PMUs it can be; empty if it is known which it is."""
         return () if self.pmu else self.names
 
     @property
     def only(self) -> str | None:
-        """The one that it has or can only be."""
+        """The name of the one PMU that it has or can have; None if there are none or several."""
         return self.names[0] if len(self.cpus) == 1 else None
 
     @property
     def only_cpus(self) -> CpuSet | None:
-        """The CPUs of that one."""
+        """The CPUs of that one PMU."""
         return self.cpus[self.only] if self.only else None
 
     @property
     def consequence(self) -> Consequence:
-        """What happens where a vCPU leaves it."""
+        """What happens if a vCPU leaves the PMU."""
         return Consequence.FAIL_ENTRY if self.is_explicit else Consequence.COUNTERS_STOP
 
     def __str__(self) -> str:
         return " or ".join(
-            f"{name} ({'?' if its is None else its})" for name, its in self.cpus.items()
+            f"{name} ({'?' if cpus is None else cpus})" for name, cpus in self.cpus.items()
         )
 
 
@@ -87,7 +87,7 @@ class EffectivePmu:
 class HostPmus:
     """What is known of the host: its CPU PMUs, its online CPUs, and what probes of KVM found.
 
-    The latter two are None where they are not known.
+    `online` and `probed` are None if they are not known.
     """
 
     pmus: Sequence[Pmu]
@@ -95,61 +95,66 @@ class HostPmus:
     probed: KvmCaps | None = None
 
     def cpus_of(self, *names: str) -> dict[str, CpuSet | None]:
-        """The CPUs of these PMUs; None where there is no such PMU, or they could not be read."""
+        """Map each of these PMUs to its CPUs; None if it does not exist or could not be read."""
         known = {pmu.name: pmu.cpus for pmu in self.pmus}
         return {name: known.get(name) for name in names}
 
 
-def effective_pmu(vm: Vm, ground: HostPmus) -> EffectivePmu:
-    """The PMU that a VM has.
+def effective_pmu(vm: Vm, host_pmus: HostPmus) -> EffectivePmu:
+    """Return the PMU that a VM has.
 
-    What was set is a fact. KVM's own choice is one where the host has a single PMU, of all its
-    CPUs, or KVM gives all VMs the same (DefaultPmu.ONE); or the VM's door says `derived`. A VMM
-    that sets a PMU by itself, as kvmtool does, can have taken any.
+    A PMU that was set is a fact. KVM's own choice is a fact if the host has a single PMU, of all
+    its CPUs, if KVM gives all VMs the same PMU (DefaultPmu.ONE), or if the VM's control socket
+    says `derived`. A VMM that sets a PMU by itself, as kvmtool does, can have taken any.
     """
     if vm.pmu is not None:
-        is_explicit = vm.identity.sets_pmu or vm.pmu.is_explicit
-        return EffectivePmu(pmu=vm.pmu, cpus=ground.cpus_of(vm.pmu.name), is_explicit=is_explicit)
-    if _has_none(vm) or not ground.pmus:
-        return EffectivePmu()
-    only = _only(ground)
-    if only is None and not vm.identity.sets_pmu:
-        only = _default(ground)
-    if only is not None and only.type is not None:
-        pmu = VmPmu(name=only.name, type=only.type, origin=DERIVED)
         return EffectivePmu(
-            pmu=pmu, cpus=ground.cpus_of(only.name), is_explicit=vm.identity.sets_pmu
+            pmu=vm.pmu,
+            cpus=host_pmus.cpus_of(vm.pmu.name),
+            is_explicit=vm.identity.sets_pmu or vm.pmu.is_explicit,
         )
-    names = (pmu.name for pmu in _known_to_kvm(ground))
-    return EffectivePmu(cpus=ground.cpus_of(*names), is_explicit=vm.identity.sets_pmu)
+    if _has_no_pmu(vm) or not host_pmus.pmus:
+        return EffectivePmu()
+    only = _find_only_pmu(host_pmus)
+    if only is None and not vm.identity.sets_pmu:
+        only = _find_default_pmu(host_pmus)
+    if only is not None and only.type is not None:
+        return EffectivePmu(
+            pmu=VmPmu(name=only.name, type=only.type, origin=DERIVED),
+            cpus=host_pmus.cpus_of(only.name),
+            is_explicit=vm.identity.sets_pmu,
+        )
+    names = (pmu.name for pmu in _find_kvm_pmus(host_pmus))
+    return EffectivePmu(cpus=host_pmus.cpus_of(*names), is_explicit=vm.identity.sets_pmu)
 
 
-def _has_none(vm: Vm) -> bool:
-    """Whether no PMU has been chosen, or never will be."""
+def _has_no_pmu(vm: Vm) -> bool:
+    """Return True if no PMU has been chosen yet, or none ever will be."""
     if vm.identity.has_vpmu is False or vm.window in (Window.NONE, Window.OPEN):
         return True
-    # of these nothing is known but the name of a socket; or there is no VM yet
+    # of these states only the name of a socket is known, or there is no VM yet
     if vm.state in (VmState.DEAD, VmState.DENIED, VmState.SILENT):
         return not vm.vcpus
     return vm.state in (VmState.WAITING, VmState.STARTING) and not vm.vcpus
 
 
-def _only(ground: HostPmus) -> Pmu | None:
-    """The host's PMU, if there is one of all its CPUs."""
-    if len(ground.pmus) != 1 or ground.online is None:
+def _find_only_pmu(host_pmus: HostPmus) -> Pmu | None:
+    """Return the host's PMU if there is a single one that covers all online CPUs."""
+    if len(host_pmus.pmus) != 1 or host_pmus.online is None:
         return None
-    (pmu,) = ground.pmus
-    return pmu if pmu.cpus is not None and ground.online <= pmu.cpus else None
+    (pmu,) = host_pmus.pmus
+    return pmu if pmu.cpus is not None and host_pmus.online <= pmu.cpus else None
 
 
-def _default(ground: HostPmus) -> Pmu | None:
-    """The PMU that this KVM gives every VM."""
-    probed = ground.probed
+def _find_default_pmu(host_pmus: HostPmus) -> Pmu | None:
+    """Return the PMU that this KVM gives every VM; None if there is none, or it is not known."""
+    probed = host_pmus.probed
     if probed is None or probed.default is not DefaultPmu.ONE or probed.default_pmu is None:
         return None
-    return next((pmu for pmu in ground.pmus if pmu.type == probed.default_pmu), None)
+    return next((pmu for pmu in host_pmus.pmus if pmu.type == probed.default_pmu), None)
 
 
-def _known_to_kvm(ground: HostPmus) -> Sequence[Pmu]:
-    counters = ground.probed.counters if ground.probed else {}
-    return [pmu for pmu in ground.pmus if pmu.type in counters] or ground.pmus
+def _find_kvm_pmus(host_pmus: HostPmus) -> Sequence[Pmu]:
+    """Return the PMUs that KVM registered; all PMUs of the host if that is not known."""
+    counters = host_pmus.probed.counters if host_pmus.probed else {}
+    return [pmu for pmu in host_pmus.pmus if pmu.type in counters] or host_pmus.pmus

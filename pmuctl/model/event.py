@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event numbers of PMUv3, sets of them, and the words users write for them."""
+"""PMUv3 event numbers, sets of them, and their text notation."""
 
 import fnmatch
 import re
@@ -11,27 +11,27 @@ from pmuctl.model.pmu import format_code
 from pmuctl.value import value
 
 WIDEST_BITS = 16
-"""PMUv3 for Armv8.1 and later numbers its events with 16 bits, Armv8.0 with 10."""
+"""The width of event numbers: 16 bits in PMUv3 for Armv8.1 and later, 10 bits in Armv8.0."""
 
 FEW = 8
-"""So many names are listed in an error."""
+"""The largest number of event names that an error lists."""
 
 _CODE = re.compile(r"0[xX]([0-9a-fA-F]{1,8})")
 
 
 @value
 class EventSet:
-    """A set of event numbers, kept as KVM keeps its filter: bit n of `mask` is event n."""
+    """A set of event numbers, stored as KVM stores its filter: bit n of `mask` is event n."""
 
     mask: int = 0
 
     def __init__(self, mask: int = 0) -> None:
-        # as `value` would make it, in half of the time: a filter is made of thousands
+        # `value` would make one that takes twice the time, and a filter makes thousands of sets
         object.__setattr__(self, "mask", mask)
 
     @classmethod
     def of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> Self:
-        """The union of (base, nevents) ranges."""
+        """Return the union of (base, nevents) ranges."""
         mask = 0
         for base, nevents in ranges:
             mask |= ((1 << nevents) - 1) << base
@@ -39,11 +39,11 @@ class EventSet:
 
     @classmethod
     def space(cls, bits: int) -> Self:
-        """Every event of an event space of so many bits."""
+        """Return the set of all events of an event space, `bits` wide."""
         return cls((1 << (1 << bits)) - 1)
 
     def runs(self) -> list[tuple[int, int]]:
-        """The maximal runs of neighbouring events, as (base, nevents), in rising order."""
+        """Return the maximal runs of consecutive events, as (base, nevents), in rising order."""
         digits = bin(self.mask)[:1:-1]
         return [(run.start(), len(run[0])) for run in re.finditer("1+", digits)]
 
@@ -73,27 +73,27 @@ NO_EVENTS = EventSet()
 
 
 def format_events(events: EventSet, names: Mapping[str, int] | None = None) -> str:
-    """A set as `parse_events` reads it: codes and ranges, single events by name if they have one.
+    """Return a set in the notation of `parse_events`; single events are named if they have a name.
 
     `names` maps names to codes, as for `parse_events`.
     """
     named = {code: name for name, code in (names or {}).items()}
-    words = []
+    parts = []
     for base, nevents in events.runs():
         codes = range(base, base + nevents)
         if nevents > 1 and not all(code in named for code in codes):
-            words.append(f"{format_code(base)}-{format_code(codes[-1])}")
+            parts.append(f"{format_code(base)}-{format_code(codes[-1])}")
         else:
-            words += [named.get(code) or format_code(code) for code in codes]
-    return ",".join(words)
+            parts += [named.get(code) or format_code(code) for code in codes]
+    return ",".join(parts)
 
 
 def parse_events(text: str, names: Mapping[str, int], *, bits: int = WIDEST_BITS) -> EventSet:
-    """Read a comma list of event names, 0x codes, ranges of codes and globs over the names.
+    """Parse a comma list of event names, 0x codes, ranges of codes and globs over the names.
 
-    `names` are the events the PMU has, name to code; `bits` is the width of its event space.
-    Raises NotFoundError for a name or glob that matches none of them, UsageError for all else
-    that is no event, and for a code past the event space.
+    `names` maps the names of the PMU's events to codes; `bits` is the width of its event space.
+    Raise NotFoundError for a name or glob that matches no event, UsageError for a code past the
+    event space and for anything else that is no event.
     """
     mask = 0
     for word in text.split(","):
@@ -109,19 +109,19 @@ def _parse_word(word: str, names: Mapping[str, int], bits: int) -> EventSet:
     if "*" in word or "?" in word or "[" in word:
         found = [names[name] for name in names if fnmatch.fnmatchcase(name, word)]
         if not found:
-            raise _unknown(word, names)
+            raise _make_unknown_event_error(word, names)
         return EventSet.of_ranges((code, 1) for code in found)
     first, dash, last = word.partition("-")
     if dash or _CODE.fullmatch(first):
-        return _range(
+        return _make_event_range(
             word, _parse_code(first, word), _parse_code(last if dash else first, word), bits
         )
     if word.isascii() and word.isdigit():
         code = int(word[:10])
-        named = next((name for name, its in names.items() if its == code), None)
+        named = next((name for name, known in names.items() if known == code), None)
         hint = f"write {code:#x}" + (f" or {named}" if named else "")
         raise UsageError(f"{word}: an event code needs 0x", fix=hint)
-    raise _unknown(word, names)
+    raise _make_unknown_event_error(word, names)
 
 
 def _parse_code(text: str, word: str) -> int:
@@ -133,7 +133,7 @@ def _parse_code(text: str, word: str) -> int:
     return int(match[1], 16)
 
 
-def _range(word: str, first: int, last: int, bits: int) -> EventSet:
+def _make_event_range(word: str, first: int, last: int, bits: int) -> EventSet:
     if last < first:
         raise UsageError(f"{word}: the range ends before it begins")
     if last >> bits:
@@ -145,14 +145,14 @@ def _range(word: str, first: int, last: int, bits: int) -> EventSet:
     return EventSet.of_ranges([(first, last - first + 1)])
 
 
-def _unknown(word: str, names: Mapping[str, int]) -> NotFoundError:
-    from difflib import get_close_matches  # only for words that are wrong
+def _make_unknown_event_error(word: str, names: Mapping[str, int]) -> NotFoundError:
+    from difflib import get_close_matches  # it is costly to load, and only wrong words need it
 
     near = get_close_matches(word.lower(), names, n=3, cutoff=0.6)
     few = list(names) if len(names) <= FEW else []
-    told = f"near: {', '.join(near)}" if near else f"they are {', '.join(few)}" if few else ""
+    hint = f"near: {', '.join(near)}" if near else f"they are {', '.join(few)}" if few else ""
     return NotFoundError(
         f"{word}: no such event on this PMU",
-        why=f"it has {len(names)} named events" + (f"; {told}" if told else ""),
+        why=f"it has {len(names)} named events" + (f"; {hint}" if hint else ""),
         fix="write its code (0x and hexadecimal digits), or a name that pmuctl pmu show lists",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KVM's event filter: the rules of the kernel, and the shortest way to say what is wanted.
+"""KVM's event filter: the rules of the kernel, and the fewest calls that set a filter.
 
 Source: Documentation/virt/kvm/devices/vcpu.rst, 1.3 KVM_ARM_VCPU_PMU_V3_FILTER, and
 kvm_arm_pmu_v3_set_attr() in arch/arm64/kvm/pmu-emul.c.
@@ -18,17 +18,17 @@ NEVENTS_MAX = 0xFFFF
 
 
 class Action(StrEnum):
-    """What a rule does with its events."""
+    """The effect of a rule on its events."""
 
     ALLOW = "allow"
     DENY = "deny"
 
     def opposite(self) -> "Action":
-        """ALLOW for DENY and the other way round."""
+        """Return ALLOW for DENY, and DENY for ALLOW."""
         return Action.DENY if self is Action.ALLOW else Action.ALLOW
 
     def kernel_value(self) -> int:
-        """The number of kvm_pmu_event_filter.action."""
+        """Return the number of kvm_pmu_event_filter.action."""
         return KVM_PMU_EVENT_ALLOW if self is Action.ALLOW else KVM_PMU_EVENT_DENY
 
 
@@ -41,56 +41,57 @@ class FilterRange:
     action: Action
 
     def events(self) -> EventSet:
-        """The events it names."""
+        """Return the events of the range."""
         return EventSet.of_ranges([(self.base, self.nevents)])
 
 
 @value
 class EventFilter:
-    """What a guest may count: a default for all events, and the exceptions from it."""
+    """The events a guest may count: a default for all events, and the exceptions to it."""
 
     default: Action
     exceptions: EventSet = NO_EVENTS
 
     @classmethod
     def compile(cls, default: Action, rules: Iterable[tuple[Action, EventSet]]) -> Self:
-        """The filter that these rules make of the default; a later rule wins."""
+        """Return the filter that these rules make of the default; a later rule wins."""
         exceptions = NO_EVENTS
         for action, events in rules:
             exceptions = exceptions - events if action is default else exceptions | events
         return cls(default, exceptions)
 
     def allowed(self, bits: int = WIDEST_BITS) -> EventSet:
-        """The events of a space of so many bits that the guest may count."""
+        """Return the events that the guest may count, of an event space `bits` wide."""
         space = EventSet.space(bits)
         if self.default is Action.DENY:
             return self.exceptions & space
         return space - self.exceptions
 
     def ranges(self) -> tuple[FilterRange, ...]:
-        """The fewest calls that make this of a VM that has no filter yet.
+        """Return the fewest calls that set this filter on a VM that has no filter yet.
 
-        All have the opposite action of the default: the first call fixes the default as the
-        opposite of its own action, and later calls cannot change it. To deny all is the call for
-        no event, (0, 0, ALLOW); to allow all needs no call.
+        All calls have the opposite action of the default: the first call fixes the default as the
+        opposite of its own action, and later calls cannot change it. To deny all events takes one
+        call for no event, (0, 0, ALLOW); to allow all events takes no call.
         """
         action = self.default.opposite()
         if not self.exceptions:
             return (FilterRange(0, 0, action),) if self.default is Action.DENY else ()
-        return _ranges(self.exceptions, action)
+        return _split_ranges(self.exceptions, action)
 
     def __str__(self) -> str:
-        return self.words()
+        return self.describe()
 
-    def words(self, names: Mapping[str, int] | None = None) -> str:
-        """The filter as `vm set` takes it; `names` maps the names of the PMU's events to codes."""
+    def describe(self, names: Mapping[str, int] | None = None) -> str:
+        """Return the filter as `vm set` takes it; `names` maps the PMU's events to codes."""
         if not self.exceptions:
             return f"default {self.default}"
         events = format_events(self.exceptions, names)
         return f"default {self.default} {self.default.opposite()} {events}"
 
 
-def _ranges(events: EventSet, action: Action) -> tuple[FilterRange, ...]:
+def _split_ranges(events: EventSet, action: Action) -> tuple[FilterRange, ...]:
+    """Return the fewest calls that name exactly these events, each of at most NEVENTS_MAX."""
     return tuple(
         FilterRange(base + done, min(nevents - done, NEVENTS_MAX), action)
         for base, nevents in events.runs()
@@ -99,21 +100,24 @@ def _ranges(events: EventSet, action: Action) -> tuple[FilterRange, ...]:
 
 
 def difference(standing: EventSet, wanted: EventSet) -> tuple[FilterRange, ...]:
-    """The calls that turn a standing filter, given by what it allows, into another.
+    """Return the calls that turn a standing filter into another; each is given by what it allows.
 
-    They name only the events that change: none is allowed on the way that is not wanted.
+    The calls name only the events that change, so no unwanted event is allowed in between.
     """
-    return _ranges(standing - wanted, Action.DENY) + _ranges(wanted - standing, Action.ALLOW)
+    return _split_ranges(standing - wanted, Action.DENY) + _split_ranges(
+        wanted - standing, Action.ALLOW
+    )
 
 
 def kernel_allows(
     ranges: Iterable[FilterRange], *, bits: int = WIDEST_BITS, standing: EventSet | None = None
 ) -> EventSet | None:
-    """What KVM lets a guest count after these calls, in order; None while there is no filter.
+    """Return what KVM lets a guest count after these calls, in order; None if there is no filter.
 
-    The first call of a VM sets everything outside it to the opposite of its action; each call
-    then allows or denies its own range. Raises ValueError for a range past the event space, as
-    the kernel answers EINVAL.
+    The first call of a VM sets everything outside its range to the opposite of its action; each
+    call then allows or denies its own range. `standing` is what the filter allowed before, `bits`
+    the width of the event space. Raise ValueError for a range past the event space, for which the
+    kernel gives EINVAL.
     """
     space = EventSet.space(bits)
     for call in ranges:

@@ -25,22 +25,21 @@ ATTR_NAMES: Mapping[int, str] = {
 }
 """The attributes of the group KVM_ARM_VCPU_PMU_V3_CTRL, without their common prefix."""
 
-
 DERIVED = "derived"
-"""The origin of a PMU that KVM chose by itself, where it is certain which."""
+"""The origin of a PMU that KVM chose by itself, if it is certain which."""
 
 _Key = TypeVar("_Key")
 
 
 class DefaultPmu(Enum):
-    """Whose PMU a VM has until SET_PMU."""
+    """The rule by which KVM chooses the PMU that a VM has until SET_PMU."""
 
     ONE = "one"
-    """One PMU for every VM, whatever CPU anything happens on (v5.18 to v6.3)."""
+    """One PMU for every VM, on whichever CPU the calls are made (v5.18 to v6.3)."""
     AT_ATTRIBUTE = "at-attribute"
-    """That of the CPU on which the VM's first PMU attribute is set (v6.4, 1c913a1c35aa)."""
+    """The PMU of the CPU on which the VM's first PMU attribute is set (v6.4, 1c913a1c35aa)."""
     AT_VCPU_INIT = "at-vcpu-init"
-    """That of the CPU on which the first KVM_ARM_VCPU_INIT is made (v6.7, 427733579744)."""
+    """The PMU of the CPU on which the first KVM_ARM_VCPU_INIT is made (v6.7, 427733579744)."""
 
 
 @value(kw_only=True)
@@ -79,15 +78,25 @@ class KvmCaps:
         """The width of the event space; the widest there is if that is not known."""
         return self.event_bits or WIDEST_BITS
 
+    def event_bits_for(self, pmu_type: int | None) -> int:
+        """Return the width of the event numbers that FILTER takes for a VM with this PMU.
 
-def default_by_cpu(masks: Collection[CpuSet | None], places: Mapping[_Key, CpuSet]) -> _Key | None:
-    """Whose PMU KVM gave a VM that it gives the PMU of a CPU (DefaultPmu.AT_VCPU_INIT).
+        Return the widest there is if that is not known.
+        """
+        known = None if pmu_type is None else self.event_bits_of.get(pmu_type)
+        return known or self.most_event_bits
 
-    `masks` are the online CPUs that threads could be on, before and after each call that may have
-    decided it, None where that is not known; `places` are the CPUs of each PMU. Certain only where
-    all of them are one PMU's; else None.
+
+def default_by_cpu(
+    masks: Collection[CpuSet | None], pmu_cpus: Mapping[_Key, CpuSet]
+) -> _Key | None:
+    """Return the key of the PMU that KVM gave a VM by the rule DefaultPmu.AT_VCPU_INIT.
+
+    `masks` are the online CPUs that threads could run on, before and after each call that may have
+    decided it; None if they are not known. `pmu_cpus` maps the key of each PMU to its CPUs. Return
+    None unless all CPUs of all masks belong to one PMU: only then is the answer certain.
     """
-    for key, cpus in places.items():
+    for key, cpus in pmu_cpus.items():
         if masks and all(mask and mask <= cpus for mask in masks):
             return key
     return None

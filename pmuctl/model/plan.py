@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a VM has to what is wanted of it: the ordered steps, or the refusal and why.
+"""Ordered steps from the current state of a VM to its target settings, or the refusal and why.
 
-Order (vcpu.rst 1.3-1.5, and measured): thread affinity first, being the one step that can be
-taken back; then SET_PMU; then SET_NR_COUNTERS, which every SET_PMU resets; then FILTER.
+Order (vcpu.rst 1.3-1.5, and measured): thread affinity first, because it is the one step that can
+be undone; then SET_PMU; then SET_NR_COUNTERS, which every SET_PMU resets; then FILTER.
 """
 
 import errno
@@ -40,8 +40,8 @@ class SetAffinity:
     cpus: CpuSet
     before: CpuSet
 
-    def words(self) -> str:
-        """The step in the kernel's words."""
+    def describe(self) -> str:
+        """Return the step in the kernel's terms."""
         was = self.before or "on offline CPUs"
         return f"sched_setaffinity({self.tid}, {self.cpus})  vCPU {self.vcpu}, was {was}"
 
@@ -60,16 +60,16 @@ class SetAttr:
         """The attribute's name without its common prefix."""
         return ATTR_NAMES[self.attr]
 
-    def words(self) -> str:
-        """The step in the kernel's words."""
-        value, note = str(self.value), f"  {self.note}" if self.note else ""
+    def describe(self) -> str:
+        """Return the step in the kernel's terms."""
+        argument, note = str(self.value), f"  {self.note}" if self.note else ""
         if isinstance(self.value, FilterRange):
-            its = self.value
-            value = f"{{{format_code(its.base)}, {its.nevents}, {its.action.upper()}}}"
-            if its.nevents == 0:
-                note = f"  no event: the default becomes {its.action.opposite()}"
+            events = self.value
+            argument = f"{{{format_code(events.base)}, {events.nevents}, {events.action.upper()}}}"
+            if events.nevents == 0:
+                note = f"  no event: the default becomes {events.action.opposite()}"
         call = f"KVM_SET_DEVICE_ATTR(vcpu {self.vcpu}, KVM_ARM_VCPU_PMU_V3_{self.attribute}, "
-        return f"{call}{value}){note}"
+        return f"{call}{argument}){note}"
 
 
 Step = SetAffinity | SetAttr
@@ -77,9 +77,10 @@ Step = SetAffinity | SetAttr
 
 @value(kw_only=True)
 class TargetSettings:
-    """Settings asked of a VM; None leaves one as it is.
+    """The settings that a VM is to get; None leaves a setting as it is.
 
-    `cpus` are the CPUs vCPU threads are to stay on: a thread's mask is cut down to them.
+    `type` and `name` are the perf type and the name of the PMU. `cpus` are the CPUs that vCPU
+    threads are to stay on: a thread's mask is cut down to them.
     """
 
     type: int
@@ -91,9 +92,9 @@ class TargetSettings:
 
 @value(kw_only=True)
 class VcpuThread:
-    """A vCPU's thread: the CPUs it is on now, and those it may be on.
+    """A vCPU's thread: its mask `now`, and the CPUs on which it `may` run.
 
-    They differ where the present mask is pmuctl's own work: then `may` is the mask before it.
+    They differ if pmuctl itself made the present mask: then `may` is the mask before that.
     """
 
     tid: int
@@ -103,11 +104,10 @@ class VcpuThread:
 
 @value(kw_only=True)
 class CurrentState:
-    """A VM as its VMM knows it.
+    """The state of a VM as its VMM knows it.
 
-    `sealed_by` says what
-    closed the window even where KVM would still take settings, `threads` maps a vCPU to its
-    thread.
+    `sealed_by` says what closed the window, even if KVM would still take settings; `threads` maps
+    a vCPU to its thread.
     """
 
     vpmu: Vpmu
@@ -116,13 +116,13 @@ class CurrentState:
 
 
 def plan(current: CurrentState, wanted: TargetSettings) -> tuple[Step, ...]:
-    """The steps that bring a VM to what is wanted, none where it is so already.
+    """Return the steps from the current state to the wanted settings; empty if none is needed.
 
-    Raises UnsupportedError, NotFoundError, UsageError, SealedError or RefusedError, each with the
-    errno KVM would give, where the kernel's rules or the threads' masks do not allow all of it.
+    Raise UnsupportedError, NotFoundError, UsageError, SealedError or RefusedError, each with the
+    errno KVM would give, if the kernel's rules or the threads' masks do not allow all of them.
     """
-    _check_known(current.vpmu, wanted)
-    calls = tuple(_calls(current, wanted))
+    _check_settings(current.vpmu, wanted)
+    calls = tuple(_iter_attr_calls(current, wanted))
     for call in calls:
         if call.attr not in current.vpmu.caps.attributes:
             raise refusal(call, errno.ENXIO, current.vpmu)
@@ -133,10 +133,11 @@ def plan(current: CurrentState, wanted: TargetSettings) -> tuple[Step, ...]:
         error, state = set_attr(state, call.vcpu, call.attr, call.value)
         if error:
             raise refusal(call, error, state, current.sealed_by)
-    return (*_placing(current, wanted), *calls)
+    return (*_iter_affinity_calls(current, wanted), *calls)
 
 
-def _check_known(vpmu: Vpmu, wanted: TargetSettings) -> None:
+def _check_settings(vpmu: Vpmu, wanted: TargetSettings) -> None:
+    """Raise an error if the VM has no vPMU, KVM lacks the PMU, or an event is past its space."""
     if not vpmu.vcpus or not vpmu.vcpus[0].has_pmu:
         raise no_vpmu()
     if wanted.type not in vpmu.caps.counters:
@@ -156,47 +157,54 @@ def _check_known(vpmu: Vpmu, wanted: TargetSettings) -> None:
         )
 
 
-def _placing(current: CurrentState, wanted: TargetSettings) -> Iterator[SetAffinity]:
+def _iter_affinity_calls(current: CurrentState, wanted: TargetSettings) -> Iterator[SetAffinity]:
     if wanted.cpus is None:
         return
     for vcpu, thread in sorted(current.threads.items()):
         cpus = thread.may & wanted.cpus
         if not cpus:
-            raise PinnedError(
-                f"vCPU {vcpu} may not run on any CPU of {wanted.name}",
-                why=f"its thread {thread.tid} is pinned to {thread.may}, "
-                f"that PMU's CPUs are {wanted.cpus}; "
-                "a pin is never widened",
-            )
+            cause = f"its thread {thread.tid} is pinned to {thread.may}"
+            raise make_pinned_error(f"vCPU {vcpu}", cause, wanted.cpus, wanted.name)
         if cpus != thread.now:
             yield SetAffinity(vcpu, thread.tid, cpus, thread.now)
 
 
-def _calls(current: CurrentState, wanted: TargetSettings) -> Iterator[SetAttr]:
+def _iter_attr_calls(current: CurrentState, wanted: TargetSettings) -> Iterator[SetAttr]:
     vpmu = current.vpmu
-    # any vCPU will do, but one that is INITed answers EBUSY to everything
-    vcpu = next((n for n, its in enumerate(vpmu.vcpus) if not its.initialised), 0)
+    # any vCPU takes settings for the VM, but an INITed one gives EBUSY for everything
+    index = next((index for index, vcpu in enumerate(vpmu.vcpus) if not vcpu.initialised), 0)
     pmu_changes = not vpmu.pmu_is_set or wanted.type != vpmu.pmu
     counters = wanted.counters
     if pmu_changes:
-        yield SetAttr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_PMU, wanted.type, wanted.name)
+        yield SetAttr(index, KVM_ARM_VCPU_PMU_V3_SET_PMU, wanted.type, wanted.name)
         if counters is None:
             counters = vpmu.counters
     if counters is not None and (pmu_changes or counters != vpmu.counters):
-        yield SetAttr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters)
+        yield SetAttr(index, KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters)
     if wanted.filter is not None:
-        for call in _filter_calls(vpmu, wanted.filter):
-            yield SetAttr(vcpu, KVM_ARM_VCPU_PMU_V3_FILTER, call)
+        for call in _plan_filter_calls(vpmu, wanted.filter):
+            yield SetAttr(index, KVM_ARM_VCPU_PMU_V3_FILTER, call)
 
 
-def _filter_calls(vpmu: Vpmu, wanted: EventFilter) -> tuple[FilterRange, ...]:
+def _plan_filter_calls(vpmu: Vpmu, wanted: EventFilter) -> tuple[FilterRange, ...]:
     if vpmu.allowed is None:
         return wanted.ranges()
     return difference(vpmu.allowed, wanted.allowed(vpmu.caps.most_event_bits))
 
 
+def make_pinned_error(who: str, cause: str, cpus: CpuSet, pmu: str | None = None) -> PinnedError:
+    """Return the refusal for threads whose mask has none of the wanted CPUs, those of `pmu`.
+
+    `cause` says what the mask is, and whose.
+    """
+    return PinnedError(
+        f"{who} may not run on any CPU" + (f" of {pmu}" if pmu else ""),
+        why=f"{cause}, wanted are {cpus}; a pin is never widened",
+    )
+
+
 def no_vpmu() -> UnsupportedError:
-    """The refusal of a VM whose vCPUs have no PMU."""
+    """Return the refusal for a VM whose vCPUs have no PMU."""
     return UnsupportedError(
         "this VM has no vPMU",
         why="its vCPUs were made without the feature KVM_ARM_VCPU_PMU_V3 (ENODEV)",
@@ -206,7 +214,7 @@ def no_vpmu() -> UnsupportedError:
 
 
 def no_attribute(attribute: str) -> UnsupportedError:
-    """The refusal of an attribute that this kernel's KVM does not have."""
+    """Return the refusal for an attribute that this kernel's KVM does not have."""
     return UnsupportedError(
         f"this kernel's KVM has no {attribute}",
         why=f"KVM_ARM_VCPU_PMU_V3_{attribute} gives ENXIO: the attribute does not exist here",
@@ -216,7 +224,7 @@ def no_attribute(attribute: str) -> UnsupportedError:
 
 
 def sealed(attribute: str, by: str | None) -> SealedError:
-    """The refusal of a VM whose window has closed; `by` says what closed it."""
+    """Return the refusal for a VM whose window has closed; `by` says what closed it."""
     what = {"SET_PMU": "the PMU", "FILTER": "the event filter"}.get(attribute, "the counters")
     return SealedError(
         f"{what} can no longer be changed (sealed)",
@@ -227,39 +235,41 @@ def sealed(attribute: str, by: str | None) -> SealedError:
 
 
 def refusal(call: SetAttr, error: int, vpmu: Vpmu, sealed_by: str | None = None) -> PmuctlError:
-    """What KVM's errno means for a call in this state: one wording, planned or real."""
+    """Return the error for a call that KVM refuses in this state, planned or made."""
     name = errno.errorcode.get(error, str(error))
-    told = f"KVM_ARM_VCPU_PMU_V3_{call.attribute} gives {name}"
+    answer = f"KVM_ARM_VCPU_PMU_V3_{call.attribute} gives {name}"
     if error == errno.ENXIO and call.attr not in vpmu.caps.attributes:
         return no_attribute(call.attribute)
     if error == errno.EBUSY and call.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
         if vpmu.allowed is not None and not vpmu.has_run:
             return SealedError(
                 "another PMU cannot be chosen while an event filter stands",
-                why=f"{told}: an event number means something else on another PMU, "
+                why=f"{answer}: an event number means something else on another PMU, "
                 "and KVM cannot remove a filter",
                 errno=name,
             )
     if error == errno.EBUSY:
         return sealed(call.attribute, sealed_by)
     if error in (errno.EPERM, errno.EACCES):
-        return RefusedError(f"{call.attribute} was not permitted", why=told, errno=name)
+        return RefusedError(f"{call.attribute} was not permitted", why=answer, errno=name)
     if error == errno.ENODEV:
         return no_vpmu()
     if error == errno.EINVAL and call.attr == KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS:
         limit = vpmu.caps.counters.get(vpmu.pmu) if vpmu.pmu is not None else None
         return UsageError(
             f"{call.value} counters: more than the PMU has",
-            why=told + (f": the PMU has {limit}" if limit is not None else ""),
+            why=answer + (f": the PMU has {limit}" if limit is not None else ""),
             errno=name,
         )
     if error == errno.EINVAL:
-        return UsageError(f"{call.words()} was refused", why=f"{told}: out of range", errno=name)
-    return RefusedError(f"{call.words()} was refused", why=told, errno=name)
+        return UsageError(
+            f"{call.describe()} was refused", why=f"{answer}: out of range", errno=name
+        )
+    return RefusedError(f"{call.describe()} was refused", why=answer, errno=name)
 
 
 def no_vcpu() -> PmuctlError:
-    """The refusal of settings before there is a vCPU to make the calls on."""
+    """Return the refusal for settings while there is no vCPU to make the calls on."""
     return RefusedError(
         "the VM has no vCPU yet",
         why="KVM takes PMU settings through a vCPU, and the VMM has not made one",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's CPU PMUs as values, and how a user names one of them."""
+"""CPU PMUs, core models and other event sources of a host."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from pmuctl.value import value
 class CoreModel:
     """One kind of CPU core, from MIDR_EL1 (Arm ARM D24.2.106).
 
-    `name` is None where the implementer and part number are not in pmuctl's table.
+    `name` is None if pmuctl's table does not have the implementer and part number.
     """
 
     implementer: int
@@ -26,11 +26,11 @@ class CoreModel:
 class Pmu:
     """One CPU PMU: an arm_pmu device of the kernel.
 
-    `type` is the perf type number of this boot (perf_event_attr.type), never stable. `cores`
-    holds the core models of its online CPUs; it is empty where none could be read. `events` maps
-    names to codes, `formats` and `caps` are the texts of the sysfs files of those names. What
-    could not be read is None. `counters` (programmable ones) and `event_bits` (the width of the
-    event space) are what KVM gives a guest with it; sysfs does not tell them, only probes.
+    `type` is the perf type number of this boot (perf_event_attr.type); it is never stable. `cores`
+    are the core models of its online CPUs, empty if none could be read. `events` maps names to
+    codes, `formats` and `caps` map the names of sysfs files to their texts. A field that could not
+    be read is None. `counters` (the number of programmable counters) and `event_bits` (the width
+    of the event space) are what KVM gives a guest with this PMU; only probes tell them, not sysfs.
     """
 
     name: str
@@ -50,7 +50,8 @@ class Pmu:
 class OtherPmu:
     """An event source that is no CPU PMU, so no VM can use it.
 
-    `cpumask` holds the CPUs its events are opened on: uncore PMUs have it, software ones do not.
+    `cpumask` holds the CPUs on which its events are opened: uncore PMUs have one, software event
+    sources do not.
     """
 
     name: str
@@ -59,5 +60,5 @@ class OtherPmu:
 
 
 def format_code(event: int) -> str:
-    """An event number as pmuctl prints it: 0x and at least four hexadecimal digits."""
+    """Return an event number as pmuctl prints it: 0x and at least four hexadecimal digits."""
     return f"0x{event:04x}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a user names one CPU PMU: by name, glob, core model or CPUs; never by type number."""
+"""Selectors of a CPU PMU: name, glob, core model or CPUs, never a type number; and CPU lists."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from pmuctl.model.pmu import OtherPmu, Pmu
 
 
 def match_pmus(text: str, pmus: Sequence[Pmu]) -> list[Pmu]:
-    """The PMUs that a sysfs name, a glob, `core/MODEL` or `cpus/LIST` stands for.
+    """Return the PMUs that a sysfs name, a glob, `core/MODEL` or `cpus/LIST` selects.
 
-    `cpus/LIST` stands for the PMUs that cover at least these CPUs. Raises UsageError for a list
-    that is none, and where a name, model or list is missing.
+    `cpus/LIST` selects the PMUs that cover at least these CPUs. Raise UsageError if LIST is not a
+    CPU list, or if a name, model or list is missing.
     """
     kind, slash, rest = text.partition("/")
     if not text or (slash and kind in ("core", "cpus") and not rest):
@@ -37,10 +37,10 @@ def match_pmus(text: str, pmus: Sequence[Pmu]) -> list[Pmu]:
 
 
 def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) -> Pmu:
-    """The one PMU that the text stands for.
+    """Return the one PMU that the text selects.
 
-    Raises NotFoundError where there is none (saying so where it names an event source that is
-    no CPU PMU), UsageError where there are several.
+    Raise NotFoundError if it selects none (the error says so if the text names an event source
+    that is no CPU PMU), UsageError if it selects several.
     """
     found = match_pmus(text, pmus)
     if len(found) == 1:
@@ -74,10 +74,10 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
 
 
 def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:
-    """Read a user's CPU list: `0-3,8`, `^5` to leave one out, `all`, `pmu/NAME`.
+    """Parse a user's CPU list: `0-3,8`, `^5` to leave one out, `all`, `pmu/NAME`.
 
-    Words count from left to right; a list that begins with `^` starts from all. Raises UsageError
-    for what is none, and what `select_pmu` raises.
+    Words apply from left to right; a list that begins with `^` starts from all CPUs. Raise
+    UsageError if the text is no such list, and what `select_pmu` raises.
     """
     cpus = present if text.startswith("^") else CpuSet()
     for word in text.split(","):
@@ -88,9 +88,9 @@ def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:
             elif slash and kind == "pmu":
                 cpus |= select_pmu(rest, pmus).cpus or CpuSet()
             elif word.startswith("^"):
-                cpus -= _cpu_range(word[1:])
+                cpus -= _parse_cpu_range(word[1:])
             else:
-                cpus |= _cpu_range(word)
+                cpus |= _parse_cpu_range(word)
         except ValueError:
             raise UsageError(
                 f"{word or repr(word)}: not a list of CPUs",
@@ -100,14 +100,14 @@ def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:
 
 
 def check_present(cpus: CpuSet, present: CpuSet) -> None:
-    """Raise NotFoundError for a CPU that this host does not have, as for a PMU that it lacks."""
+    """Raise NotFoundError for a CPU that this host does not have, as for a missing PMU."""
     if absent := cpus - present:
         raise NotFoundError(
             f"there is no CPU {absent}", why=f"there are {present}", fix="pmuctl pmu cpus"
         )
 
 
-def _cpu_range(word: str) -> CpuSet:
+def _parse_cpu_range(word: str) -> CpuSet:
     if not word:
         raise ValueError("no CPU")
     return CpuSet.parse(word)

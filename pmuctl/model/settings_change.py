@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was changed of a VM, as it is kept."""
+"""A recorded change of a VM's settings."""
 
 from typing import NamedTuple
 
 
 class SettingsChange(NamedTuple):
-    """A change of a VM's settings: when (seconds since the epoch), by whom, the steps in words."""
+    """A change of a VM's settings: when (seconds since the epoch), by whom, the steps as text."""
 
     when: int
     by: str

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users see when a PMU goes wrong: the words of VMMs and guests, and what is behind them.
+"""Symptoms of PMU trouble: the messages of VMMs and guests, and what is behind them.
 
-None of these words names the PMU or the CPU. They are those of kvmtool's builtin-run.c and
+None of these messages names the PMU or the CPU. They come from kvmtool's builtin-run.c and
 arm/aarch64/pmu.c, crosvm's src/crosvm/sys/linux/vcpu.rs, cloud-hypervisor's vmm/src/cpu.rs, QEMU's
-accel/kvm/kvm-all.c and target/arm/kvm.c, and of reports of users.
+accel/kvm/kvm-all.c and target/arm/kvm.c, and from users' reports.
 """
 
 import re
@@ -17,10 +17,9 @@ _FILLERS = frozenset("a an and at for in is it of on or the to with".split())
 
 @value(kw_only=True)
 class Symptom:
-    """What is seen (`seen`, by users of `by`), what it `means`, how to `check` it and to `fix` it.
+    """What users of `by` see (`seen`), what it `means`, how to `check` it and how to `fix` it.
 
-    A text is of this symptom if it has all words of one of `words`, or nothing but words of
-    `seen`.
+    A text matches if it has all words of one entry of `words`, or only words of `by` and `seen`.
     """
 
     id: str
@@ -33,25 +32,26 @@ class Symptom:
 
 
 def match_symptoms(text: str) -> list[Symptom]:
-    """The symptom that a text names by its id, else those it can be of, whatever its case.
+    """Return the symptom that a text names by its id, or else those that it matches.
 
-    None where it has no word.
+    Case does not matter. Return an empty list if the text has no word, or matches no symptom.
     """
-    if named := [its for its in SYMPTOMS if its.id == text.strip().lower()]:
+    if named := [symptom for symptom in SYMPTOMS if symptom.id == text.strip().lower()]:
         return named
-    given = _words(text)
+    given = _split_words(text)
     if not given:
         return []
-    return [its for its in SYMPTOMS if _is_of(given, its)]
+    return [symptom for symptom in SYMPTOMS if _is_match(given, symptom)]
 
 
-def _is_of(given: frozenset[str], symptom: Symptom) -> bool:
-    if any(_words(words) <= given for words in symptom.words):
+def _is_match(given: frozenset[str], symptom: Symptom) -> bool:
+    if any(_split_words(words) <= given for words in symptom.words):
         return True
-    return given <= _words(f"{symptom.by} {symptom.seen}")
+    return given <= _split_words(f"{symptom.by} {symptom.seen}")
 
 
-def _words(text: str) -> frozenset[str]:
+def _split_words(text: str) -> frozenset[str]:
+    """Return the words of a text in lower case, without fillers such as "the"."""
     return frozenset(_WORD.findall(text.lower())) - _FILLERS
 
 
@@ -215,4 +215,4 @@ SYMPTOMS: Sequence[Symptom] = (
         fix="pmuctl doctor",
     ),
 )
-"""In the order in which they are told."""
+"""The known symptoms, in the order in which they are listed."""

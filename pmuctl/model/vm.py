@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM of a host, as its control socket, its record or its process tells of it."""
+"""A VM of a host, as its control socket, its start record or its process describes it."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -14,23 +14,23 @@ from pmuctl.value import field, value
 
 
 class VmState(StrEnum):
-    """Where a VM is in its life."""
+    """The state of a VM in its life cycle."""
 
     WAITING = "waiting"
-    """its window is open, and it waits to be released"""
+    """its window is open, and it waits for its release"""
     STARTING = "starting"
-    """its window is closed or it does not wait, or its VMM has not made it yet; no vCPU has run"""
+    """no vCPU has run: its window is closed, it does not wait, or its VMM has not made it yet"""
     RUNNING = "running"
     PAUSED = "paused"
-    """a vCPU has run, and its VMM says that none does now, or the process is stopped"""
+    """a vCPU has run, but its VMM says that none runs now, or the process is stopped"""
     ORPHANED = "orphaned"
-    """the process goes on without its supervisor: it cannot be asked, only its record is known"""
+    """its process runs without its supervisor: it cannot be queried, only its record is known"""
     DEAD = "dead"
-    """nobody listens at its control socket"""
+    """no process listens at its control socket"""
     DENIED = "denied"
-    """this user may not ask it"""
+    """this user may not query it"""
     SILENT = "silent"
-    """its control socket does not answer, or not as it should"""
+    """its control socket does not answer, or answers wrongly"""
 
 
 class Window(StrEnum):
@@ -43,7 +43,7 @@ class Window(StrEnum):
 
 
 class Evidence(StrEnum):
-    """How it is known which thread runs a vCPU, the best first."""
+    """The source from which it is known which thread runs a vCPU, best first."""
 
     SOCKET = "socket"
     """the VM's control socket says so"""
@@ -59,9 +59,10 @@ class Evidence(StrEnum):
 
 @value(kw_only=True)
 class VmVcpu:
-    """One vCPU; `tid` is None where the thread the VMM names is not one of its own, or unknown.
+    """One vCPU.
 
-    `initialised` and `has_run` are None where nobody can tell, `evidence` where `tid` is.
+    `tid` is None if its thread is not known, or if the VMM names a thread that is not its own.
+    `initialised` and `has_run` are None if they cannot be told, `evidence` is None if `tid` is.
     """
 
     index: int
@@ -73,7 +74,7 @@ class VmVcpu:
 
 @value(kw_only=True)
 class VmPmu:
-    """The PMU a VM has, its perf type, and who says so."""
+    """The PMU of a VM: its name, its perf type, and the source of that (`origin`)."""
 
     name: str
     type: int
@@ -81,27 +82,30 @@ class VmPmu:
 
     @property
     def is_explicit(self) -> bool:
-        """Whether it was set, by SET_PMU; else KVM chose it by itself."""
+        """Whether it was set, by SET_PMU; otherwise KVM chose it by itself."""
         return self.origin != DERIVED
 
 
 @value(kw_only=True)
 class Vm:
-    """One VM. `owner` is the user id its VMM runs as; `since` is in seconds since the epoch, `by`
-    what sealed its window.
+    """One VM.
 
-    `id` is None where its process is not known; a VM without a `socket` was found by that. Its
-    `name` is for show: anybody can take one. `identity` is what the command line of its process
-    tells, in which everything is None where that was not read. `is_own` tells that its control
-    socket is in a directory of root's or of the caller's, where nobody else can take its name,
-    `is_scratch` that it is one of pmuctl's own probes.
+    `name` is for display: any process can claim a name. `socket` is the path of its control
+    socket; a VM without one was found by its process. `id` is None if its process is not known.
+    `owner` is the user id its VMM runs as. `since` is when its window was sealed, in seconds since
+    the epoch, and `by` is what sealed it.
 
-    `counters` and `filter` are None where they were never set; `event_names` maps the names of
-    its PMU's events to codes, where they were looked up. `supervised` tells that another process
-    than the VMM serves its socket (pmuctl run); from the record of such a VM come the `command`
-    that started it and the changes that were `applied`. `problem` is why a VM could not be asked,
-    and then all else but its name and socket, and what its process tells, is unknown (None); of
-    an orphaned one that is known which its record has.
+    `identity` is what the command line of its process says; all its fields are None if that was
+    not read. `is_own` is True if its control socket is in a directory of root's or the caller's,
+    where nobody else can take its name; `is_scratch` is True for pmuctl's own probes.
+
+    `counters` and `filter` are None if they were never set. `event_names` maps the names of its
+    PMU's events to codes, if they were looked up. `supervised` is True if another process than
+    the VMM serves its socket (pmuctl run); the record of such a VM has the `command` that started
+    it and the changes that were `applied`.
+
+    `problem` is why the VM could not be queried. All else is then unknown (None) except its name,
+    its socket, what its process tells, and, of an orphaned VM, what its record has.
     """
 
     name: str
@@ -133,31 +137,31 @@ class Vm:
 
     @property
     def explicit_pmu(self) -> VmPmu | None:
-        """The PMU that was set; None where there is none, or KVM chose it by itself."""
+        """The PMU that was set; None if there is none, or KVM chose it by itself."""
         return self.pmu if self.pmu is not None and self.pmu.is_explicit else None
 
     @property
     def process(self) -> ProcessId | None:
-        """The process that has it."""
+        """The process of the VM, if it is known."""
         return self.id.process if self.id else None
 
     @property
     def pid(self) -> int | None:
-        """The number of that process."""
+        """The process id of the VM, if it is known."""
         return self.id.process.pid if self.id else None
 
     @property
     def address(self) -> str:
-        """What means this VM and no other, for commands that are to be typed next.
+        """The reference to this VM and no other, for a command that the user types next.
 
-        That is its process, unless nobody else can take its name, or its process is not known.
+        It is the process, unless nobody else can take the name, or the process is not known.
         """
         if self.is_own or self.id is None or self.name.startswith("pid/"):
             return self.name
         return str(ByPid(self.id.process.pid))
 
     def is_meant(self, ref: VmRef) -> bool:
-        """Whether somebody who calls a VM so means this one, perhaps beside others."""
+        """Return whether a reference matches this VM, perhaps beside others."""
         match ref:
             case ByName(name):
                 return name == self.name
@@ -168,10 +172,10 @@ class Vm:
 
     @property
     def query_error(self) -> PmuctlError | None:
-        """Why it could not be asked, where its process does not tell its vCPUs either."""
+        """Why it could not be queried; None also if its process tells its vCPUs all the same."""
         return None if self.vcpus else self.problem
 
     @property
     def is_managed(self) -> bool:
-        """Whether it has a control socket."""
+        """Whether the VM has a control socket."""
         return self.socket is not None

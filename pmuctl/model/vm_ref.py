@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What names a process, and a VM, for good: pids and descriptors are given anew, and names are
-for show."""
+"""Identifiers of processes and VMs, and users' references to VMs.
+
+A pid or a file descriptor alone identifies nothing, because it is reused; a name is for display.
+"""
 
 import re
 
@@ -13,7 +15,7 @@ _PID = re.compile(r"(0|[1-9][0-9]{0,9})(?:/(0|[1-9][0-9]{0,9}))?")
 
 @value
 class ProcessId:
-    """A process: its pid, and when it `started`, in clock ticks since boot (Procfs.start_time)."""
+    """A process: its pid, and its start time in clock ticks since boot (Procfs.start_time)."""
 
     pid: int
     started: int
@@ -21,16 +23,16 @@ class ProcessId:
 
 @value
 class VmId:
-    """A VM: its process, and the lowest descriptor that has it there.
+    """A VM: its process, and the lowest file descriptor of the VM in that process.
 
-    `fd` is None where it is not known which of the process's VMs it is, or has not been made yet.
+    `fd` is None if it is not known which of the process's VMs it is, or if it is not made yet.
     """
 
     process: ProcessId
     fd: int | None = None
 
     def may_be(self, other: "VmId") -> bool:
-        """Whether both can be the same VM, for all that is known."""
+        """Return whether both can be the same VM, as far as is known."""
         return self.process == other.process and (
             self.fd == other.fd or self.fd is None or other.fd is None
         )
@@ -38,7 +40,7 @@ class VmId:
 
 @value
 class ByName:
-    """The VM of this name, which anybody can take."""
+    """The VM of this name, which any process can claim."""
 
     name: str
 
@@ -48,7 +50,7 @@ class ByName:
 
 @value
 class ByUuid:
-    """The VM of this UUID, in which case does not matter; anybody can take it, too."""
+    """The VM of this UUID, whose case does not matter; any process can claim it, too."""
 
     uuid: str
 
@@ -58,7 +60,7 @@ class ByUuid:
 
 @value
 class ByPid:
-    """The VM of this process, the one of descriptor `fd` where several are meant apart."""
+    """The VM of this process; `fd` is its descriptor if the process has several VMs."""
 
     pid: int
     fd: int | None = None
@@ -68,11 +70,11 @@ class ByPid:
 
 
 VmRef = ByName | ByUuid | ByPid
-"""What somebody calls a VM."""
+"""A user's reference to a VM."""
 
 
 def parse_ref(text: str) -> VmRef:
-    """NAME, uuid/UUID, pid/PID or pid/PID/FD; raises UsageError for what is none of them."""
+    """Parse NAME, uuid/UUID, pid/PID or pid/PID/FD; raise UsageError for anything else."""
     kind, slash, rest = text.partition("/")
     if not slash:
         return ByName(text)
@@ -85,6 +87,6 @@ def parse_ref(text: str) -> VmRef:
                 fix="write it as uuid/6695eb01-f6a4-8304-79aa-97f2502e193f",
             )
         return ByUuid(rest)
-    if its := _PID.fullmatch(rest):
-        return ByPid(int(its[1]), None if its[2] is None else int(its[2]))
+    if match := _PID.fullmatch(rest):
+        return ByPid(int(match[1]), None if match[2] is None else int(match[2]))
     raise UsageError(f"{text}: {rest} is not a process id", fix="write it as pid/4121")

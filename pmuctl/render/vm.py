@@ -213,7 +213,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="RULES",
         help="its event filter, as vm set takes it",
-        value=_if_reported(lambda vm: vm.filter and vm.filter.words(vm.event_names)),
+        value=_if_reported(lambda vm: vm.filter and vm.filter.describe(vm.event_names)),
         shown=False,
     ),
     Column(

@@ -41,11 +41,11 @@ def _IOWR(type_: int, nr: int, struct: type[ctypes.Structure]) -> int:
 
 
 def ioctl(fd: int, request: int, arg: int | ctypes.Structure = 0, *, what: str) -> int:
-    """Make one ioctl and give back what it returned; a struct `arg` may be filled in by it.
+    """Make one ioctl and return its result; the kernel may fill in a struct `arg`.
 
-    `what` says in an error's text what was asked of which object ("KVM_RUN of vCPU 1"). Raises
-    OSError with the kernel's errno. Retries nothing, so EINTR reaches the caller as
-    InterruptedError: for KVM_RUN it is an exit like the others.
+    `what` names the call and its object in an error's text ("KVM_RUN of vCPU 1"). Raise OSError
+    with the kernel's errno. Nothing is retried, so EINTR reaches the caller as InterruptedError:
+    for KVM_RUN it is an exit like the others.
     """
     try:
         return fcntl.ioctl(fd, request, arg)

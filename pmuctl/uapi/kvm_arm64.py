@@ -71,7 +71,7 @@ class user_pt_regs(ctypes.Structure):
 
 
 def kvm_reg_arm_core(offset: int) -> int:
-    """The id of the 64-bit core register at this offset (bytes) into struct kvm_regs.
+    """Return the id of the 64-bit core register at this offset (bytes) into struct kvm_regs.
 
     KVM_REG_ARM_CORE_REG() of the header counts in 32-bit units.
     """
@@ -82,6 +82,6 @@ KVM_REG_ARM64_SYSREG = 0x0013 << 16
 
 
 def arm64_sys_reg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """ARM64_SYS_REG(): the id of a 64-bit system register."""
+    """Return the id of a 64-bit system register, as ARM64_SYS_REG() does."""
     register = op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
     return KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG | register

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""include/uapi/linux/kcmp.h and asm-generic/unistd.h: what os has no function for."""
+"""include/uapi/linux/kcmp.h and asm-generic/unistd.h: calls for which os has no function."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
-    """pidfd_getfd(2), since v5.6: a duplicate of another process's descriptor; raises OSError."""
+    """Duplicate another process's descriptor: pidfd_getfd(2), since v5.6. Raise OSError."""
     result: int = _libc.syscall(
         ctypes.c_long(__NR_pidfd_getfd), ctypes.c_int(pidfd), ctypes.c_int(fd), ctypes.c_uint(0)
     )
@@ -25,7 +25,7 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 
 def kcmp_file(pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
-    """kcmp(2): whether descriptors of two processes are of one open file; None if not known."""
+    """Return whether two processes' descriptors share an open file (kcmp(2)); None if unknown."""
     number = __NR_kcmp.get(os.uname().machine)
     if number is None:
         return None

@@ -88,7 +88,7 @@ for _function in (_libc.process_vm_readv, _libc.process_vm_writev):
 
 
 def ptrace(request: int, tid: int, addr: int = 0, data: int = 0) -> int:
-    """ptrace(2) with plain numbers; raises OSError with the kernel's errno."""
+    """Call ptrace(2) with plain numbers; raise OSError with the kernel's errno."""
     ctypes.set_errno(0)
     result: int = _libc.ptrace(request, tid, addr, data)
     if result == -1 and (number := ctypes.get_errno()):
@@ -97,37 +97,37 @@ def ptrace(request: int, tid: int, addr: int = 0, data: int = 0) -> int:
 
 
 def set_thread_name(name: str) -> None:
-    """prctl(PR_SET_NAME): what ps(1) shows, 15 bytes of it."""
+    """Set the name of this thread that ps(1) shows, at most 15 bytes (PR_SET_NAME)."""
     buffer = ctypes.create_string_buffer(name.encode())
     prctl(PR_SET_NAME, ctypes.addressof(buffer))
 
 
 def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument; raises OSError."""
+    """Call prctl(2) with one argument; raise OSError."""
     if _libc.prctl(option, value, 0, 0, 0) == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), f"prctl {option:#x}")
 
 
 def process_vm_read(pid: int, address: int, size: int) -> bytes:
-    """process_vm_readv(2) of one piece; raises OSError where not all of it can be read."""
+    """Read one piece of memory (process_vm_readv(2)); raise OSError if it cannot all be read."""
     buffer = ctypes.create_string_buffer(size)
-    _transfer(_libc.process_vm_readv, pid, address, buffer)
+    _transfer_memory(_libc.process_vm_readv, pid, address, buffer)
     return buffer.raw
 
 
 def process_vm_write(pid: int, address: int, data: bytes) -> None:
-    """process_vm_writev(2) of one piece; raises OSError where not all of it can be written."""
-    its = ctypes.create_string_buffer(data, len(data))
-    _transfer(_libc.process_vm_writev, pid, address, its)
+    """Write one piece of memory (process_vm_writev(2)); raise OSError if not all is written."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    _transfer_memory(_libc.process_vm_writev, pid, address, buffer)
 
 
-def _transfer(
+def _transfer_memory(
     function: "ctypes._FuncPointer", pid: int, address: int, buffer: "ctypes.Array[ctypes.c_char]"
 ) -> None:
     size = len(buffer)
     here, there = iovec(ctypes.addressof(buffer), size), iovec(address, size)
     done = function(pid, here, 1, there, 1, 0)
     if done != size:
-        number = ctypes.get_errno() if done < 0 else 14  # EFAULT: it ends at an unmapped page
+        number = ctypes.get_errno() if done < 0 else 14  # EFAULT: an unmapped page ends it
         raise OSError(number, os.strerror(number), f"memory of {pid}")

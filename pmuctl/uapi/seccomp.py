@@ -73,10 +73,13 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def seccomp(nr: int, operation: int, flags: int, program: "ctypes.Array[sock_filter]") -> int:
-    """seccomp(2), by its number on this machine; raises OSError with the kernel's errno."""
-    its = sock_fprog(len(program), program)
+    """Call seccomp(2) by its number on this machine; raise OSError with the kernel's errno."""
+    filter_program = sock_fprog(len(program), program)
     result: int = _libc.syscall(
-        ctypes.c_long(nr), ctypes.c_ulong(operation), ctypes.c_ulong(flags), ctypes.byref(its)
+        ctypes.c_long(nr),
+        ctypes.c_ulong(operation),
+        ctypes.c_ulong(flags),
+        ctypes.byref(filter_program),
     )
     if result == -1:
         number = ctypes.get_errno()

@@ -27,7 +27,7 @@ from pmuctl.errors import (
 )
 from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.launch.spec import LaunchSpec
-from pmuctl.manage.start.exec import Executor, exec_problem, find_program, own_environ
+from pmuctl.manage.start.exec import Executor, find_program, make_exec_error, read_own_environ
 from pmuctl.manage.start.prepare import default_name
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
@@ -263,7 +263,7 @@ def test_the_vmm_gets_its_words_as_they_are(
 ) -> None:
     orders = host.launched(*PMU, *separator, *words)
     assert host.starter.argv == orders.command == words
-    assert host.starter.environ == own_environ()
+    assert host.starter.environ == read_own_environ()
 
 
 @pytest.mark.parametrize("separator", [(), ("--",)])
@@ -359,9 +359,9 @@ def test_the_vmm_takes_the_place_of_pmuctl(machine: Machine, tmp_path: Path) -> 
 
 
 def test_an_environment_that_cannot_be_read_is_that_of_python(tmp_path: Path) -> None:
-    assert own_environ(str(tmp_path / "none")) == dict(os.environb)
+    assert read_own_environ(str(tmp_path / "none")) == dict(os.environb)
     (tmp_path / "odd").write_bytes(b"A=1\0A=2\0nothing\0=x\0B==\0")
-    assert own_environ(str(tmp_path / "odd")) == {b"A": b"1", b"B": b"="}
+    assert read_own_environ(str(tmp_path / "odd")) == {b"A": b"1", b"B": b"="}
 
 
 # what is refused
@@ -665,6 +665,6 @@ def test_path_is_searched_as_execvp_does(
             find_program(command, {"PATH": path})
         assert raised.value.status == status
     (tmp_path / "script").write_text("#!/none/interpreter\n")
-    told = exec_problem("script", str(tmp_path / "script"), errno.ENOENT)
+    told = make_exec_error("script", str(tmp_path / "script"), errno.ENOENT)
     assert (told.status, told.why is not None and "interpreter" in told.why) == (127, True)
     assert not isinstance(told, NotFoundError)

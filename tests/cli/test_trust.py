@@ -8,7 +8,7 @@ import pytest
 
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import ExitStatus, Stopped, UsageError
-from pmuctl.manage.inventory.lookup import choose_entry
+from pmuctl.manage.inventory.lookup import choose_candidate
 from pmuctl.model.vm_ref import ByName, ByPid, parse_ref
 from tests.cli.conftest import Machine
 from tests.fakes.peers import EVIL, SILENCE, RawClient, answering, bad_server, query
@@ -108,22 +108,24 @@ def entry(owner: int | None, path: str = "/a") -> ControlSocket:
 def test_ones_own_vm_goes_before_another_users() -> None:
     for strictly in (False, True):
         found = [entry(1000, "/u"), entry(None, "/r")]
-        assert choose_entry(found, ByName("web1"), uid=0, strictly=strictly) == found[1]
+        assert choose_candidate(found, ByName("web1"), uid=0, strictly=strictly) == found[1]
 
 
 def test_another_users_vm_may_be_looked_at_but_not_changed_by_its_name() -> None:
     found = [entry(1000)]
-    assert choose_entry(found, ByName("web1"), uid=0, strictly=False) == found[0]
-    assert choose_entry(found, ByPid(7), uid=0, strictly=True) == found[0]
+    assert choose_candidate(found, ByName("web1"), uid=0, strictly=False) == found[0]
+    assert choose_candidate(found, ByPid(7), uid=0, strictly=True) == found[0]
     for name in ("web1", "uuid/6695eb01-f6a4-8304-79aa-97f2502e193f"):
         with pytest.raises(UsageError, match="another user's VM") as error:
-            choose_entry(found, parse_ref(name), uid=0, strictly=True)
+            choose_candidate(found, parse_ref(name), uid=0, strictly=True)
         assert "pid/N" in (error.value.fix or "")
-    assert choose_entry(found, ByName("web1"), uid=1000, strictly=True) == found[0]
+    assert choose_candidate(found, ByName("web1"), uid=1000, strictly=True) == found[0]
 
 
 def test_two_of_the_same_standing_are_ambiguous() -> None:
     with pytest.raises(UsageError, match="two VMs hold this name"):
-        choose_entry([entry(None, "/a"), entry(None, "/b")], ByName("web1"), uid=0, strictly=False)
+        choose_candidate(
+            [entry(None, "/a"), entry(None, "/b")], ByName("web1"), uid=0, strictly=False
+        )
     with pytest.raises(UsageError, match="two VMs hold this name"):
-        choose_entry([entry(1, "/a"), entry(2, "/b")], ByName("web1"), uid=0, strictly=False)
+        choose_candidate([entry(1, "/a"), entry(2, "/b")], ByName("web1"), uid=0, strictly=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM whose KVM is the model: the true server in front of pmuctl.model.vpmu."""
+"""A VMM whose KVM is the model: the true server in front of tests.fakes.kvm_model."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
 from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
-from pmuctl.model.vpmu import Vcpu, Vpmu, has_attr, run, set_attr
+from pmuctl.model.vpmu import Vcpu, Vpmu
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_INIT,
@@ -24,6 +24,7 @@ from pmuctl.uapi.kvm_arm64 import (
 )
 from pmuctl.value import field as value_field
 from pmuctl.value import replace, value
+from tests.fakes.kvm_model import KvmVm, has_attr, run, set_attr
 
 
 class FakeThreads(ThreadAffinity):
@@ -95,21 +96,24 @@ class FakeVm:
         attributes = frozenset(ATTR_NAMES)
         if not has_nr_counters:
             attributes -= {KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS}
-        self.vpmu = Vpmu(
-            caps=KvmCaps(
-                has_vpmu=True,
-                counters={10: 6, 11: 6} if counters is None else counters,
-                attributes=attributes,
-                event_bits=event_bits,
-            ),
-            vcpus=(Vcpu(has_pmu=has_pmu),) * 2,
+        caps = KvmCaps(
+            has_vpmu=True,
+            counters={10: 6, 11: 6} if counters is None else counters,
+            attributes=attributes,
+            event_bits=event_bits,
         )
+        self.kvm = KvmVm(vpmu=Vpmu(caps=caps, vcpus=(Vcpu(has_pmu=has_pmu),) * 2))
         self.threads = FakeThreads({1001: CpuSet.parse(cpus), 1002: CpuSet.parse(cpus)})
         self.calls: list[tuple[str, object]] = []
         self.faults: dict[str, int] = {}
         self.fault_after = 0
         self.ran = [False, False]
         self.default: tuple[int, str] | None = None
+
+    @property
+    def vpmu(self) -> Vpmu:
+        """What KVM keeps of its vPMU."""
+        return self.kvm.vpmu
 
     def vcpus(self) -> Sequence[VcpuStatus]:
         return [
@@ -130,7 +134,7 @@ class FakeVm:
         return self.vpmu.caps.counters.get(pmu_type)
 
     def has_attr(self, attr: int) -> bool:
-        return has_attr(self.vpmu, 0, attr) == 0
+        return has_attr(self.kvm, 0, attr) == 0
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         value: int | FilterRange
@@ -144,7 +148,7 @@ class FakeVm:
         if error and self.fault_after:
             self.fault_after, error = self.fault_after - 1, 0
         if not error:
-            error, self.vpmu = set_attr(self.vpmu, vcpu, attr, value)
+            error, self.kvm = set_attr(self.kvm, vcpu, attr, value)
         if error:
             raise OSError(error, os.strerror(error))
         self.calls.append((name, value))
@@ -153,13 +157,13 @@ class FakeVm:
         """What a VMM does once it goes on: IRQ and INIT on each vCPU."""
         for n in range(len(self.vpmu.vcpus)):
             for attr, data in ((KVM_ARM_VCPU_PMU_V3_IRQ, 23), (KVM_ARM_VCPU_PMU_V3_INIT, None)):
-                error, self.vpmu = set_attr(self.vpmu, n, attr, data)
+                error, self.kvm = set_attr(self.kvm, n, attr, data)
                 assert error == 0
 
     def run(self) -> None:
         """Both vCPUs run."""
         for n in range(len(self.vpmu.vcpus)):
-            error, self.vpmu = run(self.vpmu, n)
+            error, self.kvm = run(self.kvm, n)
             assert error == 0
             self.ran[n] = True
 

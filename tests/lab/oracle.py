@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pmuctl's model of KVM says to the sequences that `driver` makes, in the same words."""
+"""What the model of KVM says to the sequences that `driver` makes, in the same words."""
 
 import errno
 from collections.abc import Mapping, Sequence
 
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, FilterRange
-from pmuctl.model.guest import Entry, entry, guest_counters
 from pmuctl.model.kvm_caps import KvmCaps
-from pmuctl.model.vpmu import (
+from pmuctl.model.vpmu import Vpmu
+from pmuctl.value import replace, value
+from tests.fakes.kvm_model import (
     BadAction,
+    Entry,
     Irqchip,
+    KvmVm,
     Value,
-    Vpmu,
+    enter,
     get_attr,
+    guest_counters,
     has_attr,
     init_vcpu,
     run,
     set_attr,
 )
-from pmuctl.value import replace, value
 from tests.lab.sequences import Filter, Place, Script, Vm, is_address, parse_attr, parse_value
 from tests.lab.vmm.guest import CPU_CYCLES
 from tests.lab.vmm.machine import NR_IRQS
@@ -42,9 +45,8 @@ class Oracle:
     def __init__(self, host: Host, vm: Vm) -> None:
         self._host = host
         self._place = host.places[vm.place]
-        self._vm = Vpmu(
-            caps=host.kernel,
-            vcpus=(),
+        self._vm = KvmVm(
+            vpmu=Vpmu(caps=host.kernel, vcpus=()),
             irqchip=Irqchip(vm.gic),
             nr_irqs=NR_IRQS,
             is_strict=vm.feature == "strict",
@@ -95,7 +97,7 @@ class Oracle:
                 return word(error)
             case ["counters", _]:
                 # a register that a vCPU without a PMU does not have
-                has_pmu = self._vm.vcpus[index].has_pmu
+                has_pmu = self._vm.vpmu.vcpus[index].has_pmu
                 return f"OK {guest_counters(self._vm)}" if has_pmu else "ENOENT"
             case ["guest", _]:
                 return self._guest(index)
@@ -113,13 +115,13 @@ class Oracle:
         error, self._vm = run(self._vm, index)
         if error:
             return word(error)
-        if not self._vm.vcpus[index].has_pmu:
+        if not self._vm.vpmu.vcpus[index].has_pmu:
             return "no PMU"
-        its = entry(self._vm, self._place.cpu)
-        if its is Entry.REFUSED:
+        entry = enter(self._vm, self._place.cpu)
+        if entry is Entry.REFUSED:
             return f"FAIL_ENTRY 1 {self._place.cpu}"
-        allowed = self._vm.allowed
-        counts = its is Entry.COUNTS and (allowed is None or CPU_CYCLES in allowed)
+        allowed = self._vm.vpmu.allowed
+        counts = entry is Entry.COUNTS and (allowed is None or CPU_CYCLES in allowed)
         seen = [visible(allowed, n) & base for n, base in enumerate(self._host.pmceid)]
         return (
             f"{'counts' if counts else 'stands-still'} N={guest_counters(self._vm)} "

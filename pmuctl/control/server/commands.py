@@ -116,7 +116,7 @@ class CommandHandler:
 
     def _report_refusal(self, refused: ApplyError) -> Message:
         applied = _step_messages(refused.applied, "done")
-        step = refused.step.words() if refused.step else None
+        step = refused.step.describe() if refused.step else None
         message = qmp_codec.error_message(refused.cause, {"step": step, "applied": applied})
         if not refused.dry_run:
             self._send_event("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
@@ -127,7 +127,7 @@ class CommandHandler:
             by = f"uid {client.uid}, pid {client.pid}"
             # the change is done, whatever the callback raises
             with suppress(Exception):
-                self._on_change(by, tuple(step.words() for step in steps))
+                self._on_change(by, tuple(step.describe() for step in steps))
 
     def _release_vm(self, *_: object) -> Message:
         return {"outcome": "released" if self._pmu_state.release() else "unchanged"}
@@ -151,7 +151,7 @@ def _step_messages(steps: Sequence[Step], outcome: str) -> list[Message]:
     messages: list[Message] = [
         {
             "attribute": step.attribute if isinstance(step, SetAttr) else "affinity",
-            "words": step.words(),
+            "words": step.describe(),
             "outcome": outcome,
         }
         for step in steps[:STEPS_TOLD]

@@ -16,7 +16,7 @@ from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.control.server.backend import VmmBackend
 from pmuctl.errors import NotFoundError, PmuctlError, RefusedError
 from pmuctl.host.kvm.device import pack_filter, pack_nr_counters, pack_pmu
-from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.host.thread_affinity import NO_USABLE_CPU, ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import Action, EventFilter, FilterRange
@@ -330,14 +330,14 @@ def refused(step: Step, error: Exception, state: Vpmu, current: CurrentState) ->
     if not isinstance(error, OSError):
         return RefusedError(
             "the VMM failed at a step, which may have been done or not",
-            why=f"{type(error).__name__}; the step: {step.words()}",
+            why=f"{type(error).__name__}; the step: {step.describe()}",
         )
     number = error.errno or errno.EIO
     if isinstance(step, SetAttr):
         return refusal(step, number, state, current.sealed_by)
     why = error.strerror or str(error)
     if number == errno.EINVAL:
-        why = "none of these CPUs is online and in the thread's cpuset cgroup (EINVAL)"
+        why = f"{NO_USABLE_CPU} (EINVAL)"
     return RefusedError(
         f"vCPU {step.vcpu} could not be put on {step.cpus}",
         why=why,

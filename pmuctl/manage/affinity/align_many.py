@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aligning several VMs: those that were named, or all there are."""
+"""Alignment of several VMs: those that were named, or all of the host."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,51 +21,49 @@ from pmuctl.value import replace, value
 
 
 @value
-class Aligned:
-    """What came of each VM, why others were left alone, and what is to be warned of."""
+class AlignResult:
+    """The result of each VM, why others were left alone, and warnings."""
 
     vms: BatchResult[VmAffinityResult]
-    left: Sequence[str] = ()
+    left_alone: Sequence[str] = ()
     warnings: Sequence[PmuctlError] = ()
 
 
 def align_all(
     vms: Sequence[Vm], session: Session, host_state: HostState, *, dry_run: bool
-) -> Aligned:
-    """Align every VM whose PMU is known, whatever becomes of another one.
+) -> AlignResult:
+    """Align every VM whose PMU is known, even if another one fails.
 
-    One that cannot be asked, and whose process does not tell its vCPUs either, has failed, if
-    `failure_of` says so. Those that are to be left alone are, one that has ended is no failure,
-    and neither is one whose threads nobody knows: some VM always starts or ends.
+    A VM that cannot be queried, and whose process does not show its vCPUs either, has failed if
+    `failure_of` says so. VMs that are to be left alone are skipped. A VM that has ended, or whose
+    threads are not known, is no failure: some VM always starts or ends.
     """
-    left: list[str] = []
+    left_alone: list[str] = []
     warnings: list[PmuctlError] = []
-    real: list[PmuctlError] = []
+    failed: list[PmuctlError] = []
     targets: list[Vm] = []
     for vm in vms:
-        chosen = effective_pmu(vm, host_state.host_pmus)
+        pmu = effective_pmu(vm, host_state.host_pmus)
         if vm.query_error is not None:
             failure = failure_of(vm, session)
-            (warnings if failure is None else real).append(vm.query_error)
+            (warnings if failure is None else failed).append(vm.query_error)
         elif not vm.vcpus:
             continue
-        elif (
-            chosen.only_cpus is not None and read_vm_affinity_record(vm, host_state).is_left_alone
-        ):
-            left.append(f"{vm.name}: left alone, as affinity none says")
-        elif chosen.only_cpus is not None:
+        elif pmu.only_cpus is not None and read_vm_affinity_record(vm, host_state).is_left_alone:
+            left_alone.append(f"{vm.name}: left alone, as affinity none says")
+        elif pmu.only_cpus is not None:
             targets.append(vm)
-        elif chosen.names:
-            left.append(f"{vm.name}: left alone, for it is not known which PMU it has")
+        elif pmu.names:
+            left_alone.append(f"{vm.name}: left alone, for it is not known which PMU it has")
 
-    done = _align(targets, host_state, keep_going=True, dry_run=dry_run)
-    for error in done.failed:
+    aligned = _align_each(targets, host_state, keep_going=True, dry_run=dry_run)
+    for error in aligned.failed:
         if isinstance(error, GoneError | UnknownThreadsError):
-            left.append(f"{error.subject}: left alone, {error.message}")
+            left_alone.append(f"{error.subject}: left alone, {error.message}")
         else:
-            real.append(error)
-    its = replace(done, failed=tuple(real))
-    return Aligned(its, left, [*warnings, *_warnings(its)])
+            failed.append(error)
+    batch = replace(aligned, failed=tuple(failed))
+    return AlignResult(batch, left_alone, [*warnings, *_collect_warnings(batch)])
 
 
 def align_named(
@@ -75,20 +73,20 @@ def align_named(
     *,
     keep_going: bool,
     dry_run: bool,
-) -> Aligned:
+) -> AlignResult:
     """Align the VMs that are named, one after the other.
 
-    Without `keep_going` none is touched where one of them is not found; raises what `lookup_vm`
-    raises. What fails later is told with what was done before it.
+    Without `keep_going`, no VM is changed if one of them is not found; raise what `lookup_vm`
+    raises. A later failure says what was done before it.
     """
     found = run_each(refs, partial(lookup_vm, inventory, strictly=True), keep_going=keep_going)
     found.raise_first()
-    done = _align(found.done, host_state, keep_going=keep_going, dry_run=dry_run)
-    its = replace(done, failed=found.failed + done.failed)
-    return Aligned(its, warnings=_warnings(its))
+    aligned = _align_each(found.done, host_state, keep_going=keep_going, dry_run=dry_run)
+    batch = replace(aligned, failed=found.failed + aligned.failed)
+    return AlignResult(batch, warnings=_collect_warnings(batch))
 
 
-def _align(
+def _align_each(
     vms: Sequence[Vm], host_state: HostState, *, keep_going: bool, dry_run: bool
 ) -> BatchResult[VmAffinityResult]:
     done: list[VmAffinityResult] = []
@@ -97,20 +95,20 @@ def _align(
         try:
             done.append(align_vm(vm, host_state, dry_run=dry_run))
         except PmuctlError as error:
-            before = [its.vm.name for its in done if its.steps and not dry_run]
+            before = [result.vm.name for result in done if result.steps and not dry_run]
             if before and error.now == NOTHING_CHANGED:
                 error.now = f"{NOTHING_CHANGED} of it; aligned before: {', '.join(before)}"
             raise
         except Stopped as stop:
-            _tell_of(stop, done if not dry_run else ())
+            _add_changes(stop, done if not dry_run else ())
             raise
         return done[-1]
 
     return run_each(vms, align, keep_going=keep_going)
 
 
-def _tell_of(stop: Stopped, done: Sequence[VmAffinityResult]) -> None:
-    """Add to what a signal leaves what was done before it."""
+def _add_changes(stop: Stopped, done: Sequence[VmAffinityResult]) -> None:
+    """Add what was done before a signal to what it reports as lost."""
     before = stopped_after(done)
     if stop.lost is None or before is None:
         stop.lost = stop.lost or before
@@ -118,5 +116,5 @@ def _tell_of(stop: Stopped, done: Sequence[VmAffinityResult]) -> None:
         stop.lost.now = "; ".join(filter(None, (before.now, stop.lost.now)))
 
 
-def _warnings(done: BatchResult[VmAffinityResult]) -> list[PmuctlError]:
-    return [problem for its in done.done for problem in its.warnings]
+def _collect_warnings(batch: BatchResult[VmAffinityResult]) -> list[PmuctlError]:
+    return [warning for result in batch.done for warning in result.warnings]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMs held against their PMUs: read once, and the same to each command that tells of them."""
+"""Comparison of the affinity of each VM's vCPU threads with the CPUs of its PMU."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,14 +11,14 @@ from pmuctl.model.alignment import VcpuAlignment, VmAlignment, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import effective_pmu
 from pmuctl.model.vm import Vm
-from pmuctl.value import field, value
+from pmuctl.value import field, replace, value
 
 
 @value(kw_only=True)
 class VcpuRow:
-    """One vCPU of a VM, and the CPU its thread was last on; None where that is not known.
+    """One vCPU of a VM, and the CPU its thread last ran on (None if not known).
 
-    `blocker` says what is in the way of `affinity align`, where that was asked.
+    `blocker` is what keeps `affinity align` from mending it; only `check_rows` fills it in.
     """
 
     alignment: VmAlignment
@@ -28,97 +28,107 @@ class VcpuRow:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether it has a PMU, and nobody knows whether it stays there."""
+        """True if the VM has a PMU, and it is not known whether the vCPU stays there."""
         return self.vcpu.alignment.aligned is None and bool(self.alignment.effective_pmu.cpus)
 
 
 @value(kw_only=True)
-class Recorded:
-    """The CPUs that pmuctl put vCPUs on, by number; or that it leaves them alone."""
+class VmAffinityRecord:
+    """The CPUs that pmuctl last put a VM's vCPUs on, by vCPU number.
+
+    `is_left_alone` is True if pmuctl leaves the affinity to the admin (affinity none).
+    """
 
     cpus: Mapping[int, CpuSet] = field(default_factory=dict)
     is_left_alone: bool = False
 
 
 def assess(vm: Vm, host_state: HostState) -> VmAlignment:
-    """A VM held against the PMU that it has or can have."""
-    tids = (its.tid for its in vm.vcpus or () if its.tid is not None)
+    """Return the alignment of a VM with the PMU that it has or can have."""
+    tids = (vcpu.tid for vcpu in vm.vcpus or () if vcpu.tid is not None)
     masks = {tid: mask for tid in tids if (mask := host_state.read_mask(vm.pid, tid)) is not None}
     return VmAlignment.of(vm, effective_pmu(vm, host_state.host_pmus), masks, host_state.online)
 
 
-def vcpu_rows(held: VmAlignment, host_state: HostState) -> Iterator[VcpuRow]:
-    """Every vCPU of a VM, in order."""
-    for its in held.vcpus:
-        yield VcpuRow(alignment=held, vcpu=its, cpu=_last_cpu(held.vm, its, host_state))
+def vcpu_rows(alignment: VmAlignment, host_state: HostState) -> Iterator[VcpuRow]:
+    """Yield a row for every vCPU of a VM, in order."""
+    for vcpu in alignment.vcpus:
+        cpu = _read_last_cpu(alignment.vm, vcpu, host_state)
+        yield VcpuRow(alignment=alignment, vcpu=vcpu, cpu=cpu)
 
 
-def check_rows(held: VmAlignment, host_state: HostState) -> Iterator[VcpuRow]:
-    """Every vCPU of a VM, in order; of those that leave, what keeps `affinity align` from it."""
-    masks = read_vm_affinity_record(held.vm, host_state).cpus if held.is_misplaced else {}
-    leavers = (*held.misplaced, *held.offenders)
-    for its in held.vcpus:
-        blocker = _blocker(held, its, masks, host_state) if its in leavers else None
-        yield VcpuRow(
-            alignment=held, vcpu=its, cpu=_last_cpu(held.vm, its, host_state), blocker=blocker
-        )
+def check_rows(alignment: VmAlignment, host_state: HostState) -> Iterator[VcpuRow]:
+    """Yield the same rows; those of misplaced vCPUs with what keeps `affinity align` from it."""
+    is_misplaced = alignment.is_misplaced
+    masks = read_vm_affinity_record(alignment.vm, host_state).cpus if is_misplaced else {}
+    misplaced = (*alignment.misplaced, *alignment.offenders)
+    for row in vcpu_rows(alignment, host_state):
+        if row.vcpu in misplaced:
+            blocker = _explain_blocker(alignment, row.vcpu, masks, host_state)
+            yield replace(row, blocker=blocker)
+        else:
+            yield row
 
 
-def read_vm_affinity_record(vm: Vm, host_state: HostState) -> Recorded:
-    """What pmuctl did with the vCPUs last: by its own record, or else its supervisor's.
+def read_vm_affinity_record(vm: Vm, host_state: HostState) -> VmAffinityRecord:
+    """Return what pmuctl did with the vCPUs last: by its own record, or else its supervisor's.
 
-    Nothing is known of those of another machine.
+    Return an empty record for the VMs of a captured tree.
     """
     if vm.id is None or not host_state.host.is_live:
-        return Recorded()
-    placed = read_affinity_record(
+        return VmAffinityRecord()
+    record = read_affinity_record(
         host_state.host.environ, host_state.host.uid, vm.id.process, owner=vm.owner
     )
-    is_left_alone = placed.leaves(vm.id)
-    by_all = None if is_left_alone else recorded_cpus(vm)
-    found = {its.index: placed.cpus.get(its.tid or 0, by_all) for its in vm.vcpus or ()}
+    is_left_alone = record.leaves(vm.id)
+    confined_to = None if is_left_alone else recorded_cpus(vm)
+    found = {vcpu.index: record.cpus.get(vcpu.tid or 0, confined_to) for vcpu in vm.vcpus or ()}
     masks = {index: cpus for index, cpus in found.items() if cpus is not None}
-    return Recorded(cpus=masks, is_left_alone=is_left_alone)
+    return VmAffinityRecord(cpus=masks, is_left_alone=is_left_alone)
 
 
-def _last_cpu(vm: Vm, its: VcpuAlignment, host_state: HostState) -> int | None:
-    if vm.pid is None or its.tid is None:
+def _read_last_cpu(vm: Vm, vcpu: VcpuAlignment, host_state: HostState) -> int | None:
+    if vm.pid is None or vcpu.tid is None:
         return None
-    return host_state.host.procs.last_cpu(vm.pid, its.tid)
+    return host_state.host.procs.last_cpu(vm.pid, vcpu.tid)
 
 
 def find_vm_obstacle(
-    held: VmAlignment, its: VcpuAlignment, masks: Mapping[int, CpuSet], host_state: HostState
+    alignment: VmAlignment,
+    vcpu: VcpuAlignment,
+    masks: Mapping[int, CpuSet],
+    host_state: HostState,
 ) -> Blocker | None:
-    """What on this machine keeps a vCPU that leaves off the CPUs that align would put it on.
+    """Return what keeps a misplaced vCPU off the CPUs that `affinity align` would put it on.
 
-    `masks` are those that pmuctl put vCPUs on, by number.
+    `masks` are the CPUs that pmuctl put vCPUs on, by number.
     """
-    pid, cpus = held.vm.pid, held.effective_pmu.only_cpus
-    if cpus is None or its.tid is None or its.affinity is None or pid is None:
+    pid, cpus = alignment.vm.pid, alignment.effective_pmu.only_cpus
+    if cpus is None or vcpu.tid is None or vcpu.affinity is None or pid is None:
         return None
-    mask = aligned_mask(its.affinity, cpus, masks.get(its.index), online=host_state.online)
-    # what is in the way of the whole PMU is worth more than that a pin is not known
-    return find_blocker(pid, its.tid, mask or cpus, host_state)
+    mask = aligned_mask(vcpu.affinity, cpus, masks.get(vcpu.index), online=host_state.online)
+    # without a mask it is a pin of somebody else's; what blocks the whole PMU says more than that
+    return find_blocker(pid, vcpu.tid, mask or cpus, host_state)
 
 
-def _blocker(
-    held: VmAlignment, its: VcpuAlignment, masks: Mapping[int, CpuSet], host_state: HostState
+def _explain_blocker(
+    alignment: VmAlignment,
+    vcpu: VcpuAlignment,
+    masks: Mapping[int, CpuSet],
+    host_state: HostState,
 ) -> str | None:
-    """What `affinity align` would fail for, None where nothing is known to be in its way."""
-    vm, cpus = held.vm, held.effective_pmu.only_cpus
+    """Return why `affinity align` would fail; None if nothing is known to be in its way."""
+    vm, cpus = alignment.vm, alignment.effective_pmu.only_cpus
     if cpus is None:
         return "which PMU KVM chose is not known"
-    if its.tid is None or its.affinity is None or vm.pid is None:
+    if vcpu.tid is None or vcpu.affinity is None or vm.pid is None:
         return None
-    if found := find_vm_obstacle(held, its, masks, host_state):
-        return found.words
-    if aligned_mask(its.affinity, cpus, masks.get(its.index), online=host_state.online) is None:
-        return f"a pin to {its.affinity or 'offline CPUs'} that pmuctl did not make"
-    if (
-        host_state.host.is_live
-        and host_state.host.uid != 0
-        and vm.owner not in (None, host_state.host.uid)
-    ):
+    if blocker := find_vm_obstacle(alignment, vcpu, masks, host_state):
+        return blocker.why
+    mask = aligned_mask(vcpu.affinity, cpus, masks.get(vcpu.index), online=host_state.online)
+    if mask is None:
+        return f"a pin to {vcpu.affinity or 'offline CPUs'} that pmuctl did not make"
+    host = host_state.host
+    if host.is_live and host.uid != 0 and vm.owner not in (None, host.uid):
         return f"not permitted: it is uid {vm.owner}'s, that takes CAP_SYS_NICE"
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that VMs are assessed and placed on, as it was at one look."""
+"""The state of the host that affinity depends on, as it was at one look."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from pmuctl.value import field, replace, value
 
 @value(kw_only=True)
 class HostState:
-    """A host, what is known of its PMUs, and what was read of its cpuset cgroups."""
+    """A host, its PMUs and online CPUs, and a cache of its cpuset cgroups."""
 
     host: Host
     host_pmus: HostPmus
@@ -26,16 +26,16 @@ class HostState:
 
     @property
     def pmus(self) -> Sequence[Pmu]:
-        """Its CPU PMUs."""
+        """The CPU PMUs of the host."""
         return self.host_pmus.pmus
 
     @property
     def online(self) -> CpuSet | None:
-        """Its online CPUs; None if they are not known."""
+        """The online CPUs of the host; None if they are not known."""
         return self.host_pmus.online
 
     def read_mask(self, pid: int | None, tid: int | None) -> CpuSet | None:
-        """Return the CPUs that a thread may be on; None if it is gone or not known."""
+        """Return the affinity mask of a thread; None if the thread is gone or not known."""
         if tid is None:
             return None
         if not self.host.is_live:
@@ -46,15 +46,15 @@ class HostState:
             return None
 
     def with_kvm_caps(self, caps: KvmCaps | None) -> "HostState":
-        """Return the same with what KVM was found to do just now, if it was."""
+        """Return the state with what was probed of KVM just now; unchanged if that is None."""
         return replace(self, host_pmus=replace(self.host_pmus, probed=caps)) if caps else self
 
 
 def read_host_state(host: Host) -> HostState:
-    """Read the machine as it is now.
+    """Read the state of the host as it is now.
 
-    No VM is made: what KVM does is known if it was probed before. PMUs are named by sysfs, on the
-    live machine as in a captured tree.
+    No VM is made: what KVM does is known only if it was probed before. PMU names come from sysfs,
+    on the live machine and in a captured tree alike.
     """
     sysfs = host.sysfs
     pmus = scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))

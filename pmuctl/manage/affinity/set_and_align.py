@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Affinity of a VM's vCPU threads: choosing it, bringing it back onto the PMU, checking it."""
+"""Setting the affinity of one VM's vCPU threads, and aligning it with the VM's PMU."""
 
 from pmuctl.errors import (
     NOTHING_CHANGED,
@@ -15,141 +15,140 @@ from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.pin import VmAffinityResult, apply_affinity
 from pmuctl.manage.affinity.vcpu_threads import (
     VcpuThreads,
-    blocked,
     check_inside,
     current_masks,
+    make_blocked_error,
     no_threads,
     unknown_threads,
 )
-from pmuctl.manage.hints import cpus_words, pins
-from pmuctl.manage.resolve import present_cpus
+from pmuctl.manage.hints import describe_cpus, pin_commands
+from pmuctl.manage.resolve import resolve_cpus
 from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu, effective_pmu
-from pmuctl.model.plan import SetAffinity, no_vpmu
+from pmuctl.model.plan import SetAffinity, make_pinned_error, no_vpmu
 from pmuctl.model.vm import Vm, Window
 
 
 def set_affinity(
     vm: Vm, text: str, host_state: HostState, *, vcpus: CpuSet | None = None, dry_run: bool
 ) -> VmAffinityResult:
-    """Put the threads of these vCPUs, by default all, on the CPUs that the text names.
+    """Put the threads of `vcpus`, by default of all, on the CPUs that `text` names.
 
-    Raises UsageError, NotFoundError and RefusedError for CPUs that will not do, and what
-    `apply_affinity` does.
+    Raise what `choose_cpus`, `VcpuThreads.of` and `apply_affinity` raise.
     """
     try:
         cpus = choose_cpus(text, vm, host_state)
     except RefusedError as error:
         error.fix = f"{error.fix} --vcpu {vcpus}" if vcpus else error.fix
         raise
-    crew = VcpuThreads.of(vm, host_state, only=vcpus)
-    wanted = dict.fromkeys(crew.tids, cpus)
-    return apply_affinity(crew, wanted, host_state, all_of_them=True, dry_run=dry_run)
+    vcpu_threads = VcpuThreads.of(vm, host_state, only=vcpus)
+    wanted = dict.fromkeys(vcpu_threads.tids, cpus)
+    return apply_affinity(vcpu_threads, wanted, host_state, record_unchanged=True, dry_run=dry_run)
 
 
 def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
-    """The CPUs that a text names, which have to be of the VM's PMU where one was set.
+    """Return the CPUs that `text` names; if a PMU was set, they must be of that.
 
-    Raises UsageError, NotFoundError and RefusedError for others.
+    Raise UsageError, NotFoundError or RefusedError for others.
     """
-    cpus = present_cpus(text, host_state.pmus, host_state.host.sysfs, subject=vm.name)
-    chosen = effective_pmu(vm, host_state.host_pmus)
-    if chosen.is_explicit and chosen.only is not None and chosen.only_cpus is not None:
-        check_inside(cpus, chosen.only_cpus, vm, chosen.only)
-    elif (
-        chosen.is_explicit and align_mask_state(cpus, chosen, None).state is AlignmentState.LEAVES
-    ):
+    cpus = resolve_cpus(text, host_state.pmus, host_state.host.sysfs, subject=vm.name)
+    pmu = effective_pmu(vm, host_state.host_pmus)
+    if pmu.is_explicit and pmu.only is not None and pmu.only_cpus is not None:
+        check_inside(cpus, pmu.only_cpus, vm, pmu.only)
+    elif pmu.is_explicit and align_mask_state(cpus, pmu, None).state is AlignmentState.LEAVES:
         raise RefusedError(
-            f"{cpus_words(cpus)} not of one PMU",
+            f"{describe_cpus(cpus)} not of one PMU",
             subject=vm.name,
-            why=f"its VMM has chosen {chosen}; " + Consequence.FAIL_ENTRY.words(),
+            why=f"its VMM has pmu {pmu}; " + Consequence.FAIL_ENTRY.explain(),
             now=NOTHING_CHANGED,
-            fix=pins(vm.address, chosen.cpus.values()),
+            fix=pin_commands(vm.address, pmu.cpus.values()),
         )
     return cpus
 
 
 def align_vm(vm: Vm, host_state: HostState, *, dry_run: bool) -> VmAffinityResult:
-    """Bring the vCPU threads of a VM back onto the CPUs of its PMU, by the rule of `aligned_mask`.
+    """Put the vCPU threads of a VM back on the CPUs of its PMU, by the rule of `aligned_mask`.
 
-    Raises UnsupportedError without a vPMU, or a PMU of the host; RefusedError where it is not
-    known which PMU it has, PinnedError for a pin that is not pmuctl's, and what
-    `apply_affinity` does.
+    Raise UnsupportedError if the VM has no vPMU or the host no PMU, RefusedError if it is not
+    known which PMU the VM has, PinnedError for a pin that is not pmuctl's, and what
+    `apply_affinity` raises.
     """
-    chosen = effective_pmu(vm, host_state.host_pmus)
-    cpus = chosen.only_cpus
+    pmu = effective_pmu(vm, host_state.host_pmus)
+    cpus = pmu.only_cpus
     if cpus is None:
-        raise _no_pmu(vm, chosen, host_state)
-    crew = VcpuThreads.of(vm, host_state)
+        raise _make_no_pmu_error(vm, pmu, host_state)
+    vcpu_threads = VcpuThreads.of(vm, host_state)
     masks = read_vm_affinity_record(vm, host_state).cpus
     wanted: dict[int, CpuSet] = {}
     pinned: dict[int, CpuSet] = {}
-    for vcpu, now in current_masks(crew, host_state).items():
+    for vcpu, now in current_masks(vcpu_threads, host_state).items():
         mask = aligned_mask(now, cpus, masks.get(vcpu), online=host_state.online)
         if mask is None:
             pinned[vcpu] = now
         else:
             wanted[vcpu] = mask
     for vcpu, now in pinned.items():
-        # that there is no CPU for it is worth more than whose pin it is
-        if blocker := find_blocker(crew.pid, crew.tids[vcpu], cpus, host_state):
-            raise blocked(vm, SetAffinity(vcpu, crew.tids[vcpu], cpus, now), blocker)
+        # that no CPU of the PMU can be used says more than whose pin it is
+        if blocker := find_blocker(vcpu_threads.pid, vcpu_threads.tids[vcpu], cpus, host_state):
+            raise make_blocked_error(
+                vm, SetAffinity(vcpu, vcpu_threads.tids[vcpu], cpus, now), blocker
+            )
     if pinned:
-        raise _pinned(vm, chosen, pinned)
-    return apply_affinity(crew, wanted, host_state, all_of_them=False, dry_run=dry_run)
+        raise _make_pinned_error(vm, pmu, pinned)
+    return apply_affinity(
+        vcpu_threads, wanted, host_state, record_unchanged=False, dry_run=dry_run
+    )
 
 
-def _no_pmu(vm: Vm, chosen: EffectivePmu, host_state: HostState) -> PmuctlError:
+def _make_no_pmu_error(vm: Vm, pmu: EffectivePmu, host_state: HostState) -> PmuctlError:
     error: PmuctlError
     if vm.query_error is not None:
         return vm.query_error
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         error = no_vpmu()
-    elif not chosen.cpus and not host_state.pmus:
+    elif not pmu.cpus and not host_state.pmus:
         error = UnsupportedError(
             "it has no PMU that its vCPUs could be aligned to",
             why="this host has no CPU PMU",
             fix="pmuctl doctor",
         )
-    elif not chosen.cpus and vm.window is not Window.OPEN:
+    elif not pmu.cpus and vm.window is not Window.OPEN:
         error = RefusedError(
             "it has no PMU yet that its vCPUs could be aligned to",
             why="its VMM has not made a vCPU",
             fix=command("vm", "wait", vm.address, "--for", "running"),
         )
-    elif not chosen.cpus:
+    elif not pmu.cpus:
         error = RefusedError(
             "it has no PMU yet that its vCPUs could be aligned to",
-            why="its window is open, and none was chosen",
+            why="its window is open, and none was pmu",
             fix=command("vm", "set", vm.address, "pmu", "PMU"),
         )
-    elif chosen.only is not None:
-        error = RefusedError(f"the CPUs of {chosen.only} cannot be read", fix="pmuctl pmu list")
+    elif pmu.only is not None:
+        error = RefusedError(f"the CPUs of {pmu.only} cannot be read", fix="pmuctl pmu list")
     elif not vm.vcpus or unknown_threads(vm):
-        # no pin could be made by whoever finds out which PMU it has
+        # the pin that the last case suggests needs the threads
         return no_threads(vm)
     else:
-        who = "its VMM" if chosen.is_explicit else "KVM"
+        who = "its VMM" if pmu.is_explicit else "KVM"
         error = RefusedError(
             "which PMU it has is not known",
-            why=f"{who} chose {chosen} by itself, and does not tell which",
-            fix=f"{pins(vm.address, chosen.cpus.values()) or 'pmuctl pmu list'}, "
+            why=f"{who} chose {pmu} by itself, and does not tell which",
+            fix=f"{pin_commands(vm.address, pmu.cpus.values()) or 'pmuctl pmu list'}, "
             "whichever it counts with; or start it anew with pmuctl run --pmu PMU",
         )
     error.subject, error.now = vm.name, NOTHING_CHANGED
     return error
 
 
-def _pinned(vm: Vm, chosen: EffectivePmu, pinned: dict[int, CpuSet]) -> PinnedError:
+def _make_pinned_error(vm: Vm, pmu: EffectivePmu, pinned: dict[int, CpuSet]) -> PinnedError:
     vcpus = CpuSet.of(pinned)
-    masks = ", ".join(dict.fromkeys(str(its) or "offline CPUs" for its in pinned.values()))
+    masks = ", ".join(dict.fromkeys(str(mask) or "offline CPUs" for mask in pinned.values()))
     only = () if len(pinned) == len(vm.vcpus or ()) else ("--vcpu", vcpus)
-    return PinnedError(
-        f"vCPU {vcpus} may not run on any CPU of {chosen.only}",
-        subject=vm.name,
-        why=f"pinned to {masks}, that PMU's CPUs are {chosen.only_cpus}; "
-        "pmuctl did not make this pin, and a pin is never widened",
-        now=NOTHING_CHANGED,
-        fix=command("affinity", "set", vm.address, chosen.only_cpus or "", *only),
-    )
+    cause = f"pmuctl did not make this pin to {masks}"
+    cpus = pmu.only_cpus or CpuSet()
+    error = make_pinned_error(f"vCPU {vcpus}", cause, cpus, pmu.only)
+    error.subject, error.now = vm.name, NOTHING_CHANGED
+    error.fix = command("affinity", "set", vm.address, cpus, *only)
+    return error

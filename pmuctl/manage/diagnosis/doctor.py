@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a host and its VMs: the facts are gathered here, and judged by the checks."""
+"""Diagnosis of a host and its VMs: the facts that the checks judge are read here."""
 
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from pmuctl.host.procfs import TICKS, Procfs
 from pmuctl.manage.affinity.assess import assess, find_vm_obstacle, read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
-from pmuctl.manage.diagnosis.spinning import ThreadId, rest, spins
+from pmuctl.manage.diagnosis.spinning import ThreadId, measure_spin_shares, sleep_sample
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.model.alignment import VmAlignment
@@ -26,44 +26,48 @@ from pmuctl.value import replace
 
 
 def diagnose(
-    host_state: HostState, vm_list: VmList, *, is_whole: bool, rest: Callable[[], float] = rest
+    host_state: HostState,
+    vm_list: VmList,
+    *,
+    is_whole: bool,
+    sleep: Callable[[], float] = sleep_sample,
 ) -> tuple[list[Finding], list[str]]:
-    """Return the findings about these VMs, and why one of them has none.
+    """Return the findings about these VMs, and for each VM without one the reason why.
 
-    If the list `is_whole`, the host is checked, too, and nothing is said of VMs without finding.
-    Of another machine only what was captured is known: its KVM is not asked.
+    If the list `is_whole`, the host is checked, too, and VMs without a finding get no reason. Of
+    another machine only what was captured is known: its KVM is not asked.
     """
     kvm = host_state.host.kvm
     access = kvm.access() if kvm else None
     if kvm is not None and access is KvmAccess.USABLE:
-        # what was found just now is known of VMs, too, even if it could not be kept
+        # the checks of VMs use what was probed now even if the cache could not be written
         host_state = host_state.with_kvm_caps(_probe_kvm(host_state, kvm))
     findings = check_host(_read_host_facts(host_state, vm_list, access, kvm)) if is_whole else []
     unchecked: list[str] = []
     facts = [_read_vm_facts(assess(vm, host_state), host_state) for vm in vm_list.vms]
-    for vm_facts in _with_spins(facts, host_state, rest):
+    for vm_facts in _add_spin_shares(facts, host_state, sleep):
         found = check_vm(vm_facts)
         findings += found
         if not is_whole and not found:
-            why = _why_unchecked(vm_facts.alignment, host_state)
+            why = _explain_unchecked(vm_facts.alignment, host_state)
             unchecked.append(f"{vm_facts.alignment.vm.name}: no check applies: {why}")
     return findings, unchecked
 
 
-def _why_unchecked(held: VmAlignment, host_state: HostState) -> str:
-    """Why no check applies to a VM: it has no PMU, or nothing is known of it."""
-    vm = held.vm
+def _explain_unchecked(alignment: VmAlignment, host_state: HostState) -> str:
+    """Return why no check applies to a VM: it has no PMU, or nothing is known of it."""
+    vm = alignment.vm
     if vm.window is Window.NONE or vm.identity.has_vpmu is False:
         return "it has no PMU: its VMM made it without one"
     if not host_state.pmus:
         return "it has no PMU: this host has no CPU PMU"
-    if not held.effective_pmu.cpus:
+    if not alignment.effective_pmu.cpus:
         return "it has no PMU yet: none of its vCPUs is made"
     return "which vCPUs it has is not known"
 
 
 def _probe_kvm(host_state: HostState, kvm: Kvm) -> KvmCaps | None:
-    """What KVM does, tried on scratch VMs once a boot; None where it could not be."""
+    """Return what KVM does, probed on scratch VMs once a boot; None if the probe failed."""
     try:
         return read_kvm_caps(
             host_state.host.sysfs,
@@ -79,6 +83,7 @@ def _probe_kvm(host_state: HostState, kvm: Kvm) -> KvmCaps | None:
 def _read_host_facts(
     host_state: HostState, vm_list: VmList, access: KvmAccess | None, kvm: Kvm | None
 ) -> HostFacts:
+    """Read what the checks of a host judge."""
     is_live = host_state.host.is_live
     return HostFacts(
         uid=host_state.host.uid,
@@ -87,18 +92,20 @@ def _read_host_facts(
         kvm=access,
         kvm_group=kvm.group() if kvm and access is KvmAccess.DENIED else None,
         probed=host_state.host_pmus.probed,
-        directories=_directories(host_state.host.environ, host_state.host.uid) if is_live else (),
+        directories=_stat_runtime_dirs(host_state.host.environ, host_state.host.uid)
+        if is_live
+        else (),
         processes=vm_list.unreadable,
         is_partial=vm_list.is_partial,
-        # that a capture has none of it can also mean that there was no VM
+        # a capture without it tells nothing: maybe there was no VM
         has_debugfs=bool(host_state.host.sysfs.entries(PATH_KVM))
         or (None if access is None else False),
         is_live=is_live,
     )
 
 
-def _directories(environ: Mapping[str, str], uid: int) -> list[RuntimeDir]:
-    """This user's own, and all others that are there."""
+def _stat_runtime_dirs(environ: Mapping[str, str], uid: int) -> list[RuntimeDir]:
+    """Return this user's own directory of control sockets, and all others that exist."""
     own: Path | None = None
     with suppress(UsageError):
         own = own_dir(environ, uid)
@@ -106,7 +113,7 @@ def _directories(environ: Mapping[str, str], uid: int) -> list[RuntimeDir]:
     for path, owner in runtime_dirs(environ, uid):
         owners = (0,) if owner is None and path != own else (0, uid if owner is None else owner)
         try:
-            its = path.lstat()
+            status = path.lstat()
         except OSError:
             if path == own:
                 found.append(RuntimeDir(path=str(path), owners=owners))
@@ -115,51 +122,63 @@ def _directories(environ: Mapping[str, str], uid: int) -> list[RuntimeDir]:
             RuntimeDir(
                 path=str(path),
                 owners=owners,
-                owner=its.st_uid,
-                mode=stat.S_IMODE(its.st_mode),
-                is_directory=stat.S_ISDIR(its.st_mode),
+                owner=status.st_uid,
+                mode=stat.S_IMODE(status.st_mode),
+                is_directory=stat.S_ISDIR(status.st_mode),
             )
         )
     return found
 
 
-def _with_spins(
-    facts: Sequence[VmFacts], host_state: HostState, rest: Callable[[], float]
+def _add_spin_shares(
+    facts: Sequence[VmFacts], host_state: HostState, sleep: Callable[[], float]
 ) -> Iterator[VmFacts]:
-    """The facts of each VM; those whose vCPUs may spin are looked at for a moment, all at once."""
-    threads = [_suspects(its.alignment) if host_state.host.is_live else {} for its in facts]
-    found = spins(
-        {thread for its in threads for thread in its.values()}, host_state.host.procs, rest=rest
+    """Yield the facts of each VM with the CPU shares of vCPUs that may spin, measured together."""
+    is_live = host_state.host.is_live
+    suspects = [_find_suspects(vm_facts.alignment) if is_live else {} for vm_facts in facts]
+    shares = measure_spin_shares(
+        {thread for by_vcpu in suspects for thread in by_vcpu.values()},
+        host_state.host.procs,
+        sleep=sleep,
     )
-    for its, suspects in zip(facts, threads, strict=True):
+    for vm_facts, by_vcpu in zip(facts, suspects, strict=True):
         yield replace(
-            its,
-            spins={index: found[thread] for index, thread in suspects.items() if thread in found},
+            vm_facts,
+            spins={vcpu: shares[thread] for vcpu, thread in by_vcpu.items() if thread in shares},
         )
 
 
-def _suspects(held: VmAlignment) -> dict[int, ThreadId]:
-    """The threads of vCPUs that KVM may run no more: a VMM that tries again and again spins."""
-    if held.vm.pid is None or not held.effective_pmu.is_explicit:
+def _find_suspects(alignment: VmAlignment) -> dict[int, ThreadId]:
+    """Return the threads, by vCPU, for which KVM_RUN may fail: a VMM that retries it spins.
+
+    Return an empty dict if the process is not known, or the PMU was not set explicitly.
+    """
+    pid = alignment.vm.pid
+    if pid is None or not alignment.effective_pmu.is_explicit:
         return {}
-    strays = ((its.index, its.tid) for its in held.misplaced)
-    return {index: ThreadId(held.vm.pid, tid) for index, tid in strays if tid is not None}
+    return {
+        vcpu.index: ThreadId(pid, vcpu.tid) for vcpu in alignment.misplaced if vcpu.tid is not None
+    }
 
 
-def _read_vm_facts(held: VmAlignment, host_state: HostState) -> VmFacts:
-    masks = read_vm_affinity_record(held.vm, host_state).cpus
-    found = {its.index: find_vm_obstacle(held, its, masks, host_state) for its in held.misplaced}
+def _read_vm_facts(alignment: VmAlignment, host_state: HostState) -> VmFacts:
+    """Read what the checks of a VM judge, but for the CPU shares of its vCPUs."""
+    masks = read_vm_affinity_record(alignment.vm, host_state).cpus
+    blockers = {
+        vcpu.index: find_vm_obstacle(alignment, vcpu, masks, host_state)
+        for vcpu in alignment.misplaced
+    }
     return VmFacts(
-        alignment=held,
+        alignment=alignment,
         online=host_state.online,
         recorded=masks,
-        age=_age(host_state.host.procs, held.vm.pid),
-        blockers={index: its for index, its in found.items() if its is not None},
+        age=_read_process_age(host_state.host.procs, alignment.vm.pid),
+        blockers={index: blocker for index, blocker in blockers.items() if blocker is not None},
     )
 
 
-def _age(procs: Procfs, pid: int | None) -> float | None:
-    """Seconds since a process started; None where that cannot be told."""
+def _read_process_age(procs: Procfs, pid: int | None) -> float | None:
+    """Return the seconds since a process started; None if they are not known."""
     start = None if pid is None else procs.start_time(pid)
     uptime = procs.read_text("uptime")
     if start is None or uptime is None:

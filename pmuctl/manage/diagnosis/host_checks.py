@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks of a host: each looks at facts that were read before, and at nothing else."""
+"""The checks of a host, which judge facts that were read before and read nothing themselves."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pmuctl.host.kvm.access import KvmAccess
-from pmuctl.manage.hints import MOUNT_DEBUGFS, bring_online, cpus_words, giving_access
+from pmuctl.manage.hints import MOUNT_DEBUGFS, bring_online, describe_cpus, grant_kvm_access
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import KvmCaps
@@ -22,7 +22,10 @@ HOST = "host"
 
 @value(kw_only=True)
 class RuntimeDir:
-    """A directory of control sockets, and the users who may own it; None is not there (yet)."""
+    """A directory of control sockets, and the users who may own it.
+
+    `owner` is None if the directory does not exist (yet).
+    """
 
     path: str
     owners: tuple[int, ...]
@@ -33,10 +36,10 @@ class RuntimeDir:
 
 @value(kw_only=True)
 class HostFacts:
-    """What the checks of a host judge; None is what could not be found out, or not of this one.
+    """The facts that the checks of a host judge; None if a fact is not known.
 
-    `kvm_group` is the group that may open /dev/kvm, `processes` are those that could not be looked
-    at, `is_partial` that others are hidden, `is_live` that it is this machine.
+    `kvm_group` is the group that may open /dev/kvm, `processes` the number of those that could not
+    be read. `is_partial` is True if others are hidden, `is_live` if the host is this machine.
     """
 
     uid: int
@@ -53,49 +56,52 @@ class HostFacts:
 
 
 def check_host(facts: HostFacts) -> list[Finding]:
-    """Every check of a host, in the order of CHECKS; what nothing is known of has no finding."""
-    return [Finding.of(id, HOST, its) for id, check in CHECKS.items() for its in check(facts)]
+    """Return the findings of all checks, in the order of CHECKS; none for what is not known."""
+    return [
+        Finding.of(id, HOST, outcome) for id, check in CHECKS.items() for outcome in check(facts)
+    ]
 
 
-def _kvm(facts: HostFacts) -> Iterator[Outcome]:
+def _check_kvm(facts: HostFacts) -> Iterator[Outcome]:
     match facts.kvm:
         case KvmAccess.USABLE:
-            yield _passed("/dev/kvm can be used")
+            yield _make_pass("/dev/kvm can be used")
         case KvmAccess.DENIED:
             why = "/dev/kvm may not be opened by this user: neither it nor its VMMs have KVM"
             if facts.kvm_group is None:
                 why += "; no group has it that a user could be put into"
-            yield _warned(why, fix=giving_access(facts.kvm_group))
+            yield _make_warning(why, fix=grant_kvm_access(facts.kvm_group))
         case KvmAccess.MISSING:
-            yield _failed(
+            yield _make_failure(
                 "there is no /dev/kvm: the kernel has no KVM, or was not started at EL2",
                 fix="dmesg | grep -i kvm",
             )
 
 
-def _vpmu(facts: HostFacts) -> Iterator[Outcome]:
+def _check_vpmu(facts: HostFacts) -> Iterator[Outcome]:
     if facts.kvm in (KvmAccess.DENIED, KvmAccess.MISSING):
         return
     if facts.kvm is None and facts.probed is None:
         return
     if facts.probed is None or facts.probed.has_vpmu is None:
         why = "KVM could not be asked whether guests can have a PMU"
-        yield _warned(why, fix="pmuctl host info")
+        yield _make_warning(why, fix="pmuctl host info")
     elif facts.probed.has_vpmu:
-        yield _passed("KVM gives guests a PMU (KVM_CAP_ARM_PMU_V3)")
+        yield _make_pass("KVM gives guests a PMU (KVM_CAP_ARM_PMU_V3)")
     else:
-        why = f"KVM has no KVM_CAP_ARM_PMU_V3: guests have no PMU; {_cause(facts.pmus)}"
-        yield _failed(why, fix="pmuctl host info")
+        cause = _explain_missing_vpmu(facts.pmus)
+        why = f"KVM has no KVM_CAP_ARM_PMU_V3: guests have no PMU; {cause}"
+        yield _make_failure(why, fix="pmuctl host info")
 
 
-def _cause(pmus: Sequence[Pmu]) -> str:
-    """What is known to take the capability away, as far as there is evidence of it."""
+def _explain_missing_vpmu(pmus: Sequence[Pmu]) -> str:
+    """Return why KVM has no KVM_CAP_ARM_PMU_V3, as far as there is evidence of a cause."""
     if not pmus:
         return "the kernel has found no PMU of its own CPUs"
     if all(pmu.name.startswith("apple_") for pmu in pmus):
         return "this KVM has none for Apple's PMUs"
     if len(pmus) > 1:
-        # ec3eb9ed6081, v6.6
+        # since ec3eb9ed6081, v6.6
         names = ", ".join(pmu.name for pmu in pmus)
         return (
             f"there are several PMUs ({names}), and KVM has none where their versions differ "
@@ -104,7 +110,7 @@ def _cause(pmus: Sequence[Pmu]) -> str:
     return "no arm64 host, or CPUs without PMUv3"
 
 
-def _attributes(facts: HostFacts) -> Iterator[Outcome]:
+def _check_attributes(facts: HostFacts) -> Iterator[Outcome]:
     if facts.probed is None or not facts.probed.has_vpmu:
         return
     attributes = facts.probed.attributes
@@ -119,35 +125,35 @@ def _attributes(facts: HostFacts) -> Iterator[Outcome]:
     fix = "pmuctl host capabilities"
     if missing:
         why = f"this KVM lacks {', '.join(missing)}: a newer kernel is needed"
-        yield _failed(why, fix=fix)
+        yield _make_failure(why, fix=fix)
     elif KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS not in attributes:
-        yield _passed("SET_PMU and FILTER; the number of counters stays fixed")
+        yield _make_pass("SET_PMU and FILTER; the number of counters stays fixed")
     else:
-        yield _passed("SET_PMU, FILTER and SET_NR_COUNTERS")
+        yield _make_pass("SET_PMU, FILTER and SET_NR_COUNTERS")
 
 
-def _pmus(facts: HostFacts) -> Iterator[Outcome]:
+def _check_pmus(facts: HostFacts) -> Iterator[Outcome]:
     if not facts.pmus:
         why = "the kernel has no CPU PMU: no guest can count"
-        yield _failed(why, fix="dmesg | grep -i pmu")
+        yield _make_failure(why, fix="dmesg | grep -i pmu")
         return
     covered = CpuSet.of(cpu for pmu in facts.pmus if pmu.cpus for cpu in pmu.cpus)
     bare = facts.online - covered if facts.online is not None else CpuSet()
     if any(pmu.cpus is None for pmu in facts.pmus):
         why = "the CPUs of a PMU cannot be read"
-        yield _warned(why, fix="pmuctl pmu list")
+        yield _make_warning(why, fix="pmuctl pmu list")
     elif bare:
-        why = f"{cpus_words(bare)} of no PMU: a VM that is made or runs there does not count"
-        yield _warned(why, fix="pmuctl pmu cpus")
+        why = f"{describe_cpus(bare)} of no PMU: a VM that is made or runs there does not count"
+        yield _make_warning(why, fix="pmuctl pmu cpus")
     elif len(facts.pmus) > 1:
         names = ", ".join(f"{pmu.name} ({pmu.cpus})" for pmu in facts.pmus)
         why = f"{len(facts.pmus)} PMUs, of which a VM has one: {names}"
-        yield _passed(why)
+        yield _make_pass(why)
     else:
-        yield _passed(f"{facts.pmus[0].name} is the PMU of all CPUs")
+        yield _make_pass(f"{facts.pmus[0].name} is the PMU of all CPUs")
 
 
-def _pmu_online(facts: HostFacts) -> Iterator[Outcome]:
+def _check_pmu_online(facts: HostFacts) -> Iterator[Outcome]:
     for pmu in facts.pmus:
         if not pmu.cpus or pmu.online is None:
             continue
@@ -159,69 +165,72 @@ def _pmu_online(facts: HostFacts) -> Iterator[Outcome]:
             yield Outcome(Result.WARN, why, bring_online(pmu.cpus), subject=pmu.name)
 
 
-def _runtime_dir(facts: HostFacts) -> Iterator[Outcome]:
-    for its in facts.directories:
+def _check_runtime_dir(facts: HostFacts) -> Iterator[Outcome]:
+    for directory in facts.directories:
         why, fix = "only its owner can put control sockets there", None
-        path = shlex.quote(its.path)
-        if its.owner is None:
+        path = shlex.quote(directory.path)
+        if directory.owner is None:
             why = "it is not there; the first VM makes it"
-        elif not its.is_directory:
+        elif not directory.is_directory:
             why, fix = "it is no directory: control sockets in it are not believed", f"rm {path}"
-        elif its.owner not in its.owners:
-            why = f"it is uid {its.owner}'s, who could speak for VMs of others"
-            fix = f"chown {its.owners[-1]} {path}"
-        elif its.mode & 0o022:
-            why = f"others may write to it (mode {its.mode & 0o7777:o}): anybody could be a VM"
+        elif directory.owner not in directory.owners:
+            why = f"it is uid {directory.owner}'s, who could speak for VMs of others"
+            fix = f"chown {directory.owners[-1]} {path}"
+        elif directory.mode & 0o022:
+            mode = directory.mode & 0o7777
+            why = f"others may write to it (mode {mode:o}): anybody could be a VM"
             fix = f"chmod go-w {path}"
-        yield Outcome(Result.WARN if fix else Result.PASS, why, fix, subject=its.path)
+        result = Result.WARN if fix else Result.PASS
+        yield Outcome(result, why, fix, subject=directory.path)
 
 
-def _processes(facts: HostFacts) -> Iterator[Outcome]:
+def _check_processes(facts: HostFacts) -> Iterator[Outcome]:
     if facts.processes or facts.is_partial:
         what = f"{facts.processes} processes may not be read"
         if facts.is_partial:
             what = "processes are hidden (hidepid, or a container)"
-        fix = _as_root(facts) if facts.is_live else "sudo pmuctl host snapshot DIR"
-        yield _warned(f"{what}: VMs of theirs are not seen", fix=fix)
+        fix = _rerun_as_root(facts) if facts.is_live else "sudo pmuctl host snapshot DIR"
+        yield _make_warning(f"{what}: VMs of theirs are not seen", fix=fix)
     else:
-        yield _passed("all processes can be looked at")
+        yield _make_pass("all processes can be looked at")
 
 
-def _debugfs(facts: HostFacts) -> Iterator[Outcome]:
+def _check_debugfs(facts: HostFacts) -> Iterator[Outcome]:
     if facts.has_debugfs is None:
         return
     if facts.has_debugfs:
-        yield _passed("KVM tells there which thread made which VM")
+        yield _make_pass("KVM tells there which thread made which VM")
     else:
         why = "KVM's debugfs cannot be read: of several that hold a VM, who made it is not told"
-        yield _warned(why, fix=_as_root(facts) or MOUNT_DEBUGFS)
+        yield _make_warning(why, fix=_rerun_as_root(facts) or MOUNT_DEBUGFS)
 
 
 Check = Callable[[HostFacts], Iterator[Outcome]]
 
 CHECKS: Mapping[CheckId, Check] = {
-    CheckId.HOST_KVM: _kvm,
-    CheckId.HOST_VPMU: _vpmu,
-    CheckId.HOST_ATTRIBUTES: _attributes,
-    CheckId.HOST_PMUS: _pmus,
-    CheckId.HOST_PMU_ONLINE: _pmu_online,
-    CheckId.HOST_RUNTIME_DIR: _runtime_dir,
-    CheckId.HOST_PROCESSES: _processes,
-    CheckId.HOST_DEBUGFS: _debugfs,
+    CheckId.HOST_KVM: _check_kvm,
+    CheckId.HOST_VPMU: _check_vpmu,
+    CheckId.HOST_ATTRIBUTES: _check_attributes,
+    CheckId.HOST_PMUS: _check_pmus,
+    CheckId.HOST_PMU_ONLINE: _check_pmu_online,
+    CheckId.HOST_RUNTIME_DIR: _check_runtime_dir,
+    CheckId.HOST_PROCESSES: _check_processes,
+    CheckId.HOST_DEBUGFS: _check_debugfs,
 }
 
 
-def _as_root(facts: HostFacts) -> str | None:
+def _rerun_as_root(facts: HostFacts) -> str | None:
+    """Return the command that repeats the checks as root; None if this is root."""
     return "sudo pmuctl doctor" if facts.uid != 0 else None
 
 
-def _passed(why: str) -> Outcome:
+def _make_pass(why: str) -> Outcome:
     return Outcome(Result.PASS, why)
 
 
-def _warned(why: str, *, fix: str | None) -> Outcome:
+def _make_warning(why: str, *, fix: str | None) -> Outcome:
     return Outcome(Result.WARN, why, fix)
 
 
-def _failed(why: str, *, fix: str | None) -> Outcome:
+def _make_failure(why: str, *, fix: str | None) -> Outcome:
     return Outcome(Result.FAIL, why, fix)

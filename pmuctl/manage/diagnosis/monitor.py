@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching a host: looking again and again, and at once when the kernel tells of something."""
+"""Monitor of a host: it looks at intervals, and at once when the kernel reports an event."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ from pmuctl.host.udev import NoUevents
 from pmuctl.manage.affinity.assess import assess, read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.affinity.set_and_align import align_vm
+from pmuctl.manage.hints import describe_count
 from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.lookup import list_vms
 from pmuctl.manage.inventory.poller import SocketPoller
@@ -20,7 +21,7 @@ from pmuctl.model.host_diff import (
     HostObservation,
     ObservedVm,
     find_changes,
-    stray,
+    find_misplaced,
     with_silent,
 )
 from pmuctl.model.vm import Vm, VmState
@@ -28,32 +29,33 @@ from pmuctl.model.vm_ref import VmRef
 from pmuctl.value import replace, value
 
 SETTLE_SECONDS = 0.05
-"""The least pause between two looks: what the kernel told of may not be to be seen at once."""
+"""The shortest pause between two looks (seconds): what the kernel reported may show up later."""
 
 LEAST_PATIENCE, FIRST_PATIENCE = 0.25, 1.0
-"""Seconds that a look, and the first one, wait for answers, however short the interval is."""
+"""The least seconds that a look, and the first look, wait for answers at a short interval."""
 
-UNASKED = (VmState.SILENT, VmState.DENIED)
+UNANSWERED = (VmState.SILENT, VmState.DENIED)
 
 
 @value(kw_only=True)
 class Event:
-    """A change, and when it was seen, in seconds since the epoch."""
+    """A change, and the time when it was seen (seconds since the epoch)."""
 
     when: float
     change: HostEvent
 
     @property
     def time(self) -> str:
-        """When that was, by the local clock (ISO 8601)."""
+        """The time in the local time zone (ISO 8601)."""
         return datetime.fromtimestamp(self.when).astimezone().isoformat(timespec="milliseconds")
 
 
-class Watch:
-    """One host that is watched: how its VMs are reached, and what hears of changes.
+class HostMonitor:
+    """A monitor of one host, whose VMs it reaches through `session`.
 
-    With `repairs` vCPU threads that can leave their PMU are brought back onto it, by the rule of
-    `affinity align`. With `refs` there are no other VMs than those that are meant, now or later.
+    With `repairs`, vCPU threads that can leave their PMU are brought back onto it, by the rule of
+    `affinity align`. With `refs`, only the VMs that these name are monitored, now or later.
+    `interval` is in seconds, `clock` gives seconds since the epoch.
     """
 
     def __init__(
@@ -72,186 +74,195 @@ class Watch:
         self.interval = interval
         self.repairs = repairs
         self.clock = clock
-        self.seen = VmList(vms=[])
-        """What the last look has found."""
+        self.vm_list = VmList(vms=[])
+        """The VMs that the last look found."""
         self.host_state: HostState | None = None
-        """The machine, as it was then."""
-        self._asker = SocketPoller(session.deadline)
+        """The host as it was at the last look; None before the first."""
+        self._poller = SocketPoller(session.deadline)
         self._before: HostObservation | None = None
         self._vms: dict[tuple[object, ...], Vm] = {}
         self._failed: dict[tuple[object, ...], str] = {}
 
     def close(self) -> None:
-        """Look no more."""
-        self._asker.close()
+        """Close the connections to VMs and the monitor of uevents."""
+        self._poller.close()
         self.uevents.close()
 
     def watch(self, until: float | None = None) -> Iterator[Event]:
-        """What changes after a first `lookup_vm`, until that moment of the monotonic clock.
+        """Yield what changes after a first `look`, until a time (time.monotonic()) if given.
 
-        At its end it looks once more: what was there to be seen is told.
+        It looks once more at that time, so that no change before it goes unreported.
         """
         took = 0.0
         is_over = False
         while not is_over:
-            # on a host of very many processes looking takes time: no more than half of it all
+            # a look at very many processes is slow: spend at most half of the time on it
             pause = max(SETTLE_SECONDS, took)
             end = time.monotonic() + max(self.interval - took, pause)
             if until is not None and until <= end:
                 end, is_over = until, True
-            yield from self._wait(end, pause)
+            yield from self._wait_for_uevents(end, pause)
             is_over = is_over and time.monotonic() >= end
             began = time.monotonic()
             yield from self.look()
             took = time.monotonic() - began
 
     def look(self) -> Iterator[Event]:
-        """What has changed since the last look, and what is done about it."""
-        self.seen, self.host_state, after = self._read()
+        """Yield what has changed since the last look, and what was repaired."""
+        self.vm_list, self.host_state, after = self._observe_host()
         after = with_silent(self._before, after)
         changes = find_changes(self._before, after)
         self._before = after
-        yield from map(self._event, changes)
+        yield from map(self._make_event, changes)
         if self.repairs:
-            yield from map(self._event, self._repair(after, self.host_state))
+            yield from map(self._make_event, self._repair_vms(after, self.host_state))
 
     @property
     def count(self) -> int:
-        """How many VMs are watched: nothing is seen of one that cannot be asked."""
-        pending = self._asker.pending
-        return sum(vm.query_error is None or vm.socket in pending for vm in self.seen.vms)
+        """The number of VMs that are monitored; those that cannot be asked are not."""
+        pending = self._poller.pending
+        return sum(vm.query_error is None or vm.socket in pending for vm in self.vm_list.vms)
 
     def problems(self) -> Iterator[PmuctlError]:
-        """Why VMs of the last look cannot be asked, but for those that may answer yet."""
-        for vm in self.seen.vms:
-            if vm.problem is not None and vm.socket not in self._asker.pending:
+        """Yield why VMs of the last look cannot be asked, except those that may still answer."""
+        for vm in self.vm_list.vms:
+            if vm.problem is not None and vm.socket not in self._poller.pending:
                 yield vm.problem
 
-    def unjudged(self) -> Iterator[tuple[str, str]]:
-        """The VMs of the last look of which it cannot be told whether a vCPU leaves its PMU, and
-        why not."""
+    def unassessed(self) -> Iterator[tuple[str, str]]:
+        """Yield the VMs of the last look whose alignment is not known, each with the reason."""
         for vm in self._before.vms if self._before else ():
-            held, names = vm.held, vm.held.effective_pmu.names
-            if vm.is_silent or not names or held.alignment.aligned is not None:
+            alignment, names = vm.alignment, vm.alignment.effective_pmu.names
+            if vm.is_silent or not names or alignment.alignment.aligned is not None:
                 continue
-            if any(its.affinity is None for its in held.vcpus) or not held.vcpus:
+            if not alignment.vcpus or any(vcpu.affinity is None for vcpu in alignment.vcpus):
                 yield vm.name, "which threads run its vCPUs is not known"
             else:
                 yield vm.name, f"it has {' or '.join(names)}, and which is not known"
 
-    def _wait(self, end: float, pause: float) -> Iterator[Event]:
-        heard = self.uevents.wait(max(end - time.monotonic(), 0))
-        for event in heard.events:
+    def _wait_for_uevents(self, end: float, pause: float) -> Iterator[Event]:
+        """Wait until `end` (time.monotonic()), or for uevents and then `pause` seconds longer.
+
+        Yield an event if uevents were lost.
+        """
+        batch = self.uevents.wait(max(end - time.monotonic(), 0))
+        for event in batch.events:
             self.session.trace(
-                f"the kernel: {event.device} {event.action}{self._whose(event.tid)}"
+                f"the kernel: {event.device} {event.action}{self._describe_thread(event.tid)}"
             )
-        if heard.is_lossy:
-            yield self._event(HostEvent(kind=ChangeKind.LOST, what=_lost(self.uevents)))
-        if heard.events or heard.is_lossy:
+        if batch.is_lossy:
+            what = _explain_lost_uevents(self.uevents)
+            yield self._make_event(HostEvent(kind=ChangeKind.LOST, what=what))
+        if batch.events or batch.is_lossy:
             time.sleep(max(min(pause, end - time.monotonic()), 0))
 
-    def _whose(self, tid: int | None) -> str:
+    def _describe_thread(self, tid: int | None) -> str:
+        """Return ", thread 7 of process 5" for the trace, as far as that is known."""
         if tid is None:
             return ""
         pid = self.session.host.procs.tgid(tid)
         return f", thread {tid}" + (f" of process {pid}" if pid else "")
 
-    def _event(self, change: HostEvent) -> Event:
+    def _make_event(self, change: HostEvent) -> Event:
         return Event(when=self.clock(), change=change)
 
-    def _read(self) -> tuple[VmList, HostState, HostObservation]:
-        # whoever does not answer holds up no look: half of the time is for the others
+    def _observe_host(self) -> tuple[VmList, HostState, HostObservation]:
+        """Look at the VMs and at the host."""
+        # a VM that does not answer may take half of an interval, so that the next look is in time
         least = FIRST_PATIENCE if self._before is None else LEAST_PATIENCE
         patience = min(self.session.deadline, max(self.interval / 2, least))
-        seen = list_vms(replace(self.session, deadline=patience), ask=self._asker.ask)
+        vm_list = list_vms(replace(self.session, deadline=patience), ask=self._poller.ask)
         if self.refs:
-            vms = [vm for vm in seen.vms if any(vm.is_meant(ref) for ref in self.refs)]
-            seen = replace(seen, vms=vms)
+            vms = [vm for vm in vm_list.vms if any(vm.is_meant(ref) for ref in self.refs)]
+            vm_list = replace(vm_list, vms=vms)
         host_state = read_host_state(self.session.host)
         pairs = [
-            (self._seen(vm, host_state), vm) for vm in seen.vms if vm.state is not VmState.DEAD
+            (self._observe_vm(vm, host_state), vm)
+            for vm in vm_list.vms
+            if vm.state is not VmState.DEAD
         ]
-        # by their keys, for anybody can take the name of another VM
-        self._vms = {its.key: vm for its, vm in pairs}
-        pmus = {pmu.name: pmu.cpus for pmu in host_state.pmus}
-        return (
-            seen,
-            host_state,
-            HostObservation(vms=[its for its, _ in pairs], online=host_state.online, pmus=pmus),
+        # by key, because anybody can take the name of another VM
+        self._vms = {observed.key: vm for observed, vm in pairs}
+        observation = HostObservation(
+            vms=[observed for observed, _ in pairs],
+            online=host_state.online,
+            pmus={pmu.name: pmu.cpus for pmu in host_state.pmus},
         )
+        return vm_list, host_state, observation
 
-    def _seen(self, vm: Vm, host_state: HostState) -> ObservedVm:
+    def _observe_vm(self, vm: Vm, host_state: HostState) -> ObservedVm:
         return ObservedVm(
-            held=assess(vm, host_state),
-            is_silent=vm.state in UNASKED and vm.socket not in self._asker.pending,
+            alignment=assess(vm, host_state),
+            is_silent=vm.state in UNANSWERED and vm.socket not in self._poller.pending,
             is_denied=vm.state is VmState.DENIED,
         )
 
-    def _repair(self, after: HostObservation, host_state: HostState) -> Iterator[HostEvent]:
-        """Align what strays; what fails is tried again at each look, and told once."""
-        strays = {
+    def _repair_vms(self, after: HostObservation, host_state: HostState) -> Iterator[HostEvent]:
+        """Align misplaced VMs; what fails is tried again at each look, and reported once."""
+        misplaced = {
             vm.key: vm
-            for vm in stray(after)
+            for vm in find_misplaced(after)
             if not read_vm_affinity_record(self._vms[vm.key], host_state).is_left_alone
         }
-        self._failed = {key: words for key, words in self._failed.items() if key in strays}
-        for key, its in strays.items():
+        self._failed = {key: text for key, text in self._failed.items() if key in misplaced}
+        for key, vm in misplaced.items():
             try:
-                done = align_vm(self._vms[key], host_state, dry_run=False)
+                result = align_vm(self._vms[key], host_state, dry_run=False)
             except PmuctlError as error:
-                words = _problem(error)
-                if self._failed.get(key) != words:
-                    self._failed[key] = words
-                    yield _about(its, ChangeKind.REPAIR_FAILED, words)
+                text = _format_error(error)
+                if self._failed.get(key) != text:
+                    self._failed[key] = text
+                    yield _make_vm_event(vm, ChangeKind.REPAIR_FAILED, text)
                 continue
             self._failed.pop(key, None)
-            for problem in done.warnings:
-                self.session.trace(f"{its.name}: {_problem(problem)}")
-            for thread in done.placed:
+            for warning in result.warnings:
+                self.session.trace(f"{vm.name}: {_format_error(warning)}")
+            for thread in result.results:
                 if thread.outcome == "set":
                     what = f"vCPU {thread.vcpu} (thread {thread.tid}) put on CPUs {thread.cpus}"
                     yield HostEvent(
                         kind=ChangeKind.REPAIRED,
                         what=f"{what}, was {thread.before}",
-                        vm=its.name,
-                        pid=its.pid,
+                        vm=vm.name,
+                        pid=vm.pid,
                         vcpu=thread.vcpu,
                         tid=thread.tid,
-                        pmu=its.held.effective_pmu.only,
+                        pmu=vm.alignment.effective_pmu.only,
                         cpus=thread.cpus,
                     )
 
 
-def scope(watch: Watch) -> str:
-    """What is watched, in words, after the first look."""
-    pmus = len(watch.host_state.pmus) if watch.host_state else 0
-    ways = f"looking every {watch.interval:g} s"
-    if watch.uevents.is_open:
+def describe_scope(monitor: HostMonitor) -> str:
+    """Return what is monitored, and how; call it after the first look."""
+    pmus = len(monitor.host_state.pmus) if monitor.host_state else 0
+    ways = f"looking every {monitor.interval:g} s"
+    if monitor.uevents.is_open:
         ways += ", and when the kernel tells of a VM or a CPU"
     else:
         ways += "; the kernel's own events cannot be heard here"
-    return f"watching {_counted(watch.count, 'VM')} and {_counted(pmus, 'PMU')}: {ways}"
+    vms = describe_count(monitor.count, "VM")
+    return f"watching {vms} and {describe_count(pmus, 'PMU')}: {ways}"
 
 
-def absent(watch: Watch) -> list[str]:
-    """The names that stand for no VM yet, after the first look."""
-    return [str(its) for its in watch.refs if not any(vm.is_meant(its) for vm in watch.seen.vms)]
+def find_absent(monitor: HostMonitor) -> list[str]:
+    """Return the names that no VM has yet; call it after the first look."""
+    vms = monitor.vm_list.vms
+    return [str(ref) for ref in monitor.refs if not any(vm.is_meant(ref) for vm in vms)]
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _lost(uevents: NoUevents) -> str:
+def _explain_lost_uevents(uevents: NoUevents) -> str:
     if not uevents.is_open:
         return "the kernel's events cannot be heard any more: looking at each interval only"
     return "the kernel dropped events (ENOBUFS): everything is looked at anew"
 
 
-def _about(vm: ObservedVm, kind: ChangeKind, what: str) -> HostEvent:
-    return HostEvent(kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.held.effective_pmu.only)
+def _make_vm_event(vm: ObservedVm, kind: ChangeKind, what: str) -> HostEvent:
+    return HostEvent(
+        kind=kind, what=what, vm=vm.name, pid=vm.pid, pmu=vm.alignment.effective_pmu.only
+    )
 
 
-def _problem(error: PmuctlError) -> str:
+def _format_error(error: PmuctlError) -> str:
+    """Return an error in one line."""
     parts: Sequence[str | None] = (error.message, error.why, error.fix and f"fix: {error.fix}")
     return "; ".join(part for part in parts if part)

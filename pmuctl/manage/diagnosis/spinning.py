@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that spin: looked at twice, with a rest between, all at once."""
+"""Detection of threads that spin: their CPU times are read twice, some time apart."""
 
 import time
 from collections.abc import Callable, Collection
@@ -8,47 +8,48 @@ from typing import NamedTuple
 from pmuctl.host.procfs import TICKS, Procfs, ThreadTimes
 
 SAMPLE_SECONDS = 0.3
-"""How long threads that may spin are looked at: 30 clock ticks."""
+"""Seconds for which threads that may spin are sampled: 30 clock ticks."""
 
 
 class ThreadId(NamedTuple):
-    """A thread, of a process."""
+    """A thread, and the process it is of."""
 
     pid: int
     tid: int
 
 
-def rest() -> float:
-    """Let SAMPLE_SECONDS pass; the seconds that it took in truth."""
+def sleep_sample() -> float:
+    """Sleep for SAMPLE_SECONDS; return the seconds that this really took."""
     began = time.monotonic()
     time.sleep(SAMPLE_SECONDS)
     return time.monotonic() - began
 
 
-def spins(
-    threads: Collection[ThreadId], procs: Procfs, *, rest: Callable[[], float] = rest
+def measure_spin_shares(
+    threads: Collection[ThreadId], procs: Procfs, *, sleep: Callable[[], float] = sleep_sample
 ) -> dict[ThreadId, float]:
-    """The share of a CPU that each thread takes without running its guest.
+    """Return the share of a CPU that each thread takes without running its guest.
 
-    Those that are gone, or are others by now, are left out.
+    All are sampled at once, while `sleep` passes and returns some seconds. Threads that are gone,
+    or whose ids are other threads' by then, are left out.
     """
     if not threads:
         return {}
-    first = {its: times for its in threads if (times := procs.thread_times(*its))}
-    seconds = rest()
-    found: dict[ThreadId, float] = {}
-    for its, then in first.items():
-        now = procs.thread_times(*its)
+    first = {thread: times for thread in threads if (times := procs.thread_times(*thread))}
+    seconds = sleep()
+    shares: dict[ThreadId, float] = {}
+    for thread, then in first.items():
+        now = procs.thread_times(*thread)
         share = None if now is None else spin_share(then, now, seconds)
         if share is not None:
-            found[its] = share
-    return found
+            shares[thread] = share
+    return shares
 
 
 def spin_share(then: ThreadTimes, now: ThreadTimes, seconds: float) -> float | None:
-    """The share of a CPU that a thread took meanwhile, 0 where it ran its guest.
+    """Return the share of a CPU that a thread took in these seconds, 0 if it ran its guest.
 
-    None where it is another thread by now.
+    Return None if the id is another thread's by now.
     """
     if then.start != now.start:
         return None

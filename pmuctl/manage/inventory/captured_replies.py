@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What control sockets told, as a capture of their machine has it: a file for each.
+"""Captured replies of control sockets: one file for each socket of a captured tree.
 
-A captured tree is read as hostile. What it has passes the checks of a live peer's answer and of a
-record; its words are shown and never followed, and nobody is asked for more.
+A captured tree is hostile input. Its files pass the same checks as a live peer's answer and a
+record; their words are shown and never followed, and no socket is queried.
 """
 
 import json
@@ -21,7 +21,7 @@ from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.inventory.replies import (
-    CapturedEntry,
+    CapturedSocket,
     NoReply,
     RecordedVm,
     Reply,
@@ -33,12 +33,12 @@ from pmuctl.model.vm_ref import ProcessId
 
 FORMAT = 1
 SIZE_LIMIT = 8 << 20
-"""Bytes: an answer came in MESSAGE_MAX, and numbers in it are written anew up to four times as
-long (1E15); a record has no more than its own limit."""
+"""Bytes of a file: an answer has at most MESSAGE_MAX, whose numbers can get four times as long
+when they are written again (1E15); a record has a lower limit of its own."""
 PATH_CHARS = 4 * 4096
-"""Characters of a path, of which each byte can need four (PATH_MAX)."""
+"""Characters of a path: PATH_MAX bytes, of which each can need four."""
 FIX = "sudo pmuctl host snapshot DIR"
-"""What tells more of a VM that a user might not ask on another machine, there."""
+"""The fix for a VM that the user who made the capture might not query, on its machine."""
 
 _FILE = re.compile(r"[0-9]{1,5}\.json")
 _COUNT = re.compile(r"[0-9]{1,9}\n?")
@@ -55,7 +55,7 @@ _VMM = Obj(
     },
     is_open=True,
 )
-_UNTOLD = Obj(
+_NO_REPLY = Obj(
     {
         "state": Str(words=(VmState.DEAD, VmState.DENIED, VmState.SILENT)),
         "status": Int(most=255),
@@ -77,39 +77,40 @@ _FORM = Obj(
         "answer": Maybe(COMMANDS["query-pmu"].result),
         "uid": Maybe(_UID),
         "record": Maybe(start_record.FORM),
-        "untold": Maybe(_UNTOLD),
+        "untold": Maybe(_NO_REPLY),
     },
     is_open=True,
 )
-"""With `vmm`, `answer` and perhaps `record` it has answered, with `uid` and `record` it is
-orphaned; else `untold` tells why."""
+"""A VM that answered has `vmm`, `answer` and perhaps `record`, an orphaned one `uid` and `record`;
+`untold` is why another one gave no reply."""
 
 
-def capture_told(
-    sockets: Sequence[tuple[ControlSocket, Reply]], left_out: int
+def capture_replies(
+    replies: Sequence[tuple[ControlSocket, Reply]], left_out: int
 ) -> Iterator[Captured]:
-    """The files of these sockets, as `read_told` reads them.
+    """Yield the files of these sockets, as `read_captured_sockets` reads them.
 
-    Their `owner` is None where nobody but root and who makes the capture can have made them.
+    The `owner` of a socket is to be None if only root or the user who makes the capture can have
+    made it. `left_out` is how many sockets were not queried.
     """
-    for number, (entry, told) in enumerate(sockets):
-        yield Captured(path=f"{PATH_TOLD}/{number}.json", text=to_text(entry, told))
+    for number, (socket, reply) in enumerate(replies):
+        yield Captured(path=f"{PATH_TOLD}/{number}.json", text=to_text(socket, reply))
     if left_out:
         yield Captured(path=f"{PATH_TOLD}/{LEFT_OUT}", text=f"{left_out}\n")
 
 
-def read_told(sysfs: Sysfs) -> SocketScan:
-    """The control sockets of a captured tree; raises RefusedError for a file that is broken."""
+def read_captured_sockets(sysfs: Sysfs) -> SocketScan:
+    """Return the control sockets of a captured tree; raise RefusedError for a broken file."""
     found: dict[Path, ControlSocket] = {}
     for name in filter(_FILE.fullmatch, sysfs.entries(PATH_TOLD)):
         text = sysfs.read_text(f"{PATH_TOLD}/{name}", limit=SIZE_LIMIT)
         try:
             if text is None:
                 raise ValueError(f"it is no file of at most {SIZE_LIMIT >> 20} MiB to be read")
-            entry = from_text(text)
-            if entry.path in found:
-                raise ValueError(f"{entry.path} stands in another file, too")
-            found[entry.path] = entry
+            socket = from_text(text)
+            if socket.path in found:
+                raise ValueError(f"{socket.path} stands in another file, too")
+            found[socket.path] = socket
         except (ValueError, RecursionError) as error:
             why = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
             raise RefusedError(
@@ -118,20 +119,20 @@ def read_told(sysfs: Sysfs) -> SocketScan:
                 why=why,
                 fix="capture the machine anew, or remove the file: that VM is not managed then",
             ) from None
-    entries = sorted(found.values(), key=lambda entry: (entry.name or "", str(entry.path)))
+    sockets = sorted(found.values(), key=lambda socket: (socket.name or "", str(socket.path)))
     count = sysfs.read_text(f"{PATH_TOLD}/{LEFT_OUT}", limit=16) or ""
-    return SocketScan(entries, int(count) if _COUNT.fullmatch(count) else 0)
+    return SocketScan(sockets, int(count) if _COUNT.fullmatch(count) else 0)
 
 
-def to_text(entry: ControlSocket, told: Reply) -> str:
-    """A socket and what it told, as it stands in its file."""
+def to_text(socket: ControlSocket, reply: Reply) -> str:
+    """Return the text of the file of a socket and its reply."""
     document: dict[str, object] = {
         "format": FORMAT,
-        "name": entry.name,
-        "path": start_record.cut_text(str(entry.path.absolute()), PATH_CHARS),
-        "owner": entry.owner,
+        "name": socket.name,
+        "path": start_record.cut_text(str(socket.path.absolute()), PATH_CHARS),
+        "owner": socket.owner,
     }
-    match told:
+    match reply:
         case VmReply(message=message, vmm=vmm):
             document["vmm"] = {
                 "pid": vmm.pid,
@@ -141,85 +142,88 @@ def to_text(entry: ControlSocket, told: Reply) -> str:
                 "supervised": vmm.is_supervised,
             }
             document["answer"] = message
-            if told.record:
-                document["record"] = start_record.to_json(told.record)
+            if reply.record:
+                document["record"] = start_record.to_json(reply.record)
         case RecordedVm():
-            document["uid"] = told.uid
-            document["record"] = start_record.to_json(told.record)
+            document["uid"] = reply.uid
+            document["record"] = start_record.to_json(reply.record)
         case NoReply(problem=problem, process=process):
             document["untold"] = {
-                "state": told.state,
+                "state": reply.state,
                 "status": int(problem.status),
                 "message": start_record.cut_text(problem.message),
                 "why": problem.why and start_record.cut_text(problem.why),
                 "errno": problem.errno,
                 "process": process and {"pid": process.pid, "start": process.started},
-                "owner": told.owner,
+                "owner": reply.owner,
             }
     return json.dumps(document, ensure_ascii=False) + "\n"
 
 
-def from_text(text: str) -> CapturedEntry:
-    """The inverse of `to_text`; raises ValueError or RecursionError for anything else.
+def from_text(text: str) -> CapturedSocket:
+    """Parse the text of a file; the inverse of `to_text`.
 
-    What to do about a problem is not taken from it: such words are made here.
+    The `fix` of a problem is not read from the file but made here. Raise ValueError or
+    RecursionError for any other text.
     """
     document: Any = json.loads(text)
     _FORM.check(document, "file")
-    its: dict[str, Any] = document
-    path = Path(its["path"])
-    if path.name != its["name"] + SUFFIX:
+    path = Path(document["path"])
+    if path.name != document["name"] + SUFFIX:
         raise ValueError("file.path: is not a socket of that name")
-    entry = ControlSocket(name=its["name"], path=path, owner=its["owner"])
-    told: Reply
-    if "answer" in its and "vmm" in its:
-        told = _answered(entry, its)
-    elif "record" in its and "uid" in its:
-        told = RecordedVm(record=_record(its, entry.name), uid=its["uid"])
-    elif "untold" in its:
-        told = _untold(its["untold"], entry.name)
+    socket = ControlSocket(name=document["name"], path=path, owner=document["owner"])
+    reply: Reply
+    if "answer" in document and "vmm" in document:
+        reply = _parse_vm_reply(socket, document)
+    elif "record" in document and "uid" in document:
+        reply = RecordedVm(record=_parse_record(document, socket.name), uid=document["uid"])
+    elif "untold" in document:
+        reply = _parse_no_reply(document["untold"], socket.name)
     else:
         raise ValueError("file: has neither answer nor record nor why there is none")
-    return CapturedEntry(name=entry.name, path=path, owner=entry.owner, told=told)
+    return CapturedSocket(name=socket.name, path=path, owner=socket.owner, reply=reply)
 
 
-def _answered(entry: ControlSocket, its: Mapping[str, Any]) -> VmReply:
+def _parse_vm_reply(socket: ControlSocket, document: Mapping[str, Any]) -> VmReply:
+    answer, facts = document["answer"], document["vmm"]
     try:
-        check_answer(entry, its["answer"])
+        check_answer(socket, answer)
     except PmuctlError as error:
         raise ValueError(f"file.answer: {error.why}") from None
     vmm = ProcessFacts(
-        pid=its["vmm"]["pid"],
-        uid=its["vmm"]["uid"],
-        started=its["vmm"]["start"],
-        has_vm=its["vmm"]["has-vm"],
-        is_supervised=its["vmm"]["supervised"],
+        pid=facts["pid"],
+        uid=facts["uid"],
+        started=facts["start"],
+        has_vm=facts["has-vm"],
+        is_supervised=facts["supervised"],
     )
-    if "record" not in its:
-        return VmReply(message=its["answer"], vmm=vmm)
-    start = _record(its, entry.name)
-    if start.process != vmm.process:
+    if "record" not in document:
+        return VmReply(message=answer, vmm=vmm)
+    record = _parse_record(document, socket.name)
+    if record.process != vmm.process:
         raise ValueError("file.record: is of another process")
-    return VmReply(message=its["answer"], vmm=vmm, record=start)
+    return VmReply(message=answer, vmm=vmm, record=record)
 
 
-def _record(its: Mapping[str, Any], name: str | None) -> start_record.Record:
-    found = start_record.from_json(its["record"])
-    if found.name != name:
+def _parse_record(document: Mapping[str, Any], name: str | None) -> start_record.Record:
+    record = start_record.from_json(document["record"])
+    if record.name != name:
         raise ValueError("file.record: is of another VM")
-    return found
+    return record
 
 
-def _untold(its: Mapping[str, Any], name: str | None) -> NoReply:
-    cls = class_of(its["status"]) or RefusedError
-    state = VmState(its["state"])
+def _parse_no_reply(document: Mapping[str, Any], name: str | None) -> NoReply:
+    cls = class_of(document["status"]) or RefusedError
+    state = VmState(document["state"])
     problem = cls(
-        its["message"],
+        document["message"],
         subject=name,
-        why=its["why"],
-        # of others nobody learns more
+        why=document["why"],
+        # another user can capture more only of a VM that denied this one
         fix=FIX if state is VmState.DENIED else None,
-        errno=its["errno"],
+        errno=document["errno"],
     )
-    process = its["process"] and ProcessId(its["process"]["pid"], its["process"]["start"])
-    return NoReply(problem=problem, state=state, process=process, owner=its["owner"])
+    process = document["process"] and ProcessId(
+        document["process"]["pid"], document["process"]["start"]
+    )
+    return NoReply(problem=problem, state=state, process=process, owner=document["owner"])

@@ -20,11 +20,11 @@ from pmuctl.value import field, replace, value
 
 @value(kw_only=True)
 class VmList:
-    """VMs, and how many processes could not be looked at: whether those have VMs is not known.
+    """VMs, and how many processes were `unreadable`, of which it is not known if they have VMs.
 
-    `is_partial` tells that other users' processes are hidden altogether, `left_out` how many
-    control sockets of other users are too many to be asked; `scratch` are the VMs of pmuctl's own
-    probes, which are left out. `hollow` is how many were sifted out, by user (see `sift`).
+    `is_partial` is True if other users' processes are hidden altogether. `left_out` is how many
+    control sockets of other users are too many to be queried, `scratch` how many VMs of pmuctl's
+    own probes are left out, and `unbacked` how many VMs were hidden, by user (`hide_unbacked`).
     """
 
     vms: list[Vm]
@@ -36,15 +36,15 @@ class VmList:
 
 
 Ask = Callable[[Session, Sequence[ControlSocket]], Sequence[Vm]]
-"""Asks control sockets, in an order that is kept."""
+"""A function that queries control sockets and returns their VMs in the same order."""
 
 
 class Inventory:
-    """What is on a host, for one command: processes are looked at once, and each VM is asked once.
+    """The VMs of a host for one command: processes are scanned once, each VM is queried once.
 
-    Nothing is done before somebody wants to know it: a VM that is named is not kept waiting for
-    others that are silent. Where a socket was named, there is nothing but the VM there. All
-    sockets are asked by `ask`, in one deadline.
+    Nothing is read before it is needed: a named VM does not wait for others that are silent. If
+    the session names a socket, the inventory has only the VM there. `ask` queries all sockets
+    together, in one deadline.
     """
 
     def __init__(self, session: Session, ask: Ask = ask_all) -> None:
@@ -53,17 +53,17 @@ class Inventory:
         self._asked: dict[tuple[ControlSocket, bool], Vm] = {}
 
     @cached_property
-    def sockets(self) -> SocketScan:
-        """The control sockets, and how many are left out."""
+    def socket_scan(self) -> SocketScan:
+        """The control sockets to query, and how many are left out."""
         return self.session.scan_sockets()
 
     @property
-    def entries(self) -> Sequence[ControlSocket]:
-        """Those that are not left out."""
-        return self.sockets.entries
+    def sockets(self) -> Sequence[ControlSocket]:
+        """The control sockets that are not left out."""
+        return self.socket_scan.entries
 
     @cached_property
-    def seen(self) -> ProcessScan:
+    def process_scan(self) -> ProcessScan:
         """The processes that have VMs."""
         return (
             ProcessScan() if self.session.socket is not None else scan_processes(self.session.host)
@@ -71,103 +71,110 @@ class Inventory:
 
     @property
     def vms(self) -> list[Vm]:
-        """Every VM but scratch VMs, each with its problem if it has one."""
-        return [vm for vm in self._all if not vm.is_scratch]
+        """Every VM but scratch VMs, each with its `problem` if it cannot be queried."""
+        return [vm for vm in self._all_vms if not vm.is_scratch]
 
     @property
     def scratch(self) -> int:
-        """How many are left out."""
-        return sum(vm.is_scratch for vm in self._all)
+        """How many scratch VMs are left out."""
+        return sum(vm.is_scratch for vm in self._all_vms)
 
     @cached_property
-    def _all(self) -> list[Vm]:
-        todo = [entry for entry in self.entries if (entry, False) not in self._asked]
-        for entry, vm in zip(todo, self._ask_all(self.session, todo), strict=True):
-            self._asked[entry, False] = vm
-        managed = [self._asked[entry, False] for entry in self.entries]
-        return merge(managed, self.seen.processes, self.session)
+    def _all_vms(self) -> list[Vm]:
+        todo = [socket for socket in self.sockets if (socket, False) not in self._asked]
+        for socket, vm in zip(todo, self._ask_all(self.session, todo), strict=True):
+            self._asked[socket, False] = vm
+        managed = [self._asked[socket, False] for socket in self.sockets]
+        return merge(managed, self.process_scan.processes, self.session)
 
-    def ask(self, entry: ControlSocket, *, strictly: bool = False) -> Vm:
-        """The VM of a control socket, with its problem if it has one; `strictly` as ask_vm."""
-        return self.whole(self._ask(entry, strictly=strictly))
+    def ask(self, socket: ControlSocket, *, strictly: bool = False) -> Vm:
+        """Return the VM of a control socket, with its `problem` if it cannot be queried.
 
-    def whole(self, vm: Vm) -> Vm:
-        """The VM of a control socket, with what its process tells of it."""
-        processes = [its for its in self.seen.processes if its.holder.process == vm.process]
-        found = merge([vm], processes, self.session)
-        return next(its for its in found if its.socket == vm.socket)
-
-    def _ask(self, entry: ControlSocket, *, strictly: bool = False) -> Vm:
-        key = (entry, strictly)
+        `strictly` is as in ask_vm.
+        """
+        key = (socket, strictly)
         if key not in self._asked:
-            self._asked[key] = try_read(self.session, entry, strictly=strictly)
-        return self._asked[key]
+            self._asked[key] = try_read(self.session, socket, strictly=strictly)
+        return self.complete(self._asked[key])
+
+    def complete(self, vm: Vm) -> Vm:
+        """Return the VM of a control socket, completed with what its process shows of it."""
+        processes = [
+            process
+            for process in self.process_scan.processes
+            if process.kvm_process.process == vm.process
+        ]
+        merged = merge([vm], processes, self.session)
+        return next(found for found in merged if found.socket == vm.socket)
 
 
 def merge(managed: Sequence[Vm], processes: Sequence[VmProcess], session: Session) -> list[Vm]:
-    """Every VM once: one with a control socket is the one that its process has.
+    """Return every VM once: a VM with a control socket is the one that its process has.
 
-    Where a process has several, it is the one whose vCPUs have the same threads.
+    If the process has several VMs, it is the one whose vCPUs have the same threads.
     """
-    by_process = {its.holder.process: its for its in processes}
+    by_process = {process.kvm_process.process: process for process in processes}
     managed = [
-        _identified(vm, by_process.get(vm.process) if vm.process else None) for vm in managed
+        _add_identity(vm, by_process.get(vm.process) if vm.process else None) for vm in managed
     ]
-    whole = {vm.process for vm in managed if vm.id and vm.id.fd is not None and not _lacks(vm)}
-    found = vms_of_processes(
-        [its for its in processes if its.holder.process not in whole], session
-    )
+    complete = {
+        vm.process
+        for vm in managed
+        if vm.id and vm.id.fd is not None and not _has_unknown_threads(vm)
+    }
+    incomplete = [process for process in processes if process.kvm_process.process not in complete]
+    found = vms_of_processes(incomplete, session)
     merged: list[Vm] = []
     for vm in managed:
-        its = _counterpart(vm, [its for its in found if its.process == vm.process])
-        merged.append(_filled(vm, its) if its else vm)
+        same = _find_counterpart(vm, [other for other in found if other.process == vm.process])
+        merged.append(_add_threads(vm, same) if same else vm)
     known = [vm.id for vm in merged if vm.id and vm.id.fd is not None]
     merged += [vm for vm in found if vm.id not in known]
-    return sorted(merged, key=_order)
+    return sorted(merged, key=_make_sort_key)
 
 
-def _identified(vm: Vm, process: VmProcess | None) -> Vm:
-    """A VM with a control socket, and what its process says it is."""
+def _add_identity(vm: Vm, process: VmProcess | None) -> Vm:
+    """Return a VM with a control socket, with what its process says it is."""
     if process is None or vm.id is None:
         return vm
-    files = process.holder.files
+    files = process.kvm_process.files
     fd = files[0] if len(files) == 1 else None
     return replace(vm, id=replace(vm.id, fd=fd), identity=process.identity)
 
 
-def _lacks(vm: Vm) -> bool:
-    """Whether its process can tell more of a VM than its socket has."""
-    return vm.vcpus is None or any(its.tid is None for its in vm.vcpus)
+def _has_unknown_threads(vm: Vm) -> bool:
+    """Return True if a VM's process can show vCPU threads that its socket did not."""
+    return vm.vcpus is None or any(vcpu.tid is None for vcpu in vm.vcpus)
 
 
-def _counterpart(vm: Vm, found: Sequence[Vm]) -> Vm | None:
-    """The VM of its process that a VM with a control socket is; None where that is not known."""
+def _find_counterpart(vm: Vm, found: Sequence[Vm]) -> Vm | None:
+    """Return the VM, of those of its process, that a managed VM is; None if it is not known."""
     if len(found) == 1:
         return found[0]
-    tids = _tids(vm)
-    return next((its for its in found if tids & _tids(its)), None)
+    tids = _get_tids(vm)
+    return next((other for other in found if tids & _get_tids(other)), None)
 
 
-def _tids(vm: Vm) -> set[int]:
-    return {its.tid for its in vm.vcpus or () if its.tid is not None}
+def _get_tids(vm: Vm) -> set[int]:
+    return {vcpu.tid for vcpu in vm.vcpus or () if vcpu.tid is not None}
 
 
-def _filled(vm: Vm, found: Vm) -> Vm:
-    """A VM with a control socket, and what only its process tells: threads of its vCPUs."""
+def _add_threads(vm: Vm, found: Vm) -> Vm:
+    """Return a VM with a control socket, with the vCPU threads that only its process shows."""
     if vm.vcpus is None:
         return replace(vm, id=found.id, vcpus=found.vcpus or None)
-    its = {vcpu.index: vcpu for vcpu in found.vcpus or ()}
-    vcpus = tuple(_with_thread(vcpu, its.get(vcpu.index)) for vcpu in vm.vcpus)
+    by_index = {vcpu.index: vcpu for vcpu in found.vcpus or ()}
+    vcpus = tuple(_add_thread(vcpu, by_index.get(vcpu.index)) for vcpu in vm.vcpus)
     return replace(vm, id=found.id, vcpus=vcpus)
 
 
-def _with_thread(vcpu: VmVcpu, found: VmVcpu | None) -> VmVcpu:
+def _add_thread(vcpu: VmVcpu, found: VmVcpu | None) -> VmVcpu:
     if vcpu.tid is not None or found is None:
         return vcpu
     return replace(vcpu, tid=found.tid, evidence=found.evidence)
 
 
-def _order(vm: Vm) -> tuple[bool, str, int]:
-    """By name; those that have none behind the others, by process."""
-    has_none = vm.socket is None and vm.name.startswith("pid/")
-    return has_none, "" if has_none else vm.name, vm.pid or 0
+def _make_sort_key(vm: Vm) -> tuple[bool, str, int]:
+    """Return a key that sorts by name, and VMs without a name last, by process."""
+    is_unnamed = vm.socket is None and vm.name.startswith("pid/")
+    return is_unnamed, "" if is_unnamed else vm.name, vm.pid or 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the one VM that is meant, among those that have the same name or none."""
+"""Lookup of the VM that a reference means, among those of the same name, UUID or process."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,58 +13,61 @@ from pmuctl.manage.inventory.inventory import Ask, Inventory, VmList
 from pmuctl.manage.inventory.poller import ask_all
 from pmuctl.manage.inventory.processes import VmProcess
 from pmuctl.manage.inventory.query import ask_vm, is_dead, make_vm
-from pmuctl.manage.inventory.replies import CapturedEntry, Reply
+from pmuctl.manage.inventory.replies import CapturedSocket, Reply
 from pmuctl.manage.inventory.session import Session
-from pmuctl.manage.inventory.start_records import orphan, refused_start
+from pmuctl.manage.inventory.start_records import find_orphan, refused_start
 from pmuctl.manage.inventory.unbacked_sockets import is_unbacked
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import UUID, ByName, ByPid, VmRef
 
+Candidate = ControlSocket | Vm
+"""What a reference can mean: a control socket, before it is queried, or a VM that has none."""
+
 
 def list_vms(session: Session, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all) -> VmList:
-    """The VMs that are meant, by default all; raises NotFoundError for what means none.
+    """Return the VMs that are meant, by default all; `ask` queries their control sockets.
 
-    Their control sockets are asked by `ask`.
+    Raise NotFoundError for a reference that means no VM.
     """
     return select_vms(Inventory(session, ask), refs)
 
 
 def select_vms(inventory: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
-    """The same, of a inventory that is there."""
+    """Return the VMs of an inventory that are meant, as `list_vms`."""
     vms = inventory.vms
     for ref in refs:
         if not any(vm.is_meant(ref) for vm in vms):
-            raise _not_found(inventory, ref, [vm.name for vm in vms])
+            raise _make_not_found_error(inventory, ref, [vm.name for vm in vms])
     if refs:
         vms = [vm for vm in vms if any(vm.is_meant(ref) for ref in refs)]
-    seen = inventory.seen
+    scan = inventory.process_scan
     return VmList(
         vms=vms,
-        unreadable=seen.unreadable,
-        is_partial=seen.is_partial,
-        left_out=inventory.sockets.left_out,
+        unreadable=scan.unreadable,
+        is_partial=scan.is_partial,
+        left_out=inventory.socket_scan.left_out,
         scratch=0 if refs else inventory.scratch,
     )
 
 
 def lookup_vm(inventory: Inventory, ref: VmRef, *, strictly: bool = False) -> Vm:
-    """The one VM that is meant, whether it can be asked or not.
+    """Return the one VM that is meant, whether it can be queried or not.
 
-    `strictly` as for `open_vm`; it goes for a VM without a control socket as well, whose threads
-    can be placed. Raises NotFoundError where there is none, UsageError where two VMs hold the
-    name, and what Client raises of one with a control socket.
+    `strictly` is as in `open_vm`; it also applies to a VM without a control socket, because the
+    affinity of its threads can be set. Raise NotFoundError if there is none, UsageError if two
+    VMs hold the name, and what Client raises for a VM with a control socket.
     """
-    found = _find(inventory, ref, strictly=strictly)
+    found = _find_candidate(inventory, ref, strictly=strictly)
     if isinstance(found, Vm):
         is_own = found.owner == inventory.session.host.uid
         if strictly and not is_own and not isinstance(ref, ByPid):
             whose = "several users'" if found.owner is None else f"uid {found.owner}'s"
-            raise _strangers(ref, f"process {found.pid} is {whose}", f"pid/{found.pid}")
+            raise _make_strangers_error(ref, f"process {found.pid} is {whose}", f"pid/{found.pid}")
         return found
     vm = inventory.ask(found, strictly=strictly)
     if vm.problem is not None and vm.state is not VmState.ORPHANED:
         raise vm.problem
-    _check(inventory, ref, found, vm)
+    _check_vm(inventory, ref, found, vm)
     return vm
 
 
@@ -72,16 +75,17 @@ def lookup_vm(inventory: Inventory, ref: VmRef, *, strictly: bool = False) -> Vm
 def open_vm(
     inventory: Inventory, ref: VmRef, *, strictly: bool = False
 ) -> Iterator[tuple[Client | None, Vm]]:
-    """The one VM that is meant, asked over an open connection.
+    """Open a connection to the one VM that is meant, and query it there.
 
-    What is asked and changed on the connection is that VM's: it is named anew by its own answer.
-    With `strictly`, where something is to be changed, its peer must be known to be a VMM, and a
-    VM of another user's directory is not meant by a name or a UUID, which anybody can claim.
-    To an orphaned VM there is no connection, and None instead. Raises NotFoundError where there is
-    none, UsageError where two VMs hold the name, UnsupportedError for one without a control
-    socket, and what Client raises.
+    Yield the connection, and the VM by its own answer: what is changed on the connection is that
+    VM. For an orphaned VM the connection is None. With `strictly`, for a change, the peer must be
+    known to be a VMM, and a VM of another user's directory is not meant by a name or a UUID,
+    which anybody can claim.
+
+    Raise NotFoundError if there is no such VM, UsageError if two VMs hold the name,
+    UnsupportedError for a VM without a control socket, and what Client raises.
     """
-    found = _find(inventory, ref, strictly=strictly)
+    found = _find_candidate(inventory, ref, strictly=strictly)
     if isinstance(found, Vm):
         raise UnsupportedError(
             "it has no control socket",
@@ -93,73 +97,72 @@ def open_vm(
     session = inventory.session
     with ExitStack() as stack:
         client: Client | None = None
-        told: Reply | None
+        reply: Reply | None
         try:
             client = stack.enter_context(session.client(found))
         except UnreachableError as error:
-            told = orphan(found, session.host.procs) if is_dead(error) else None
-            if told is None:
+            reply = find_orphan(found, session.host.procs) if is_dead(error) else None
+            if reply is None:
                 raise
         else:
-            told = ask_vm(client, strictly=strictly)
-        vm = inventory.whole(make_vm(session, found, told))
-        _check(inventory, ref, found, vm)
+            reply = ask_vm(client, strictly=strictly)
+        vm = inventory.complete(make_vm(session, found, reply))
+        _check_vm(inventory, ref, found, vm)
         yield client, vm
 
 
-def _check(inventory: Inventory, ref: VmRef, entry: ControlSocket, vm: Vm) -> None:
-    """Raise NotFoundError where a socket's VM is not what is meant, UsageError for a rival.
+def _check_vm(inventory: Inventory, ref: VmRef, socket: ControlSocket, vm: Vm) -> None:
+    """Raise NotFoundError if a socket's VM is not the one that is meant.
 
-    That is a VM without a control socket that has the same claim to the name.
+    Raise UsageError if a VM without a control socket has the same claim to the name.
     """
     session = inventory.session
     if not vm.is_meant(ref):
-        where = ("--socket", entry.path) if session.socket else ()
+        where = ("--socket", socket.path) if session.socket else ()
         raise NotFoundError(
             "there is no such VM with this control socket",
             subject=str(ref),
-            why=f"the VM at {entry.path} is named {vm.name}",
+            why=f"the VM at {socket.path} is named {vm.name}",
             fix=command("vm", "list", *where),
         )
-    if isinstance(ref, ByName):
-        others = [its for its in inventory.seen.processes if its.holder.process != vm.process]
-        if any(its.identity.name == ref.name for its in others):
-            # some of them may have a control socket under another name
-            rivals = [its for its in inventory.vms if its.socket is None and its.is_meant(ref)]
-            _choose([entry], rivals, ref, uid=session.user, strictly=False)
+    if isinstance(ref, ByName) and any(
+        process.identity.name == ref.name and process.kvm_process.process != vm.process
+        for process in inventory.process_scan.processes
+    ):
+        # some of these processes may have a control socket under another name
+        rivals = [other for other in inventory.vms if not other.is_managed and other.is_meant(ref)]
+        choose_candidate([socket, *rivals], ref, uid=session.user, strictly=False)
 
 
-def _find(inventory: Inventory, ref: VmRef, *, strictly: bool) -> ControlSocket | Vm:
-    """The control socket of the VM that is meant, or the VM where that has none."""
-    session, entries, seen = inventory.session, inventory.entries, inventory.seen
+def _find_candidate(inventory: Inventory, ref: VmRef, *, strictly: bool) -> Candidate:
+    """Return the control socket of the VM that is meant, or the VM if it has none."""
+    session, sockets, scan = inventory.session, inventory.sockets, inventory.process_scan
     if session.socket is not None:
-        return entries[0]
+        return sockets[0]
     name = ref.name if isinstance(ref, ByName) else None
-    if by_name := [entry for entry in entries if entry.name == name]:
-        return choose_entry(by_name, ref, uid=session.user, strictly=strictly)
-    # a name is what a process says of itself; QEMU's monitor can say it, too
-    namesakes = (its.identity.name == name or _may_tell(its) for its in seen.processes)
-    vms: list[Vm] = []
-    if name is None or any(namesakes):
+    candidates: list[Candidate] = [socket for socket in sockets if socket.name == name]
+    # a process gives its VM's name; if it does not, QEMU's monitor may
+    is_named = (process.identity.name == name or _may_reply(process) for process in scan.processes)
+    if not candidates and (name is None or any(is_named)):
         vms = [vm for vm in inventory.vms if vm.is_meant(ref)]
-    paths = {vm.socket for vm in vms}
-    named = [entry for entry in entries if name is None and str(entry.path) in paths]
-    unmanaged = [vm for vm in vms if vm.socket is None]
-    if not named and not unmanaged:
+        paths = {vm.socket for vm in vms}
+        candidates += [socket for socket in sockets if name is None and str(socket.path) in paths]
+        candidates += [vm for vm in vms if not vm.is_managed]
+    if not candidates:
         if name is None:
             _refuse_unasked(inventory, ref)
-        names = [entry.name for entry in entries if entry.name]
-        names += [its.identity.name or f"pid/{its.pid}" for its in seen.processes]
-        raise _not_found(inventory, ref, names)
-    return _choose(named, unmanaged, ref, uid=session.user, strictly=strictly)
+        names = [socket.name for socket in sockets if socket.name]
+        names += [process.identity.name or f"pid/{process.pid}" for process in scan.processes]
+        raise _make_not_found_error(inventory, ref, names)
+    return choose_candidate(candidates, ref, uid=session.user, strictly=strictly)
 
 
-def _may_tell(process: VmProcess) -> bool:
+def _may_reply(process: VmProcess) -> bool:
     return process.identity.name is None and bool(process.identity.monitors)
 
 
 def _refuse_unasked(inventory: Inventory, ref: VmRef) -> None:
-    """Raise UnreachableError where a VM that cannot be asked may be the one that is meant.
+    """Raise UnreachableError if a VM that cannot be queried may be the one that is meant.
 
     A socket that anybody can make, with no VM behind it, is none.
     """
@@ -179,91 +182,76 @@ def _refuse_unasked(inventory: Inventory, ref: VmRef) -> None:
         )
 
 
-def _choose(
-    entries: Sequence[ControlSocket], vms: Sequence[Vm], ref: VmRef, *, uid: int, strictly: bool
-) -> ControlSocket | Vm:
-    """The one of these that is meant: sockets, and VMs that have none, all called so.
+def choose_candidate(
+    candidates: Sequence[Candidate], ref: VmRef, *, uid: int, strictly: bool
+) -> Candidate:
+    """Return the one of these candidates, all called so, that user `uid` means.
 
-    Root's and one's own go before another user's. Raises UsageError where that leaves several.
+    The user's own and root's go before another user's. To change another user's VM that has a
+    control socket (`strictly`), its process must be named. Raise UsageError if that leaves none
+    or several.
     """
-    own = [vm for vm in vms if vm.owner in (0, uid)]
-    has_own_entry = any(entry.owner in (None, uid) for entry in entries)
-    rivals = own if own or has_own_entry else vms
-    if not rivals:
-        return choose_entry(entries, ref, uid=uid, strictly=strictly)
-    if own and not has_own_entry:
-        entries = ()
-    if len(rivals) + len(entries) > 1:
-        places = [*(str(its.path) for its in entries), *(f"pid/{vm.pid}" for vm in rivals)]
-        raise UsageError(
-            "two VMs hold this name",
-            subject=str(ref),
-            why=", ".join(places),
-            fix="name it by its process: pid/N",
-        )
-    return rivals[0]
-
-
-def choose_entry(
-    found: Sequence[ControlSocket], ref: VmRef, *, uid: int, strictly: bool
-) -> ControlSocket:
-    """The one of these sockets, all called so, that user `uid` means.
-
-    One's own go before another user's; to change another user's VM its process must be named.
-    Raises UsageError where that leaves none or several.
-    """
-    own = [entry for entry in found if entry.owner in (None, uid)]
-    others = [entry for entry in found if entry not in own]
-    if strictly and not own and others and _is_strangers(ref, others[0].owner, uid):
-        whose = f"{others[0].path} is uid {others[0].owner}'s"
-        raise _strangers(ref, whose, "pid/N, with N from pmuctl vm list")
-    found = own or others
+    own = [candidate for candidate in candidates if _is_own(candidate, uid)]
+    found = own or candidates
+    vms = [candidate for candidate in found if isinstance(candidate, Vm)]
+    if strictly and not own and not vms and not isinstance(ref, ByPid):
+        whose = f"{_get_address(found[0])} is uid {found[0].owner}'s"
+        raise _make_strangers_error(ref, whose, "pid/N, with N from pmuctl vm list")
     if len(found) > 1:
-        raise _ambiguous(found, ref)
+        raise _make_ambiguity_error(found, ref)
     return found[0]
 
 
-def _ambiguous(found: Sequence[ControlSocket], ref: VmRef) -> UsageError:
-    """Several sockets of one name, or of one process."""
-    is_process = isinstance(ref, ByPid)
+def _is_own(candidate: Candidate, uid: int) -> bool:
+    """Return True if only root or user `uid` can have made it."""
+    root = 0 if isinstance(candidate, Vm) else None
+    return candidate.owner in (root, uid)
+
+
+def _get_address(candidate: Candidate) -> str:
+    return f"pid/{candidate.pid}" if isinstance(candidate, Vm) else str(candidate.path)
+
+
+def _make_ambiguity_error(found: Sequence[Candidate], ref: VmRef) -> UsageError:
+    """Return the error for several VMs of one name, or several sockets of one process."""
+    has_vm = any(isinstance(candidate, Vm) for candidate in found)
+    is_process = isinstance(ref, ByPid) and not has_vm
     fixes = [] if is_process else ["name it by its process: pid/N"]
-    if not isinstance(found[0], CapturedEntry):
-        fixes.insert(0, f"add --socket {quote(str(found[0].path))}")
-    elif is_process:
-        fixes = [f"name it by the name of one, as {found[0].name}"]
+    if isinstance(found[0], CapturedSocket):
+        if is_process:
+            fixes = [f"name it by the name of one, as {found[0].name}"]
+    elif not has_vm:
+        fixes.insert(0, f"add --socket {quote(_get_address(found[0]))}")
     return UsageError(
         "it has several control sockets" if is_process else "two VMs hold this name",
         subject=str(ref),
-        why=", ".join(str(entry.path) for entry in found),
+        why=", ".join(_get_address(candidate) for candidate in found),
         fix=", or ".join(fixes),
     )
 
 
-def _is_strangers(ref: VmRef, owner: int | None, uid: int) -> bool:
-    return not isinstance(ref, ByPid) and owner not in (None, uid)
-
-
-def _strangers(ref: VmRef, whose: str, place: str) -> UsageError:
+def _make_strangers_error(ref: VmRef, whose: str, address: str) -> UsageError:
     return UsageError(
         "only another user's VM is called so",
         subject=str(ref),
         why=f"{whose}, and anybody can take a name",
-        fix=f"name it by its process: {place}",
+        fix=f"name it by its process: {address}",
     )
 
 
-def _not_found(inventory: Inventory, ref: VmRef, names: Sequence[str]) -> NotFoundError:
-    session, name = inventory.session, str(ref)
+def _make_not_found_error(inventory: Inventory, ref: VmRef, names: Sequence[str]) -> NotFoundError:
+    session, name, scan = inventory.session, str(ref), inventory.process_scan
     if session.host.is_live and session.socket is None:
         refused = refused_start(name, session.host.environ, session.host.uid)
         if refused is not None:
             return refused
-    names = list(dict.fromkeys(its for its in names if its != name))
-    near = get_close_matches(name.lower(), {its.lower(): its for its in names}, n=3, cutoff=0.5)
-    near = [its for its in names if its.lower() in near]
+    names = list(dict.fromkeys(other for other in names if other != name))
+    by_lower = {other.lower(): other for other in names}
+    close = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    near = [other for other in names if other.lower() in close]
     if UUID.fullmatch(name):
         near = [f"uuid/{name}"]
     why = f"near: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}"
-    if inventory.seen.unreadable or inventory.seen.is_partial:
+    if scan.unreadable or scan.is_partial:
         why += "; other users' processes may not be read"
     return NotFoundError("there is no such VM", subject=str(ref), why=why, fix="pmuctl vm list")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking many control sockets, of whomever they are, in a time that none of them can lengthen."""
+"""Queries of many control sockets at once, under one deadline that no socket can lengthen."""
 
 import time
 from collections.abc import Sequence
@@ -12,75 +12,83 @@ from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import UnreachableError
 from pmuctl.host.parallel import AT_ONCE, run_parallel
 from pmuctl.host.signals import defer_signals
-from pmuctl.manage.inventory.query import ask_socket, make_vm, nothing_told, try_read
+from pmuctl.manage.inventory.query import ask_socket, make_no_reply, make_vm, try_read
 from pmuctl.manage.inventory.replies import Reply
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.value import replace
 
 REST_SECONDS = 60.0
-"""The longest pause after which a socket that stays mute is asked again by one who watches it."""
+"""The longest pause after which SocketPoller queries a mute socket again."""
 
-Key = tuple[Path, int, int]
-"""A socket's path, and its inode and time: where another one is made it is asked at once."""
-
-
-def ask_all(session: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
-    """The VM of each of these sockets, in their order: see `ask_sockets`."""
-    told = ask_sockets(session, entries)
-    return [make_vm(session, entry, its) for entry, its in zip(entries, told, strict=True)]
+SocketKey = tuple[Path, int, int]
+"""A socket's path, inode and mtime (ns): a new socket at the same path is queried at once."""
 
 
-def ask_sockets(session: Session, entries: Sequence[ControlSocket]) -> list[Reply]:
-    """What each of these sockets says, in their order; all of them take one deadline together.
+def ask_all(session: Session, sockets: Sequence[ControlSocket]) -> list[Vm]:
+    """Return the VM of each of these sockets, in their order; see `ask_sockets`."""
+    replies = ask_sockets(session, sockets)
+    return [
+        make_vm(session, socket, reply) for socket, reply in zip(sockets, replies, strict=True)
+    ]
 
-    They are asked side by side: one's own and root's first, then those of each other user in
-    turn, so that no user's mute sockets are in the way of the others'. What is not reached before
-    the deadline is silent.
+
+def ask_sockets(session: Session, sockets: Sequence[ControlSocket]) -> list[Reply]:
+    """Return the reply of each of these sockets, in their order; they share one deadline.
+
+    They are queried concurrently: the user's own and root's first, then those of each other user
+    in turn, so that no user's mute sockets delay those of others. A socket that is not reached
+    before the deadline counts as silent.
     """
-    asked = _ask(session, entries)
-    return [its or _not_reached(session, entry) for entry, its in zip(entries, asked, strict=True)]
+    replies = _query_sockets(session, sockets)
+    return [
+        reply or _make_unreached_reply(session, socket)
+        for socket, reply in zip(sockets, replies, strict=True)
+    ]
 
 
-def _ask(session: Session, entries: Sequence[ControlSocket]) -> list[Reply | None]:
-    """The same; None is what was not reached."""
+def _query_sockets(session: Session, sockets: Sequence[ControlSocket]) -> list[Reply | None]:
+    """Return the same; None for a socket that was not reached."""
     until = time.monotonic() + session.deadline
 
-    def ask(entry: ControlSocket) -> Reply | None:
+    def ask(socket: ControlSocket) -> Reply | None:
         left = until - time.monotonic()
-        return ask_socket(replace(session, deadline=left), entry) if left > 0 else None
+        return ask_socket(replace(session, deadline=left), socket) if left > 0 else None
 
-    if not session.host.is_live:  # nobody is asked, and nothing can be late
-        return [ask_socket(session, entry) for entry in entries]
-    turns = _in_turn(entries, session.host.uid)
-    answers = run_parallel([partial(ask, entry) for entry in turns])
-    by_path = {entry.path: its for entry, its in zip(turns, answers, strict=True)}
-    return [by_path[entry.path] for entry in entries]
+    if not session.host.is_live:  # captured replies are read at once
+        return [ask_socket(session, socket) for socket in sockets]
+    turns = _order_by_turns(sockets, session.host.uid)
+    replies = run_parallel([partial(ask, socket) for socket in turns])
+    by_path = {socket.path: reply for socket, reply in zip(turns, replies, strict=True)}
+    return [by_path[socket.path] for socket in sockets]
 
 
-def _in_turn(entries: Sequence[ControlSocket], uid: int) -> Sequence[ControlSocket]:
-    own = [entry for entry in entries if entry.owner in (None, uid)]
+def _order_by_turns(sockets: Sequence[ControlSocket], uid: int) -> Sequence[ControlSocket]:
+    """Return the sockets of root and user `uid`, then one of each other user in turn."""
+    own = [socket for socket in sockets if socket.owner in (None, uid)]
     others: dict[int | None, list[ControlSocket]] = {}
-    for entry in entries:
-        if entry.owner not in (None, uid):
-            others.setdefault(entry.owner, []).append(entry)
+    for socket in sockets:
+        if socket.owner not in (None, uid):
+            others.setdefault(socket.owner, []).append(socket)
     turns = chain.from_iterable(zip_longest(*others.values()))
-    return [*own, *(entry for entry in turns if entry is not None)]
+    return [*own, *(socket for socket in turns if socket is not None)]
 
 
-def _not_reached(session: Session, entry: ControlSocket) -> Reply:
+def _make_unreached_reply(session: Session, socket: ControlSocket) -> Reply:
     problem = UnreachableError(
         "its control socket was not asked",
         why=f"others that do not answer took all of {session.deadline:g} s",
         fix="--deadline SEC waits longer",
     )
-    return nothing_told(session, entry, problem)
+    return make_no_reply(session, socket, problem)
 
 
 class SlowSocket:
-    """A socket that no look waits for, and what it said last, or that it said nothing.
+    """A socket that no look waits for, and the VM of its last reply, which can be silent.
 
-    `is_mute` tells that it was given the whole deadline, and did not answer.
+    `answer` is the query that is running, with the seconds it took; `due` (monotonic) is when the
+    next one starts and `pause` how long in seconds the last pause was. `is_mute` is True if the
+    socket had the whole deadline, and did not answer.
     """
 
     def __init__(self, vm: Vm) -> None:
@@ -92,57 +100,59 @@ class SlowSocket:
 
 
 class SocketPoller:
-    """Asks the control sockets of a host at every look, and lets none of them hold up a look.
+    """Queries of a host's control sockets at every look, of which no socket delays a look.
 
-    One that does not answer within a look is asked apart from it, with the whole `deadline`, and
-    the more rarely the longer it stays mute. Until it answers what it said last is what it is:
-    its process and threads are still there to be seen.
+    A socket that does not answer within a look is queried in the background, with the whole
+    `deadline` (seconds), and the more rarely the longer it stays mute. Until it answers, its last
+    reply holds: its process and threads are still there to be seen.
     """
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
         self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
-        self._slow: dict[Key, SlowSocket] = {}
-        self._said: dict[Key, Vm] = {}
+        self._slow: dict[SocketKey, SlowSocket] = {}
+        self._last_vms: dict[SocketKey, Vm] = {}
         self.pending: frozenset[str] = frozenset()
         """The sockets of which it is not known yet whether they answer at all."""
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop all queries."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def ask(self, session: Session, entries: Sequence[ControlSocket]) -> list[Vm]:
-        """What each of these sockets says, in order, within `session.deadline`, as `ask_all`."""
-        keys = {entry.path: _key(entry) for entry in entries}
+    def ask(self, session: Session, sockets: Sequence[ControlSocket]) -> list[Vm]:
+        """Return the VM of each socket, in order, within `session.deadline`, as `ask_all`."""
+        keys = {socket.path: _read_key(socket) for socket in sockets}
         present = set(keys.values())
-        self._slow = {key: its for key, its in self._slow.items() if key in present}
-        self._said = {key: its for key, its in self._said.items() if key in present}
-        prompt = [entry for entry in entries if keys[entry.path] not in self._slow]
-        # who has answered before first: new ones may be mute
-        prompt.sort(key=lambda entry: keys[entry.path] not in self._said)
-        found: dict[Path, Vm] = {}
+        self._slow = {key: slow for key, slow in self._slow.items() if key in present}
+        self._last_vms = {key: vm for key, vm in self._last_vms.items() if key in present}
+        prompt = [socket for socket in sockets if keys[socket.path] not in self._slow]
+        # those that have answered before go first, because new ones may be mute
+        prompt.sort(key=lambda socket: keys[socket.path] not in self._last_vms)
+        vms: dict[Path, Vm] = {}
         pending: set[str] = set()
-        for entry, told in zip(prompt, _ask(session, prompt), strict=True):
-            key = keys[entry.path]
-            vm = make_vm(session, entry, told or _not_reached(session, entry))
-            if told is None:  # it is not its fault: at the next look it is asked again
-                pending.add(str(entry.path))
-                found[entry.path] = self._last(session, key) or vm
+        for socket, reply in zip(prompt, _query_sockets(session, prompt), strict=True):
+            key = keys[socket.path]
+            vm = make_vm(session, socket, reply or _make_unreached_reply(session, socket))
+            if reply is None:  # others took the time, so the next look queries it again
+                pending.add(str(socket.path))
+                vms[socket.path] = self._get_last_vm(session, key) or vm
             elif vm.state is VmState.SILENT:
                 self._slow[key] = SlowSocket(vm)
             else:
-                self._note(key, vm)
-                found[entry.path] = vm
-        for entry in entries:
-            if (slow := self._slow.get(key := keys[entry.path])) is not None:
-                found[entry.path] = self._tend(session, entry, key, slow)
+                self._keep_vm(key, vm)
+                vms[socket.path] = vm
+        for socket in sockets:
+            if (slow := self._slow.get(key := keys[socket.path])) is not None:
+                vms[socket.path] = self._poll_slow(session, socket, key, slow)
                 if slow.vm.state is VmState.SILENT and not slow.is_mute:
-                    pending.add(str(entry.path))
+                    pending.add(str(socket.path))
         self.pending = frozenset(pending)
-        return [found[entry.path] for entry in entries]
+        return [vms[socket.path] for socket in sockets]
 
-    def _tend(self, session: Session, entry: ControlSocket, key: Key, slow: SlowSocket) -> Vm:
-        """Take its answer, if there is one, and ask it again once that is due."""
+    def _poll_slow(
+        self, session: Session, socket: ControlSocket, key: SocketKey, slow: SlowSocket
+    ) -> Vm:
+        """Take the answer of a slow socket, if there is one, and query it again once it is due."""
         now = time.monotonic()
         if slow.answer is not None and slow.answer.done():
             slow.vm, took = slow.answer.result()
@@ -152,45 +162,46 @@ class SocketPoller:
                 slow.pause = min(max(2 * slow.pause, self._deadline), REST_SECONDS)
             else:
                 slow.pause = 0.0
-                self._note(key, slow.vm)
-                if took < session.deadline:  # the next look waits for it again
+                self._keep_vm(key, slow.vm)
+                if took < session.deadline:  # fast enough for the next look to wait for it
                     del self._slow[key]
                     return slow.vm
             slow.due = now + slow.pause
         if slow.answer is None and now >= slow.due:
             patient = replace(session, deadline=self._deadline)
             with defer_signals():
-                slow.answer = self._pool.submit(_timed, patient, entry)
+                slow.answer = self._pool.submit(_time_query, patient, socket)
         if slow.vm.state is not VmState.SILENT:
             return slow.vm
-        last = self._last(session, key)
+        last = self._get_last_vm(session, key)
         if last is None:
             return slow.vm
         if not slow.is_mute:
             return last
         return replace(last, state=VmState.SILENT, problem=slow.vm.problem)
 
-    def _note(self, key: Key, vm: Vm) -> None:
-        self._said.pop(key, None)
+    def _keep_vm(self, key: SocketKey, vm: Vm) -> None:
+        self._last_vms.pop(key, None)
         if vm.state not in (VmState.DEAD, VmState.DENIED):
-            self._said[key] = vm
+            self._last_vms[key] = vm
 
-    def _last(self, session: Session, key: Key) -> Vm | None:
-        """What it said last, as long as the process goes on that said it."""
-        vm = self._said.get(key)
+    def _get_last_vm(self, session: Session, key: SocketKey) -> Vm | None:
+        """Return the VM of a socket's last reply, if the process that gave it still runs."""
+        vm = self._last_vms.get(key)
         if vm is None or vm.process is None:
             return None
         return vm if session.host.procs.is_there(vm.process) else None
 
 
-def _timed(session: Session, entry: ControlSocket) -> tuple[Vm, float]:
+def _time_query(session: Session, socket: ControlSocket) -> tuple[Vm, float]:
+    """Return the VM of a socket and the seconds that its query took."""
     began = time.monotonic()
-    return try_read(session, entry), time.monotonic() - began
+    return try_read(session, socket), time.monotonic() - began
 
 
-def _key(entry: ControlSocket) -> Key:
+def _read_key(socket: ControlSocket) -> SocketKey:
     try:
-        its = entry.path.lstat()
+        status = socket.path.lstat()
     except OSError:
-        return entry.path, 0, 0
-    return entry.path, its.st_ino, its.st_mtime_ns
+        return socket.path, 0, 0
+    return socket.path, status.st_ino, status.st_mtime_ns

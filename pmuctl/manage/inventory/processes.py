@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMs found by their processes: every one on the host, whether or not it has a control socket."""
+"""VMs found by their processes: all VMs of the host, with and without a control socket."""
 
 import time
 from collections import Counter
@@ -27,9 +27,9 @@ from pmuctl.model.vmm_identity import (
 from pmuctl.value import replace, value
 
 MONITORS_MAX = 4
-"""Monitors of one process that are tried: its command line, anybody's word, may name thousands."""
+"""Monitors that are tried for a process: its command line is untrusted and may name thousands."""
 ALL_MONITORS = 2.0
-"""Seconds for the monitors of all processes; those that are left then are not asked."""
+"""Seconds for the monitors of all processes together; the rest of them is not queried."""
 STOPPED = "T"
 """The state of a process that a signal has stopped (proc_pid_stat(5))."""
 
@@ -41,21 +41,21 @@ Tids = Mapping[int, tuple[int, Evidence]]
 class VmProcess:
     """A process that has VMs open, and what it says it is."""
 
-    holder: KvmProcess
+    kvm_process: KvmProcess
     identity: VmmIdentity
     is_pmuctl: bool
 
     @property
     def pid(self) -> int:
-        """Its process id."""
-        return self.holder.pid
+        """The process id."""
+        return self.kvm_process.pid
 
 
 @value(kw_only=True)
 class ProcessScan:
-    """The processes of a host that have VMs open, and how many could not be looked at.
+    """The processes of a host that have VMs open, and how many others are `unreadable`.
 
-    `is_partial` tells that other users' processes are hidden altogether.
+    `is_partial` is True if other users' processes are hidden altogether.
     """
 
     processes: tuple[VmProcess, ...] = ()
@@ -64,136 +64,148 @@ class ProcessScan:
 
 
 def scan_processes(host: Host) -> ProcessScan:
-    """Look once at all processes; files are read only of those that have a VM.
+    """Scan all processes once; command line and name are read only of those that have a VM.
 
-    A helper that has only a VMM's descriptors is no process of a VM.
+    A helper that has only a VMM's descriptors does not count as a process with a VM.
     """
-    procs, found = host.procs, []
+    procs, processes = host.procs, []
     scan = scan_owners(procs, host.sysfs)
-    for holder in scan.holders:
-        argv, comm = procs.command_line(holder.pid), procs.comm(holder.pid, holder.pid)
-        its = VmProcess(
-            holder=holder, identity=identify(argv, comm), is_pmuctl=is_pmuctl(argv, comm)
+    for kvm_process in scan.holders:
+        pid = kvm_process.pid
+        argv, comm = procs.command_line(pid), procs.comm(pid, pid)
+        processes.append(
+            VmProcess(
+                kvm_process=kvm_process,
+                identity=identify(argv, comm),
+                is_pmuctl=is_pmuctl(argv, comm),
+            )
         )
-        found.append(its)
     return ProcessScan(
-        processes=tuple(found), unreadable=scan.unreadable, is_partial=scan.is_partial
+        processes=tuple(processes), unreadable=scan.unreadable, is_partial=scan.is_partial
     )
 
 
 def vms_of_processes(processes: Sequence[VmProcess], session: Session) -> list[Vm]:
-    """The VMs of these processes.
+    """Return the VMs of these processes, without those of processes that have ended meanwhile.
 
-    What has ended meanwhile is left out. Scratch VMs are those of probes, which never run, of
-    pmuctls of this user's.
+    Scratch VMs are those that probes of this user's pmuctl make; they never run.
     """
-    monitors = _ask(processes, session)
+    monitors = _query_monitors(processes, session)
     names = debugfs.scan_names(session.host.sysfs) if processes else {}
     found: list[Vm] = []
     for process in processes:
-        its = list(_vms(process, session.host, names, monitors.get(process.pid)))
+        vms = list(_iter_vms(process, session.host, names, monitors.get(process.pid)))
         # another process may have its pid by now
-        if session.host.procs.is_there(process.holder.process):
-            found += its
+        if session.host.procs.is_there(process.kvm_process.process):
+            found += vms
     return found
 
 
-def _ask(processes: Sequence[VmProcess], session: Session) -> dict[int, QemuMonitor]:
-    """What QEMUs say at monitors that are free, asked side by side.
+def _query_monitors(processes: Sequence[VmProcess], session: Session) -> dict[int, QemuMonitor]:
+    """Return what QEMUs reply at monitors that are free, by pid; they are queried concurrently.
 
-    A QEMU that has no vCPU yet may wait for its monitor's first client, and is left alone. So is
-    one that was asked already, whatever came of that, unless it has got other vCPUs: a monitor
-    serves one client at a time, and its manager is to be that.
+    A QEMU that has no vCPU yet may wait for its monitor's first client, so it is left alone. A
+    monitor serves one client at a time, and that should be the VM's manager: so a QEMU that was
+    queried before, with whatever result, is not queried again until it has other vCPUs.
     """
     if not session.host.is_live:
         return {}
-    all_asked = [its for its in processes if its.identity.monitors and its.holder.vcpus]
+    qemus = [
+        process for process in processes if process.identity.monitors and process.kvm_process.vcpus
+    ]
     known = {
-        its.pid: session.monitor_answers[key]
-        for its in all_asked
-        if (key := _key(its)) in session.monitor_answers
+        process.pid: session.monitor_answers[key]
+        for process in qemus
+        if (key := _make_monitor_key(process)) in session.monitor_answers
     }
-    asked = [its for its in all_asked if its.pid not in known]
-    if asked:
+    todo = [process for process in qemus if process.pid not in known]
+    if todo:
         for key in [
             key for key in session.monitor_answers if not session.host.procs.is_there(key[0])
         ]:
             del session.monitor_answers[key]
     until = time.monotonic() + ALL_MONITORS
-    answers = run_parallel([partial(_monitor, its, session, until) for its in asked])
-    known |= {its.pid: answer for its, answer in zip(asked, answers, strict=True)}
-    return {pid: answer for pid, answer in known.items() if answer}
+    replies = run_parallel([partial(_query_monitor, process, session, until) for process in todo])
+    known |= {process.pid: reply for process, reply in zip(todo, replies, strict=True)}
+    return {pid: reply for pid, reply in known.items() if reply}
 
 
-def _key(process: VmProcess) -> tuple[ProcessId, frozenset[int]]:
-    holder = process.holder
-    return holder.process, frozenset(holder.vcpus.values())
+def _make_monitor_key(process: VmProcess) -> tuple[ProcessId, frozenset[int]]:
+    kvm_process = process.kvm_process
+    return kvm_process.process, frozenset(kvm_process.vcpus.values())
 
 
-def _monitor(process: VmProcess, session: Session, until: float) -> QemuMonitor | None:
-    """What it says, kept for the next look whatever that is; not where it is too late to ask."""
+def _query_monitor(process: VmProcess, session: Session, until: float) -> QemuMonitor | None:
+    """Return the reply of a QEMU's monitor, or None; either is kept for the next look.
+
+    If `until` (monotonic) has passed, return None and keep nothing.
+    """
     if time.monotonic() >= until:
         return None
-    procs, pid, answer = session.host.procs, process.pid, None
+    procs, pid, reply = session.host.procs, process.pid, None
     until = min(until, time.monotonic() + DEADLINE)
     parent = procs.parent(pid)
-    above = procs.comm(parent, parent) if parent else ""
-    place = procs.root / str(pid)
+    parent_comm = procs.comm(parent, parent) if parent else ""
+    proc_dir = procs.root / str(pid)
     for path in process.identity.monitors[:MONITORS_MAX]:
-        if answer is None and may_query(path, above):
-            answer = query_qemu(path, place, pid=pid, uid=procs.uid(pid), until=until)
-    # whether it still runs may change, what it is called and its threads do not
-    session.monitor_answers[_key(process)] = answer and replace(answer, status=None)
-    return answer
+        if reply is None and may_query(path, parent_comm):
+            reply = query_qemu(path, proc_dir, pid=pid, uid=procs.uid(pid), until=until)
+    # the status may change, the VM's name and threads do not
+    session.monitor_answers[_make_monitor_key(process)] = reply and replace(reply, status=None)
+    return reply
 
 
-def _vms(
+def _iter_vms(
     process: VmProcess, host: Host, names: debugfs.Names, monitor: QemuMonitor | None
 ) -> Iterator[Vm]:
-    """One VM for a process, or one for each VM descriptor where vCPUs can be told apart.
+    """Yield one VM for a process, or one for each VM descriptor if their vCPUs can be told apart.
 
-    Which thread is whose of several VMs that are not, is not known of vCPUs of the same number.
+    If the VMs of one process cannot be told apart, the threads of vCPUs that share a number stay
+    unknown.
     """
-    procs, holder = host.procs, process.holder
-    tids = procs.threads(holder.pid)
-    own_names = dict(debugfs.names_of(names, holder, tids))
-    told = {fd: debugfs.read_vcpus(host.sysfs, name) for fd, name in own_names.items()}
-    apart = {fd: its for fd, its in told.items() if its}
-    if len(apart) > 1:
-        for fd, its in apart.items():
-            threads = {n: (tid, Evidence.DEBUGFS) for n, tid in its.items() if tid in tids}
-            vm = _vm(process, procs, None, sorted(its), threads, fd=fd)
-            yield replace(vm, name=f"pid/{holder.pid}/{fd}")
+    procs, kvm_process = host.procs, process.kvm_process
+    tids = procs.threads(process.pid)
+    own_names = dict(debugfs.names_of(names, kvm_process, tids))
+    vcpus_by_fd = {fd: debugfs.read_vcpus(host.sysfs, name) for fd, name in own_names.items()}
+    shown = {fd: vcpus for fd, vcpus in vcpus_by_fd.items() if vcpus}
+    if len(shown) > 1:
+        for fd, vcpus in shown.items():
+            threads = {n: (tid, Evidence.DEBUGFS) for n, tid in vcpus.items() if tid in tids}
+            vm = _make_vm(process, procs, None, sorted(vcpus), threads, fd=fd)
+            yield replace(vm, name=f"pid/{process.pid}/{fd}")
         return
-    last = {index: tid for its in apart.values() for index, tid in its.items()}
-    indices = sorted(set(holder.vcpus.values()))
-    threads = dict(_threads(procs, holder, tids, indices, monitor, last))
-    if len(told) != 1 and not _is_one(holder, procs):
-        count = Counter(holder.vcpus.values())
-        threads = {index: its for index, its in threads.items() if count[index] == 1}
-    fd = next(iter((*apart, *holder.files)))
+    last_tids = {index: tid for vcpus in shown.values() for index, tid in vcpus.items()}
+    indices = sorted(set(kvm_process.vcpus.values()))
+    threads = dict(_find_threads(procs, kvm_process, tids, indices, monitor, last_tids))
+    if len(vcpus_by_fd) != 1 and not _is_one_vm(kvm_process, procs):
+        count = Counter(kvm_process.vcpus.values())
+        threads = {index: thread for index, thread in threads.items() if count[index] == 1}
+    fd = next(iter((*shown, *kvm_process.files)))
     has_run = any(debugfs.has_run(host.sysfs, name) for name in own_names.values())
-    vm = _vm(process, procs, monitor, indices, threads, fd=fd, has_run=has_run)
-    # anybody can call himself pmuctl: only what this user starts is left out
+    vm = _make_vm(process, procs, monitor, indices, threads, fd=fd, has_run=has_run)
+    # any process can call itself pmuctl, so only this user's are taken for probes
     is_own = vm.owner == host.uid and process.is_pmuctl
     yield replace(vm, is_scratch=is_own and vm.state is VmState.STARTING)
 
 
-def _is_one(holder: KvmProcess, procs: Procfs) -> bool:
-    """Whether all its VM descriptors are certainly of the same VM."""
-    pid, vms = holder.pid, holder.vms
-    return bool(vms) and all(procs.is_same_file(pid, vms[0], pid, fd) for fd in vms[1:])
+def _is_one_vm(kvm_process: KvmProcess, procs: Procfs) -> bool:
+    """Return True if all VM descriptors of a process are certainly of the same VM."""
+    pid, fds = kvm_process.pid, kvm_process.vms
+    return bool(fds) and all(procs.is_same_file(pid, fds[0], pid, fd) for fd in fds[1:])
 
 
-def _threads(
+def _find_threads(
     procs: Procfs,
-    holder: KvmProcess,
+    kvm_process: KvmProcess,
     tids: Collection[int],
     indices: Sequence[int],
     monitor: QemuMonitor | None,
-    last: Mapping[int, int],
+    last_tids: Mapping[int, int],
 ) -> Tids:
-    """The threads of vCPUs, each by the best evidence there is; no thread is two vCPUs'."""
+    """Return the threads of vCPUs, each by the best evidence; no thread is that of two vCPUs.
+
+    `last_tids` maps vCPU numbers to the threads that ran them last, by debugfs.
+    """
     found: dict[int, tuple[int, Evidence]] = {}
     used: set[int] = set()
 
@@ -206,20 +218,20 @@ def _threads(
 
     for index, tid in (monitor.threads if monitor else {}).items():
         take(index, tid, Evidence.QMP)
-    for index, tid in last.items():
+    for index, tid in last_tids.items():
         take(index, tid, Evidence.DEBUGFS)
     if len(found) < len(indices):
         for tid in sorted(tids):
-            fd = running_vcpu(holder.pid, tid, procs)
+            fd = running_vcpu(kvm_process.pid, tid, procs)
             if fd is not None:
-                take(holder.vcpus.get(fd), tid, Evidence.KVM_RUN)
+                take(kvm_process.vcpus.get(fd), tid, Evidence.KVM_RUN)
     if len(found) < len(indices):
         for tid in sorted(tids):
-            take(vcpu_of_thread(procs.comm(holder.pid, tid)), tid, Evidence.NAME)
+            take(vcpu_of_thread(procs.comm(kvm_process.pid, tid)), tid, Evidence.NAME)
     return found
 
 
-def _vm(
+def _make_vm(
     process: VmProcess,
     procs: Procfs,
     monitor: QemuMonitor | None,
@@ -230,9 +242,9 @@ def _vm(
     has_run: bool = False,
 ) -> Vm:
     pid, identity = process.pid, process.identity
-    vcpus = tuple(_vcpu(procs, pid, index, threads.get(index)) for index in indices)
-    # a thread that spent time in a guest is a vCPU's, though it may not be known of which
-    has_run |= any(its.has_run for its in vcpus) or (
+    vcpus = tuple(_make_vcpu(procs, pid, index, threads.get(index)) for index in indices)
+    # a thread with guest time is a vCPU's, even if it is not known of which
+    has_run |= any(vcpu.has_run for vcpu in vcpus) or (
         bool(vcpus) and any(procs.guest_time(pid, tid) for tid in procs.threads(pid))
     )
     leader = procs.thread_stat(pid, pid)
@@ -249,7 +261,7 @@ def _vm(
         state=state,
         uuid=identity.uuid or vm_uuid(monitor.uuid),
         vmm=identity.kind,
-        id=VmId(process.holder.process, fd),
+        id=VmId(process.kvm_process.process, fd),
         owner=procs.uid(pid),
         window=Window.NONE if identity.has_vpmu is False else window,
         by="a vCPU has run" if window and identity.has_vpmu is not False else None,
@@ -258,13 +270,13 @@ def _vm(
     )
 
 
-def _vcpu(procs: Procfs, pid: int, index: int, thread: tuple[int, Evidence] | None) -> VmVcpu:
-    """A vCPU has run if its thread spent time in a guest, or KVM_RUN was seen of it."""
+def _make_vcpu(procs: Procfs, pid: int, index: int, thread: tuple[int, Evidence] | None) -> VmVcpu:
+    """Return a vCPU; it has run if its thread has guest time, or was seen to run it."""
     if thread is None:
         return VmVcpu(index=index, tid=None, initialised=None, has_run=None)
     tid, evidence = thread
-    its = procs.thread_stat(pid, tid)
-    has_run = evidence in (Evidence.DEBUGFS, Evidence.KVM_RUN) or bool(its and its.guest_time)
+    stat = procs.thread_stat(pid, tid)
+    has_run = evidence in (Evidence.DEBUGFS, Evidence.KVM_RUN) or bool(stat and stat.guest_time)
     return VmVcpu(
         index=index, tid=tid, initialised=None, has_run=has_run or None, evidence=evidence
     )

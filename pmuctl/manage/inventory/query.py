@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking one VM over its control socket, as far as its peer can be believed."""
+"""Query of one VM over its control socket, whose peer is authenticated."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from pmuctl.control.client.peer_auth import PeerCred
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import DeniedError, PmuctlError, UnreachableError
 from pmuctl.manage.inventory.replies import (
-    CapturedEntry,
+    CapturedSocket,
     NoReply,
     Reply,
     VmReply,
@@ -16,94 +16,98 @@ from pmuctl.manage.inventory.replies import (
     vm_of,
 )
 from pmuctl.manage.inventory.session import Session
-from pmuctl.manage.inventory.start_records import orphan, record_of, recorded_process
+from pmuctl.manage.inventory.start_records import find_orphan, record_of, recorded_process
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ProcessId
 
 
 def ask_vm(client: Client, *, strictly: bool = False) -> VmReply:
-    """What a VM says of itself, as far as its peer can be believed, and its record of its start.
+    """Return a VM's answer to `query-pmu`, its authenticated process, and its start record.
 
-    With `strictly` a peer that cannot be checked is refused. Raises what Client and `check_answer`
+    With `strictly`, refuse a peer that cannot be checked. Raise what Client and `check_answer`
     raise.
     """
     message: Any = client.execute("query-pmu")
     vmm = client.authenticate(message["pid"], strictly=strictly)
-    entry = client.entry
-    check_answer(entry, message)
+    socket = client.entry
+    check_answer(socket, message)
     record = None
     if vmm.is_supervised and vmm.process:
-        record = record_of(entry, message["name"], vmm.process)
+        record = record_of(socket, message["name"], vmm.process)
     return VmReply(message=message, vmm=vmm, record=record)
 
 
-def ask_socket(session: Session, entry: ControlSocket, *, strictly: bool = False) -> Reply:
-    """What a VM says of itself, or its record of it, or why neither does; of another machine's
-    tree what was captured."""
-    if isinstance(entry, CapturedEntry):
-        return entry.told
-    client = session.client(entry)
+def ask_socket(session: Session, socket: ControlSocket, *, strictly: bool = False) -> Reply:
+    """Return the reply of a control socket: the VM's answer, its start record, or why neither.
+
+    Return the captured reply if the socket is of a captured tree.
+    """
+    if isinstance(socket, CapturedSocket):
+        return socket.reply
+    client = session.client(socket)
     try:
         with client:
             return ask_vm(client, strictly=strictly)
     except PmuctlError as error:
-        if is_dead(error) and (its := orphan(entry, session.host.procs)):
-            return its
+        if is_dead(error) and (orphan := find_orphan(socket, session.host.procs)):
+            return orphan
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
         elif is_dead(error):
             state = VmState.DEAD
         peer = client.peer
-        owner = peer.uid if peer and entry.owner is None else entry.owner
-        process = _claimed(session, entry, peer)
-        return nothing_told(session, entry, error, state=state, process=process, owner=owner)
+        owner = peer.uid if peer and socket.owner is None else socket.owner
+        process = _find_listener(session, socket, peer)
+        return make_no_reply(session, socket, error, state=state, process=process, owner=owner)
 
 
-def make_vm(session: Session, entry: ControlSocket, reply: Reply) -> Vm:
+def make_vm(session: Session, socket: ControlSocket, reply: Reply) -> Vm:
     """Return the VM of a control socket that gave this reply."""
-    return vm_of(entry, reply, session.host.procs, is_own=session.is_own(entry))
+    return vm_of(socket, reply, session.host.procs, is_own=session.is_own(socket))
 
 
-def try_read(session: Session, entry: ControlSocket, *, strictly: bool = False) -> Vm:
-    """The VM of a control socket, with its problem if it has one."""
-    return make_vm(session, entry, ask_socket(session, entry, strictly=strictly))
+def try_read(session: Session, socket: ControlSocket, *, strictly: bool = False) -> Vm:
+    """Return the VM of a control socket, with its `problem` if it cannot be queried."""
+    return make_vm(session, socket, ask_socket(session, socket, strictly=strictly))
 
 
-def nothing_told(
+def make_no_reply(
     session: Session,
-    entry: ControlSocket,
+    socket: ControlSocket,
     problem: PmuctlError,
     *,
     state: VmState = VmState.SILENT,
     process: ProcessId | None = None,
     owner: int | None = None,
 ) -> NoReply:
-    """All there is to tell of a VM whose socket has told nothing, and why it has not."""
+    """Return what is known of a VM whose socket gave no reply, and why it gave none."""
     if problem.subject is None:
-        problem.subject = entry.name or str(entry.path)
+        problem.subject = socket.name or str(socket.path)
     return NoReply(
         problem=problem,
         state=state,
-        process=recorded_process(entry, session.host.procs) or process,
-        owner=entry.owner if owner is None else owner,
+        process=recorded_process(socket, session.host.procs) or process,
+        owner=socket.owner if owner is None else owner,
     )
 
 
-def _claimed(session: Session, entry: ControlSocket, peer: PeerCred | None) -> ProcessId | None:
-    """The process of a VM that does not answer, where that is surely who began to listen.
+def _find_listener(
+    session: Session, socket: ControlSocket, peer: PeerCred | None
+) -> ProcessId | None:
+    """Return the process of a VM that does not answer, if it is certainly the one that listens.
 
-    Whatever else has that pid is a VM of its own, and keeps its place.
+    Return None if that pid may be another process by now, which may have a VM of its own.
     """
-    if peer is None or peer.pid <= 0 or entry.owner not in (None, peer.uid):
+    if peer is None or peer.pid <= 0 or socket.owner not in (None, peer.uid):
         return None
     try:
-        since = entry.path.lstat().st_mtime  # that of bind(2): nothing is written to a socket
+        since = socket.path.lstat().st_mtime  # the time of bind(2): nobody writes to a socket file
     except OSError:
         return None
     return peer.process(session.host.procs, since)
 
 
 def is_dead(error: PmuctlError) -> bool:
-    """Whether nobody listens at the control socket."""
+    """Return True if nobody listens at the control socket (ECONNREFUSED)."""
     return isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED"

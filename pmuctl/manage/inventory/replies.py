@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came of asking a control socket, and the VM that is made of it: live, or of a capture."""
+"""Replies from control sockets, and the Vm built from one, live or captured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +18,15 @@ from pmuctl.model.vmm_identity import identify
 from pmuctl.value import field, replace, value
 
 RECORDED = "recorded"
-"""Who says so: the record, while there is nobody to ask."""
+"""The origin of a setting that is read from the start record, because nobody can be queried."""
 SUPERVISOR_IS_GONE = "its supervisor is gone"
 
 
 @value(kw_only=True)
 class VmReply:
-    """A VM's answer to `query-pmu`, checked by `check_answer`, and whose it is believed to be.
+    """A VM's answer to `query-pmu`, checked by `check_answer`, and its authenticated process.
 
-    `record` is that of the same start under a supervisor, None where there is none.
+    `record` is the start record of the same start under a supervisor; None if there is none.
     """
 
     message: Mapping[str, Any]
@@ -36,7 +36,7 @@ class VmReply:
 
 @value(kw_only=True)
 class RecordedVm:
-    """Nobody listens, and the process of the record goes on without its supervisor, as `uid`."""
+    """An orphaned VM: nobody listens, but the process of its record still runs, as `uid`."""
 
     record: Record
     uid: int
@@ -44,7 +44,7 @@ class RecordedVm:
 
 @value(kw_only=True)
 class NoReply:
-    """Nothing was told: why, and what the socket itself tells of its VM's process and user."""
+    """The reason why there is no reply, and the VM's process and user as the socket shows them."""
 
     problem: PmuctlError
     state: VmState
@@ -56,72 +56,74 @@ Reply = VmReply | RecordedVm | NoReply
 
 
 @value(kw_only=True)
-class CapturedEntry(ControlSocket):
-    """A control socket of another machine, and what it told there: it is not there to be asked.
+class CapturedSocket(ControlSocket):
+    """A control socket of another machine, and its captured reply; it cannot be queried.
 
-    Its `owner` is None where it was root's or that of who made the capture.
+    `owner` is None if the socket's owner was root or the user who made the capture.
     """
 
-    told: Reply = field(
-        compare=False
-    )  # no answer can be hashed, and its path tells it from others
+    # a reply cannot be hashed, and the path alone tells sockets apart
+    reply: Reply = field(compare=False)
 
 
-def check_answer(entry: ControlSocket, message: Mapping[str, Any]) -> None:
-    """What the table of messages cannot say of an answer to `query-pmu`.
+def check_answer(socket: ControlSocket, message: Mapping[str, Any]) -> None:
+    """Check what the schema of messages cannot express of an answer to `query-pmu`.
 
-    Raises RefusedError for another name than the socket has, and for events past 0xffff.
+    Raise RefusedError for another name than the socket has, and for events past 0xffff.
     """
-    if entry.name not in (None, message["name"]):
+    if socket.name not in (None, message["name"]):
         raise RefusedError(
             "its control socket answers for another VM",
-            subject=entry.name,
+            subject=socket.name,
             why=f"it calls itself {message['name']}",
-            fix=f"look at who made {entry.path}",
+            fix=f"look at who made {socket.path}",
         )
-    its = message["filter"]
-    if its and filter_from(its).exceptions - EventSet.space(WIDEST_BITS):
+    event_filter = message["filter"]
+    if event_filter and filter_from(event_filter).exceptions - EventSet.space(WIDEST_BITS):
         raise RefusedError(
             "its answer to query-pmu is wrong",
-            subject=entry.name or str(entry.path),
+            subject=socket.name or str(socket.path),
             why="its filter names events past 0xffff",
-            fix=f"look at what listens at {entry.path}",
+            fix=f"look at what listens at {socket.path}",
         )
 
 
-def vm_of(entry: ControlSocket, told: Reply, procs: Procfs, *, is_own: bool) -> Vm:
-    """The VM of a control socket; `procs` are those of its machine, `is_own` is as in Vm."""
-    match told:
+def vm_of(socket: ControlSocket, reply: Reply, procs: Procfs, *, is_own: bool) -> Vm:
+    """Return the VM of a control socket that gave this reply.
+
+    `procs` are the processes of the socket's machine, `is_own` is as in Vm.
+    """
+    match reply:
         case VmReply():
-            vm = _answered(entry, told, procs)
+            vm = _make_answered_vm(socket, reply, procs)
         case RecordedVm():
-            vm = _orphaned(entry, told)
+            vm = _make_orphaned_vm(socket, reply)
         case NoReply():
-            vm = _untold(entry, told)
+            vm = _make_unanswered_vm(socket, reply)
     return replace(vm, is_own=is_own)
 
 
-def _answered(entry: ControlSocket, told: VmReply, procs: Procfs) -> Vm:
-    answer, vmm = told.message, told.vmm
+def _make_answered_vm(socket: ControlSocket, reply: VmReply, procs: Procfs) -> Vm:
+    answer, vmm = reply.message, reply.vmm
     threads = vmm.threads(procs)
-    # of a supervised process that has no VM yet nothing is true of one
+    # a supervised process answers before it has made its VM: nothing it says is true of one yet
     is_made = vmm.has_vm is not False
     window = Window(answer["window"])
     vcpus = tuple(
         VmVcpu(
-            index=its["index"],
-            tid=its["tid"] if its["tid"] in threads else None,
-            initialised=its["initialised"],
-            has_run=its["has-run"],
-            evidence=Evidence.SOCKET if its["tid"] in threads else None,
+            index=vcpu["index"],
+            tid=vcpu["tid"] if vcpu["tid"] in threads else None,
+            initialised=vcpu["initialised"],
+            has_run=vcpu["has-run"],
+            evidence=Evidence.SOCKET if vcpu["tid"] in threads else None,
         )
-        for its in (answer["vcpus"] if is_made else ())
+        for vcpu in (answer["vcpus"] if is_made else ())
     )
-    pmu, counters, its_filter = answer["pmu"], answer["counters"], answer["filter"]
+    pmu, counters, event_filter = answer["pmu"], answer["counters"], answer["filter"]
     vm = Vm(
         name=answer["name"],
-        socket=str(entry.path),
-        state=_state(answer, vcpus) if is_made else VmState.STARTING,
+        socket=str(socket.path),
+        state=_get_state(answer, vcpus) if is_made else VmState.STARTING,
         uuid=answer["uuid"],
         vmm=answer["vmm"],
         id=VmId(vmm.process) if vmm.process else None,
@@ -134,37 +136,37 @@ def _answered(entry: ControlSocket, told: VmReply, procs: Procfs) -> Vm:
         pmu=pmu and VmPmu(name=pmu["name"], type=pmu["type"], origin=pmu["origin"]),
         counters=counters and counters["value"],
         counters_origin=counters and counters["origin"],
-        filter=its_filter and filter_from(its_filter),
-        filter_origin=its_filter and its_filter["origin"],
+        filter=event_filter and filter_from(event_filter),
+        filter_origin=event_filter and event_filter["origin"],
         vcpus=vcpus,
         supervised=vmm.is_supervised,
     )
     if vmm.is_supervised:
-        # what a VMM sets by itself its supervisor does not see
+        # a supervisor does not see the PMU settings that the VMM makes by itself
         identity = identify(procs.command_line(vmm.pid), procs.comm(vmm.pid, vmm.pid))
         vm = replace(vm, identity=identity)
-    if told.record is not None:
-        vm = replace(vm, command=told.record.command, applied=told.record.applied)
+    if reply.record is not None:
+        vm = replace(vm, command=reply.record.command, applied=reply.record.applied)
     return vm
 
 
-def _state(answer: Mapping[str, Any], vcpus: Sequence[VmVcpu]) -> VmState:
+def _get_state(answer: Mapping[str, Any], vcpus: Sequence[VmVcpu]) -> VmState:
     if any(vcpu.has_run for vcpu in vcpus):
         return VmState.RUNNING
-    # a peer that does not say whether it waits has still its window to say so
+    # a peer that does not report `waiting` still reports its window
     waits = answer.get("waiting", answer["window"] == Window.OPEN)
     return VmState.WAITING if waits else VmState.STARTING
 
 
-def _orphaned(entry: ControlSocket, told: RecordedVm) -> Vm:
-    record = told.record
+def _make_orphaned_vm(socket: ControlSocket, reply: RecordedVm) -> Vm:
+    record = reply.record
     pmu, origin = (record.pmu, RECORDED) if record.pmu else (record.derived, DERIVED)
     return Vm(
         name=record.name,
-        socket=str(entry.path),
+        socket=str(socket.path),
         state=VmState.ORPHANED,
         id=VmId(record.process),
-        owner=told.uid,
+        owner=reply.uid,
         window=Window.SEALED,
         by=SUPERVISOR_IS_GONE,
         pmu=pmu and VmPmu(name=pmu[1], type=pmu[0], origin=origin),
@@ -183,12 +185,12 @@ def _orphaned(entry: ControlSocket, told: RecordedVm) -> Vm:
     )
 
 
-def _untold(entry: ControlSocket, told: NoReply) -> Vm:
+def _make_unanswered_vm(socket: ControlSocket, reply: NoReply) -> Vm:
     return Vm(
-        name=entry.name or str(entry.path),
-        socket=str(entry.path),
-        state=told.state,
-        id=VmId(told.process) if told.process else None,
-        owner=told.owner,
-        problem=told.problem,
+        name=socket.name or str(socket.path),
+        socket=str(socket.path),
+        state=reply.state,
+        id=VmId(reply.process) if reply.process else None,
+        owner=reply.owner,
+        problem=reply.problem,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the VMs of one host are reached by one user."""
+"""The session of one command: the host whose VMs it queries, and how it reaches them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from pmuctl.control.client.qemu_monitor import QemuMonitor
 
 NOBODY = -1
-"""What no user's number is."""
+"""A user id that no user has."""
 
 MonitorAnswers = dict[tuple[ProcessId, frozenset[int]], "QemuMonitor | None"]
-"""What the monitors of a process have said, when it had these vCPUs."""
+"""Replies of QEMU's own monitor, by the process and the vCPUs that it had at that time."""
 
 
 @value(kw_only=True)
 class Session:
-    """The VMs of `host`, asked within `deadline` seconds each; only that of `socket` if given.
+    """Access to the VMs of `host`, with `deadline` seconds for each query.
 
-    `trace` is told every request as it is sent. `monitor_answers` are what QEMUs' own monitors
-    have said: who looks again with the same session does not ask again.
+    If `socket` is given, only its VM is queried. `trace` is called with every request that is
+    sent. `monitor_answers` keeps the replies of QEMU monitors, so that a later look with the same
+    session does not query them again.
     """
 
     host: Host
@@ -36,34 +37,35 @@ class Session:
     monitor_answers: MonitorAnswers = field(default_factory=dict)
 
     def scan_sockets(self) -> SocketScan:
-        """Return the sockets to ask: the one that was named, or all there are.
+        """Return the sockets to query: the named one, or all of the host.
 
-        In a captured tree they are what was captured; raises RefusedError if that is broken.
+        In a captured tree, return the captured sockets; raise RefusedError if a file of them is
+        broken.
         """
         if not self.host.is_live:
-            from pmuctl.manage.inventory.captured_replies import read_told
+            from pmuctl.manage.inventory.captured_replies import read_captured_sockets
 
-            return read_told(self.host.sysfs)
+            return read_captured_sockets(self.host.sysfs)
         if self.socket is not None:
             return SocketScan([socket_at(self.socket)])
         return scan_sockets(self.host.environ, self.host.uid)
 
     @property
     def user(self) -> int:
-        """The user whose VMs go before others'; NOBODY who is here in a captured tree."""
+        """The user whose VMs go before those of others; NOBODY in a captured tree."""
         return self.host.uid if self.host.is_live else NOBODY
 
     def is_own(self, socket: ControlSocket) -> bool:
-        """Return whether only root and this user can have made a socket, by its directory.
+        """Return True if only root or this user can have made a socket, judged by its directory.
 
-        In a captured tree this user is the one who made the capture.
+        In a captured tree, "this user" is the one who made the capture.
         """
         return self.socket is None and socket.owner in (None, self.user)
 
     def client(self, socket: ControlSocket) -> Client:
-        """Return a connection, not yet made, to a VM's control socket.
+        """Return a client for a VM's control socket; it connects when its context is entered.
 
-        Raises ValueError in a captured tree: what is here at that path is none of its sockets.
+        Raise ValueError in a captured tree, whose socket paths mean nothing on this machine.
         """
         if not self.host.is_live:
             raise ValueError("a captured tree has no socket to be asked")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMs that pmuctl run started, as their records tell of them: also without their supervisor."""
+"""Start records of VMs that pmuctl run started, read also after their supervisor has ended."""
 
 import time
 from collections.abc import Mapping
@@ -16,48 +16,48 @@ from pmuctl.model.vm_ref import ProcessId
 
 
 class RefusedStartError(NotFoundError):
-    """There is no such VM, for its start was refused."""
+    """There is no such VM, because its start was refused."""
 
 
-def record_of(entry: ControlSocket, name: str, process: ProcessId) -> Record | None:
-    """The record of a supervised VM's start; None where it is not of that VM and that process."""
-    record = _read(entry, _owner(entry))
-    is_its = record is not None and (record.name, record.process) == (name, process)
-    return record if is_its else None
+def record_of(socket: ControlSocket, name: str, process: ProcessId) -> Record | None:
+    """Return the start record of a supervised VM; None unless it is of that VM and process."""
+    record = _read_record(socket, _find_owner(socket))
+    is_same = record is not None and (record.name, record.process) == (name, process)
+    return record if is_same else None
 
 
 def recorded_cpus(vm: Vm) -> CpuSet | None:
-    """What a supervisor has narrowed the threads of its vCPUs to; None where that is not known."""
+    """Return the CPUs to which a supervisor confined the vCPU threads; None if not known."""
     if not vm.supervised or not vm.socket:
         return None
-    entry = ControlSocket(name=vm.name, path=Path(vm.socket))
-    record = _read(entry, _owner(entry))
+    socket = ControlSocket(name=vm.name, path=Path(vm.socket))
+    record = _read_record(socket, _find_owner(socket))
     return record.cpus if record and record.process == vm.process else None
 
 
-def orphan(entry: ControlSocket, procs: Procfs) -> RecordedVm | None:
-    """The VM of a socket at which nobody listens, if its process goes on without its supervisor.
+def find_orphan(socket: ControlSocket, procs: Procfs) -> RecordedVm | None:
+    """Return the VM of a socket at which nobody listens, if its process runs on unsupervised.
 
-    That is so if the process that the record names still lives, by its start time, and runs as
-    the owner of the directory, unless that is root's.
+    That is so if the process of the record still lives, by its start time, and runs as the owner
+    of the directory; in root's directory it may run as any user.
     """
-    found = _living(entry, procs)
+    found = _find_living(socket, procs)
     return RecordedVm(record=found[0], uid=found[1]) if found else None
 
 
-def recorded_process(entry: ControlSocket, procs: Procfs) -> ProcessId | None:
-    """The process of the VM with this socket, as its record names it, if it still lives."""
-    found = _living(entry, procs)
+def recorded_process(socket: ControlSocket, procs: Procfs) -> ProcessId | None:
+    """Return the process that the record of a socket's VM names, if it still lives."""
+    found = _find_living(socket, procs)
     return found[0].process if found else None
 
 
-def _living(entry: ControlSocket, procs: Procfs) -> tuple[Record, int] | None:
-    """The record of a socket's VM, and the user of its process, if that still lives."""
-    owner = _owner(entry)
-    record = _read(entry, owner)
-    if record is None or entry.name not in (None, record.name):
+def _find_living(socket: ControlSocket, procs: Procfs) -> tuple[Record, int] | None:
+    """Return the record of a socket's VM and the user of its process, if that still lives."""
+    owner = _find_owner(socket)
+    record = _read_record(socket, owner)
+    if record is None or socket.name not in (None, record.name):
         return None
-    # the user first: that the process is the same afterwards tells that it was its user
+    # the user is read first: if the process is still the same afterwards, it was its user
     uid = procs.uid(record.pid)
     if uid is None or owner not in (0, uid) or not procs.is_there(record.process):
         return None
@@ -65,9 +65,9 @@ def _living(entry: ControlSocket, procs: Procfs) -> tuple[Record, int] | None:
 
 
 def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedStartError | None:
-    """Why there is no VM of this name, where a record tells that its last start was refused.
+    """Return why there is no VM of this name, if a record shows that its last start was refused.
 
-    Only records of root and of this user count: the words are passed on to be followed.
+    Only records of root and of this user count, because the user will follow their words.
     """
     try:
         file = file_name(name)
@@ -91,16 +91,16 @@ def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedSta
     return None
 
 
-def _owner(entry: ControlSocket) -> int | None:
-    """The user whose directory it is in; None where that cannot be told."""
-    if entry.owner is not None:
-        return entry.owner
+def _find_owner(socket: ControlSocket) -> int | None:
+    """Return the owner of the socket's directory; None if it cannot be read."""
+    if socket.owner is not None:
+        return socket.owner
     try:
-        return entry.path.parent.lstat().st_uid
+        return socket.path.parent.lstat().st_uid
     except OSError:
         return None
 
 
-def _read(entry: ControlSocket, owner: int | None) -> Record | None:
+def _read_record(socket: ControlSocket, owner: int | None) -> Record | None:
     owners = {0} if owner is None else {0, owner}
-    return read_record(record_path(entry.path), owners)
+    return read_record(record_path(socket.path), owners)

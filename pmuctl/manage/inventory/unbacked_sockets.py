@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control sockets in other users' directories behind which there is no VM: anybody makes those."""
+"""Control sockets in other users' directories with no VM behind them, which anybody can make."""
 
 from collections import Counter
 
@@ -10,39 +10,39 @@ from pmuctl.model.vm import Vm, VmState
 from pmuctl.value import replace
 
 FEW = 4
-"""So many of one user are listed as all others are: VMMs that have crashed leave some behind."""
+"""Up to so many of one user are listed as all VMs are: crashed VMMs leave some behind."""
 
 
 def is_unbacked(vm: Vm, session: Session) -> bool:
-    """Whether it is no more than another user's socket that tells of no VM, whatever it says: that
-    this is private, or an orphan's, too.
+    """Return True for a socket in another user's directory that no process with a KVM VM stands
+    behind, whatever state it reports (private or orphaned, too).
 
-    Behind it no process is known, by its peer or its record, that has a KVM VM open. One in
-    root's or the caller's own directory, or that was named, is none: nobody else can make that.
+    A process is known by the socket's peer or its record. A socket that was named, or that is in
+    root's or the caller's own directory, is never unbacked: nobody else can make that.
     """
     if vm.is_own or session.socket is not None or vm.query_error is None:
         return False
     if vm.process is None:
-        # of one that an ordinary user may not connect to nothing is known; root may
+        # nothing is known of one that an ordinary user may not connect to; root may
         return vm.state is not VmState.DENIED or session.user == 0
     return session.host.procs.holds_kvm(vm.process.pid) is False
 
 
 def failure_of(vm: Vm, session: Session) -> PmuctlError | None:
-    """Why a VM fails where all VMs are meant: it cannot be asked, nor does its process tell its
-    vCPUs.
+    """Return why a VM fails in a command on all VMs: it cannot be queried, and its process does
+    not show its vCPUs.
 
-    That of one that has ended, or that is hollow, is none: its user would decide on the exit
-    status of root's command.
+    Return None for a VM that has ended or is unbacked: its user would decide on the exit status
+    of root's command.
     """
-    is_none = vm.state is VmState.DEAD or is_unbacked(vm, session)
-    return None if is_none else vm.query_error
+    is_ignored = vm.state is VmState.DEAD or is_unbacked(vm, session)
+    return None if is_ignored else vm.query_error
 
 
-def hide_unbacked(seen: VmList, session: Session) -> VmList:
-    """The same without hollow VMs of users who have more than FEW, which are counted instead."""
-    judged = [(vm, is_unbacked(vm, session)) for vm in seen.vms]
-    counts = Counter(vm.owner for vm, hollow in judged if hollow)
-    heaps = {uid: count for uid, count in counts.items() if uid is not None and count > FEW}
-    kept = [vm for vm, hollow in judged if not (hollow and vm.owner in heaps)]
-    return replace(seen, vms=kept, unbacked=heaps)
+def hide_unbacked(vm_list: VmList, session: Session) -> VmList:
+    """Return the list without unbacked VMs of users who have more than FEW; they are counted."""
+    judged = [(vm, is_unbacked(vm, session)) for vm in vm_list.vms]
+    counts = Counter(vm.owner for vm, unbacked in judged if unbacked)
+    hidden = {uid: count for uid, count in counts.items() if uid is not None and count > FEW}
+    kept = [vm for vm, unbacked in judged if not (unbacked and vm.owner in hidden)]
+    return replace(vm_list, vms=kept, unbacked=hidden)

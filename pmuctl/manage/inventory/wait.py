@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting until a VM is in a state."""
+"""Wait until a VM is in a given state."""
 
 import time
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from pmuctl.value import replace
 
 POLL_SECONDS = 0.2
 ANSWER_SECONDS = 1.0
-"""A VM is given so long to answer even where less is left: it is always asked once."""
+"""A VM has at least so long to answer, even if less is left: it is always queried once."""
 ABSENT = "there is no such VM"
 NEVER_ALIGNED = "it has no PMU, and a VM without one is never aligned"
 
 
 class Awaited(StrEnum):
-    """What can be waited for."""
+    """A state that can be waited for."""
 
     OPEN = "open"
     SEALED = "sealed"
@@ -40,15 +40,16 @@ def wait_for(
     timeout: float | None,
     assess: Callable[[Vm], VmAlignment],
 ) -> str | None:
-    """Ask until the VM is as awaited, None, or `timeout` seconds have passed: what was seen last.
+    """Query a VM until it is in the awaited state; return None then.
 
-    That has what keeps it from being aligned, as `assess` judges it, where that is awaited.
+    After `timeout` seconds (None: never), return a description of its last state. If ALIGNED is
+    awaited, that includes what `assess` explains of its alignment.
 
-    A VM that is not there yet, or does not answer, is asked again; raises what `open_vm` raises
-    for all else, and DeniedError where one that is not seen need not have stopped. A silent one
-    takes no longer than the time that is left, or ANSWER_SECONDS.
+    A VM that does not exist yet, or does not answer, is queried again; a silent one takes no
+    longer than the time that is left, or ANSWER_SECONDS. Raise what `lookup_vm` raises otherwise,
+    and DeniedError if STOPPED is awaited of a VM that may go on where this user cannot look.
     """
-    told = ""
+    traced = ""
     last: ProcessId | None = None
     until = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -57,36 +58,36 @@ def wait_for(
             session = replace(session, deadline=min(session.deadline, left))
         begin = time.monotonic()
         inventory = Inventory(session)
-        vm, seen = _ask(inventory, ref)
+        vm, description = _query_vm(inventory, ref)
         last = vm.process if vm is not None else last
-        if seen == ABSENT and awaited is Awaited.STOPPED:
-            _check_sight(inventory, ref, last)
+        if description == ABSENT and awaited is Awaited.STOPPED:
+            _refuse_hidden(inventory, ref, last)
         if vm is not None and awaited is Awaited.ALIGNED:
             alignment = assess(vm)
             if alignment.alignment.aligned:
                 return None
-            # of one without a window it is not known yet
-            if means := alignment.explanation or (vm.window and NEVER_ALIGNED):
-                seen = f"{seen}; {means}"
-        elif _holds(vm, awaited):
+            # as long as its window is unknown, it may still get a PMU
+            if explanation := alignment.explanation or (vm.window and NEVER_ALIGNED):
+                description = f"{description}; {explanation}"
+        elif _is_reached(vm, awaited):
             return None
-        if seen != told:
-            session.trace(f"{ref}: {seen}")
-            told = seen
-        # on a host of very many processes looking takes time: no more than half of it all
+        if description != traced:
+            session.trace(f"{ref}: {description}")
+            traced = description
+        # a scan of very many processes takes time: it is to take no more than half of all time
         pause = max(POLL_SECONDS, time.monotonic() - begin)
         if until is not None:
             left = until - time.monotonic()
             if left <= 0:
-                return seen
+                return description
             pause = min(pause, left)
         time.sleep(pause)
 
 
-def _ask(inventory: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
-    """The VM, None where it is not there or its VMM has ended, and how it is in words.
+def _query_vm(inventory: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
+    """Return the VM and a description of its state; no VM if there is none or its VMM has ended.
 
-    A silent one is neither.
+    A VM that does not answer is returned as silent.
     """
     try:
         vm = lookup_vm(inventory, ref)
@@ -102,19 +103,19 @@ def _ask(inventory: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
         return silent, error.why or error.message
 
 
-def _check_sight(inventory: Inventory, ref: VmRef, last: ProcessId | None) -> None:
-    """Raise DeniedError where a VM that is not seen may go on, in a process nobody could look at.
+def _refuse_hidden(inventory: Inventory, ref: VmRef, last: ProcessId | None) -> None:
+    """Raise DeniedError if a VM that is not found may go on in a process this user cannot read.
 
-    `last` is the process it was seen in before: where that has ended, so has the VM.
+    `last` is the process it was found in before: if that has ended, so has the VM.
     """
-    procs, seen = inventory.session.host.procs, inventory.seen
+    procs, scan = inventory.session.host.procs, inventory.process_scan
     if last is not None and not procs.is_there(last):
         return
-    # from root nothing is hidden but what is outside of its own pid namespace
-    is_hidden = seen.is_partial and inventory.session.host.uid != 0
+    # only processes outside of its own pid namespace are hidden from root
+    is_hidden = scan.is_partial and inventory.session.host.uid != 0
     if not isinstance(ref, ByPid):
         why = "processes may not be read by this user, and it may be in one of them"
-        may_go_on = is_hidden or seen.unreadable > 0
+        may_go_on = is_hidden or scan.unreadable > 0
     elif procs.start_time(ref.pid) is not None:
         why = f"process {ref.pid} is there, and may not be read by this user"
         may_go_on = procs.holds_kvm(ref.pid) is None
@@ -130,7 +131,7 @@ def _check_sight(inventory: Inventory, ref: VmRef, last: ProcessId | None) -> No
         )
 
 
-def _holds(vm: Vm | None, awaited: Awaited) -> bool:
+def _is_reached(vm: Vm | None, awaited: Awaited) -> bool:
     if vm is None:
         return awaited is Awaited.STOPPED
     match awaited:

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key `affinity` of `vm set`: done at once where it stands alone, and recorded."""
+"""The key `affinity` of `vm set`: applied at once if it stands alone, and recorded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
 from pmuctl.control.runtime.affinity_record import write_affinity_record, write_unmanaged
-from pmuctl.errors import (
-    PmuctlError,
-    RefusedError,
-    command,
-)
+from pmuctl.errors import PmuctlError, RefusedError, command
 from pmuctl.host.host import Host
 from pmuctl.manage.affinity.assess import read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
@@ -23,45 +19,49 @@ from pmuctl.model.vm import Vm
 
 
 def change_affinity(vm: Vm, text: str, host_state: HostState, *, dry_run: bool) -> SettingsResult:
-    """What `vm set` does where only the affinity is asked for: at once, whatever the window.
+    """Apply a request for the affinity alone: at once, whatever the state of the window.
 
     `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
+    Raises what these do, and RefusedError if `none` cannot be recorded.
     """
     if text == NONE:
         return _leave_alone(vm, host_state, dry_run=dry_run)
     change = align_vm if text == AUTO else partial(set_affinity, text=text)
-    its = change(vm, host_state=host_state, dry_run=dry_run)
-    outcomes = {one.outcome for one in its.placed} - {"unchanged"}
+    result = change(vm, host_state=host_state, dry_run=dry_run)
+    outcomes = {thread.outcome for thread in result.results} - {"unchanged"}
     return SettingsResult(
         vm=vm.name,
         changes=(
-            _changed(
+            _make_key_result(
                 vm,
                 outcomes.pop() if outcomes else "unchanged",
-                "; ".join(dict.fromkeys(f"within {one.wanted}" for one in its.placed)),
+                "; ".join(dict.fromkeys(f"within {thread.wanted}" for thread in result.results)),
             ),
         ),
-        steps=its.steps,
-        warnings=its.warnings,
+        steps=result.steps,
+        warnings=result.warnings,
     )
 
 
-def _changed(vm: Vm, outcome: str, value: str) -> KeyResult:
+def _make_key_result(vm: Vm, outcome: str, value: str) -> KeyResult:
+    """Return the result of the key `affinity`."""
     return KeyResult(vm=vm.name, key=AFFINITY, outcome=outcome, value=value)
 
 
 def _leave_alone(vm: Vm, host_state: HostState, *, dry_run: bool) -> SettingsResult:
+    """Leave the masks of vCPU threads alone from now on; raise what `record_unmanaged` does."""
     is_new = not read_vm_affinity_record(vm, host_state).is_left_alone
     if is_new and not dry_run:
         record_unmanaged(vm, host_state.host)
     outcome = "unchanged" if not is_new else "planned" if dry_run else "set"
-    return SettingsResult(vm=vm.name, changes=(_changed(vm, outcome, "left alone"),), steps=())
+    changes = (_make_key_result(vm, outcome, "left alone"),)
+    return SettingsResult(vm=vm.name, changes=changes, steps=())
 
 
 def record_affinity(vm: Vm, host: Host) -> None:
-    """Record where a VM's vCPU threads are, having been put there with its PMU.
+    """Record the masks of a VM's vCPU threads, which were set together with its PMU.
 
-    Raises RefusedError where that cannot be.
+    Raises RefusedError if they cannot be recorded.
     """
     masks: dict[int, CpuSet] = {}
     for vcpu in vm.vcpus or ():
@@ -69,7 +69,7 @@ def record_affinity(vm: Vm, host: Host) -> None:
             if vcpu.tid is not None:
                 masks[vcpu.tid] = host.threads.get(vcpu.tid)
     if vm.id is not None:
-        with _about(vm):
+        with _name_vm_in_errors(vm):
             write_affinity_record(
                 host.environ,
                 host.uid,
@@ -83,12 +83,12 @@ def record_affinity(vm: Vm, host: Host) -> None:
 def record_unmanaged(vm: Vm, host: Host) -> None:
     """Record that the masks of a VM's vCPU threads are the admin's from now on.
 
-    They are neither aligned with all others nor repaired. Raises RefusedError where that cannot
-    be.
+    `affinity align --all` and `monitor --repair` then pass them over. Raises RefusedError if that
+    cannot be recorded.
     """
     if vm.id is not None:
-        tids = {its.tid for its in vm.vcpus or () if its.tid is not None}
-        with _about(vm):
+        tids = {vcpu.tid for vcpu in vm.vcpus or () if vcpu.tid is not None}
+        with _name_vm_in_errors(vm):
             write_unmanaged(
                 host.environ,
                 host.uid,
@@ -100,7 +100,8 @@ def record_unmanaged(vm: Vm, host: Host) -> None:
 
 
 @contextmanager
-def _about(vm: Vm) -> Iterator[None]:
+def _name_vm_in_errors(vm: Vm) -> Iterator[None]:
+    """Make the VM the subject of errors raised inside."""
     try:
         yield
     except PmuctlError as error:
@@ -109,10 +110,10 @@ def _about(vm: Vm) -> Iterator[None]:
 
 
 def make_unkept_warning(vm: Vm) -> RefusedError:
-    """The warning of a VM whose vCPU threads are not kept on the CPUs of a PMU that was set."""
+    """Return the warning that vCPU threads are not kept on the CPUs of the PMU that was set."""
     return RefusedError(
         "its vCPU threads are not kept on the CPUs of its PMU (affinity none)",
         subject=vm.name,
-        why=Consequence.FAIL_ENTRY.words(),
+        why=Consequence.FAIL_ENTRY.explain(),
         fix=f"keep them there by other means; {command('affinity', 'check', vm.address)}",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a change of a VM's settings came to, key by key."""
+"""Results of `vm set` and `vm release`, key by key."""
 
 from pmuctl.errors import PmuctlError
 from pmuctl.value import value
@@ -9,9 +9,9 @@ AFFINITY = "affinity"
 
 @value(kw_only=True)
 class KeyResult:
-    """What became of one key of one VM: `set`, `released`, `unchanged` or `planned`.
+    """The outcome of one key of one VM: `set`, `released`, `unchanged` or `planned`.
 
-    `value` is what it is now, or would be.
+    `value` is the value it has now, or would have.
     """
 
     vm: str
@@ -22,10 +22,10 @@ class KeyResult:
 
 @value(kw_only=True)
 class SettingsResult:
-    """What became of a request: a change for each key, and the steps in the kernel's words.
+    """The outcome of a request: a result for each key, and the steps in the kernel's terms.
 
-    `is_placed` tells that the VM's vCPU threads are to stay on CPUs that were chosen with it;
-    `warnings` are what did not go well beside it.
+    `is_placed` is True if the VM's vCPU threads are to stay on CPUs that were chosen with it;
+    `warnings` are about what went wrong besides.
     """
 
     vm: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Setting a VM's PMU, counters and event filter: from a user's request to the VMM's answer."""
+"""Change of a VM's PMU, counters and event filter: from a user's request to the VMM's answer."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,10 +28,10 @@ from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.resolve import (
     AUTO,
     NONE,
-    Request,
+    SettingsRequest,
     choose_pmu,
     compile_filter,
-    present_cpus,
+    resolve_cpus,
 )
 from pmuctl.manage.settings.affinity_key import (
     change_affinity,
@@ -51,13 +51,13 @@ from pmuctl.value import replace
 
 
 def change_settings(
-    session: Session, ref: VmRef, request: Request, host_state: HostState, *, dry_run: bool
+    session: Session, ref: VmRef, request: SettingsRequest, host_state: HostState, *, dry_run: bool
 ) -> SettingsResult:
-    """Bring one VM to what is asked, all of it or nothing, and record where its threads are kept.
+    """Apply a request to one VM, all of it or nothing, and record where its threads are kept.
 
     Settings go through the VM's control socket; an affinity alone is set at once, whatever the
-    window. Raises NotFoundError, UsageError, SealedError, UnsupportedError, DeniedError and
-    RefusedError with nothing changed, or with the state that is left in `now`;
+    state of the window. Raises NotFoundError, UsageError, SealedError, UnsupportedError,
+    DeniedError and RefusedError, whose `now` says what was changed, if anything;
     UnknownOutcomeError if the VMM did not answer.
     """
     inventory = Inventory(session)
@@ -73,7 +73,7 @@ def change_settings(
                 record_affinity(vm, host_state.host)
             elif request.affinity == NONE:
                 record_unmanaged(vm, host_state.host)
-        except RefusedError as error:  # all else is done
+        except RefusedError as error:  # a warning only, for the settings have been applied
             warnings.append(error)
     if request.affinity == NONE:
         warnings.append(make_unkept_warning(vm))
@@ -81,9 +81,9 @@ def change_settings(
 
 
 def release_vm(session: Session, ref: VmRef, *, dry_run: bool) -> KeyResult:
-    """Let a VM that waits with its window open go on; `unchanged` if it does not wait.
+    """Let a VM go on that waits with its window open; the result is `unchanged` if it does not.
 
-    Raises what `open_vm` and the VM's answer do.
+    Raises what `open_vm` does, and the error that the VM answers with.
     """
     with open_vm(Inventory(session), ref, strictly=True) as (client, vm):
         if client is None:  # orphaned
@@ -97,43 +97,54 @@ def release_vm(session: Session, ref: VmRef, *, dry_run: bool) -> KeyResult:
 
 
 def _apply_request(
-    client: Client | None, vm: Vm, request: Request, host_state: HostState, *, dry_run: bool
+    client: Client | None,
+    vm: Vm,
+    request: SettingsRequest,
+    host_state: HostState,
+    *,
+    dry_run: bool,
 ) -> SettingsResult:
-    """Have the VMM at the other end do all of it; an orphaned VM, which has none, is sealed."""
+    """Have the VMM that `client` is connected to apply the request, all of it or nothing.
+
+    Without a client the VM is orphaned, and so it is sealed. Raises as `change_settings` does.
+    """
     if client is None:
         by = f"{vm.by}, and only that could make the calls"
         error = sealed(_first_attribute(request), by)
-        raise _unchanged(error, vm, _at_the_next_start(vm))
+        raise _refuse_unchanged(error, vm, _set_at_next_start(vm))
     _check_possible(request, vm)
-    pmu = _choose_pmu(request, vm, host_state)
+    pmu = _resolve_pmu(request, vm, host_state)
     bits = vm.event_bits or WIDEST_BITS
-    words = request.filter
-    event_filter = None if words is None else compile_filter(words, pmu, bits)
+    rules = request.filter
+    event_filter = None if rules is None else compile_filter(rules, pmu, bits)
     arguments: dict[str, object] = {"type": pmu.type, "name": pmu.name, "dry-run": dry_run}
     if request.counters is not None:
         arguments["counters"] = request.counters
     if event_filter is not None:
         arguments["filter"] = filter_message(event_filter)
-    cpus = _wanted_cpus(request, vm, pmu, host_state)
+    cpus = _resolve_wanted_cpus(request, vm, pmu, host_state)
     if cpus:
         arguments["cpus"] = list(cpus)
     try:
         answer: Any = client.execute("pmu-apply", arguments)
     except PmuctlError as error:
-        raise _explained(error, vm, pmu, host_state.host.threads) from error
-    return _done(vm, answer, request, pmu, event_filter, cpus)
+        raise _explain_apply_error(error, vm, pmu, host_state.host.threads) from error
+    return _collect_results(vm, answer, request, pmu, event_filter, cpus)
 
 
-def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, host_state: HostState) -> CpuSet | None:
-    """The CPUs that the vCPU threads are to stay on, None where their masks are left alone.
+def _resolve_wanted_cpus(
+    request: SettingsRequest, vm: Vm, pmu: Pmu, host_state: HostState
+) -> CpuSet | None:
+    """Return the CPUs that the vCPU threads are to stay on; None if their masks are left alone.
 
-    To set a PMU implies `auto`: its CPUs, for KVM runs the VM nowhere else. With a setting that
-    leaves the PMU as it is the affinity stays, too.
+    Setting a PMU implies `auto`, which is its CPUs, for KVM runs the VM nowhere else. A setting
+    that leaves the PMU as it is leaves the affinity, too. Raises what `resolve_cpus` and
+    `check_inside` do.
     """
     if request.affinity == NONE:
         return None
     if request.affinity not in (None, AUTO):
-        cpus = present_cpus(
+        cpus = resolve_cpus(
             request.affinity or "", host_state.pmus, host_state.host.sysfs, subject=vm.name
         )
         if pmu.cpus is not None:
@@ -144,35 +155,39 @@ def _wanted_cpus(request: Request, vm: Vm, pmu: Pmu, host_state: HostState) -> C
     return pmu.cpus if request.affinity or request.pmu or is_new else None
 
 
-def _check_possible(request: Request, vm: Vm) -> None:
-    """Refuse what no PMU could change, before one has to be named."""
+def _check_possible(request: SettingsRequest, vm: Vm) -> None:
+    """Refuse what would be refused with any PMU, before one has to be named."""
     if vm.window is Window.NONE:
-        raise _unchanged(no_vpmu(), vm)
+        raise _refuse_unchanged(no_vpmu(), vm)
     if request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
-        its = _no_lasting_counters() if vm.supervised else no_attribute("SET_NR_COUNTERS")
-        raise _unchanged(its, vm)
-    if vm.window is Window.SEALED and vm.explicit_pmu is None:
-        raise _unchanged(sealed(_first_attribute(request), vm.by), vm, _at_the_next_start(vm))
-    if vm.window is None:  # it is open once there is a vCPU to set it through
-        error = no_vcpu()
         if vm.supervised:
-            error.why = "pmuctl run holds its VMM at the first call for its PMU, not reached yet"
-        raise _unchanged(error, vm, command("vm", "wait", vm.address, "--for", "open"))
+            raise _refuse_unchanged(_make_counters_error(), vm)
+        raise _refuse_unchanged(no_attribute("SET_NR_COUNTERS"), vm)
+    if vm.window is Window.SEALED and vm.explicit_pmu is None:
+        error = sealed(_first_attribute(request), vm.by)
+        raise _refuse_unchanged(error, vm, _set_at_next_start(vm))
+    if vm.window is None:  # it opens with the first vCPU, through which KVM takes settings
+        refusal = no_vcpu()
+        if vm.supervised:
+            refusal.why = "pmuctl run holds its VMM at the first call for its PMU, not reached yet"
+        raise _refuse_unchanged(refusal, vm, command("vm", "wait", vm.address, "--for", "open"))
 
 
-def _unchanged(error: PmuctlError, vm: Vm, fix: str | None = None) -> PmuctlError:
-    """A refusal before anything was touched, of this VM."""
+def _refuse_unchanged(error: PmuctlError, vm: Vm, fix: str | None = None) -> PmuctlError:
+    """Return the error as a refusal of this VM that was made before anything was changed."""
     error.subject, error.now, error.fix = vm.name, NOTHING_CHANGED, fix or error.fix
     return error
 
 
-def _first_attribute(request: Request) -> str:
+def _first_attribute(request: SettingsRequest) -> str:
+    """Return the attribute that the request would set first."""
     if request.pmu is not None:
         return "SET_PMU"
     return "FILTER" if request.filter is not None else "SET_NR_COUNTERS"
 
 
-def _no_lasting_counters() -> UnsupportedError:
+def _make_counters_error() -> UnsupportedError:
+    """Return the refusal of counters for a supervised VM, where they would not last."""
     return UnsupportedError(
         "the counters of a VM that pmuctl run supervises cannot be chosen",
         why="its VMM writes PMCR_EL0 back after its PMU's INIT, so a limit would not last",
@@ -180,8 +195,11 @@ def _no_lasting_counters() -> UnsupportedError:
     )
 
 
-def _choose_pmu(request: Request, vm: Vm, host_state: HostState) -> Pmu:
-    """The PMU asked for, else the one the VM was given, else the host's only one."""
+def _resolve_pmu(request: SettingsRequest, vm: Vm, host_state: HostState) -> Pmu:
+    """Return the PMU asked for, else the one the VM was given, else the host's only one.
+
+    Raises what `choose_pmu` does.
+    """
     names = scan_event_sources(host_state.host.sysfs).names
     text = request.pmu
     if text is None and vm.explicit_pmu is not None:
@@ -194,12 +212,14 @@ def _choose_pmu(request: Request, vm: Vm, host_state: HostState) -> Pmu:
         raise
 
 
-def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: ThreadAffinity) -> PmuctlError:
-    """The refusal with what a user can do about it, which the VMM cannot know."""
+def _explain_apply_error(
+    error: PmuctlError, vm: Vm, pmu: Pmu, threads: ThreadAffinity
+) -> PmuctlError:
+    """Return the error of `pmu-apply` with a `now` and a `fix`, which the VMM cannot know."""
     if error.applied is None:
         if not isinstance(error, RefusedError):
             return error
-        # the VMM failed in a way that the protocol has no word for
+        # the protocol has no error class for the way in which this VMM failed
         return UnknownOutcomeError(
             "pmu-apply failed, its outcome is not known",
             subject=vm.name,
@@ -211,13 +231,14 @@ def _explained(error: PmuctlError, vm: Vm, pmu: Pmu, threads: ThreadAffinity) ->
     if isinstance(error, SealedError) and vm.window is Window.OPEN:
         error.fix = f"choose the PMU of {vm.name} before its filter, at its next start"
     elif isinstance(error, SealedError):
-        error.fix = _at_the_next_start(vm)
+        error.fix = _set_at_next_start(vm)
     elif isinstance(error, PinnedError):
-        error.fix = "; ".join(_unpin(vm, pmu, threads)) or None
+        error.fix = "; ".join(_iter_unpin_commands(vm, pmu, threads)) or None
     return error
 
 
-def _at_the_next_start(vm: Vm) -> str:
+def _set_at_next_start(vm: Vm) -> str:
+    """Return the `fix` for a VM that takes no more settings until it is started again."""
     if vm.supervised:
         return (
             f"choose it when {vm.name} is started again: pmuctl run has options for it, or --hold"
@@ -225,8 +246,8 @@ def _at_the_next_start(vm: Vm) -> str:
     return f"set it at the next start of {vm.name}, while its window is open (before vm release)"
 
 
-def _unpin(vm: Vm, pmu: Pmu, threads: ThreadAffinity) -> Iterator[str]:
-    """The commands that put each thread in the way onto the PMU's CPUs."""
+def _iter_unpin_commands(vm: Vm, pmu: Pmu, threads: ThreadAffinity) -> Iterator[str]:
+    """Yield the commands that put vCPU threads pinned off the PMU's CPUs onto them."""
     for vcpu in vm.vcpus or ():
         with suppress(OSError):
             if vcpu.tid is not None and pmu.cpus and not threads.get(vcpu.tid) & pmu.cpus:
@@ -236,22 +257,22 @@ def _unpin(vm: Vm, pmu: Pmu, threads: ThreadAffinity) -> Iterator[str]:
 _KEYS = {"SET_PMU": "pmu", "SET_NR_COUNTERS": "counters", "FILTER": "filter"}
 
 
-def _done(
+def _collect_results(
     vm: Vm,
     answer: Any,
-    request: Request,
+    request: SettingsRequest,
     pmu: Pmu,
     event_filter: EventFilter | None,
     cpus: CpuSet | None,
 ) -> SettingsResult:
-    """What became of each key: of those asked for, and of what else was changed with them."""
+    """Return the result of each key that was asked for, or was changed along with those."""
     changed = {_KEYS.get(step["attribute"], AFFINITY) for step in answer["steps"]}
     outcome = "planned" if answer["outcome"] == "planned" else "set"
     values = {
         "pmu": pmu.name,
-        # another PMU gets the counters again that had been asked for
+        # shown even if not asked for: a new PMU is given the number that the VM had before
         "counters": str(vm.counters if request.counters is None else request.counters),
-        "filter": event_filter.words(pmu.events) if event_filter is not None else "",
+        "filter": event_filter.describe(pmu.events) if event_filter is not None else "",
         AFFINITY: f"within {cpus}" if cpus else "left alone",
     }
     asked = {
@@ -267,5 +288,5 @@ def _done(
         for key, value in values.items()
         if key in changed or asked.get(key) is not None
     )
-    steps = tuple(its["words"] for its in answer["steps"])
+    steps = tuple(step["words"] for step in answer["steps"])
     return SettingsResult(vm=vm.name, changes=changes, steps=steps, is_placed=bool(cpus))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VMM executed in place of this process: its file, its environment, and why it cannot be."""
+"""Execution of a VMM in place of this process: its file, its environment, and exec errors."""
 
 import errno
 import os
@@ -20,32 +20,32 @@ from pmuctl.launch.spec import LaunchSpec
 
 PATH_OWN_ENVIRON = "/proc/self/environ"
 DEFAULT_PATH = "/bin:/usr/bin"
-"""Where execvp(3) looks if there is no PATH."""
+"""The directories that execvp(3) searches if there is no PATH."""
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT})
-"""What execvp(3) passes over on its way through PATH."""
+"""The errors of execve(2) after which execvp(3) goes on to the next directory of PATH."""
 
 Warn = Callable[[PmuctlError], None]
 
 
 class Executor:
-    """What becomes of this process: a VMM with a supervisor beside it, or the VMM alone."""
+    """Replaces this process with a VMM that has a supervisor beside it, or with the VMM alone."""
 
     def launch(
         self,
-        orders: LaunchSpec,
+        spec: LaunchSpec,
         executable: str,
         argv: Sequence[str],
         environ: Mapping[bytes, bytes],
     ) -> NoReturn:
         """Start the supervisor and execute the VMM.
 
-        Raises DeniedError, UnsupportedError and RefusedError for what is in the way, OSError
-        where the VMM cannot be executed.
+        Raises DeniedError, UnsupportedError and RefusedError if the supervisor cannot do its work,
+        OSError if the VMM cannot be executed.
         """
         from pmuctl.launch.launcher import launch
 
-        launch(orders, executable, argv, environ)
+        launch(spec, executable, argv, environ)
 
     def execute(
         self, executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]
@@ -57,44 +57,45 @@ class Executor:
 
 
 def start(
-    starter: Executor,
-    orders: LaunchSpec,
+    executor: Executor,
+    spec: LaunchSpec,
     executable: str,
     environ: Mapping[bytes, bytes],
     *,
     gated: bool,
     warn: Warn,
 ) -> NoReturn:
-    """Become the VMM: `gated`, with a supervisor that applies the orders, else by itself.
+    """Become the VMM: if `gated`, with a supervisor that applies `spec`, else without one.
 
-    With the best effort the VMM is executed by itself where the supervisor cannot do its work.
-    Raises NoCommandError, NotExecutableError, and what `Executor.launch` does.
+    If the supervisor cannot do its work, a best-effort VMM is executed without one and `warn` is
+    called. Raises NoCommandError, NotExecutableError, and what `Executor.launch` does.
     """
-    argv = orders.command
+    argv = spec.command
     try:
         if gated:
             try:
-                starter.launch(orders, executable, argv, environ)
+                executor.launch(spec, executable, argv, environ)
             except (DeniedError, UnsupportedError, RefusedError) as error:
-                if not orders.best_effort:
+                if not spec.best_effort:
                     raise
-                warn(without_settings(error))
-        starter.execute(executable, argv, environ)
+                warn(as_warning(error))
+        executor.execute(executable, argv, environ)
     except OSError as error:
-        raise exec_problem(argv[0], executable, error.errno or errno.EACCES) from error
+        raise make_exec_error(argv[0], executable, error.errno or errno.EACCES) from error
 
 
-def without_settings(error: PmuctlError) -> PmuctlError:
-    """An obstacle as a warning: what the best effort comes to."""
+def as_warning(error: PmuctlError) -> PmuctlError:
+    """Return the error as the warning of a VMM that is started without its settings."""
     error.now = "the VMM is started without its settings (--best-effort)"
     return error
 
 
-def own_environ(path: str = PATH_OWN_ENVIRON) -> dict[bytes, bytes]:
-    """The environment that this process was executed with.
+def read_own_environ(path: str = PATH_OWN_ENVIRON) -> dict[bytes, bytes]:
+    """Return the environment that this process was executed with.
 
-    os.environ is not that: in the C locale the interpreter changes LC_CTYPE (PEP 538). Of a
-    variable that is there twice the first is kept, as getenv(3) finds it.
+    os.environ differs from it: in the C locale the interpreter changes LC_CTYPE (PEP 538). If a
+    variable is there twice, the first one is kept, as getenv(3) finds it. Returns os.environb if
+    the file cannot be read.
     """
     try:
         data = Path(path).read_bytes()
@@ -102,56 +103,57 @@ def own_environ(path: str = PATH_OWN_ENVIRON) -> dict[bytes, bytes]:
         return dict(os.environb)
     environ: dict[bytes, bytes] = {}
     for entry in data.split(b"\0"):
-        name, equals, value = entry.partition(b"=")
+        name, equals, text = entry.partition(b"=")
         if name and equals:
-            environ.setdefault(name, value)
+            environ.setdefault(name, text)
     return environ
 
 
 def find_program(command: str, environ: Mapping[str, str]) -> str:
-    """The file that a command stands for, found as execvp(3) does.
+    """Return the file of a command, found as execvp(3) does.
 
-    Raises NoCommandError and NotExecutableError, as env(1) tells 127 from 126.
+    Raises NoCommandError (127) and NotExecutableError (126), told apart as env(1) does.
     """
     if not command or "\0" in command:
-        raise exec_problem(command, command, errno.ENOENT)
+        raise make_exec_error(command, command, errno.ENOENT)
     if "/" in command:
-        if error := _refusal(command):
-            raise exec_problem(command, command, error)
+        if error := _check_executable(command):
+            raise make_exec_error(command, command, error)
         return command
     denied = None
-    for path in _candidates(command, environ):
-        error = _refusal(path)
+    for path in _iter_candidates(command, environ):
+        error = _check_executable(path)
         if not error:
             return path
         if error == errno.EACCES:
             denied = denied or path
         elif error not in _ABSENT:
-            raise exec_problem(command, path, error)
+            raise make_exec_error(command, path, error)
     if denied is not None:
-        raise exec_problem(command, denied, errno.EACCES)
-    raise exec_problem(command, command, errno.ENOENT)
+        raise make_exec_error(command, denied, errno.EACCES)
+    raise make_exec_error(command, command, errno.ENOENT)
 
 
-def _candidates(command: str, environ: Mapping[str, str]) -> Iterator[str]:
+def _iter_candidates(command: str, environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the paths of a command in the directories of PATH."""
     for directory in environ.get("PATH", DEFAULT_PATH).split(":"):
-        # a path with a slash is not searched for once more
+        # the slash keeps find_program() and execve(2) from a second search
         yield f"{directory or '.'}/{command}"
 
 
-def _refusal(path: str) -> int:
-    """The errno that execve(2) would give for this file, 0 where nothing is known against it."""
+def _check_executable(path: str) -> int:
+    """Return the errno that execve(2) would give for this file, 0 if none is known."""
     try:
         is_file = stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:
         return error.errno or errno.ENOENT
     effective = os.access in os.supports_effective_ids
-    may = is_file and os.access(path, os.X_OK, effective_ids=effective)
-    return 0 if may else errno.EACCES
+    is_executable = is_file and os.access(path, os.X_OK, effective_ids=effective)
+    return 0 if is_executable else errno.EACCES
 
 
-def exec_problem(command: str, path: str, number: int) -> PmuctlError:
-    """Why a command cannot be executed: execve's errno in words, with env's exit status."""
+def make_exec_error(command: str, path: str, number: int) -> PmuctlError:
+    """Return the error for an errno of execve(2), with the exit status that env(1) has for it."""
     name = errno.errorcode.get(number, str(number))
     shown = command or repr(command)
     if number == errno.ENOENT:

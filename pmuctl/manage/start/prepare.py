@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting an unmodified VMM: all that can be refused is refused here, before it is started."""
+"""Preparation of a VMM: what can be refused is refused here, before the VMM is started."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pmuctl.control.protocol.messages import VM_NAME
+from pmuctl.control.protocol.messages import NAME, VM_NAME
 from pmuctl.control.runtime.sockets import file_name, own_dir
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.host import Host
@@ -13,14 +13,13 @@ from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.ioctls import lock, steps
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.resolve import AUTO, NONE, FilterWords, choose_pmu, compile_filter
-from pmuctl.manage.start.exec import find_program, without_settings
+from pmuctl.manage.start.exec import as_warning, find_program
 from pmuctl.manage.start.preflight import (
     ask_kvm,
     check_cpus,
     check_kernel,
-    chosen_cpus,
     cpus_of,
-    event_bits,
+    parse_affinity,
 )
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
@@ -28,12 +27,10 @@ from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import value
 
-NAME_MAX = 64
-
 
 @value(kw_only=True)
-class Request:
-    """What `pmuctl run` was asked for; None is what was not mentioned, `timeout` is in seconds."""
+class StartRequest:
+    """The options of `pmuctl run`; None for those not given. `timeout` is in seconds."""
 
     command: tuple[str, ...]
     name: str | None = None
@@ -46,33 +43,33 @@ class Request:
 
 
 @value(kw_only=True)
-class Prepared:
-    """A VMM that is ready to be started: its file, its orders, and the steps in kernel words.
+class PreparedStart:
+    """A VMM that is ready to be started: its file, its launch spec, and the steps to come.
 
-    `obstacle` is why the settings cannot be applied, where the VMM is to be started without
-    them; `warnings` are of settings that will be applied.
+    `obstacle` is why the settings cannot be applied, if the VMM is to be started without them;
+    `warnings` are about settings that will be applied.
     """
 
     executable: str
-    orders: LaunchSpec
+    spec: LaunchSpec
     steps: tuple[str, ...]
     obstacle: PmuctlError | None = None
     warnings: tuple[PmuctlError, ...] = ()
 
 
-def prepare(request: Request, host: Host, pid: int) -> Prepared:
-    """Check everything that can be known before the VMM is started; nothing is changed.
+def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
+    """Check what can be known before the VMM is started, as process `pid`; change nothing.
 
     Raises UsageError, NotFoundError (PMU, event, CPU), NoCommandError and NotExecutableError; and
-    DeniedError, UnsupportedError, PinnedError, RefusedError for obstacles of this host, which a
-    request for the best effort is given as `obstacle` instead. The VMM will be process `pid`.
+    DeniedError, UnsupportedError, PinnedError and RefusedError for obstacles of this host. A
+    request with `best_effort` gets the latter as `obstacle` instead.
     """
     check_words(request)
     name = request.name
     if name is None:
         name = default_name(request.command[0], pid)
-    # absolute: the supervisor may be in another directory than the caller
-    socket = _absolute(own_dir(host.environ, host.uid)) / file_name(name)
+    # absolute, because the supervisor may have another working directory than the caller
+    socket = _make_absolute(own_dir(host.environ, host.uid)) / file_name(name)
     names = scan_event_sources(host.sysfs).names
     pmus = scan_pmus(host.sysfs, names)
     pmu, event_filter, cpus = None, None, None
@@ -82,7 +79,7 @@ def prepare(request: Request, host: Host, pid: int) -> Prepared:
     if request.filter is not None and pmu is not None:
         event_filter = compile_filter(request.filter, pmu, WIDEST_BITS)
     if request.affinity not in (AUTO, NONE):
-        cpus = chosen_cpus(request.affinity, pmu, pmus, host.sysfs)
+        cpus = parse_affinity(request.affinity, pmu, pmus, host.sysfs)
     executable = find_program(request.command[0], host.environ)
 
     probed = KvmCaps(has_vpmu=None)
@@ -90,7 +87,7 @@ def prepare(request: Request, host: Host, pid: int) -> Prepared:
     try:
         probed = ask_kvm(host, pmus)
         if request.filter is not None and pmu is not None:
-            event_filter = compile_filter(request.filter, pmu, event_bits(probed, pmu))
+            event_filter = compile_filter(request.filter, pmu, probed.event_bits_for(pmu.type))
         check_kernel(probed, pmu, event_filter)
         if request.affinity == AUTO and pmu is not None:
             cpus = cpus_of(pmu)
@@ -101,9 +98,9 @@ def prepare(request: Request, host: Host, pid: int) -> Prepared:
     except PmuctlError as error:
         if not request.best_effort:
             raise
-        obstacle = without_settings(error)
+        obstacle = as_warning(error)
 
-    orders = LaunchSpec(
+    spec = LaunchSpec(
         name=name,
         socket=socket,
         command=request.command,
@@ -111,23 +108,26 @@ def prepare(request: Request, host: Host, pid: int) -> Prepared:
         filter=event_filter,
         affinity=cpus,
         attributes=probed.attributes,
-        event_bits=probed.event_bits if pmu is None else event_bits(probed, pmu),
-        defaults=_defaults(probed, pmus) if pmu is None else {},
+        event_bits=probed.event_bits if pmu is None else probed.event_bits_for(pmu.type),
+        defaults=_find_default_pmus(probed, pmus) if pmu is None else {},
         hold=request.hold,
         timeout=request.timeout,
         best_effort=request.best_effort,
     )
-    return Prepared(
+    return PreparedStart(
         executable=executable,
-        orders=orders,
-        steps=tuple(_told(orders, executable, gated=obstacle is None)),
+        spec=spec,
+        steps=tuple(_describe_steps(spec, executable, gated=obstacle is None)),
         obstacle=obstacle,
-        warnings=tuple(_warnings(request, pmu)) if obstacle is None else (),
+        warnings=tuple(_iter_warnings(request, pmu)) if obstacle is None else (),
     )
 
 
-def _defaults(probed: KvmCaps, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:
-    """The PMUs that KVM knows, where it gives a VM that of the CPU of its KVM_ARM_VCPU_INIT."""
+def _find_default_pmus(probed: KvmCaps, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:
+    """Return the PMUs, with their CPUs, of which KVM chooses one by the CPU of KVM_ARM_VCPU_INIT.
+
+    Return an empty mapping if KVM chooses otherwise.
+    """
     if probed.default is not DefaultPmu.AT_VCPU_INIT:
         return {}
     return {
@@ -137,7 +137,8 @@ def _defaults(probed: KvmCaps, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], 
     }
 
 
-def _absolute(directory: Path) -> Path:
+def _make_absolute(directory: Path) -> Path:
+    """Return the absolute path; raise UsageError if the working directory has been removed."""
     try:
         return directory.absolute()
     except OSError as error:
@@ -148,10 +149,10 @@ def _absolute(directory: Path) -> Path:
         ) from None
 
 
-def check_words(request: Request) -> None:
-    """Refuse options that do not go together; raises UsageError."""
-    places = request.affinity not in (AUTO, NONE)
-    if request.pmu is None and request.filter is None and not places and not request.hold:
+def check_words(request: StartRequest) -> None:
+    """Raise UsageError for options that do not go together, and if there is nothing to set."""
+    has_cpus = request.affinity not in (AUTO, NONE)
+    if request.pmu is None and request.filter is None and not has_cpus and not request.hold:
         raise UsageError(
             "there is nothing to set for the VM",
             why="without settings the VMM can be started by itself",
@@ -172,15 +173,16 @@ def check_words(request: Request) -> None:
 
 
 def default_name(command: str, pid: int) -> str:
-    """The name of a VM that was given none: its VMM's, and the process id that it keeps."""
-    end = f"-{pid}"
+    """Return the name of a VM that was given none: that of its VMM, and its process id."""
+    suffix = f"-{pid}"
     allowed = "".join(
         char if VM_NAME.fullmatch(f"x{char}") else "_" for char in Path(command).name
     )
-    return (allowed.lstrip("_.-") or "vm")[: NAME_MAX - len(end)] + end
+    return (allowed.lstrip("_.-") or "vm")[: NAME.most - len(suffix)] + suffix
 
 
-def _warnings(request: Request, pmu: Pmu | None) -> Iterator[PmuctlError]:
+def _iter_warnings(request: StartRequest, pmu: Pmu | None) -> Iterator[PmuctlError]:
+    """Yield the warnings about settings that will be applied."""
     if pmu is not None and request.affinity == NONE:
         yield RefusedError(
             "the VMM's threads are not kept on the PMU's CPUs (--affinity none)",
@@ -190,23 +192,23 @@ def _warnings(request: Request, pmu: Pmu | None) -> Iterator[PmuctlError]:
         )
 
 
-def _told(orders: LaunchSpec, executable: str, *, gated: bool) -> Iterator[str]:
-    """What is done from here on, a line each; where it is not `gated` the VMM is only executed."""
+def _describe_steps(spec: LaunchSpec, executable: str, *, gated: bool) -> Iterator[str]:
+    """Yield a line for each step of the start; unless `gated`, the VMM is only executed."""
     if gated:
         yield (
             "seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER)"
             "  ioctl KVM_CREATE_VCPU alone is notified"
         )
-    yield f"execve({executable}, {shlex.join(orders.command)})"
+    yield f"execve({executable}, {shlex.join(spec.command)})"
     if not gated:
         return
-    if orders.affinity is not None:
+    if spec.affinity is not None:
         yield (
-            f"sched_setaffinity(each thread, {orders.affinity})"
+            f"sched_setaffinity(each thread, {spec.affinity})"
             "  vCPU threads for good, others until the vCPUs run"
         )
-    for step in steps(orders):
-        yield step.words() + (", locks the PMU" if step == lock() else "")
-    if orders.hold:
-        limit = "" if orders.timeout is None else f", ends it after {orders.timeout:g} s"
-        yield f"hold  until pmu-release at {orders.socket}{limit}"
+    for step in steps(spec):
+        yield step.describe() + (", locks the PMU" if step == lock() else "")
+    if spec.hold:
+        limit = "" if spec.timeout is None else f", ends it after {spec.timeout:g} s"
+        yield f"hold  until pmu-release at {spec.socket}{limit}"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pmuctl.cli.settings_parser import KEYS, parse_filter, parse_settings
 from pmuctl.errors import UsageError
-from pmuctl.manage.resolve import FilterWords, Request
+from pmuctl.manage.resolve import FilterWords, SettingsRequest
 from pmuctl.model.event_filter import Action
 
 ALLOW, DENY = Action.ALLOW, Action.DENY
@@ -16,14 +16,14 @@ ALLOW, DENY = Action.ALLOW, Action.DENY
 def test_keys_in_any_order_and_the_filter_last() -> None:
     words = "counters 4 pmu a72 filter default deny allow cpu_cycles,0x8 deny 0x8".split()
     rules = ((ALLOW, "cpu_cycles,0x8"), (DENY, "0x8"))
-    assert parse_settings(words) == Request(
+    assert parse_settings(words) == SettingsRequest(
         pmu="a72", counters=4, filter=FilterWords(default=DENY, rules=rules)
     )
 
 
 def test_a_default_alone_is_a_filter() -> None:
     request = parse_settings(["filter", "default", "allow"])
-    assert request == Request(filter=FilterWords(default=ALLOW))
+    assert request == SettingsRequest(filter=FilterWords(default=ALLOW))
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_any_words_give_a_request_or_a_usage_error(words: list[str]) -> None:
         request = parse_settings(words)
     except UsageError:
         return
-    assert request != Request()
+    assert request != SettingsRequest()

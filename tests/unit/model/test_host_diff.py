@@ -11,7 +11,7 @@ from pmuctl.model.host_diff import (
     HostObservation,
     ObservedVm,
     find_changes,
-    stray,
+    find_misplaced,
     with_silent,
 )
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
@@ -48,7 +48,7 @@ def seen(
     vm = Vm(**given | how, vcpus=vcpus)
     known = {100 + index: CpuSet.parse(its) for index, its in enumerate(masks) if its is not None}
     held = VmAlignment.of(vm, chosen, known, CpuSet.parse("0-3"))
-    return ObservedVm(held=held, is_silent=is_silent)
+    return ObservedVm(alignment=held, is_silent=is_silent)
 
 
 def web1(*masks: str | None, **how: Any) -> ObservedVm:
@@ -116,7 +116,7 @@ def test_a_vcpu_leaves_and_returns_once_each() -> None:
     (change,) = find_changes(on, off)
     assert change.what == (
         f"vCPU 0 (thread 100) may run on CPUs 0-1, outside {A72} (2-3): "
-        f"{Consequence.FAIL_ENTRY.words()}"
+        f"{Consequence.FAIL_ENTRY.explain()}"
     )
     assert (change.tid, change.pid, change.pmu, str(change.cpus)) == (100, 100, A72, "0-1")
 
@@ -130,7 +130,7 @@ def test_where_it_can_have_several_pmus_each_is_told_of() -> None:
     (change,) = find_changes(None, host(web1("1-2", chosen=EITHER)))
     assert change.what == (
         f"vCPU 0 (thread 100) may run outside its PMU, on CPU 2 if that is {A53} or CPU 1 if that "
-        f"is {A72}: {Consequence.COUNTERS_STOP.words()}"
+        f"is {A72}: {Consequence.COUNTERS_STOP.explain()}"
     )
     # no CPU is for certain one that it should not be on
     assert (change.pmu, change.cpus) == (None, None)
@@ -141,9 +141,9 @@ def test_vcpus_on_two_pmus_have_left_whichever_it_is() -> None:
     assert told(one, torn) == [("vcpu-left", "web1", None)]
     assert words(one, torn) == (
         f"vCPU 0-1 may run outside its PMU, on CPU 3 if that is {A53} or CPU 0 if that is {A72}: "
-        f"{Consequence.COUNTERS_STOP.words()}"
+        f"{Consequence.COUNTERS_STOP.explain()}"
     )
-    assert (stray(one), len(stray(torn))) == ([], 1)
+    assert (find_misplaced(one), len(find_misplaced(torn))) == ([], 1)
     assert told(torn, torn) == []
 
 
@@ -189,7 +189,7 @@ def test_one_that_does_not_answer_has_not_ended() -> None:
         after = with_silent(before, host(its))
         assert told(before, after) == [("lost", "web1", None)]
         assert told(after, with_silent(after, host(its))) == []
-        assert stray(after) == []
+        assert find_misplaced(after) == []
         # it answers again, and nothing has happened meanwhile; or something has
         assert told(after, host(web1(OFF))) == []
         assert told(after, host(web1())) == [("vcpu-returned", "web1", 0)]

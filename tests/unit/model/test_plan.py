@@ -40,7 +40,7 @@ def wanted(**more: object) -> TargetSettings:
 
 
 def words(its: CurrentState, what: TargetSettings) -> list[str]:
-    return [step.words() for step in plan(its, what)]
+    return [step.describe() for step in plan(its, what)]
 
 
 def test_affinity_first_then_pmu_counters_filter() -> None:
@@ -71,7 +71,7 @@ def test_the_default_pmu_of_kvm_is_set_all_the_same() -> None:
 
 
 def test_the_first_vcpu_that_is_not_initialised_is_asked() -> None:
-    vpmu = replace(FRESH, vcpus=(Vcpu(irq=23, initialised=True), Vcpu()))
+    vpmu = replace(FRESH, vcpus=(Vcpu(initialised=True), Vcpu()))
     assert [step.vcpu for step in plan(current(vpmu), wanted()) if isinstance(step, SetAttr)] == [
         1
     ]

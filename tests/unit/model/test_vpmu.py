@@ -8,22 +8,8 @@ import pytest
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, FilterRange
-from pmuctl.model.guest import Entry, entry, guest_counters
 from pmuctl.model.kvm_caps import ATTR_NAMES, DefaultPmu, KvmCaps
-from pmuctl.model.vpmu import (
-    BadAction,
-    Irqchip,
-    Value,
-    Vcpu,
-    Vpmu,
-    event_bits,
-    get_attr,
-    has_attr,
-    init_vcpu,
-    is_sealed,
-    run,
-    set_attr,
-)
+from pmuctl.model.vpmu import Vcpu, Vpmu, is_sealed
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER as FILTER,
 )
@@ -40,24 +26,53 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_PMU as SET_PMU,
 )
 from pmuctl.value import replace
+from tests.fakes.kvm_model import (
+    BadAction,
+    Entry,
+    Irqchip,
+    KvmVm,
+    Value,
+    enter,
+    get_attr,
+    guest_counters,
+    has_attr,
+    init_vcpu,
+    run,
+    set_attr,
+)
 
 A, B = 10, 11
 KERNEL = KvmCaps(has_vpmu=True, attributes=frozenset(ATTR_NAMES), counters={A: 6, B: 4})
 OLD = KvmCaps(
     has_vpmu=True, counters={A: 6, B: 4}, attributes=frozenset({IRQ, INIT, FILTER, SET_PMU})
 )
-FRESH = Vpmu(caps=KERNEL, vcpus=(Vcpu(), Vcpu()))
+
+
+def fresh(caps: KvmCaps = KERNEL, *vcpus: Vcpu) -> KvmVm:
+    """A VM of these vCPUs, by default of two with the feature, on which no call was made."""
+    return KvmVm(vpmu=Vpmu(caps=caps, vcpus=vcpus or (Vcpu(), Vcpu())))
+
+
+def empty(caps: KvmCaps, *, strict: bool = False) -> KvmVm:
+    """A VM without a vCPU."""
+    return KvmVm(vpmu=Vpmu(caps=caps, vcpus=()), is_strict=strict)
+
+
+FRESH = fresh()
+PLAIN = fresh(KERNEL, Vcpu(has_pmu=False))
+"""A VM whose vCPU was made without the feature."""
+
 CYCLES = FilterRange(0x11, 1, Action.DENY)
 
 
-def after(vm: Vpmu, *calls: tuple[int, int, Value]) -> Vpmu:
+def after(vm: KvmVm, *calls: tuple[int, int, Value]) -> KvmVm:
     for vcpu, attr, value in calls:
         error, vm = set_attr(vm, vcpu, attr, value)
         assert error == 0, (attr, value, errno.errorcode[error])
     return vm
 
 
-def answer(vm: Vpmu, attr: int, value: Value = None, vcpu: int = 0) -> str:
+def answer(vm: KvmVm, attr: int, value: Value = None, vcpu: int = 0) -> str:
     error, after_it = set_attr(vm, vcpu, attr, value)
     assert not error or after_it is vm, "a refusal changes nothing"
     return errno.errorcode[error] if error else "OK"
@@ -68,7 +83,7 @@ RAN = run(INITED, 0)[1]
 
 
 def test_without_the_feature_every_attribute_is_enodev_and_unknown() -> None:
-    vm = replace(FRESH, vcpus=(Vcpu(has_pmu=False),))
+    vm = PLAIN
     assert answer(vm, SET_PMU, A) == "ENODEV"
     assert answer(vm, 99) == "ENODEV"
     assert has_attr(vm, 0, SET_PMU) == errno.ENXIO
@@ -114,8 +129,8 @@ def test_an_address_that_cannot_be_read_is_efault() -> None:
 
 def test_every_set_pmu_resets_the_counters() -> None:
     vm = after(FRESH, (0, SET_PMU, A), (0, SET_NR_COUNTERS, 2))
-    assert vm.counters == 2
-    assert after(vm, (1, SET_PMU, A)).counters is None
+    assert vm.vpmu.counters == 2
+    assert after(vm, (1, SET_PMU, A)).vpmu.counters is None
 
 
 def test_counters_end_at_what_the_pmu_has() -> None:
@@ -123,7 +138,7 @@ def test_counters_end_at_what_the_pmu_has() -> None:
     assert answer(vm, SET_NR_COUNTERS, 4) == "OK"
     assert answer(vm, SET_NR_COUNTERS, 0) == "OK"
     assert answer(vm, SET_NR_COUNTERS, 5) == "EINVAL"
-    assert answer(replace(FRESH, caps=OLD), SET_NR_COUNTERS, 2) == "ENXIO"
+    assert answer(fresh(OLD), SET_NR_COUNTERS, 2) == "ENXIO"
 
 
 def test_interrupts() -> None:
@@ -151,20 +166,20 @@ def test_init_wants_the_gic_first_then_the_interrupt() -> None:
 def test_a_vcpu_with_a_pmu_runs_only_once_it_is_initialised() -> None:
     assert run(FRESH, 0)[0] == errno.EINVAL
     assert run(INITED, 0)[0] == 0
-    assert run(replace(FRESH, vcpus=(Vcpu(has_pmu=False),)), 0)[0] == 0
+    assert run(PLAIN, 0)[0] == 0
 
 
 def test_sealed_is_any_run_or_every_vcpu_initialised() -> None:
-    assert not is_sealed(FRESH)
-    assert not is_sealed(INITED)
-    assert is_sealed(RAN)
-    assert is_sealed(after(INITED, (1, IRQ, 23), (1, INIT, None)))
+    assert not is_sealed(FRESH.vpmu)
+    assert not is_sealed(INITED.vpmu)
+    assert is_sealed(RAN.vpmu)
+    assert is_sealed(after(INITED, (1, IRQ, 23), (1, INIT, None)).vpmu)
 
 
 def test_the_first_filter_decides_the_default() -> None:
     vm = after(FRESH, (0, FILTER, FilterRange(0x11, 1, Action.ALLOW)))
-    assert vm.allowed == EventSet.of_ranges([(0x11, 1)])
-    assert after(vm, (0, FILTER, CYCLES)).allowed == EventSet()
+    assert vm.vpmu.allowed == EventSet.of_ranges([(0x11, 1)])
+    assert after(vm, (0, FILTER, CYCLES)).vpmu.allowed == EventSet()
 
 
 ON_A, ON_B, BARE = 0, 2, 4
@@ -174,16 +189,16 @@ AT_ATTRIBUTE = replace(AT_INIT, default=DefaultPmu.AT_ATTRIBUTE)
 ALWAYS_A = replace(AT_INIT, default=DefaultPmu.ONE, default_pmu=A)
 
 
-def made(kernel: KvmCaps, *, cpu: int | None = None, strict: bool = False) -> Vpmu:
+def made(kernel: KvmCaps, *, cpu: int | None = None, strict: bool = False) -> KvmVm:
     """A VM of two vCPUs, both INITed on this CPU."""
-    vm = Vpmu(caps=kernel, vcpus=(), is_strict=strict)
+    vm = empty(kernel, strict=strict)
     for _ in range(2):
         error, vm = init_vcpu(vm, cpu=cpu)
         assert error == 0
     return vm
 
 
-def filtered(vm: Vpmu, *, cpu: int) -> Vpmu:
+def filtered(vm: KvmVm, *, cpu: int) -> KvmVm:
     error, vm = set_attr(vm, 0, FILTER, CYCLES, cpu=cpu)
     assert error == 0
     return vm
@@ -197,49 +212,49 @@ def filtered(vm: Vpmu, *, cpu: int) -> Vpmu:
 def test_the_default_pmu_is_what_a_filter_pins(kernel: KvmCaps, chosen: int) -> None:
     """The vCPU was INITed on A's CPU, the filter is set on B's."""
     vm = filtered(made(kernel, cpu=ON_A), cpu=ON_B)
-    assert vm.pmu == chosen
+    assert vm.vpmu.pmu == chosen
     assert answer(vm, SET_PMU, chosen) == "OK"
     assert answer(vm, SET_PMU, A + B - chosen) == "EBUSY"
     assert answer(vm, SET_PMU, 9999) == "ENXIO"
 
 
 def test_the_first_vcpu_decides_the_default() -> None:
-    vm = Vpmu(caps=AT_INIT, vcpus=())
+    vm = empty(AT_INIT)
     for cpu in (ON_B, ON_A, BARE):
         error, vm = init_vcpu(vm, cpu=cpu)
-        assert (error, vm.pmu) == (0, B)
+        assert (error, vm.vpmu.pmu) == (0, B)
 
 
 def test_even_an_attribute_that_is_refused_decides_the_default() -> None:
     error, vm = set_attr(made(AT_ATTRIBUTE, cpu=ON_A), 0, 99, cpu=ON_B)
-    assert (error, vm.pmu) == (errno.ENXIO, B)
+    assert (error, vm.vpmu.pmu) == (errno.ENXIO, B)
 
 
 def test_a_cpu_without_pmu_has_no_default() -> None:
-    assert init_vcpu(Vpmu(caps=AT_INIT, vcpus=()), cpu=BARE)[0] == errno.ENODEV
-    assert init_vcpu(Vpmu(caps=AT_INIT, vcpus=()), has_pmu=False, cpu=BARE)[0] == 0
+    assert init_vcpu(empty(AT_INIT), cpu=BARE)[0] == errno.ENODEV
+    assert init_vcpu(empty(AT_INIT), has_pmu=False, cpu=BARE)[0] == 0
     assert set_attr(made(AT_ATTRIBUTE, cpu=BARE), 0, IRQ, 23, cpu=BARE)[0] == errno.ENODEV
     assert set_attr(made(ALWAYS_A, cpu=BARE), 0, IRQ, 23, cpu=BARE)[0] == 0
 
 
 def test_where_the_rule_or_the_cpu_is_not_known_no_default_is() -> None:
-    assert made(KERNEL, cpu=ON_A).pmu is None
-    assert made(AT_INIT).pmu is None
+    assert made(KERNEL, cpu=ON_A).vpmu.pmu is None
+    assert made(AT_INIT).vpmu.pmu is None
     assert answer(filtered(made(AT_INIT), cpu=ON_A), SET_PMU, A) == "EBUSY"
 
 
 def test_a_host_without_vpmu_makes_no_vcpu_with_one() -> None:
-    vm = Vpmu(caps=KvmCaps(has_vpmu=True, counters={}), vcpus=())
+    vm = empty(KvmCaps(has_vpmu=True, counters={}))
     assert init_vcpu(vm)[0] == errno.EINVAL
     assert init_vcpu(vm, has_pmu=False)[0] == 0
 
 
 def test_a_vcpu_enters_on_other_cpus_only_with_the_default_pmu() -> None:
     default = made(AT_INIT, cpu=ON_A)
-    assert [entry(default, cpu) for cpu in (ON_A, ON_B)] == [Entry.COUNTS, Entry.STANDS_STILL]
+    assert [enter(default, cpu) for cpu in (ON_A, ON_B)] == [Entry.COUNTS, Entry.STANDS_STILL]
     chosen = after(default, (0, SET_PMU, A))
-    assert [entry(chosen, cpu) for cpu in (ON_A, ON_B)] == [Entry.COUNTS, Entry.REFUSED]
-    assert entry(FRESH, ON_A) is None
+    assert [enter(chosen, cpu) for cpu in (ON_A, ON_B)] == [Entry.COUNTS, Entry.REFUSED]
+    assert enter(FRESH, ON_A) is None
 
 
 def test_only_the_interrupt_can_be_read_back() -> None:
@@ -249,20 +264,22 @@ def test_only_the_interrupt_can_be_read_back() -> None:
     assert get_attr(one, 1, IRQ) == (errno.ENXIO, None)
     assert get_attr(INITED, 0, IRQ) == (0, 23)
     assert get_attr(replace(FRESH, irqchip=Irqchip.NONE), 0, IRQ)[0] == errno.EINVAL
-    assert get_attr(replace(FRESH, vcpus=(Vcpu(has_pmu=False),)), 0, IRQ)[0] == errno.ENODEV
+    assert get_attr(PLAIN, 0, IRQ)[0] == errno.ENODEV
     for attr in (INIT, FILTER, SET_PMU, SET_NR_COUNTERS, 99):
         assert get_attr(one, 0, attr)[0] == errno.ENXIO
 
 
 def test_the_event_space_is_the_hosts_or_the_pmus() -> None:
     narrow = FilterRange(0x3FF, 2, Action.DENY)
-    assert answer(replace(FRESH, caps=replace(KERNEL, event_bits=10)), FILTER, narrow) == "EINVAL"
-    mixed = replace(FRESH, caps=replace(KERNEL, event_bits_of={B: 10}))
+    assert answer(fresh(replace(KERNEL, event_bits=10)), FILTER, narrow) == "EINVAL"
+    mixed = fresh(replace(KERNEL, event_bits_of={B: 10}))
     assert answer(mixed, FILTER, narrow) == "OK"
     on_b = after(mixed, (0, SET_PMU, B))
-    assert event_bits(on_b) == 10
+    assert on_b.vpmu.caps.event_bits_for(on_b.vpmu.pmu) == 10
     assert answer(on_b, FILTER, narrow) == "EINVAL"
-    assert after(on_b, (0, FILTER, CYCLES)).allowed == EventSet.space(10) - EventSet(1 << 0x11)
+    assert after(on_b, (0, FILTER, CYCLES)).vpmu.allowed == EventSet.space(10) - EventSet(
+        1 << 0x11
+    )
 
 
 def test_an_action_that_is_none_is_einval_even_after_the_run() -> None:
@@ -303,7 +320,7 @@ def test_init_without_a_gic_is_no_use_once_there_is_one() -> None:
 
 def test_a_strict_vm_has_no_pmu_until_set_pmu() -> None:
     vm = made(replace(AT_INIT, has_strict=True), cpu=BARE, strict=True)
-    assert vm.pmu is None
+    assert vm.vpmu.pmu is None
     assert [answer(vm, IRQ, 23), answer(vm, SET_NR_COUNTERS, 2)] == ["OK", "EINVAL"]
     assert answer(after(vm, (0, IRQ, 23)), INIT) == "ENXIO"
     assert answer(vm, FILTER, CYCLES) == "ENXIO"
@@ -313,4 +330,4 @@ def test_a_strict_vm_has_no_pmu_until_set_pmu() -> None:
 
 
 def test_an_older_kernel_makes_no_strict_vm() -> None:
-    assert init_vcpu(Vpmu(caps=AT_INIT, vcpus=(), is_strict=True))[0] == errno.ENOENT
+    assert init_vcpu(empty(AT_INIT, strict=True))[0] == errno.ENOENT

@@ -59,7 +59,7 @@ def test_a_vm_without_vcpus_has_its_window() -> None:
 
 def test_without_a_vpmu_there_is_no_window() -> None:
     vm = SupervisedVm(4121)
-    vm.vpmu = FakeVm(has_pmu=False).vpmu
+    vm.kvm = FakeVm(has_pmu=False).kvm
     assert query(settings_of(vm))["window"] == "none"
     assert isinstance(refused(settings_of(vm), A72).cause, UnsupportedError)
 

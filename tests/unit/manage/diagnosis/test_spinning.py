@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pmuctl.host.procfs import Procfs, ThreadTimes
-from pmuctl.manage.diagnosis.spinning import ThreadId, spin_share, spins
+from pmuctl.manage.diagnosis.spinning import ThreadId, measure_spin_shares, spin_share
 
 FIRST, SECOND = ThreadId(11, 12), ThreadId(11, 13)
 
@@ -55,7 +55,7 @@ def test_all_threads_are_looked_at_over_one_rest(tmp_path: Path) -> None:
         write(tmp_path, FIRST, 120, 50, 0)
         write(tmp_path, SECOND, 150, 20, 50)
 
-    found = spins([FIRST, SECOND], Procfs(tmp_path), rest=resting(act))
+    found = measure_spin_shares([FIRST, SECOND], Procfs(tmp_path), sleep=resting(act))
     assert (found, len(rests)) == ({FIRST: 1.0, SECOND: 0.0}, 1)
 
 
@@ -66,10 +66,10 @@ def test_threads_that_come_and_go_are_left_out(tmp_path: Path) -> None:
         write(tmp_path, FIRST, 200, 20, 0, start=6)
         write(tmp_path, SECOND, 100, 20, 0)
 
-    assert spins([FIRST, SECOND], Procfs(tmp_path), rest=resting(act)) == {}
+    assert measure_spin_shares([FIRST, SECOND], Procfs(tmp_path), sleep=resting(act)) == {}
     write(tmp_path, FIRST, 100, 20, 0)
     path = tmp_path / "11/task/12/stat"
-    assert spins([FIRST], Procfs(tmp_path), rest=resting(path.unlink)) == {}
+    assert measure_spin_shares([FIRST], Procfs(tmp_path), sleep=resting(path.unlink)) == {}
     path.write_text("12 (x) R 1 2\n")
     assert Procfs(tmp_path).thread_times(*FIRST) is None
 
@@ -78,4 +78,4 @@ def test_nobody_to_look_at_takes_no_rest(tmp_path: Path) -> None:
     def act() -> None:
         raise AssertionError
 
-    assert spins([], Procfs(tmp_path), rest=resting(act)) == {}
+    assert measure_spin_shares([], Procfs(tmp_path), sleep=resting(act)) == {}

@@ -19,7 +19,7 @@ from pmuctl.errors import (
 from pmuctl.host.host import Host
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.manage.affinity.align_many import Aligned, align_all
+from pmuctl.manage.affinity.align_many import AlignResult, align_all
 from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.inventory.inventory import Inventory, VmList, merge
 from pmuctl.manage.inventory.lookup import lookup_vm
@@ -75,7 +75,7 @@ def mutes(session: Session, place: Path, count: int, owner: int | None = ME) -> 
     return found
 
 
-def aligned(session: Session, vms: Sequence[Vm]) -> Aligned:
+def aligned(session: Session, vms: Sequence[Vm]) -> AlignResult:
     return align_all(vms, session, read_host_state(session.host), dry_run=False)
 
 
@@ -177,7 +177,7 @@ def test_it_is_not_taken_for_the_vm_that_is_named_by_process_or_uuid(
     with mute(*(one.path for one in its)):
         for holds_kvm, error in ((False, NotFoundError), (True, UnreachableError)):
             stock = Inventory(session_of(root, uid=ANOTHER, holds_kvm=holds_kvm))
-            stock.sockets = SocketScan(its)
+            stock.socket_scan = SocketScan(its)
             with pytest.raises(error):
                 lookup_vm(stock, ByUuid("6695eb01-f6a4-8304-79aa-97f2502e193f"))
             with pytest.raises(NotFoundError):
@@ -188,7 +188,7 @@ def test_of_several_of_one_process_a_socket_is_named(root: Path, tmp_path: Path)
     its = entries(tmp_path / "run", 2)
     with mute(*(one.path for one in its)):
         stock = Inventory(session_of(root, uid=ANOTHER, holds_kvm=True))
-        stock.sockets = SocketScan(its)
+        stock.socket_scan = SocketScan(its)
         with pytest.raises(UsageError, match="it has several control sockets") as caught:
             lookup_vm(stock, ByPid(os.getpid()))
     assert caught.value.fix == f"add --socket {its[0].path}"
