@@ -12,6 +12,8 @@ from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 from tests.lab.hosts import ALL_KERNELS
 
 LAB = "tests/lab/"
+OF_TOOLS = "tests/lab/selftest/unit/"
+"""The tests of the lab's tools that need no emulated host."""
 ON = " on "
 UNKNOWN_SECONDS = 60.0
 """Of a file of the lab's that nobody has timed yet: early, so that it is not waited for."""
@@ -82,7 +84,7 @@ class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
 def scope_of(nodeid: str) -> str:
     """Return what one worker is to run, and what is timed: a file, or "FILE on KERNEL"."""
     path, _, test = nodeid.partition("::")
-    if not path.startswith(LAB):
+    if not is_of_lab(path):
         return path
     parameters = test.partition("[")[2].removesuffix("]").split("-")
     kernel = next((word for word in parameters if word in ALL_KERNELS), ALL_KERNELS[-1])
@@ -91,4 +93,9 @@ def scope_of(nodeid: str) -> str:
 
 def kernel_of(scope: str) -> str:
     """Return the kernel of a scope, "" if it needs no lab."""
-    return scope.partition(ON)[2] if scope.startswith(LAB) else ""
+    return scope.partition(ON)[2] if is_of_lab(scope) else ""
+
+
+def is_of_lab(path: str) -> bool:
+    """Return True for a file of tests, below the project's root, that need an emulated host."""
+    return path.startswith(LAB) and not path.startswith(OF_TOOLS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Skipping a test, aloud: why, and what would make it run.
 
-The one place that calls pytest for it (tests/unit/test_skips.py), so that no test is skipped
-without both.
+The one place that calls pytest for it (tests/lab/selftest/unit/test_skips.py), so that no test
+is skipped without both.
 """
 
 import os

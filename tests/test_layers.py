@@ -55,6 +55,10 @@ def room(path: Path) -> str:
     return parts[0] if len(parts) > 1 else parts[0].removesuffix(".py")
 
 
+def modules_of_tests() -> list[Path]:
+    return sorted((ROOT / "tests").rglob("*.py"))
+
+
 def check(path: Path) -> Iterator[str]:
     its = room(path)
     for line, name in imports(path):
@@ -71,6 +75,13 @@ def check(path: Path) -> Iterator[str]:
             yield f"{path}:{line}: {its} imports {top}"
         elif top not in sys.stdlib_module_names and its not in THIRD_PARTY.get(top, ()):
             yield f"{path}:{line}: {its} imports {top}"
+
+
+def check_test(path: Path) -> Iterator[str]:
+    for line, name in imports(path):
+        top, *rest = name.split(".")
+        if top == "tests" and any(word.startswith("test_") for word in rest):
+            yield f"{path}:{line}: imports {name}"
 
 
 def find_floor(place: str, name: str) -> int:
@@ -152,6 +163,19 @@ def test_the_rule_finds_what_it_forbids(tmp_path: Path, monkeypatch: pytest.Monk
     faults = [fault for path in modules() for fault in check(path)]
     assert len(faults) == 5
     assert len([fault for path in modules() for fault in check_floors(path)]) == 2
+
+
+def test_no_test_module_imports_another() -> None:
+    """What two share is in tests/fakes, in a module beside them, or in a conftest.py."""
+    assert [fault for path in modules_of_tests() for fault in check_test(path)] == []
+
+
+def test_an_import_of_a_test_module_is_found(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text(
+        "import tests.cli.test_a\nfrom tests.cli import test_b\n"
+        "from tests.cli.test_c import D\nfrom tests.fakes.vmm import FakeVm\n"
+    )
+    assert len([*check_test(tmp_path / "test_x.py")]) == 3
 
 
 def test_modules_stay_small() -> None:

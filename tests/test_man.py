@@ -35,12 +35,9 @@ from pmuctl.render.reports import (
 from pmuctl.render.vcpu import PLACED_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
+from tests.command_tree import COMMAND_PATHS, Path_, leaf, options_of, parse_words
 from tests.fakes.vmm import FakeVm, fake_proc
-from tests.test_surface import COMMAND_PATHS, Path_, leaf, options_of, parse_words
-
-ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "man").glob("*.[0-9]"))
-MAIN, PROTOCOL = ROOT / "man/pmuctl.1", ROOT / "man/pmuctl-protocol.7"
+from tests.man_pages import MAIN, PAGES, PROTOCOL, ROOT, examples, is_example, plain, source
 
 COLUMNS: Mapping[Path_, Sequence[Column[Any]] | None] = {
     ("host", "info"): HOST_COLUMNS,
@@ -74,11 +71,6 @@ COMMAND_WORDS = "host|pmu|vm|affinity|run|monitor|doctor"
 GROUPS = ("Output", "Verbosity", "Captured host", "Connection", "Dry run")
 
 
-def source(page: Path) -> list[str]:
-    """The lines of a page."""
-    return page.read_text(encoding="utf-8").splitlines()
-
-
 def sections(page: Path, macro: str = "Sh") -> dict[str, list[str]]:
     """The lines below each heading; those of .Ss end at the next .Sh."""
     found: dict[str, list[str]] = {}
@@ -91,20 +83,6 @@ def sections(page: Path, macro: str = "Sh") -> dict[str, list[str]]:
         else:
             lines.append(line)
     return found
-
-
-def is_example(page: Path) -> Iterator[tuple[str, bool]]:
-    """Each line, and whether it is part of a literal display."""
-    inside = False
-    for line in source(page):
-        inside = inside or line.startswith(".Bd -literal")
-        yield line, inside
-        inside = inside and line != ".Ed"
-
-
-def plain(text: str) -> str:
-    """A line of mdoc without its escapes."""
-    return text.replace("\\&", "").replace("\\-", "-").replace("\\e", "\\")
 
 
 def flags(line: str) -> list[str]:
@@ -148,21 +126,6 @@ def every_column(columns: Sequence[Column[Any]]) -> Iterator[str]:
     for column in columns:
         yield column.name
         yield from every_column(column.nested or ())
-
-
-def examples(page: Path) -> list[tuple[str, list[str]]]:
-    """Each `$ pmuctl ...` of a page with the lines of output that follow it."""
-    found: list[tuple[str, list[str]]] = []
-    out: list[str] = []
-    for line, inside in is_example(page):
-        if line.startswith("$ pmuctl "):
-            out = []
-            found.append((plain(line)[9:], out))
-        elif not inside or line == ".Ed":
-            out = []
-        else:
-            out.append(plain(line))
-    return found
 
 
 def normal(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.symptoms import SYMPTOMS
 from tests.cli.conftest import Machine
-from tests.cli.test_affinity import put_cpuset, put_online
+from tests.cli.host_cpus import put_cpuset, put_online
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"

@@ -18,14 +18,13 @@ import pytest
 from pmuctl.cli.session import open_session
 from pmuctl.manage.inventory.lookup import list_vms
 from pmuctl.manage.inventory.session import Session
-from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
+from tests.cli.processes import QEMU, debugfs, listed, with_vmm
 from tests.fakes.peers import GREETING, RawClient, bad_server
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 from tests.skips import only_root
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
-QEMU = "qemu-system-aarch64"
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -33,22 +32,6 @@ UUID = "11111111-2222-3333-4444-555555555555"
 def host(machine: Machine) -> Machine:
     """A host with a QEMU that is named, as pid 5120, and whose vCPU threads are 5121 and 5122."""
     return with_vmm(machine, 5120, QEMU, "-name", "guest=db1,debug-threads=on", "-uuid", UUID)
-
-
-def with_vmm(machine: Machine, pid: int, *argv: str, **how: Any) -> Machine:
-    """One VMM more on a machine."""
-    fake_vmm(machine.proc, pid, argv, **how)
-    for status in (machine.proc / str(pid) / "task").glob("*/status"):
-        mask = status.read_text().partition("list:\t")[2]
-        machine.masks[int(status.parent.name)] = CpuSet.parse(mask)
-    return machine
-
-
-def listed(machine: Machine, *words: str) -> list[dict[str, Any]]:
-    ran = machine.run("vm", "list", *words, "-O", "-J")
-    assert ran.status == 0, ran
-    found: list[dict[str, Any]] = json.loads(ran.stdout)["vms"]
-    return found
 
 
 def shown(machine: Machine, name: str) -> dict[str, Any]:
@@ -288,13 +271,6 @@ def test_waiting_for_one(host: Machine) -> None:
 
 
 # Evidence
-
-
-def debugfs(machine: Machine, pid: int, fd: int, threads: dict[int, int]) -> None:
-    for vcpu, tid in threads.items():
-        folder = machine.root / f"sys/kernel/debug/kvm/{pid}-{fd}/vcpu{vcpu}"
-        folder.mkdir(parents=True)
-        (folder / "pid").write_text(f"{tid}\n")
 
 
 def kvm_run(machine: Machine, pid: int, tid: int, fd: int) -> None:

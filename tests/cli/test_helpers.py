@@ -18,7 +18,7 @@ from pmuctl.manage.inventory.processes import scan_processes, vms_of_processes
 from pmuctl.manage.inventory.session import NOBODY, Session
 from pmuctl.model.vm import VmState
 from tests.cli.conftest import Machine
-from tests.cli.test_found import QEMU, debugfs, listed, with_vmm
+from tests.cli.processes import QEMU, debugfs, listed, with_vmm
 from tests.fakes.vmm import FakeVm
 from tests.launch.native import need, no_kvm, vmm, wait_for
 

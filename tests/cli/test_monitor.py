@@ -25,7 +25,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
-from tests.cli.test_affinity import put_online
+from tests.cli.host_cpus import put_online
 from tests.fakes.peers import mute
 from tests.fakes.vmm import FakeVm, KernelThreads, StallingVm, fake_proc, fake_vmm
 from tests.skips import only_root

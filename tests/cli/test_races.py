@@ -18,7 +18,7 @@ import pytest
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran
-from tests.cli.test_found import QEMU, with_vmm
+from tests.cli.processes import QEMU, with_vmm
 from tests.fakes.vmm import KernelThreads
 from tests.launch.native import need, no_kvm
 

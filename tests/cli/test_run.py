@@ -37,9 +37,9 @@ from pmuctl.model.pmu import Pmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
+from tests.command_tree import leaf
 from tests.fakes.vmm import FakeThreads
-from tests.test_man import ROOT, examples
-from tests.test_surface import leaf
+from tests.man_pages import ROOT, examples
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
 ONLY = "default deny allow cpu_cycles"

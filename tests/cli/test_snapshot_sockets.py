@@ -17,9 +17,8 @@ from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import replace
 from tests.cli.conftest import Machine
-from tests.cli.test_supervised import RECORD, dead_socket
-from tests.cli.test_trust import EVIL, answering
-from tests.fakes.peers import bad_server
+from tests.cli.supervisor import RECORD, dead_socket
+from tests.fakes.peers import EVIL, answering, bad_server
 from tests.fakes.vmm import FakeThreads, FakeVm, SupervisedVm, fake_proc, fake_vmm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"

@@ -3,7 +3,6 @@
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,16 @@ import pytest
 
 from pmuctl.control.runtime.start_record import Problem, Record, write_record
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.event import EventSet
-from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.settings_change import SettingsChange
 from pmuctl.value import replace
 from tests.cli.conftest import Machine
-from tests.cli.test_trust import EVIL, answering, query
-from tests.fakes.peers import bad_server
+from tests.cli.supervisor import RECORD, START, VMM, dead_socket
+from tests.fakes.peers import EVIL, answering, bad_server, query
 from tests.fakes.vmm import SupervisedVm, fake_proc, fake_vmm
 from tests.skips import only_root, only_users, skip
 
 A72 = "armv8_cortex_a72"
 ME = os.geteuid()
-VMM, START = 4121, 777
-RECORD = Record(
-    name="web1",
-    pid=VMM,
-    start=START,
-    supervisor=os.getpid(),
-    command=("qemu-system-aarch64", "-append", "a b"),
-    began=1_700_000_000,
-    pmu=(11, A72),
-    filter=EventFilter(Action.DENY, EventSet.of_ranges([(0x11, 1)])),
-    cpus=CpuSet.parse("2-3"),
-    applied=(
-        SettingsChange(1_700_000_000, "pmuctl run", ("SET_PMU",)),
-        SettingsChange(1_700_000_009, "uid 0, pid 9", ("FILTER",)),
-    ),
-)
 as_root = only_root("only root can give files away")
 
 
@@ -64,11 +45,6 @@ def supervised(host: Machine, *, is_made: bool = True) -> SupervisedVm:
     vm.is_made = is_made
     host.start(vm)
     return vm
-
-
-def dead_socket(host: Machine, name: str = "web1") -> None:
-    with socket.socket(socket.AF_UNIX) as its:
-        its.bind(str(host.runtime / f"{name}.sock"))
 
 
 def shown(host: Machine, name: str = "web1") -> dict[str, Any]:

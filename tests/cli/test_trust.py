@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other users and false VMMs can make of root's commands: words on a screen, no more."""
 
-import json
-import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,51 +11,9 @@ from pmuctl.errors import ExitStatus, Stopped, UsageError
 from pmuctl.manage.inventory.lookup import choose_candidate
 from pmuctl.model.vm_ref import ByName, ByPid, parse_ref
 from tests.cli.conftest import Machine
-from tests.fakes.peers import GREETING, RawClient, bad_server
+from tests.fakes.peers import EVIL, SILENCE, RawClient, answering, bad_server, query
 
 A72 = "armv8_cortex_a72"
-SILENCE: dict[str, Any] = {"no": "answer"}
-EVIL = "evil\x1b]0;owned\x07\nweb9  running\u202e"
-
-
-def query(name: str = "web1", **more: object) -> dict[str, Any]:
-    """An answer to query-pmu as it should be."""
-    answer: dict[str, Any] = {
-        "name": name,
-        "uuid": None,
-        "vmm": "false",
-        "pid": os.getpid(),
-        "window": "open",
-        "waiting": True,
-        "since": None,
-        "by": None,
-        "attributes": ["SET_PMU", "FILTER"],
-        "event-bits": 16,
-        "pmu": None,
-        "counters": None,
-        "filter": None,
-        "vcpus": [{"index": 0, "tid": 1001, "initialised": False, "has-run": False}],
-    }
-    return answer | more
-
-
-def answering(answers: dict[str, Any]) -> Callable[[RawClient], None]:
-    """A server that answers each command with what is given: a result, or an `error`."""
-
-    def serve(client: RawClient) -> None:
-        client.send(GREETING)
-        while True:
-            try:
-                request = client.read()
-            except EOFError:
-                return
-            answer = answers.get(request["execute"], {})
-            if answer is SILENCE:
-                continue
-            body = answer if "error" in answer else {"return": answer}
-            client.send(json.dumps({"id": request["id"], **body}).encode())
-
-    return serve
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",), ("-v",), ("-J",), ("--format", "csv")])

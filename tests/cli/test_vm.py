@@ -13,8 +13,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, FilterRange
 from tests.cli.conftest import Machine
-from tests.cli.test_trust import answering, query
-from tests.fakes.peers import bad_server
+from tests.fakes.peers import answering, bad_server, query
 from tests.fakes.vmm import FakeVm, fake_proc
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"

@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -176,3 +177,47 @@ def mute(*paths: Path) -> Iterator[None]:
             its.bind(str(path))
             its.listen()
         yield
+
+
+SILENCE: dict[str, Any] = {"no": "answer"}
+EVIL = "evil\x1b]0;owned\x07\nweb9  running\u202e"
+
+
+def query(name: str = "web1", **more: object) -> dict[str, Any]:
+    """An answer to query-pmu as it should be."""
+    answer: dict[str, Any] = {
+        "name": name,
+        "uuid": None,
+        "vmm": "false",
+        "pid": os.getpid(),
+        "window": "open",
+        "waiting": True,
+        "since": None,
+        "by": None,
+        "attributes": ["SET_PMU", "FILTER"],
+        "event-bits": 16,
+        "pmu": None,
+        "counters": None,
+        "filter": None,
+        "vcpus": [{"index": 0, "tid": 1001, "initialised": False, "has-run": False}],
+    }
+    return answer | more
+
+
+def answering(answers: dict[str, Any]) -> Callable[[RawClient], None]:
+    """A server that answers each command with what is given: a result, or an `error`."""
+
+    def serve(client: RawClient) -> None:
+        client.send(GREETING)
+        while True:
+            try:
+                request = client.read()
+            except EOFError:
+                return
+            answer = answers.get(request["execute"], {})
+            if answer is SILENCE:
+                continue
+            body = answer if "error" in answer else {"return": answer}
+            client.send(json.dumps({"id": request["id"], **body}).encode())
+
+    return serve

@@ -11,6 +11,7 @@ from tests.lab.errors import NoKernelError
 from tests.lab.hosts import ALL_KERNELS, KERNELS
 from tests.lab.machine import Lab
 from tests.lab.pool import Pool
+from tests.scheduling import is_of_lab
 from tests.skips import skip
 
 POOL = pytest.StashKey[Pool]()
@@ -44,12 +45,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder; those of a file that are of one host follow each other."""
-    for item in items:
-        if is_of_lab(item):
-            item.add_marker(pytest.mark.lab)
-    places = [place for place, item in enumerate(items) if is_of_lab(item)]
+    """Mark every test that needs a host; in each file, let those of one host follow each other."""
+    places = [place for place, item in enumerate(items) if is_of_lab(item.nodeid)]
     of_lab = [items[place] for place in places]
+    for item in of_lab:
+        item.add_marker(pytest.mark.lab)
     files = {path: number for number, path in enumerate(dict.fromkeys(i.path for i in of_lab))}
     of_lab.sort(key=lambda item: (files[item.path], host_of(item)))
     for place, item in zip(places, of_lab, strict=True):
@@ -60,11 +60,6 @@ def host_of(item: pytest.Item) -> str:
     """The host that a test names as its parameter; "" if it names none."""
     call = getattr(item, "callspec", None)
     return str(call.params.get("host", "")) if call else ""
-
-
-def is_of_lab(item: pytest.Item) -> bool:
-    """Whether it is a test of this folder."""
-    return item.path.is_relative_to(Path(__file__).parent)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -96,12 +91,12 @@ def pytest_runtest_makereport(
 def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
-    """Pause the labs after each test, and end them after the last one that has any."""
+    """Pause the labs after each test, and end them after the last one of this folder."""
     try:
         return (yield)
     finally:
         pool = item.config.stash[POOL]
-        if nextitem is None or not is_of_lab(nextitem):
+        if nextitem is None or not nextitem.path.is_relative_to(Path(__file__).parent):
             pool.close()
         else:
             pool.pause()

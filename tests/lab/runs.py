@@ -272,3 +272,22 @@ def check_placed(threads: Iterable[Thread], vcpus: Collection[int], pmu: str) ->
     for thread in its:
         assert thread.cpus == (LISTED[pmu] if thread.tid in vcpus else ALL_CPUS), its
         assert thread.tracer == 0, its
+
+
+@contextmanager
+def started(lab: Lab, *argv: str, said: str, user: str | None = None) -> Iterator[Job]:
+    """A VMM that has said so."""
+    job = lab.start(argv, user=user)
+    try:
+        job.wait_for(said)
+        yield job
+    finally:
+        if job.status is None:
+            job.kill(9)
+            job.wait()
+
+
+def by_name(lab: Lab, pid: int, form: str) -> dict[int, int]:
+    """By vCPU, its thread as it is named."""
+    its = {thread.name: thread.tid for thread in threads_of(lab, pid)}
+    return {vcpu: its[form.format(vcpu)] for vcpu in range(2)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.lab.channel import PATIENCE
 from tests.lab.machine import Lab
-from tests.lab.test_snapshot import here
+from tests.lab.snapshots import here
 from tests.lab.vms import pmuctl, reference_vm
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"

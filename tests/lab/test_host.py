@@ -7,7 +7,7 @@ and debugfs.
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,10 @@ from tests.lab.runs import (
     A72,
     CPUS,
     PMUS,
+    by_name,
     running,
     shell,
+    started,
     threads_of,
     wait_nothing_left,
 )
@@ -60,19 +62,6 @@ class Known:
         return None if any(kept.values()) else False
 
 
-@contextmanager
-def started(lab: Lab, *argv: str, said: str, user: str | None = None) -> Iterator[Job]:
-    """A VMM that has said so."""
-    job = lab.start(argv, user=user)
-    try:
-        job.wait_for(said)
-        yield job
-    finally:
-        if job.status is None:
-            job.kill(9)
-            job.wait()
-
-
 def users(lab: Lab) -> tuple[str, str]:
     """Both, their runtime directories made."""
     group = shell(lab, "stat -c %g /dev/kvm").strip()
@@ -93,12 +82,6 @@ def masks(lab: Lab, pid: int, tids: Mapping[int, int]) -> dict[int, str]:
     """By vCPU, the CPUs that its thread may run on."""
     its = {thread.tid: thread.cpus for thread in threads_of(lab, pid)}
     return {vcpu: its[tid] for vcpu, tid in tids.items()}
-
-
-def by_name(lab: Lab, pid: int, form: str) -> dict[int, int]:
-    """By vCPU, its thread as it is named."""
-    its = {thread.name: thread.tid for thread in threads_of(lab, pid)}
-    return {vcpu: its[form.format(vcpu)] for vcpu in range(2)}
 
 
 def unreadable(lab: Lab, user: str) -> int:

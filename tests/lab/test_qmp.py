@@ -12,7 +12,7 @@ import pytest
 from tests.lab.channel import PATIENCE
 from tests.lab.job import Job
 from tests.lab.machine import Lab
-from tests.lab.test_host import by_name, started
+from tests.lab.runs import by_name, started
 from tests.lab.vmms import put_bare_metal, qemu
 from tests.lab.vms import clear_sockets, pmuctl
 from tests.lab.workloads.bare import End

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looking at a real host: a snapshot of it shows elsewhere what it shows itself."""
 
-import io
 import json
 import signal
 from collections.abc import Iterator
@@ -11,17 +10,14 @@ from typing import Any
 
 import pytest
 
-from pmuctl.cli.context import Context
-from pmuctl.cli.main import main
 from pmuctl.host.cpuset_cgroup import Cpuset, Cpusets
-from pmuctl.host.host import Host
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.render.streams import guarded
 from tests.lab import runs
+from tests.lab.cpusets import cpuset_v2
 from tests.lab.machine import Lab
 from tests.lab.runs import running
-from tests.lab.test_affinity import cpuset_v2
+from tests.lab.snapshots import here
 from tests.lab.vmms import standin
 from tests.lab.vms import ReferenceVm, pmuctl, reference_vm, start_pmuctl
 
@@ -39,14 +35,6 @@ def there(lab: Lab, *words: str, status: int = 0) -> Any:
     ran = pmuctl(lab, *words, "-J", "-q")
     assert (ran.status, ran.stderr) == (status, ""), ran
     return json.loads(ran.stdout)
-
-
-def here(root: Path, *words: str, status: int = 0) -> Any:
-    """What pmuctl says on this machine of a captured tree, as JSON."""
-    out, err = io.StringIO(), io.StringIO()
-    env = Context(stdout=guarded(out), stderr=err, host=Host(environ={}, uid=0))
-    assert main([*words, "-J", "--sysroot", str(root)], env) == status, err.getvalue()
-    return json.loads(out.getvalue())
 
 
 def test_a_snapshot_shows_elsewhere_what_the_host_shows(lab: Lab, tmp_path: Path) -> None:

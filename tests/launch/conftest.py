@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pmuctl.launch.spec import LaunchSpec
-from tests.launch.native import Gated, fresh_name, need, no_gate, no_kvm
+from tests.launch.native import Behind, Gated, fresh_name, need, no_gate, no_kvm
 from tests.skips import skip
 
 Start = Callable[..., Gated]
@@ -67,3 +67,10 @@ def two_cpus() -> tuple[int, int]:
     if len(cpus) < 2:
         skip("this needs two CPUs", runs="where this process may use two")
     return cpus[0], cpus[1]
+
+
+@pytest.fixture
+def behind(room: Path) -> Behind:
+    need(no_gate())
+    room.chmod(0o755)
+    return Behind(room)

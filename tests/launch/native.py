@@ -266,3 +266,18 @@ class Gated:
             assert stream is not None
             with suppress(BrokenPipeError):
                 stream.close()
+
+
+class Behind:
+    """Runs commands behind the gate, the true supervisor beside them."""
+
+    def __init__(self, room: Path) -> None:
+        self.room = room
+        self.names: list[str] = []
+
+    def argv(self, command: tuple[str, ...]) -> tuple[str, ...]:
+        """The words that run it so."""
+        name = fresh_name()
+        self.names.append(name)
+        orders = LaunchSpec(name=name, socket=self.room / f"{name}.sock", command=command)
+        return python(STARTER, spec(orders, None))

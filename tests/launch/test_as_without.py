@@ -14,17 +14,12 @@ from typing import Any
 
 import pytest
 
-from pmuctl.launch.spec import LaunchSpec
 from tests.fakes.peers import PATIENCE
 from tests.launch.native import (
     HERE,
-    STARTER,
-    fresh_name,
-    need,
-    no_gate,
+    Behind,
     processes_of,
     python,
-    spec,
     wait_for,
 )
 
@@ -45,28 +40,6 @@ COMMANDS = (
     ("sh", "-c", 'printf %s "$0"', os.fsdecode(b"\xff\xfe")),
     ("sh", "-c", "wait; echo $?"),
 )
-
-
-class Behind:
-    """Runs commands behind the gate, the true supervisor beside them."""
-
-    def __init__(self, room: Path) -> None:
-        self.room = room
-        self.names: list[str] = []
-
-    def argv(self, command: tuple[str, ...]) -> tuple[str, ...]:
-        """The words that run it so."""
-        name = fresh_name()
-        self.names.append(name)
-        orders = LaunchSpec(name=name, socket=self.room / f"{name}.sock", command=command)
-        return python(STARTER, spec(orders, None))
-
-
-@pytest.fixture
-def behind(room: Path) -> Behind:
-    need(no_gate())
-    room.chmod(0o755)
-    return Behind(room)
 
 
 def run(argv: tuple[str, ...], **how: Any) -> tuple[int, bytes, bytes]:

@@ -1,55 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which vCPU a call is for where a VMM duplicates, closes and takes anew descriptors."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.trace import vcpu_tracker
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import KVM_RUN
-from tests.launch.test_windows import ARM64, Vmm
+from pmuctl.uapi.pidfd import kcmp_file
+from tests.launch.scripted import ARM64, Vmm
+from tests.skips import skip
 
 CLOSE_RANGE = 436
+FD, OTHER, COPY = 710, 711, 720
+"""Numbers of descriptors that this process has no other use for."""
+NOBODY = 1 << 30
+"""More than any process can have as its number: of it the kernel tells nothing."""
 
 
 class Files:
-    """The descriptors of process 1, and which of them are of one open file."""
+    """The descriptors of a process, as /proc lists them and as the kernel compares them.
 
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "1" / "fd"
+    If `kernel_tells`, it is this process, and every descriptor is open here.
+    """
+
+    def __init__(self, root: Path, *, kernel_tells: bool) -> None:
+        self.tgid = os.getpid() if kernel_tells else NOBODY
+        self.folder = root / str(self.tgid) / "fd"
         self.folder.mkdir(parents=True)
-        self.same: set[frozenset[int]] = set()
-        self.kernel_tells = True
+        self.kernel_tells = kernel_tells
+        self.here: set[int] = set()
 
     def open(self, fd: int, index: int) -> None:
         (self.folder / str(fd)).symlink_to(f"anon_inode:kvm-vcpu:{index}")
+        if self.kernel_tells:
+            null = os.open("/dev/null", os.O_RDONLY)
+            self._take(null, fd)
+            os.close(null)
 
     def duplicate(self, fd: int, to: int) -> None:
         (self.folder / str(to)).symlink_to((self.folder / str(fd)).readlink())
-        self.same.add(frozenset({fd, to}))
+        if self.kernel_tells:
+            self._take(fd, to)
 
     def close(self, fd: int) -> None:
         (self.folder / str(fd)).unlink()
+        if self.kernel_tells:
+            self.here.remove(fd)
+            os.close(fd)
 
-    def compare(self, pid: int, first: int, other: int, second: int) -> bool | None:
-        assert pid == other
-        return frozenset({first, second}) in self.same if self.kernel_tells else None
+    def _take(self, fd: int, to: int) -> None:
+        assert not Path(f"/proc/self/fd/{to}").exists()
+        self.here.add(os.dup2(fd, to, inheritable=False))
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
-    its = Files(tmp_path)
-    monkeypatch.setattr(vcpu_tracker, "kcmp_file", its.compare)
-    return its
+def kernel_tells() -> bool:
+    """Whether the kernel compares descriptors; tests of both have it as a parameter."""
+    return True
+
+
+@pytest.fixture
+def files(tmp_path: Path, *, kernel_tells: bool) -> Iterator[Files]:
+    pid = os.getpid()
+    if kernel_tells and not kcmp_file(pid, 0, pid, 0):
+        skip("no kcmp(2) for this process", runs="where the kernel has it")
+    files = Files(tmp_path, kernel_tells=kernel_tells)
+    yield files
+    for fd in files.here:
+        os.close(fd)
 
 
 @pytest.fixture
 def vmm(files: Files, tmp_path: Path) -> Vmm:
-    its = Vmm()
-    its.windows = VcpuTracker(ARM64, Procfs(tmp_path), its.master)
-    return its
+    vmm = Vmm(tgid=files.tgid)
+    vmm.windows = VcpuTracker(ARM64, Procfs(tmp_path), vmm.master)
+    return vmm
 
 
 def make(vmm: Vmm, files: Files, fd: int, index: int = 0, *, vm_fd: int = 4) -> None:
@@ -59,46 +88,40 @@ def make(vmm: Vmm, files: Files, fd: int, index: int = 0, *, vm_fd: int = 4) -> 
 
 @pytest.mark.parametrize("kernel_tells", [True, False])
 @pytest.mark.parametrize("closes", [True, False])
-def test_a_duplicate_is_the_vcpu(
-    vmm: Vmm, files: Files, *, kernel_tells: bool, closes: bool
-) -> None:
-    files.kernel_tells = kernel_tells
-    make(vmm, files, 10)
-    files.duplicate(10, 20)
+def test_a_duplicate_is_the_vcpu(vmm: Vmm, files: Files, *, closes: bool) -> None:
+    make(vmm, files, FD)
+    files.duplicate(FD, COPY)
     if closes:
-        files.close(10)
-        vmm.close(10)
+        files.close(FD)
+        vmm.close(FD)
     assert vmm.master.told == []
-    vmm.init(20)
+    vmm.init(COPY)
     assert vmm.master.told == [("opened", 0), "settled"]
 
 
 @pytest.mark.parametrize("kernel_tells", [True, False])
-def test_another_vms_vcpu_of_the_same_number_is_another(
-    vmm: Vmm, files: Files, *, kernel_tells: bool
-) -> None:
-    files.kernel_tells = kernel_tells
-    make(vmm, files, 10)
-    vmm.init(10)
-    make(vmm, files, 11, vm_fd=5)
-    vmm.ioctl(10, KVM_RUN, 0)  # the first VM runs on
-    vmm.init(10)  # and is reset
+def test_another_vms_vcpu_of_the_same_number_is_another(vmm: Vmm, files: Files) -> None:
+    make(vmm, files, FD)
+    vmm.init(FD)
+    make(vmm, files, OTHER, vm_fd=5)
+    vmm.ioctl(FD, KVM_RUN, 0)  # the first VM runs on
+    vmm.init(FD)  # and is reset
     assert vmm.master.told == [("opened", 0), "settled"]
-    vmm.init(11)
+    vmm.init(OTHER)
     assert vmm.master.told == [("opened", 0), "settled", ("opened", 0), "settled"]
 
 
 def test_a_vcpu_is_not_waited_for_that_was_closed_with_others(vmm: Vmm, files: Files) -> None:
-    make(vmm, files, 10)
-    files.close(10)
-    vmm.call(CLOSE_RANGE, 10, 20, 0)
+    make(vmm, files, FD)
+    files.close(FD)
+    vmm.call(CLOSE_RANGE, FD, COPY, 0)
     assert vmm.windows.is_idle
 
 
 def test_what_took_a_closed_ones_descriptor_is_itself(vmm: Vmm, files: Files) -> None:
-    make(vmm, files, 10)
-    files.close(10)
-    make(vmm, files, 10, vm_fd=5)
-    vmm.init(10)
+    make(vmm, files, FD)
+    files.close(FD)
+    make(vmm, files, FD, vm_fd=5)
+    vmm.init(FD)
     assert vmm.master.told == [("opened", 0), "settled"]
     assert vmm.windows.is_idle

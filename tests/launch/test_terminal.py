@@ -12,11 +12,8 @@ import pexpect
 import pytest
 
 from tests.fakes.peers import PATIENCE
-from tests.launch.native import processes_of, wait_for
-from tests.launch.test_as_without import Behind, behind
+from tests.launch.native import Behind, processes_of, wait_for
 from tests.skips import skip
-
-__all__ = ["behind"]
 
 PROMPT = "@@ "
 SLEEP = ("sleep", "100")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.skips import skip_if
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 NAMES = sorted(dump.stem for dump in (PROJECT / "tests/dumps").glob("*.txt"))
 
 SCRIPT = """

@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pmuctl.control.protocol.qmp_codec import (
@@ -23,20 +23,7 @@ from pmuctl.control.protocol.qmp_codec import (
     error_message,
 )
 from pmuctl.errors import PmuctlError, RefusedError, SealedError, UsageError
-
-QUICKLY = settings(deadline=None, max_examples=50, database=None)
-
-TEXT = st.text(st.sampled_from('ab{}[]":,\\/ \0\n\x1f\x7f\x85é\u2028\ufeff\U0001f600'), max_size=8)
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXT,
-    lambda its: st.lists(its, max_size=4) | st.dictionaries(TEXT, its, max_size=4),
-    max_leaves=10,
-)
-OBJECTS = st.dictionaries(TEXT, JSON, max_size=4)
+from tests.fakes.strategies import JSON, OBJECTS, QUICKLY
 
 
 def decoded(pieces: Iterable[bytes]) -> list[Message | str]:

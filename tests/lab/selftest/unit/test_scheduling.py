@@ -21,6 +21,13 @@ def test_a_files_tests_of_one_kernel_stay_together() -> None:
     assert kernel_of("tests/unit/test_x.py") == ""
 
 
+def test_a_test_of_the_labs_tools_needs_no_lab() -> None:
+    path = "tests/lab/selftest/unit/test_x.py"
+    assert scope_of(f"{path}::test_y[6.1]") == path
+    assert kernel_of(path) == ""
+    assert kernel_of(scope_of("tests/lab/selftest/test_x.py::test_y[6.1]")) == "6.1"
+
+
 class Node:
     """A worker that is sent what it is to run."""
 

@@ -33,7 +33,7 @@ from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.settings_change import SettingsChange
 from pmuctl.value import replace
-from tests.unit.test_wire import QUICKLY
+from tests.fakes.strategies import QUICKLY
 
 ME = {os.geteuid()}
 FULL = Record(

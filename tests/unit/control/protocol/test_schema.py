@@ -22,7 +22,7 @@ from pmuctl.control.protocol.schema import (
     Str,
     Tuple,
 )
-from tests.unit.test_wire import JSON, QUICKLY
+from tests.fakes.strategies import JSON, QUICKLY
 
 PAIR: Mapping[str, Kind | Maybe] = {"a": Int(), "b": Maybe(Bool())}
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.skips import RUNS, skip, skip_if
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[3]
 FORBIDDEN = {"pytest.skip", "pytest.importorskip", "pytest.mark.skip", "pytest.mark.skipif"}
 
 

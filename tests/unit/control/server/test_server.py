@@ -33,9 +33,9 @@ from pmuctl.errors import PmuctlError, UsageError
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from tests.fakes.peers import PATIENCE, RawClient, connect_as
+from tests.fakes.strategies import JSON, QUICKLY
 from tests.fakes.vmm import FakeVm
 from tests.skips import only_root
-from tests.unit.test_wire import JSON, QUICKLY
 
 A72: dict[str, object] = {"type": 11, "name": "armv8_cortex_a72"}
 NOBODY = 65534

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and records: they fit a terminal, and no text of a value is markup."""
+
+import io
+from collections.abc import Sequence
+
+import pytest
+from rich.cells import cell_len
+
+from pmuctl.render.formats import Format
+from pmuctl.render.table import write_table
+from tests.unit.render.things import COLUMNS, THINGS, Thing, written
+
+WORDY = [Thing("a" * 12, 123456, "x" * 60, ("y" * 40,)), Thing("b", 1, "short")]
+
+
+def fitted(width: int, things: Sequence[Thing] = WORDY) -> list[str]:
+    lines = written(Format.TABLE, things, width=width).splitlines()
+    assert len(lines) == len(things) + 1
+    return lines
+
+
+@pytest.mark.parametrize("width", [40, 45, 60, 79, 80, 100, 120])
+def test_a_table_fits_a_terminal(width: int) -> None:
+    lines = fitted(width)
+    assert max(map(len, lines)) <= width
+    assert ("a" * 12) in lines[1]
+    assert "123456" in lines[1]
+    assert "…" in lines[1]
+
+
+def test_the_widest_text_is_shortened_first() -> None:
+    line = fitted(108)[1]
+    assert "y" * 40 in line
+    assert "x" * 30 in line
+    assert "x" * 60 not in line
+
+
+def test_where_there_is_room_nothing_is_shortened() -> None:
+    assert [its.rstrip() for its in fitted(126)] == written(Format.TABLE, WORDY).splitlines()
+
+
+@pytest.mark.parametrize("width", [1, 10, 30, 36])
+def test_where_it_cannot_fit_nothing_is_cut_off(width: int) -> None:
+    assert fitted(width) == written(Format.TABLE, WORDY).splitlines()
+
+
+def test_characters_two_columns_wide_are_counted_so() -> None:
+    thing = Thing("漢字" * 4, 1, "🦀" * 30)
+    lines = fitted(50, [thing])
+    assert max(map(cell_len, lines)) <= 50
+    assert "漢字" * 4 in lines[1]
+    whole = fitted(100, [thing])
+    assert "🦀" * 30 in whole[1]
+
+
+def test_only_headings_are_bold() -> None:
+    for width in (None, 60):
+        out = io.StringIO()
+        write_table(COLUMNS, THINGS, out, colour=True, width=width)
+        head, *rows = out.getvalue().splitlines()
+        assert "\x1b[1m" in head
+        assert head.endswith("\x1b[0m")
+        assert "\x1b" not in "".join(rows)
+
+
+def test_markup_and_emoji_names_are_only_text() -> None:
+    thing = Thing("[red]x[/red]", 1, ":smile: [link=http://x]y[/link] http://z 123")
+    assert "[red]x[/red]" in fitted(90, [thing])[1]
+    assert ":smile: [link=http://x]y[/link] http://z 123" in fitted(90, [thing])[1]
