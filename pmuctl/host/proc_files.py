@@ -2,8 +2,6 @@
 """Readers of the files of a mounted procfs, which may be the capture of another machine."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pmuctl.host.resource_errors import raise_if_exhausted
@@ -55,17 +53,23 @@ class ProcFiles:
 
     def _read_file(self, path: str) -> bytes:
         """Return the content of a file, READ_LIMIT bytes or little more; raise OSError."""
-        with _raising_if_exhausted():
+        try:
             fd = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return read_all(fd)
             finally:
                 os.close(fd)
+        except OSError as error:
+            raise_if_exhausted(error)
+            raise
 
     def _list_names(self, path: str) -> list[str]:
         """Return the names in a directory; raise OSError."""
-        with _raising_if_exhausted():
+        try:
             return os.listdir(f"{self.root}/{path}")
+        except OSError as error:
+            raise_if_exhausted(error)
+            raise
 
     def _read_links(self, path: str) -> dict[int, str]:
         """Return the targets of the links in a directory of descriptors; raise OSError."""
@@ -77,15 +81,6 @@ class ProcFiles:
             except (OSError, ValueError):
                 continue
         return targets
-
-
-@contextmanager
-def _raising_if_exhausted() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise_if_exhausted(error)
-        raise
 
 
 def read_all(fd: int) -> bytes:

@@ -22,6 +22,8 @@ class ThreadAffinity:
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
+        self._procfs = Procfs(Path(proc))
+        self._is_own_namespace = False
 
     def get(self, tid: int) -> CpuSet:
         """Return the CPUs a thread may run on, offline ones too; raise OSError (ESRCH) if gone.
@@ -30,7 +32,10 @@ class ThreadAffinity:
         out offline CPUs, so a CPU that is offline for a moment would be lost for good
         (kernel/sched/syscalls.c: cpumask_and(mask, &p->cpus_mask, cpu_active_mask)).
         """
-        mask = Procfs(Path(self._proc)).affinity(self._check_tid(tid), tid)
+        if not self._is_own_namespace:  # once is enough where nothing is changed
+            self._check_tid(tid)
+            self._is_own_namespace = True
+        mask = self._procfs.affinity(tid, tid) if tid > 0 else None
         if mask is None:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         return mask
