@@ -713,4 +713,4 @@ def test_a_snapshot_of_a_snapshot_is_the_same(host: Machine, tmp_path: Path) -> 
 
 def test_a_tree_without_processes_has_no_vms(machine: Machine) -> None:
     ran = machine.run("vm", "list", "--sysroot", str(machine.root))
-    assert (ran.status, ran.stdout, ran.stderr) == (0, "", "no VM\n")
+    assert (ran.status, ran.stdout, ran.stderr) == (0, "", "no VM found\n")

@@ -66,7 +66,7 @@ def test_a_snapshot_needs_a_new_or_empty_directory(machine: Machine, tmp_path: P
         assert (ran.status, ran.stdout) == (9, "")
         assert "the capture could not be written" in ran.stderr
         assert why in ran.stderr
-        assert "fix: name a new or an empty directory" in ran.stderr
+        assert "fix: name a new or empty directory" in ran.stderr
         assert (tmp_path / "file").read_text() == (tmp_path / "full/mine").read_text() == "mine\n"
 
 
@@ -99,7 +99,7 @@ def test_a_snapshot_is_written_only_where_nobody_else_can(
         ran = machine.run("host", "snapshot", str(tmp_path / name))
         assert (ran.status, ran.stdout) == (status, "")
         assert why in ran.stderr
-        assert "fix: name a new or an empty directory of your own" in ran.stderr
+        assert "fix: name a new or empty directory of your own" in ran.stderr
         assert list((tmp_path / name).iterdir()) == []
 
 
