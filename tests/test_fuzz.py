@@ -30,7 +30,7 @@ from pmuctl.host.cpuset_cgroup import Cpusets
 from pmuctl.host.host import Host
 from pmuctl.host.pmus import parse_event, scan_other, scan_pmus
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.runtime_dirs import PATH_TOLD
+from pmuctl.host.runtime_dirs import PATH_REPLIES
 from pmuctl.host.snapshot_files import scan_captured, write_capture
 from pmuctl.host.sysfs import Sysfs, parse_number
 from pmuctl.manage.inventory.session import Session
@@ -595,7 +595,7 @@ TOLD: Sequence[Mapping[str, object]] = [
 def test_what_sockets_told_in_a_capture(dump: Callable[[str], Path]) -> None:
     root = dump("two-pmus-6.12")
     fake_vmm(root / "proc", 5120, ("lkvm", "run"))
-    folder = root / PATH_TOLD
+    folder = root / PATH_REPLIES
     folder.mkdir(parents=True)
     statuses: Counter[int] = Counter()
     for seed, rng in seeds(1_500):

@@ -21,7 +21,7 @@ from pmuctl.control.protocol.schema import Bool, Int, Kind, List, Maybe, Nullabl
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DERIVED
-from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
+from pmuctl.render.affinity import AFFINITY_COLUMNS, CHECK_COLUMNS
 from pmuctl.render.columns import Column
 from pmuctl.render.events import EVENT_COLUMNS
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS
@@ -32,7 +32,7 @@ from pmuctl.render.reports import (
     DOCTOR_COLUMNS,
     SYMPTOM_COLUMNS,
 )
-from pmuctl.render.vcpu import PLACED_COLUMNS
+from pmuctl.render.vcpu import VCPU_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
 from tests.command_tree import COMMAND_PATHS, Path_, leaf, options_of, parse_words
@@ -47,10 +47,10 @@ COLUMNS: Mapping[Path_, Sequence[Column[Any]] | None] = {
     ("pmu", "cpus"): CPU_COLUMNS,
     ("vm", "list"): VM_COLUMNS,
     ("vm", "show"): None,  # those of vm list
-    ("vm", "vcpus"): PLACED_COLUMNS,
+    ("vm", "vcpus"): VCPU_COLUMNS,
     ("vm", "set"): CHANGE_COLUMNS,
     ("vm", "release"): None,  # those of vm set
-    ("affinity", "set"): PLACING_COLUMNS,
+    ("affinity", "set"): AFFINITY_COLUMNS,
     ("affinity", "align"): None,  # those of affinity set
     ("affinity", "check"): CHECK_COLUMNS,
     ("conformance",): CONFORMANCE_COLUMNS,

@@ -31,7 +31,7 @@ from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmRef, parse_ref
-from pmuctl.render.affinity import CHECK_COLUMNS, PLACING_COLUMNS
+from pmuctl.render.affinity import AFFINITY_COLUMNS, CHECK_COLUMNS
 from pmuctl.render.formats import Format
 
 app = make_noun("affinity")
@@ -56,7 +56,7 @@ def affinity_set(
     Other threads of the VMM are not changed. If the PMU of the VM was set, CPUs outside that PMU
     are refused: KVM does not run the VM there.
     """
-    context.check_columns(PLACING_COLUMNS)
+    context.check_columns(AFFINITY_COLUMNS)
     only = None if vcpu is None else _parse_vcpus(vcpu)
     host_state = read_host_state(context.host)
     with context.waiting_for(vm):
@@ -79,7 +79,7 @@ def affinity_align(
     A CPU mask is never widened: the CPUs outside the PMU are removed from it. If no CPU is left,
     the mask that pmuctl set last is restored; a mask that pmuctl did not set is refused.
     """
-    context.check_columns(PLACING_COLUMNS)
+    context.check_columns(AFFINITY_COLUMNS)
     if every and vm:
         raise UsageError("VMs and --all cannot be combined", fix="pmuctl affinity align --all")
     if not every and not vm:
@@ -227,7 +227,7 @@ def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty:
     try:
         context.write_rows(
             "results",
-            PLACING_COLUMNS,
+            AFFINITY_COLUMNS,
             [row for result in done for row in result.results],
             empty=empty,
             headings=False,

@@ -31,7 +31,7 @@ from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.formats import Format
-from pmuctl.render.vcpu import PLACED_COLUMNS
+from pmuctl.render.vcpu import VCPU_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def vm_vcpus(
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
 ) -> None:
     """List vCPUs, the CPU affinity of their threads, and whether they can leave their PMU."""
-    context.check_columns(PLACED_COLUMNS)
+    context.check_columns(VCPU_COLUMNS)
     assessed = _assess_vms(context, vm)
     vm_list = assessed.vm_list
     for found in vm_list.vms if vm else ():
@@ -97,7 +97,7 @@ def vm_vcpus(
         for row in vcpu_rows(alignment, assessed.host_state)
     ]
     context.write_rows(
-        "vcpus", PLACED_COLUMNS, rows, empty="no vCPU found", more=_count_missing(vm_list)
+        "vcpus", VCPU_COLUMNS, rows, empty="no vCPU found", more=_count_missing(vm_list)
     )
     _warn_of_problems(context, vm_list.vms)
     if not vm:

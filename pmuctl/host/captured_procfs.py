@@ -136,7 +136,7 @@ def scan_captured_vms(
     scan = scan_owners(procs, sysfs)
     cgroups = _RecordingSysfs(sysfs)
     cpusets = Cpusets(cgroups)
-    for process in dict.fromkeys([*(owner.process for owner in scan.holders), *vmms]):
+    for process in dict.fromkeys([*(owner.process for owner in scan.processes), *vmms]):
         files = [*_capture_process(procs, process.pid)]
         # another process may have been given this pid during the capture
         if procs.is_there(process):

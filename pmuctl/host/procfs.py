@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, holder_of, vcpus_of
+from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, make_kvm_process, vcpus_of
 from pmuctl.host.proc_files import ProcFiles, parse_stat_number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId
@@ -80,7 +80,7 @@ class Procfs(ProcFiles):
         try:
             names = self._list_names("")
         except OSError:
-            return KvmScan(holders=(), is_partial=True)
+            return KvmScan(processes=(), is_partial=True)
         holders, unreadable = [], 0
         for name in names:
             if not ID.fullmatch(name):
@@ -97,18 +97,18 @@ class Procfs(ProcFiles):
             except OSError:
                 continue
             if start is not None and self.start_time(int(name)) == start and has_kvm(links):
-                holders.append(holder_of(ProcessId(int(name), start), links))
+                holders.append(make_kvm_process(ProcessId(int(name), start), links))
         # a mount with hidepid also hides process 1 from other users
         is_partial = self.root == Path("/proc") and (
             "1" not in names or not _is_outermost_pid_ns()
         )
         return KvmScan(
-            holders=tuple(sorted(holders, key=lambda process: process.pid)),
+            processes=tuple(sorted(holders, key=lambda process: process.pid)),
             unreadable=unreadable,
             is_partial=is_partial,
         )
 
-    def thread_holder(self, tid: int) -> KvmProcess | None:
+    def find_thread_process(self, tid: int) -> KvmProcess | None:
         """Return the process of a thread with the KVM VMs and vCPUs that this thread has open.
 
         The thread may have left the descriptor table of the others (unshare(2)). Return None if
@@ -122,7 +122,7 @@ class Procfs(ProcFiles):
             return None
         if pid is None or start is None or self.start_time(pid) != start or not has_kvm(links):
             return None
-        return holder_of(ProcessId(pid, start), links)
+        return make_kvm_process(ProcessId(pid, start), links)
 
     def holds_kvm(self, pid: int) -> bool | None:
         """Return whether a process has a KVM VM, or a vCPU of one, open.

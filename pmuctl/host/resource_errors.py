@@ -21,11 +21,11 @@ def raise_if_exhausted(error: OSError, path: str | None = None) -> None:
 
     Any other error (ENOENT, EACCES, EIO …) is the result of reading the file: return.
     """
-    if (shortage := shortage_of(error, path)) is not None:
+    if (shortage := find_exhaustion(error, path)) is not None:
         raise shortage from error
 
 
-def shortage_of(error: OSError, path: str | None = None) -> ResourceExhaustedError | None:
+def find_exhaustion(error: OSError, path: str | None = None) -> ResourceExhaustedError | None:
     """Return what `raise_if_exhausted` raises; None if `error` is about the file itself."""
     if error.errno not in _FIXES:
         return None

@@ -9,7 +9,7 @@ PATH_USERS = Path("/run/user")
 PROBE_CACHE = "kvm-probe.json"
 PATH_CAPTURED = f"run/pmuctl/{PROBE_CACHE}"
 """In a captured tree, which has no boot id: the probe results of the captured machine."""
-PATH_TOLD = "run/pmuctl/told"
+PATH_REPLIES = "run/pmuctl/told"
 """In a captured tree: the reply of each control socket at that time, a file each."""
 LEFT_OUT = "left-out"
 """In PATH_TOLD: how many control sockets were not queried."""

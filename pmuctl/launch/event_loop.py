@@ -7,7 +7,7 @@ import select
 import signal
 from contextlib import suppress
 
-from pmuctl.host.resource_errors import shortage_of
+from pmuctl.host.resource_errors import find_exhaustion
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.trace.seccomp_gate import Listener
@@ -77,7 +77,7 @@ class EventLoop:
         except ProcessLookupError:
             observer.on_vmm_exit()
         except OSError as error:
-            if shortage_of(error) is None:
+            if find_exhaustion(error) is None:
                 raise
             self._pid = 0  # retried in the next turn; until then the gate shows its end
         else:

@@ -14,7 +14,7 @@ from pmuctl.errors import (
     UnsupportedError,
 )
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import ResourceExhaustedError, shortage_of
+from pmuctl.host.resource_errors import ResourceExhaustedError, find_exhaustion
 
 PATH_YAMA = "sys/kernel/yama/ptrace_scope"
 CAP_SYS_PTRACE = 19
@@ -108,7 +108,7 @@ def not_released(seconds: float) -> PmuctlError:
 
 def memory_not_writable(error: OSError) -> PmuctlError:
     """Return the error for a VMM whose memory could not be written."""
-    if (shortage := shortage_of(error)) is not None:
+    if (shortage := find_exhaustion(error)) is not None:
         return not_followable(shortage)
     return DeniedError(
         "no call can be put into the VMM",

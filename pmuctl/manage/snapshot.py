@@ -24,10 +24,10 @@ def scan_snapshot(session: Session) -> Iterator[Captured]:
     """
     host, sysfs = session.host, session.host.sysfs
     sockets = session.scan_sockets()
-    replies = ask_sockets(session, sockets.entries)
+    replies = ask_sockets(session, sockets.sockets)
     yield from scan_captured(sysfs)
     entries = [
-        replace(entry, owner=None) if session.is_own(entry) else entry for entry in sockets.entries
+        replace(entry, owner=None) if session.is_own(entry) else entry for entry in sockets.sockets
     ]
     yield from capture_replies(list(zip(entries, replies, strict=True)), sockets.left_out)
     vmms = (reply.vmm.process for reply in replies if isinstance(reply, VmReply))

@@ -79,7 +79,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     ),
 )
 
-PLACING_COLUMNS: Sequence[Column[AffinityResult]] = (
+AFFINITY_COLUMNS: Sequence[Column[AffinityResult]] = (
     Column(name="VM", help="the VM", value=lambda result: result.vm),
     Column(name="VCPU", help="its number", value=lambda result: result.vcpu, is_number=True),
     Column(name="TID", help="its thread", value=lambda result: result.tid, is_number=True),

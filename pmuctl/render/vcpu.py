@@ -8,7 +8,7 @@ from pmuctl.model.vm import VmVcpu
 from pmuctl.render.columns import Column, Shape, cell, known, plain
 from pmuctl.value import value
 
-VCPU_COLUMNS: Sequence[Column[VmVcpu]] = (
+NESTED_COLUMNS: Sequence[Column[VmVcpu]] = (
     Column(name="VCPU", help="its number", value=lambda vcpu: vcpu.index, is_number=True),
     Column(name="TID", help="its thread", value=lambda vcpu: known(vcpu.tid), is_number=True),
     Column(
@@ -73,7 +73,7 @@ AFFINITY_COLUMN: Column[VcpuRow] = Column(
 )
 
 
-PLACED_COLUMNS: Sequence[Column[VcpuRow]] = (
+VCPU_COLUMNS: Sequence[Column[VcpuRow]] = (
     VM_COLUMN,
     VCPU_COLUMN,
     TID_COLUMN,

@@ -9,7 +9,7 @@ from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.render.columns import UNKNOWN, Column, Shape, known
 from pmuctl.render.text import printable
-from pmuctl.render.vcpu import CANDIDATES_SHAPE, VCPU_COLUMNS, Candidates
+from pmuctl.render.vcpu import CANDIDATES_SHAPE, NESTED_COLUMNS, Candidates
 
 
 def filter_summary(event_filter: EventFilter) -> str:
@@ -277,7 +277,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         help="its vCPUs",
         value=_from_vm(lambda vm: known(vm.vcpus)),
         shown=False,
-        nested=VCPU_COLUMNS,
+        nested=NESTED_COLUMNS,
     ),
     Column(
         name="PROBLEM",

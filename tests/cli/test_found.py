@@ -614,7 +614,7 @@ def test_processes_that_may_not_be_read_are_counted(host: Machine) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom pmuctl.host.procfs import Procfs\n"
         "os.setgroups([])\nos.setresgid(4321, 4321, 4321)\nos.setresuid(4321, 4321, 4321)\n"
-        "its = Procfs(Path(sys.argv[1])).scan_kvm()\nprint(len(its.holders), its.unreadable)"
+        "its = Procfs(Path(sys.argv[1])).scan_kvm()\nprint(len(its.processes), its.unreadable)"
     )
     root = host.proc
     for folder in list(root.parents)[:-2]:

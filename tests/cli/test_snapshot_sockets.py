@@ -13,7 +13,7 @@ import pytest
 
 from pmuctl.control.runtime.start_record import Problem, write_record
 from pmuctl.control.server.backend import VcpuStatus
-from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
+from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_REPLIES
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import replace
 from tests.cli.conftest import Machine
@@ -197,15 +197,15 @@ def test_a_vm_that_has_no_vcpu_yet_is_shown_as_on_the_host(host: Machine, tmp_pa
 
 def test_how_many_sockets_were_not_asked_is_captured(host: Machine, tmp_path: Path) -> None:
     tree = snapshot(host, tmp_path / "tree")
-    assert not (tree / PATH_TOLD).exists()
-    (tree / PATH_TOLD).mkdir(parents=True)
+    assert not (tree / PATH_REPLIES).exists()
+    (tree / PATH_REPLIES).mkdir(parents=True)
     for text, count in (("12\n", 12), ("x", 0), ("-1", 0), ("9" * 40, 0)):
-        (tree / PATH_TOLD / LEFT_OUT).write_text(text)
+        (tree / PATH_REPLIES / LEFT_OUT).write_text(text)
         ran = host.run("vm", "list", "-J", "-q", "--sysroot", str(tree))
         assert json.loads(ran.stdout)["left_out"] == count
-    (tree / PATH_TOLD / LEFT_OUT).write_text("3")
+    (tree / PATH_REPLIES / LEFT_OUT).write_text("3")
     again = snapshot(host, tmp_path / "again", "--sysroot", str(tree))
-    assert (again / PATH_TOLD / LEFT_OUT).read_text() == "3\n"
+    assert (again / PATH_REPLIES / LEFT_OUT).read_text() == "3\n"
 
 
 def test_a_runtime_directory_that_is_relative_is_captured_as_absolute(
@@ -238,7 +238,7 @@ def tree(host: Machine, tmp_path: Path) -> Path:
 
 
 def change(tree: Path, act: Callable[[Any], object]) -> None:
-    path = tree / PATH_TOLD / "0.json"
+    path = tree / PATH_REPLIES / "0.json"
     document = json.loads(path.read_text())
     act(document)
     path.write_text(json.dumps(document))
@@ -249,7 +249,9 @@ def refused(host: Machine, tree: Path) -> str:
     ran = host.run("vm", "list", "--sysroot", str(tree))
     assert (ran.status, ran.stdout) == (9, "")
     head, why, fix = ran.stderr.splitlines()
-    assert head == f"error: {tree}/{PATH_TOLD}/0.json: it is not what pmuctl host snapshot writes"
+    assert (
+        head == f"error: {tree}/{PATH_REPLIES}/0.json: it is not what pmuctl host snapshot writes"
+    )
     assert fix.startswith("  fix: capture the machine anew")
     assert host.run("doctor", "-J", "--sysroot", str(tree)).status == 9
     return why.removeprefix("  why: ")
@@ -263,7 +265,7 @@ def refused(host: Machine, tree: Path) -> str:
     ],
 )
 def test_a_file_that_is_broken_is_named(host: Machine, tree: Path, text: str) -> None:
-    (tree / PATH_TOLD / "0.json").write_bytes(text.encode(errors="surrogateescape"))
+    (tree / PATH_REPLIES / "0.json").write_bytes(text.encode(errors="surrogateescape"))
     assert refused(host, tree)
 
 
@@ -298,7 +300,7 @@ def test_what_no_socket_tells_is_refused(
 
 
 def test_no_link_leads_out_of_a_tree(host: Machine, tree: Path, tmp_path: Path) -> None:
-    path = tree / PATH_TOLD / "0.json"
+    path = tree / PATH_REPLIES / "0.json"
     outside = tmp_path / "outside.json"
     path.rename(outside)
     path.symlink_to(outside)
@@ -310,7 +312,7 @@ def test_no_link_leads_out_of_a_tree(host: Machine, tree: Path, tmp_path: Path) 
 
 def test_other_files_are_passed_over(host: Machine, tree: Path) -> None:
     for name in ("x.json", "0.json~", "-1.json", "123456.json", "٣.json", ".0.json"):
-        (tree / PATH_TOLD / name).write_text("{")
+        (tree / PATH_REPLIES / name).write_text("{")
     assert listed(host, tree).keys() == {"web1"}
 
 
@@ -347,7 +349,7 @@ def test_no_word_of_a_tree_steers_the_terminal_or_the_reader(host: Machine, tree
         **{"format": 1, "name": "web2", "path": f"/{EVIL}/web2.sock", "owner": None},
         "untold": untold,
     }
-    (tree / PATH_TOLD / "1.json").write_text(json.dumps(other))
+    (tree / PATH_REPLIES / "1.json").write_text(json.dumps(other))
     for words in (*COMMANDS, ("vm", "show", "web1"), ("vm", "show", "web2")):
         for format in ((), ("-J",), ("--format", "csv")):
             ran = host.run(*words, *format, "--sysroot", str(tree))
@@ -367,9 +369,9 @@ def test_whose_socket_it_is_does_not_depend_on_who_looks(host: Machine, tree: Pa
 
 def test_which_vm_a_name_means_does_not_either(host: Machine, tree: Path) -> None:
     change(tree, lambda its: its.update(owner=1000))
-    other = json.loads((tree / PATH_TOLD / "0.json").read_text())
+    other = json.loads((tree / PATH_REPLIES / "0.json").read_text())
     other |= {"owner": 1001, "path": "/run/user/1001/pmuctl/web1.sock"}
-    (tree / PATH_TOLD / "1.json").write_text(json.dumps(other))
+    (tree / PATH_REPLIES / "1.json").write_text(json.dumps(other))
     words = ("vm", "show", "web1", "--sysroot", str(tree))
     ran = host.run(*words, uid=0)
     assert ran.status == 2
@@ -385,8 +387,8 @@ def test_who_might_move_a_thread_there_is_not_asked(host: Machine, tree: Path) -
 
 def test_a_socket_that_is_there_twice_is_refused(host: Machine, tree: Path) -> None:
     """Which of the two answers was its own is not known."""
-    text = (tree / PATH_TOLD / "0.json").read_text()
-    (tree / PATH_TOLD / "1.json").write_text(text)
+    text = (tree / PATH_REPLIES / "0.json").read_text()
+    (tree / PATH_REPLIES / "1.json").write_text(text)
     ran = host.run("vm", "list", "--sysroot", str(tree))
     assert ran.status == 9
     assert "stands in another file, too" in ran.stderr

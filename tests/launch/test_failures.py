@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import shortage_of
+from pmuctl.host.resource_errors import find_exhaustion
 from pmuctl.launch.failures import (
     may_trace_all,
     memory_not_writable,
@@ -129,7 +129,7 @@ def test_a_kernel_without_listeners(number: int, name: str) -> None:
     ],
 )
 def test_a_shortage_is_called_so(number: int, name: str, fix: str) -> None:
-    shortage = shortage_of(OSError(number, os.strerror(number), "/proc/7/task"))
+    shortage = find_exhaustion(OSError(number, os.strerror(number), "/proc/7/task"))
     assert shortage is not None
     error = not_followable(shortage)
     assert (error.message, error.errno) == ("the VMM cannot be followed", name)

@@ -55,7 +55,7 @@ class Client:
 
         `trace` gets the text of each request before it is sent.
         """
-        self.entry = control_socket
+        self.control_socket = control_socket
         self.subject = control_socket.name or str(control_socket.path)
         self._seconds = deadline
         self._deadline = Deadline.after(deadline)
@@ -138,26 +138,25 @@ class Client:
 
     def _connect_socket(self) -> None:
         """Connect to the socket. Raise a PmuctlError with the reason if that fails."""
+        path = self.control_socket.path
         try:
             self._try_connect()
         except TimeoutError:
             raise self._make_unreachable_error(f"no connection in {self._waited} s") from None
         except FileNotFoundError:
-            raise NotFoundError(
-                f"there is no socket {self.entry.path}", fix="pmuctl vm list"
-            ) from None
+            raise NotFoundError(f"there is no socket {path}", fix="pmuctl vm list") from None
         except PermissionError:
             raise DeniedError(
                 "this user may not connect to its control socket",
                 subject=self.subject,
-                why=f"{self.entry.path} is for its owner, root and, where it exists, group kvm",
+                why=f"{path} is for its owner, root and, where it exists, group kvm",
                 fix="run pmuctl as root or as the user of the VM",
             ) from None
         except ConnectionRefusedError:
             raise UnreachableError(
                 "its control socket is dead",
                 subject=self.subject,
-                why=f"nobody listens at {self.entry.path} (ECONNREFUSED): its VMM has ended",
+                why=f"nobody listens at {path} (ECONNREFUSED): its VMM has ended",
                 fix="start the VM again: its VMM replaces a dead socket",
                 errno="ECONNREFUSED",
             ) from None
@@ -165,29 +164,30 @@ class Client:
             raise UnreachableError(
                 "its control socket cannot be reached",
                 subject=self.subject,
-                why=f"{self.entry.path}: {error.strerror or error}",
+                why=f"{path}: {error.strerror or error}",
                 fix="check the VMM that should listen there",
             ) from None
 
     def _try_connect(self) -> None:
-        if not stat.S_ISSOCK(os.stat(self.entry.path).st_mode):
+        if not stat.S_ISSOCK(os.stat(self.control_socket.path).st_mode):
             raise UsageError(
-                f"{self.entry.path}: not a socket", fix="--socket takes a VMM's control socket"
+                f"{self.control_socket.path}: not a socket",
+                fix="--socket takes a VMM's control socket",
             )
-        self._stream.connect(os.fspath(self.entry.path))
+        self._stream.connect(os.fspath(self.control_socket.path))
 
     def _read_peer(self) -> PeerCred:
         pid, uid, gid = self._stream.peer_credentials()
         return PeerCred(pid, uid, gid, self._procs.start_time(pid) if pid > 0 else None)
 
     def _check_peer(self, peer: PeerCred) -> None:
-        owner = self.entry.owner
+        owner = self.control_socket.owner
         if owner is not None and peer.uid != owner:
             raise not_authenticated(
-                self.entry, f"its peer is uid {peer.uid}, its directory is uid {owner}'s"
+                self.control_socket, f"its peer is uid {peer.uid}, its directory is uid {owner}'s"
             )
         if peer.pid <= 0:
-            raise not_authenticated(self.entry, "its peer is in another pid namespace")
+            raise not_authenticated(self.control_socket, "its peer is in another pid namespace")
 
     def authenticate(self, pid: int, *, strictly: bool) -> AuthenticatedVmm:
         """Return the VMM that the peer named as `pid` in `query-pmu`.
@@ -196,10 +196,12 @@ class Client:
         """
         if self.peer is None:
             raise self._make_unreachable_error("there is no connection")
-        vmm = authenticate(self.entry, self.peer, pid, self._procs, strictly=strictly)
-        if self.entry.name is None:
-            self._address = (f"pid/{vmm.pid}", "--socket", str(self.entry.path))
-        elif self.entry.owner is not None:  # a user can take any name in a directory of his own
+        vmm = authenticate(self.control_socket, self.peer, pid, self._procs, strictly=strictly)
+        if self.control_socket.name is None:
+            self._address = (f"pid/{vmm.pid}", "--socket", str(self.control_socket.path))
+        elif (
+            self.control_socket.owner is not None
+        ):  # a user can take any name in a directory of his own
             self._address = (f"pid/{vmm.pid}",)
         return vmm
 
@@ -230,7 +232,7 @@ class Client:
         return UnreachableError(
             "its control socket does not answer",
             subject=self.subject,
-            why=f"{self.entry.path}: {why}",
+            why=f"{self.control_socket.path}: {why}",
             fix="check its VMM; --deadline SEC waits longer",
         )
 
@@ -246,7 +248,7 @@ class Client:
             f"its answer to {name} is wrong",
             subject=self.subject,
             why=why,
-            fix=f"look at what listens at {self.entry.path}",
+            fix=f"look at what listens at {self.control_socket.path}",
         )
 
     def _make_outcome_error(self, name: str, why: str) -> UnknownOutcomeError:

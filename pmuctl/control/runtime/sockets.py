@@ -49,7 +49,7 @@ class ControlSocket:
 class SocketScan:
     """Control sockets, and the number of those of other users left out: see SOCKETS_MAX."""
 
-    entries: Sequence[ControlSocket] = ()
+    sockets: Sequence[ControlSocket] = ()
     left_out: int = 0
 
 

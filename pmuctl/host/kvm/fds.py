@@ -47,7 +47,7 @@ class KvmScan:
     pid namespace.
     """
 
-    holders: tuple[KvmProcess, ...]
+    processes: tuple[KvmProcess, ...]
     unreadable: int = 0
     is_partial: bool = False
 
@@ -60,7 +60,7 @@ def has_kvm(links: Mapping[int, str]) -> bool:
     )
 
 
-def holder_of(process: ProcessId, links: Mapping[int, str]) -> KvmProcess:
+def make_kvm_process(process: ProcessId, links: Mapping[int, str]) -> KvmProcess:
     """Return a process with the KVM descriptors among these."""
     vms = tuple(sorted(fd for fd, link in links.items() if link == KVM_VM_LINK))
     return KvmProcess(process=process, vms=vms, vcpus=vcpus_of(links))

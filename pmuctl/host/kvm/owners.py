@@ -26,7 +26,7 @@ def scan_owners(procs: Procfs, sysfs: Sysfs) -> KvmScan:
     shows, are found by that thread.
     """
     scan, names = procs.scan_kvm(), debugfs.scan_names(sysfs)
-    by_pid = {process.pid: process for process in scan.holders}
+    by_pid = {process.pid: process for process in scan.processes}
     for process in _scan_unshared(names, by_pid, procs):
         known = by_pid.get(process.pid)
         by_pid[process.pid] = process if known is None else _merge_fds(known, process)
@@ -36,7 +36,7 @@ def scan_owners(procs: Procfs, sysfs: Sysfs) -> KvmScan:
         holders = tuple(
             process for process in holders if not _is_helper(process, by_pid, made, procs)
         )
-    return replace(scan, holders=holders)
+    return replace(scan, processes=holders)
 
 
 def _scan_unshared(
@@ -45,7 +45,7 @@ def _scan_unshared(
     """Yield what makers of VMs have open in threads with a descriptor table of their own."""
     for tid, fd in names:
         if tid not in by_pid or fd not in by_pid[tid].vms:
-            process = procs.thread_holder(tid)
+            process = procs.find_thread_process(tid)
             if process and not (process.pid in by_pid and fd in by_pid[process.pid].vms):
                 yield process
 

@@ -16,7 +16,7 @@ from pmuctl.control.server.server import Server
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import shortage_of
+from pmuctl.host.resource_errors import find_exhaustion
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedBackend
 from pmuctl.launch.spec import LaunchSpec
@@ -224,4 +224,4 @@ class Service:
                 try:
                     write_record(self._record_path, self._record)
                 except OSError as error:  # the record is only for those who ask later
-                    self._is_record_stale = shortage_of(error) is not None
+                    self._is_record_stale = find_exhaustion(error) is not None

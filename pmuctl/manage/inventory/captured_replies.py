@@ -19,7 +19,7 @@ from pmuctl.control.runtime.sockets import SUFFIX, ControlSocket, SocketScan
 from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.host import Host
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_TOLD
+from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_REPLIES
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.manage.inventory.replies import (
     CapturedSocket,
@@ -95,17 +95,17 @@ def capture_replies(
     made it. `left_out` is how many sockets were not queried.
     """
     for number, (socket, reply) in enumerate(replies):
-        yield Captured(path=f"{PATH_TOLD}/{number}.json", text=to_text(socket, reply))
+        yield Captured(path=f"{PATH_REPLIES}/{number}.json", text=to_text(socket, reply))
     if left_out:
-        yield Captured(path=f"{PATH_TOLD}/{LEFT_OUT}", text=f"{left_out}\n")
+        yield Captured(path=f"{PATH_REPLIES}/{LEFT_OUT}", text=f"{left_out}\n")
 
 
 def read_captured_sockets(host: Host) -> SocketScan:
     """Return the control sockets of a captured tree; raise RefusedError for a broken file."""
     sysfs = host.sysfs
     found: dict[Path, ControlSocket] = {}
-    for name in filter(_FILE.fullmatch, sysfs.entries(PATH_TOLD)):
-        text = sysfs.read_text(f"{PATH_TOLD}/{name}", limit=SIZE_LIMIT)
+    for name in filter(_FILE.fullmatch, sysfs.entries(PATH_REPLIES)):
+        text = sysfs.read_text(f"{PATH_REPLIES}/{name}", limit=SIZE_LIMIT)
         try:
             if text is None:
                 raise ValueError(f"it is no file of at most {SIZE_LIMIT >> 20} MiB to be read")
@@ -117,12 +117,12 @@ def read_captured_sockets(host: Host) -> SocketScan:
             why = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
             raise RefusedError(
                 "it is not what pmuctl host snapshot writes",
-                subject=str(sysfs.root / PATH_TOLD / name),
+                subject=str(sysfs.root / PATH_REPLIES / name),
                 why=why,
                 fix="capture the machine anew, or remove the file: that VM is not managed then",
             ) from None
     sockets = sorted(found.values(), key=lambda socket: (socket.name or "", str(socket.path)))
-    count = sysfs.read_text(f"{PATH_TOLD}/{LEFT_OUT}", limit=16) or ""
+    count = sysfs.read_text(f"{PATH_REPLIES}/{LEFT_OUT}", limit=16) or ""
     return SocketScan(sockets, int(count) if _COUNT.fullmatch(count) else 0)
 
 

@@ -60,7 +60,7 @@ class Inventory:
     @property
     def sockets(self) -> Sequence[ControlSocket]:
         """The control sockets that are not left out."""
-        return self.socket_scan.entries
+        return self.socket_scan.sockets
 
     @cached_property
     def process_scan(self) -> ProcessScan:

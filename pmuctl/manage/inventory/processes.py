@@ -70,7 +70,7 @@ def scan_processes(host: Host) -> ProcessScan:
     """
     procs, processes = host.procs, []
     scan = scan_owners(procs, host.sysfs)
-    for kvm_process in scan.holders:
+    for kvm_process in scan.processes:
         pid = kvm_process.pid
         argv, comm = procs.command_line(pid), procs.comm(pid, pid)
         processes.append(

@@ -29,7 +29,7 @@ def ask_vm(client: Client, *, strictly: bool = False) -> VmReply:
     """
     message: Any = client.execute("query-pmu")
     vmm = client.authenticate(message["pid"], strictly=strictly)
-    socket = client.entry
+    socket = client.control_socket
     check_answer(socket, message)
     record = None
     if vmm.is_supervised and vmm.process:

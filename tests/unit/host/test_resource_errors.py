@@ -82,7 +82,7 @@ def test_no_reader_takes_a_shortage_for_an_absence(
 def test_a_vm_is_not_lost_between_the_list_and_its_process(tmp_path: Path) -> None:
     """The list of processes can be had, what one of them has open cannot."""
     fake_proc(tmp_path, PID, start=7)
-    assert [its.pid for its in Procfs(tmp_path).scan_kvm().holders] == [PID]
+    assert [its.pid for its in Procfs(tmp_path).scan_kvm().processes] == [PID]
 
     class Listed(Procfs):
         def _list_names(self, path: str) -> list[str]:

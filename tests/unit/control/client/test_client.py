@@ -495,7 +495,7 @@ def test_thread_ids_that_are_not_the_peers_do_not_count(path: Path, procs: Procf
     for name in ("x", "²", "-1", "0"):
         (procs.root / str(os.getpid()) / "task" / name).mkdir()
     with client(path, procs=procs) as its:
-        vcpus = vm_of(its.entry, ask_vm(its), procs, is_own=False).vcpus
+        vcpus = vm_of(its.control_socket, ask_vm(its), procs, is_own=False).vcpus
         assert its.authenticate(os.getpid(), strictly=True).threads == {1002}
     assert vcpus is not None
     assert [vcpu.tid for vcpu in vcpus] == [None, 1002]

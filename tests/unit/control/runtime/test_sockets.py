@@ -145,7 +145,7 @@ def test_only_sockets_with_a_vms_name_are_found(place: Path) -> None:
     (place / "link.sock").symlink_to(place / "web1.sock")
     (place / "dangling.sock").symlink_to(place / "nothing")
     (place / "loop.sock").symlink_to(place / "loop.sock")
-    found = scan_sockets({"PMUCTL_RUNTIME_DIR": str(place)}, ME).entries
+    found = scan_sockets({"PMUCTL_RUNTIME_DIR": str(place)}, ME).sockets
     assert sorted((its.name, its.path, its.owner) for its in found) == [
         ("Z_9.x-", place / "Z_9.x-.sock", None),
         ("web1", place / "web1.sock", None),
@@ -162,7 +162,7 @@ def test_a_runtime_directory_that_is_none_holds_nothing(place: Path, kind: str) 
             os.mkfifo(path)
         case "loop":
             path.symlink_to(path)
-    assert scan_sockets({"PMUCTL_RUNTIME_DIR": str(path)}, ME).entries == []
+    assert scan_sockets({"PMUCTL_RUNTIME_DIR": str(path)}, ME).sockets == []
 
 
 @as_root
@@ -173,7 +173,7 @@ def test_root_looks_into_the_directories_of_users_too(place: Path) -> None:
         directory = users / str(uid) / "pmuctl"
         leave_socket(directory / "web1.sock", uid=uid)
         os.chown(directory, uid, uid)
-    found = scan_sockets({}, 0, run=run, users=users).entries
+    found = scan_sockets({}, 0, run=run, users=users).sockets
     assert {(its.name, its.owner) for its in found} == {
         ("web1", None),
         ("web1", 1000),
@@ -197,7 +197,7 @@ def test_a_directory_in_another_users_name_is_not_looked_into(place: Path) -> No
     for name in ("x", "-1", "²", "٣", "01001", "1001 ", "99999999999"):
         shutil.copytree(users / "1003", users / name)
     found = scan_sockets({}, 0, run=place / "run", users=users)
-    assert [its.owner for its in found.entries] == [1001]
+    assert [its.owner for its in found.sockets] == [1001]
 
 
 @as_root
@@ -209,10 +209,10 @@ def test_of_another_user_no_more_than_so_many_are_asked(place: Path) -> None:
     os.chown(users / "1001/pmuctl", 1001, 1001)
     leave_socket(run / "web1.sock")
     found = scan_sockets({}, 0, run=run, users=users)
-    assert (len(found.entries), found.left_out) == (SOCKETS_MAX + 1, 3)
+    assert (len(found.sockets), found.left_out) == (SOCKETS_MAX + 1, 3)
     own = {"XDG_RUNTIME_DIR": str(users / "1001")}
     found = scan_sockets(own, 1001, run=run, users=users)
-    assert (len(found.entries), found.left_out) == (many + 1, 0)
+    assert (len(found.sockets), found.left_out) == (many + 1, 0)
 
 
 def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
     leave_socket(users / "1" / "pmuctl" / "web3.sock")
     uid = ME or 1000
     os.chown(own / "pmuctl", uid, -1)
-    found = scan_sockets({"XDG_RUNTIME_DIR": str(own)}, uid, run=run, users=users).entries
+    found = scan_sockets({"XDG_RUNTIME_DIR": str(own)}, uid, run=run, users=users).sockets
     assert [(its.name, its.owner) for its in found] == [("web1", None), ("web2", uid)]
 
 
