@@ -336,7 +336,9 @@ def test_several_answers(machine: Machine) -> None:
 def test_a_message_that_nobody_knows(machine: Machine) -> None:
     ran = machine.run("doctor", "--symptom", "disk full")
     assert (ran.status, ran.stdout) == (4, "")
-    assert ran.stderr.startswith("error: disk full: no known symptom matches\n  why: known symptoms are ")
+    assert ran.stderr.startswith(
+        "error: disk full: no known symptom matches\n  why: known symptoms are "
+    )
     assert all(its.id in ran.stderr for its in SYMPTOMS)
     assert machine.run("doctor", "--symptom", "").status == 4
     assert machine.run("doctor", "web1", "--symptom", "qemu").status == 2
