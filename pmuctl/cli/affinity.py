@@ -37,7 +37,7 @@ from pmuctl.render.formats import Format
 app = make_noun("affinity")
 
 VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)]
-MANY = ("keep_going",)
+KEEP_GOING = ("keep_going",)
 
 
 @command(app, "set", OUTPUT, CONNECTION, DRY_RUN)
@@ -67,7 +67,7 @@ def affinity_set(
         context.warn(warning)
 
 
-@command(app, "align", OUTPUT, CONNECTION, DRY_RUN, MANY)
+@command(app, "align", OUTPUT, CONNECTION, DRY_RUN, KEEP_GOING)
 def affinity_align(
     context: Context,
     vm: VmNames = None,
@@ -112,7 +112,7 @@ def affinity_align(
     return results.status()
 
 
-@command(app, "check", OUTPUT, CONNECTION, SYSROOT, MANY)
+@command(app, "check", OUTPUT, CONNECTION, SYSROOT, KEEP_GOING)
 def affinity_check(context: Context, vm: VmNames = None) -> int:
     """Check whether vCPUs can leave the CPUs of their PMU.
 
@@ -129,7 +129,7 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
             vm_list = hide_unbacked_in_table(context, session, select_vms(inventory))
         refs = [parse_ref(name) for name in vm or ()]
         found = (
-            _collect_answering(vm_list.vms, session)
+            _collect_vms(vm_list.vms, session)
             if vm_list
             else _select_named(context, inventory, refs)
         )
@@ -192,7 +192,7 @@ def _select_named(
     return found
 
 
-def _collect_answering(vms: Sequence[Vm], session: Session) -> BatchResult[list[Vm]]:
+def _collect_vms(vms: Sequence[Vm], session: Session) -> BatchResult[list[Vm]]:
     """Return all VMs that answer, and the errors of those that do not."""
     done: list[list[Vm]] = []
     failed: list[PmuctlError] = []
