@@ -49,5 +49,5 @@ def conformance(
     with context.waiting_for("the checks"):
         findings = examine(peer, pmus, apply=pmu)
     context.write_rows("checks", CONFORMANCE_COLUMNS, findings, empty="")
-    failed = any(finding.outcome is Verdict.FAIL for finding in findings)
+    failed = any(finding.verdict is Verdict.FAIL for finding in findings)
     return ExitStatus.NO if failed else ExitStatus.OK

@@ -60,7 +60,7 @@ class ServerUnderTest:
         if self.commands is not None and name not in self.commands:
             raise CheckSkipped(f"there is no {name}")
 
-    def dial(self, *, patient: bool = True) -> "TestConnection":
+    def dial(self, *, patient: bool = True) -> "ServerConnection":
         """Return a connection whose greeting is not read yet.
 
         If not `patient`, raises BlockingIOError if too many others wait to be accepted.
@@ -71,10 +71,10 @@ class ServerUnderTest:
         except BaseException:
             stream.close()
             raise
-        return TestConnection(self, stream)
+        return ServerConnection(self, stream)
 
     @contextmanager
-    def ready(self) -> "Iterator[TestConnection]":
+    def ready(self) -> "Iterator[ServerConnection]":
         """Yield a connection after its greeting and qmp_capabilities."""
         with self.dial() as connection:
             connection.greeting()
@@ -98,7 +98,7 @@ class ServerUnderTest:
         return False
 
 
-class TestConnection:
+class ServerConnection:
     """A connection to the server, as a context manager.
 
     Methods that read raise EOFError at the end of the stream, TimeoutError after the deadline of
@@ -110,10 +110,10 @@ class TestConnection:
         self._stream = stream
         self._count = 0
         self.events: list[Message] = []
-        self._events_seen = 0
         """Events that came before answers."""
+        self._events_seen = 0
 
-    def __enter__(self) -> "TestConnection":
+    def __enter__(self) -> "ServerConnection":
         return self
 
     def __exit__(

@@ -8,15 +8,15 @@ from typing import Any, Final
 from pmuctl.conformance.peer import (
     CheckFailed,
     CheckSkipped,
+    ServerConnection,
     ServerUnderTest,
-    TestConnection,
     check_listens,
     conform,
     describe_error,
     is_set,
 )
-from pmuctl.conformance.protocol_checks import FORM_CHECKS, STREAM_CHECKS
-from pmuctl.conformance.runner import ConformanceCheck, ConformanceResult, verify
+from pmuctl.conformance.protocol_checks import BAD_INPUT_CHECKS, NORMAL_USE_CHECKS
+from pmuctl.conformance.runner import ConformanceCheck, ConformanceResult, run_checks
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS, filter_from, filter_message
 from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.errors import UsageError
@@ -41,7 +41,7 @@ class PmuChecks:
             (other for other in others if other != pmu and other.type is not None), None
         )
         self._stack = stack
-        self._watcher: TestConnection | None = None
+        self._watcher: ServerConnection | None = None
         self._applied: EventFilter | None = None
         """The filter that was applied last."""
 
@@ -115,7 +115,7 @@ class PmuChecks:
         return arguments
 
     def _run_dry_run(
-        self, server: ServerUnderTest, connection: TestConnection
+        self, server: ServerUnderTest, connection: ServerConnection
     ) -> tuple[Message, Message]:
         """Return the state of the VM and the answer to a dry run, which may be an error."""
         server.demand("pmu-apply")
@@ -180,7 +180,7 @@ class PmuChecks:
             self._apply_filter(connection, state, FIRST)
 
     def _apply_filter(
-        self, connection: TestConnection, state: Message, event_filter: EventFilter
+        self, connection: ServerConnection, state: Message, event_filter: EventFilter
     ) -> list[str]:
         """Apply a filter and check that it was set. Return the attributes of the steps."""
         arguments = self._make_arguments(state, event_filter)
@@ -203,7 +203,7 @@ class PmuChecks:
         return [step["attribute"] for step in result["steps"]]
 
     def _read_state(
-        self, connection: TestConnection, *, filtered: bool = True
+        self, connection: ServerConnection, *, filtered: bool = True
     ) -> tuple[Message, EventFilter]:
         """Return the state of the VM and the filter that was applied last.
 
@@ -222,7 +222,7 @@ class PmuChecks:
             self._check_unchanged(connection, state, applied)
 
     def _check_unchanged(
-        self, connection: TestConnection, state: Message, event_filter: EventFilter
+        self, connection: ServerConnection, state: Message, event_filter: EventFilter
     ) -> None:
         """Raise CheckFailed unless applying the settings again changes nothing."""
         result = connection.ask_well("pmu-apply", self._make_arguments(state, event_filter))
@@ -311,7 +311,7 @@ def check_names(*, apply: bool) -> list[str]:
 
 def _collect_checks(pmu_checks: PmuChecks, *, apply: bool) -> Sequence[ConformanceCheck]:
     apply_checks = pmu_checks.apply_checks() if apply else ()
-    return (*FORM_CHECKS, *pmu_checks.dry_run_checks(), *STREAM_CHECKS, *apply_checks)
+    return (*NORMAL_USE_CHECKS, *pmu_checks.dry_run_checks(), *BAD_INPUT_CHECKS, *apply_checks)
 
 
 def examine(
@@ -331,4 +331,4 @@ def examine(
     check_listens(server)
     with ExitStack() as stack:
         checks = _collect_checks(PmuChecks(pmu, pmus, stack), apply=apply is not None)
-        return list(verify(server, checks))
+        return list(run_checks(server, checks))

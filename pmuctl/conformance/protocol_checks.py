@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pmuctl.conformance.peer import (
     CheckFailed,
     CheckSkipped,
+    ServerConnection,
     ServerUnderTest,
-    TestConnection,
     conform,
     describe_error,
 )
@@ -32,7 +32,7 @@ PAUSE = 0.05
 LIST, REFUSED = b'{"execute":"query-commands"}', b'{"execute":"%s"}' % NO_COMMAND.encode()
 
 
-def _check_alive(connection: TestConnection) -> None:
+def _check_alive(connection: ServerConnection) -> None:
     """Raise an exception unless the connection still works."""
     connection.ask("query-commands")
 
@@ -216,7 +216,7 @@ def _nest_request(depth: int) -> bytes:
     return b'{"execute":"query-commands","id":' + b"[" * inner + b"]" * inner + b"}"
 
 
-FORM_CHECKS: Sequence[ConformanceCheck] = (
+NORMAL_USE_CHECKS: Sequence[ConformanceCheck] = (
     ConformanceCheck(
         "greeting", "A client is greeted with an object QMP.", _check_greeting, needed=True
     ),
@@ -289,7 +289,7 @@ FORM_CHECKS: Sequence[ConformanceCheck] = (
 )
 """The checks of normal use by a client."""
 
-STREAM_CHECKS: Sequence[ConformanceCheck] = (
+BAD_INPUT_CHECKS: Sequence[ConformanceCheck] = (
     ConformanceCheck(
         "bad-json",
         "What is no JSON ends in an error or a closed connection, for that client only.",

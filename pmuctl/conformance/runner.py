@@ -35,22 +35,22 @@ class ConformanceResult:
     """The verdict of one check, and the reason if it did not pass."""
 
     check: ConformanceCheck
-    outcome: Verdict
+    verdict: Verdict
     detail: str | None = None
 
 
-def verify(
+def run_checks(
     server: ServerUnderTest, checks: Sequence[ConformanceCheck]
 ) -> Iterator[ConformanceResult]:
     """Run the checks in order. Yield a result for each, whatever the server does."""
     lost: str | None = None
     for check in checks:
         if lost is not None:
-            yield ConformanceResult(check=check, outcome=Verdict.SKIP, detail=lost)
+            yield ConformanceResult(check=check, verdict=Verdict.SKIP, detail=lost)
             continue
         server.begin()
         outcome, detail = _run_check(server, check)
-        yield ConformanceResult(check=check, outcome=outcome, detail=detail)
+        yield ConformanceResult(check=check, verdict=outcome, detail=detail)
         if outcome is Verdict.FAIL:
             if check.needed:
                 lost = f"nothing can be asked: {check.name} has failed"

@@ -25,7 +25,7 @@ from pmuctl.launch import handshake
 from pmuctl.launch.event_loop import EventLoop
 from pmuctl.launch.failures import may_trace_all, not_traceable, yama_scope
 from pmuctl.launch.ioctls import ioctl_of, steps
-from pmuctl.launch.serve.control_service import Service
+from pmuctl.launch.serve.control_service import ControlService
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.trace.arch import native_arch
@@ -66,7 +66,7 @@ def supervise(
     procs = Procfs()
     must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
     try:
-        service = Service(spec, int(pid), procs=procs, wake=event_loop.wake)
+        service = ControlService(spec, int(pid), procs=procs, wake=event_loop.wake)
         supervisor = Supervisor(
             spec,
             [ioctl_of(step) for step in steps(spec)],

@@ -74,7 +74,7 @@ def check_attribute(vm: Vpmu, attr: int) -> int:
     return OK if attr in vm.caps.attributes else errno.ENXIO
 
 
-def accepted(vm: Vpmu, attr: int, argument: int | FilterRange) -> Vpmu:
+def apply_accepted(vm: Vpmu, attr: int, argument: int | FilterRange) -> Vpmu:
     """Return the state after a setting that KVM accepted (SET_PMU, SET_NR_COUNTERS or FILTER)."""
     if isinstance(argument, FilterRange):
         allowed = kernel_allows(
@@ -96,7 +96,7 @@ def _set_filter(vm: Vpmu, call: FilterRange) -> tuple[int, Vpmu]:
         return errno.EINVAL, vm
     if vm.has_run:
         return errno.EBUSY, vm
-    return OK, accepted(vm, KVM_ARM_VCPU_PMU_V3_FILTER, call)
+    return OK, apply_accepted(vm, KVM_ARM_VCPU_PMU_V3_FILTER, call)
 
 
 def _set_pmu(vm: Vpmu, pmu: int) -> tuple[int, Vpmu]:
@@ -104,7 +104,7 @@ def _set_pmu(vm: Vpmu, pmu: int) -> tuple[int, Vpmu]:
         return errno.ENXIO, vm
     if vm.has_run or (vm.allowed is not None and pmu != vm.pmu):
         return errno.EBUSY, vm
-    return OK, accepted(vm, KVM_ARM_VCPU_PMU_V3_SET_PMU, pmu)
+    return OK, apply_accepted(vm, KVM_ARM_VCPU_PMU_V3_SET_PMU, pmu)
 
 
 def _set_nr_counters(vm: Vpmu, counters: int) -> tuple[int, Vpmu]:
@@ -114,4 +114,4 @@ def _set_nr_counters(vm: Vpmu, counters: int) -> tuple[int, Vpmu]:
     limit = max((31 if number is None else number for number in limits), default=31)
     if not 0 <= counters <= limit:
         return errno.EINVAL, vm
-    return OK, accepted(vm, KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters)
+    return OK, apply_accepted(vm, KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters)

@@ -42,7 +42,7 @@ CHANGE_COLUMNS: Sequence[Column["KeyResult"]] = (
 
 CONFORMANCE_COLUMNS: Sequence[Column["ConformanceResult"]] = (
     Column(name="CHECK", help="its name", value=lambda result: result.check.name),
-    Column(name="RESULT", help="pass, fail or skip", value=lambda result: str(result.outcome)),
+    Column(name="RESULT", help="pass, fail or skip", value=lambda result: str(result.verdict)),
     Column(name="DETAIL", help="why it did not pass", value=lambda result: result.detail),
     Column(
         name="RULE", help="what has to hold", value=lambda result: result.check.rule, shown=False

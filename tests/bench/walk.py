@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = f"{ROOT}/pmuctl/"
 CLIMBS_MAX = 3
 
-ROOMS = ("cli", "render", "manage", "launch", "conformance", "control", "policy", "host")
+ROOMS = ("cli", "render", "manage", "launch", "conformance", "control", "host")
 """From the top, without the values: see tests/test_layers.py."""
 
 Step = tuple[str, str, str]

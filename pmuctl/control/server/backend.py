@@ -23,7 +23,8 @@ class VcpuStatus:
 class VmmBackend(Protocol):
     """What the server needs of a VMM: the one it is part of, or one that pmuctl supervises.
 
-    `vmm` is the VMM's name for itself. The server calls all methods from its own thread.
+    `vmm` is the VMM's name for itself. The methods are called by the server's thread, and by a
+    thread that asks `PmuState` itself; one at a time, under its lock.
     """
 
     name: str

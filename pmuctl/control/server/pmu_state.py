@@ -32,7 +32,7 @@ from pmuctl.model.plan import (
     plan,
     refusal,
 )
-from pmuctl.model.vpmu import Vcpu, Vpmu, accepted, is_sealed
+from pmuctl.model.vpmu import Vcpu, Vpmu, apply_accepted, is_sealed
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace, value
 
@@ -280,7 +280,7 @@ class PmuState:
                     self._affinities[step.tid] = replace(step, before=may)
                 else:
                     self._backend.set_attr(step.vcpu, step.attr, payload(step))
-                    state = accepted(state, step.attr, step.value)
+                    state = apply_accepted(state, step.attr, step.value)
                     self._record_step(step, state)
             except Exception as error:
                 if not any(isinstance(earlier, SetAttr) for earlier in done):

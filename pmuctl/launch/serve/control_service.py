@@ -29,7 +29,7 @@ from pmuctl.value import replace
 BY_RUN = "pmuctl run"
 
 
-class Service:
+class ControlService:
     """A VmObserver that serves the control socket and keeps the start record beside it."""
 
     def __init__(

@@ -30,7 +30,7 @@ class PendingCall:
 class SupervisedBackend:
     """What the control server may know of a supervised VM and do to it.
 
-    The supervisor keeps `pid`, `known_vcpus`, `known_default_pmu` and `is_gone` up to date.
+    ControlService keeps `pid`, `known_vcpus`, `known_default_pmu` and `is_gone` up to date.
 
     Only the supervisor's own thread may touch a tracee: a call of `set_attr` waits until that
     thread calls `make_pending_calls`, which makes it with `make_call`; `wake` wakes that thread.
@@ -55,7 +55,7 @@ class SupervisedBackend:
         return self.known_vcpus
 
     def has_vpmu(self) -> bool:
-        """Return True: a VM without a vPMU is not started."""
+        """Return True: unless --best-effort lets it run, a VM without a vPMU is not started."""
         return True
 
     def default_pmu(self) -> tuple[int, str] | None:

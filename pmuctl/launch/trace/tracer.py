@@ -29,7 +29,7 @@ from pmuctl.uapi.ptrace import (
 )
 
 OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL
-"""With EXITKILL, the end of the tracer ends what it has stopped: no VM starts half prepared."""
+"""With EXITKILL the end of the tracer kills all that it traces: no VM starts half prepared."""
 STOPS_AT_ONCE = 64
 """Stops handled in one turn: threads that come and go all the time would leave no turn to
 others."""

@@ -43,7 +43,12 @@ class PendingVcpu:
 
 
 class VcpuEvents(Protocol):
-    """What is done when a vCPU's window comes, its thread stopped at a call's exit."""
+    """What is done as a vCPU gets to its window, while its thread is stopped.
+
+    It is stopped at the exit of a call, where calls can be made in it, if a vCPU was created or
+    its window is open; at the entry of a call for `on_sharing_call` and `on_attribute_call`; at
+    either for `on_no_vpmu` and `on_lost`.
+    """
 
     def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Handle a vCPU that was made, and that no other thread knows of yet."""

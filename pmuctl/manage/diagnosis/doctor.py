@@ -95,7 +95,7 @@ def _read_host_facts(
         directories=_stat_runtime_dirs(host_state.host.environ, host_state.host.uid)
         if is_live
         else (),
-        processes=vm_list.unreadable,
+        unreadable_processes=vm_list.unreadable,
         is_partial=vm_list.is_partial,
         # a capture without it tells nothing: maybe there was no VM
         has_debugfs=bool(host_state.host.sysfs.entries(PATH_KVM))

@@ -49,7 +49,7 @@ class HostFacts:
     kvm_group: str | None = None
     probed: KvmCaps | None = None
     directories: Sequence[RuntimeDir] = ()
-    processes: int = 0
+    unreadable_processes: int = 0
     is_partial: bool = False
     has_debugfs: bool | None = None
     is_live: bool = True
@@ -185,8 +185,8 @@ def _check_runtime_dir(facts: HostFacts) -> Iterator[Outcome]:
 
 
 def _check_processes(facts: HostFacts) -> Iterator[Outcome]:
-    if facts.processes or facts.is_partial:
-        what = f"{facts.processes} processes may not be read"
+    if facts.unreadable_processes or facts.is_partial:
+        what = f"{facts.unreadable_processes} processes may not be read"
         if facts.is_partial:
             what = "processes are hidden (hidepid, or a container)"
         fix = _rerun_as_root(facts) if facts.is_live else "sudo pmuctl host snapshot DIR"
