@@ -192,9 +192,14 @@ class VmAlignment:
         return cls(vm=vm, effective_pmu=effective_pmu, vcpus=vcpus, alignment=alignment)
 
     @property
+    def aligned(self) -> bool | None:
+        """Whether no vCPU can leave the VM's PMU; None if that is not known."""
+        return self.alignment.aligned
+
+    @property
     def is_misplaced(self) -> bool:
         """Whether a vCPU can leave its PMU, or some vCPUs do whichever PMU the VM has."""
-        return self.alignment.aligned is False
+        return self.aligned is False
 
     @property
     def misplaced(self) -> tuple[VcpuAlignment, ...]:

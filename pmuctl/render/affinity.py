@@ -73,7 +73,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
     Column(
         name="VM-ALIGNED",
         help="whether no vCPU of the VM can leave its PMU",
-        value=if_has_pmu(lambda row: row.alignment.alignment.aligned),
+        value=if_has_pmu(lambda row: row.alignment.aligned),
         shown=False,
         in_json=True,
     ),

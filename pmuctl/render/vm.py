@@ -113,7 +113,7 @@ def _get_aligned(alignment: VmAlignment) -> object:
     """Return whether the VM stays on its PMU; None if it has no PMU."""
     if not alignment.effective_pmu.names:
         return None if _get_pmu_name(alignment) is None else UNKNOWN
-    return known(alignment.alignment.aligned)
+    return known(alignment.aligned)
 
 
 VM_COLUMNS: Sequence[Column[VmAlignment]] = (

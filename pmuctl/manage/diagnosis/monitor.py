@@ -133,7 +133,7 @@ class HostMonitor:
         """Yield the VMs of the last look whose alignment is not known, each with the reason."""
         for vm in self._before.vms if self._before else ():
             alignment, names = vm.alignment, vm.alignment.effective_pmu.names
-            if vm.is_silent or not names or alignment.alignment.aligned is not None:
+            if vm.is_silent or not names or alignment.aligned is not None:
                 continue
             if not alignment.vcpus or any(vcpu.affinity is None for vcpu in alignment.vcpus):
                 yield vm.name, "which threads run its vCPUs is not known"

@@ -64,7 +64,7 @@ def wait_for(
             _refuse_hidden(inventory, ref, last)
         if vm is not None and awaited is Awaited.ALIGNED:
             alignment = assess(vm)
-            if alignment.alignment.aligned:
+            if alignment.aligned:
                 return None
             # as long as its window is unknown, it may still get a PMU
             if explanation := alignment.explanation or (vm.window and NEVER_ALIGNED):
