@@ -158,7 +158,7 @@ def test_runtime_directories(change: dict[str, Any], result: Result, fix: str | 
 
 
 def test_who_may_not_look_is_told() -> None:
-    assert one(of_host("host.processes", unreadable_unreadable_processes=3, uid=1000)) == (
+    assert one(of_host("host.processes", unreadable_processes=3, uid=1000)) == (
         WARN,
         "3 processes may not be read: VMs of theirs are not seen",
         "sudo pmuctl doctor",
