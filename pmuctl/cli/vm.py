@@ -218,7 +218,7 @@ def _warn_of_problems(context: Context, vms: Sequence[Vm]) -> None:
 def _write_changes(context: Context, changes: "Sequence[KeyResult]", steps: Sequence[str]) -> None:
     """Write the result of each key, one row each; a table is not written with `--quiet`.
 
-    Raises OutputError, which lists the changes: they are not undone.
+    Raise OutputError, which lists the changes: they are not undone.
     """
     from pmuctl.render.reports import CHANGE_COLUMNS
 
