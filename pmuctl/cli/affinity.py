@@ -174,7 +174,7 @@ def _select_named(
 ) -> BatchResult[list[Vm]]:
     """Return the VMs of each reference.
 
-    Raises the error of the first VM that does not answer, or of the first one of all if
+    Raise the error of the first VM that does not answer, or of the first one of all if
     --keep-going was given and none answers.
     """
     keep_going = context.options.keep_going
@@ -214,7 +214,7 @@ def _drop_duplicates(groups: Sequence[Sequence[Vm]]) -> list[Vm]:
 def _write_results(context: Context, done: Sequence[VmAffinityResult], *, empty: str = "") -> None:
     """Write the result of each vCPU, one row each; a table is not written with `--quiet`.
 
-    Raises OutputError, which lists the steps that were taken: they are not undone.
+    Raise OutputError, which lists the steps that were taken: they are not undone.
     """
     steps = [f"{result.vm.name}: {step}" for result in done for step in result.steps]
     if context.options.dry_run and context.format is Format.TABLE:

@@ -3,6 +3,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from importlib import import_module
 from typing import Annotated, Any, get_type_hints
 
@@ -14,9 +15,9 @@ from pmuctl.cli.options import Options
 from pmuctl.value import field_defaults
 
 NOUNS = {
-    "host": "Show this host: its kernel, KVM and CPUs, or capture it.",
+    "host": "Show or capture this host.",
     "pmu": "List and show the CPU PMUs of this host.",
-    "vm": "List VMs and set their PMU, counters and event filter.",
+    "vm": "List VMs and set their PMU, counters, affinity and event filter.",
     "affinity": "Set, align and check the CPU affinity of vCPU threads.",
 }
 """Noun → its help. A noun is a group of verbs: a module of this package with an `app`."""
@@ -97,17 +98,20 @@ def command(
     name: str,
     *groups: Sequence[str],
     parsing: Mapping[str, Any] | None = None,
+    helps: Mapping[str, str] | None = None,
 ) -> Callable[[Handler], Handler]:
     """Return a decorator that adds a handler to `app` as the command `name`.
 
     `groups` are the groups of shared options that the command accepts. The handler's first
     parameter is the Context, which has these options; its own parameters follow. `parsing`
-    overrides parser settings of CONTEXT.
+    overrides parser settings of CONTEXT, `helps` the help of shared options.
     """
     settings = {**CONTEXT, **parsing} if parsing else None
     hints = get_type_hints(Options, include_extras=True)
     defaults = field_defaults(Options)
     names = [name for group in groups for name in group]
+    for name, help in (helps or {}).items():
+        hints[name] = _with_help(hints[name], help)
 
     def declare(handler: Handler) -> Handler:
         own = list(inspect.signature(handler).parameters.values())[1:]
@@ -139,6 +143,13 @@ def command(
     return declare
 
 
+def _with_help(annotation: Any, help: str) -> Any:
+    """Return the annotation of an option with another help."""
+    declaration = copy(annotation.__metadata__[0])
+    declaration.help = help
+    return Annotated[annotation.__origin__, declaration]
+
+
 def _print_version(value: Any) -> None:
     if value:
         typer.echo(f"pmuctl {__version__}")
@@ -151,10 +162,11 @@ def root() -> Any:
 
     @app.callback(
         help="Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts.",
-        epilog="Exit status: 0 success, 1 no, 2 usage error, 3 unreachable, 4 not found, "
-        "5 sealed, 6 permission denied, 7 not supported, 9 refused, 10 outcome unknown, "
-        "64 partial success, 70 internal error, 74 output error, 125 ended by run, "
-        "126 not executable, 127 command not found, 130 interrupted, 141 closed pipe, "
+        epilog="Exit status: 0 success, 1 negative answer, 2 usage error, 3 unreachable, "
+        "4 not found, 5 sealed, 6 permission denied, 7 not supported, 9 refused, "
+        "10 outcome unknown, 64 partial success, 70 internal error, 74 output error, "
+        "125 VMM ended because its settings were not applied or its hold timed out, "
+        "126 VMM not executable, 127 VMM not found, 130 interrupted, 141 closed pipe, "
         "143 terminated.",
     )
     def pmuctl(

@@ -46,7 +46,7 @@ class Context:
     def for_command(self, command: str, options: Options) -> "Context":
         """Return the context of one command, "pmu list", with its options.
 
-        Raises UsageError if --sysroot names no captured tree.
+        Raise UsageError if --sysroot names no captured tree.
         """
         sysroot = options.sysroot
         if sysroot is None:

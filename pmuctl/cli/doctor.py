@@ -89,7 +89,7 @@ def _write_fixes(context: Context, findings: "Sequence[Finding]") -> None:
 def _explain_symptoms(context: Context, text: str) -> None:
     """Write the symptoms that match `text`; as a table each in full, because they are sentences.
 
-    Raises NotFoundError if no symptom matches.
+    Raise NotFoundError if no symptom matches.
     """
     context.check_columns(SYMPTOM_COLUMNS)
     found = match_symptoms(text)

@@ -27,7 +27,7 @@ MIN_INTERVAL, MAX_INTERVAL = 0.1, 3600.0
 
 
 def checked_interval(value: float) -> float:
-    """Return the seconds between two scans; typer calls this. Raises BadParameter."""
+    """Return the seconds between two scans, for typer; raise BadParameter if out of range."""
     if not MIN_INTERVAL <= value <= MAX_INTERVAL:
         raise typer.BadParameter(f"{value:g}: must be {MIN_INTERVAL:g}-{MAX_INTERVAL:g} seconds")
     return value

@@ -3,7 +3,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ MIN_SECONDS, MAX_SECONDS = 0.001, 86400.0
 
 
 class When(StrEnum):
-    """When to use colour in output."""
+    """When to print headings in bold."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -27,15 +27,12 @@ def _check_timeout(value: float | None) -> float | None:
     return value
 
 
-Timeout = Annotated[
-    float | None,
-    typer.Option(
-        "--timeout",
-        metavar="SEC",
-        callback=_check_timeout,
-        help="Time limit in seconds (default: none).",
-    ),
-]
+def timeout_option(help: str) -> Any:
+    """Return the declaration of --timeout with this help."""
+    return typer.Option("--timeout", metavar="SEC", callback=_check_timeout, help=help)
+
+
+Timeout = Annotated[float | None, timeout_option("Time limit in seconds (default: none).")]
 """How long a command waits at most, in seconds."""
 
 
@@ -80,12 +77,17 @@ class Options:
         bool, typer.Option("--no-truncate", help="Do not shorten values on a terminal.")
     ] = False
     colour: Annotated[
-        When, typer.Option("--color", metavar="WHEN", help="Use colour: auto, always or never.")
+        When,
+        typer.Option(
+            "--color", metavar="WHEN", help="Print headings in bold: auto, always or never."
+        ),
     ] = When.AUTO
     quiet: Annotated[
         bool,
         typer.Option(
-            "--quiet", "-q", help="Print no notes, no warnings and no results of changes."
+            "--quiet",
+            "-q",
+            help="Suppress notes, warnings, tables of changes and dry-run steps.",
         ),
     ] = False
     verbose: Annotated[

@@ -8,7 +8,7 @@ import typer
 
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
-from pmuctl.cli.options import DRY_RUN, VERBOSITY, Timeout
+from pmuctl.cli.options import DRY_RUN, VERBOSITY, timeout_option
 from pmuctl.cli.settings_parser import parse_filter
 from pmuctl.manage.resolve import AUTO
 from pmuctl.manage.start.exec import read_own_environ, start
@@ -17,7 +17,15 @@ from pmuctl.manage.start.prepare import PreparedStart, StartRequest, check_words
 app = make_app(VERBS["run"])
 
 
-@command(app, "run", ("json",), VERBOSITY, DRY_RUN, parsing={"allow_interspersed_args": False})
+@command(
+    app,
+    "run",
+    ("json",),
+    VERBOSITY,
+    DRY_RUN,
+    parsing={"allow_interspersed_args": False},
+    helps={"json": "Print errors, warnings and dry-run steps as JSON."},
+)
 def run(
     context: Context,
     vmm: Annotated[
@@ -38,7 +46,7 @@ def run(
         typer.Option(
             "--filter",
             metavar="FILTER",
-            help="Event filter in one word, such as 'default deny allow cpu_cycles'.",
+            help="Event filter, as one quoted argument, such as 'default deny allow cpu_cycles'.",
         ),
     ] = None,
     affinity: Annotated[
@@ -55,7 +63,10 @@ def run(
             "--hold", help="Hold the VMM, with its window open, until pmuctl vm release."
         ),
     ] = False,
-    timeout: Timeout = None,
+    timeout: Annotated[
+        float | None,
+        timeout_option("End the VMM if it is still held after SEC seconds; needs --hold."),
+    ] = None,
     best_effort: Annotated[
         bool,
         typer.Option("--best-effort", help="Start the VMM even if settings cannot be applied."),
@@ -63,8 +74,9 @@ def run(
 ) -> None:
     """Start an unmodified VMM with a PMU and an event filter.
 
-    The VMM replaces pmuctl and has its process, its terminal and its exit status. A supervisor
-    process applies the settings to every VM that the VMM makes.
+    The VMM replaces pmuctl: it runs in the same process and on the same terminal, and its exit
+    status is that of the command. A supervisor process applies the settings to every VM that the
+    VMM makes.
     """
     request = StartRequest(
         command=tuple(vmm),

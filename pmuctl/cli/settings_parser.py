@@ -16,7 +16,7 @@ COUNTERS_MAX = 31
 def parse_settings(words: Sequence[str]) -> SettingsRequest:
     """Parse `pmu P counters N filter default deny allow EVENTS …`, each key at most once.
 
-    Raises UsageError, which names the wrong word.
+    Raise UsageError, which names the wrong word.
     """
     found: dict[str, str] = {}
     event_filter: FilterWords | None = None
@@ -74,7 +74,7 @@ def _parse_counters(text: str | None) -> int | None:
 def parse_filter(words: Sequence[str], *, is_option: bool = False) -> FilterWords:
     """Parse `default deny allow EVENTS …`: all words after `filter`, or the value of an option.
 
-    The events are not parsed here. Raises UsageError, which names the wrong word.
+    The events are not parsed here. Raise UsageError, which names the wrong word.
     """
     form = "default allow|deny [allow EVENTS|deny EVENTS]..."
     fix = f"--filter '{form}'" if is_option else f"filter {form}"

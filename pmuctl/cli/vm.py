@@ -145,9 +145,12 @@ def vm_set(
 ) -> None:
     """Set a VM's PMU, counters, affinity and event filter.
 
-    All settings are applied in one transaction, or none is. EVENTS is a comma-separated list of
-    event names, event numbers (0x11), ranges (0x10-0x1f) and quoted globs. The vCPU threads are
-    restricted to the CPUs of the PMU, unless affinity says otherwise.
+    Everything is checked before anything is changed. If a kernel call fails all the same, the
+    error says what was applied before it, which cannot be undone.
+
+    EVENTS is a comma-separated list of event names, event numbers (0x11), ranges (0x10-0x1f) and
+    quoted globs. The vCPU threads are restricted to the CPUs of the PMU, unless affinity says
+    otherwise.
     """
     # imported here, because commands that only show VMs need none of it
     from pmuctl.cli.settings_parser import parse_settings
@@ -215,7 +218,7 @@ def _warn_of_problems(context: Context, vms: Sequence[Vm]) -> None:
 def _write_changes(context: Context, changes: "Sequence[KeyResult]", steps: Sequence[str]) -> None:
     """Write the result of each key, one row each; a table is not written with `--quiet`.
 
-    Raises OutputError, which lists the changes: they are not undone.
+    Raise OutputError, which lists the changes: they are not undone.
     """
     from pmuctl.render.reports import CHANGE_COLUMNS
 

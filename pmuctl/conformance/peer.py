@@ -63,7 +63,7 @@ class ServerUnderTest:
     def dial(self, *, patient: bool = True) -> "ServerConnection":
         """Return a connection whose greeting is not read yet.
 
-        If not `patient`, raises BlockingIOError if too many others wait to be accepted.
+        If not `patient`, raise BlockingIOError if too many others wait to be accepted.
         """
         stream = MessageStream(self._clock)
         try:
@@ -140,7 +140,7 @@ class ServerConnection:
             raise EOFError from None
 
     def greeting(self) -> None:
-        """Read the greeting; raises CheckFailed for any other message."""
+        """Read the greeting; raise CheckFailed for any other message."""
         message = self.read()
         if "error" in message:
             raise CheckFailed(f"in place of a greeting: {describe_error(message['error'])}")
@@ -148,7 +148,7 @@ class ServerConnection:
             raise CheckFailed("the first message is no greeting: it has no object QMP")
 
     def answer(self) -> Message:
-        """Return the next message but events; raises CheckFailed if it is not an answer."""
+        """Return the next message but events; raise CheckFailed if it is not an answer."""
         while "event" in (message := self.read()):
             if message["event"] in EVENTS:
                 self.events.append(message)
@@ -173,14 +173,14 @@ class ServerConnection:
         return self.answer()
 
     def ask(self, name: str, arguments: Message | None = None) -> object:
-        """Return the result of a command; raises CheckFailed for an error."""
+        """Return the result of a command; raise CheckFailed for an error."""
         answer = self.request(name, arguments)
         if "error" in answer:
             raise CheckFailed(f"{name}: {describe_error(answer['error'])}")
         return answer["return"]
 
     def ask_well(self, name: str, arguments: Message | None = None) -> Message:
-        """Return the result of a command, an object; raises CheckFailed if it has a wrong form."""
+        """Return the result of a command, an object; raise CheckFailed if it has a wrong form."""
         result = self.ask(name, arguments)
         conform(COMMANDS[name].result, result, name)
         assert isinstance(result, dict)

@@ -207,7 +207,7 @@ class PmuChecks:
     ) -> tuple[Message, EventFilter]:
         """Return the state of the VM and the filter that was applied last.
 
-        Raises CheckSkipped if `apply` has not passed.
+        Raise CheckSkipped if `apply` has not passed.
         """
         if self._applied is None:
             raise CheckSkipped("apply has not passed")
@@ -320,7 +320,7 @@ def examine(
     """Run every check of a server and return their results.
 
     Without a PMU to `apply` nothing is changed. With one, that PMU and a filter are applied and
-    the VM is released. Raises NotFoundError, UsageError, DeniedError or UnreachableError if no
+    the VM is released. Raise NotFoundError, UsageError, DeniedError or UnreachableError if no
     check can be run.
     """
     if apply is not None and apply.type is None:

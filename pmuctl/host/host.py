@@ -59,7 +59,7 @@ class Host:
 
     @property
     def threads(self) -> "ThreadAffinity":
-        """The CPU masks of its threads; raises ValueError in a captured tree, which has none."""
+        """The CPU masks of its threads; raise ValueError in a captured tree, which has none."""
         if not self.is_live:
             raise ValueError("a captured tree has no threads to be placed")
         if self._threads is None:

@@ -18,7 +18,7 @@ def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> 
 
     It is trusted if the directory and the file belong to one of `owners`, nobody else may write
     to them, neither is a link, and the file is a regular one of at most `limit` bytes of JSON.
-    Raises ResourceExhaustedError if descriptors or memory run out.
+    Raise ResourceExhaustedError if descriptors or memory run out.
     """
     try:
         with _open_fd(directory, os.O_PATH | os.O_DIRECTORY) as folder:
@@ -43,7 +43,7 @@ def save(
 ) -> None:
     """Write the file atomically, readable by all; make the directory if it is missing.
 
-    Raises OSError on failure: EPERM for a directory that `load` would not trust, EFBIG for a
+    Raise OSError on failure: EPERM for a directory that `load` would not trust, EFBIG for a
     document over `limit` bytes.
     """
     data = (json.dumps(document, indent=1) + "\n").encode()

@@ -55,7 +55,7 @@ class Tree:
 def new_tree(root: Path) -> Iterator[Tree]:
     """Open a tree below a new or empty directory, which becomes private to this user.
 
-    Raises OSError: ENOTEMPTY if the directory is not empty, EPERM if it is another user's or
+    Raise OSError: ENOTEMPTY if the directory is not empty, EPERM if it is another user's or
     others may write to it, ELOOP if it is a link.
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ def run_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
 
     A terminating signal is handled between two looks at the threads, and then no thread is waited
     for: raised while the main thread holds a lock of the pool, it would leave that locked, or be
-    lost. Raises what a job raises, and Stopped.
+    lost. Raise what a job raises, and Stopped.
     """
     if not jobs:
         return []

@@ -12,7 +12,7 @@ PATH_CAPTURED = f"run/pmuctl/{PROBE_CACHE}"
 PATH_REPLIES = "run/pmuctl/told"
 """In a captured tree: the reply of each control socket at that time, a file each."""
 LEFT_OUT = "left-out"
-"""In PATH_TOLD: how many control sockets were not queried."""
+"""In PATH_REPLIES: how many control sockets were not queried."""
 
 
 def cache_dirs(

@@ -61,7 +61,7 @@ def _capture_file(sysfs: Sysfs, path: str) -> Iterator[Captured]:
 def write_capture(files: Iterable[Captured], root: Path) -> int:
     """Write a capture below a new or empty directory, as --sysroot reads it; return their number.
 
-    It is private to this user, as much of it is in /proc. Raises OSError, as `new_tree` does.
+    It is private to this user, as much of it is in /proc. Raise OSError, as `new_tree` does.
     """
     written: set[str] = set()
     with new_tree(root) as tree:

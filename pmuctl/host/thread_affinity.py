@@ -43,7 +43,7 @@ class ThreadAffinity:
     def set(self, tid: int, cpus: CpuSet) -> None:
         """Let a thread run on these CPUs only.
 
-        Raises OSError: EINVAL if none of them is online and in its cpuset cgroup, EPERM for
+        Raise OSError: EINVAL if none of them is online and in its cpuset cgroup, EPERM for
         another user's thread, ESRCH if it is gone.
         """
         os.sched_setaffinity(self._check_tid(tid), cpus)
@@ -51,7 +51,7 @@ class ThreadAffinity:
     def _check_tid(self, tid: int) -> int:
         """Return the thread id unchanged.
 
-        Raises OSError (ESRCH) for 0, which the kernel takes for the calling thread, and below;
+        Raise OSError (ESRCH) for 0, which the kernel takes for the calling thread, and below;
         UnsupportedError if /proc belongs to another pid namespace.
         """
         if tid <= 0:

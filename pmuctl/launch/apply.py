@@ -31,7 +31,7 @@ class Applier:
     def apply(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> list[str]:
         """Make these ioctls on a descriptor and return their descriptions.
 
-        Raises PmuctlError at the first refusal.
+        Raise PmuctlError at the first refusal.
         """
         for ioctl in ioctls:
             try:

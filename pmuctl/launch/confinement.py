@@ -61,7 +61,7 @@ class Confinement:
     def confine(self) -> None:
         """Narrow the mask of every thread of the process to the CPUs.
 
-        A mask that was narrowed to other CPUs here counts as it was before. Raises PinnedError if
+        A mask that was narrowed to other CPUs here counts as it was before. Raise PinnedError if
         a thread may run on none of the CPUs: a mask is never widened.
         """
         self.running = {}
@@ -88,7 +88,7 @@ class Confinement:
         return self._old_masks[tid] if now == self._new_masks.get(tid) else now
 
     def _confine_thread(self, tid: int, cpus: CpuSet) -> None:
-        """Narrow the mask of one thread; raises PinnedError, ProcessLookupError if it is gone."""
+        """Narrow the mask of one thread; raise PinnedError, ProcessLookupError if it is gone."""
         allowed = self._find_allowed_cpus(tid)
         if not allowed & cpus:
             raise _make_pinned_error(tid, allowed, cpus)

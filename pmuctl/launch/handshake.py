@@ -11,14 +11,14 @@ LENGTH = struct.Struct("<I")
 
 
 def send_message(sock: socket.socket, text: bytes, fd: int | None = None) -> None:
-    """Send a text, and a descriptor if there is one; raises OSError."""
+    """Send a text, and a descriptor if there is one; raise OSError."""
     socket.send_fds(sock, [LENGTH.pack(len(text))], [] if fd is None else [fd])
     if text:  # the receiver of an empty text has all of it, and may be gone
         sock.sendall(text)
 
 
 def recv_message(sock: socket.socket) -> tuple[bytes, int | None]:
-    """Return the next text and its descriptor; raises EOFError if the other end is gone."""
+    """Return the next text and its descriptor; raise EOFError if the other end is gone."""
     head, fds, _, _ = socket.recv_fds(sock, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
     if len(head) < LENGTH.size:
         raise EOFError

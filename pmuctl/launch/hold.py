@@ -83,7 +83,7 @@ class HeldThread:
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         """Make KVM_SET_DEVICE_ATTR of a vCPU's PMU in the thread.
 
-        Raises OSError with KVM's errno, ESRCH if the thread is gone or resumed.
+        Raise OSError with KVM's errno, ESRCH if the thread is gone or resumed.
         """
         if self.is_resumed or vcpu not in self._vcpus:
             raise ProcessLookupError("it is not held just now")
@@ -124,7 +124,7 @@ class HeldThread:
             self._resume_thread(followed=False, signum=signum)
 
     def read_signals(self) -> SignalMasks:
-        """Return the signals of the held thread as they are now; raises ResourceExhaustedError."""
+        """Return the signals of the held thread as they are now; raise ResourceExhaustedError."""
         self._masks = self._procs.signals(self.thread.tgid, self.thread.tid)
         return self._masks
 
@@ -235,7 +235,7 @@ class VmHold:
             self._observer.on_held(descriptions)
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """Make a call in the held thread; raises OSError with KVM's errno, ESRCH if it is gone."""
+        """Make a call in the held thread; raise OSError with KVM's errno, ESRCH if it is gone."""
         if self.held is None:
             raise ProcessLookupError("it is not held any more")
         self.held.set_attr(vcpu, attr, payload)
@@ -265,7 +265,7 @@ class VmHold:
     def _poll_held_thread(self, held: HeldThread) -> None:
         """Do what is due for the held thread.
 
-        Raises ProcessLookupError or ThreadGoneError if it is gone, ResourceExhaustedError if it
+        Raise ProcessLookupError or ThreadGoneError if it is gone, ResourceExhaustedError if it
         cannot be read for want of descriptors or memory.
         """
         if held.thread.is_ending:

@@ -49,7 +49,7 @@ class IoctlCall:
 def steps(spec: LaunchSpec) -> tuple[SetAttr, ...]:
     """Return what is set at each window, in KVM's order, the lock last if there is no filter.
 
-    Return an empty tuple if the VM is to keep what KVM chooses. Raises what plan() raises.
+    Return an empty tuple if the VM is to keep what KVM chooses. Raise what plan() raises.
     """
     if spec.pmu is None:
         return ()

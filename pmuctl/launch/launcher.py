@@ -35,7 +35,7 @@ def launch(
 ) -> NoReturn:
     """Become the VMM: this process keeps its id, its terminal and its parent.
 
-    Raises DeniedError, RefusedError or UnreachableError if the gate or the supervisor cannot be
+    Raise DeniedError, RefusedError or UnreachableError if the gate or the supervisor cannot be
     set up, what the supervisor raises before the start, and OSError if the executable cannot be
     executed; then nothing was started.
     """
@@ -61,7 +61,7 @@ def launch(
 def _install_gate(arch: Arch, ours: socket.socket, supervisor: Path) -> None:
     """Install the gate and hand its listener to the supervisor.
 
-    Raises UnreachableError if the supervisor does not take it: the gate is installed then, and no
+    Raise UnreachableError if the supervisor does not take it: the gate is installed then, and no
     vCPU can be made behind it any more.
     """
     try:
@@ -97,7 +97,7 @@ def _move_above_stdio(sock: socket.socket) -> socket.socket:
 def _hand_over_spec(ours: socket.socket, spec: LaunchSpec) -> None:
     """Let the supervisor trace this process, and send it the launch spec and stderr.
 
-    Raises the error that the supervisor answers with.
+    Raise the error that the supervisor answers with.
     """
     pid, _ = handshake.recv_message(ours)
     with suppress(OSError):  # EINVAL without Yama
@@ -152,7 +152,7 @@ def execute(executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]
     """Execute a program in place, with signals as it would find them without pmuctl.
 
     Signals that Python ignores get their default action. Whether one was ignored before Python
-    started, as systemd does with SIGPIPE, is no longer known. Raises OSError.
+    started, as systemd does with SIGPIPE, is no longer known. Raise OSError.
     """
     for signum in (*IGNORED_BY_PYTHON, *CAUGHT_HERE):
         if signum in IGNORED_BY_PYTHON or callable(signal.getsignal(signum)):

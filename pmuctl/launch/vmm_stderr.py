@@ -50,7 +50,7 @@ class VmmStderr:
 
 
 def _borrow_stderr(pid: int) -> int:
-    """Return a duplicate of a process's descriptor 2; raises OSError."""
+    """Return a duplicate of a process's descriptor 2; raise OSError."""
     pidfd = os.pidfd_open(pid)
     try:
         return pidfd_getfd(pidfd, 2)

@@ -32,7 +32,7 @@ class HostReport:
 def read_host(host: Host, pmus: Sequence[Pmu]) -> HostReport:
     """Read this host, with KVM probed on scratch VMs (once a boot), or a captured tree.
 
-    Raises OSError as `probe_kvm_caps` does.
+    Raise OSError as `probe_kvm_caps` does.
     """
     sysfs = host.sysfs
     release = sysfs.read_text(PATH_OSRELEASE)
@@ -55,7 +55,7 @@ def read_host_kvm_caps(
     """Return what KVM does: probed on scratch VMs, once a boot, if this user may use it.
 
     Otherwise return what others found before, and for a captured tree what was captured; None if
-    that is nothing. Raises OSError as `probe_kvm_caps` does.
+    that is nothing. Raise OSError as `probe_kvm_caps` does.
     """
     if access is KvmAccess.USABLE:
         return read_kvm_caps(host.sysfs, pmus, host.environ)

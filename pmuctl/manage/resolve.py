@@ -50,9 +50,9 @@ def choose_pmu(
     """Return the PMU that `text` names; without a text the host's, if it has only one.
 
     Naming a PMU turns KVM's silent default into the strict mode, so on a host with several PMUs
-    nobody gets one by accident. `names` are the host's event sources. Raises what `select_pmu`
-    does, UsageError with this `fix` if a PMU must be named, and NotFoundError for a PMU whose perf
-    type cannot be read.
+    nobody gets one by accident. `names` are the host's event sources. Raise what `select_pmu`
+    raises, UsageError with this `fix` if a PMU must be named, and NotFoundError for a PMU whose
+    perf type cannot be read.
     """
     if text is not None:
         pmu = select_pmu(text, pmus, scan_other(sysfs, names))
@@ -79,7 +79,7 @@ def _covers_online_cpus(pmu: Pmu, sysfs: Sysfs) -> bool:
 def compile_filter(filter_words: FilterWords, pmu: Pmu, bits: int) -> EventFilter:
     """Return the filter for a PMU whose event numbers have this many bits.
 
-    Raises what `parse_events` does.
+    Raise what `parse_events` raises.
     """
     rules = [
         (action, parse_events(text, pmu.events, bits=bits)) for action, text in filter_words.rules
@@ -92,8 +92,8 @@ def resolve_cpus(
 ) -> CpuSet:
     """Return the CPUs of this host that a CPUSET names, at least one.
 
-    `subject` is the VM they are for. Raises UsageError for a list without a CPU, and what
-    `parse_cpus` and `check_present` do.
+    `subject` is the VM they are for. Raise UsageError for a list without a CPU, and what
+    `parse_cpus` and `check_present` raise.
     """
     present = scan_present(sysfs)
     try:

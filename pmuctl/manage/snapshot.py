@@ -20,7 +20,7 @@ def scan_snapshot(session: Session) -> Iterator[Captured]:
 
     They are those of sysfs and debugfs, the replies of control sockets, the /proc files of
     processes with VMs, and what KVM does. KVM is probed on scratch VMs, once a boot, if this user
-    may use it. Raises RefusedError if the session's tree is a capture that is broken.
+    may use it. Raise RefusedError if the session's tree is a capture that is broken.
     """
     host, sysfs = session.host, session.host.sysfs
     sockets = session.scan_sockets()

@@ -104,7 +104,7 @@ def effective_pmu(vm: Vm, host_pmus: HostPmus) -> EffectivePmu:
     """Return the PMU that a VM has.
 
     A PMU that was set is a fact. KVM's own choice is a fact if the host has a single PMU, of all
-    its CPUs, if KVM gives all VMs the same PMU (DefaultPmu.ONE), or if the VM's control socket
+    online CPUs, if KVM gives all VMs the same PMU (DefaultPmu.ONE), or if the VM's control socket
     says `derived`. A VMM that sets a PMU by itself, as kvmtool does, can have taken any.
     """
     if vm.pmu is not None:

@@ -89,7 +89,7 @@ def choose(
 
     `asked` is a comma-separated list of names. If it starts with `+`, they are added to the
     default columns; if it is None, only the default columns are shown. With `as_json` the
-    default columns include those that are `in_json`. Raises UsageError if a name is missing or
+    default columns include those that are `in_json`. Raise UsageError if a name is missing or
     is not that of a column.
     """
     if every:

@@ -89,8 +89,8 @@ class Client:
     def execute(self, name: str, arguments: Message | None = None) -> object:
         """Send one command and return its result, checked against the table of messages.
 
-        Raises the exception of the peer's error class, and UnsupportedError if the peer does not
-        know the command. If a command was sent and no answer comes, or a malformed one, raises
+        Raise the exception of the peer's error class, and UnsupportedError if the peer does not
+        know the command. If a command was sent and no answer comes, or a malformed one, raise
         UnknownOutcomeError for a command that changes something, else UnreachableError or
         RefusedError. If a signal ends the wait for the answer to a change, Stopped carries the
         UnknownOutcomeError.
@@ -192,7 +192,7 @@ class Client:
     def authenticate(self, pid: int, *, strictly: bool) -> AuthenticatedVmm:
         """Return the VMM that the peer named as `pid` in `query-pmu`.
 
-        Raises UnreachableError without a connection, else what peer_auth.authenticate() raises.
+        Raise UnreachableError without a connection, else what peer_auth.authenticate() raises.
         """
         if self.peer is None:
             raise self._make_unreachable_error("there is no connection")

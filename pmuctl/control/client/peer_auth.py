@@ -72,7 +72,7 @@ def authenticate(
     another one. Another process is accepted as the VMM only if it runs as the peer's user, or if
     the peer runs as root. If this user may not read whether the process has a VM, or if a
     supervised process has no VM yet, queries are still allowed but changes (`strictly`) are not.
-    Raises RefusedError, NoVmError or DeniedError if the peer is not authenticated.
+    Raise RefusedError, NoVmError or DeniedError if the peer is not authenticated.
     """
     facts = procs.read_facts(peer.pid)
     if peer.started is not None and facts.started != peer.started:

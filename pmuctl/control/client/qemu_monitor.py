@@ -105,7 +105,7 @@ def query_qemu(
 def _wait_free(path: str, process: Path, until: float) -> bool:
     """Wait until no client is connected to a socket or waits to be.
 
-    Returns False if that takes too long, or if the process does not listen at the socket.
+    Return False if that takes too long, or if the process does not listen at the socket.
     """
     while True:
         rows = _scan_unix_sockets(process, path)
@@ -122,7 +122,7 @@ def _scan_unix_sockets(process: Path, path: str) -> list[list[bytes]]:
     """Return the sockets that were bound to a path in a process's network namespace.
 
     Each is a row of fields from /proc/PID/net/unix (proc_pid_net(5), unix_seq_show()). Connections
-    that are accepted, or wait to be, have the path that their listener was bound to. Returns an
+    that are accepted, or wait to be, have the path that their listener was bound to. Return an
     empty list if the table cannot be read.
     """
     try:

@@ -73,7 +73,7 @@ class Decoder:
     def next(self) -> Message | None:
         """Return the next complete object, or None if more bytes are needed.
 
-        Raises WireError for input that is not a JSON object, is over 1 MiB or nests deeper than
+        Raise WireError for input that is not a JSON object, is over 1 MiB or nests deeper than
         32; the stream cannot be decoded any further after that.
         """
         if self._depth == 0 and not self._skip_space():

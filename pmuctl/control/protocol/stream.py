@@ -52,7 +52,7 @@ class MessageStream:
     def connect(self, path: str, *, patient: bool = True) -> None:
         """Connect to the socket at `path`; if `patient`, retry while its queue is full.
 
-        Raises BlockingIOError for a full queue if not `patient`.
+        Raise BlockingIOError for a full queue if not `patient`.
         """
         while True:
             self._socket.settimeout(self._deadline.time_left())
@@ -76,7 +76,7 @@ class MessageStream:
     def next_message(self) -> Message:
         """Return the next message.
 
-        Raises EOFError at the end of the stream, and WireError for input that is not a message.
+        Raise EOFError at the end of the stream, and WireError for input that is not a message.
         """
         while (message := self._decoder.next()) is None:
             self._socket.settimeout(self._deadline.time_left())

@@ -67,7 +67,7 @@ def read_affinity_record(
 ) -> AffinityRecord:
     """Return the newest record of a process by root, this user or the process's `owner`.
 
-    Returns an empty record if there is none.
+    Return an empty record if there is none.
     """
     return last_affinity_record(runtime_dirs(environ, uid), uid, process, owner=owner)
 
@@ -105,7 +105,7 @@ def write_affinity_record(
 ) -> None:
     """Add the affinities that were set of a VM's threads; the VM is not left alone any more.
 
-    `affinities` maps thread ids to CPUs. Raises RefusedError if the record cannot be written: the
+    `affinities` maps thread ids to CPUs. Raise RefusedError if the record cannot be written: the
     next `affinity align` would take the pins for those of others.
     """
     before = read_affinity_record(environ, uid, vm.process, owner=owner)
@@ -134,7 +134,7 @@ def write_unmanaged(
 ) -> None:
     """Record that the affinities of a VM's threads are left to its admin from now on.
 
-    Raises RefusedError if the record cannot be written: `affinity align` would change them.
+    Raise RefusedError if the record cannot be written: `affinity align` would change them.
     """
     before = read_affinity_record(environ, uid, vm.process, owner=owner)
     after = AffinityRecord(
@@ -204,7 +204,7 @@ def _remove_stale_records(directory: Path, procs: Procfs) -> None:
 
 
 def _from_json(document: object, start: int) -> tuple[int, AffinityRecord]:
-    """Return the time of a record and the record; raises ValueError for another process's."""
+    """Return the time of a record and the record; raise ValueError for another process's."""
     _FORM.check(document, "placed")
     members: Any = document
     if members["start"] != start:

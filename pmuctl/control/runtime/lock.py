@@ -19,7 +19,7 @@ LOCK_SECONDS = 5.0
 def locked(directory: Path, patience: float) -> Iterator[None]:
     """Hold the lock of a directory, without which no process creates or removes sockets there.
 
-    Raises RefusedError if others hold it for more than `patience` seconds, or if the lock file is
+    Raise RefusedError if others hold it for more than `patience` seconds, or if the lock file is
     not a regular file, and OSError if it cannot be opened or created.
     """
     fd = _open_lock(directory / ".lock")
@@ -40,7 +40,7 @@ def locked(directory: Path, patience: float) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> int:
-    """Open the lock file, created on first use; raises OSError, also for a symbolic link."""
+    """Open the lock file, created on first use; raise OSError, also for a symbolic link."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         # with O_CREAT the kernel refuses another user's file in a sticky directory, even to root

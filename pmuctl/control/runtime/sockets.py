@@ -54,7 +54,7 @@ class SocketScan:
 
 
 def own_dir(environ: Mapping[str, str], uid: int) -> Path:
-    """Return the directory for sockets of this user's VMs; raises UsageError if there is none."""
+    """Return the directory for sockets of this user's VMs; raise UsageError if there is none."""
     if named := environ.get("PMUCTL_RUNTIME_DIR"):
         return Path(named)
     if uid == 0:
@@ -69,7 +69,7 @@ def own_dir(environ: Mapping[str, str], uid: int) -> Path:
 
 
 def file_name(name: str) -> str:
-    """Return the file name of a VM's socket; raises UsageError for an invalid VM name."""
+    """Return the file name of a VM's socket; raise UsageError for an invalid VM name."""
     if not VM_NAME.fullmatch(name):
         raise UsageError(f"{name}: not a name for a VM", why=f"it must match {VM_NAME.pattern}")
     return name + SUFFIX
@@ -120,7 +120,7 @@ def scan_sockets(
 def _scan_names(path: Path) -> list[str]:
     """Return at most NAMES_READ names of a directory, sorted.
 
-    Returns an empty list if it cannot be read; raises ResourceExhaustedError if this process or
+    Return an empty list if it cannot be read; raise ResourceExhaustedError if this process or
     the machine lacks the resources.
     """
     try:
@@ -162,7 +162,7 @@ def bind_control_socket(
     the group exists, else 0600. A socket that a dead process left behind is replaced; one that
     accepts connections, or whose process (pid and start time in a file beside it) still lives, is
     not. `patience` is how many seconds to wait for others that bind a socket in the directory.
-    Raises UsageError if the path is too long for a socket, RefusedError if the socket is taken or
+    Raise UsageError if the path is too long for a socket, RefusedError if the socket is taken or
     cannot be created, and DeniedError if this user may not write to the directory.
     """
     if len(os.fsencode(path)) > SUN_PATH_MAX:
@@ -254,7 +254,7 @@ def _write_process(path: Path, procs: Procfs) -> None:
 
 
 def _clear_stale(path: Path, procs: Procfs) -> None:
-    """Remove the socket of a dead process; raises RefusedError for anything else."""
+    """Remove the socket of a dead process; raise RefusedError for anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

@@ -121,7 +121,7 @@ FORM = Obj(
 def write_record(path: Path, record: Record) -> None:
     """Write the record to `path`, whole or not at all; no link is followed.
 
-    A long command, texts and steps are cut, and only the last changes are kept. Raises OSError if
+    A long command, texts and steps are cut, and only the last changes are kept. Raise OSError if
     the record cannot be written, also if another user may write to the directory.
     """
     document = to_json(_cut_record(record))
@@ -130,7 +130,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def remove_record(path: Path) -> None:
-    """Remove the record, if there is one; raises OSError if that is not permitted."""
+    """Remove the record, if there is one; raise OSError if that is not permitted."""
     json_store.remove(path.parent, path.name)
 
 
@@ -178,7 +178,7 @@ def to_json(record: Record) -> dict[str, object]:
 
 
 def from_json(document: object) -> Record:
-    """Return the record of a JSON document, the inverse of `to_json`; raises ValueError."""
+    """Return the record of a JSON document, the inverse of `to_json`; raise ValueError."""
     FORM.check(document, "record")
     members: Any = document
     event_filter = members["filter"] and filter_from(members["filter"])

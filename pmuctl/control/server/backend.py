@@ -57,4 +57,4 @@ class VmmBackend(Protocol):
         """Call KVM_HAS_DEVICE_ATTR for the group KVM_ARM_VCPU_PMU_V3_CTRL on a vCPU."""
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """Call KVM_SET_DEVICE_ATTR for that group on a vCPU; raises OSError with KVM's errno."""
+        """Call KVM_SET_DEVICE_ATTR for that group on a vCPU; raise OSError with KVM's errno."""

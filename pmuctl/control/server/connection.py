@@ -46,7 +46,7 @@ class Connection:
         return self._unread_since if self._output else self._begun_since
 
     def receive(self) -> None:
-        """Receive some of the available bytes; raises EOFError at the end of the stream."""
+        """Receive some of the available bytes; raise EOFError at the end of the stream."""
         try:
             data = self.socket.recv(1 << 16)
         except BlockingIOError:
@@ -56,7 +56,7 @@ class Connection:
         self._decoder.feed(data)
 
     def next_request(self) -> Message | None:
-        """Return the next complete request, if any; raises WireError as Decoder.next() does."""
+        """Return the next complete request, if any; raise WireError as Decoder.next() does."""
         request = self._decoder.next()
         self.may_have_more = request is not None
         if request is not None or not self._decoder.is_inside:

@@ -185,7 +185,7 @@ class PmuState:
     def apply(self, wanted: TargetSettings, *, dry_run: bool) -> tuple[Step, ...]:
         """Apply the wanted settings, or plan that. Return the steps done or planned, in order.
 
-        Raises ApplyError if anything is refused.
+        Raise ApplyError if anything is refused.
         """
         with self._lock:
             current = self._read_current_state(wanted)

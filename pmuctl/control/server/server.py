@@ -110,7 +110,7 @@ class Server:
     def wait_for_release(self, timeout: float | None = None) -> bool:
         """Keep the window open until a client releases the VM, and close it.
 
-        Returns False after `timeout` seconds, or if the VMM has closed the window meanwhile.
+        Return False after `timeout` seconds, or if the VMM has closed the window meanwhile.
         """
         self.settings.closed.wait(timeout)
         self.seal("it was not released in time")

@@ -93,7 +93,7 @@ def _iter_records(fd: int) -> Iterator[str]:
 @value(kw_only=True)
 class Kvm:
     """KVM on the machine: whether this user may use it, and which group may; and what probes it
-    where nothing is cached."""
+    if nothing is cached."""
 
     access: Callable[[], KvmAccess] = read_kvm_access
     group: Callable[[], str | None] = read_kvm_group

@@ -34,7 +34,7 @@ def read_kvm_caps(
 
     Otherwise probe it, and cache the result if possible. The cache is trusted only as far as its
     owner: only a regular file of root or the caller that nobody else may write to is read, and
-    only if no link leads to it. `probe` is `probe_kvm_caps` by default; raises OSError as that
+    only if no link leads to it. `probe` is `probe_kvm_caps` by default; raise OSError as that
     does.
     """
     if probe is None:

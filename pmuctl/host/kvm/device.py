@@ -40,7 +40,7 @@ DEFAULT_IPA_BITS = 40
 def pack_pmu(pmu_type: int) -> bytes:
     """Return the payload of SET_PMU: the PMU's perf `type` as an int (vcpu.rst section 1.4).
 
-    Raises struct.error if it does not fit.
+    Raise struct.error if it does not fit.
     """
     return struct.pack("=i", pmu_type)
 
@@ -48,7 +48,7 @@ def pack_pmu(pmu_type: int) -> bytes:
 def pack_nr_counters(counters: int) -> bytes:
     """Return the payload of SET_NR_COUNTERS: an unsigned int (vcpu.rst section 1.5).
 
-    Raises struct.error if it does not fit.
+    Raise struct.error if it does not fit.
     """
     return struct.pack("=I", counters)
 
@@ -56,7 +56,7 @@ def pack_nr_counters(counters: int) -> bytes:
 def pack_filter(base: int, nevents: int, action: int) -> bytes:
     """Return the payload of FILTER: struct kvm_pmu_event_filter for [base, base + nevents).
 
-    65536 events need two ranges, as both numbers are 16 bits wide (vcpu.rst section 1.3). Raises
+    65536 events need two ranges, as both numbers are 16 bits wide (vcpu.rst section 1.3). Raise
     struct.error if a number does not fit.
     """
     return struct.pack("=HHB3x", base, nevents, action)
@@ -65,7 +65,7 @@ def pack_filter(base: int, nevents: int, action: int) -> bytes:
 def set_pmu_attr(vcpu_fd: int, attr: int, payload: bytes = b"") -> None:
     """Set a KVM_ARM_VCPU_PMU_V3_* attribute (KVM_SET_DEVICE_ATTR); no payload is a null pointer.
 
-    Raises OSError with KVM's errno (vcpu.rst section 1): EIO in a process that is not the VMM,
+    Raise OSError with KVM's errno (vcpu.rst section 1): EIO in a process that is not the VMM,
     ENODEV for a vCPU without a PMU, EBUSY if it is too late to set it.
     """
     data = ctypes.create_string_buffer(payload, len(payload)) if payload else None
@@ -83,7 +83,7 @@ def has_pmu_attr(vcpu_fd: int, attr: int) -> bool:
     """Return whether the kernel knows the attribute and the vCPU has a PMU.
 
     KVM fails with ENXIO if either is missing; whether the attribute may be set, it does not say.
-    Raises OSError for any other errno, such as EIO in a process that is not the VMM.
+    Raise OSError for any other errno, such as EIO in a process that is not the VMM.
     """
     request = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
     try:
@@ -103,7 +103,7 @@ def has_pmu_attr(vcpu_fd: int, attr: int) -> bool:
 def get_sys_reg(vcpu_fd: int, reg: int) -> int:
     """Return a 64-bit system register of a vCPU by the register's id (KVM_GET_ONE_REG).
 
-    Raises OSError: ENOENT if the vCPU does not have the register.
+    Raise OSError: ENOENT if the vCPU does not have the register.
     """
     content = ctypes.c_uint64()
     request = kvm_one_reg(id=reg, addr=ctypes.addressof(content))
@@ -133,7 +133,7 @@ def init_vcpu(vm_fd: int, vcpu_fd: int, *, vpmu: bool, strict: bool = False) -> 
     v7.3, ad220e275c39).
 
     Since v6.7 the first KVM_ARM_VCPU_INIT of a VM also picks the VM's default PMU: that of the
-    CPU this thread is on (commit 427733579744). Raises OSError: EINVAL if the host has no vPMU,
+    CPU this thread is on (commit 427733579744). Raise OSError: EINVAL if the host has no vPMU,
     ENODEV (since v6.7) on a CPU without a PMU, ENOENT for a feature the kernel does not know.
     """
     init = kvm_vcpu_init()
@@ -158,7 +158,7 @@ def pin(tid: int, cpus: Iterable[int]) -> None:
 def on_cpus(cpus: Iterable[int] | None) -> Iterator[None]:
     """Keep the calling thread on these CPUs inside the context, and restore its mask at the end.
 
-    If `cpus` is None, change nothing. Raises OSError (EINVAL) if none of the CPUs is online or
+    If `cpus` is None, change nothing. Raise OSError (EINVAL) if none of the CPUs is online or
     allowed.
     """
     if cpus is None:
@@ -176,7 +176,7 @@ def on_cpus(cpus: Iterable[int] | None) -> Iterator[None]:
 def scratch_vcpu(*, strict: bool = False) -> Iterator[int]:
     """Create a VM of one vCPU with a PMU for the life of the context, which gives the vCPU's fd.
 
-    `strict` is as for `init_vcpu`. Raises OSError: ENODEV if KVM has no vPMU (also on other
+    `strict` is as for `init_vcpu`. Raise OSError: ENODEV if KVM has no vPMU (also on other
     architectures).
     """
     with (

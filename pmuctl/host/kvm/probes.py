@@ -38,7 +38,7 @@ def probe_kvm_caps(pmus: Sequence[Pmu]) -> KvmCaps:
 
     Makes about six short-lived VMs of one vCPU that never run, from the calling thread, which
     moves between the PMUs' CPUs meanwhile. What cannot be tried because the thread may not run
-    there stays unknown. Raises OSError for an errno that KVM should not give.
+    there stays unknown. Raise OSError for an errno that KVM should not give.
     """
     known = {pmu.type: pmu for pmu in pmus if pmu.type is not None}
     places = {pmu_type: reachable(pmu.cpus) for pmu_type, pmu in known.items()}
@@ -107,7 +107,7 @@ def probe_event_bits(
 
     Return None if it is unknown: /dev/kvm is missing or may not be opened, this is no arm64 host,
     there is no vPMU, KVM does not have a PMU of this type, or the kernel has no event filter.
-    Raises OSError for any other errno of KVM.
+    Raise OSError for any other errno of KVM.
     """
     with _suppress_missing(), on_cpus(cpus), scratch_vcpu() as vcpu:
         if pmu_type is not None and has_pmu_attr(vcpu, KVM_ARM_VCPU_PMU_V3_SET_PMU):
@@ -130,7 +130,7 @@ def probe_counters_limit(pmu_type: int, *, cpus: Iterable[int] | None = None) ->
     """Return the largest number that SET_NR_COUNTERS accepts on this host with this PMU.
 
     Return None if it is unknown: as for `probe_event_bits`, or the kernel does not have the
-    attribute (it came with v6.16, commit b7628c797376). Raises OSError for any other errno of
+    attribute (it came with v6.16, commit b7628c797376). Raise OSError for any other errno of
     KVM.
     """
     with _suppress_missing(), on_cpus(cpus), scratch_vcpu() as vcpu:

@@ -61,7 +61,7 @@ class ControlService:
     def open(
         self, make_call: MakeCall, check_cpus: Callable[[CpuSet], None], stops: Callable[[], int]
     ) -> None:
-        """Start serving; raises what Server raises if it cannot have the socket.
+        """Start serving; raise what Server raises if it cannot have the socket.
 
         `make_call` makes a call in the held thread of the VM, `check_cpus` raises PinnedError for
         CPUs that its threads may not be put on, `stops` counts the stops so far.

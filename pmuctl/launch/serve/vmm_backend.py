@@ -79,7 +79,7 @@ class SupervisedBackend:
         return attr in self._spec.attributes and attr != KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
-        """Have the held thread make the call; raises OSError with KVM's errno."""
+        """Have the held thread make the call; raise OSError with KVM's errno."""
         call = PendingCall(vcpu, attr, payload)
         self._pending_calls.append(call)
         self._wake()

@@ -106,7 +106,7 @@ ARCHES = {
 
 
 def native_arch() -> Arch:
-    """Return the row of this machine; raises UnsupportedError if there is none."""
+    """Return the row of this machine; raise UnsupportedError if there is none."""
     name = os.uname().machine
     try:
         return ARCHES[name]

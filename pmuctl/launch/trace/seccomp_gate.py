@@ -44,7 +44,7 @@ class Notification:
 def install(arch: Arch) -> int:
     """Install the gate for this thread and all it becomes; return the listener's descriptor.
 
-    Without CAP_SYS_ADMIN the kernel requires no_new_privs first, which then stays. Raises OSError
+    Without CAP_SYS_ADMIN the kernel requires no_new_privs first, which then stays. Raise OSError
     (EBUSY if another filter with a listener is in the way).
     """
     program = _build_program(arch)
@@ -89,7 +89,7 @@ class Listener:
     def receive(self) -> Notification | None:
         """Return the next thread that waits, None if there is none (any more).
 
-        Raises EOFError once no process is behind the gate: to receive again then would wait for
+        Raise EOFError once no process is behind the gate: to receive again then would wait for
         ever on 6.1 and spin on 7.3.
         """
         ready = self._poll.poll(0)

@@ -72,7 +72,7 @@ class Tracee:
         self._mask: bytes | None = None
 
     def seize(self, options: int) -> None:
-        """Begin to trace the thread, which goes on running; raises OSError (EPERM)."""
+        """Begin to trace the thread, which goes on running; raise OSError (EPERM)."""
         ptrace(PTRACE_SEIZE, self.tid, 0, options)
 
     def interrupt(self) -> None:
@@ -130,7 +130,7 @@ class Tracee:
         ptrace(PTRACE_SETREGSET, self.tid, NT_PRSTATUS, ctypes.addressof(vector))
 
     def read(self, address: int, size: int) -> bytes:
-        """Return this many bytes of the process's memory; raises OSError."""
+        """Return this many bytes of the process's memory; raise OSError."""
         return process_vm_read(self.tid, address, size)
 
     def skip_call(self) -> list[int]:
@@ -153,7 +153,7 @@ class Tracee:
 
         `argument` is the struct and what may follow it; `pointer` is the offset of a member that
         is to be the address of what follows the first 24 bytes. Return what the ioctl returned,
-        -errno for an error. Signal handlers wait. Raises OSError if the thread's memory may not be
+        -errno for an error. Signal handlers wait. Raise OSError if the thread's memory may not be
         written.
         """
         was_open = self._mask is None
@@ -196,7 +196,7 @@ class Tracee:
         self.resume()
 
     def _step_to_syscall_stop(self) -> None:
-        """Run to the next stop at a system call, whatever is between; raises ThreadGoneError."""
+        """Run to the next stop at a system call, whatever is between; raise ThreadGoneError."""
         signum = 0
         while True:
             try:

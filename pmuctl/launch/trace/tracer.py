@@ -96,7 +96,7 @@ class Tracer:
         }
 
     def seize(self, tid: int, tgid: int) -> Tracee:
-        """Begin to trace one thread, which runs on; raises OSError."""
+        """Begin to trace one thread, which runs on; raise OSError."""
         thread = Tracee(tid, tgid, self._arch)
         thread.seize(OPTIONS | (CHILD_OPTIONS if self.trace_children else 0))
         self._add_thread(thread)
@@ -107,7 +107,7 @@ class Tracer:
         self._thread_counts[thread.tgid] += 1
 
     def follow(self, tid: int, tgid: int) -> None:
-        """Stop one thread at its system calls from now on; raises OSError (EPERM, ESRCH)."""
+        """Stop one thread at its system calls from now on; raise OSError (EPERM, ESRCH)."""
         self._leaving.discard(tgid)
         thread = self.threads.get(tid) or self.seize(tid, tgid)
         thread.leaving = False
@@ -118,7 +118,7 @@ class Tracer:
     def follow_all(self, tgid: int) -> None:
         """Stop every thread of a process at its system calls; once this returns, none is missed.
 
-        Raises OSError (EPERM) if a thread may not be traced, TimeoutError if one does not stop in
+        Raise OSError (EPERM) if a thread may not be traced, TimeoutError if one does not stop in
         time, or makes others faster than they can be traced; some are traced by then.
         """
         self._leaving.discard(tgid)

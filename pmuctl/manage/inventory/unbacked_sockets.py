@@ -14,8 +14,8 @@ FEW = 4
 
 
 def is_unbacked(vm: Vm, session: Session) -> bool:
-    """Return True for a socket in another user's directory that no process with a KVM VM stands
-    behind, whatever state it reports (private or orphaned, too).
+    """Return True for a socket in another user's directory that cannot be queried and that no
+    process with a KVM VM stands behind, in whatever state it is (orphaned, too).
 
     A process is known by the socket's peer or its record. A socket that was named, or that is in
     root's or the caller's own directory, is never unbacked: nobody else can make that.

@@ -22,7 +22,7 @@ def change_affinity(vm: Vm, text: str, host_state: HostState, *, dry_run: bool) 
     """Apply a request for the affinity alone: at once, whatever the state of the window.
 
     `auto` is `align_vm`, `none` leaves the masks alone from now on, all else is `set_affinity`.
-    Raises what these do, and RefusedError if `none` cannot be recorded.
+    Raise what these raise, and RefusedError if `none` cannot be recorded.
     """
     if text == NONE:
         return _leave_alone(vm, host_state, dry_run=dry_run)
@@ -61,7 +61,7 @@ def _leave_alone(vm: Vm, host_state: HostState, *, dry_run: bool) -> SettingsRes
 def record_affinity(vm: Vm, host: Host) -> None:
     """Record the masks of a VM's vCPU threads, which were set together with its PMU.
 
-    Raises RefusedError if they cannot be recorded.
+    Raise RefusedError if they cannot be recorded.
     """
     masks: dict[int, CpuSet] = {}
     for vcpu in vm.vcpus or ():
@@ -83,7 +83,7 @@ def record_affinity(vm: Vm, host: Host) -> None:
 def record_unmanaged(vm: Vm, host: Host) -> None:
     """Record that the masks of a VM's vCPU threads are the admin's from now on.
 
-    `affinity align --all` and `monitor --repair` then pass them over. Raises RefusedError if that
+    `affinity align --all` and `monitor --repair` then pass them over. Raise RefusedError if that
     cannot be recorded.
     """
     if vm.id is not None:

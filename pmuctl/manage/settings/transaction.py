@@ -53,12 +53,12 @@ from pmuctl.value import replace
 def change_settings(
     session: Session, ref: VmRef, request: SettingsRequest, *, dry_run: bool
 ) -> SettingsResult:
-    """Apply a request to one VM, all of it or nothing, and record where its threads are kept.
+    """Apply a request to one VM, and record where its threads are kept.
 
-    Settings go through the VM's control socket; an affinity alone is set at once, whatever the
-    state of the window. Raises NotFoundError, UsageError, SealedError, UnsupportedError,
-    DeniedError and RefusedError, whose `now` says what was changed, if anything;
-    UnknownOutcomeError if the VMM did not answer.
+    Settings go through the VM's control socket, and all are checked before one is applied; an
+    affinity alone is set at once, whatever the state of the window. Raise NotFoundError,
+    UsageError, SealedError, UnsupportedError, DeniedError and RefusedError, whose `now` says what
+    was changed, if anything; UnknownOutcomeError if the VMM did not answer.
     """
     host_state, inventory = read_host_state(session.host), Inventory(session)
     if request.affinity is not None and request.is_affinity_only:
@@ -83,7 +83,7 @@ def change_settings(
 def release_vm(session: Session, ref: VmRef, *, dry_run: bool) -> KeyResult:
     """Let a VM go on that waits with its window open; the result is `unchanged` if it does not.
 
-    Raises what `open_vm` does, and the error that the VM answers with.
+    Raise what `open_vm` raises, and the error that the VM answers with.
     """
     with open_vm(Inventory(session), ref, strictly=True) as (client, vm):
         if client is None:  # orphaned
@@ -104,9 +104,9 @@ def _apply_request(
     *,
     dry_run: bool,
 ) -> SettingsResult:
-    """Have the VMM that `client` is connected to apply the request, all of it or nothing.
+    """Have the VMM that `client` is connected to check the request, and apply it.
 
-    Without a client the VM is orphaned, and so it is sealed. Raises as `change_settings` does.
+    Without a client the VM is orphaned, and so it is sealed. Raise as `change_settings` does.
     """
     if client is None:
         by = f"{vm.by}, and only that could make the calls"
@@ -138,8 +138,8 @@ def _resolve_wanted_cpus(
     """Return the CPUs that the vCPU threads are to stay on; None if their masks are left alone.
 
     Setting a PMU implies `auto`, which is its CPUs, for KVM runs the VM nowhere else. A setting
-    that leaves the PMU as it is leaves the affinity, too. Raises what `resolve_cpus` and
-    `check_inside` do.
+    that leaves the PMU as it is leaves the affinity, too. Raise what `resolve_cpus` and
+    `check_inside` raise.
     """
     if request.affinity == NONE:
         return None
@@ -198,7 +198,7 @@ def _make_counters_error() -> UnsupportedError:
 def _resolve_pmu(request: SettingsRequest, vm: Vm, host_state: HostState) -> Pmu:
     """Return the PMU asked for, else the one the VM was given, else the host's only one.
 
-    Raises what `choose_pmu` does.
+    Raise what `choose_pmu` raises.
     """
     names = scan_event_sources(host_state.host.sysfs).names
     text = request.pmu

@@ -40,7 +40,7 @@ class Executor:
     ) -> NoReturn:
         """Start the supervisor and execute the VMM.
 
-        Raises DeniedError, UnsupportedError and RefusedError if the supervisor cannot do its work,
+        Raise DeniedError, UnsupportedError and RefusedError if the supervisor cannot do its work,
         OSError if the VMM cannot be executed.
         """
         from pmuctl.launch.launcher import launch
@@ -50,7 +50,7 @@ class Executor:
     def execute(
         self, executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]
     ) -> NoReturn:
-        """Execute the VMM and nothing else; raises OSError."""
+        """Execute the VMM and nothing else; raise OSError."""
         from pmuctl.launch.launcher import execute
 
         execute(executable, argv, environ)
@@ -68,7 +68,7 @@ def start(
     """Become the VMM: if `gated`, with a supervisor that applies `spec`, else without one.
 
     If the supervisor cannot do its work, a best-effort VMM is executed without one and `warn` is
-    called. Raises NoCommandError, NotExecutableError, and what `Executor.launch` does.
+    called. Raise NoCommandError, NotExecutableError, and what `Executor.launch` raises.
     """
     argv = spec.command
     try:
@@ -94,7 +94,7 @@ def read_own_environ(path: str = PATH_OWN_ENVIRON) -> dict[bytes, bytes]:
     """Return the environment that this process was executed with.
 
     os.environ differs from it: in the C locale the interpreter changes LC_CTYPE (PEP 538). If a
-    variable is there twice, the first one is kept, as getenv(3) finds it. Returns os.environb if
+    variable is there twice, the first one is kept, as getenv(3) finds it. Return os.environb if
     the file cannot be read.
     """
     try:
@@ -112,7 +112,7 @@ def read_own_environ(path: str = PATH_OWN_ENVIRON) -> dict[bytes, bytes]:
 def find_program(command: str, environ: Mapping[str, str]) -> str:
     """Return the file of a command, found as execvp(3) does.
 
-    Raises NoCommandError (127) and NotExecutableError (126), told apart as env(1) does.
+    Raise NoCommandError (127) and NotExecutableError (126), told apart as env(1) does.
     """
     if not command or "\0" in command:
         raise make_exec_error(command, command, errno.ENOENT)

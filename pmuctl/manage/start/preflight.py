@@ -29,7 +29,7 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V
 def check_kernel(probed: KvmCaps, pmu: Pmu | None, event_filter: EventFilter | None) -> None:
     """Refuse what this host's KVM cannot do, by the rules that a VM's settings are planned with.
 
-    Raises UnsupportedError if guests can have no PMU or an attribute is missing, NotFoundError for
+    Raise UnsupportedError if guests can have no PMU or an attribute is missing, NotFoundError for
     a PMU that KVM does not know, UsageError for an event past the event space.
     """
     fix = "pmuctl doctor tells why; --best-effort starts the VMM all the same"
@@ -66,7 +66,7 @@ def _refuse_on_oserror(message: str) -> Iterator[None]:
 def check_access(kvm: Kvm | None) -> Kvm:
     """Return KVM if this user can use it.
 
-    Raises UnsupportedError if there is none, DeniedError if this user may not use it.
+    Raise UnsupportedError if there is none, DeniedError if this user may not use it.
     """
     access = kvm.access() if kvm is not None else KvmAccess.MISSING
     if kvm is None or access is KvmAccess.MISSING:
@@ -87,7 +87,7 @@ def check_access(kvm: Kvm | None) -> Kvm:
 def ask_kvm(host: Host, pmus: Sequence[Pmu]) -> KvmCaps:
     """Return what KVM does here, from the cache or from probes.
 
-    Raises UnsupportedError if there is no KVM, DeniedError if this user may not use it,
+    Raise UnsupportedError if there is no KVM, DeniedError if this user may not use it,
     RefusedError if a probe fails.
     """
     kvm = check_access(host.kvm)
@@ -98,7 +98,7 @@ def ask_kvm(host: Host, pmus: Sequence[Pmu]) -> KvmCaps:
 def parse_affinity(text: str, pmu: Pmu | None, pmus: Sequence[Pmu], sysfs: Sysfs) -> CpuSet:
     """Return the CPUs that --affinity names.
 
-    Raises what `resolve_cpus` does, and UsageError unless all of them are of `pmu`.
+    Raise what `resolve_cpus` raises, and UsageError unless all of them are of `pmu`.
     """
     cpus = resolve_cpus(text, pmus, sysfs)
     if pmu is not None and pmu.cpus is not None and (outside := cpus - pmu.cpus):
@@ -124,7 +124,7 @@ def cpus_of(pmu: Pmu) -> CpuSet:
 def check_cpus(cpus: CpuSet, pmu: Pmu | None, host: Host, pid: int) -> None:
     """Refuse CPUs that the VMM, which will be process `pid`, cannot run on.
 
-    Raises RefusedError if none of them is online, or the mask of `pid` cannot be read; PinnedError
+    Raise RefusedError if none of them is online, or the mask of `pid` cannot be read; PinnedError
     if that mask, which the VMM inherits, has none of them.
     """
     name = None if pmu is None else pmu.name

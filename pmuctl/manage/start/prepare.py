@@ -60,7 +60,7 @@ class PreparedStart:
 def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
     """Check what can be known before the VMM is started, as process `pid`; change nothing.
 
-    Raises UsageError, NotFoundError (PMU, event, CPU), NoCommandError and NotExecutableError; and
+    Raise UsageError, NotFoundError (PMU, event, CPU), NoCommandError and NotExecutableError; and
     DeniedError, UnsupportedError, PinnedError and RefusedError for obstacles of this host. A
     request with `best_effort` gets the latter as `obstacle` instead.
     """
