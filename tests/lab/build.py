@@ -28,6 +28,15 @@ SUITES: Mapping[str, tuple[str, ...]] = {
 }
 SUITES_OF_OTHERS = ("trixie-backports",)
 
+EMULATOR = "qemu-system-aarch64"
+EMULATOR_MIN = (8, 1)
+"""Before, a CPU of the host could go on with code that another one had just patched, for one was
+translating it while the other wrote (QEMU commit deba78709ae8). Linux patches its scheduler when
+the first VM or perf event is there: then kvm_sched_out() was skipped once in some hundred starts
+of a VM, and the host warned in kvm_vcpu_load_debug() or lost itself."""
+EMULATOR_SUITE = "bookworm-backports"
+EMULATOR_PACKAGES = ("qemu-system-arm", "qemu-system-common", "qemu-system-data")
+
 PACKAGES = (
     "busybox-static",
     "libc-bin",
@@ -63,6 +72,17 @@ class Builder:
     def __init__(self, cache: Cache, environ: Mapping[str, str]) -> None:
         self.cache = cache
         self.environ = environ
+
+    def emulator(self) -> str:
+        """The QEMU that is the host: this machine's, or a newer one where that is too old.
+
+        The newer one needs the libraries of this machine's, so of the same release of Debian.
+        """
+        if shutil.which(EMULATOR) is None:
+            raise LabError(f"there is no {EMULATOR} here; run tests/setup")
+        if qemu_version(run(EMULATOR, "--version")) >= EMULATOR_MIN:
+            return EMULATOR
+        return str(self.cache.make("emulator", self._build_emulator) / "usr/bin" / EMULATOR)
 
     def kernel(self, series: str) -> Path:
         """The kernel image of a series such as `6.12`, or of the `newest` there is."""
@@ -161,6 +181,16 @@ class Builder:
                 (root / name).unlink(missing_ok=True)
         (root / "usr/bin/python3").symlink_to(f"python{PYTHON}")
 
+    def _build_emulator(self, out: Path) -> None:
+        native = run("dpkg", "--print-architecture").strip()
+        say(f"emulator: {EMULATOR} ({EMULATOR_SUITE})")
+        suite = self._suite(EMULATOR_SUITE, native)
+        for deb in suite.download(EMULATOR_PACKAGES, out.with_suffix(".debs")):
+            unpack(deb, out)
+        found = run(str(out / "usr/bin" / EMULATOR), "--version")
+        if qemu_version(found) < EMULATOR_MIN:
+            raise LabError(f"{EMULATOR_SUITE} has no newer QEMU: {found}")
+
     def _build_python(self, out: Path) -> None:
         native = run("dpkg", "--print-architecture").strip()
         names = [f"python{PYTHON}-minimal", f"libpython{PYTHON}-minimal"]
@@ -168,6 +198,14 @@ class Builder:
         packages = [*names, f"libpython{PYTHON}-stdlib"]
         for deb in self._suite(USERLAND, native).download(packages, out.with_suffix(".debs")):
             unpack(deb, out)
+
+
+def qemu_version(text: str) -> tuple[int, int]:
+    """Major and minor number of what `qemu-system-… --version` says."""
+    match = re.match(r"QEMU emulator version (\d+)\.(\d+)", text)
+    if match is None:
+        raise LabError(f"no QEMU says this of itself: {text}")
+    return int(match[1]), int(match[2])
 
 
 def kernel_regex(series: str) -> str:

@@ -251,10 +251,9 @@ def prepare(
     """
     if host not in HOSTS:
         raise LabError(f"{host}: no such host; there are {', '.join(HOSTS)}")
-    for tool in ("qemu-system-aarch64", "cpio"):
-        if shutil.which(tool) is None:
-            raise LabError(f"there is no {tool} here; run tests/setup")
-    base = qemu(HOSTS[host], mem)
+    if shutil.which("cpio") is None:
+        raise LabError("there is no cpio here; run tests/setup")
+    base = qemu(builder.emulator(), HOSTS[host], mem)
     found = [find_layer(builder, name, kernel) for name in more]
     fds = [memory_file(stack, "initrd", image.initrd(builder, files, found))]
     command = [
@@ -269,10 +268,10 @@ def prepare(
     return command, fds
 
 
-def qemu(host: Host, mem: str) -> list[str]:
+def qemu(emulator: str, host: Host, mem: str) -> list[str]:
     """The part of QEMU's command line that makes the hardware."""
     return [
-        "qemu-system-aarch64",
+        emulator,
         *("-cpu", host.model, "-smp", str(host.cpus), "-m", mem),
         *("-accel", "tcg,thread=multi", "-nic", "none", "-no-reboot"),
     ]

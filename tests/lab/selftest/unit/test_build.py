@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.build import digest, kernel_regex, newest_kernel
+from tests.lab.build import digest, kernel_regex, newest_kernel, qemu_version
 from tests.lab.cache import Cache
+from tests.lab.errors import LabError
 
 PACKAGES = (
     "linux-image-6.18.5+deb13-cloud-arm64",
@@ -35,6 +36,22 @@ PACKAGES = (
 def test_newest_plain_kernel_of_a_series_is_chosen(series: str, package: str | None) -> None:
     found = [name for name in PACKAGES if re.fullmatch(kernel_regex(series), name)]
     assert newest_kernel(found) == package
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright …", (7, 2)),
+        ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)", (10, 0)),
+    ],
+)
+def test_the_version_of_an_emulator(text: str, version: tuple[int, int]) -> None:
+    assert qemu_version(text) == version
+
+
+def test_what_is_no_emulator_is_refused() -> None:
+    with pytest.raises(LabError):
+        qemu_version("qemu: command not found")
 
 
 def test_digest_tells_parts_apart() -> None:
