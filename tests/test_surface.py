@@ -50,6 +50,10 @@ def test_every_option_and_argument_has_a_help_of_one_sentence(path: Path_, its: 
     assert len(its.help) <= 100
 
 
+def test_every_command_is_called_as_it_is_typed() -> None:
+    assert [path for path in COMMAND_PATHS if leaf(path).name != path[-1]] == []
+
+
 def test_the_table_of_nouns_is_the_help_of_their_groups() -> None:
     for name, help in {**NOUNS, **VERBS}.items():
         assert inspect.cleandoc(TREE[(name,)].help).split("\n\n")[0] == help

@@ -110,8 +110,7 @@ def command(
     hints = get_type_hints(Options, include_extras=True)
     defaults = field_defaults(Options)
     names = [name for group in groups for name in group]
-    for name, help in (helps or {}).items():
-        hints[name] = _with_help(hints[name], help)
+    hints |= {option: _with_help(hints[option], help) for option, help in (helps or {}).items()}
 
     def declare(handler: Handler) -> Handler:
         own = list(inspect.signature(handler).parameters.values())[1:]
