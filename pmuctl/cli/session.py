@@ -33,12 +33,17 @@ def check_one_host(context: Context) -> None:
         )
 
 
-def hide_unbacked_in_table(context: Context, session: Session, vms: VmList) -> VmList:
-    """Return the VMs to list: a table hides sockets of other users that have no VM behind them.
+def is_unbacked_hidden(context: Context) -> bool:
+    """Return whether a list of all VMs hides sockets of other users with no VM behind them.
 
-    Every other format lists them all.
+    A table does; every other format lists them all.
     """
-    return hide_unbacked(vms, session) if context.format is Format.TABLE else vms
+    return context.format is Format.TABLE
+
+
+def hide_unbacked_in_table(context: Context, session: Session, vms: VmList) -> VmList:
+    """Return the VMs to list, by the rule of `is_unbacked_hidden`."""
+    return hide_unbacked(vms, session) if is_unbacked_hidden(context) else vms
 
 
 def note_missing(context: Context, vms: VmList) -> None:

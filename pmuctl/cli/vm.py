@@ -13,6 +13,7 @@ from pmuctl.cli.session import (
     NOTHING_TO_DO,
     VM_HELP,
     check_one_host,
+    is_unbacked_hidden,
     note_missing,
     open_session,
 )
@@ -188,16 +189,12 @@ def vm_release(context: Context, vm: VmName) -> None:
 
 
 def _assess_vms(context: Context, names: Sequence[str] | None) -> AssessedVms:
-    """Read and assess the named VMs, or all there are to list.
-
-    A table of all hides sockets of other users that have no VM behind them; every other format
-    lists them, too.
-    """
+    """Read and assess the named VMs, or all there are to list."""
     check_one_host(context)
     refs = [parse_ref(name) for name in names or ()]
-    is_table = context.format is Format.TABLE
+    is_hidden = not refs and is_unbacked_hidden(context)
     with context.waiting_for("VMs"):
-        return assess_vms(open_session(context), refs, are_unbacked_hidden=is_table and not refs)
+        return assess_vms(open_session(context), refs, are_unbacked_hidden=is_hidden)
 
 
 def _count_missing(vms: VmList) -> dict[str, object]:

@@ -57,9 +57,9 @@ def read_host_kvm_caps(
     Otherwise return what others found before, and for a captured tree what was captured; None if
     that is nothing. Raise OSError as `probe_kvm_caps` does.
     """
-    if access is KvmAccess.USABLE:
-        return read_kvm_caps(host.sysfs, pmus, host.environ)
-    return read_cached(host.sysfs, pmus, host.environ)
+    if host.kvm is not None and access is KvmAccess.USABLE:
+        return read_kvm_caps(host.sysfs, pmus, host.environ, uid=host.uid, probe=host.kvm.probe)
+    return read_cached(host.sysfs, pmus, host.environ, uid=host.uid)
 
 
 def _group_by_core(sysfs: Sysfs) -> dict[CoreModel | None, CpuSet]:

@@ -10,13 +10,13 @@ from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
 from pmuctl.errors import UsageError
 from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm.access import Kvm, KvmAccess
-from pmuctl.host.kvm.cache import read_kvm_caps
 from pmuctl.host.procfs import TICKS, Procfs
 from pmuctl.manage.affinity.assess import assess, find_vm_obstacle, read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.diagnosis.host_checks import HostFacts, RuntimeDir, check_host
 from pmuctl.manage.diagnosis.spinning import ThreadId, measure_spin_shares, sleep_sample
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
+from pmuctl.manage.host_info import read_host_kvm_caps
 from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import Finding
@@ -39,9 +39,9 @@ def diagnose(
     """
     kvm = host_state.host.kvm
     access = kvm.access() if kvm else None
-    if kvm is not None and access is KvmAccess.USABLE:
+    if access is KvmAccess.USABLE:
         # the checks of VMs use what was probed now even if the cache could not be written
-        host_state = host_state.with_kvm_caps(_probe_kvm(host_state, kvm))
+        host_state = host_state.with_kvm_caps(_probe_kvm(host_state, access))
     findings = check_host(_read_host_facts(host_state, vm_list, access, kvm)) if is_whole else []
     unchecked: list[str] = []
     facts = [_read_vm_facts(assess(vm, host_state), host_state) for vm in vm_list.vms]
@@ -66,16 +66,10 @@ def _explain_unchecked(alignment: VmAlignment, host_state: HostState) -> str:
     return "which vCPUs it has is not known"
 
 
-def _probe_kvm(host_state: HostState, kvm: Kvm) -> KvmCaps | None:
+def _probe_kvm(host_state: HostState, access: KvmAccess) -> KvmCaps | None:
     """Return what KVM does, probed on scratch VMs once a boot; None if the probe failed."""
     try:
-        return read_kvm_caps(
-            host_state.host.sysfs,
-            host_state.pmus,
-            host_state.host.environ,
-            uid=host_state.host.uid,
-            probe=kvm.probe,
-        )
+        return read_host_kvm_caps(host_state.host, host_state.pmus, access)
     except OSError:
         return None
 

@@ -77,7 +77,7 @@ def change_settings(
             warnings.append(error)
     if request.affinity == NONE:
         warnings.append(make_unkept_warning(vm))
-    return replace(result, warnings=tuple(warnings))
+    return replace(result, warnings=(*result.warnings, *warnings))
 
 
 def release_vm(session: Session, ref: VmRef, *, dry_run: bool) -> KeyResult:
