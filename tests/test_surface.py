@@ -124,6 +124,6 @@ def test_columns_and_json_keys(table: tuple[str, Sequence[Column[Any]]]) -> None
 
 
 def test_the_help_tells_every_exit_status() -> None:
-    epilog = root().epilog
+    epilog = root().epilog or ""
     told = {int(number) for number in re.findall(r"\b(\d+) [a-zA-Z]", epilog)}
     assert told == {int(status) for status in ExitStatus}

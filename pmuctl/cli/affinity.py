@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pmuctl.cli.app import command, make_noun
+from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, CPUSET_HELP, DRY_RUN, OUTPUT, SYSROOT
 from pmuctl.cli.session import (
@@ -34,7 +34,7 @@ from pmuctl.model.vm_ref import VmRef, parse_ref
 from pmuctl.render.affinity import AFFINITY_COLUMNS, CHECK_COLUMNS
 from pmuctl.render.formats import Format
 
-app = make_noun("affinity")
+app = Noun(NOUNS["affinity"])
 
 VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)]
 KEEP_GOING = ("keep_going",)

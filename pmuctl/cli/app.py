@@ -4,6 +4,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, get_type_hints
 
@@ -47,26 +48,50 @@ class Command(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """The root group, which lists its commands from the tables and imports only the one used."""
+    """A group that builds the parser of a command when it is used, and of no other."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.commands: Any = dict.fromkeys((*NOUNS, *VERBS))  # for "Did you mean …?"
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the nouns, then the verbs, in the order of their tables."""
-        return [*NOUNS, *VERBS]
+    apps: "Mapping[str, Callable[[], typer.Typer | Noun]]"
+    """Name of a command → function that returns its app."""
+    commands: Any
+    """The names only, for "Did you mean …?"."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the group of a noun or the command of a verb, None for any other word."""
-        if cmd_name not in NOUNS and cmd_name not in VERBS:
+        """Return the parser of a command or of a group of commands, None for any other word."""
+        if cmd_name not in self.apps:
             return None
-        return typer.main.get_command(import_module(f"pmuctl.cli.{cmd_name}").app)
+        app = self.apps[cmd_name]()
+        return app.make_group() if isinstance(app, Noun) else typer.main.get_command(app)
+
+
+class RootGroup(LazyGroup):
+    """The root group, which lists its commands from the tables and imports only the one used."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands in `--help` from the tables, importing no command."""
         with formatter.section("Commands"):
             formatter.write_dl([*NOUNS.items(), *VERBS.items()])
+
+
+class Noun:
+    """A group of verbs, each an app of its own, because building a parser takes a while."""
+
+    def __init__(self, help: str) -> None:
+        self.help = help
+        self.verbs: dict[str, typer.Typer] = {}
+
+    def make_group(self) -> LazyGroup:
+        """Return the group of the verbs."""
+        group = make_app(self.help, cls=LazyGroup)
+        group.callback()(lambda: None)
+        return _make_group(group, {name: partial(self.verbs.get, name) for name in self.verbs})
+
+
+def _make_group(app: typer.Typer, apps: Mapping[str, Any]) -> LazyGroup:
+    group = typer.main.get_command(app)
+    assert isinstance(group, LazyGroup)
+    group.apps = apps
+    group.commands = dict.fromkeys(apps)
+    return group
 
 
 def make_app(help: str | None = None, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
@@ -82,19 +107,12 @@ def make_app(help: str | None = None, cls: type[TyperGroup] = TyperGroup) -> typ
     )
 
 
-def make_noun(name: str) -> typer.Typer:
-    """Return the app of a noun: a group, even if it has a single verb."""
-    app = make_app(NOUNS[name])
-    app.callback()(lambda: None)
-    return app
-
-
 Handler = Callable[..., int | None]
 """The function of a command. It returns an exit status, or None for 0; errors are raised."""
 
 
 def command(
-    app: typer.Typer,
+    app: typer.Typer | Noun,
     name: str,
     *groups: Sequence[str],
     parsing: Mapping[str, Any] | None = None,
@@ -136,7 +154,8 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = handler.__doc__
-        app.command(name, cls=Command, context_settings=settings)(run)
+        verb = app.verbs.setdefault(name, make_app()) if isinstance(app, Noun) else app
+        verb.command(name, cls=Command, context_settings=settings)(run)
         return handler
 
     return declare
@@ -155,9 +174,9 @@ def _print_version(value: Any) -> None:
         raise typer.Exit
 
 
-def root() -> Any:
+def root() -> LazyGroup:
     """Return the root of the command tree."""
-    app = make_app(cls=LazyGroup)
+    app = make_app(cls=RootGroup)
 
     @app.callback(
         help="Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts.",
@@ -182,4 +201,9 @@ def root() -> Any:
     ) -> None:
         """Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts."""
 
-    return typer.main.get_command(app)
+    return _make_group(app, {name: partial(_import_app, name) for name in (*NOUNS, *VERBS)})
+
+
+def _import_app(name: str) -> typer.Typer | Noun:
+    app: typer.Typer | Noun = import_module(f"pmuctl.cli.{name}").app
+    return app

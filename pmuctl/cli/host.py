@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pmuctl import errors
-from pmuctl.cli.app import command, make_noun
+from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import OUTPUT, SYSROOT, VERBOSITY
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UsageError
@@ -17,7 +17,7 @@ from pmuctl.manage.host_info import read_host
 from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
 
-app = make_noun("host")
+app = Noun(NOUNS["host"])
 
 
 @command(app, "info", OUTPUT, SYSROOT)

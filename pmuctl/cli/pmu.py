@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pmuctl.cli.app import command, make_noun
+from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CPUSET_HELP, OUTPUT, SYSROOT
 from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
@@ -14,7 +14,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu_selector import check_present, match_pmus, parse_cpus, select_pmu
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 
-app = make_noun("pmu")
+app = Noun(NOUNS["pmu"])
 
 PMU_HELP = "PMU name, quoted glob, core/MODEL or cpus/LIST."
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmuctl.cli.app import command, make_noun
+from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, DRY_RUN, OUTPUT, SETTINGS, SYSROOT, VERBOSITY, Timeout
 from pmuctl.cli.session import (
@@ -38,7 +38,7 @@ from pmuctl.render.vm import VM_COLUMNS
 if TYPE_CHECKING:
     from pmuctl.manage.settings.result import KeyResult
 
-app = make_noun("vm")
+app = Noun(NOUNS["vm"])
 
 VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 

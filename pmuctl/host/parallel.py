@@ -2,7 +2,6 @@
 """Jobs run side by side in threads, none of which can keep a signal waiting."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from pmuctl.host.signals import defer_signals
@@ -24,6 +23,9 @@ def run_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """
     if not jobs:
         return []
+    # it loads logging and string, and many a command has nothing to run side by side
+    from concurrent.futures import ThreadPoolExecutor, wait
+
     with defer_signals() as received:
         pool = ThreadPoolExecutor(max_workers=AT_ONCE)
         try:

@@ -10,7 +10,6 @@ from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, make_kvm_process, 
 from pmuctl.host.proc_files import ProcFiles, parse_stat_number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId
-from pmuctl.uapi.pidfd import kcmp_file
 from pmuctl.value import value
 
 TICKS = 100
@@ -141,7 +140,11 @@ class Procfs(ProcFiles):
 
         Only the running kernel knows, and tells it only of processes this user may look at.
         """
-        return kcmp_file(pid, fd, other_pid, other_fd) if self.root == Path("/proc") else None
+        if self.root != Path("/proc"):
+            return None
+        from pmuctl.uapi.pidfd import kcmp_file  # ctypes, for the few hosts where VMs are shared
+
+        return kcmp_file(pid, fd, other_pid, other_fd)
 
     def parent(self, pid: int) -> int | None:
         """Return the parent of a process, None if it is gone."""

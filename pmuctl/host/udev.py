@@ -4,7 +4,6 @@
 import errno
 import os
 import select
-import socket
 import time
 from collections.abc import Mapping
 
@@ -84,6 +83,8 @@ class UeventMonitor(NoUevents):
     is_open = True
 
     def __init__(self) -> None:
+        import socket
+
         import pyudev
 
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
@@ -136,6 +137,8 @@ class UeventMonitor(NoUevents):
 
         Until the error has been read (socket(7), SO_ERROR), every poll(2) reports it.
         """
+        import socket
+
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 

@@ -4,14 +4,13 @@
 import errno
 from collections.abc import Iterator
 
-from pmuctl.control.server.pmu_state import payload
 from pmuctl.errors import PmuctlError, RefusedError
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
 from pmuctl.model.plan import CurrentState, SetAttr, TargetSettings, plan, refusal
 from pmuctl.model.vpmu import Vcpu, Vpmu
-from pmuctl.uapi.kvm import KVM_SET_DEVICE_ATTR, kvm_device_attr
+from pmuctl.uapi.kvm import DEVICE_ATTR_ADDR, KVM_SET_DEVICE_ATTR, pack_device_attr
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_FILTER
 from pmuctl.value import value
 
@@ -86,16 +85,15 @@ def _make_fresh_vpmu(caps: KvmCaps) -> Vpmu:
 
 def ioctl_of(step: SetAttr) -> IoctlCall:
     """Return a step as the ioctl that makes it."""
-    return attr_ioctl(step.attr, payload(step), step)
+    return attr_ioctl(step.attr, step.payload(), step)
 
 
 def attr_ioctl(attr: int, data: bytes, step: SetAttr | None = None) -> IoctlCall:
     """Return the KVM_SET_DEVICE_ATTR of a vCPU's PMU with this attribute and data."""
-    device_attr = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr)
     return IoctlCall(
         description=step.describe() if step else f"KVM_SET_DEVICE_ATTR {attr}",
         request=KVM_SET_DEVICE_ATTR,
-        argument=bytes(device_attr) + data,
-        pointer=kvm_device_attr.addr.offset,
+        argument=pack_device_attr(KVM_ARM_VCPU_PMU_V3_CTRL, attr) + data,
+        pointer=DEVICE_ATTR_ADDR,
         step=step,
     )

@@ -27,6 +27,9 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
     KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
+    pack_filter,
+    pack_nr_counters,
+    pack_pmu,
 )
 from pmuctl.value import value
 
@@ -59,6 +62,15 @@ class SetAttr:
     def attribute(self) -> str:
         """The attribute's name without its common prefix."""
         return ATTR_NAMES[self.attr]
+
+    def payload(self) -> bytes:
+        """Return the bytes that `addr` of the kernel's struct kvm_device_attr points to."""
+        if isinstance(self.value, FilterRange):
+            events = self.value
+            return pack_filter(events.base, events.nevents, events.action.kernel_value())
+        if self.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
+            return pack_pmu(self.value)
+        return pack_nr_counters(self.value)
 
     def describe(self) -> str:
         """Return the step in the kernel's terms."""

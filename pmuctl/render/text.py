@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text from outside made safe to print: names and files must not control a terminal."""
 
-import re
 from collections.abc import Mapping
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0100-\U000e01ef]"
-)
+_INVISIBLE = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 """Invisible characters that str.isprintable() takes for printable: Default_Ignorable_Code_Point of
 Unicode, and the empty Braille pattern."""
 
@@ -37,16 +34,18 @@ def to_json(value: object) -> str:
 
 
 def _escape_invisible(char: str) -> str:
-    is_visible = char.isprintable() and not _INVISIBLE.match(char)
+    is_visible = char.isprintable() and char not in _INVISIBLE
     return char if is_visible else char.encode("unicode_escape").decode()
 
 
 def _escape_surrogates(text: str) -> str:
-    return text if text.isascii() else _SURROGATE.sub(_format_surrogate, text)
+    return text if text.isascii() else "".join(map(_escape_surrogate, text))
 
 
-def _format_surrogate(match: re.Match[str]) -> str:
-    code = ord(match[0])
+def _escape_surrogate(char: str) -> str:
+    code = ord(char)
+    if not 0xD800 <= code <= 0xDFFF:
+        return char
     # os.fsdecode() maps the bytes 0x80-0xff to U+DC80-U+DCFF
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 

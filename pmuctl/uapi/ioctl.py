@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""include/uapi/asm-generic/ioctl.h: request numbers from struct sizes, and the call itself."""
+"""include/uapi/asm-generic/ioctl.h: request numbers from struct sizes (bytes), and the call."""
 
-import ctypes
 import fcntl
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 _IOC_NONE = 0
 _IOC_WRITE = 1
@@ -28,19 +31,19 @@ def _IO(type_: int, nr: int) -> int:
     return _IOC(_IOC_NONE, type_, nr, 0)
 
 
-def _IOR(type_: int, nr: int, struct: type[ctypes.Structure]) -> int:
-    return _IOC(_IOC_READ, type_, nr, ctypes.sizeof(struct))
+def _IOR(type_: int, nr: int, size: int) -> int:
+    return _IOC(_IOC_READ, type_, nr, size)
 
 
-def _IOW(type_: int, nr: int, struct: type[ctypes.Structure]) -> int:
-    return _IOC(_IOC_WRITE, type_, nr, ctypes.sizeof(struct))
+def _IOW(type_: int, nr: int, size: int) -> int:
+    return _IOC(_IOC_WRITE, type_, nr, size)
 
 
-def _IOWR(type_: int, nr: int, struct: type[ctypes.Structure]) -> int:
-    return _IOC(_IOC_READ | _IOC_WRITE, type_, nr, ctypes.sizeof(struct))
+def _IOWR(type_: int, nr: int, size: int) -> int:
+    return _IOC(_IOC_READ | _IOC_WRITE, type_, nr, size)
 
 
-def ioctl(fd: int, request: int, arg: int | ctypes.Structure = 0, *, what: str) -> int:
+def ioctl(fd: int, request: int, arg: "int | ctypes.Structure" = 0, *, what: str) -> int:
     """Make one ioctl and return its result; the kernel may fill in a struct `arg`.
 
     `what` names the call and its object in an error's text ("KVM_RUN of vCPU 1"). Raise OSError

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """arch/arm64/include/uapi/asm/kvm.h, as far as it is used here."""
 
-import ctypes
+import struct
 
 # enum of KVM_ARM_TARGET_*: the one left, given by KVM_ARM_PREFERRED_TARGET
 KVM_ARM_TARGET_GENERIC_V8 = 5
@@ -11,13 +11,6 @@ KVM_ARM_VCPU_POWER_OFF = 0
 KVM_ARM_VCPU_PSCI_0_2 = 2
 KVM_ARM_VCPU_PMU_V3 = 3
 KVM_ARM_VCPU_PMU_V3_STRICT = 9  # since v7.3, commit ad220e275c39
-
-
-class kvm_vcpu_init(ctypes.Structure):
-    _fields_ = (
-        ("target", ctypes.c_uint32),
-        ("features", ctypes.c_uint32 * 7),
-    )
 
 
 # Device attributes of a vCPU, Documentation/virt/kvm/devices/vcpu.rst section 1
@@ -32,13 +25,29 @@ KVM_PMU_EVENT_ALLOW = 0
 KVM_PMU_EVENT_DENY = 1
 
 
-class kvm_pmu_event_filter(ctypes.Structure):
-    _fields_ = (
-        ("base_event", ctypes.c_uint16),
-        ("nevents", ctypes.c_uint16),
-        ("action", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 3),
-    )
+def pack_pmu(pmu_type: int) -> bytes:
+    """Return the payload of SET_PMU: the PMU's perf `type` as an int (vcpu.rst section 1.4).
+
+    Raise struct.error if it does not fit.
+    """
+    return struct.pack("=i", pmu_type)
+
+
+def pack_nr_counters(counters: int) -> bytes:
+    """Return the payload of SET_NR_COUNTERS: an unsigned int (vcpu.rst section 1.5).
+
+    Raise struct.error if it does not fit.
+    """
+    return struct.pack("=I", counters)
+
+
+def pack_filter(base: int, nevents: int, action: int) -> bytes:
+    """Return the payload of FILTER: struct kvm_pmu_event_filter for [base, base + nevents).
+
+    65536 events need two ranges, as both numbers are 16 bits wide (vcpu.rst section 1.3). Raise
+    struct.error if a number does not fit.
+    """
+    return struct.pack("=HHB3x", base, nevents, action)
 
 
 # kvm_run.fail_entry.hardware_entry_failure_reason
@@ -57,17 +66,6 @@ KVM_REG_ARM64 = 0x6000000000000000
 KVM_REG_SIZE_U64 = 0x0030000000000000
 
 KVM_REG_ARM_CORE = 0x0010 << 16
-
-
-class user_pt_regs(ctypes.Structure):
-    """arch/arm64/include/uapi/asm/ptrace.h; the first member of struct kvm_regs."""
-
-    _fields_ = (
-        ("regs", ctypes.c_uint64 * 31),
-        ("sp", ctypes.c_uint64),
-        ("pc", ctypes.c_uint64),
-        ("pstate", ctypes.c_uint64),
-    )
 
 
 def kvm_reg_arm_core(offset: int) -> int:

@@ -65,8 +65,8 @@ class sock_fprog(ctypes.Structure):
 
 
 SECCOMP_IOC_MAGIC = ord("!")
-SECCOMP_IOCTL_NOTIF_RECV = _IOWR(SECCOMP_IOC_MAGIC, 0, seccomp_notif)
-SECCOMP_IOCTL_NOTIF_SEND = _IOWR(SECCOMP_IOC_MAGIC, 1, seccomp_notif_resp)
+SECCOMP_IOCTL_NOTIF_RECV = _IOWR(SECCOMP_IOC_MAGIC, 0, ctypes.sizeof(seccomp_notif))
+SECCOMP_IOCTL_NOTIF_SEND = _IOWR(SECCOMP_IOC_MAGIC, 1, ctypes.sizeof(seccomp_notif_resp))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long

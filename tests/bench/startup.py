@@ -2,7 +2,8 @@
 """How long pmuctl takes from start to end, as ratios to a bare Python start in the same run.
 
 Every command runs once in each round, so that a machine whose speed drifts hits all alike; the
-figure is the median over the rounds. `virsh`, where it is installed, is a yardstick.
+figure is the median over the rounds. `virsh`, where it is installed, is a yardstick. Byte code is
+kept, as where pmuctl is installed, even if PYTHONDONTWRITEBYTECODE is set here.
 """
 
 import argparse
@@ -143,6 +144,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests/bench/run startup", description=__doc__)
     parser.add_argument("--rounds", type=int, default=25, help="(%(default)s)")
     options = parser.parse_args(argv)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         unpack(DUMPS / "rk3588-like.txt", root)

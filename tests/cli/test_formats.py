@@ -68,8 +68,10 @@ def test_every_command_that_reads_is_here() -> None:
     tree = root()
     found = set()
     for noun in ("host", "pmu", "vm"):
-        for verb, command in tree.get_command(None, noun).commands.items():
-            if "--format" in {name for param in command.params for name in param.opts}:
+        group = tree.get_command(None, noun)
+        for verb in group.list_commands(None):
+            params = group.get_command(None, verb).params
+            if "--format" in {name for param in params for name in param.opts}:
                 found.add(f"{noun} {verb}")
     elsewhere = {"vm set", "vm release", "host capabilities"}
     assert found - elsewhere == {*LISTS, *RECORDS}

@@ -16,8 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
+from pmuctl.host.kvm.access import PATH_DEV_KVM
 from pmuctl.host.kvm.cache import to_json
-from pmuctl.host.kvm.device import PATH_DEV_KVM, get_sys_reg, init_vcpu, on_cpus, vm_type
+from pmuctl.host.kvm.device import get_sys_reg, init_vcpu, on_cpus, vm_type
 from pmuctl.host.kvm.probes import PMCR_EL0, probe_kvm_caps
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
@@ -30,10 +31,9 @@ from pmuctl.uapi.kvm import (
     KVM_HAS_DEVICE_ATTR,
     KVM_RUN,
     KVM_SET_DEVICE_ATTR,
-    kvm_device_attr,
-    kvm_run,
 )
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL
+from pmuctl.uapi.kvm_structs import kvm_device_attr, kvm_run
 from tests.lab import sequences
 from tests.lab.sequences import Place, Script, Vm, is_address, pack, parse_attr, parse_value
 from tests.lab.vmm.guest import Guest, Report, program

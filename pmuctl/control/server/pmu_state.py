@@ -15,7 +15,6 @@ from pmuctl.control.protocol.messages import filter_message
 from pmuctl.control.protocol.qmp_codec import Message
 from pmuctl.control.server.backend import VmmBackend
 from pmuctl.errors import NotFoundError, PmuctlError, RefusedError
-from pmuctl.host.kvm.device import pack_filter, pack_nr_counters, pack_pmu
 from pmuctl.host.thread_affinity import NO_USABLE_CPU, ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
@@ -33,7 +32,9 @@ from pmuctl.model.plan import (
     refusal,
 )
 from pmuctl.model.vpmu import Vcpu, Vpmu, apply_accepted, is_sealed
-from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
+from pmuctl.uapi.kvm_arm64 import (
+    KVM_ARM_VCPU_PMU_V3_SET_PMU,
+)
 from pmuctl.value import replace, value
 
 
@@ -279,7 +280,7 @@ class PmuState:
                     may = current.threads[step.vcpu].may
                     self._affinities[step.tid] = replace(step, before=may)
                 else:
-                    self._backend.set_attr(step.vcpu, step.attr, payload(step))
+                    self._backend.set_attr(step.vcpu, step.attr, step.payload())
                     state = apply_accepted(state, step.attr, step.value)
                     self._record_step(step, state)
             except Exception as error:
@@ -313,16 +314,6 @@ class PmuState:
                 self._threads.set(step.tid, step.before)
                 return True
         return False
-
-
-def payload(step: SetAttr) -> bytes:
-    """Return the bytes that the `addr` of the kernel's struct kvm_device_attr points to."""
-    if isinstance(step.value, FilterRange):
-        events = step.value
-        return pack_filter(events.base, events.nevents, events.action.kernel_value())
-    if step.attr == KVM_ARM_VCPU_PMU_V3_SET_PMU:
-        return pack_pmu(step.value)
-    return pack_nr_counters(step.value)
 
 
 def refused(step: Step, error: Exception, state: Vpmu, current: CurrentState) -> PmuctlError:

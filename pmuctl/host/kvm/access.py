@@ -8,7 +8,6 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
-from pmuctl.host.kvm.device import PATH_DEV_KVM
 from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import value
@@ -22,6 +21,7 @@ class KvmAccess(StrEnum):
     MISSING = "missing"
 
 
+PATH_DEV_KVM = "/dev/kvm"
 PATH_KMSG = "/dev/kmsg"
 
 

@@ -4,10 +4,10 @@
 import ctypes
 import errno
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from pmuctl.host.kvm.access import PATH_DEV_KVM
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_ARM_PREFERRED_TARGET,
@@ -21,45 +21,16 @@ from pmuctl.uapi.kvm import (
     KVM_HAS_DEVICE_ATTR,
     KVM_SET_DEVICE_ATTR,
     KVM_VM_TYPE_ARM_IPA_SIZE_MASK,
-    kvm_device_attr,
-    kvm_one_reg,
 )
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3,
     KVM_ARM_VCPU_PMU_V3_CTRL,
     KVM_ARM_VCPU_PMU_V3_STRICT,
-    kvm_vcpu_init,
 )
-
-PATH_DEV_KVM = "/dev/kvm"
+from pmuctl.uapi.kvm_structs import kvm_device_attr, kvm_one_reg, kvm_vcpu_init
 
 DEFAULT_IPA_BITS = 40
 """Bits of guest physical address that machine type 0 of KVM_CREATE_VM means (api.rst 4.2)."""
-
-
-def pack_pmu(pmu_type: int) -> bytes:
-    """Return the payload of SET_PMU: the PMU's perf `type` as an int (vcpu.rst section 1.4).
-
-    Raise struct.error if it does not fit.
-    """
-    return struct.pack("=i", pmu_type)
-
-
-def pack_nr_counters(counters: int) -> bytes:
-    """Return the payload of SET_NR_COUNTERS: an unsigned int (vcpu.rst section 1.5).
-
-    Raise struct.error if it does not fit.
-    """
-    return struct.pack("=I", counters)
-
-
-def pack_filter(base: int, nevents: int, action: int) -> bytes:
-    """Return the payload of FILTER: struct kvm_pmu_event_filter for [base, base + nevents).
-
-    65536 events need two ranges, as both numbers are 16 bits wide (vcpu.rst section 1.3). Raise
-    struct.error if a number does not fit.
-    """
-    return struct.pack("=HHB3x", base, nevents, action)
 
 
 def set_pmu_attr(vcpu_fd: int, attr: int, payload: bytes = b"") -> None:

@@ -10,9 +10,6 @@ from pmuctl.host.kvm.device import (
     get_sys_reg,
     has_pmu_attr,
     on_cpus,
-    pack_filter,
-    pack_nr_counters,
-    pack_pmu,
     scratch_vcpu,
     set_pmu_attr,
 )
@@ -25,6 +22,9 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
     KVM_PMU_EVENT_DENY,
     arm64_sys_reg,
+    pack_filter,
+    pack_nr_counters,
+    pack_pmu,
 )
 
 MAX_COUNTERS = 31

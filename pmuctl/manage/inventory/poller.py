@@ -3,10 +3,10 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import UnreachableError
@@ -17,6 +17,9 @@ from pmuctl.manage.inventory.replies import Reply
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.value import replace
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 REST_SECONDS = 60.0
 """The longest pause after which SocketPoller queries a mute socket again."""
@@ -108,6 +111,8 @@ class SocketPoller:
     """
 
     def __init__(self, deadline: float) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         self._deadline = deadline
         self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
         self._slow: dict[SocketKey, SlowSocket] = {}

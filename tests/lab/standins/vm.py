@@ -12,11 +12,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+from pmuctl.host.kvm.access import PATH_DEV_KVM
 from pmuctl.host.kvm.device import (
-    PATH_DEV_KVM,
     has_pmu_attr,
     init_vcpu,
-    pack_pmu,
     set_pmu_attr,
     vm_type,
 )
@@ -26,6 +25,7 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_INIT,
     KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_PMU_V3_SET_PMU,
+    pack_pmu,
 )
 from tests.lab.standins.talk import Waits, call, current_cpu, say, start_thread
 from tests.lab.vmm.guest import Guest, Report, program

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Self
 
-from pmuctl.host.kvm.device import PATH_DEV_KVM, pack_filter, pack_nr_counters, pack_pmu, vm_type
+from pmuctl.host.kvm.access import PATH_DEV_KVM
+from pmuctl.host.kvm.device import vm_type
 from pmuctl.uapi.ioctl import ioctl
 from pmuctl.uapi.kvm import (
     KVM_CREATE_DEVICE,
@@ -21,9 +22,6 @@ from pmuctl.uapi.kvm import (
     KVM_DEV_TYPE_ARM_VGIC_V3,
     KVM_SET_DEVICE_ATTR,
     KVM_SET_USER_MEMORY_REGION,
-    kvm_create_device,
-    kvm_device_attr,
-    kvm_userspace_memory_region,
 )
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
@@ -35,7 +33,11 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
     KVM_VGIC_V3_ADDR_TYPE_DIST,
     KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    pack_filter,
+    pack_nr_counters,
+    pack_pmu,
 )
+from pmuctl.uapi.kvm_structs import kvm_create_device, kvm_device_attr, kvm_userspace_memory_region
 from tests.lab.vmm.vcpu import Vcpu
 
 # Where things are in the guest, as in QEMU's virt machine. There is nothing at MMIO: a store

@@ -19,15 +19,13 @@ from pmuctl.uapi.kvm import (
     KVM_GET_VCPU_MMAP_SIZE,
     KVM_RUN,
     KVM_SET_ONE_REG,
-    kvm_one_reg,
-    kvm_run,
 )
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_INIT,
     KVM_ARM_VCPU_PMU_V3_IRQ,
     kvm_reg_arm_core,
-    user_pt_regs,
 )
+from pmuctl.uapi.kvm_structs import kvm_one_reg, kvm_run, user_pt_regs
 
 # The stand-ins need neither, and are to start fast.
 if TYPE_CHECKING:

@@ -9,6 +9,16 @@ import pytest
 
 from pmuctl.uapi import kvm, kvm_arm64
 from pmuctl.uapi.ioctl import ioctl
+from pmuctl.uapi.kvm_structs import (
+    kvm_create_device,
+    kvm_device_attr,
+    kvm_one_reg,
+    kvm_pmu_event_filter,
+    kvm_run,
+    kvm_userspace_memory_region,
+    kvm_vcpu_init,
+    user_pt_regs,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +79,22 @@ def test_asm_kvm_h_has_these_numbers(name: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("struct", "size", "offsets"),
     [
-        (kvm.kvm_device_attr, 24, {"flags": 0, "group": 4, "attr": 8, "addr": 16}),
-        (kvm.kvm_create_device, 12, {"type": 0, "fd": 4, "flags": 8}),
-        (kvm.kvm_one_reg, 16, {"id": 0, "addr": 8}),
-        (kvm.kvm_userspace_memory_region, 32, {"guest_phys_addr": 8, "userspace_addr": 24}),
-        (kvm.kvm_run, 288, {"immediate_exit": 1, "exit_reason": 8, "mmio": 32, "fail_entry": 32}),
-        (kvm_arm64.kvm_vcpu_init, 32, {"target": 0, "features": 4}),
+        (kvm_device_attr, 24, {"flags": 0, "group": 4, "attr": 8, "addr": 16}),
+        (kvm_create_device, 12, {"type": 0, "fd": 4, "flags": 8}),
+        (kvm_one_reg, 16, {"id": 0, "addr": 8}),
         (
-            kvm_arm64.kvm_pmu_event_filter,
+            kvm_userspace_memory_region,
+            32,
+            {"guest_phys_addr": 8, "userspace_addr": 24},
+        ),
+        (
+            kvm_run,
+            288,
+            {"immediate_exit": 1, "exit_reason": 8, "mmio": 32, "fail_entry": 32},
+        ),
+        (kvm_vcpu_init, 32, {"target": 0, "features": 4}),
+        (
+            kvm_pmu_event_filter,
             8,
             {"base_event": 0, "nevents": 2, "action": 4, "pad": 5},
         ),
@@ -89,9 +107,15 @@ def test_structs_lie_as_the_kernel_lays_them(
     assert {name: getattr(struct, name).offset for name in offsets} == offsets
 
 
+def test_a_device_attr_is_packed_as_the_struct_has_it() -> None:
+    as_struct = kvm_device_attr(group=0x12345678, attr=2**64 - 2)
+    assert kvm.pack_device_attr(0x12345678, 2**64 - 2) == bytes(as_struct)
+    assert kvm_device_attr.addr.offset == kvm.DEVICE_ATTR_ADDR
+
+
 def test_exits_lie_as_the_kernel_lays_them() -> None:
-    page = bytearray(ctypes.sizeof(kvm.kvm_run))
-    run = kvm.kvm_run.from_buffer(page)
+    page = bytearray(ctypes.sizeof(kvm_run))
+    run = kvm_run.from_buffer(page)
     run.mmio.phys_addr, run.mmio.len, run.mmio.is_write = 0x10, 8, 1
     assert page[32:40] == (0x10).to_bytes(8, "little")
     assert page[48:53] == b"\x08\0\0\0\x01"
@@ -101,7 +125,7 @@ def test_exits_lie_as_the_kernel_lays_them() -> None:
 
 def test_core_registers_have_the_ids_kvm_gives_them() -> None:
     assert kvm_arm64.kvm_reg_arm_core(0) == 0x6030000000100000
-    assert kvm_arm64.kvm_reg_arm_core(kvm_arm64.user_pt_regs.pc.offset) == 0x6030000000100040
+    assert kvm_arm64.kvm_reg_arm_core(user_pt_regs.pc.offset) == 0x6030000000100040
     assert kvm_arm64.arm64_sys_reg(3, 3, 9, 12, 0) == 0x603000000013DCE0
 
 
