@@ -27,7 +27,8 @@ PMUCTL = str(BIN / "pmuctl")
 VMS = ("web1", "web2", "db1")
 
 DRY_RUN = """
-import os, sys
+import gc, os, sys
+gc.disable()
 from pathlib import Path
 from pmuctl.cli.main import main
 from pmuctl.cli.context import Context
@@ -47,7 +48,8 @@ context = Context(stdout=stdout, stderr=stderr, host=host)
 settings = ["--pmu", "*a55", "--filter", "default deny allow cpu_cycles"]
 os._exit(main(["run", "--dry-run", *settings, "--", "true"], context))
 """
-"""The dry run on another host, of whose KVM is known what probes would find."""
+"""The dry run on another host, of whose KVM is known what probes would find; as `run` does, it
+collects no garbage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
