@@ -6,13 +6,14 @@
 FD is a socket to the launcher. The process ends once no process is behind the gate any more.
 """
 
+import gc
 import sys
 
 if __name__ == "__main__":
+    gc.disable()  # what is loaded stays: looking for garbage in it is a tenth of the start
     # it is run by its path with -I, so that nothing else is on the search path
     sys.path.insert(0, __file__.rpartition("/pmuctl/")[0])
 
-import gc
 import os
 import signal
 import socket
@@ -91,6 +92,7 @@ def supervise(
             handshake.send_message(launcher, b"")
             launcher.close()
             gc.freeze()  # these objects stay: no VMM is to wait while the GC walks them
+            gc.enable()
             event_loop.run(supervisor, Listener(listener), service)
     finally:
         service.on_vmm_exit()
