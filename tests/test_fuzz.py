@@ -22,7 +22,6 @@ from pmuctl.cli.main import main
 from pmuctl.cli.settings_parser import parse_settings
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS
 from pmuctl.control.protocol.qmp_codec import MESSAGE_MAX, Decoder, WireError, encode, error_from
-from pmuctl.control.protocol.schema import SchemaError
 from pmuctl.control.server.server import Server
 from pmuctl.errors import ExitStatus, NotFoundError, PmuctlError, UsageError
 from pmuctl.host.cpus import scan_present
@@ -43,6 +42,7 @@ from pmuctl.model.pmu_selector import match_pmus, select_pmu
 from pmuctl.model.vmm_identity import identify
 from pmuctl.render.streams import guarded
 from pmuctl.render.text import printable
+from pmuctl.schema import SchemaError
 from tests.fakes.vmm import FakeVm, fake_proc, fake_vmm
 
 FIRST = int(os.environ.get("FUZZ_SEED", "1"))

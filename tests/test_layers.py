@@ -25,7 +25,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 """Inside a room, from the top: a module or folder imports from its floor and from those below it;
 two folders of one floor do not import each other."""
 
-FOR_ALL = ("errors", "value")
+FOR_ALL = ("errors", "schema", "value")
 THIRD_PARTY = {"typer": {"cli"}, "rich": {"render"}, "pyudev": {"host"}}
 """The one room that knows each library."""
 

@@ -17,7 +17,6 @@ import pytest
 
 from pmuctl.control.protocol import messages, qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS
-from pmuctl.control.protocol.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.errors import ExitStatus, PmuctlError, UnsupportedError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DERIVED
@@ -34,6 +33,7 @@ from pmuctl.render.reports import (
 )
 from pmuctl.render.vcpu import VCPU_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
+from pmuctl.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
 from tests.command_tree import COMMAND_PATHS, Path_, leaf, options_of, parse_words
 from tests.fakes.vmm import FakeVm, fake_proc
@@ -471,10 +471,10 @@ def test_the_protocol_has_these_error_classes() -> None:
 
 def test_the_limits_of_the_protocol_are_those_of_the_code() -> None:
     modules = [
-        import_module(f"pmuctl.control.{name}")
+        import_module(f"pmuctl.{name}")
         for name in (
-            *("protocol.qmp_codec", "protocol.schema", "runtime.sockets"),
-            *("server.connection", "server.commands", "server.server"),
+            *("schema", "control.protocol.qmp_codec", "control.runtime.sockets"),
+            *("control.server.connection", "control.server.commands", "control.server.server"),
         )
     ]
     limits = {

@@ -13,10 +13,10 @@ from types import TracebackType
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS
 from pmuctl.control.protocol.qmp_codec import Message
-from pmuctl.control.protocol.schema import Kind, Obj, SchemaError, Str
 from pmuctl.control.protocol.stream import Deadline, MessageStream
 from pmuctl.errors import DeniedError, NotFoundError, UnreachableError, UsageError
 from pmuctl.model.kvm_caps import DERIVED
+from pmuctl.schema import Kind, Obj, SchemaError, Str
 
 EVENTS_MAX = 100
 """Events to accept before an answer: more are a flood."""

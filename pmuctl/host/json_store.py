@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from pmuctl.host.resource_errors import raise_if_exhausted
+from pmuctl.schema import Kind
 
 
-def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> object:
-    """Return the document in the file `name` of the directory, None if it cannot be trusted.
+def load(directory: Path, name: str, form: Kind, *, owners: Collection[int], limit: int) -> Any:
+    """Return what `form` reads in the file `name` of the directory.
 
-    It is trusted if the directory and the file belong to one of `owners`, nobody else may write
-    to them, neither is a link, and the file is a regular one of at most `limit` bytes of JSON.
-    Raise ResourceExhaustedError if descriptors or memory run out.
+    Return None if the file has another form, or cannot be trusted. It is trusted if the directory
+    and the file belong to one of `owners`, nobody else may write to them, neither is a link, and
+    the file is a regular one of at most `limit` bytes of JSON. Raise ResourceExhaustedError if
+    descriptors or memory run out.
     """
     try:
         with _open_fd(directory, os.O_PATH | os.O_DIRECTORY) as folder:
@@ -30,7 +32,7 @@ def load(directory: Path, name: str, *, owners: Collection[int], limit: int) -> 
                     return None
                 with open(fd, "rb", closefd=False) as file:
                     data = file.read(limit + 1)
-        return json.loads(data) if len(data) <= limit else None
+        return form.read(json.loads(data), name) if len(data) <= limit else None
     except OSError as error:
         raise_if_exhausted(error)
         return None

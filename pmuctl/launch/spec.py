@@ -4,12 +4,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pmuctl.control.protocol.messages import filter_from, filter_message
-from pmuctl.control.protocol.qmp_codec import Message
+from pmuctl.control.protocol.messages import FILTER, filter_from, filter_message
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event_filter import EventFilter
+from pmuctl.schema import Bool, Int, Kind, List, Nullable, Obj, Str, Struct, Tuple
 from pmuctl.value import field, value
 
 
@@ -42,39 +41,34 @@ class LaunchSpec:
 
     def encode(self) -> bytes:
         """Return the spec as one JSON text, which `decode` reads."""
-        message: Message = {
-            "name": self.name,
-            "socket": str(self.socket),
-            "command": list(self.command),
-            "pmu": self.pmu and list(self.pmu),
-            "filter": self.filter and filter_message(self.filter),
-            "affinity": None if self.affinity is None else str(self.affinity),
-            "attributes": sorted(self.attributes),
-            "event-bits": self.event_bits,
-            "defaults": [[*pmu, str(cpus)] for pmu, cpus in self.defaults.items()],
-            "hold": self.hold,
-            "timeout": self.timeout,
-            "best-effort": self.best_effort,
-        }
-        return json.dumps(message).encode()
+        return json.dumps(_FORM.format(self)).encode()
 
     @classmethod
     def decode(cls, text: bytes) -> "LaunchSpec":
         """Return the spec of a text by `encode`: it comes from this program, not from outside."""
-        message: Mapping[str, Any] = json.loads(text)
-        return cls(
-            name=message["name"],
-            socket=Path(message["socket"]),
-            command=tuple(message["command"]),
-            pmu=message["pmu"] and tuple(message["pmu"]),
-            filter=message["filter"] and filter_from(message["filter"]),
-            affinity=None if message["affinity"] is None else CpuSet.parse(message["affinity"]),
-            attributes=frozenset(message["attributes"]),
-            event_bits=message["event-bits"],
-            defaults={
-                (number, name): CpuSet.parse(cpus) for number, name, cpus in message["defaults"]
-            },
-            hold=message["hold"],
-            timeout=message["timeout"],
-            best_effort=message["best-effort"],
-        )
+        spec: LaunchSpec = _FORM.parse(json.loads(text))
+        return spec
+
+
+_FORM = Struct(
+    {
+        "name": Str(),
+        "socket": Str(make=Path, unmake=str),
+        "command": List(Str(), make=tuple),
+        "pmu": Nullable(Tuple((Int(), Str()), make=tuple)),
+        "filter": Nullable(Obj(FILTER, make=filter_from, unmake=filter_message)),
+        "affinity": Nullable(Str(make=CpuSet.parse, unmake=str)),
+        "attributes": List(Int(), make=frozenset, unmake=sorted),
+        "event-bits": Nullable(Int()),
+        "defaults": List(
+            Tuple((Int(), Str(), Str())),
+            make=lambda rows: {(type, name): CpuSet.parse(cpus) for type, name, cpus in rows},
+            unmake=lambda defaults: [(*pmu, str(cpus)) for pmu, cpus in defaults.items()],
+        ),
+        "hold": Bool(),
+        "timeout": Kind(),
+        "best-effort": Bool(),
+    },
+    cls=LaunchSpec,
+)
+"""The form of a spec as JSON. Nothing checks it, so arguments need not be UTF-8, nor short."""

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from pmuctl.host.kvm.access import PATH_DEV_KVM
-from pmuctl.host.kvm.cache import to_json
+from pmuctl.host.kvm.cache import CAPS
 from pmuctl.host.kvm.device import get_sys_reg, init_vcpu, on_cpus, vm_type
 from pmuctl.host.kvm.probes import PMCR_EL0, probe_kvm_caps
 from pmuctl.host.pmus import scan_pmus
@@ -253,7 +253,7 @@ def main() -> None:
         answers = list(pool.map(partial(drive, places=places), wanted, chunksize=8))
     document = {
         "release": os.uname().release,
-        "probed": to_json(probed),
+        "probed": CAPS.format(probed),
         "places": {letter: [its.cpu, its.pmu] for letter, its in places.items()},
         "plain": drive(plain, places)[-1] if probed.has_vpmu else "",
         "answers": answers,

@@ -4,7 +4,7 @@
 import json
 import os
 
-from pmuctl.host.kvm.cache import read_kvm_caps, to_json
+from pmuctl.host.kvm.cache import CAPS, read_kvm_caps
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
 
@@ -12,7 +12,7 @@ from pmuctl.host.sysfs import Sysfs
 def main() -> None:
     """Print one JSON document."""
     sysfs = Sysfs()
-    print(json.dumps(to_json(read_kvm_caps(sysfs, scan_pmus(sysfs), os.environ))))
+    print(json.dumps(CAPS.format(read_kvm_caps(sysfs, scan_pmus(sysfs), os.environ))))
 
 
 if __name__ == "__main__":

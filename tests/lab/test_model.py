@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pmuctl.host.kvm.cache import from_json
+from pmuctl.host.kvm.cache import CAPS
 from pmuctl.model.kvm_caps import KvmCaps
 from tests.lab import randoms
 from tests.lab.conftest import GetLab
@@ -86,7 +86,7 @@ def drive(lab: Lab, scripts: Sequence[Script]) -> Run:
     )
     assert ran.status == 0, ran.stderr
     said = json.loads(ran.stdout)
-    probed = from_json(said["probed"])
+    probed = CAPS.read(said["probed"], "probed")
     pmceid = [int(text, 16) for text in re.findall(r"PMCEID\d=(\w+)", said["plain"])]
     host = Host(
         kernel=probed,

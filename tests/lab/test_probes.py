@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pmuctl.host.kvm.cache import from_json
+from pmuctl.host.kvm.cache import CAPS
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS
@@ -28,7 +28,8 @@ CPUS = {
 def probe(lab: Lab, user: str | None = None) -> KvmCaps:
     command = ["python3", "-m", "tests.lab.probe"]
     ran = lab.run(command, check=True, preloaded=user is None, user=user)
-    return from_json(json.loads(ran.stdout))
+    probed: KvmCaps = CAPS.read(json.loads(ran.stdout), "probed")
+    return probed
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_a_probe_from_one_cpu_only_moves_and_comes_back(fresh: Lab) -> None:
         "os.sched_setaffinity(0, [3])\nmain()\nprint(os.sched_getaffinity(0))"
     )
     lines = fresh.run(["python3", "-c", code], check=True).stdout.splitlines()
-    assert from_json(json.loads(lines[0])).default is not None
+    assert CAPS.read(json.loads(lines[0]), "probed").default is not None
     assert lines[1] == "{3}"
     assert {str(cpus) for cpus in probe(fresh).cpus.values()} == {
         str(CpuSet.parse(cpus)) for cpus in CPUS["two"]

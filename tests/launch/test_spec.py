@@ -76,6 +76,17 @@ def test_decode_is_the_inverse_of_encode(its: LaunchSpec) -> None:
     assert LaunchSpec.decode(its.encode()) == its
 
 
+def test_the_text_of_a_spec() -> None:
+    its = wanted(pmu=A72, filter=ONLY_CYCLES, defaults={A72: CpuSet.parse("2-3")}, timeout=2.5)
+    assert its.encode() == (
+        b'{"name": "web1", "socket": "/x", "command": ["vmm"], "pmu": [11, "armv8_cortex_a72"], '
+        b'"filter": {"default": "deny", "except": [[17, 1]]}, "affinity": null, '
+        b'"attributes": [0, 1, 2, 3], "event-bits": 16, '
+        b'"defaults": [[11, "armv8_cortex_a72", "2-3"]], "hold": false, "timeout": 2.5, '
+        b'"best-effort": false}'
+    )
+
+
 def test_words_that_are_not_utf_8_come_through() -> None:
     its = wanted()
     word = b"-name \xff\xfe".decode(errors="surrogateescape")

@@ -17,7 +17,6 @@ from pmuctl.control.client.peer_auth import (
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.protocol.qmp_codec import Message, WireError
-from pmuctl.control.protocol.schema import SchemaError
 from pmuctl.control.protocol.stream import Deadline, MessageStream
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import (
@@ -33,6 +32,7 @@ from pmuctl.errors import (
     command,
 )
 from pmuctl.host.procfs import Procfs
+from pmuctl.schema import SchemaError
 
 
 class Client:

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from pmuctl.control.protocol.qmp_codec import Message
-from pmuctl.control.protocol.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.kvm_caps import DERIVED
+from pmuctl.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, Str, Tuple
 from pmuctl.value import value
 
 VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

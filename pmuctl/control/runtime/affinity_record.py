@@ -13,16 +13,15 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from pmuctl.control.protocol.schema import Int, List, Obj, Str
 from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host import json_store
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId, VmId
-from pmuctl.value import field, value
+from pmuctl.schema import Constant, Int, List, Obj, Str, Struct
+from pmuctl.value import field, replace, value
 
 FORMAT = 2
 ANY = -1
@@ -31,16 +30,6 @@ SIZE_LIMIT = 1 << 20
 """Bytes of a record: 4096 vCPUs with CPU lists of 200 characters each take less."""
 
 _FILE = re.compile(r"\.placed-([1-9][0-9]{0,9})\.json")
-_FORM = Obj(
-    {
-        "format": Int(least=FORMAT, most=FORMAT),
-        "start": Int(),
-        "when": Int(),
-        "left-alone": List(Int(least=ANY)),
-        "threads": List(Obj({"tid": Int(most=1 << 22), "cpus": Str(most=1 << 18)})),
-    },
-    is_open=True,
-)
 
 
 @value(kw_only=True)
@@ -49,17 +38,39 @@ class AffinityRecord:
 
     Thread ids are the key because each of two VMs of a process has a vCPU 0. `left_alone` holds
     the VMs whose affinities are left to their admin (affinity none), by their file descriptors;
-    ANY stands for a VM whose descriptor was not known.
+    ANY stands for a VM whose descriptor was not known. `start` is the start time of the process
+    (clock ticks since boot), `when` the time at which the record was written (nanoseconds since
+    boot).
     """
 
     cpus: Mapping[int, CpuSet] = field(default_factory=dict)
     left_alone: frozenset[int] = frozenset()
+    start: int = field(default=0, compare=False)
+    when: int = field(default=0, compare=False)
 
     def leaves(self, vm: VmId) -> bool:
         """Return whether the affinities of this VM are left to its admin."""
         if vm.fd is None:
             return bool(self.left_alone)
         return bool(self.left_alone & {vm.fd, ANY})
+
+
+_FORM = Struct(
+    {
+        "format": Constant(FORMAT),
+        "start": Int(),
+        "when": Int(),
+        "left-alone": List(Int(least=ANY), make=frozenset, unmake=sorted),
+        "threads": List(
+            Obj({"tid": Int(most=1 << 22), "cpus": Str(most=1 << 18)}),
+            make=lambda threads: {its["tid"]: CpuSet.parse(its["cpus"]) for its in threads},
+            unmake=lambda cpus: [{"tid": tid, "cpus": str(cpus[tid])} for tid in sorted(cpus)],
+        ),
+    },
+    is_open=True,
+    cls=AffinityRecord,
+    fields={"threads": "cpus"},
+)
 
 
 def read_affinity_record(
@@ -80,18 +91,17 @@ def last_affinity_record(
     owner: int | None,
 ) -> AffinityRecord:
     """Return the same from these directories, each with its user (None is root)."""
-    records: list[tuple[int, AffinityRecord]] = []
+    records: list[AffinityRecord] = []
     for directory, whose in directories:
         if whose in (None, uid, owner):
             owners = {0, uid if whose is None else whose}
-            document = json_store.load(
-                directory, _make_name(process.pid), owners=owners, limit=SIZE_LIMIT
+            record: AffinityRecord | None = json_store.load(
+                directory, _make_name(process.pid), _FORM, owners=owners, limit=SIZE_LIMIT
             )
-            with suppress(ValueError):
-                records.append(_from_json(document, process.started))
+            if record and record.start == process.started and record.when <= _read_clock():
+                records.append(record)
     # the newest is complete, because a writer first reads the others; one of the future is forged
-    past = (record for record in records if record[0] <= _read_clock())
-    return max(past, key=lambda record: record[0], default=(0, AffinityRecord()))[1]
+    return max(records, key=lambda record: record.when, default=AffinityRecord())
 
 
 def write_affinity_record(
@@ -161,18 +171,11 @@ def _save_record(
     environ: Mapping[str, str], uid: int, process: ProcessId, record: AffinityRecord, procs: Procfs
 ) -> None:
     """Write the record, after removing those of processes that have ended."""
-    document = {
-        "format": FORMAT,
-        "start": process.started,
-        "when": _read_clock(),
-        "left-alone": sorted(record.left_alone),
-        "threads": [{"tid": tid, "cpus": str(cpus)} for tid, cpus in sorted(record.cpus.items())],
-    }
+    record = replace(record, start=process.started, when=_read_clock())
     directory = own_dir(environ, uid)
     _remove_stale_records(directory, procs)
-    json_store.save(
-        directory, _make_name(process.pid), document, owners={0, uid}, limit=SIZE_LIMIT
-    )
+    name, document = _make_name(process.pid), _FORM.format(record)
+    json_store.save(directory, name, document, owners={0, uid}, limit=SIZE_LIMIT)
 
 
 def _make_record_error(message: str, error: OSError | UsageError, then: str) -> PmuctlError:
@@ -201,14 +204,3 @@ def _remove_stale_records(directory: Path, procs: Procfs) -> None:
         if match and procs.start_time(int(match[1])) is None:
             with suppress(OSError):
                 json_store.remove(directory, name)
-
-
-def _from_json(document: object, start: int) -> tuple[int, AffinityRecord]:
-    """Return the time of a record and the record; raise ValueError for another process's."""
-    _FORM.check(document, "placed")
-    members: Any = document
-    if members["start"] != start:
-        raise ValueError("of another process")
-    cpus = {thread["tid"]: CpuSet.parse(thread["cpus"]) for thread in members["threads"]}
-    record = AffinityRecord(cpus=cpus, left_alone=frozenset(members["left-alone"]))
-    return members["when"], record

@@ -6,9 +6,9 @@ and what was set for a VM that runs on after its supervisor was killed.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from pmuctl.control.protocol.messages import (
     FILTER,
@@ -18,13 +18,13 @@ from pmuctl.control.protocol.messages import (
     filter_from,
     filter_message,
 )
-from pmuctl.control.protocol.schema import LIST_MAX, Int, List, Maybe, Nullable, Obj, Str
 from pmuctl.host import json_store
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.settings_change import SettingsChange
 from pmuctl.model.vm_ref import ProcessId
+from pmuctl.schema import LIST_MAX, Constant, Int, List, Maybe, Nullable, Obj, Str, Struct
 from pmuctl.value import replace, value
 
 FORMAT = 1
@@ -79,43 +79,51 @@ class Record:
         return ProcessId(self.pid, self.start)
 
 
+def _parse_filter(message: Mapping[str, object]) -> EventFilter:
+    event_filter = filter_from(message)
+    if event_filter.exceptions - EventSet.space(WIDEST_BITS):
+        raise ValueError("record.filter: names events past 0xffff")
+    return event_filter
+
+
 _PID = Int(least=1, most=0x7FFFFFFF)
 _WHEN = Int(most=253402300799)
 """Seconds since the epoch until the year 10000: later ones cannot be shown as a date."""
 _TEXT = Str(most=TEXT_CHARS)
-_PMU = Nullable(Obj({"type": PERF_TYPE, "name": PMU_NAME}))
-FORM = Obj(
+_PMU = Obj(
+    {"type": PERF_TYPE, "name": PMU_NAME},
+    make=itemgetter("type", "name"),
+    unmake=lambda pmu: {"type": pmu[0], "name": pmu[1]},
+)
+_CHANGE = Struct(
+    {"when": _WHEN, "by": _TEXT, "steps": List(_TEXT, most=STEPS_KEPT + 1, make=tuple)},
+    cls=SettingsChange,
+)
+_PROBLEM = Struct(
+    {"message": _TEXT, "why": Nullable(_TEXT), "fix": Nullable(_TEXT), "status": Int(most=255)},
+    cls=Problem,
+)
+FORM = Struct(
     {
-        "format": Int(least=FORMAT, most=FORMAT),
+        "format": Constant(FORMAT),
         "name": NAME,
         "pid": _PID,
         "start": Int(),
         "supervisor": _PID,
-        "command": List(Str(most=COMMAND_CHARS)),
+        "command": List(Str(most=COMMAND_CHARS), make=tuple),
         "began": _WHEN,
-        "pmu": _PMU,
-        "derived": Maybe(_PMU),  # older records have none
-        "filter": Nullable(Obj(FILTER)),
-        "cpus": Nullable(Str(most=1 << 18)),
-        "applied": List(
-            Obj({"when": _WHEN, "by": _TEXT, "steps": List(_TEXT, most=STEPS_KEPT + 1)}),
-            most=CHANGES_KEPT,
-        ),
-        "problem": Nullable(
-            Obj(
-                {
-                    "message": _TEXT,
-                    "why": Nullable(_TEXT),
-                    "fix": Nullable(_TEXT),
-                    "status": Int(most=255),
-                }
-            )
-        ),
+        "pmu": Nullable(_PMU),
+        "derived": Maybe(Nullable(_PMU)),  # older records have none
+        "filter": Nullable(Obj(FILTER, make=_parse_filter, unmake=filter_message)),
+        "cpus": Nullable(Str(most=1 << 18, make=CpuSet.parse, unmake=str)),
+        "applied": List(_CHANGE, most=CHANGES_KEPT, make=tuple),
+        "problem": Nullable(_PROBLEM),
         "stops": Nullable(Int()),
     },
     is_open=True,
+    cls=Record,
 )
-"""The form of a record as JSON; `from_json` checks more."""
+"""The form of a record as JSON."""
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -124,7 +132,7 @@ def write_record(path: Path, record: Record) -> None:
     A long command, texts and steps are cut, and only the last changes are kept. Raise OSError if
     the record cannot be written, also if another user may write to the directory.
     """
-    document = to_json(_cut_record(record))
+    document = FORM.format(_cut_record(record))
     owners = {0, os.geteuid()}
     json_store.save(path.parent, path.name, document, owners=owners, limit=SIZE_LIMIT)
 
@@ -140,76 +148,10 @@ def read_record(path: Path, owners: Collection[int]) -> Record | None:
     One of `owners` must own the directory and the file, and nobody else may write to them, as
     `json_store.load` requires.
     """
-    document = json_store.load(path.parent, path.name, owners=owners, limit=SIZE_LIMIT)
-    try:
-        return from_json(document)
-    except ValueError:
-        return None
-
-
-def to_json(record: Record) -> dict[str, object]:
-    """Return the record as the JSON of its file."""
-    problem = record.problem
-    return {
-        "format": FORMAT,
-        "name": record.name,
-        "pid": record.pid,
-        "start": record.start,
-        "supervisor": record.supervisor,
-        "command": list(record.command),
-        "began": record.began,
-        "pmu": _pmu_member(record.pmu),
-        "derived": _pmu_member(record.derived),
-        "filter": record.filter and filter_message(record.filter),
-        "cpus": None if record.cpus is None else str(record.cpus),
-        "applied": [
-            {"when": change.when, "by": change.by, "steps": list(change.steps)}
-            for change in record.applied
-        ],
-        "problem": problem
-        and {
-            "message": problem.message,
-            "why": problem.why,
-            "fix": problem.fix,
-            "status": problem.status,
-        },
-        "stops": record.stops,
-    }
-
-
-def from_json(document: object) -> Record:
-    """Return the record of a JSON document, the inverse of `to_json`; raise ValueError."""
-    FORM.check(document, "record")
-    members: Any = document
-    event_filter = members["filter"] and filter_from(members["filter"])
-    if event_filter and event_filter.exceptions - EventSet.space(WIDEST_BITS):
-        raise ValueError("record.filter: names events past 0xffff")
-    return Record(
-        name=members["name"],
-        pid=members["pid"],
-        start=members["start"],
-        supervisor=members["supervisor"],
-        command=tuple(members["command"]),
-        began=members["began"],
-        pmu=_pmu_of(members["pmu"]),
-        derived=_pmu_of(members.get("derived")),
-        filter=event_filter,
-        cpus=None if members["cpus"] is None else CpuSet.parse(members["cpus"]),
-        applied=tuple(
-            SettingsChange(change["when"], change["by"], tuple(change["steps"]))
-            for change in members["applied"]
-        ),
-        problem=members["problem"] and Problem(**members["problem"]),
-        stops=members["stops"],
+    record: Record | None = json_store.load(
+        path.parent, path.name, FORM, owners=owners, limit=SIZE_LIMIT
     )
-
-
-def _pmu_member(pmu: tuple[int, str] | None) -> dict[str, object] | None:
-    return None if pmu is None else {"type": pmu[0], "name": pmu[1]}
-
-
-def _pmu_of(member: Any) -> tuple[int, str] | None:
-    return None if member is None else (member["type"], member["name"])
+    return record
 
 
 def _cut_record(record: Record) -> Record:

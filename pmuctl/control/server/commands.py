@@ -7,11 +7,11 @@ from contextlib import suppress
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS, Command, describe_messages, filter_from
 from pmuctl.control.protocol.qmp_codec import Message
-from pmuctl.control.protocol.schema import SchemaError
 from pmuctl.control.server.connection import Connection
 from pmuctl.control.server.pmu_state import ApplyError, PmuState
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import SetAttr, Step, TargetSettings
+from pmuctl.schema import SchemaError
 
 ID_MAX = 1024
 """Bytes of JSON that the id of a request may have, because the answer repeats it."""

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pmuctl.host import json_store
 from pmuctl.host.runtime_dirs import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
@@ -14,11 +13,53 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
+from pmuctl.schema import Bool, Int, Kind, List, Nullable, Obj, Str, Struct
+from pmuctl.value import value
 
 PATH_BOOT_ID = "proc/sys/kernel/random/boot_id"
 FORMAT = 1
 SIZE_LIMIT = 64 * 1024
 """Bytes: a host has a handful of PMUs."""
+
+
+def _make_mapping(kind: Kind) -> Obj:
+    """Return an object of values of this kind, whose names are numbers in Python."""
+    return Obj(
+        {},
+        is_open=True,
+        make=lambda items: {int(name): kind.read(item, name) for name, item in items.items()},
+        unmake=lambda items: {str(number): kind.format(item) for number, item in items.items()},
+    )
+
+
+_NUMBER = Int(most=0x7FFFFFFF)
+CAPS = Struct(
+    {
+        "has_vpmu": Nullable(Bool()),
+        "attributes": List(_NUMBER, make=frozenset, unmake=sorted),
+        "counters": _make_mapping(Nullable(_NUMBER)),
+        "event_bits": Nullable(_NUMBER),
+        "event_bits_of": _make_mapping(_NUMBER),
+        "default": Nullable(Str(make=DefaultPmu, unmake=lambda default: default.value)),
+        "default_pmu": Nullable(_NUMBER),
+        "has_strict": Bool(),
+        "cpus": _make_mapping(Str(most=SIZE_LIMIT, make=CpuSet.parse, unmake=str)),
+    },
+    is_open=True,
+    cls=KvmCaps,
+)
+"""The form of probe results as JSON."""
+
+
+@value
+class _Cache:
+    """Probe results, and the key that tells which boot and PMUs they are of."""
+
+    key: Mapping[str, object]
+    probed: KvmCaps
+
+
+_FORM = Struct({"key": Kind(), "probed": CAPS}, is_open=True, cls=_Cache)
 
 
 def read_kvm_caps(
@@ -90,74 +131,29 @@ def _make_key(boot_id: str | None, pmus: Sequence[Pmu]) -> dict[str, object]:
 
 def to_captured(probed: KvmCaps, pmus: Sequence[Pmu]) -> str:
     """Return the text of PATH_CAPTURED: a cache without a boot id."""
-    return json.dumps({"key": _make_key(None, pmus), "probed": to_json(probed)}, indent=1) + "\n"
+    cache = _Cache(_make_key(None, pmus), probed)
+    return json.dumps(_FORM.format(cache), indent=1) + "\n"
 
 
 def _read_captured(sysfs: Sysfs, pmus: Sequence[Pmu]) -> KvmCaps | None:
     text = sysfs.read_text(PATH_CAPTURED, limit=SIZE_LIMIT)
     with contextlib.suppress(ValueError, RecursionError):
-        return _parse_document(json.loads(text or ""), _make_key(None, pmus))
+        cache: _Cache = _FORM.read(json.loads(text or ""), PATH_CAPTURED)
+        return cache.probed if cache.key == _make_key(None, pmus) else None
     return None
-
-
-def to_json(probed: KvmCaps) -> dict[str, object]:
-    """Return the document that the cache holds; keys that are numbers become strings in it."""
-    return {
-        "has_vpmu": probed.has_vpmu,
-        "attributes": sorted(probed.attributes),
-        "counters": {str(pmu): count for pmu, count in probed.counters.items()},
-        "event_bits": probed.event_bits,
-        "event_bits_of": {str(pmu): bits for pmu, bits in probed.event_bits_of.items()},
-        "default": probed.default and probed.default.value,
-        "default_pmu": probed.default_pmu,
-        "has_strict": probed.has_strict,
-        "cpus": {str(pmu): str(cpus) for pmu, cpus in probed.cpus.items()},
-    }
-
-
-def from_json(document: Mapping[str, Any]) -> KvmCaps:
-    """Return the value that `to_json` made the document of; raise ValueError for any other."""
-    try:
-        probed = KvmCaps(
-            has_vpmu=document["has_vpmu"],
-            attributes=frozenset(document["attributes"]),
-            counters={int(pmu): count for pmu, count in document["counters"].items()},
-            event_bits=document["event_bits"],
-            event_bits_of={int(pmu): bits for pmu, bits in document["event_bits_of"].items()},
-            default=None if document["default"] is None else DefaultPmu(document["default"]),
-            default_pmu=document["default_pmu"],
-            has_strict=document["has_strict"],
-            cpus={int(pmu): CpuSet.parse(cpus) for pmu, cpus in document["cpus"].items()},
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"no probe results: {error!r}") from error
-    numbers = [probed.event_bits, probed.default_pmu, *probed.counters.values()]
-    numbers = [number for number in numbers if number is not None]
-    numbers += [*probed.attributes, *probed.event_bits_of.values()]
-    if not all(type(number) is int and 0 <= number < 1 << 31 for number in numbers):
-        raise ValueError("no probe results: a number is not an integer of 31 bits")
-    if probed.has_vpmu not in (True, False, None) or probed.has_strict not in (True, False):
-        raise ValueError("no probe results: a flag is not a boolean")
-    return probed
 
 
 def _load_caps(directory: Path, key: Mapping[str, object], owners: set[int]) -> KvmCaps | None:
-    document = json_store.load(directory, PROBE_CACHE, owners=owners, limit=SIZE_LIMIT)
-    return _parse_document(document, key)
-
-
-def _parse_document(document: object, key: Mapping[str, object]) -> KvmCaps | None:
-    """Return the probe results in a cache document, None if it is invalid or has another key."""
-    if isinstance(document, dict) and document.get("key") == dict(key):
-        with contextlib.suppress(ValueError, KeyError):
-            return from_json(document["probed"])
-    return None
+    cache: _Cache | None = json_store.load(
+        directory, PROBE_CACHE, _FORM, owners=owners, limit=SIZE_LIMIT
+    )
+    return cache.probed if cache and cache.key == key else None
 
 
 def _save_caps(
     directory: Path, key: Mapping[str, object], probed: KvmCaps, owners: set[int]
 ) -> None:
     """Write the cache atomically; if that fails, there is no cache and no error."""
-    document = {"key": key, "probed": to_json(probed)}
+    document = _FORM.format(_Cache(key, probed))
     with contextlib.suppress(OSError):
         json_store.save(directory, PROBE_CACHE, document, owners=owners, limit=SIZE_LIMIT)

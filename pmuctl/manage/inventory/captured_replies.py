@@ -13,7 +13,6 @@ from typing import Any
 
 from pmuctl.control.client.peer_auth import AuthenticatedVmm
 from pmuctl.control.protocol.messages import COMMANDS, NAME
-from pmuctl.control.protocol.schema import Bool, Int, Maybe, Nullable, Obj, Str
 from pmuctl.control.runtime import start_record
 from pmuctl.control.runtime.sockets import SUFFIX, ControlSocket, SocketScan
 from pmuctl.errors import PmuctlError, RefusedError, class_of
@@ -31,6 +30,8 @@ from pmuctl.manage.inventory.replies import (
 )
 from pmuctl.model.vm import VmState
 from pmuctl.model.vm_ref import ProcessId
+from pmuctl.schema import Bool, Int, Maybe, Nullable, Obj, Str, Struct
+from pmuctl.value import replace
 
 FORMAT = 1
 SIZE_LIMIT = 8 << 20
@@ -46,7 +47,7 @@ _COUNT = re.compile(r"[0-9]{1,9}\n?")
 _PATH = re.compile(r"/(?:[^\0]*/)?[^/\0]+")
 _UID = Int(most=0xFFFFFFFF)
 _PID = Int(least=1, most=0x7FFFFFFF)
-_VMM = Obj(
+_VMM = Struct(
     {
         "pid": _PID,
         "uid": _UID,
@@ -55,6 +56,11 @@ _VMM = Obj(
         "supervised": Bool(),
     },
     is_open=True,
+    cls=AuthenticatedVmm,
+    fields={"start": "started", "supervised": "is_supervised"},
+)
+_PROCESS = Struct(
+    {"pid": _PID, "start": Int()}, is_open=True, cls=ProcessId, fields={"start": "started"}
 )
 _NO_REPLY = Obj(
     {
@@ -63,7 +69,7 @@ _NO_REPLY = Obj(
         "message": Str(),
         "why": Nullable(Str()),
         "errno": Nullable(Str(most=32)),
-        "process": Nullable(Obj({"pid": _PID, "start": Int()}, is_open=True)),
+        "process": Nullable(_PROCESS),
         "owner": Nullable(_UID),
     },
     is_open=True,
@@ -136,19 +142,13 @@ def to_text(socket: ControlSocket, reply: Reply) -> str:
     }
     match reply:
         case VmReply(message=message, vmm=vmm):
-            document["vmm"] = {
-                "pid": vmm.pid,
-                "uid": vmm.uid,
-                "start": vmm.started,
-                "has-vm": vmm.has_vm,
-                "supervised": vmm.is_supervised,
-            }
+            document["vmm"] = _VMM.format(vmm)
             document["answer"] = message
             if reply.record:
-                document["record"] = start_record.to_json(reply.record)
+                document["record"] = start_record.FORM.format(reply.record)
         case RecordedVm():
             document["uid"] = reply.uid
-            document["record"] = start_record.to_json(reply.record)
+            document["record"] = start_record.FORM.format(reply.record)
         case NoReply(problem=problem, process=process):
             document["untold"] = {
                 "state": reply.state,
@@ -156,7 +156,7 @@ def to_text(socket: ControlSocket, reply: Reply) -> str:
                 "message": start_record.cut_text(problem.message),
                 "why": problem.why and start_record.cut_text(problem.why),
                 "errno": problem.errno,
-                "process": process and {"pid": process.pid, "start": process.started},
+                "process": process and _PROCESS.format(process),
                 "owner": reply.owner,
             }
     return json.dumps(document, ensure_ascii=False) + "\n"
@@ -188,20 +188,14 @@ def from_text(text: str, procs: Procfs) -> CapturedSocket:
 
 
 def _parse_vm_reply(socket: ControlSocket, document: Mapping[str, Any], procs: Procfs) -> VmReply:
-    answer, facts = document["answer"], document["vmm"]
+    answer, vmm = document["answer"], _VMM.parse(document["vmm"])
     try:
         check_answer(socket, answer)
     except PmuctlError as error:
         raise ValueError(f"file.answer: {error.why}") from None
-    now = procs.read_facts(facts["pid"])
-    vmm = AuthenticatedVmm(
-        pid=facts["pid"],
-        uid=facts["uid"],
-        started=facts["start"],
-        has_vm=facts["has-vm"],
-        is_supervised=facts["supervised"],
-        threads=now.threads if now.started == facts["start"] else frozenset(),
-    )
+    now = procs.read_facts(vmm.pid)
+    if now.started == vmm.started:
+        vmm = replace(vmm, threads=now.threads)
     if "record" not in document:
         return VmReply(message=answer, vmm=vmm)
     record = _parse_record(document, socket.name)
@@ -211,7 +205,7 @@ def _parse_vm_reply(socket: ControlSocket, document: Mapping[str, Any], procs: P
 
 
 def _parse_record(document: Mapping[str, Any], name: str | None) -> start_record.Record:
-    record = start_record.from_json(document["record"])
+    record: start_record.Record = start_record.FORM.parse(document["record"])
     if record.name != name:
         raise ValueError("file.record: is of another VM")
     return record
@@ -228,7 +222,5 @@ def _parse_no_reply(document: Mapping[str, Any], name: str | None) -> NoReply:
         fix=FIX if state is VmState.DENIED else None,
         errno=document["errno"],
     )
-    process = document["process"] and ProcessId(
-        document["process"]["pid"], document["process"]["start"]
-    )
+    process = document["process"] and _PROCESS.parse(document["process"])
     return NoReply(problem=problem, state=state, process=process, owner=document["owner"])

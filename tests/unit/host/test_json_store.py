@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host import json_store
+from pmuctl.schema import Int, Kind, List
 from tests.skips import only_root
 
 ME = {os.geteuid()}
@@ -17,7 +18,7 @@ as_root = only_root("only root can give files away")
 
 
 def load(directory: Path, *, limit: int = 100) -> object:
-    return json_store.load(directory, "a.json", owners=ME, limit=limit)
+    return json_store.load(directory, "a.json", Kind(), owners=ME, limit=limit)
 
 
 def store(directory: Path, document: object, *, limit: int = 100) -> None:
@@ -37,6 +38,14 @@ def test_what_was_stored_is_loaded(directory: Path) -> None:
     assert stat.S_IMODE((directory / "a.json").stat().st_mode) == 0o644
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
     assert os.listdir(directory) == ["a.json"]
+
+
+def test_what_has_another_form_is_none(directory: Path) -> None:
+    form = List(Int(), make=frozenset, unmake=sorted)
+    store(directory, form.format({2, 1}))
+    assert json_store.load(directory, "a.json", form, owners=ME, limit=100) == {1, 2}
+    store(directory, [1, "2"])
+    assert json_store.load(directory, "a.json", form, owners=ME, limit=100) is None
 
 
 def test_the_mode_is_that_whatever_the_umask_is(directory: Path) -> None:
@@ -153,7 +162,7 @@ def test_what_is_another_users_is_not_believed(directory: Path, what: str) -> No
     store(directory, {"a": 1})
     os.chown(directory if what == "directory" else directory / "a.json", 4321, 4321)
     assert load(directory) is None
-    assert json_store.load(directory, "a.json", owners={0, 4321}, limit=100) == {"a": 1}
+    assert json_store.load(directory, "a.json", Kind(), owners={0, 4321}, limit=100) == {"a": 1}
     if what == "directory":
         with pytest.raises(PermissionError):
             store(directory, {})

@@ -1,30 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of messages as `query-schema` tells it: plain data, and all there is to know."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given
 
-from pmuctl.control.protocol.messages import COMMANDS, EVENTS, describe_messages
+from pmuctl.control.protocol.messages import COMMANDS, EVENTS, VM_NAME, describe_messages
 from pmuctl.control.protocol.qmp_codec import ERROR_CLASSES, NESTING_MAX, Decoder, encode
-from pmuctl.control.protocol.schema import (
-    Bool,
-    Int,
-    Kind,
-    List,
-    Maybe,
-    Nullable,
-    Obj,
-    Str,
-    Tuple,
-)
 from pmuctl.control.server.commands import ERRORS
 from pmuctl.control.server.connection import OUTPUT_MAX
+from pmuctl.schema import Bool, Int, Kind, List, Maybe, Nullable, Obj, SchemaError, Str, Tuple
 from tests.cli.conftest import Machine, machine  # noqa: F401 - a fixture
 from tests.fakes.peers import RawClient
+from tests.fakes.strategies import JSON, QUICKLY
 from tests.fakes.vmm import FakeVm
 
 Row = Mapping[str, Any]
@@ -151,3 +144,24 @@ def test_a_peer_need_not_tell_what_the_protocol_does_not_ask() -> None:
     rows = {str(row["path"]): row for row in result.describe("")}
     optional = {path for path, row in rows.items() if not row["required"]}
     assert optional == {"waiting", "event-bits"}
+
+
+@QUICKLY
+@given(JSON)
+def test_any_value_is_taken_or_refused_by_every_message(value: object) -> None:
+    kinds = [kind for its in COMMANDS.values() for kind in (its.arguments, its.result)]
+    for kind in (*kinds, *EVENTS.values()):
+        with contextlib.suppress(SchemaError):
+            kind.check(value, "x")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "-a", "_a", "a/b", "a b", "a\n", "a\0", "é", "٣", "a" * 65, "\x1b[2J"]
+)
+def test_a_vm_name_is_never_a_path_an_option_or_terminal_control(name: str) -> None:
+    assert not VM_NAME.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", ["a", "9", "web1", "Web_1.sock-2", "a" * 64])
+def test_plain_names_are_vm_names(name: str) -> None:
+    assert VM_NAME.fullmatch(name)

@@ -65,6 +65,19 @@ def test_what_is_written_is_read_and_added_to(environ: Mapping[str, str], procs:
     assert read(environ) == AffinityRecord(cpus={**MASKS, 4123: CpuSet.parse("3")})
 
 
+def test_the_text_is_that_of_every_version(environ: Mapping[str, str], procs: Procfs) -> None:
+    write(environ, procs, {4123: CpuSet.parse("2-3"), 4122: CpuSet.parse("2")})
+    leave(environ, procs, VmId(PROCESS, 12))
+    leave(environ, procs, VmId(PROCESS))
+    document = json.loads(record(environ).read_text())
+    assert list(document) == ["format", "start", "when", "left-alone", "threads"]
+    assert document.pop("when") > 0
+    assert json.dumps(document) == (
+        '{"format": 2, "start": 77, "left-alone": [-1, 12], '
+        '"threads": [{"tid": 4122, "cpus": "2"}, {"tid": 4123, "cpus": "2-3"}]}'
+    )
+
+
 def test_what_is_left_alone_is_so_until_it_is_placed(
     environ: Mapping[str, str], procs: Procfs
 ) -> None:

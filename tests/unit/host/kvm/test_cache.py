@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pmuctl.host.kvm.cache import from_json, read_kvm_caps, to_json
+from pmuctl.host.kvm.cache import CAPS, read_kvm_caps
 from pmuctl.host.runtime_dirs import PROBE_CACHE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import replace
+from tests.fakes.strategies import QUICKLY
 from tests.skips import skip
 
 FOUND = KvmCaps(
@@ -148,12 +151,34 @@ def test_a_torn_cache_is_made_anew(machine: Machine, content: str) -> None:
     assert machine.read(Prober(OTHER)) == FOUND
 
 
-@pytest.mark.parametrize("field", to_json(FOUND))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("has_vpmu", 1),
+        ("has_strict", 0),
+        ("has_strict", None),
+        ("attributes", [0, True]),
+        ("counters", {"8": True}),
+        ("counters", {"8": 1 << 31}),
+        ("counters", {"٣x": 1}),
+        ("counters", {"9" * 5000: 1}),
+        ("event_bits_of", {"8": None}),
+        ("default", "three"),
+        ("cpus", {"8": "0-70000"}),
+        ("cpus", {"8": "\ud800"}),
+    ],
+)
+def test_a_field_that_is_nearly_right_is_not_believed(field: str, value: object) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the texts are several
+        CAPS.read(CAPS.format(FOUND) | {field: value}, "probed")
+
+
+@pytest.mark.parametrize("field", CAPS.format(FOUND))
 @pytest.mark.parametrize("value", ["x", -1, {"a": 1}, ["a"], 1.5])
 def test_a_field_of_another_kind_is_not_believed(field: str, value: object) -> None:
-    document = to_json(FOUND) | {field: value}
+    document = CAPS.format(FOUND) | {field: value}
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are several
-        from_json(document)
+        CAPS.read(document, "probed")
 
 
 def test_a_truncated_cache_is_made_anew(machine: Machine) -> None:
@@ -201,7 +226,7 @@ def test_a_directory_of_another_user_is_neither_read_nor_written(machine: Machin
     machine.read(Prober(OTHER))
     os.chown(machine.run, 4321, 0)
     assert machine.read(Prober()) == FOUND
-    assert from_json(json.loads(machine.cache.read_text())["probed"]) == OTHER
+    assert CAPS.read(json.loads(machine.cache.read_text())["probed"], "probed") == OTHER
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
@@ -235,7 +260,32 @@ def test_no_directory_no_cache_no_error(machine: Machine) -> None:
     assert not Path("relative").exists()
 
 
-def test_text_and_value_are_inverse() -> None:
-    document = json.loads(json.dumps(to_json(FOUND)))
-    assert from_json(document) == FOUND
-    assert from_json(to_json(KvmCaps(has_vpmu=None))) == KvmCaps(has_vpmu=None)
+NUMBERS = st.integers(0, (1 << 31) - 1)
+CAPABILITIES = st.builds(
+    KvmCaps,
+    has_vpmu=st.none() | st.booleans(),
+    attributes=st.frozensets(NUMBERS, max_size=5),
+    counters=st.dictionaries(NUMBERS, st.none() | NUMBERS, max_size=3),
+    event_bits=st.none() | NUMBERS,
+    event_bits_of=st.dictionaries(NUMBERS, NUMBERS, max_size=3),
+    default=st.none() | st.sampled_from(DefaultPmu),
+    default_pmu=st.none() | NUMBERS,
+    has_strict=st.booleans(),
+    cpus=st.dictionaries(
+        NUMBERS, st.frozensets(st.integers(0, 0xFFFF), max_size=5).map(CpuSet), max_size=3
+    ),
+)
+
+
+@QUICKLY
+@given(CAPABILITIES)
+def test_text_and_value_are_inverse(probed: KvmCaps) -> None:
+    assert CAPS.read(json.loads(json.dumps(CAPS.format(probed))), "probed") == probed
+
+
+def test_the_text_is_that_of_every_version() -> None:
+    assert json.dumps(CAPS.format(FOUND)) == (
+        '{"has_vpmu": true, "attributes": [0, 1, 2, 3], "counters": {"8": 6, "9": 4}, '
+        '"event_bits": 16, "event_bits_of": {"9": 10}, "default": "one", "default_pmu": 8, '
+        '"has_strict": false, "cpus": {"8": "0-1", "9": "2-3"}}'
+    )

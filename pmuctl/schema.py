@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of the values in messages of the control socket, and their checks."""
+"""The forms of JSON documents: messages of the control socket, files, and the launch spec.
+
+A form is a tree of kinds. It checks a document, parses it into the value that it stands for, and
+formats that value as a document again.
+"""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from pmuctl.value import value
+from pmuctl.value import field, value
 
 LIST_MAX = 4096
 
@@ -14,20 +18,45 @@ Row = dict[str, object]
 
 
 class SchemaError(ValueError):
-    """A message does not have the form that the table requires."""
+    """A document does not have the form that the table requires."""
 
 
-class Kind(Protocol):
-    """A type of value on the wire."""
+def _keep_value(value: Any) -> Any:
+    return value
+
+
+@value(kw_only=True)
+class Kind:
+    """A type of JSON value: `make` makes the Python value of it, and `unmake` is the inverse.
+
+    `Kind()` itself is any value.
+    """
+
+    make: Callable[[Any], Any] = _keep_value
+    unmake: Callable[[Any], Any] = _keep_value
 
     def check(self, value: object, where: str) -> None:
         """Raise SchemaError, naming `where`, unless the value has this type and range."""
+
+    def parse(self, value: Any) -> Any:
+        """Return the Python value of a checked JSON value; raise ValueError if `make` does."""
+        return self.make(value)
+
+    def format(self, value: Any) -> Any:
+        """Return the JSON value of a Python value; the inverse of `parse`."""
+        return self.unmake(value)
+
+    def read(self, value: object, where: str) -> Any:
+        """Check a JSON value and parse it; raise ValueError."""
+        self.check(value, where)
+        return self.parse(value)
 
     def describe(self, path: str) -> Iterator[Row]:
         """Yield a row for the value at `path` of a message, then a row for each value inside it.
 
         A row is plain data: `path`, `type`, `required`, `null`, and the bounds of the type.
         """
+        yield _describe_field(path, "any")
 
 
 def _describe_field(path: str, type: str, **bounds: object) -> Row:
@@ -36,7 +65,7 @@ def _describe_field(path: str, type: str, **bounds: object) -> Row:
 
 
 @value
-class Int:
+class Int(Kind):
     """An integer from `least` to `most`."""
 
     least: int = 0
@@ -56,7 +85,7 @@ class Int:
 
 
 @value
-class Bool:
+class Bool(Kind):
     """true or false."""
 
     def check(self, value: object, where: str) -> None:
@@ -70,7 +99,7 @@ class Bool:
 
 
 @value
-class Str:
+class Str(Kind):
     """A string of at most `most` characters; if given, one of `words`, or matching `form`."""
 
     most: int = 4096
@@ -101,8 +130,8 @@ class Str:
 
 
 @value
-class List:
-    """A list of `least` to `most` values of one kind."""
+class List(Kind):
+    """A list of `least` to `most` values of one kind; `make` takes their Python values."""
 
     of: Kind
     least: int = 0
@@ -117,6 +146,14 @@ class List:
         for index, item in enumerate(value):
             self.of.check(item, f"{where}[{index}]")
 
+    def parse(self, value: Any) -> Any:
+        """See Kind."""
+        return self.make([*map(self.of.parse, value)])
+
+    def format(self, value: Any) -> Any:
+        """See Kind."""
+        return [*map(self.of.format, self.unmake(value))]
+
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
         yield _describe_field(path, "list", least=self.least, most=self.most)
@@ -124,7 +161,7 @@ class List:
 
 
 @value
-class Tuple:
+class Tuple(Kind):
     """A list with exactly one value of each of these kinds, in this order."""
 
     of: tuple[Kind, ...]
@@ -144,7 +181,7 @@ class Tuple:
 
 
 @value
-class Nullable:
+class Nullable(Kind):
     """A value of this kind, or null."""
 
     of: Kind
@@ -153,6 +190,14 @@ class Nullable:
         """See Kind."""
         if value is not None:
             self.of.check(value, where)
+
+    def parse(self, value: Any) -> Any:
+        """See Kind."""
+        return None if value is None else self.of.parse(value)
+
+    def format(self, value: Any) -> Any:
+        """See Kind."""
+        return None if value is None else self.of.format(value)
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
@@ -167,8 +212,12 @@ class Maybe:
     of: Kind
 
 
+def _find_kind(member: Kind | Maybe) -> Kind:
+    return member.of if isinstance(member, Maybe) else member
+
+
 @value
-class Obj:
+class Obj(Kind):
     """An object with these members; if it is open, later versions may add others."""
 
     members: Mapping[str, Kind | Maybe]
@@ -179,9 +228,8 @@ class Obj:
         if not isinstance(value, dict):
             raise SchemaError(f"{where}: an object is expected")
         for name, member in self.members.items():
-            kind = member.of if isinstance(member, Maybe) else member
             if name in value:
-                kind.check(value[name], f"{where}.{name}")
+                _find_kind(member).check(value[name], f"{where}.{name}")
             elif not isinstance(member, Maybe):
                 raise SchemaError(f"{where}.{name}: is missing")
         if not self.is_open and (unknown := sorted(set(value) - set(self.members))):
@@ -192,6 +240,51 @@ class Obj:
         yield _describe_field(path, "object", open=self.is_open)
         for name, member in self.members.items():
             member_path = f"{path}.{name}" if path else name
-            kind = member.of if isinstance(member, Maybe) else member
-            first, *inner = kind.describe(member_path)
+            first, *inner = _find_kind(member).describe(member_path)
             yield from (first | {"required": not isinstance(member, Maybe)}, *inner)
+
+
+@value
+class Constant(Kind):
+    """A member of a Struct that is the same number in every document, and no field."""
+
+    number: int
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        Int(self.number, self.number).check(value, where)
+
+    def format(self, value: Any) -> int:
+        """See Kind."""
+        return self.number
+
+
+@value(kw_only=True)
+class Struct(Obj):
+    """An object whose members are the fields of a class.
+
+    The member "event-bits" is the field `event_bits`; `fields` has the fields of members that are
+    called otherwise. A field whose member is missing has its default.
+    """
+
+    cls: Callable[..., Any]
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def parse(self, value: Any) -> Any:
+        """See Kind."""
+        given = {
+            self._name_field(name): _find_kind(member).parse(value[name])
+            for name, member in self.members.items()
+            if name in value and not isinstance(member, Constant)
+        }
+        return self.cls(**given)
+
+    def format(self, value: Any) -> dict[str, Any]:
+        """See Kind."""
+        return {
+            name: _find_kind(member).format(getattr(value, self._name_field(name), None))
+            for name, member in self.members.items()
+        }
+
+    def _name_field(self, member: str) -> str:
+        return self.fields.get(member, member.replace("-", "_"))
