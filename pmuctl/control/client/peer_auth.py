@@ -75,8 +75,8 @@ def authenticate(
     Raise RefusedError, NoVmError or DeniedError if the peer is not authenticated.
     """
     facts = procs.read_facts(peer.pid)
-    if peer.started is not None and facts.started != peer.started:
-        facts = ProcessFacts(pid=peer.pid)  # its pid is another process's by now
+    if facts.started != peer.started:  # its pid is another process's by now
+        facts = ProcessFacts(pid=peer.pid)
     # the process that began to listen may have ended; a peer that began as root is accepted under
     # any user, because a VMM may drop root
     is_gone = facts.uid is None and facts.started is None

@@ -130,6 +130,16 @@ def test_threads_of_a_process_that_took_over_the_pid_do_not_count(procs: Procfs)
     assert (facts.started, facts.has_vm) == (None, False)
 
 
+@EITHER
+def test_the_vmm_that_has_the_pid_of_a_peer_that_had_ended_is_not_the_peer(
+    procs: Procfs, *, strictly: bool
+) -> None:
+    """What it forked still has its socket, and the kernel has given its pid to a VMM."""
+    ended = PeerCred(VMM, USER, USER, None)
+    with pytest.raises(NoVmError, match="not believed"):
+        authenticate(ENTRY, ended, VMM, procs, strictly=strictly)
+
+
 def test_roots_supervisor_speaks_for_any_users_vmm(procs: Procfs) -> None:
     fake_proc(procs.root, VMM, uid=OTHER)
     assert ask(procs, uid=0).uid == OTHER
