@@ -263,8 +263,8 @@ class Constant(Kind):
 class Struct(Obj):
     """An object whose members are the fields of a class.
 
-    The member "event-bits" is the field `event_bits`; `fields` has the fields of members that are
-    called otherwise. A field whose member is missing has its default.
+    The member "event-bits" is the field `event_bits`; `fields` maps each member with
+    another name to its field. A field whose member is missing has its default.
     """
 
     cls: Callable[..., Any]
@@ -282,7 +282,9 @@ class Struct(Obj):
     def format(self, value: Any) -> dict[str, Any]:
         """See Kind."""
         return {
-            name: _find_kind(member).format(getattr(value, self._name_field(name), None))
+            name: member.number
+            if isinstance(member, Constant)
+            else _find_kind(member).format(getattr(value, self._name_field(name)))
             for name, member in self.members.items()
         }
 

@@ -79,11 +79,19 @@ class Noun:
         self.help = help
         self.verbs: dict[str, typer.Typer] = {}
 
+    def add_verb(self, name: str) -> typer.Typer:
+        """Return the app of a new verb."""
+        assert name not in self.verbs
+        self.verbs[name] = make_app()
+        return self.verbs[name]
+
     def make_group(self) -> LazyGroup:
         """Return the group of the verbs."""
         group = make_app(self.help, cls=LazyGroup)
         group.callback()(lambda: None)
-        return _make_group(group, {name: partial(self.verbs.get, name) for name in self.verbs})
+        return _make_group(
+            group, {name: partial(self.verbs.__getitem__, name) for name in self.verbs}
+        )
 
 
 def _make_group(app: typer.Typer, apps: Mapping[str, Any]) -> LazyGroup:
@@ -154,7 +162,7 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = handler.__doc__
-        verb = app.verbs.setdefault(name, make_app()) if isinstance(app, Noun) else app
+        verb = app.add_verb(name) if isinstance(app, Noun) else app
         verb.command(name, cls=Command, context_settings=settings)(run)
         return handler
 

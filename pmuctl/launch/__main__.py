@@ -10,7 +10,7 @@ import gc
 import sys
 
 if __name__ == "__main__":
-    gc.disable()  # what is loaded stays: looking for garbage in it is a tenth of the start
+    gc.disable()  # looking for garbage in what is loaded is a tenth of the start, and finds 0.2 MB
     # it is run by its path with -I, so that nothing else is on the search path
     sys.path.insert(0, __file__.rpartition("/pmuctl/")[0])
 

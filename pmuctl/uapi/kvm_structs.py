@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The structs of linux/kvm.h and of arm64's asm/kvm.h, as far as they are used here.
 
-They are apart from the numbers in `kvm` and `kvm_arm64`, because only who calls KVM needs ctypes.
+They are apart from the numbers in `kvm` and `kvm_arm64`, because only code that calls KVM needs
+ctypes.
 """
 
 import ctypes

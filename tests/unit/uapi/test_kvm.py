@@ -111,6 +111,8 @@ def test_a_device_attr_is_packed_as_the_struct_has_it() -> None:
     as_struct = kvm_device_attr(group=0x12345678, attr=2**64 - 2)
     assert kvm.pack_device_attr(0x12345678, 2**64 - 2) == bytes(as_struct)
     assert kvm_device_attr.addr.offset == kvm.DEVICE_ATTR_ADDR
+    event_range = kvm_pmu_event_filter(0x1234, 0x5678, 1)
+    assert kvm_arm64.pack_filter(0x1234, 0x5678, 1) == bytes(event_range)
 
 
 def test_exits_lie_as_the_kernel_lays_them() -> None:
