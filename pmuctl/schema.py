@@ -6,12 +6,15 @@ formats that value as a document again.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pmuctl.value import field, value
 
 LIST_MAX = 4096
+
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 
 Row = dict[str, object]
 """The description of one value in `query-schema`: see describe() of each kind."""
@@ -25,38 +28,52 @@ def _keep_value(value: Any) -> Any:
     return value
 
 
-@value(kw_only=True)
-class Kind:
-    """A type of JSON value: `make` makes the Python value of it, and `unmake` is the inverse.
+@value
+class Kind(ABC):
+    """A type of JSON value."""
 
-    `Kind()` itself is any value.
-    """
-
-    make: Callable[[Any], Any] = _keep_value
-    unmake: Callable[[Any], Any] = _keep_value
-
+    @abstractmethod
     def check(self, value: object, where: str) -> None:
         """Raise SchemaError, naming `where`, unless the value has this type and range."""
 
+    @abstractmethod
+    def describe(self, path: str) -> Iterator[Row]:
+        """Yield a row for the value at `path` of a message, then a row for each value inside it.
+
+        A row is plain data: `path`, `type`, `required`, `null`, and the bounds of the type.
+        """
+
     def parse(self, value: Any) -> Any:
-        """Return the Python value of a checked JSON value; raise ValueError if `make` does."""
-        return self.make(value)
+        """Return the Python value of a checked JSON value; raise ValueError if there is none."""
+        return value
 
     def format(self, value: Any) -> Any:
         """Return the JSON value of a Python value; the inverse of `parse`."""
-        return self.unmake(value)
+        return value
 
     def read(self, value: object, where: str) -> Any:
         """Check a JSON value and parse it; raise ValueError."""
         self.check(value, where)
         return self.parse(value)
 
-    def describe(self, path: str) -> Iterator[Row]:
-        """Yield a row for the value at `path` of a message, then a row for each value inside it.
 
-        A row is plain data: `path`, `type`, `required`, `null`, and the bounds of the type.
-        """
-        yield _describe_field(path, "any")
+@value(kw_only=True)
+class Convertible(Kind):
+    """A kind whose values Python has as another type: `make` makes it, and `unmake` undoes that.
+
+    Of a list or an object, they convert what has the Python values of its elements.
+    """
+
+    make: Callable[[Any], Any] = _keep_value
+    unmake: Callable[[Any], Any] = _keep_value
+
+    def parse(self, value: Any) -> Any:
+        """See Kind."""
+        return self.make(value)
+
+    def format(self, value: Any) -> Any:
+        """See Kind."""
+        return self.unmake(value)
 
 
 def _describe_field(path: str, type: str, **bounds: object) -> Row:
@@ -65,7 +82,19 @@ def _describe_field(path: str, type: str, **bounds: object) -> Row:
 
 
 @value
-class Int(Kind):
+class AnyValue(Kind):
+    """Any JSON value."""
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        yield _describe_field(path, "any")
+
+
+@value
+class Int(Convertible):
     """An integer from `least` to `most`."""
 
     least: int = 0
@@ -85,7 +114,7 @@ class Int(Kind):
 
 
 @value
-class Bool(Kind):
+class Bool(Convertible):
     """true or false."""
 
     def check(self, value: object, where: str) -> None:
@@ -99,7 +128,7 @@ class Bool(Kind):
 
 
 @value
-class Str(Kind):
+class Str(Convertible):
     """A string of at most `most` characters; if given, one of `words`, or matching `form`."""
 
     most: int = 4096
@@ -130,8 +159,8 @@ class Str(Kind):
 
 
 @value
-class List(Kind):
-    """A list of `least` to `most` values of one kind; `make` takes their Python values."""
+class List(Convertible):
+    """A list of `least` to `most` values of one kind."""
 
     of: Kind
     least: int = 0
@@ -161,7 +190,7 @@ class List(Kind):
 
 
 @value
-class Tuple(Kind):
+class Tuple(Convertible):
     """A list with exactly one value of each of these kinds, in this order."""
 
     of: tuple[Kind, ...]
@@ -172,6 +201,15 @@ class Tuple(Kind):
             raise SchemaError(f"{where}: a list of {len(self.of)} is expected")
         for index, (kind, item) in enumerate(zip(self.of, value, strict=True)):
             kind.check(item, f"{where}[{index}]")
+
+    def parse(self, value: Any) -> Any:
+        """See Kind."""
+        return self.make([kind.parse(item) for kind, item in zip(self.of, value, strict=True)])
+
+    def format(self, value: Any) -> Any:
+        """See Kind."""
+        items = self.unmake(value)
+        return [kind.format(item) for kind, item in zip(self.of, items, strict=True)]
 
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
@@ -217,7 +255,7 @@ def _find_kind(member: Kind | Maybe) -> Kind:
 
 
 @value
-class Obj(Kind):
+class Obj(Convertible):
     """An object with these members; if it is open, later versions may add others."""
 
     members: Mapping[str, Kind | Maybe]
@@ -235,6 +273,26 @@ class Obj(Kind):
         if not self.is_open and (unknown := sorted(set(value) - set(self.members))):
             raise SchemaError(f"{where}.{unknown[0]:.64}: is not known here")
 
+    def parse(self, value: Any) -> Any:
+        """See Kind."""
+        return self.make({**value, **self._parse_members(value)})
+
+    def format(self, value: Any) -> Any:
+        """See Kind."""
+        values = self.unmake(value)
+        return {
+            name: _find_kind(self.members[name]).format(item) if name in self.members else item
+            for name, item in values.items()
+        }
+
+    def _parse_members(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the Python values of the members that are known here."""
+        return {
+            name: _find_kind(member).parse(value[name])
+            for name, member in self.members.items()
+            if name in value
+        }
+
     def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
         yield _describe_field(path, "object", open=self.is_open)
@@ -242,6 +300,35 @@ class Obj(Kind):
             member_path = f"{path}.{name}" if path else name
             first, *inner = _find_kind(member).describe(member_path)
             yield from (first | {"required": not isinstance(member, Maybe)}, *inner)
+
+
+@value
+class NumberMap(Kind):
+    """An object with numbers for names, which are int in Python, and values of one kind."""
+
+    of: Kind
+
+    def check(self, value: object, where: str) -> None:
+        """See Kind."""
+        if not isinstance(value, dict):
+            raise SchemaError(f"{where}: an object is expected")
+        for name, item in value.items():
+            if not _NUMBER.fullmatch(name):
+                raise SchemaError(f"{where}: {name:.64} is no number")
+            self.of.check(item, f"{where}.{name}")
+
+    def parse(self, value: Any) -> Any:
+        """See Kind."""
+        return {int(name): self.of.parse(item) for name, item in value.items()}
+
+    def format(self, value: Any) -> Any:
+        """See Kind."""
+        return {str(number): self.of.format(item) for number, item in value.items()}
+
+    def describe(self, path: str) -> Iterator[Row]:
+        """See Kind."""
+        yield _describe_field(path, "object", open=True)
+        yield from self.of.describe(f"{path}.*")
 
 
 @value
@@ -254,17 +341,17 @@ class Constant(Kind):
         """See Kind."""
         Int(self.number, self.number).check(value, where)
 
-    def format(self, value: Any) -> int:
+    def describe(self, path: str) -> Iterator[Row]:
         """See Kind."""
-        return self.number
+        return Int(self.number, self.number).describe(path)
 
 
 @value(kw_only=True)
 class Struct(Obj):
-    """An object whose members are the fields of a class.
+    """An object whose members are the fields of a class, from which it is made.
 
-    The member "event-bits" is the field `event_bits`; `fields` maps each member with
-    another name to its field. A field whose member is missing has its default.
+    The member "event-bits" is the field `event_bits`; `fields` maps each member with another
+    name to its field. A field whose member is missing has its default.
     """
 
     cls: Callable[..., Any]
@@ -272,12 +359,9 @@ class Struct(Obj):
 
     def parse(self, value: Any) -> Any:
         """See Kind."""
-        given = {
-            self._name_field(name): _find_kind(member).parse(value[name])
-            for name, member in self.members.items()
-            if name in value and not isinstance(member, Constant)
-        }
-        return self.cls(**given)
+        given = self._parse_members(value)
+        names = [name for name in given if not isinstance(self.members[name], Constant)]
+        return self.cls(**{self._name_field(name): given[name] for name in names})
 
     def format(self, value: Any) -> dict[str, Any]:
         """See Kind."""

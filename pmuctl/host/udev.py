@@ -83,7 +83,7 @@ class UeventMonitor(NoUevents):
     is_open = True
 
     def __init__(self) -> None:
-        import socket
+        import socket  # it takes longer than all else that `pmu list` imports for this module
 
         import pyudev
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pmuctl.control.protocol.messages import FILTER, filter_from, filter_message
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event_filter import EventFilter
-from pmuctl.schema import Bool, Int, Kind, List, Nullable, Obj, Str, Struct, Tuple
+from pmuctl.schema import AnyValue, Bool, Int, List, Nullable, Obj, Str, Struct, Tuple
 from pmuctl.value import field, value
 
 
@@ -46,6 +46,7 @@ class LaunchSpec:
     @classmethod
     def decode(cls, text: bytes) -> "LaunchSpec":
         """Return the spec of a text by `encode`: it comes from this program, not from outside."""
+        # not checked: arguments may be long, and need not be UTF-8
         spec: LaunchSpec = _FORM.parse(json.loads(text))
         return spec
 
@@ -61,14 +62,14 @@ _FORM = Struct(
         "attributes": List(Int(), make=frozenset, unmake=sorted),
         "event-bits": Nullable(Int()),
         "defaults": List(
-            Tuple((Int(), Str(), Str())),
-            make=lambda rows: {(type, name): CpuSet.parse(cpus) for type, name, cpus in rows},
-            unmake=lambda defaults: [(*pmu, str(cpus)) for pmu, cpus in defaults.items()],
+            Tuple((Int(), Str(), Str(make=CpuSet.parse, unmake=str))),
+            make=lambda rows: {(type, name): cpus for type, name, cpus in rows},
+            unmake=lambda defaults: [(*pmu, cpus) for pmu, cpus in defaults.items()],
         ),
         "hold": Bool(),
-        "timeout": Kind(),
+        "timeout": AnyValue(),
         "best-effort": Bool(),
     },
     cls=LaunchSpec,
 )
-"""The form of a spec as JSON. Nothing checks it, so arguments need not be UTF-8, nor short."""
+"""The form of a spec as JSON."""

@@ -39,7 +39,11 @@ def _escape_invisible(char: str) -> str:
 
 
 def _escape_surrogates(text: str) -> str:
-    return text if text.isascii() else "".join(map(_escape_surrogate, text))
+    try:
+        text.encode()  # much faster than a look at each character
+    except UnicodeEncodeError:
+        return "".join(map(_escape_surrogate, text))
+    return text
 
 
 def _escape_surrogate(char: str) -> str:

@@ -12,7 +12,6 @@ KVM_ARM_VCPU_PSCI_0_2 = 2
 KVM_ARM_VCPU_PMU_V3 = 3
 KVM_ARM_VCPU_PMU_V3_STRICT = 9  # since v7.3, commit ad220e275c39
 
-
 # Device attributes of a vCPU, Documentation/virt/kvm/devices/vcpu.rst section 1
 KVM_ARM_VCPU_PMU_V3_CTRL = 0
 KVM_ARM_VCPU_PMU_V3_IRQ = 0

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.schema import (
     LIST_MAX,
+    AnyValue,
     Bool,
     Constant,
     Int,
@@ -21,6 +22,7 @@ from pmuctl.schema import (
     List,
     Maybe,
     Nullable,
+    NumberMap,
     Obj,
     SchemaError,
     Str,
@@ -39,7 +41,7 @@ PAIR: Mapping[str, Kind | Maybe] = {"a": Int(), "b": Maybe(Bool())}
         (Int(), 0),
         (Int(), (1 << 63) - 1),
         (Int(least=2, most=3), 3),
-        (Kind(), [None, {"a": 1.5}]),
+        (AnyValue(), [None, {"a": 1.5}]),
         (Constant(2), 2),
         (Bool(), False),
         (Str(), ""),
@@ -55,6 +57,7 @@ PAIR: Mapping[str, Kind | Maybe] = {"a": Int(), "b": Maybe(Bool())}
         (Obj(PAIR), {"a": 1}),
         (Obj(PAIR), {"b": True, "a": 1}),
         (Obj(PAIR, is_open=True), {"a": 1, "later": []}),
+        (NumberMap(Bool()), {"0": True, "12": False}),
     ],
 )
 def test_a_kind_takes_what_it_names(kind: Kind, value: object) -> None:
@@ -91,6 +94,13 @@ def test_a_kind_takes_what_it_names(kind: Kind, value: object) -> None:
         (Obj(PAIR), {"a": 1, "c": 1}, "x.c: is not known here"),
         (Obj({}), {"c" * 99: 1}, f"x.{'c' * 64}: is not known here"),
         (Obj(PAIR, is_open=True), {"later": 1}, "x.a: is missing"),
+        (NumberMap(Int()), [], "x: an object is expected"),
+        (NumberMap(Int()), {"8": True}, "x.8: a whole number is expected"),
+        (NumberMap(Int()), {"8x": 1}, "x: 8x is no number"),
+        (NumberMap(Int()), {" 8 ": 1}, "x:  8  is no number"),
+        (NumberMap(Int()), {"-1": 1}, "x: -1 is no number"),
+        (NumberMap(Int()), {"1_0": 1}, "x: 1_0 is no number"),
+        (NumberMap(Int()), {"\u0663": 1}, "x: \u0663 is no number"),
     ],
 )
 def test_a_refusal_says_where_and_what(kind: Kind, value: object, words: str) -> None:
@@ -188,3 +198,27 @@ def test_any_document_is_read_or_refused(document: object) -> None:
     for bent in (document, *(good | {name: document} for name in good)):
         with contextlib.suppress(ValueError):
             assert isinstance(THING.read(bent, "x"), Thing)
+
+
+CPUS = Str(make=CpuSet.parse, unmake=str)
+
+
+@pytest.mark.parametrize(
+    ("kind", "document", "parsed"),
+    [
+        (Tuple((Int(), CPUS)), [1, "2-3"], [1, CpuSet.parse("2-3")]),
+        (Tuple((Int(), CPUS), make=tuple), [1, "2-3"], (1, CpuSet.parse("2-3"))),
+        (Obj({"c": CPUS, "d": Maybe(CPUS)}), {"c": "2-3"}, {"c": CpuSet.parse("2-3")}),
+        (Nullable(List(CPUS, make=tuple)), ["0"], (CpuSet.parse("0"),)),
+        (NumberMap(CPUS), {"8": "0-1"}, {8: CpuSet.parse("0-1")}),
+    ],
+)
+def test_what_is_inside_is_converted_too(kind: Kind, document: object, parsed: object) -> None:
+    assert kind.read(document, "x") == parsed
+    assert kind.format(parsed) == document
+
+
+def test_a_member_that_is_no_field_is_a_fault_of_the_table() -> None:
+    misspelt = Struct({"x": Int(), "z": Maybe(Int())}, cls=Point)
+    with pytest.raises(AttributeError, match="z"):
+        misspelt.format(Point(1, 2))

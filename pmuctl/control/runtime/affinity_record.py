@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
@@ -21,7 +22,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.schema import Constant, Int, List, Obj, Str, Struct
-from pmuctl.value import field, replace, value
+from pmuctl.value import field, value
 
 FORMAT = 2
 ANY = -1
@@ -38,21 +39,31 @@ class AffinityRecord:
 
     Thread ids are the key because each of two VMs of a process has a vCPU 0. `left_alone` holds
     the VMs whose affinities are left to their admin (affinity none), by their file descriptors;
-    ANY stands for a VM whose descriptor was not known. `start` is the start time of the process
-    (clock ticks since boot), `when` the time at which the record was written (nanoseconds since
-    boot).
+    ANY stands for a VM whose descriptor was not known.
     """
 
     cpus: Mapping[int, CpuSet] = field(default_factory=dict)
     left_alone: frozenset[int] = frozenset()
-    start: int = field(default=0, compare=False)
-    when: int = field(default=0, compare=False)
 
     def leaves(self, vm: VmId) -> bool:
         """Return whether the affinities of this VM are left to its admin."""
         if vm.fd is None:
             return bool(self.left_alone)
         return bool(self.left_alone & {vm.fd, ANY})
+
+
+@value(kw_only=True)
+class _File:
+    """A record as its file has it.
+
+    `start` is the start time of the process (clock ticks since boot), `when` the time at which
+    the file was written (nanoseconds since boot).
+    """
+
+    start: int
+    when: int
+    left_alone: frozenset[int]
+    cpus: Mapping[int, CpuSet]
 
 
 _FORM = Struct(
@@ -62,13 +73,20 @@ _FORM = Struct(
         "when": Int(),
         "left-alone": List(Int(least=ANY), make=frozenset, unmake=sorted),
         "threads": List(
-            Obj({"tid": Int(most=1 << 22), "cpus": Str(most=1 << 18)}),
-            make=lambda threads: {its["tid"]: CpuSet.parse(its["cpus"]) for its in threads},
-            unmake=lambda cpus: [{"tid": tid, "cpus": str(cpus[tid])} for tid in sorted(cpus)],
+            Obj(
+                {
+                    "tid": Int(most=1 << 22),
+                    "cpus": Str(most=1 << 18, make=CpuSet.parse, unmake=str),
+                },
+                make=itemgetter("tid", "cpus"),
+                unmake=lambda thread: {"tid": thread[0], "cpus": thread[1]},
+            ),
+            make=dict,
+            unmake=lambda cpus: sorted(cpus.items(), key=itemgetter(0)),
         ),
     },
     is_open=True,
-    cls=AffinityRecord,
+    cls=_File,
     fields={"threads": "cpus"},
 )
 
@@ -91,17 +109,20 @@ def last_affinity_record(
     owner: int | None,
 ) -> AffinityRecord:
     """Return the same from these directories, each with its user (None is root)."""
-    records: list[AffinityRecord] = []
+    files: list[_File] = []
     for directory, whose in directories:
         if whose in (None, uid, owner):
             owners = {0, uid if whose is None else whose}
-            record: AffinityRecord | None = json_store.load(
+            file: _File | None = json_store.load(
                 directory, _make_name(process.pid), _FORM, owners=owners, limit=SIZE_LIMIT
             )
-            if record and record.start == process.started and record.when <= _read_clock():
-                records.append(record)
+            if file and file.start == process.started and file.when <= _read_clock():
+                files.append(file)
     # the newest is complete, because a writer first reads the others; one of the future is forged
-    return max(records, key=lambda record: record.when, default=AffinityRecord())
+    newest = max(files, key=attrgetter("when"), default=None)
+    if newest is None:
+        return AffinityRecord()
+    return AffinityRecord(cpus=newest.cpus, left_alone=newest.left_alone)
 
 
 def write_affinity_record(
@@ -171,10 +192,15 @@ def _save_record(
     environ: Mapping[str, str], uid: int, process: ProcessId, record: AffinityRecord, procs: Procfs
 ) -> None:
     """Write the record, after removing those of processes that have ended."""
-    record = replace(record, start=process.started, when=_read_clock())
+    file = _File(
+        start=process.started,
+        when=_read_clock(),
+        left_alone=record.left_alone,
+        cpus=record.cpus,
+    )
     directory = own_dir(environ, uid)
     _remove_stale_records(directory, procs)
-    name, document = _make_name(process.pid), _FORM.format(record)
+    name, document = _make_name(process.pid), _FORM.format(file)
     json_store.save(directory, name, document, owners={0, uid}, limit=SIZE_LIMIT)
 
 

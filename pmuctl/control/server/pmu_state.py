@@ -32,9 +32,7 @@ from pmuctl.model.plan import (
     refusal,
 )
 from pmuctl.model.vpmu import Vcpu, Vpmu, apply_accepted, is_sealed
-from pmuctl.uapi.kvm_arm64 import (
-    KVM_ARM_VCPU_PMU_V3_SET_PMU,
-)
+from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace, value
 
 

@@ -13,7 +13,7 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
-from pmuctl.schema import Bool, Int, Kind, List, Nullable, Obj, Str, Struct
+from pmuctl.schema import AnyValue, Bool, Int, List, Nullable, NumberMap, Str, Struct
 from pmuctl.value import value
 
 PATH_BOOT_ID = "proc/sys/kernel/random/boot_id"
@@ -22,28 +22,18 @@ SIZE_LIMIT = 64 * 1024
 """Bytes: a host has a handful of PMUs."""
 
 
-def _make_mapping(kind: Kind) -> Obj:
-    """Return an object of values of this kind, whose names are numbers in Python."""
-    return Obj(
-        {},
-        is_open=True,
-        make=lambda items: {int(name): kind.read(item, name) for name, item in items.items()},
-        unmake=lambda items: {str(number): kind.format(item) for number, item in items.items()},
-    )
-
-
 _NUMBER = Int(most=0x7FFFFFFF)
 CAPS = Struct(
     {
         "has_vpmu": Nullable(Bool()),
         "attributes": List(_NUMBER, make=frozenset, unmake=sorted),
-        "counters": _make_mapping(Nullable(_NUMBER)),
+        "counters": NumberMap(Nullable(_NUMBER)),
         "event_bits": Nullable(_NUMBER),
-        "event_bits_of": _make_mapping(_NUMBER),
+        "event_bits_of": NumberMap(_NUMBER),
         "default": Nullable(Str(make=DefaultPmu, unmake=lambda default: default.value)),
         "default_pmu": Nullable(_NUMBER),
         "has_strict": Bool(),
-        "cpus": _make_mapping(Str(most=SIZE_LIMIT, make=CpuSet.parse, unmake=str)),
+        "cpus": NumberMap(Str(most=SIZE_LIMIT, make=CpuSet.parse, unmake=str)),
     },
     is_open=True,
     cls=KvmCaps,
@@ -59,7 +49,7 @@ class _Cache:
     probed: KvmCaps
 
 
-_FORM = Struct({"key": Kind(), "probed": CAPS}, is_open=True, cls=_Cache)
+_FORM = Struct({"key": AnyValue(), "probed": CAPS}, is_open=True, cls=_Cache)
 
 
 def read_kvm_caps(

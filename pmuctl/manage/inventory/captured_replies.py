@@ -30,7 +30,7 @@ from pmuctl.manage.inventory.replies import (
 )
 from pmuctl.model.vm import VmState
 from pmuctl.model.vm_ref import ProcessId
-from pmuctl.schema import Bool, Int, Maybe, Nullable, Obj, Str, Struct
+from pmuctl.schema import Bool, Constant, Int, Maybe, Nullable, Obj, Str, Struct
 from pmuctl.value import replace
 
 FORMAT = 1
@@ -76,7 +76,7 @@ _NO_REPLY = Obj(
 )
 _FORM = Obj(
     {
-        "format": Int(least=FORMAT, most=FORMAT),
+        "format": Constant(FORMAT),
         "name": NAME,
         "path": Str(form=_PATH),
         "owner": Nullable(_UID),
@@ -166,8 +166,7 @@ def from_text(text: str, procs: Procfs) -> CapturedSocket:
     """Parse the text of a file; the inverse of `to_text`.
 
     The threads of a VMM are read from `procs`, the processes of the same capture; the `fix` of a
-    problem is made here. Raise ValueError or
-    RecursionError for any other text.
+    problem is made here. Raise ValueError or RecursionError for any other text.
     """
     document: Any = json.loads(text)
     _FORM.check(document, "file")

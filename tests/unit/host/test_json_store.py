@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.host import json_store
-from pmuctl.schema import Int, Kind, List
+from pmuctl.schema import AnyValue, Int, List
 from tests.skips import only_root
 
 ME = {os.geteuid()}
@@ -18,7 +18,7 @@ as_root = only_root("only root can give files away")
 
 
 def load(directory: Path, *, limit: int = 100) -> object:
-    return json_store.load(directory, "a.json", Kind(), owners=ME, limit=limit)
+    return json_store.load(directory, "a.json", AnyValue(), owners=ME, limit=limit)
 
 
 def store(directory: Path, document: object, *, limit: int = 100) -> None:
@@ -162,7 +162,9 @@ def test_what_is_another_users_is_not_believed(directory: Path, what: str) -> No
     store(directory, {"a": 1})
     os.chown(directory if what == "directory" else directory / "a.json", 4321, 4321)
     assert load(directory) is None
-    assert json_store.load(directory, "a.json", Kind(), owners={0, 4321}, limit=100) == {"a": 1}
+    assert json_store.load(directory, "a.json", AnyValue(), owners={0, 4321}, limit=100) == {
+        "a": 1
+    }
     if what == "directory":
         with pytest.raises(PermissionError):
             store(directory, {})

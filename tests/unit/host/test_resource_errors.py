@@ -15,7 +15,7 @@ from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError, raise_if_exhausted
 from pmuctl.host.sysfs import PATH_CPU_ONLINE, Sysfs
-from pmuctl.schema import Kind
+from pmuctl.schema import AnyValue
 from tests.fakes.shortage import no_descriptors
 from tests.fakes.vmm import fake_proc
 
@@ -65,7 +65,7 @@ def test_what_is_of_the_file_itself_passes(number: int) -> None:
         lambda root: Procfs(root).threads(PID),
         lambda root: Procfs(root).vcpu_fds(PID),
         lambda root: scan_sockets({"PMUCTL_RUNTIME_DIR": str(root)}, 0),
-        lambda root: json_store.load(root, "a.json", Kind(), owners={0}, limit=10),
+        lambda root: json_store.load(root, "a.json", AnyValue(), owners={0}, limit=10),
     ],
 )
 def test_no_reader_takes_a_shortage_for_an_absence(
