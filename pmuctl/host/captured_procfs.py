@@ -70,6 +70,10 @@ class CapturedProcfs(Procfs):
         finally:
             os.close(fd)
 
+    def _count_directories(self, path: str) -> int:
+        """Return 0: a capture does not change, and its file system may count otherwise."""
+        return 0
+
     def _read_links(self, path: str) -> dict[int, str]:
         targets = {}
         fd = self._open_directory(path)

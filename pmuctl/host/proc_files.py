@@ -71,6 +71,10 @@ class ProcFiles:
             raise_if_exhausted(error)
             raise
 
+    def _count_directories(self, path: str) -> int:
+        """Return how many directories a directory has, by its link count; raise OSError."""
+        return os.stat(f"{self.root}/{path}").st_nlink - 2
+
     def _read_links(self, path: str) -> dict[int, str]:
         """Return the targets of the links in a directory of descriptors; raise OSError."""
         folder = f"{self.root}/{path}"

@@ -18,6 +18,8 @@ FIRST_NAMESPACE = 0xEFFFFFFC
 """The inode of the first pid namespace: PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 PF_KTHREAD = 0x00200000
 """The flag of kernel threads (proc_pid_stat(5), field 9; include/linux/sched.h)."""
+LISTINGS_MAX = 16
+"""Listings of a process's threads at most: some of them always end while it is listed."""
 ID = re.compile(r"[1-9][0-9]{0,9}")
 """The directory name of a process or thread."""
 
@@ -233,12 +235,27 @@ class Procfs(ProcFiles):
 
     def threads(self, pid: int) -> frozenset[int]:
         """Return the thread ids of a process, an empty set if it is gone."""
+        found: frozenset[int] = frozenset()
+        for _ in range(LISTINGS_MAX):
+            tids, is_complete = self.list_threads(pid)
+            found |= tids
+            if is_complete:
+                break
+        return found
+
+    def list_threads(self, pid: int) -> tuple[frozenset[int], bool]:
+        """Return thread ids of a process, and whether all that it had before are among them.
+
+        The kernel ends a listing early at a thread that ends at that moment (next_tid() in
+        fs/proc/base.c).
+        """
         try:
-            return frozenset(
-                int(name) for name in self._list_names(f"{pid}/task") if ID.fullmatch(name)
-            )
+            count = self._count_directories(f"{pid}/task")
+            names = self._list_names(f"{pid}/task")
         except OSError:
-            return frozenset()
+            return frozenset(), True
+        tids = frozenset(int(name) for name in names if ID.fullmatch(name))
+        return tids, len(tids) >= count
 
     def tgid(self, tid: int) -> int | None:
         """Return the process a thread belongs to, None if it is gone."""

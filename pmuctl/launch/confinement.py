@@ -68,12 +68,16 @@ class Confinement:
         if self.cpus is None:
             return
         seen: set[int] = set()
+        is_complete = False
+        more: frozenset[int] = frozenset()
         # a thread may have made others before it was confined
-        while more := self._procs.threads(self._pid) - seen:
+        while more or not is_complete:
             for tid in more:
                 with suppress(ProcessLookupError):
                     self._confine_thread(tid, self.cpus)
             seen |= more
+            tids, is_complete = self._procs.list_threads(self._pid)
+            more = tids - seen
 
     def check(self, cpus: CpuSet) -> None:
         """Raise PinnedError if a thread could not be confined to these CPUs."""

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tracer meets more threads than it can take: it neither waits for ever nor forgets one."""
 
+import os
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +16,7 @@ from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.tracer import STOPS_AT_ONCE, Tracer
 from pmuctl.value import field, value
 from tests.fakes.peers import PATIENCE
-from tests.launch.native import need, no_gate
+from tests.launch.native import need, no_gate, wait_for
 
 
 @value
@@ -21,9 +25,9 @@ class Endless(Procfs):
 
     made: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def threads(self, pid: int) -> frozenset[int]:
+    def list_threads(self, pid: int) -> tuple[frozenset[int], bool]:
         self.made.append(subprocess.Popen(("sleep", str(6 * PATIENCE))))
-        return frozenset(its.pid for its in self.made)
+        return frozenset(its.pid for its in self.made), True
 
 
 def test_threads_without_end_are_not_followed_for_ever() -> None:
@@ -41,6 +45,58 @@ def test_threads_without_end_are_not_followed_for_ever() -> None:
     error = not_stopped(raised.value)
     assert error.message == "the VMM's threads cannot be followed"
     assert error.why == "they make others without end"
+
+
+@value
+class LookedAt(Procfs):
+    """A process whose first listings are as they were while its threads came and went."""
+
+    listings: list[tuple[frozenset[int], bool]] = field(default_factory=list)
+
+    def list_threads(self, pid: int) -> tuple[frozenset[int], bool]:
+        return self.listings.pop(0) if self.listings else super().list_threads(pid)
+
+
+class NoEvents:
+    """Nobody, to whom the tracer reports."""
+
+    def on_enter(self, *_: object) -> None: ...
+    def on_exit(self, *_: object) -> None: ...
+    def on_gone(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def two_threads() -> Iterator[tuple[int, int]]:
+    """A process with two threads: its leader and the other."""
+    script = "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()"
+    with subprocess.Popen((sys.executable, "-c", script)) as process:
+        wait_for(lambda: len(Procfs().threads(process.pid)) == 2, "its second thread")
+        [other] = Procfs().threads(process.pid) - {process.pid}
+        yield process.pid, other
+        process.kill()
+
+
+@pytest.mark.parametrize("what", ["one ended and had made another", "the listing ended early"])
+def test_no_thread_is_missed_though_others_end_while_they_are_listed(
+    two_threads: tuple[int, int], what: str
+) -> None:
+    need(no_gate())
+    leader, other = two_threads
+    with subprocess.Popen("true") as ended:
+        pass
+    first = (frozenset({leader}), False)
+    if what.startswith("one ended"):
+        first = (frozenset({leader, ended.pid}), True)
+    tracer = Tracer(native_arch(), LookedAt(listings=[first]))
+    tracer.syscall_events = NoEvents()
+    try:
+        tracer.follow(leader, leader)
+        tracer.follow_all(leader)
+        assert tracer.threads.keys() == {leader, other}
+    finally:
+        os.kill(leader, signal.SIGKILL)
+        while tracer.threads:
+            tracer.take_stop()
 
 
 class Youngest(Tracer):

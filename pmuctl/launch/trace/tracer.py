@@ -123,22 +123,17 @@ class Tracer:
         """
         self._leaving.discard(tgid)
         until = time.monotonic() + self._patience
-        missed = True
-        while missed:  # a thread that is not traced yet may make others
+        tried: frozenset[int] = frozenset()
+        while True:
+            tids, is_complete = self._procs.list_threads(tgid)
+            untraced = tids - self.threads.keys()
+            if is_complete and untraced <= tried:
+                break
             if time.monotonic() > until:
                 raise TimeoutError("they make others without end")
-            missed = False
-            for tid in self._procs.threads(tgid) - self.threads.keys():
-                try:
-                    self.seize(tid, tgid)
-                    missed = True
-                except ProcessLookupError:
-                    continue
-                except PermissionError:
-                    # a thread that is traced here from its birth gives EPERM, too
-                    is_ours = self._procs.tracer(tid) == os.getpid()
-                    if not is_ours and not self._procs.is_zombie(tgid, tid):
-                        raise
+            for tid in untraced:
+                self._seize_listed_thread(tid, tgid)
+            tried = untraced  # one that was gone by then may have made another before
         stops: dict[Tracee, int] = {}
         for thread in self._threads_of(tgid):
             thread.leaving = False
@@ -159,6 +154,18 @@ class Tracer:
             heard = [self.take_stop(tid, os.WNOHANG) for tid in waiting]
             if not any(heard):  # any other: a parent may wait for the child it has vforked
                 self.take_stop()
+
+    def _seize_listed_thread(self, tid: int, tgid: int) -> None:
+        """Begin to trace a thread unless it is gone, a zombie, or traced here; raise OSError."""
+        try:
+            self.seize(tid, tgid)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            # a thread that is traced here from its birth gives EPERM, too
+            is_ours = self._procs.tracer(tid) == os.getpid()
+            if not is_ours and not self._procs.is_zombie(tgid, tid):
+                raise
 
     def follows_all(self, tgid: int) -> bool:
         """Return True if every thread of a process is followed."""
