@@ -35,6 +35,20 @@ for command in itertools.chain(["qmp_capabilities"], map(str.strip, sys.stdin)):
     print("did", command, said, flush=True)
 """
 
+ASK = """
+import socket, sys, time
+for path in sys.argv[1:]:
+    qmp, began = socket.socket(socket.AF_UNIX), time.monotonic()
+    qmp.settimeout(9)
+    try:
+        qmp.connect(path)
+        said = qmp.recv(99)
+    except OSError as error:
+        said = error
+    print(path, said, f"{time.monotonic() - began:.2f} s")
+"""
+"""What each monitor says to who connects, and after how long."""
+
 
 class Client:
     """Somebody at a monitor: libvirt, say."""
@@ -79,7 +93,11 @@ def wait_asked(lab: Lab) -> dict[str, dict[str, Any]]:
         seen = rows(lab)
         if all(threads(row)[1] == {"qmp"} for row in seen.values()):
             return seen
-        assert time.monotonic() < until, seen
+        if time.monotonic() >= until:
+            evidence = {name: threads(row) for name, row in seen.items()}
+            sockets = lab.run(["grep", "qmp", "/proc/net/unix"]).stdout
+            asked = lab.run(["timeout", "30", "python3", "-c", ASK, *map(PATH.format, seen)])
+            pytest.fail(f"not all answer: {evidence}\n{sockets}{asked.stdout}{asked.stderr}")
 
 
 @pytest.fixture
