@@ -72,6 +72,7 @@ def test_no_reader_takes_a_shortage_for_an_absence(
     tmp_path: Path, read: Callable[[Path], object]
 ) -> None:
     fake_proc(tmp_path, PID)
+    (tmp_path / str(PID) / "task").mkdir(exist_ok=True)
     read(tmp_path)  # there is nothing else wrong with it
     with (
         no_descriptors(),
