@@ -13,6 +13,7 @@ from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
+from pmuctl.manage.inventory.program import read_program
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
@@ -71,12 +72,11 @@ def scan_processes(host: Host) -> ProcessScan:
     procs, processes = host.procs, []
     scan = scan_owners(procs, host.sysfs)
     for kvm_process in scan.processes:
-        pid = kvm_process.pid
-        argv, comm = procs.command_line(pid), procs.comm(pid, pid)
+        argv, comm = read_program(procs, kvm_process.pid)
         processes.append(
             VmProcess(
                 kvm_process=kvm_process,
-                identity=identify(argv, comm),
+                identity=identify(argv, comm, pid=kvm_process.pid),
                 is_pmuctl=is_pmuctl(argv, comm),
             )
         )
@@ -204,7 +204,8 @@ def _find_threads(
 ) -> Tids:
     """Return the threads of vCPUs, each by the best evidence; no thread is that of two vCPUs.
 
-    `last_tids` maps vCPU numbers to the threads that ran them last, by debugfs.
+    Names of threads that are numbered from 1 are no evidence. `last_tids` maps vCPU numbers to the
+    threads that ran them last, by debugfs.
     """
     found: dict[int, tuple[int, Evidence]] = {}
     used: set[int] = set()
@@ -226,8 +227,12 @@ def _find_threads(
             if fd is not None:
                 take(kvm_process.vcpus.get(fd), tid, Evidence.KVM_RUN)
     if len(found) < len(indices):
-        for tid in sorted(tids):
-            take(vcpu_of_thread(procs.comm(kvm_process.pid, tid)), tid, Evidence.NAME)
+        names = {tid: vcpu_of_thread(procs.comm(kvm_process.pid, tid)) for tid in sorted(tids)}
+        numbers = {named for named in names.values() if named is not None}
+        # some VMMs name the thread of vCPU 0 "vcpu-1"
+        if 0 in numbers or 0 not in indices or numbers <= set(indices):
+            for tid, named in names.items():
+                take(named, tid, Evidence.NAME)
     return found
 
 

@@ -10,6 +10,7 @@ from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.control.runtime.start_record import Record
 from pmuctl.errors import PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procfs import Procfs
+from pmuctl.manage.inventory.program import read_program
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
@@ -142,8 +143,7 @@ def _make_answered_vm(socket: ControlSocket, reply: VmReply, procs: Procfs) -> V
     )
     if vmm.is_supervised:
         # a supervisor does not see the PMU settings that the VMM makes by itself
-        identity = identify(procs.command_line(vmm.pid), procs.comm(vmm.pid, vmm.pid))
-        vm = replace(vm, identity=identity)
+        vm = replace(vm, identity=identify(*read_program(procs, vmm.pid), pid=vmm.pid))
     if reply.record is not None:
         vm = replace(vm, command=reply.record.command, applied=reply.record.applied)
     return vm
