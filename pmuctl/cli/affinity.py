@@ -147,6 +147,9 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
         which = "1 vCPU can leave its" if unknown == 1 else f"{unknown} vCPUs can leave their"
         context.note(f"it is not known whether {which} PMU")
+    for named in vms if vm else ():
+        if named.is_without_pmu:
+            context.note(f"{named.name}: {named.identity.explain_no_vpmu()}")
     misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
     consequences = (
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced

@@ -116,6 +116,12 @@ def _get_aligned(alignment: VmAlignment) -> object:
     return known(alignment.aligned)
 
 
+def _explain(alignment: VmAlignment) -> object:
+    """Return what its placement means for the guest, or why it has no PMU."""
+    vm = alignment.vm
+    return vm.identity.explain_no_vpmu() if vm.is_without_pmu else alignment.explanation
+
+
 VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(name="NAME", help="the VM's name", value=_from_vm(lambda vm: vm.name)),
     Column(
@@ -160,7 +166,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="MEANS",
         help="what it means where its vCPUs may be",
-        value=_unless_blank(lambda alignment: alignment.explanation),
+        value=_unless_blank(_explain),
         shown=False,
     ),
     Column(
