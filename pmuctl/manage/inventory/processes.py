@@ -13,13 +13,12 @@ from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
-from pmuctl.manage.inventory.program import read_program
+from pmuctl.manage.inventory.program import identify_program, read_program
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.model.vmm_identity import (
     VmmIdentity,
-    identify,
     is_pmuctl,
     vcpu_of_thread,
     vm_name,
@@ -76,7 +75,7 @@ def scan_processes(host: Host) -> ProcessScan:
         processes.append(
             VmProcess(
                 kvm_process=kvm_process,
-                identity=identify(argv, comm, pid=kvm_process.pid),
+                identity=identify_program(procs, kvm_process.pid, argv, comm),
                 is_pmuctl=is_pmuctl(argv, comm),
             )
         )
