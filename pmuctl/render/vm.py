@@ -117,9 +117,11 @@ def _get_aligned(alignment: VmAlignment) -> object:
 
 
 def _explain(alignment: VmAlignment) -> object:
-    """Return what its placement means for the guest, or why it has no PMU."""
+    """Return what its placement means for the guest, or why a VMM that is known gave it no PMU."""
     vm = alignment.vm
-    return vm.identity.explain_no_vpmu() if vm.is_without_pmu else alignment.explanation
+    if vm.is_without_pmu and vm.identity.kind is not None:
+        return vm.identity.explain_no_vpmu()
+    return alignment.explanation
 
 
 VM_COLUMNS: Sequence[Column[VmAlignment]] = (
