@@ -146,9 +146,9 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     if vm_list:
         note_missing(context, vm_list)
     for alignment in alignments:
-        if not alignment.vcpus and alignment.effective_pmu.names:
-            if has_unknown_threads(alignment.vm):
-                context.note(f"{alignment.vm.name}: {no_threads(alignment.vm).message}")
+        is_listed = bool(alignment.vcpus) or not alignment.effective_pmu.names
+        if not is_listed and has_unknown_threads(alignment.vm):
+            context.note(f"{alignment.vm.name}: {no_threads(alignment.vm).message}")
     if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
         which = "1 vCPU can leave its" if unknown == 1 else f"{unknown} vCPUs can leave their"
         context.note(f"it is not known whether {which} PMU")
