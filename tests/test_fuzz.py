@@ -358,9 +358,23 @@ PROC_WORDS = [
     *"Uid:\t0\t0\t0\t0 Cpus_allowed_list:\t0-3 PPid:\t1 Name:\tx Tgid:\t5120".split(" "),
     *("qemu-system-aarch64\0-name\0a", "lkvm\0run\0--pmu", "CPU 0/KVM", "vcpu1", "kvm-vcpu-2"),
     *("-qmp\0unix:q,server=on", "-cpu\0host,pmu=off", "-name\0guest=a,,b,x=", "firecracker"),
+    *(
+        "-name\0a,process=x",
+        "-smbios\0type=1,uuid=",
+        "microvm@x",
+        ".muvm-wrapped",
+        "krunvm\0start",
+    ),
 ]
 PROC_LINKS = (
-    *("anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "anon_inode:kvm-vcpu:1", "/dev/null", "/"),
+    *(
+        "anon_inode:kvm-vm",
+        "anon_inode:kvm-vcpu",
+        "anon_inode:kvm-vcpu:0",
+        "anon_inode:kvm-vcpu:1",
+        "/dev/null",
+        "/",
+    ),
     *("anon_inode:kvm-vcpu:" + "9" * 30, "anon_inode:kvm-vcpu-stats:0", "socket:[1]", ".."),
 )
 PROC_FILES = (

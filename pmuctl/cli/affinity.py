@@ -23,6 +23,7 @@ from pmuctl.manage.affinity.assess import assess, check_rows
 from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
+from pmuctl.manage.affinity.vcpu_threads import has_unknown_threads, no_threads
 from pmuctl.manage.batch import BatchResult, run_each
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
@@ -144,9 +145,16 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
             context.warn(named.problem)
     if vm_list:
         note_missing(context, vm_list)
+    for alignment in alignments:
+        is_listed = bool(alignment.vcpus) or not alignment.effective_pmu.names
+        if not is_listed and has_unknown_threads(alignment.vm):
+            context.note(f"{alignment.vm.name}: {no_threads(alignment.vm).message}")
     if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
         which = "1 vCPU can leave its" if unknown == 1 else f"{unknown} vCPUs can leave their"
         context.note(f"it is not known whether {which} PMU")
+    for named in vms if vm else ():
+        if named.is_without_pmu:
+            context.note(f"{named.name}: {named.identity.explain_no_vpmu()}")
     misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
     consequences = (
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced

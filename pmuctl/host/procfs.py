@@ -24,6 +24,7 @@ ID = re.compile(r"[1-9][0-9]{0,9}")
 """The directory name of a process or thread."""
 
 _UIDS = re.compile(rb"^Uid:\t([0-9]{1,10})\t\1\t\1\t", re.MULTILINE)
+_NAMESPACE_PIDS = re.compile(rb"^NSpid:(?:\t[0-9]{1,10}){0,31}\t([0-9]{1,10})$", re.MULTILINE)
 _BOOT = re.compile(rb"^btime ([0-9]{1,12})$", re.MULTILINE)
 _SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]{1,16})$", re.MULTILINE)
 _CPUS = re.compile(rb"^Cpus_allowed_list:\t([0-9,-]{0,65536})$", re.MULTILINE)
@@ -147,6 +148,17 @@ class Procfs(ProcFiles):
         from pmuctl.uapi.pidfd import kcmp_file  # ctypes, for the few hosts where VMs are shared
 
         return kcmp_file(pid, fd, other_pid, other_fd)
+
+    def namespace_pid(self, pid: int) -> int:
+        """Return the pid that a process has in its own pid namespace (proc_pid_status(5), NSpid).
+
+        Return `pid` if that cannot be read.
+        """
+        try:
+            pids = _NAMESPACE_PIDS.search(self._read_file(f"{pid}/status"))
+        except OSError:
+            pids = None
+        return int(pids[1]) if pids else pid
 
     def parent(self, pid: int) -> int | None:
         """Return the parent of a process, None if it is gone."""

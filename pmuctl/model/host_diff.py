@@ -250,7 +250,10 @@ def _make_started_event(vm: ObservedVm) -> HostEvent:
     facts = [alignment.vm.state, f"window {alignment.vm.window or '?'}"]
     if pmus:
         facts.append(f"PMU {' or '.join(pmus)}")
-    facts.append(f"{count} vCPUs" if count != 1 else "1 vCPU")
+    if alignment.vm.vcpus is None:
+        facts.append("vCPUs not known")
+    else:
+        facts.append(f"{count} vCPUs" if count != 1 else "1 vCPU")
     if vm.pid is not None:
         facts.append(f"process {vm.pid}")
     return _make_vm_event(vm, ChangeKind.VM_STARTED, ", ".join(facts))

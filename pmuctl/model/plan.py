@@ -22,6 +22,7 @@ from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import EventFilter, FilterRange, difference
 from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.model.pmu import format_code
+from pmuctl.model.vmm_identity import VmmIdentity
 from pmuctl.model.vpmu import Vpmu, is_sealed, set_attr
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,
@@ -215,12 +216,15 @@ def make_pinned_error(who: str, cause: str, cpus: CpuSet, pmu: str | None = None
     )
 
 
-def no_vpmu() -> UnsupportedError:
-    """Return the refusal for a VM whose vCPUs have no PMU."""
+def no_vpmu(vmm: VmmIdentity | None = None) -> UnsupportedError:
+    """Return the refusal for a VM whose vCPUs have no PMU; `vmm` is its VMM if that is known."""
+    fix = "start it with its VMM's option for a PMU"
+    if vmm is not None and vmm.gives_no_vpmu:
+        fix = f"{vmm.kind} has no option for a PMU: start it with another VMM, such as QEMU"
     return UnsupportedError(
         "this VM has no vPMU",
         why="its vCPUs were made without the feature KVM_ARM_VCPU_PMU_V3 (ENODEV)",
-        fix="start it with its VMM's option for a PMU",
+        fix=fix,
         errno="ENODEV",
     )
 

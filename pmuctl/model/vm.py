@@ -171,6 +171,12 @@ class Vm:
                 return self.id is not None and self.pid == pid and fd in (None, self.id.fd)
 
     @property
+    def is_without_pmu(self) -> bool:
+        """Whether it has no PMU and gets none: its vCPUs are made without."""
+        rules_it_out = self.identity.has_vpmu is False and self.pmu is None
+        return self.window is Window.NONE or rules_it_out
+
+    @property
     def query_error(self) -> PmuctlError | None:
         """Why it could not be queried; None also if its process tells its vCPUs all the same."""
         return None if self.vcpus else self.problem

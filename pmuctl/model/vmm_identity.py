@@ -9,17 +9,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
 from pmuctl.model.vm_ref import UUID
-from pmuctl.value import value
+from pmuctl.value import replace, value
 
 NAME_MAX = 255
 """The most characters of a VM's name; QEMU and others set no limit of their own."""
 
-VCPU_THREAD = re.compile(r"(?:kvm-vcpu-|crosvm_vcpu|vcpu|fc_vcpu |CPU )([0-9]{1,9})(?:/KVM)?")
-"""The names of vCPU threads in kvmtool, crosvm, cloud-hypervisor, firecracker and QEMU."""
+COMM_MAX = 15
+"""The most bytes of the name of a thread (TASK_COMM_LEN, include/linux/sched.h)."""
+
+WRAPPERS_MAX = 4
+"""The most wrappers of nixpkgs around a program."""
+
+VCPU_THREAD = re.compile(
+    r"(?:kvm-vcpu-|crosvm_vcpu|(?:fc_|db_)?vcpu[-_ ]?|CPU )([0-9]{1,9})(?:/KVM)?"
+)
+"""The names of vCPU threads: kvm-vcpu-N (kvmtool), crosvm_vcpuN, vcpuN (cloud-hypervisor), vcpu_N
+(alioth), fc_vcpu N (Firecracker, libkrun), db_vcpuN (Dragonball), CPU N/KVM (QEMU, StratoVirt)."""
 
 _BLANKS = " \u115f\u1160\u2800\u3164\uffa0"
 """Characters that count as printable but are invisible: the space, and blank letters."""
-_SINGLE_COMMA = re.compile(r"(?<!,),(?!,)")
+_OPTION = re.compile(r"((?:[^,]++|,,)*+)(?:,|\Z)")
+"""A part of a list of options, up to a single comma: two commas are a comma of its text."""
+_PRETTY_NAME = "microvm@"
+"""Before the name of the VM, which microvm.nix puts in the place of the program name."""
 
 
 class VmmKind(StrEnum):
@@ -30,16 +42,39 @@ class VmmKind(StrEnum):
     CROSVM = "crosvm"
     CLOUD_HYPERVISOR = "cloud-hypervisor"
     FIRECRACKER = "firecracker"
+    STRATOVIRT = "stratovirt"
+    DRAGONBALL = "dragonball"
+    """Kata's own VMM, a part of its shim"""
+    LIBKRUN = "libkrun"
+    """a library: the VMM of muvm, krunvm, microsandbox and crun's krun"""
+    ALIOTH = "alioth"
 
 
 _PROGRAMS: Sequence[tuple[str, VmmKind]] = (
-    (r"qemu-system-.+|qemu-kvm|kvm|kvm-spice", VmmKind.QEMU),
-    (r"lkvm|lkvm-static|kvmtool", VmmKind.KVMTOOL),
-    (r"crosvm", VmmKind.CROSVM),
-    (r"cloud-hypervisor|cloud-hyperviso", VmmKind.CLOUD_HYPERVISOR),
-    (r"firecracker", VmmKind.FIRECRACKER),
+    (r"qemu-(?:.+-)?system-.+|qemu-(?:kvm|lite|spice|vanilla)(?:[-_.].*)?", VmmKind.QEMU),
+    (r"(?:qemu|kvm)(?:[-_.]?v?[0-9].*)?|kvm-spice", VmmKind.QEMU),
+    (r"(?:lkvm|kvmtool)(?:[-_.].*)?", VmmKind.KVMTOOL),
+    (r"crosvm(?:[-_.].*)?", VmmKind.CROSVM),
+    # the name of a thread is cut to COMM_MAX bytes, of which a dot before it takes one
+    (r"cloud-hyperv.*", VmmKind.CLOUD_HYPERVISOR),
+    (r"firecracker(?:[-_.].*)?", VmmKind.FIRECRACKER),
+    (r"stratovirt(?:[-_.].*)?", VmmKind.STRATOVIRT),
+    (r"containerd-shim-kata-v2.*|(?:dragonball|dbs-cli)(?:[-_.].*)?", VmmKind.DRAGONBALL),
+    (r"(?:muvm|krunvm|krun|msb|msbrun|microsandbox)(?:[-_.].*)?", VmmKind.LIBKRUN),
+    # krun_start_enter() of libkrun names the main thread
+    (r"libkrun VM|VM:.+", VmmKind.LIBKRUN),
+    (r"alioth(?:[-_.].*)?", VmmKind.ALIOTH),
 )
-"""Program names; the name of a thread has at most 15 bytes of one (TASK_COMM_LEN)."""
+"""Program names, also with a version, an architecture or `static` after them."""
+_KVMTOOL_ALIASES = ("vm", "kvm")
+"""Other names of kvmtool: its Makefile's link, and what it was called at first."""
+_KVMTOOL_STARTS = ("run", "sandbox")
+"""The commands with which kvmtool makes a VM."""
+_KRUN_TITLE = "[libcrun:krun]"
+"""The start of the command line that crun gives itself when it becomes a VM (libkrun)."""
+_WITHOUT_VPMU = (VmmKind.FIRECRACKER, VmmKind.LIBKRUN)
+"""VMMs that ask KVM for no vPMU. Firecracker refuses the vCPU feature (UnsupportedPmuV3), libkrun
+does not set it (configure_aarch64() in src/vmm/src/linux/vstate.rs)."""
 
 
 @value(kw_only=True)
@@ -47,8 +82,8 @@ class VmmIdentity:
     """What a process says it is; `kind`, `name` and `uuid` are None if it is no known VMM.
 
     `monitors` are the paths of the sockets at which QEMU serves QMP. `has_vpmu` is False if the
-    VMM's options rule a PMU out, True if they ask for one, None if they leave it open. `sets_pmu`
-    is True if the VMM chooses the PMU itself, as kvmtool does.
+    VMM gives no VM a PMU or its options rule one out, True if they ask for one, None if they leave
+    it open. `sets_pmu` is True if the VMM chooses the PMU itself, as kvmtool does.
     """
 
     kind: VmmKind | None = None
@@ -58,6 +93,16 @@ class VmmIdentity:
     has_vpmu: bool | None = None
     sets_pmu: bool = False
 
+    @property
+    def gives_no_vpmu(self) -> bool:
+        """Whether no VM of this VMM has a PMU, whatever its options are."""
+        return self.kind in _WITHOUT_VPMU
+
+    def explain_no_vpmu(self) -> str:
+        """Return what a VM without a PMU owes that to: its VMM, or the VMM's options."""
+        why = f"{self.kind} gives no VM a PMU" if self.gives_no_vpmu else None
+        return f"it has no PMU: {why or 'its VMM made it without one'}"
+
 
 def vcpu_of_thread(comm: str) -> int | None:
     """Return the number of the vCPU whose thread has this name; None if it is no such name."""
@@ -66,55 +111,153 @@ def vcpu_of_thread(comm: str) -> int | None:
 
 
 def is_pmuctl(argv: Sequence[str], comm: str) -> bool:
-    """Return whether a process calls itself pmuctl: its VMs are the scratch VMs of its probes."""
+    """Return whether a process calls itself pmuctl: its VMs are the scratch VMs of its probes.
+
+    The name of the main thread, `comm`, counts only without a command line.
+    """
     program = _strip_folder(argv[0]) if argv else comm
     if program.startswith("python"):
         return any(_strip_folder(word) == "pmuctl" for word in argv[1:6])
     return program == "pmuctl"
 
 
-def identify(argv: Sequence[str], comm: str) -> VmmIdentity:
-    """Identify a VMM by its command line, or if that is empty by the name of its first thread."""
-    program = _strip_folder(argv[0]) if argv else comm
-    kind = next((kind for form, kind in _PROGRAMS if re.fullmatch(form, program)), None)
+def names_vmm(argv: Sequence[str]) -> bool:
+    """Return whether a command line begins with the name of a VMM that pmuctl knows."""
+    return bool(argv) and _find_kind(argv[0], argv) is not None
+
+
+def identify(argv: Sequence[str], comm: str, *, pid: int | None = None) -> VmmIdentity:
+    """Identify a VMM by its command line, or if that names none by the name of its main thread.
+
+    The name of the thread, `comm`, is no better evidence: any process can set it. `pid` is the
+    process id, by which kvmtool names a VM that was given no name.
+    """
+    kind = _find_kind(argv[0], argv) if argv else None
+    kind = kind or _find_kind(comm, argv) or _find_renamed_qemu(argv, comm)
     match kind:
-        case VmmKind.QEMU:
-            return _identify_qemu(argv)
+        case None:
+            return VmmIdentity()
+        case VmmKind.QEMU | VmmKind.STRATOVIRT:
+            identity = _identify_qemu(argv, kind)
         case VmmKind.KVMTOOL:
-            has_pmu = "--pmu" in argv or "--pm" in argv
-            name = _read_option(argv, "--name", "-n")
-            return VmmIdentity(kind=kind, name=vm_name(name), has_vpmu=has_pmu, sets_pmu=has_pmu)
+            identity = _identify_kvmtool(argv, pid)
         case VmmKind.CROSVM:
             has_vpmu = False if "--no-pmu" in argv else None
             name = _read_option(argv, "--name")
-            return VmmIdentity(kind=kind, name=vm_name(name), has_vpmu=has_vpmu)
+            identity = VmmIdentity(kind=kind, name=vm_name(name), has_vpmu=has_vpmu)
         case VmmKind.CLOUD_HYPERVISOR:
             platform = _parse_options(_read_option(argv, "--platform") or "")
-            return VmmIdentity(kind=kind, uuid=vm_uuid(platform.get("uuid")))
-        case VmmKind.FIRECRACKER:
-            # firecracker refuses the vCPU feature (UnsupportedPmuV3)
-            return VmmIdentity(kind=kind, name=vm_name(_read_option(argv, "--id")), has_vpmu=False)
-    return VmmIdentity()
+            identity = VmmIdentity(kind=kind, uuid=vm_uuid(platform.get("uuid")))
+        case VmmKind.FIRECRACKER | VmmKind.DRAGONBALL:
+            name = _read_option(argv, "--id", "-id")
+            identity = VmmIdentity(kind=kind, name=vm_name(name))
+        case VmmKind.LIBKRUN:
+            identity = VmmIdentity(kind=kind, name=vm_name(_read_libkrun_name(argv)))
+        case VmmKind.ALIOTH:
+            identity = VmmIdentity(kind=kind)
+    if kind in _WITHOUT_VPMU:
+        identity = replace(identity, has_vpmu=False)
+    if identity.name is None and argv and argv[0].startswith(_PRETTY_NAME):
+        identity = replace(identity, name=vm_name(argv[0].removeprefix(_PRETTY_NAME)))
+    return identity
 
 
-def _identify_qemu(argv: Sequence[str]) -> VmmIdentity:
+def _find_kind(name: str, argv: Sequence[str]) -> VmmKind | None:
+    """Return the VMM of a program or main thread of this name."""
+    if name.startswith(_KRUN_TITLE):
+        return VmmKind.LIBKRUN
+    program = _get_program(name)
+    if program in _KVMTOOL_ALIASES and argv[1:2] and argv[1] in _KVMTOOL_STARTS:
+        return VmmKind.KVMTOOL
+    return next((kind for form, kind in _PROGRAMS if re.fullmatch(form, program)), None)
+
+
+def _get_program(name: str) -> str:
+    """Return the name of a program without its folder and what nixpkgs' wrappers add to it."""
+    program = _strip_folder(name)
+    if program.startswith("."):
+        program = program.lstrip(".")
+        for _ in range(WRAPPERS_MAX):
+            program = program.removesuffix("-wrapped")
+    return program
+
+
+def _find_renamed_qemu(argv: Sequence[str], comm: str) -> VmmKind | None:
+    """Return QEMU if the main thread has the name that `-name process=NAME` has QEMU give it."""
+    for option, word in _iter_qemu_options(argv):
+        if option == "name":
+            process = _parse_options(word, implied="guest").get("process")
+            cut = (process or "").encode(errors="replace")[:COMM_MAX].decode(errors="replace")
+            if comm and cut == comm:
+                return VmmKind.QEMU
+    return None
+
+
+def _identify_qemu(argv: Sequence[str], kind: VmmKind) -> VmmIdentity:
+    """Identify QEMU, or StratoVirt, which has the same options.
+
+    Of an option that is given twice, the last one counts; `-smbios type=1,uuid=UUID` sets the UUID
+    as `-uuid` does (smbios_entry_add() in hw/smbios/smbios.c).
+    """
+    is_qemu = kind is VmmKind.QEMU
     name = uuid = None
-    has_vpmu: bool | None = None
+    # StratoVirt gives a VM no PMU unless it is asked to
+    has_vpmu: bool | None = None if is_qemu else False
     for option, word in _iter_qemu_options(argv):
         if option == "name":
             name = _parse_options(word, implied="guest").get("guest", name)
         elif option == "uuid":
             uuid = word
+        elif option == "smbios":
+            options = _parse_options(word)
+            if options.get("type", "").removeprefix("0x").lstrip("0") == "1":
+                uuid = options.get("uuid", uuid)
         elif option == "cpu":
             pmu = _parse_options(word, implied="model").get("pmu")
-            has_vpmu = None if pmu is None else pmu in ("on", "yes", "true", "y")
+            if pmu is not None:
+                has_vpmu = pmu in ("on", "yes", "true", "y")
+            elif is_qemu:
+                has_vpmu = None
     return VmmIdentity(
-        kind=VmmKind.QEMU,
+        kind=kind,
         name=vm_name(name),
         uuid=vm_uuid(uuid),
-        monitors=tuple(_iter_qmp_sockets(argv)),
+        monitors=tuple(_iter_qmp_sockets(argv)) if is_qemu else (),
         has_vpmu=has_vpmu,
     )
+
+
+def _identify_kvmtool(argv: Sequence[str], pid: int | None) -> VmmIdentity:
+    """Identify kvmtool; without `--name` it calls its VM guest-PID (kvm_cmd_run_init()).
+
+    The short option -n is `--network`.
+    """
+    name = _read_option(argv, "--name")
+    if name is None and pid is not None:
+        name = f"guest-{pid}"
+    has_vpmu = False
+    for word in _iter_own_words(argv):
+        if word in ("--pmu", "--pm", "--no-pmu"):
+            has_vpmu = word != "--no-pmu"
+    return VmmIdentity(
+        kind=VmmKind.KVMTOOL, name=vm_name(name), has_vpmu=has_vpmu, sets_pmu=has_vpmu
+    )
+
+
+def _read_libkrun_name(argv: Sequence[str]) -> str | None:
+    """Return the name in `krunvm start NAME` or in microsandbox's `--name NAME`."""
+    program = _get_program(argv[0]) if argv else ""
+    if program.startswith(("msb", "microsandbox")):
+        return _read_option(argv, "--name")
+    if program != "krunvm" or argv[1:2] != ["start"]:
+        return None
+    words = _iter_own_words(argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if "=" not in word:
+            next(words, None)
+    return None
 
 
 def _iter_qmp_sockets(argv: Sequence[str]) -> Iterator[str]:
@@ -163,8 +306,8 @@ def _parse_options(text: str, *, implied: str = "") -> dict[str, str]:
     A bare first word is the value of the key `implied`, if that is given.
     """
     found: dict[str, str] = {}
-    for number, part in enumerate(_SINGLE_COMMA.split(text)):
-        key, equals, setting = part.replace(",,", ",").partition("=")
+    for number, part in enumerate(_OPTION.finditer(text)):
+        key, equals, setting = part[1].replace(",,", ",").partition("=")
         if equals:
             found[key] = setting
         elif number == 0 and implied:
@@ -174,15 +317,26 @@ def _parse_options(text: str, *, implied: str = "") -> dict[str, str]:
     return found
 
 
+def _iter_own_words(argv: Sequence[str]) -> Iterator[str]:
+    """Yield the words after the program name that are a VMM's own, those before a `--`."""
+    for word in argv[1:]:
+        if word == "--":
+            return
+        yield word
+
+
 def _read_option(argv: Sequence[str], *names: str) -> str | None:
-    """Return the value of a long or short option: `--name X`, `--name=X`, `-n X`; None without."""
-    for word, following in zip(argv[1:], [*argv[2:], None], strict=False):
-        if word in names:
-            return following
+    """Return the last value of an option: `--name X`, `--name=X`; None without.
+
+    What follows a `--` is not the VMM's.
+    """
+    found = None
+    words = list(_iter_own_words(argv))
+    for word, following in zip(words, [*words[1:], None], strict=False):
         name, equals, rest = word.partition("=")
-        if equals and name in names and name.startswith("--"):
-            return rest
-    return None
+        if name in names:
+            found = rest if equals else following
+    return found
 
 
 def vm_name(text: str | None) -> str | None:

@@ -116,6 +116,14 @@ def _get_aligned(alignment: VmAlignment) -> object:
     return known(alignment.aligned)
 
 
+def _explain(alignment: VmAlignment) -> object:
+    """Return what its placement means for the guest, or why a VMM that is known gave it no PMU."""
+    vm = alignment.vm
+    if vm.is_without_pmu and vm.identity.kind is not None:
+        return vm.identity.explain_no_vpmu()
+    return alignment.explanation
+
+
 VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(name="NAME", help="the VM's name", value=_from_vm(lambda vm: vm.name)),
     Column(
@@ -160,7 +168,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="MEANS",
         help="what it means where its vCPUs may be",
-        value=_unless_blank(lambda alignment: alignment.explanation),
+        value=_unless_blank(_explain),
         shown=False,
     ),
     Column(

@@ -639,6 +639,14 @@ def test_a_vm_without_a_name_is_called_after_its_vmm(command: str, name: str) ->
     assert VM_NAME.fullmatch(name)
 
 
+def test_the_network_of_kvmtool_is_not_the_name_of_its_vm(host: Host) -> None:
+    (host.directory / "lkvm").symlink_to("vmm")
+    ran = host.run("--dry-run", "--hold", "--", "lkvm", "run", "-n", "mode=none")
+    assert (ran.status, {line.partition(":")[0] for line in ran.lines}) == (
+        *(0, {f"lkvm-{os.getpid()}"}),
+    )
+
+
 def test_path_is_searched_as_execvp_does(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,12 +275,15 @@ def fake_vmm(
     uid: int = 0,
     start: int = 100,
     has_names: bool = True,
+    thread_name: str = "CPU {}/KVM",
+    vcpu_link: str = "anon_inode:kvm-vcpu:{}",
 ) -> Path:
     """A procfs in which `pid` is a VMM without a control socket: its vCPUs' threads are pid + 1
     and so on, beside one thread more.
 
     `vcpus` maps a vCPU to the mask of its thread, `ran` are its clock ticks of guest code. Without
-    `has_names` all threads are named as the process.
+    `has_names` all threads are named as the process. In `thread_name` and `vcpu_link`, the target
+    of its descriptor, `{}` is the number of a vCPU.
     """
     vcpus = {0: masks, 1: masks} if vcpus is None else vcpus
     tids: dict[int, int | None] = {
@@ -291,7 +294,7 @@ def fake_vmm(
     fake_proc(root, pid, tids=list(tids), uid=uid, start=start)
     folder = root / str(pid)
     for index in vcpus:
-        (folder / "fd" / str(20 + index)).symlink_to(f"anon_inode:kvm-vcpu:{index}")
+        (folder / "fd" / str(20 + index)).symlink_to(vcpu_link.format(index))
         # newer QEMUs hold the statistics of each vCPU, too, and those of the VM
         (folder / "fd" / str(50 + index)).symlink_to(f"anon_inode:kvm-vcpu-stats:{index}")
     (folder / "fd" / "90").symlink_to("anon_inode:kvm-vm-stats")
@@ -299,7 +302,7 @@ def fake_vmm(
     (folder / "comm").write_text(f"{comm}\n")
     (folder / "cgroup").write_text("0::/machine.slice\n")
     for tid, vcpu in tids.items():
-        name = f"CPU {vcpu}/KVM" if vcpu is not None and has_names else comm
+        name = thread_name.format(vcpu) if vcpu is not None and has_names else comm
         fields = [state, *["0"] * 18, str(start), *["0"] * 16, str(tid % 4), *["0"] * 3]
         fields += [str(0 if vcpu is None else ran), "0"]
         task = folder / "task" / str(tid)

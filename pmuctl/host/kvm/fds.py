@@ -9,10 +9,11 @@ from pmuctl.value import value
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
 """The target of /proc/PID/fd/N of a VM's file descriptor (virt/kvm/kvm_main.c)."""
-KVM_VCPU_LINK = "anon_inode:kvm-vcpu:"
-"""The start of a vCPU descriptor's target; the vCPU's number follows (create_vcpu_fd() there)."""
+KVM_VCPU_LINK = "anon_inode:kvm-vcpu"
+"""A vCPU descriptor's target; a colon and its number follow from Linux 4.16 on (create_vcpu_fd()
+there)."""
 
-_VCPU = re.compile(rf"{KVM_VCPU_LINK}([0-9]{{1,9}})")
+_VCPU = re.compile(rf"{KVM_VCPU_LINK}:([0-9]{{1,9}})")
 
 
 @value(kw_only=True)
@@ -20,12 +21,19 @@ class KvmProcess:
     """A process that has KVM VMs or vCPUs open, and its descriptors of them.
 
     `vms` is empty if only vCPUs are left open, which keep their VM alive. `vcpus` maps the file
-    descriptor of each vCPU to the number given to KVM_CREATE_VCPU.
+    descriptor of each vCPU to the number given to KVM_CREATE_VCPU; `unnumbered` are descriptors of
+    vCPUs whose number the kernel does not tell.
     """
 
     process: ProcessId
     vms: tuple[int, ...]
     vcpus: Mapping[int, int]
+    unnumbered: tuple[int, ...] = ()
+
+    @property
+    def has_vcpus(self) -> bool:
+        """Whether it has a vCPU open."""
+        return bool(self.vcpus or self.unnumbered)
 
     @property
     def pid(self) -> int:
@@ -35,7 +43,7 @@ class KvmProcess:
     @property
     def files(self) -> tuple[int, ...]:
         """The descriptors that keep its VMs alive: theirs, or else the lowest one of a vCPU."""
-        return self.vms or tuple(sorted(self.vcpus)[:1])
+        return self.vms or tuple(sorted((*self.vcpus, *self.unnumbered))[:1])
 
 
 @value(kw_only=True)
@@ -55,7 +63,8 @@ class KvmScan:
 def has_kvm(links: Mapping[int, str]) -> bool:
     """Return whether a VM, or a vCPU of one, is among these descriptors."""
     return any(
-        link == KVM_VM_LINK or (link.startswith(KVM_VCPU_LINK) and _VCPU.fullmatch(link))
+        link in (KVM_VM_LINK, KVM_VCPU_LINK)
+        or (link.startswith(KVM_VCPU_LINK) and _VCPU.fullmatch(link))
         for link in links.values()
     )
 
@@ -63,9 +72,10 @@ def has_kvm(links: Mapping[int, str]) -> bool:
 def make_kvm_process(process: ProcessId, links: Mapping[int, str]) -> KvmProcess:
     """Return a process with the KVM descriptors among these."""
     vms = tuple(sorted(fd for fd, link in links.items() if link == KVM_VM_LINK))
-    return KvmProcess(process=process, vms=vms, vcpus=vcpus_of(links))
+    unnumbered = tuple(sorted(fd for fd, link in links.items() if link == KVM_VCPU_LINK))
+    return KvmProcess(process=process, vms=vms, vcpus=vcpus_of(links), unnumbered=unnumbered)
 
 
 def vcpus_of(links: Mapping[int, str]) -> dict[int, int]:
-    """Return the vCPUs among these: file descriptor → number given to KVM_CREATE_VCPU."""
+    """Return the vCPUs with a number among these: descriptor → number given to KVM_CREATE_VCPU."""
     return {fd: int(match[1]) for fd, link in links.items() if (match := _VCPU.fullmatch(link))}

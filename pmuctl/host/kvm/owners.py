@@ -53,7 +53,9 @@ def _scan_unshared(
 def _merge_fds(process: KvmProcess, unshared: KvmProcess) -> KvmProcess:
     """Return the process with the descriptors of both; its own vCPUs win."""
     vms = tuple(sorted({*process.vms, *unshared.vms}))
-    return replace(process, vms=vms, vcpus={**unshared.vcpus, **process.vcpus})
+    unnumbered = tuple(sorted({*process.unnumbered, *unshared.unnumbered}))
+    vcpus = {**unshared.vcpus, **process.vcpus}
+    return replace(process, vms=vms, vcpus=vcpus, unnumbered=unnumbered)
 
 
 def _find_made_vms(

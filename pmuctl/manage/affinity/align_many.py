@@ -9,6 +9,7 @@ from pmuctl.manage.affinity.assess import read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.pin import VmAffinityResult, stopped_after
 from pmuctl.manage.affinity.set_and_align import align_vm
+from pmuctl.manage.affinity.vcpu_threads import no_threads
 from pmuctl.manage.batch import BatchResult, run_each
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm
@@ -47,6 +48,8 @@ def align_all(
         if vm.query_error is not None:
             failure = failure_of(vm, session)
             (warnings if failure is None else failed).append(vm.query_error)
+        elif vm.vcpus is None and pmu.names:
+            left_alone.append(f"{vm.name}: left alone, {no_threads(vm).message}")
         elif not vm.vcpus:
             continue
         elif pmu.only_cpus is not None and read_vm_affinity_record(vm, host_state).is_left_alone:

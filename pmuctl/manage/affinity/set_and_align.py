@@ -105,8 +105,8 @@ def _make_no_pmu_error(vm: Vm, pmu: EffectivePmu, host_state: HostState) -> Pmuc
     error: PmuctlError
     if vm.query_error is not None:
         return vm.query_error
-    if vm.window is Window.NONE or vm.identity.has_vpmu is False:
-        error = no_vpmu()
+    if vm.is_without_pmu:
+        error = no_vpmu(vm.identity)
     elif not pmu.cpus and not host_state.pmus:
         error = UnsupportedError(
             "it has no PMU that its vCPUs could be aligned to",

@@ -107,6 +107,14 @@ def unknown_threads(vm: Vm) -> CpuSet:
     return CpuSet.of(vcpu.index for vcpu in vm.vcpus or () if vcpu.tid is None)
 
 
+def has_unknown_threads(vm: Vm) -> bool:
+    """Return whether the thread of some vCPU is not known, or which vCPUs it has at all.
+
+    Return False for a VM that could not be queried.
+    """
+    return bool(unknown_threads(vm)) or (vm.vcpus is None and vm.query_error is None)
+
+
 def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     """Return the error for a VM whose vCPU threads, or those of these vCPUs, are not known."""
     unknown = [vcpu for vcpu in vm.vcpus or () if vcpus is None or vcpu.index in vcpus.cpus]

@@ -21,7 +21,6 @@ from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import Finding
 from pmuctl.model.kvm_caps import KvmCaps
-from pmuctl.model.vm import Window
 from pmuctl.value import replace
 
 
@@ -57,8 +56,8 @@ def diagnose(
 def _explain_unchecked(alignment: VmAlignment, host_state: HostState) -> str:
     """Return why no check applies to a VM: it has no PMU, or nothing is known of it."""
     vm = alignment.vm
-    if vm.window is Window.NONE or vm.identity.has_vpmu is False:
-        return "it has no PMU: its VMM made it without one"
+    if vm.is_without_pmu:
+        return vm.identity.explain_no_vpmu()
     if not host_state.pmus:
         return "it has no PMU: this host has no CPU PMU"
     if not alignment.effective_pmu.cpus:

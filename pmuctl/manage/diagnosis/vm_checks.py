@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pmuctl.errors import command
 from pmuctl.manage.affinity.blockers import Blocker
-from pmuctl.manage.affinity.vcpu_threads import no_threads, unknown_threads
+from pmuctl.manage.affinity.vcpu_threads import has_unknown_threads, no_threads
 from pmuctl.manage.hints import bring_online, pin_commands
 from pmuctl.model.alignment import VmAlignment, aligned_mask
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
@@ -129,7 +129,7 @@ def _check_aligned(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.FAIL if is_fatal else Result.WARN, why, _fix_alignment(facts))
     elif alignment.aligned:
         yield Outcome(Result.PASS, why)
-    elif unknown_threads(facts.alignment.vm) and facts.alignment.vm.state not in (
+    elif has_unknown_threads(facts.alignment.vm) and facts.alignment.vm.state not in (
         VmState.STARTING,
         VmState.WAITING,
     ):

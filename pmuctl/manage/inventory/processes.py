@@ -13,12 +13,12 @@ from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
+from pmuctl.manage.inventory.program import identify_program, read_program
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.model.vmm_identity import (
     VmmIdentity,
-    identify,
     is_pmuctl,
     vcpu_of_thread,
     vm_name,
@@ -71,12 +71,11 @@ def scan_processes(host: Host) -> ProcessScan:
     procs, processes = host.procs, []
     scan = scan_owners(procs, host.sysfs)
     for kvm_process in scan.processes:
-        pid = kvm_process.pid
-        argv, comm = procs.command_line(pid), procs.comm(pid, pid)
+        argv, comm = read_program(procs, kvm_process.pid)
         processes.append(
             VmProcess(
                 kvm_process=kvm_process,
-                identity=identify(argv, comm),
+                identity=identify_program(procs, kvm_process.pid, argv, comm),
                 is_pmuctl=is_pmuctl(argv, comm),
             )
         )
@@ -111,7 +110,9 @@ def _query_monitors(processes: Sequence[VmProcess], session: Session) -> dict[in
     if not session.host.is_live:
         return {}
     qemus = [
-        process for process in processes if process.identity.monitors and process.kvm_process.vcpus
+        process
+        for process in processes
+        if process.identity.monitors and process.kvm_process.has_vcpus
     ]
     known = {
         process.pid: session.monitor_answers[key]
@@ -132,7 +133,8 @@ def _query_monitors(processes: Sequence[VmProcess], session: Session) -> dict[in
 
 def _make_monitor_key(process: VmProcess) -> tuple[ProcessId, frozenset[int]]:
     kvm_process = process.kvm_process
-    return kvm_process.process, frozenset(kvm_process.vcpus.values())
+    vcpus = (*kvm_process.vcpus.values(), *kvm_process.unnumbered)
+    return kvm_process.process, frozenset(vcpus)
 
 
 def _query_monitor(process: VmProcess, session: Session, until: float) -> QemuMonitor | None:
@@ -161,7 +163,7 @@ def _iter_vms(
     """Yield one VM for a process, or one for each VM descriptor if their vCPUs can be told apart.
 
     If the VMs of one process cannot be told apart, the threads of vCPUs that share a number stay
-    unknown.
+    unknown; which vCPUs there are, too, if they have no numbers.
     """
     procs, kvm_process = host.procs, process.kvm_process
     tids = procs.threads(process.pid)
@@ -175,9 +177,14 @@ def _iter_vms(
             yield replace(vm, name=f"pid/{process.pid}/{fd}")
         return
     last_tids = {index: tid for vcpus in shown.values() for index, tid in vcpus.items()}
-    indices = sorted(set(kvm_process.vcpus.values()))
-    threads = dict(_find_threads(procs, kvm_process, tids, indices, monitor, last_tids))
-    if len(vcpus_by_fd) != 1 and not _is_one_vm(kvm_process, procs):
+    is_one_vm = len(vcpus_by_fd) == 1 or _is_one_vm(kvm_process, procs)
+    indices: Sequence[int] | None = sorted(set(kvm_process.vcpus.values()))
+    if kvm_process.unnumbered:
+        indices = _number_vcpus(procs, kvm_process, tids, monitor) if is_one_vm else None
+        if indices and len(indices) == 1:
+            kvm_process = replace(kvm_process, vcpus={kvm_process.unnumbered[0]: indices[0]})
+    threads = dict(_find_threads(procs, kvm_process, tids, indices or (), monitor, last_tids))
+    if not is_one_vm:
         count = Counter(kvm_process.vcpus.values())
         threads = {index: thread for index, thread in threads.items() if count[index] == 1}
     fd = next(iter((*shown, *kvm_process.files)))
@@ -186,6 +193,22 @@ def _iter_vms(
     # any process can call itself pmuctl, so only this user's are taken for probes
     is_own = vm.owner == host.uid and process.is_pmuctl
     yield replace(vm, is_scratch=is_own and vm.state is VmState.STARTING)
+
+
+def _number_vcpus(
+    procs: Procfs, kvm_process: KvmProcess, tids: Collection[int], monitor: QemuMonitor | None
+) -> list[int]:
+    """Return the numbers of a VM's vCPUs whose descriptors have none.
+
+    They are those of its monitor or of the names of its threads, if these are as many as the
+    descriptors and vCPU 0 is among them; otherwise they are counted from 0, as VMMs do.
+    """
+    count = len(kvm_process.unnumbered)
+    told = set(monitor.threads) if monitor else set()
+    if len(told) != count:
+        names = (vcpu_of_thread(procs.comm(kvm_process.pid, tid)) for tid in tids)
+        told = {index for index in names if index is not None}
+    return sorted(told) if len(told) == count and 0 in told else list(range(count))
 
 
 def _is_one_vm(kvm_process: KvmProcess, procs: Procfs) -> bool:
@@ -204,7 +227,8 @@ def _find_threads(
 ) -> Tids:
     """Return the threads of vCPUs, each by the best evidence; no thread is that of two vCPUs.
 
-    `last_tids` maps vCPU numbers to the threads that ran them last, by debugfs.
+    Names of threads that are numbered from 1 are no evidence. `last_tids` maps vCPU numbers to the
+    threads that ran them last, by debugfs.
     """
     found: dict[int, tuple[int, Evidence]] = {}
     used: set[int] = set()
@@ -226,8 +250,12 @@ def _find_threads(
             if fd is not None:
                 take(kvm_process.vcpus.get(fd), tid, Evidence.KVM_RUN)
     if len(found) < len(indices):
-        for tid in sorted(tids):
-            take(vcpu_of_thread(procs.comm(kvm_process.pid, tid)), tid, Evidence.NAME)
+        names = {tid: vcpu_of_thread(procs.comm(kvm_process.pid, tid)) for tid in sorted(tids)}
+        numbers = {named for named in names.values() if named is not None}
+        # some VMMs name the thread of vCPU 0 "vcpu-1"
+        if 0 in numbers or 0 not in indices or numbers <= set(indices):
+            for tid, named in names.items():
+                take(named, tid, Evidence.NAME)
     return found
 
 
@@ -235,17 +263,19 @@ def _make_vm(
     process: VmProcess,
     procs: Procfs,
     monitor: QemuMonitor | None,
-    indices: Sequence[int],
+    indices: Sequence[int] | None,
     threads: Tids,
     *,
     fd: int,
     has_run: bool = False,
 ) -> Vm:
+    """Return the VM of a process; `indices` are the numbers of its vCPUs, None if not known."""
     pid, identity = process.pid, process.identity
-    vcpus = tuple(_make_vcpu(procs, pid, index, threads.get(index)) for index in indices)
+    vcpus = tuple(_make_vcpu(procs, pid, index, threads.get(index)) for index in indices or ())
     # a thread with guest time is a vCPU's, even if it is not known of which
     has_run |= any(vcpu.has_run for vcpu in vcpus) or (
-        bool(vcpus) and any(procs.guest_time(pid, tid) for tid in procs.threads(pid))
+        (bool(vcpus) or indices is None)
+        and any(procs.guest_time(pid, tid) for tid in procs.threads(pid))
     )
     leader = procs.thread_stat(pid, pid)
     state = VmState.STARTING
@@ -265,7 +295,7 @@ def _make_vm(
         owner=procs.uid(pid),
         window=Window.NONE if identity.has_vpmu is False else window,
         by="a vCPU has run" if window and identity.has_vpmu is not False else None,
-        vcpus=vcpus,
+        vcpus=None if indices is None else vcpus,
         identity=identity,
     )
 

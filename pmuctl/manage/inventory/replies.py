@@ -10,11 +10,11 @@ from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.control.runtime.start_record import Record
 from pmuctl.errors import PmuctlError, RefusedError, UnreachableError
 from pmuctl.host.procfs import Procfs
+from pmuctl.manage.inventory.program import identify_program, read_program
 from pmuctl.model.event import WIDEST_BITS, EventSet
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.vm import Evidence, Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
-from pmuctl.model.vmm_identity import identify
 from pmuctl.value import field, replace, value
 
 RECORDED = "recorded"
@@ -142,8 +142,8 @@ def _make_answered_vm(socket: ControlSocket, reply: VmReply, procs: Procfs) -> V
     )
     if vmm.is_supervised:
         # a supervisor does not see the PMU settings that the VMM makes by itself
-        identity = identify(procs.command_line(vmm.pid), procs.comm(vmm.pid, vmm.pid))
-        vm = replace(vm, identity=identity)
+        program = read_program(procs, vmm.pid)
+        vm = replace(vm, identity=identify_program(procs, vmm.pid, *program))
     if reply.record is not None:
         vm = replace(vm, command=reply.record.command, applied=reply.record.applied)
     return vm

@@ -158,7 +158,7 @@ def _resolve_wanted_cpus(
 def _check_possible(request: SettingsRequest, vm: Vm) -> None:
     """Refuse what would be refused with any PMU, before one has to be named."""
     if vm.window is Window.NONE:
-        raise _refuse_unchanged(no_vpmu(), vm)
+        raise _refuse_unchanged(no_vpmu(vm.identity), vm)
     if request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
         if vm.supervised:
             raise _refuse_unchanged(_make_counters_error(), vm)

@@ -88,6 +88,13 @@ def test_a_vm_starts_and_ends() -> None:
     assert told(host(web1()), host()) == [("vm-ended", "web1", None)]
 
 
+def test_a_vm_that_starts_with_unknown_vcpus_has_no_number_of_them() -> None:
+    its = seen()
+    vm = replace(its.alignment.vm, vcpus=None)
+    its = replace(its, alignment=replace(its.alignment, vm=vm))
+    assert "vCPUs not known" in words(host(), host(its))
+
+
 def test_a_new_process_with_an_old_pid_is_another_vm() -> None:
     after = host(web1(id=VmId(ProcessId(100, 6), 9)))
     assert told(host(web1()), after) == [
