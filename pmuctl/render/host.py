@@ -8,6 +8,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
 from pmuctl.model.pmu import CoreModel
 from pmuctl.render.columns import UNKNOWN, Column, known
+from pmuctl.render.pmu import CORE_SHAPE
 from pmuctl.value import value
 
 
@@ -37,7 +38,12 @@ CAPABILITY_COLUMNS: Sequence[Column[Capability]] = (
 )
 
 CORE_COLUMNS: Sequence[Column[tuple[CoreModel | None, CpuSet]]] = (
-    Column(name="CORE", help="a core model", value=lambda row: known(row[0] and row[0].name)),
+    Column(name="CORE", help="a core model", value=lambda row: known(row[0]), shape=CORE_SHAPE),
+    Column(
+        name="MIDR",
+        help="its implementer and part number",
+        value=lambda row: known(row[0] and row[0].midr),
+    ),
     Column(name="CPUS", help="its CPUs", value=lambda row: row[1]),
 )
 
