@@ -54,7 +54,7 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
     found = match_pmus(text, pmus)
     if len(found) == 1:
         return found[0]
-    have = ", ".join(pmu.name for pmu in pmus) or "none"
+    have = ", ".join(pmu.name for pmu in pmus) or ("none" if others else "not known")
     if found:
         raise UsageError(
             f"{text}: stands for {len(found)} PMUs",

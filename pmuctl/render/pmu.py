@@ -54,7 +54,8 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
     Column(
         name="EVENTS",
         help="how many named events it has",
-        value=lambda pmu: len(pmu.events),
+        # the kernel gives every CPU PMU some
+        value=lambda pmu: len(pmu.events) or UNKNOWN,
         is_number=True,
     ),
     Column(
@@ -87,7 +88,11 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
 
 CPU_COLUMNS: "Sequence[Column[Cpu]]" = (
     Column(name="CPU", help="its number", value=lambda cpu: cpu.number, is_number=True),
-    Column(name="PMU", help="the PMU that counts on it", value=lambda cpu: cpu.pmu),
+    Column(
+        name="PMU",
+        help="the PMU that counts on it",
+        value=lambda cpu: cpu.pmu if cpu.is_pmu_known else UNKNOWN,
+    ),
     Column(
         name="CORE",
         help="its core model, by MIDR",
