@@ -24,7 +24,8 @@ ATTRIBUTE_LIMIT = 4096
 ENTRIES_LIMIT = 4096
 """Files read of one directory at most: more than any PMU has events; it bounds a hostile tree."""
 
-KERNEL_SOURCES = ("software", "tracepoint", "breakpoint", "kprobe", "uprobe")
+SOFTWARE = "software"
+KERNEL_SOURCES = (SOFTWARE, "tracepoint", "breakpoint", "kprobe", "uprobe")
 """Event sources of the kernel itself, which are never CPU PMUs (kernel/events, kernel/trace)."""
 
 # names of kernel attributes and PMUs have no control bytes and are no paths
@@ -62,9 +63,9 @@ def scan_event_sources(sysfs: Sysfs) -> EventSources:
 class PmuScan:
     """The CPU PMUs that were seen, ordered by type and name.
 
-    If `is_complete` is False, there may be others: no event source was seen at all, though every
-    kernel with perf has some (software, tracepoint), or one of them has no readable file. They
-    are hidden from this process then, or were not captured.
+    If `is_complete` is False, there may be others: event sources are hidden from this process, or
+    were not captured, or a file of theirs was not. That is certain to be otherwise if each CPU is
+    of a PMU that was seen.
     """
 
     pmus: tuple[Pmu, ...]
@@ -92,11 +93,20 @@ def look_for_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> PmuScan:
                 key=lambda pmu: (PERF_TYPE_LIMIT if pmu.type is None else pmu.type, pmu.name),
             )
         ),
-        is_complete=bool(devices)
-        and (
-            all(files or name in KERNEL_SOURCES for name, files in devices)
-            or _covers_all_cpus(sysfs, pmus, online)
-        ),
+        is_complete=_sees_all_sources(sysfs, devices) or _covers_all_cpus(sysfs, pmus, online),
+    )
+
+
+def _sees_all_sources(sysfs: Sysfs, devices: Sequence[tuple[str, list[str]]]) -> bool:
+    """Return whether these are all event sources, and it is known of each if it is a CPU PMU.
+
+    Every kernel with perf has the one named software. A captured tree may lack the file `cpus` of
+    a CPU PMU, which then looks like a PMU of no certain CPUs.
+    """
+    marks = None if sysfs.is_live else {"cpus", "cpumask"}
+    return any(name == SOFTWARE for name, _ in devices) and all(
+        name in KERNEL_SOURCES or (files if marks is None else marks.intersection(files))
+        for name, files in devices
     )
 
 

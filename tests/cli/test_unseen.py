@@ -147,6 +147,29 @@ def test_cpus_of_no_pmu_do_not_pass(machine: Machine, tmp_path: Path) -> None:
     assert results(machine, root)["host.pmus host"] == "WARN"
 
 
+@pytest.mark.parametrize("source", ["none", "cs_etm"])
+def test_cpus_of_no_pmu_that_was_captured_may_have_one_that_was_not(
+    machine: Machine, tmp_path: Path, source: str
+) -> None:
+    """Where the kernel's own event sources are not there, or one is there without `cpus`."""
+    root = make_host(tmp_path, {LITTLE: "0-3"})
+    if source != "none":
+        write_file(root, f"{SOURCES}/software/type", "1\n")
+        write_file(root, f"{SOURCES}/{source}/type", "9\n")
+    found = read_json(machine, root, "doctor")["findings"]
+    assert [its["why"].partition(":")[0] for its in found if its["id"] == "host.pmus"] == [
+        f"not known which PMUs there are besides {LITTLE}"
+    ]
+    words = ("pmu", "cpus", "0,4", "-n", "-o", "pmu", "--sysroot", str(root))
+    assert machine.run(*words).lines == [LITTLE, "?"]
+    checked = machine.run("affinity", "check", "--sysroot", str(root))
+    assert checked.status == 0
+    assert "not known whether 2 vCPUs can leave their PMU" in checked.stderr
+    assert machine.run("vm", "list", "-n", "-o", "pmu,aligned", "--sysroot", str(root)).lines == [
+        "?    ?"
+    ]
+
+
 def test_a_tree_without_cpus_has_no_pmu_of_all_cpus(machine: Machine, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "tree", {}, {LITTLE: "0-3"})
     assert results(machine, root)["host.pmus host"] == "WARN"

@@ -144,9 +144,9 @@ def _check_attributes(facts: HostFacts) -> Iterator[Outcome]:
 
 def _check_pmus(facts: HostFacts) -> Iterator[Outcome]:
     if not facts.are_pmus_complete:
-        what = "which CPU PMUs there are besides these" if facts.pmus else "whether there is a PMU"
-        names = "".join(f" {pmu.name}" for pmu in facts.pmus)
-        why = f"not known {what}{names and ':'}{names}; the event sources cannot all be read"
+        names = ", ".join(pmu.name for pmu in facts.pmus)
+        what = f"which PMUs there are besides {names}" if names else "whether there is a PMU"
+        why = f"not known {what}: event sources are hidden, or were not captured"
         fix = "ls -lL /sys/bus/event_source/devices" if facts.is_live else CAPTURE_ANEW
         yield _make_warning(why, fix=fix)
         return
