@@ -63,9 +63,8 @@ def scan_event_sources(sysfs: Sysfs) -> EventSources:
 class PmuScan:
     """The CPU PMUs that were seen, ordered by type and name.
 
-    If `is_complete` is False, there may be others: event sources are hidden from this process, or
-    were not captured, or a file of theirs was not. That is certain to be otherwise if each CPU is
-    of a PMU that was seen.
+    If `is_complete` is False, there may be others: event sources, or files of theirs, are hidden
+    from this process or were not captured. There are none if each CPU is of a PMU that was seen.
     """
 
     pmus: tuple[Pmu, ...]
@@ -78,7 +77,7 @@ def scan_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[Pmu]:
 
 
 def look_for_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> PmuScan:
-    """Return the CPU PMUs among `names` (default: all event sources), and what cannot be read.
+    """Return the CPU PMUs among `names` (default: all event sources), and if there may be others.
 
     A CPU PMU is an event source with a file `cpus`; uncore ones have `cpumask` instead, software
     ones neither (drivers/perf/arm_pmu.c).
@@ -103,9 +102,9 @@ def _sees_all_sources(sysfs: Sysfs, devices: Sequence[tuple[str, list[str]]]) ->
     Every kernel with perf has the one named software. A captured tree may lack the file `cpus` of
     a CPU PMU, which then looks like a PMU of no certain CPUs.
     """
-    marks = None if sysfs.is_live else {"cpus", "cpumask"}
+    kinds = {"cpus", "cpumask"}
     return any(name == SOFTWARE for name, _ in devices) and all(
-        name in KERNEL_SOURCES or (files if marks is None else marks.intersection(files))
+        name in KERNEL_SOURCES or (files if sysfs.is_live else kinds.intersection(files))
         for name, files in devices
     )
 
@@ -113,9 +112,10 @@ def _sees_all_sources(sysfs: Sysfs, devices: Sequence[tuple[str, list[str]]]) ->
 def _covers_all_cpus(sysfs: Sysfs, pmus: Sequence[Pmu], online: CpuSet | None) -> bool:
     """Return whether each CPU is known to be of one of these PMUs, so of no other one."""
     cpus = scan_present(sysfs) | (online or CpuSet())
+    covered = CpuSet()
     for pmu in pmus:
-        cpus -= pmu.cpus or CpuSet()
-    return bool(pmus) and not cpus
+        covered |= pmu.cpus or CpuSet()
+    return bool(cpus) and cpus <= covered
 
 
 def scan_pmu_types(sysfs: Sysfs) -> dict[int, str]:

@@ -173,6 +173,10 @@ def test_cpus_of_no_pmu_that_was_captured_may_have_one_that_was_not(
 def test_a_tree_without_cpus_has_no_pmu_of_all_cpus(machine: Machine, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "tree", {}, {LITTLE: "0-3"})
     assert results(machine, root)["host.pmus host"] == "WARN"
+    assert read_json(machine, root, "pmu", "list")["partial"] is True
+    write_file(root, f"{SOURCES}/software/type", "1\n")
+    assert results(machine, root)["host.pmus host"] == "WARN"
+    assert read_json(machine, root, "pmu", "list")["partial"] is False
     shown = machine.run("host", "info", "--sysroot", str(root)).stdout
     assert "CPUS         ?\n" in shown
     assert "CORE-LIST    ?\n" in shown
