@@ -116,7 +116,7 @@ function __pmuctl_columns
         case 'pmu show'
             __pmuctl_list NAME 'its name in sysfs' TYPE 'its perf type in this boot' CORE 'the core models of its online CPUs, by MIDR' CPUS 'the CPUs it counts on' ONLINE 'those that are online' COUNTERS 'its programmable counters, once host info has probed them' EVENTS 'how many named events it has' EVENT-BITS 'the width of its event space, once probed' PATH 'its path in sysfs' MIDR 'implementer and part number of its core models' FORMATS 'its format/ in sysfs' CAPS 'its caps/ in sysfs' EVENT-LIST 'its named events'
         case 'pmu cpus'
-            __pmuctl_list CPU 'its number' PMU 'the PMU that counts on it' CORE 'its core model, by MIDR' CAPACITY 'its capacity, 1024 the largest' ONLINE 'whether it is online'
+            __pmuctl_list CPU 'its number' PMU 'the PMU that counts on it' CORE 'its core model, by MIDR' CAPACITY 'its capacity, 1024 the largest' ONLINE 'whether it is online' MIDR 'implementer and part number of its core model'
         case 'vm list'
             __pmuctl_list NAME 'the VM\'s name' STATE 'waiting, starting, running, paused, orphaned, dead, denied, silent' PID 'the process of its VMM' VCPUS 'how many vCPUs it has' PMU 'the PMU it has, or those it can have' FILTER 'its event filter' WINDOW 'whether KVM still takes settings: open, sealed, none' ALIGNED 'whether no vCPU can leave its PMU' MEANS 'what it means where its vCPUs may be' CANDIDATES 'the PMUs that KVM can have chosen' SOURCE 'who tells of it' SEALED-BY 'what closed its window' SINCE 'when its window was closed, in seconds since the epoch' PMU-TYPE 'the perf type of its PMU' PMU-ORIGIN 'who says which PMU it has' COUNTERS 'the number of counters it was given' COUNTERS-ORIGIN 'who says how many counters it has' RULES 'its event filter, as vm set takes it' FILTER-ORIGIN 'who says which filter it has' EVENT-BITS 'the width of its event space' ATTRIBUTES 'the PMU attributes its kernel has' VMM 'what its VMM calls itself' OWNER 'the user id its VMM runs as' UUID 'its UUID' SOCKET 'its control socket' COMMAND 'the command that pmuctl run started' APPLIED-BY 'who set it last under pmuctl run' APPLIED-AT 'when that was, in seconds since the epoch' VCPU-LIST 'its vCPUs' PROBLEM 'why it could not be asked'
         case 'vm show'
@@ -151,6 +151,12 @@ end
 
 function __pmuctl_pmus
     __pmuctl_read
+    set -l token (string replace -r '^--[^=]*=' '' -- (commandline -ct))
+    if string match -q -i -- 'core/*' $token
+        command pmuctl __complete cores --sysroot=$__pmuctl_sysroot 2>/dev/null
+        return
+    end
+    string match -q -r '^(c|co|cor|core)$' -- $token; and echo core/
     for file in $__pmuctl_sysroot/sys/bus/event_source/devices/*/cpus
         set -l name (string split / -- $file)[-2]
         test -f $file -a -r $file; and __pmuctl_is_name $name; or continue

@@ -26,7 +26,9 @@ from pmuctl.cli.tab.command_tree import COLUMNS, Node, read_tree
 from pmuctl.cli.tab.scripts import Shell, write_script
 from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.control.server.server import Server
+from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.pmu_selector import select_pmu
 from tests.fakes.vmm import FakeVm
 from tests.shells import COMPLETIONS, LiveShell
 from tests.skips import skip
@@ -271,6 +273,30 @@ def test_what_is_offered(shell: LiveShell) -> None:
         "pmuctl pmu list -oON": ["-oONLINE"],
     }
     assert {text: shell.offers(text) for text in offered} == offered
+
+
+def give_cores(host: Host) -> None:
+    """Make CPUs 0-1 Cortex-A53, and 2-3 of a core model that has no name."""
+    for cpu, midr in enumerate((0x410FD034, 0x410FD034, 0x480FD420, 0x480FD420)):
+        path = f"sys/devices/system/cpu/cpu{cpu}/regs/identification/midr_el1"
+        (host.root / path).write_text(f"0x{midr:016x}\n")
+
+
+def test_what_core_takes_is_offered(host: Host, shell: LiveShell) -> None:
+    give_cores(host)
+    offered: dict[str, list[str]] = {
+        "pmuctl pmu show co": ["core/"],
+        "pmuctl pmu show core/": ["core/0x48:0xd42", "core/a53", "core/cortex-a53"],
+        "pmuctl pmu list core/c": ["core/cortex-a53"],
+        "pmuctl pmu list core/0x48:0": ["core/0x48:0xd42"],
+        "pmuctl run --pmu core/a": ["core/a53"],
+        "pmuctl run --pmu=core/a": ["--pmu=core/a53"],
+        "pmuctl vm set web1 pmu core/a": ["core/a53"],
+        f"pmuctl pmu show --sysroot {host.root} core/a": ["core/a53"],
+        "pmuctl pmu show --sysroot /none core/": [],
+    }
+    assert {text: shell.offers(text) for text in offered} == offered
+    assert shell.type("pmuctl pmu show core/C").rstrip() == "pmuctl pmu show core/cortex-a53"
 
 
 def test_an_option_is_offered_once(shell: LiveShell) -> None:
@@ -527,6 +553,19 @@ def answered(
         return timed(host, *words)
     finally:
         thread.join()
+
+
+def test_cores_are_those_that_select_one_pmu(host: Host) -> None:
+    assert host.complete("cores", "--sysroot=") == []  # both PMUs have cores of the same model
+    give_cores(host)
+    assert host.complete("cores", "--sysroot=") == [
+        f"core/cortex-a53\t{A53}",
+        f"core/a53\t{A53}",
+        f"core/0x48:0xd42\t{A72}",
+    ]
+    taken = [line.split("\t")[0] for line in host.complete("cores", f"--sysroot={host.root}")]
+    pmus = scan_pmus(Sysfs(host.root))
+    assert {select_pmu(text, pmus).name for text in taken} == {A53, A72}
 
 
 @pytest.mark.parametrize("words", [(), ("events",), ("nonsense", "x"), ("events", "x"), ("cpus",)])

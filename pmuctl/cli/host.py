@@ -11,7 +11,7 @@ from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import OUTPUT, SYSROOT, VERBOSITY
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UsageError
-from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.pmus import look_for_pmus, scan_pmus
 from pmuctl.host.snapshot_files import write_capture
 from pmuctl.manage.host_info import read_host
 from pmuctl.model.kvm_caps import ATTR_NAMES
@@ -27,7 +27,7 @@ def host_info(context: Context) -> None:
     The behaviour of KVM is probed with scratch VMs, once per boot.
     """
     with context.waiting_for("probes of KVM"):
-        host = read_host(context.host, scan_pmus(context.host.sysfs))
+        host = read_host(context.host, look_for_pmus(context.host.sysfs))
     context.write_one("host", HOST_COLUMNS, host)
 
 

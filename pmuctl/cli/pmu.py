@@ -8,8 +8,9 @@ import typer
 from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CPUSET_HELP, OUTPUT, SYSROOT
-from pmuctl.host.pmus import scan_event_sources, scan_other, scan_pmus
-from pmuctl.manage.pmus import scan_probed_pmus
+from pmuctl.host.pmus import look_for_pmus, scan_event_sources, scan_other, scan_pmus
+from pmuctl.host.sysfs import PATH_EVENT_SOURCE
+from pmuctl.manage.pmus import add_probed
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu_selector import check_present, match_pmus, parse_cpus, select_pmu
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
@@ -26,13 +27,19 @@ def pmu_list(
 ) -> None:
     """List the CPU PMUs of this host, or only the named ones."""
     names = _scan_names(context)
-    pmus = scan_probed_pmus(context.host, names)
+    scan = look_for_pmus(context.host.sysfs, names)
+    pmus = add_probed(context.host, scan.pmus)
     if pmu:
         others = scan_other(context.host.sysfs, names)
         chosen = [match_pmus(text, pmus) or [select_pmu(text, pmus, others)] for text in pmu]
         pmus = [pmu for pmu in pmus if any(pmu in matches for matches in chosen)]
     empty = "no CPU PMU: the kernel has no arm_pmu device"
-    context.write_rows("pmus", PMU_COLUMNS, pmus, empty=empty)
+    if not scan.is_complete:
+        empty = f"no CPU PMU is known: /{PATH_EVENT_SOURCE} cannot be read, or was not captured"
+    more = {"partial": not scan.is_complete}
+    context.write_rows("pmus", PMU_COLUMNS, pmus, empty=empty, more=more)
+    if pmus and not scan.is_complete:
+        context.note("not all event sources can be read: there may be other CPU PMUs")
 
 
 @command(app, "show", OUTPUT, SYSROOT)
@@ -44,7 +51,7 @@ def pmu_show(
     This includes its CPUs and core models, its format/ and caps/ files, and its named events.
     """
     names = _scan_names(context)
-    pmus = scan_probed_pmus(context.host, names)
+    pmus = add_probed(context.host, scan_pmus(context.host.sysfs, names))
     chosen = select_pmu(pmu, pmus, scan_other(context.host.sysfs, names))
     context.write_one("pmu", PMU_COLUMNS, chosen)
 
@@ -60,11 +67,11 @@ def pmu_cpus(
     """List CPUs with their PMU, core model and capacity."""
     from pmuctl.manage.cpus import scan_cpus
 
-    pmus = scan_pmus(context.host.sysfs, _scan_names(context))
-    rows = scan_cpus(context.host.sysfs, pmus)
+    scan = look_for_pmus(context.host.sysfs, _scan_names(context))
+    rows = scan_cpus(context.host.sysfs, scan)
     if cpus is not None:
         present = CpuSet.of(row.number for row in rows)
-        wanted = parse_cpus(cpus, pmus, present)
+        wanted = parse_cpus(cpus, scan.pmus, present)
         check_present(wanted, present)
         rows = [row for row in rows if row.number in wanted]
     context.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU in this list")

@@ -64,7 +64,9 @@ def note_missing(context: Context, vms: VmList) -> None:
     if vms.scratch:
         what = "1 scratch VM" if vms.scratch == 1 else f"{vms.scratch} scratch VMs"
         context.note(f"not listed: {what} of pmuctl's own probes")
-    if vms.is_partial:
+    if vms.is_partial and context.options.sysroot is not None:
+        context.note("not all processes of that host may be captured: it may have other VMs")
+    elif vms.is_partial:
         context.note(
             "some processes are hidden (hidepid, or a container): their VMs are not listed"
         )

@@ -26,12 +26,13 @@ from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import replace, value
 
 UNREADABLE = "pmuctl-unreadable"
-"""In a captured /proc: how many processes could not be read when it was made."""
+"""In a captured /proc: how many processes could not be read when it was made, and whether others
+were hidden. A tree without it does not tell which processes there were."""
 
 OF_PROCESS = ("status", "stat", "cmdline", "comm", "cgroup")
 OF_THREAD = ("stat", "status", "comm", "cgroup", "syscall")
 
-_NUMBER = re.compile(rb"([0-9]{1,9})\n?")
+_UNREADABLE = re.compile(rb"([0-9]{1,9})( hidden)?\n?")
 
 
 @value
@@ -39,14 +40,20 @@ class CapturedProcfs(Procfs):
     """A captured /proc at `root`, which must not be a link either."""
 
     def scan_kvm(self) -> KvmScan:
-        """Return the scan as it was when the capture was made."""
+        """Return the scan as it was when the capture was made.
+
+        It is partial if it was so then, and if the tree does not tell: it was made by hand or by
+        another program, which need not have looked for VMs.
+        """
         scan = super().scan_kvm()
         try:
-            number = _NUMBER.fullmatch(self._read_file(UNREADABLE))
+            told = _UNREADABLE.fullmatch(self._read_file(UNREADABLE))
         except OSError:
-            number = None
-        uncaptured = int(number[1]) if number else 0
-        return replace(scan, unreadable=scan.unreadable + uncaptured, is_partial=False)
+            told = None
+        if told is None:
+            return replace(scan, is_partial=True)
+        unreadable = scan.unreadable + int(told[1])
+        return replace(scan, unreadable=unreadable, is_partial=bool(told[2]))
 
     def _read_file(self, path: str) -> bytes:
         directory, name = self._open_parent(path)
@@ -134,8 +141,8 @@ def scan_captured_vms(
     """Yield the /proc files of every process that owns a VM, and of the given `vmms`.
 
     `vmms` are VMMs that the scan may not have found to own a VM. Unreadable processes are only
-    counted. The capture contains the names of VMs and the command lines of their VMMs, and of
-    cgroups the files that `Cpusets` reads for their threads.
+    counted, and whether others are hidden is told. The capture contains the names of VMs and the
+    command lines of their VMMs, and of cgroups the files that `Cpusets` reads for their threads.
     """
     scan = scan_owners(procs, sysfs)
     cgroups = _RecordingSysfs(sysfs)
@@ -157,8 +164,8 @@ def scan_captured_vms(
     uptime = procs.read_text("uptime")
     if uptime is not None:
         yield Captured(path="proc/uptime", text=uptime)
-    if scan.unreadable:
-        yield Captured(path=f"proc/{UNREADABLE}", text=f"{scan.unreadable}\n")
+    hidden = " hidden" if scan.is_partial else ""
+    yield Captured(path=f"proc/{UNREADABLE}", text=f"{scan.unreadable}{hidden}\n")
 
 
 def _capture_process(procs: Procfs, pid: int) -> Iterator[Captured]:

@@ -14,15 +14,21 @@ _CPU_NAME = re.compile(r"cpu(0|[1-9][0-9]{0,4})")
 
 
 @cache
-def core_names() -> Mapping[tuple[int, int], str]:
-    """Return (implementer, part number) → name as the vendor writes it, from data/cores.tsv."""
+def core_names() -> Mapping[tuple[int, int], tuple[str, ...]]:
+    """Return (implementer, part number) → the names of the core model, from data/cores.tsv.
+
+    The first name is the one that is shown, as the vendor writes it.
+    """
     table = Path(__file__).parents[1] / "data" / "cores.tsv"
     rows = [
         line.split("\t")
         for line in table.read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")
     ]
-    return {(int(implementer, 16), int(part, 16)): name for implementer, part, name in rows[1:]}
+    return {
+        (int(implementer, 16), int(part, 16)): tuple(names)
+        for implementer, part, *names in rows[1:]
+    }
 
 
 def decode_midr(midr: int) -> CoreModel:
@@ -32,8 +38,12 @@ def decode_midr(midr: int) -> CoreModel:
     (Arm ARM, MIDR_EL1).
     """
     implementer, part = midr >> 24 & 0xFF, midr >> 4 & 0xFFF
+    names = core_names().get((implementer, part), ())
     return CoreModel(
-        implementer=implementer, part=part, name=core_names().get((implementer, part))
+        implementer=implementer,
+        part=part,
+        name=names[0] if names else None,
+        others=names[1:],
     )
 
 

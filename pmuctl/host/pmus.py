@@ -2,11 +2,11 @@
 """The perf event sources of a host: its CPU PMUs, and the others (uncore, software …)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from pmuctl.host import udev
-from pmuctl.host.cpus import read_online, scan_cores
+from pmuctl.host.cpus import read_online, scan_cores, scan_present
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs, parse_number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import OtherPmu, Pmu
@@ -23,6 +23,10 @@ ATTRIBUTE_LIMIT = 4096
 
 ENTRIES_LIMIT = 4096
 """Files read of one directory at most: more than any PMU has events; it bounds a hostile tree."""
+
+SOFTWARE = "software"
+KERNEL_SOURCES = (SOFTWARE, "tracepoint", "breakpoint", "kprobe", "uprobe")
+"""Event sources of the kernel itself, which are never CPU PMUs (kernel/events, kernel/trace)."""
 
 # names of kernel attributes and PMUs have no control bytes and are no paths
 _NAME = re.compile(r"(?!\.{1,2}$)[!-.0-~]{1,255}")
@@ -55,21 +59,63 @@ def scan_event_sources(sysfs: Sysfs) -> EventSources:
     return EventSources(names=tuple(filter(_NAME.fullmatch, names)), source=source)
 
 
+@value(kw_only=True)
+class PmuScan:
+    """The CPU PMUs that were seen, ordered by type and name.
+
+    If `is_complete` is False, there may be others: event sources, or files of theirs, are hidden
+    from this process or were not captured. There are none if each CPU is of a PMU that was seen.
+    """
+
+    pmus: tuple[Pmu, ...]
+    is_complete: bool
+
+
 def scan_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> list[Pmu]:
-    """Return the CPU PMUs among `names` (default: all event sources), ordered by type and name.
+    """Return the CPU PMUs among `names` (default: all event sources), ordered by type and name."""
+    return list(look_for_pmus(sysfs, names).pmus)
+
+
+def look_for_pmus(sysfs: Sysfs, names: Iterable[str] | None = None) -> PmuScan:
+    """Return the CPU PMUs among `names` (default: all event sources), and if there may be others.
 
     A CPU PMU is an event source with a file `cpus`; uncore ones have `cpumask` instead, software
     ones neither (drivers/perf/arm_pmu.c).
     """
     online = read_online(sysfs)
-    pmus = [
-        _read_pmu(sysfs, name, online=online)
-        for name, files in _scan_devices(sysfs, names)
-        if "cpus" in files
-    ]
-    return sorted(
-        pmus, key=lambda pmu: (PERF_TYPE_LIMIT if pmu.type is None else pmu.type, pmu.name)
+    devices = _list_devices(sysfs, names)
+    pmus = [_read_pmu(sysfs, name, online=online) for name, files in devices if "cpus" in files]
+    return PmuScan(
+        pmus=tuple(
+            sorted(
+                pmus,
+                key=lambda pmu: (PERF_TYPE_LIMIT if pmu.type is None else pmu.type, pmu.name),
+            )
+        ),
+        is_complete=_sees_all_sources(sysfs, devices) or _covers_all_cpus(sysfs, pmus, online),
     )
+
+
+def _sees_all_sources(sysfs: Sysfs, devices: Sequence[tuple[str, list[str]]]) -> bool:
+    """Return whether these are all event sources, and it is known of each if it is a CPU PMU.
+
+    Every kernel with perf has the one named software. A captured tree may lack the file `cpus` of
+    a CPU PMU, which then looks like a PMU of no certain CPUs.
+    """
+    kinds = {"cpus", "cpumask"}
+    return any(name == SOFTWARE for name, _ in devices) and all(
+        name in KERNEL_SOURCES or (files if sysfs.is_live else kinds.intersection(files))
+        for name, files in devices
+    )
+
+
+def _covers_all_cpus(sysfs: Sysfs, pmus: Sequence[Pmu], online: CpuSet | None) -> bool:
+    """Return whether each CPU is known to be of one of these PMUs, so of no other one."""
+    cpus = scan_present(sysfs) | (online or CpuSet())
+    covered = CpuSet()
+    for pmu in pmus:
+        covered |= pmu.cpus or CpuSet()
+    return bool(cpus) and cpus <= covered
 
 
 def scan_pmu_types(sysfs: Sysfs) -> dict[int, str]:
@@ -107,14 +153,17 @@ def parse_event(text: str) -> int | None:
 
 def _scan_devices(sysfs: Sysfs, names: Iterable[str] | None) -> list[tuple[str, list[str]]]:
     """Return each name with its device's files; leave out those without (incomplete capture)."""
+    return [(name, files) for name, files in _list_devices(sysfs, names) if files]
+
+
+def _list_devices(sysfs: Sysfs, names: Iterable[str] | None) -> list[tuple[str, list[str]]]:
     if names is None:
         names = scan_event_sources(sysfs).names
-    found = (
+    return [
         (name, sysfs.entries(f"{PATH_EVENT_SOURCE}/{name}"))
         for name in sorted(set(names))
         if _NAME.fullmatch(name)
-    )
-    return [(name, files) for name, files in found if files]
+    ]
 
 
 def _read_pmu(sysfs: Sysfs, name: str, *, online: CpuSet | None) -> Pmu:

@@ -7,6 +7,7 @@ from pmuctl.host.cpus import read_core, read_online, scan_present
 from pmuctl.host.host import Host
 from pmuctl.host.kvm.access import KvmAccess, read_kvm_mode
 from pmuctl.host.kvm.cache import read_cached, read_kvm_caps
+from pmuctl.host.pmus import PmuScan
 from pmuctl.host.snapshot_files import PATH_OSRELEASE
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
@@ -17,7 +18,10 @@ from pmuctl.value import value
 
 @value(kw_only=True)
 class HostReport:
-    """One host; `probed` is None if KVM was not asked."""
+    """One host; `probed` is None if KVM was not asked.
+
+    `are_pmus_complete` is False if there may be other CPU PMUs, which could not be seen.
+    """
 
     kernel: str | None
     kvm: KvmAccess | None
@@ -26,10 +30,11 @@ class HostReport:
     online: CpuSet | None
     cores: Mapping[CoreModel | None, CpuSet]
     pmus: Sequence[Pmu]
+    are_pmus_complete: bool
     probed: KvmCaps | None
 
 
-def read_host(host: Host, pmus: Sequence[Pmu]) -> HostReport:
+def read_host(host: Host, scan: PmuScan) -> HostReport:
     """Read this host, with KVM probed on scratch VMs (once a boot), or a captured tree.
 
     Raise OSError as `probe_kvm_caps` does.
@@ -44,8 +49,9 @@ def read_host(host: Host, pmus: Sequence[Pmu]) -> HostReport:
         present=scan_present(sysfs),
         online=read_online(sysfs),
         cores=_group_by_core(sysfs),
-        pmus=pmus,
-        probed=read_host_kvm_caps(host, pmus, access),
+        pmus=scan.pmus,
+        are_pmus_complete=scan.is_complete,
+        probed=read_host_kvm_caps(host, scan.pmus, access),
     )
 
 

@@ -2,24 +2,22 @@
 """The CPU PMUs of a host, with what KVM was found to give guests of them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from pmuctl.host.host import Host
-from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.runtime_dirs import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import replace
 
 
-def scan_probed_pmus(host: Host, names: Iterable[str], *, run: Path = PATH_RUN) -> list[Pmu]:
-    """Return the CPU PMUs, with counters and event space as earlier probes of KVM found them.
+def add_probed(host: Host, pmus: Sequence[Pmu], *, run: Path = PATH_RUN) -> Sequence[Pmu]:
+    """Return CPU PMUs with counters and event space as earlier probes of KVM found them.
 
-    No VM is created: this changes nothing. `run` is root's runtime directory, which holds the
-    probe cache.
+    `pmus` are all of the host. No VM is created: this changes nothing. `run` is root's runtime
+    directory, which holds the probe cache.
     """
     sysfs = host.sysfs
-    pmus = scan_pmus(sysfs, names)
     caches = cache_dirs(host.environ, os.geteuid(), run=run)[0]
     if sysfs.is_live:
         is_cached = any((cache / PROBE_CACHE).exists() for cache in caches)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.cpus import read_online, scan_present
-from pmuctl.host.pmus import scan_other
+from pmuctl.host.pmus import look_for_pmus, scan_other
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import parse_events
@@ -59,10 +59,13 @@ def choose_pmu(
     elif len(pmus) == 1 and _covers_online_cpus(pmus[0], sysfs):
         pmu = pmus[0]
     else:
+        is_none = look_for_pmus(sysfs, names).is_complete
+        have = (
+            ", ".join(pmu.name for pmu in pmus) or f"no CPU PMU{'' if is_none else ' to be seen'}"
+        )
         raise UsageError(
             "a PMU must be named, too",
-            why=f"this host has {', '.join(pmu.name for pmu in pmus) or 'no CPU PMU'}, "
-            "and counters and events belong to one",
+            why=f"this host has {have}, and counters and events belong to one",
             fix=fix,
         )
     if pmu.type is None:

@@ -116,6 +116,8 @@ def explain_alignment(
 
     `vcpus` names the vCPUs that can leave, `kind` is the kind of the VMM if it is known.
     """
+    if not effective_pmu.is_known:
+        return "not known whether its vCPUs stay on its PMU: not all PMUs of this host are known"
     if not effective_pmu.cpus:
         return None
     consequence = effective_pmu.consequence.explain(kind)

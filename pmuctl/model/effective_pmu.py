@@ -45,12 +45,14 @@ class EffectivePmu:
     """The PMU of a VM; `pmu` is None if it has none (yet), or if it is not known which it has.
 
     `cpus` maps the name of that PMU, or of each it can be, to its CPUs: None if they could not be
-    read. `is_explicit` is True if it was set, by SET_PMU: KVM then runs no vCPU elsewhere.
+    read. `is_explicit` is True if it was set, by SET_PMU: KVM then runs no vCPU elsewhere. If
+    `is_known` is False, `cpus` is empty though it can have a PMU: the host's are not all known.
     """
 
     pmu: VmPmu | None = None
     cpus: Mapping[str, CpuSet | None] = field(default_factory=dict)
     is_explicit: bool = False
+    is_known: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,12 +89,14 @@ class EffectivePmu:
 class HostPmus:
     """What is known of the host: its CPU PMUs, its online CPUs, and what probes of KVM found.
 
-    `online` and `probed` are None if they are not known.
+    `online` and `probed` are None if they are not known. `is_complete` is False if there may be
+    other CPU PMUs, which could not be seen.
     """
 
     pmus: Sequence[Pmu]
     online: CpuSet | None = None
     probed: KvmCaps | None = None
+    is_complete: bool = True
 
     def cpus_of(self, *names: str) -> dict[str, CpuSet | None]:
         """Map each of these PMUs to its CPUs; None if it does not exist or could not be read."""
@@ -113,8 +117,10 @@ def effective_pmu(vm: Vm, host_pmus: HostPmus) -> EffectivePmu:
             cpus=host_pmus.cpus_of(vm.pmu.name),
             is_explicit=vm.identity.sets_pmu or vm.pmu.is_explicit,
         )
-    if _has_no_pmu(vm) or not host_pmus.pmus:
+    if _has_no_pmu(vm):
         return EffectivePmu()
+    if not host_pmus.pmus:
+        return EffectivePmu(is_known=host_pmus.is_complete)
     only = _find_only_pmu(host_pmus)
     if only is None and not vm.identity.sets_pmu:
         only = _find_default_pmu(host_pmus)
@@ -124,6 +130,8 @@ def effective_pmu(vm: Vm, host_pmus: HostPmus) -> EffectivePmu:
             cpus=host_pmus.cpus_of(only.name),
             is_explicit=vm.identity.sets_pmu,
         )
+    if not host_pmus.is_complete:
+        return EffectivePmu(is_known=False, is_explicit=vm.identity.sets_pmu)
     names = (pmu.name for pmu in _find_kvm_pmus(host_pmus))
     return EffectivePmu(cpus=host_pmus.cpus_of(*names), is_explicit=vm.identity.sets_pmu)
 

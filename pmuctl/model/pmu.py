@@ -11,15 +11,22 @@ from pmuctl.value import value
 class CoreModel:
     """One kind of CPU core, from MIDR_EL1 (Arm ARM D24.2.106).
 
-    `name` is None if pmuctl's table does not have the implementer and part number.
+    `name` is None if pmuctl's table does not have the implementer and part number; `others` are
+    further names of a core that has one. Two models are the same only if both numbers are.
     """
 
     implementer: int
     part: int
     name: str | None
+    others: tuple[str, ...] = ()
+
+    @property
+    def midr(self) -> str:
+        """The implementer and part number, such as "0x41:0xd0b"; it tells all models apart."""
+        return f"{self.implementer:#04x}:{self.part:#05x}"
 
     def __str__(self) -> str:
-        return f"{self.name or '?'} (implementer {self.implementer:#04x}, part {self.part:#05x})"
+        return self.name or self.midr
 
 
 @value(kw_only=True)

@@ -13,18 +13,17 @@ from pmuctl.model.pmu import OtherPmu, Pmu
 def match_pmus(text: str, pmus: Sequence[Pmu]) -> list[Pmu]:
     """Return the PMUs that a sysfs name, a glob, `core/MODEL` or `cpus/LIST` selects.
 
-    `cpus/LIST` selects the PMUs that cover at least these CPUs. Raise UsageError if LIST is not a
-    CPU list, or if a name, model or list is missing.
+    MODEL is a name, a short form, the MIDR or a glob of a core model. The first of these ways that
+    selects a PMU counts: on a host that has both, Denver is not Denver-2. `cpus/LIST` selects the
+    PMUs that cover at least these CPUs. Raise UsageError if LIST is not a CPU list, or if a name,
+    model or list is missing.
     """
     kind, slash, rest = text.partition("/")
     if not text or (slash and kind in ("core", "cpus") and not rest):
         what = {"core": "a core model", "cpus": "a CPU list"}.get(kind, "the name of a PMU")
         raise UsageError(f"{text or repr(text)}: {what} is missing", fix="pmuctl pmu list")
     if slash and kind == "core":
-        wanted = rest.lower()
-        return [
-            p for p in pmus if any(core.name and core.name.lower() == wanted for core in p.cores)
-        ]
+        return _match_cores(rest, pmus)
     if slash and kind == "cpus":
         try:
             cpus = CpuSet.parse(rest)
@@ -36,6 +35,16 @@ def match_pmus(text: str, pmus: Sequence[Pmu]) -> list[Pmu]:
     ]
 
 
+def _match_cores(text: str, pmus: Sequence[Pmu]) -> list[Pmu]:
+    # imported here, because most commands name no core
+    from pmuctl.model.core_name import is_matched, is_named, is_short_name
+
+    for matches in (is_named, is_short_name, is_matched):
+        if found := [pmu for pmu in pmus if any(matches(core, text) for core in pmu.cores)]:
+            return found
+    return []
+
+
 def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) -> Pmu:
     """Return the one PMU that the text selects.
 
@@ -45,7 +54,7 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
     found = match_pmus(text, pmus)
     if len(found) == 1:
         return found[0]
-    have = ", ".join(pmu.name for pmu in pmus) or "none"
+    have = ", ".join(pmu.name for pmu in pmus) or ("none" if others else "not known")
     if found:
         raise UsageError(
             f"{text}: stands for {len(found)} PMUs",
@@ -66,8 +75,9 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
         )
     near = get_close_matches(text, [pmu.name for pmu in pmus], n=3, cutoff=0.5)
     if text.startswith("core/"):
-        cores = ", ".join(dict.fromkeys(str(core) for pmu in pmus for core in pmu.cores))
-        why = f"the core models of this host: {cores or 'not known'}"
+        cores = dict.fromkeys(core for pmu in pmus for core in pmu.cores)
+        names = ", ".join(f"{core} ({core.midr})" if core.name else str(core) for core in cores)
+        why = f"the core models of this host: {names or 'not known'}"
         raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list")
     why = f"near: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
     raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list", errno="ENXIO")

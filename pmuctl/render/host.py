@@ -8,6 +8,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
 from pmuctl.model.pmu import CoreModel
 from pmuctl.render.columns import UNKNOWN, Column, known
+from pmuctl.render.pmu import CORE_SHAPE
 from pmuctl.value import value
 
 
@@ -37,7 +38,12 @@ CAPABILITY_COLUMNS: Sequence[Column[Capability]] = (
 )
 
 CORE_COLUMNS: Sequence[Column[tuple[CoreModel | None, CpuSet]]] = (
-    Column(name="CORE", help="a core model", value=lambda row: known(row[0] and row[0].name)),
+    Column(name="CORE", help="a core model", value=lambda row: known(row[0]), shape=CORE_SHAPE),
+    Column(
+        name="MIDR",
+        help="its implementer and part number",
+        value=lambda row: known(row[0] and row[0].midr),
+    ),
     Column(name="CPUS", help="its CPUs", value=lambda row: row[1]),
 )
 
@@ -58,7 +64,14 @@ def _get_default_pmu(host: HostReport) -> object:
     caps = host.probed
     if caps is None or caps.default is None:
         return UNKNOWN
-    return next((pmu.name for pmu in host.pmus if pmu.type == caps.default_pmu), None)
+    names = (pmu.name for pmu in host.pmus if pmu.type == caps.default_pmu)
+    is_missed = caps.default_pmu is not None and not host.are_pmus_complete
+    return next(names, UNKNOWN if is_missed else None)
+
+
+def _get_pmu_names(host: HostReport) -> object:
+    """Return the names of the PMUs; UNKNOWN if there may be some that could not be seen."""
+    return [pmu.name for pmu in host.pmus] or ([] if host.are_pmus_complete else UNKNOWN)
 
 
 HOST_COLUMNS: Sequence[Column[HostReport]] = (
@@ -96,13 +109,13 @@ HOST_COLUMNS: Sequence[Column[HostReport]] = (
         help="whether a VM can refuse a PMU by default",
         value=_if_probed(lambda caps: caps.has_strict),
     ),
-    Column(name="CPUS", help="the CPUs there are", value=lambda host: host.present),
+    Column(name="CPUS", help="the CPUs there are", value=lambda host: host.present or UNKNOWN),
     Column(name="ONLINE", help="those that are online", value=lambda host: known(host.online)),
-    Column(name="PMUS", help="its CPU PMUs", value=lambda host: [pmu.name for pmu in host.pmus]),
+    Column(name="PMUS", help="its CPU PMUs", value=_get_pmu_names),
     Column(
         name="CORE-LIST",
         help="its CPUs by core model",
-        value=lambda host: list(host.cores.items()),
+        value=lambda host: list(host.cores.items()) or UNKNOWN,
         nested=CORE_COLUMNS,
     ),
 )

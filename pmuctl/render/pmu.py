@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pmuctl.model.pmu import Pmu, format_code
-from pmuctl.render.columns import UNKNOWN, Column, known
+from pmuctl.render.columns import UNKNOWN, Column, Shape, known
 
 if TYPE_CHECKING:
     from pmuctl.manage.cpus import Cpu
+
+CORE_SHAPE = Shape(text=str, plain=lambda core: core.name)
+"""A core model; one without a name is shown as its MIDR, and is null in JSON."""
+
+CORES_SHAPE = Shape(
+    text=lambda cores: ",".join(map(str, cores)), plain=lambda cores: [core.name for core in cores]
+)
 
 EVENT_COLUMNS: Sequence[Column[tuple[str, int]]] = (
     Column(name="NAME", help="its name in sysfs", value=lambda event: event[0]),
@@ -33,7 +40,8 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
     Column(
         name="CORE",
         help="the core models of its online CPUs, by MIDR",
-        value=lambda pmu: [known(core.name) for core in pmu.cores] or UNKNOWN,
+        value=lambda pmu: pmu.cores or UNKNOWN,
+        shape=CORES_SHAPE,
     ),
     Column(name="CPUS", help="the CPUs it counts on", value=lambda pmu: known(pmu.cpus)),
     Column(name="ONLINE", help="those that are online", value=lambda pmu: known(pmu.online)),
@@ -46,7 +54,8 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
     Column(
         name="EVENTS",
         help="how many named events it has",
-        value=lambda pmu: len(pmu.events),
+        # the kernel gives every CPU PMU some
+        value=lambda pmu: len(pmu.events) or UNKNOWN,
         is_number=True,
     ),
     Column(
@@ -60,10 +69,9 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
     Column(
         name="MIDR",
         help="implementer and part number of its core models",
-        value=lambda pmu: (
-            [f"{core.implementer:#04x}:{core.part:#05x}" for core in pmu.cores] or UNKNOWN
-        ),
+        value=lambda pmu: [core.midr for core in pmu.cores] or UNKNOWN,
         shown=False,
+        in_json=True,
     ),
     Column(
         name="FORMATS", help="its format/ in sysfs", value=lambda pmu: pmu.formats, shown=False
@@ -80,11 +88,16 @@ PMU_COLUMNS: Sequence[Column[Pmu]] = (
 
 CPU_COLUMNS: "Sequence[Column[Cpu]]" = (
     Column(name="CPU", help="its number", value=lambda cpu: cpu.number, is_number=True),
-    Column(name="PMU", help="the PMU that counts on it", value=lambda cpu: cpu.pmu),
+    Column(
+        name="PMU",
+        help="the PMU that counts on it",
+        value=lambda cpu: cpu.pmu if cpu.is_pmu_known else UNKNOWN,
+    ),
     Column(
         name="CORE",
         help="its core model, by MIDR",
-        value=lambda cpu: known(cpu.core and cpu.core.name),
+        value=lambda cpu: known(cpu.core),
+        shape=CORE_SHAPE,
     ),
     Column(
         name="CAPACITY",
@@ -93,4 +106,11 @@ CPU_COLUMNS: "Sequence[Column[Cpu]]" = (
         is_number=True,
     ),
     Column(name="ONLINE", help="whether it is online", value=lambda cpu: known(cpu.online)),
+    Column(
+        name="MIDR",
+        help="implementer and part number of its core model",
+        value=lambda cpu: known(cpu.core and cpu.core.midr),
+        shown=False,
+        in_json=True,
+    ),
 )

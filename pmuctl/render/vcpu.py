@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from pmuctl.manage.affinity.assess import VcpuRow
 from pmuctl.model.vm import VmVcpu
-from pmuctl.render.columns import Column, Shape, cell, known, plain
+from pmuctl.render.columns import UNKNOWN, Column, Shape, cell, known, plain
 from pmuctl.value import value
 
 NESTED_COLUMNS: Sequence[Column[VmVcpu]] = (
@@ -52,8 +52,17 @@ def _get_pmu_cpus(row: VcpuRow) -> object:
 
 
 def if_has_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
-    """Return a getter that gives None if the VM has no PMU, and UNKNOWN if `get` gives None."""
-    return lambda row: known(get(row)) if row.alignment.effective_pmu.names else None
+    """Return a getter that gives None if the VM has no PMU, and UNKNOWN if `get` gives None.
+
+    It also gives UNKNOWN if it is not known whether the VM has a PMU.
+    """
+
+    def get_value(row: VcpuRow) -> object:
+        if not row.alignment.effective_pmu.is_known:
+            return UNKNOWN
+        return known(get(row)) if row.alignment.effective_pmu.names else None
+
+    return get_value
 
 
 VM_COLUMN: Column[VcpuRow] = Column(

@@ -88,6 +88,8 @@ def _get_pmu_name(alignment: VmAlignment) -> object:
     vm, effective = alignment.vm, alignment.effective_pmu
     if effective.pmu is not None:
         return effective.pmu.name
+    if not effective.is_known:
+        return UNKNOWN
     if effective.candidates:
         return Candidates(effective.candidates)
     # a VM on a host without a PMU cannot have one
@@ -96,13 +98,20 @@ def _get_pmu_name(alignment: VmAlignment) -> object:
 
 
 def _get_pmu_type(alignment: VmAlignment) -> object:
-    pmu = alignment.effective_pmu.pmu
-    return pmu and pmu.type
+    effective = alignment.effective_pmu
+    return (effective.pmu and effective.pmu.type) if effective.is_known else UNKNOWN
 
 
 def _get_pmu_origin(alignment: VmAlignment) -> object:
     effective = alignment.effective_pmu
-    return UNKNOWN if effective.candidates else effective.pmu and effective.pmu.origin
+    if effective.candidates or not effective.is_known:
+        return UNKNOWN
+    return effective.pmu and effective.pmu.origin
+
+
+def _get_candidates(alignment: VmAlignment) -> object:
+    effective = alignment.effective_pmu
+    return effective.candidates if effective.is_known else UNKNOWN
 
 
 def _get_uuid(vm: Vm) -> object:
@@ -174,7 +183,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="CANDIDATES",
         help="the PMUs that KVM can have chosen",
-        value=_unless_blank(lambda alignment: alignment.effective_pmu.candidates),
+        value=_unless_blank(_get_candidates),
         shown=False,
         in_json=True,
     ),

@@ -260,8 +260,8 @@ def test_align_without_a_pmu(machine: Machine) -> None:
 
 def test_align_on_a_host_without_a_pmu(machine: Machine) -> None:
     running(machine, None)
-    for directory in (machine.root / "sys/bus/event_source/devices").iterdir():
-        directory.unlink() if directory.is_symlink() else shutil.rmtree(directory)
+    for name in (A53, A72):  # what is left is of the kernel itself
+        (machine.root / "sys/bus/event_source/devices" / name).unlink()
     for words in (("affinity", "align", "web1"), ("vm", "set", "web1", "affinity", "auto")):
         ran = machine.run(*words)
         refused(ran, 7, "this host has no CPU PMU", "fix: pmuctl doctor\n")

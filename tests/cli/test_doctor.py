@@ -3,7 +3,6 @@
 
 import json
 import os
-import shutil
 import socket
 import threading
 import time
@@ -129,7 +128,8 @@ def test_why_no_check_applies(
     fake_vmm(machine.proc, 5120, argv, vcpus=vcpus)
     machine.masks = dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
     if not has_pmus:
-        shutil.rmtree(machine.root / "sys/bus/event_source/devices")
+        for name in (A53, A72):
+            (machine.root / "sys/bus/event_source/devices" / name).unlink()
     ran = machine.run("doctor", "db1")
     assert (ran.status, ran.stdout) == (0, "")
     assert ran.stderr == f"nothing to check\ndb1: no check applies: {why}\n"
@@ -296,9 +296,9 @@ def test_mounts_are_read_once_and_only_where_a_vcpu_strays(host: Machine) -> Non
 
 def test_another_machines_tree(host: Machine, dump: Callable[[str], Path]) -> None:
     ran = host.run("doctor", "--sysroot", str(dump("rk3588-like")), "-o", "ID,RESULT", "-n")
-    assert (ran.status, ran.stderr) == (0, "")
-    assert {line.split()[0] for line in ran.lines} == {
-        *("host.pmus", "host.pmu-online", "host.processes"),
+    assert (ran.status, ran.stderr) == (0, "fixes are for the host that was captured\n")
+    assert {tuple(line.split()) for line in ran.lines} == {
+        *(("host.pmus", "PASS"), ("host.pmu-online", "PASS"), ("host.processes", "WARN")),
     }
     ran = host.run("doctor", "--sysroot", str(host.root), "--socket", "/x.sock")
     assert ran.status == 2

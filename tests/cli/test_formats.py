@@ -77,8 +77,11 @@ def test_every_command_that_reads_is_here() -> None:
     assert found - elsewhere == {*LISTS, *RECORDS}
 
 
-BESIDE = dict.fromkeys(("vm list", "vm vcpus"), ("unreadable", "partial", "left_out", "scratch"))
-"""What JSON has besides the rows: whether processes are missing among them."""
+BESIDE = {
+    **dict.fromkeys(("vm list", "vm vcpus"), ("unreadable", "partial", "left_out", "scratch")),
+    "pmu list": ("partial",),
+}
+"""What JSON has besides the rows: whether processes or PMUs are missing among them."""
 
 
 def the_value(document: dict[str, Any]) -> Any:
@@ -87,9 +90,9 @@ def the_value(document: dict[str, Any]) -> Any:
     return value
 
 
-def without_candidates(its: dict[str, Any]) -> dict[str, Any]:
-    """An object as its columns: what a PMU could be is in JSON beside it, asked for or not."""
-    return {key: value for key, value in its.items() if key != "candidates"}
+def without_additions(its: dict[str, Any]) -> dict[str, Any]:
+    """An object as its columns, without those that are in JSON whether asked for or not."""
+    return {key: value for key, value in its.items() if key not in ("candidates", "midr")}
 
 
 @each([("-J",)])
@@ -142,13 +145,14 @@ def test_every_format_has_the_same_values(hosting: Machine, words: tuple[str, ..
     assert len({len(row) for row in rows}) == 1
     assert [line.split("\t") for line in run("tsv").splitlines()] == rows
     assert [from_raw(line) for line in run("raw").splitlines()] == rows
-    objects = [without_candidates(json.loads(line)) for line in run("jsonl").splitlines()]
-    keys = [name.lower().replace("-", "_") for name in rows[0] if name != "CANDIDATES"]
+    objects = [without_additions(json.loads(line)) for line in run("jsonl").splitlines()]
+    keys = [name.lower().replace("-", "_") for name in rows[0]]
+    keys = [key for key in keys if key not in ("candidates", "midr")]
     assert [list(its) for its in objects] == [keys] * (len(rows) - 1)
     document = json.loads(run("json"))
     value = the_value(document)
     its = value if isinstance(value, list) else [value]
-    assert [without_candidates(each) for each in its] == objects
+    assert [without_additions(each) for each in its] == objects
     assert run("name").splitlines() == [row[0] for row in rows[1:]]
     assert list(csv.reader(io.StringIO(run("csv", "-n")))) == rows[1:]
     if words[:2] in [tuple(its.split()) for its in LISTS]:

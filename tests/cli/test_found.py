@@ -712,5 +712,13 @@ def test_a_snapshot_of_a_snapshot_is_the_same(host: Machine, tmp_path: Path) -> 
 
 
 def test_a_tree_without_processes_has_no_vms(machine: Machine) -> None:
-    ran = machine.run("vm", "list", "--sysroot", str(machine.root))
-    assert (ran.status, ran.stdout, ran.stderr) == (0, "", "no VM found\n")
+    words = ("vm", "list", "--sysroot", str(machine.root))
+    ran = machine.run(*words)
+    missing = "not all processes of that host may be captured: it may have other VMs\n"
+    assert (ran.status, ran.stdout, ran.stderr) == (0, "", f"no VM found\n{missing}")
+    assert json.loads(machine.run(*words, "-J").stdout)["partial"] is True
+    # the snapshot of a host on which no VM ran
+    (machine.root / "proc").mkdir(exist_ok=True)
+    (machine.root / "proc/pmuctl-unreadable").write_text("0\n")
+    assert machine.run(*words).stderr == "no VM found\n"
+    assert json.loads(machine.run(*words, "-J").stdout)["partial"] is False

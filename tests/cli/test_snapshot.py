@@ -13,10 +13,12 @@ import pytest
 
 from pmuctl.host.kvm.cache import to_captured
 from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
+from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import fake_vmm
 
@@ -59,6 +61,7 @@ def host(machine: Machine) -> Machine:
         machine.masks[int(status.parent.name)] = CpuSet.parse(mask)
     write(machine, "sys/kernel/debug/kvm/5120-9/vcpu0/pid", "5122\n")
     write(machine, "sys/kernel/debug/kvm/5120-9/vcpu1/pid", "5121\n")
+    write(machine, "proc/pmuctl-unreadable", "0\n")
     write(machine, PATH_CAPTURED, to_captured(KNOWN, scan_pmus(Sysfs(machine.root))))
     return machine
 
@@ -133,6 +136,22 @@ def test_processes_that_could_not_be_looked_at_want_another_snapshot(
     rows = told(host, "doctor", "--sysroot", str(tmp_path / "out"))[1]["findings"]
     (its,) = [row for row in rows if row["id"] == "host.processes"]
     assert (its["result"], its["fix"]) == ("WARN", "sudo pmuctl host snapshot DIR")
+
+
+def test_processes_that_were_hidden_want_another_snapshot(
+    host: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Procfs.scan_kvm
+    monkeypatch.setattr(Procfs, "scan_kvm", lambda procs: replace(scan(procs), is_partial=True))
+    assert host.run("host", "snapshot", str(tmp_path / "out")).status == 0
+    monkeypatch.undo()
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert host.run("host", "snapshot", str(again), "--sysroot", str(out)).status == 0
+    for tree in (out, again):
+        rows = told(host, "doctor", "--sysroot", str(tree))[1]["findings"]
+        (its,) = [row for row in rows if row["id"] == "host.processes"]
+        assert (its["result"], its["fix"]) == ("WARN", "sudo pmuctl host snapshot DIR")
+        assert told(host, "vm", "list", "--sysroot", str(tree))[1]["partial"] is True
 
 
 def test_only_what_is_needed_is_captured(host: Machine, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 def run() -> None:
     """Print the candidates for argv, nothing if that fails, and end the process."""
     try:
-        kinds = {"events": complete_events, "cpus": complete_cpus}
+        kinds = {"events": complete_events, "cpus": complete_cpus, "cores": complete_cores}
         lines = kinds[sys.argv[2]](sys.argv[3:])
         sys.stdout.write("".join(f"{name}\t{what}\n" for name, what in lines))
         sys.stdout.flush()
@@ -68,6 +68,32 @@ def complete_cpus(words: list[str]) -> list[tuple[str, str]]:
             if dash and first.isdigit() and last.isdigit() and int(last) - int(first) < CPUS_MAX:
                 found += [(str(cpu), name) for cpu in range(int(first), int(last) + 1)]
     return list(dict(found).items())
+
+
+def complete_cores(words: list[str]) -> list[tuple[str, str]]:
+    """Return each `core/MODEL` that selects one PMU of a host, with that PMU.
+
+    `words` are --sysroot=DIR. Names are in lower case and come with their short forms; a core
+    model without a name has its MIDR. Rare, so it may import more.
+    """
+    from pathlib import Path
+
+    from pmuctl.host.pmus import scan_pmus
+    from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
+    from pmuctl.model.core_name import short_names
+    from pmuctl.model.pmu_selector import match_pmus
+
+    sysfs = Sysfs(Path(words[0].removeprefix("--sysroot=") or "/"))
+    pmus = scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))
+    names: dict[str, None] = {}
+    for core in dict.fromkeys(core for pmu in pmus for core in pmu.cores):
+        names |= dict.fromkeys([str(core).lower(), *short_names(core)])
+    selected = ((f"core/{name}", match_pmus(f"core/{name}", pmus)) for name in names)
+    return [
+        (text, found[0].name if is_name(found[0].name) else "a PMU")
+        for text, found in selected
+        if len(found) == 1
+    ]
 
 
 def _pmus_of(vm: str, socket: str, settings: list[str]) -> list[str]:

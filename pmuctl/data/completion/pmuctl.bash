@@ -182,8 +182,17 @@ _pmuctl_value() {
         _pmuctl_offer_list "$prefix" "${cur^^}" "${columns[@]}"
         ;;
     pmu)
+        if [[ $cur == core/* ]]; then
+            mapfile -t names < <(command pmuctl __complete cores "--sysroot=$sysroot" 2>/dev/null)
+            _pmuctl_offer "$prefix" "${cur,,}" "${names[@]%%$'\t'*}"
+            return
+        fi
         _pmuctl_pmus
         _pmuctl_offer "$prefix" "$cur" "${names[@]}"
+        if [[ $cur && core/ == "$cur"* ]]; then
+            _pmuctl_offer "$prefix" "$cur" core/
+            compopt -o nospace
+        fi
         ;;
     vm)
         _pmuctl_vms

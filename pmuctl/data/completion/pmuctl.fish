@@ -120,6 +120,12 @@ end
 
 function __pmuctl_pmus
     __pmuctl_read
+    set -l token (string replace -r '^--[^=]*=' '' -- (commandline -ct))
+    if string match -q -i -- 'core/*' $token
+        command pmuctl __complete cores --sysroot=$__pmuctl_sysroot 2>/dev/null
+        return
+    end
+    string match -q -r '^(c|co|cor|core)$' -- $token; and echo core/
     for file in $__pmuctl_sysroot/sys/bus/event_source/devices/*/cpus
         set -l name (string split / -- $file)[-2]
         test -f $file -a -r $file; and __pmuctl_is_name $name; or continue

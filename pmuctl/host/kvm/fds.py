@@ -51,8 +51,8 @@ class KvmScan:
     """Every process seen to have a VM open, and how many others are `unreadable`.
 
     Kernel threads, which have no descriptors, do not count as unreadable. `is_partial` is True if
-    /proc does not show all processes: other users' are hidden (hidepid), or some are outside this
-    pid namespace.
+    /proc does not show all processes: other users' are hidden (hidepid), some are outside this
+    pid namespace, or a captured tree does not tell which there were.
     """
 
     processes: tuple[KvmProcess, ...]

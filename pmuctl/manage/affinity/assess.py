@@ -33,8 +33,9 @@ class VcpuRow:
 
     @property
     def is_unknown(self) -> bool:
-        """True if the VM has a PMU, and it is not known whether the vCPU stays there."""
-        return self.vcpu.alignment.aligned is None and bool(self.alignment.effective_pmu.cpus)
+        """True if it is not known whether the vCPU stays on the PMU that its VM may have."""
+        pmu = self.alignment.effective_pmu
+        return self.vcpu.alignment.aligned is None and (bool(pmu.cpus) or not pmu.is_known)
 
 
 @value(kw_only=True)

@@ -7,7 +7,7 @@ from pmuctl.host.cpus import read_online
 from pmuctl.host.cpuset_cgroup import Cpusets
 from pmuctl.host.host import Host
 from pmuctl.host.kvm.cache import read_cached
-from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.pmus import look_for_pmus
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import HostPmus
@@ -57,10 +57,15 @@ def read_host_state(host: Host) -> HostState:
     on the live machine and in a captured tree alike.
     """
     sysfs = host.sysfs
-    pmus = scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))
-    caps = read_cached(sysfs, pmus, host.environ, uid=host.uid)
+    scan = look_for_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))
+    caps = read_cached(sysfs, scan.pmus, host.environ, uid=host.uid)
     return HostState(
         host=host,
-        host_pmus=HostPmus(pmus=pmus, online=read_online(sysfs), probed=caps),
+        host_pmus=HostPmus(
+            pmus=scan.pmus,
+            online=read_online(sysfs),
+            probed=caps,
+            is_complete=scan.is_complete,
+        ),
         cpusets=Cpusets(sysfs),
     )

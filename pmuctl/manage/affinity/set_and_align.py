@@ -107,6 +107,12 @@ def _make_no_pmu_error(vm: Vm, pmu: EffectivePmu, host_state: HostState) -> Pmuc
         return vm.query_error
     if vm.is_without_pmu:
         error = no_vpmu(vm.identity)
+    elif not pmu.is_known:
+        error = UnsupportedError(
+            "it is not known which PMU it has",
+            why="not all CPU PMUs of this host can be read",
+            fix="ls -lL /sys/bus/event_source/devices",
+        )
     elif not pmu.cpus and not host_state.pmus:
         error = UnsupportedError(
             "it has no PMU that its vCPUs could be aligned to",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
 from pmuctl.errors import UsageError
+from pmuctl.host.cpus import scan_present
 from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.procfs import TICKS, Procfs
@@ -58,7 +59,7 @@ def _explain_unchecked(alignment: VmAlignment, host_state: HostState) -> str:
     vm = alignment.vm
     if vm.is_without_pmu:
         return vm.identity.explain_no_vpmu()
-    if not host_state.pmus:
+    if not host_state.pmus and host_state.host_pmus.is_complete:
         return "it has no PMU: this host has no CPU PMU"
     if not alignment.effective_pmu.cpus:
         return "it has no PMU yet: none of its vCPUs is made"
@@ -81,7 +82,9 @@ def _read_host_facts(
     return HostFacts(
         uid=host_state.host.uid,
         pmus=host_state.pmus,
+        are_pmus_complete=host_state.host_pmus.is_complete,
         online=host_state.online,
+        present=scan_present(host_state.host.sysfs),
         kvm=access,
         kvm_group=kvm.group() if kvm and access is KvmAccess.DENIED else None,
         probed=host_state.host_pmus.probed,

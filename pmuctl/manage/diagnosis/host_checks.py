@@ -18,6 +18,9 @@ from pmuctl.uapi.kvm_arm64 import (
 from pmuctl.value import value
 
 HOST = "host"
+EMPTY = CpuSet()
+CAPTURE_ANEW = "sudo pmuctl host snapshot DIR"
+"""The fix for what a captured tree does not have, on its machine."""
 
 
 @value(kw_only=True)
@@ -38,13 +41,17 @@ class RuntimeDir:
 class HostFacts:
     """The facts that the checks of a host judge; None if a fact is not known.
 
-    `kvm_group` is the group that may open /dev/kvm, `processes` the number of those that could not
-    be read. `is_partial` is True if others are hidden, `is_live` if the host is this machine.
+    `are_pmus_complete` is False if there may be other CPU PMUs, `present` are the CPUs that were
+    seen. `kvm_group` is the group that may open /dev/kvm, `unreadable_processes` the number of
+    those that could not be read. `is_partial` is True if others are hidden or may not be
+    captured, `is_live` if the host is this machine.
     """
 
     uid: int
     pmus: Sequence[Pmu]
+    are_pmus_complete: bool = True
     online: CpuSet | None = None
+    present: CpuSet = EMPTY
     kvm: KvmAccess | None = None
     kvm_group: str | None = None
     probed: KvmCaps | None = None
@@ -89,13 +96,16 @@ def _check_vpmu(facts: HostFacts) -> Iterator[Outcome]:
     elif facts.probed.has_vpmu:
         yield _make_pass("KVM gives guests a PMU (KVM_CAP_ARM_PMU_V3)")
     else:
-        cause = _explain_missing_vpmu(facts.pmus)
+        cause = _explain_missing_vpmu(facts)
         why = f"KVM has no KVM_CAP_ARM_PMU_V3: guests have no PMU; {cause}"
         yield _make_failure(why, fix="pmuctl host info")
 
 
-def _explain_missing_vpmu(pmus: Sequence[Pmu]) -> str:
+def _explain_missing_vpmu(facts: HostFacts) -> str:
     """Return why KVM has no KVM_CAP_ARM_PMU_V3, as far as there is evidence of a cause."""
+    pmus = facts.pmus
+    if not facts.are_pmus_complete:
+        return "not all PMUs of this host are known, so neither is the cause"
     if not pmus:
         return "the kernel has found no PMU of its own CPUs"
     if all(pmu.name.startswith("apple_") for pmu in pmus):
@@ -133,15 +143,26 @@ def _check_attributes(facts: HostFacts) -> Iterator[Outcome]:
 
 
 def _check_pmus(facts: HostFacts) -> Iterator[Outcome]:
+    if not facts.are_pmus_complete:
+        names = ", ".join(pmu.name for pmu in facts.pmus)
+        what = f"which PMUs there are besides {names}" if names else "whether there is a PMU"
+        why = f"not known {what}: event sources are hidden, or were not captured"
+        fix = "ls -lL /sys/bus/event_source/devices" if facts.is_live else CAPTURE_ANEW
+        yield _make_warning(why, fix=fix)
+        return
     if not facts.pmus:
         why = "the kernel has no CPU PMU: no guest can count"
         yield _make_failure(why, fix="dmesg | grep -i pmu")
         return
     covered = CpuSet.of(cpu for pmu in facts.pmus if pmu.cpus for cpu in pmu.cpus)
-    bare = facts.online - covered if facts.online is not None else CpuSet()
+    cpus = facts.present if facts.online is None else facts.online
+    bare = cpus - covered
     if any(pmu.cpus is None for pmu in facts.pmus):
         why = "the CPUs of a PMU cannot be read"
         yield _make_warning(why, fix="pmuctl pmu list")
+    elif not cpus:
+        why = "not known which CPUs there are, so whether each belongs to a PMU"
+        yield _make_warning(why, fix="lscpu" if facts.is_live else CAPTURE_ANEW)
     elif bare:
         why = f"{describe_cpus(bare)} of no PMU: a VM that is made or runs there does not count"
         yield _make_warning(why, fix="pmuctl pmu cpus")
@@ -185,11 +206,14 @@ def _check_runtime_dir(facts: HostFacts) -> Iterator[Outcome]:
 
 
 def _check_processes(facts: HostFacts) -> Iterator[Outcome]:
-    if facts.unreadable_processes or facts.is_partial:
+    if facts.is_partial and not facts.is_live:
+        why = "not known whether all processes are captured: there may be other VMs"
+        yield _make_warning(why, fix=CAPTURE_ANEW)
+    elif facts.unreadable_processes or facts.is_partial:
         what = f"{facts.unreadable_processes} processes may not be read"
         if facts.is_partial:
             what = "processes are hidden (hidepid, or a container)"
-        fix = _rerun_as_root(facts) if facts.is_live else "sudo pmuctl host snapshot DIR"
+        fix = _rerun_as_root(facts) if facts.is_live else CAPTURE_ANEW
         yield _make_warning(f"{what}: VMs of theirs are not seen", fix=fix)
     else:
         yield _make_pass("all processes can be looked at")

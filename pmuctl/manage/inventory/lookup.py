@@ -252,6 +252,8 @@ def _make_not_found_error(inventory: Inventory, ref: VmRef, names: Sequence[str]
     if UUID.fullmatch(name):
         near = [f"uuid/{name}"]
     why = f"near: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}"
-    if scan.unreadable or scan.is_partial:
+    if scan.is_partial and not session.host.is_live:
+        why += "; not all processes of that host may be captured"
+    elif scan.unreadable or scan.is_partial:
         why += "; other users' processes may not be read"
     return NotFoundError("there is no such VM", subject=str(ref), why=why, fix="pmuctl vm list")

@@ -25,6 +25,7 @@ def proc(tmp_path: Path) -> Path:
     fake_proc(root, 6000, holds_kvm=False, start=1)
     (root / "self").symlink_to("5120")
     (root / "uptime").write_text("1 1\n")
+    (root / "pmuctl-unreadable").write_text("0\n")
     return root
 
 
@@ -83,7 +84,7 @@ def test_a_capture_holds_what_is_read(proc: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_capture(scan_captured_vms(Procfs(proc), Sysfs(proc.parent)), out)
     assert CapturedProcfs(out / "proc").scan_kvm().processes == (HOLDER,)
-    assert sorted(os.listdir(out / "proc")) == ["5120", "uptime"]
+    assert sorted(os.listdir(out / "proc")) == ["5120", "pmuctl-unreadable", "uptime"]
     assert sorted(os.listdir(out / "proc/5120/fd")) == ["20", "21", "50", "51", "9", "90"]
     again = tmp_path / "again"
     write_capture(scan_captured_vms(CapturedProcfs(out / "proc"), Sysfs(out)), again)
@@ -101,7 +102,7 @@ def test_a_capture_holds_a_process_of_which_it_is_not_known_what_it_has(
     its = CapturedProcfs(out / "proc")
     assert its.scan_kvm().processes == (HOLDER,)
     assert its.is_there(ProcessId(6000, 1))
-    assert sorted(os.listdir(out / "proc")) == ["5120", "6000", "uptime"]
+    assert sorted(os.listdir(out / "proc")) == ["5120", "6000", "pmuctl-unreadable", "uptime"]
 
 
 @pytest.mark.parametrize(
@@ -120,11 +121,29 @@ def test_a_capture_has_no_addresses(proc: Path, tmp_path: Path, text: str, kept:
     assert (tmp_path / "out/proc/5120/task/5121/syscall").read_text() == kept
 
 
-def test_a_capture_tells_how_many_could_not_be_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "unreadable", "is_partial"),
+    [
+        ("12\n", 12, False),
+        ("0\n", 0, False),
+        ("3 hidden\n", 3, True),
+        *((text, 0, True) for text in ("", "-1", "x", "9" * 5000, "0 hid")),
+        (None, 0, True),
+    ],
+)
+def test_a_capture_tells_how_many_could_not_be_looked_at(
+    tmp_path: Path, text: str | None, unreadable: int, *, is_partial: bool
+) -> None:
+    """One that does not tell was not made by pmuctl, and may lack any process."""
     (tmp_path / "proc").mkdir()
-    for text, count in (("12\n", 12), ("", 0), ("-1", 0), ("x", 0), ("9" * 5000, 0)):
+    if text is not None:
         (tmp_path / "proc/pmuctl-unreadable").write_text(text)
-        assert CapturedProcfs(tmp_path / "proc").scan_kvm().unreadable == count
+    scan = CapturedProcfs(tmp_path / "proc").scan_kvm()
+    assert (scan.unreadable, scan.is_partial) == (unreadable, is_partial)
+
+
+def test_a_capture_of_nothing_is_partial(tmp_path: Path) -> None:
+    assert CapturedProcfs(tmp_path / "proc").scan_kvm().is_partial
 
 
 def test_no_captured_link_is_followed(proc: Path, tmp_path: Path) -> None:

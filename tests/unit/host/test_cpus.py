@@ -20,7 +20,8 @@ from tests.unit.host.cores import A55, A76, make_cpu
         (0x411FD0B0, A76),
         (0x412FD050, A55),
         (0x3F0F4120, CoreModel(implementer=0x3F, part=0x412, name="Rainier")),
-        (0x611F0221, CoreModel(implementer=0x61, part=0x22, name=None)),
+        (0x611F0221, CoreModel(implementer=0x61, part=0x22, name="Icestorm-M1")),
+        (0x480FD420, CoreModel(implementer=0x48, part=0xD42, name=None)),
         (0x510FD0B0, CoreModel(implementer=0x51, part=0xD0B, name=None)),
     ],
 )
@@ -52,6 +53,7 @@ def test_the_table_of_cores_is_sound() -> None:
     table = Path(sys.modules[read_core.__module__].__file__ or "").parents[1] / "data/cores.tsv"
     rows = [line for line in table.read_text().splitlines() if not line.startswith("#")]
     assert len(core_names()) == len(rows) - 1
-    assert len(set(core_names().values())) == len(core_names())
+    assert all(names and all(names) for names in core_names().values())
     assert all(i < 1 << 8 and p < 1 << 12 for i, p in core_names())
-    assert core_names()[0x41, 0xD0C] == "Neoverse-N1"
+    assert core_names()[0x41, 0xD0C] == ("Neoverse-N1",)
+    assert core_names()[0xC0, 0xAC3] == ("Ampere-1", "AmpereOne")

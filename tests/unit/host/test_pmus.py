@@ -103,7 +103,7 @@ def test_apple_cores(dump: Dump) -> None:
     assert icestorm.caps == {}
     assert icestorm.formats == {"event": "config:0-7"}
     assert icestorm.events == {"cycles": 0x02, "instructions": 0x8C}
-    assert icestorm.cores == (CoreModel(implementer=0x61, part=0x22, name=None),)
+    assert icestorm.cores == (CoreModel(implementer=0x61, part=0x22, name="Icestorm-M1"),)
     assert (firestorm.name, str(firestorm.cpus)) == ("apple_firestorm_pmu", "4-7")
 
 

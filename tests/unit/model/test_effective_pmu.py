@@ -79,6 +79,19 @@ def test_the_only_pmu_is_no_fact_where_it_does_not_cover_all_cpus() -> None:
     assert derived(effective_pmu(VM, replace(gap, online=CpuSet.parse("0-1"))))[0] == "a53"
 
 
+def test_what_pmu_a_vm_has_is_not_known_where_pmus_were_not_seen() -> None:
+    unseen = HostPmus(pmus=(), online=ALL, is_complete=False)
+    its = effective_pmu(VM, unseen)
+    assert (its.is_known, its.cpus, its.pmu) == (False, {}, None)
+    assert effective_pmu(VM, replace(unseen, is_complete=True)) == EffectivePmu()
+    assert not effective_pmu(VM, replace(unseen, pmus=(A53,))).is_known
+    # what is certain all the same: its VMM tells, it is the only one, or it can have none
+    told = replace(VM, pmu=VmPmu(name="a53", type=10, origin="applied"))
+    assert effective_pmu(told, unseen).is_known
+    assert derived(effective_pmu(VM, replace(ONE, is_complete=False)))[0] == "one"
+    assert effective_pmu(replace(VM, window=Window.NONE), unseen) == EffectivePmu()
+
+
 def test_where_kvm_gives_all_vms_the_same_that_is_a_fact() -> None:
     assert derived(effective_pmu(VM, OLD)) == ("a53", DERIVED, False)
 

@@ -135,6 +135,40 @@ def test_pmus() -> None:
     assert one(of_host("host.pmus", pmus=(replace(PMUS[0], cpus=None),)))[0] is WARN
 
 
+def test_pmus_that_were_not_seen_neither_pass_nor_fail() -> None:
+    for pmus in ((), PMUS[:1], PMUS):
+        result, why, fix = one(of_host("host.pmus", pmus=pmus, are_pmus_complete=False))
+        assert result is WARN
+        assert why.startswith("not known")
+        assert fix == "ls -lL /sys/bus/event_source/devices"
+        captured = of_host("host.pmus", pmus=pmus, are_pmus_complete=False, is_live=False)
+        assert one(captured)[2] == "sudo pmuctl host snapshot DIR"
+
+
+def test_cpus_that_were_not_seen_are_not_all_cpus() -> None:
+    for pmus in (PMUS[:1], PMUS):
+        assert one(of_host("host.pmus", pmus=pmus, online=None))[0] is WARN
+    result, why, _ = one(of_host("host.pmus", pmus=PMUS[:1], online=None, present=ALL))
+    assert result is WARN
+    assert "2-3" in why
+    assert one(of_host("host.pmus", online=None, present=ALL))[0] is PASS
+
+
+def test_the_cause_of_no_vpmu_is_not_told_where_pmus_were_not_seen() -> None:
+    probed = KvmCaps(has_vpmu=False)
+    found = one(of_host("host.vpmu", probed=probed, pmus=(), are_pmus_complete=False))
+    assert found[0] is FAIL
+    assert "found no PMU" not in found[1]
+    assert "not all PMUs of this host are known" in found[1]
+
+
+def test_processes_that_were_not_captured_do_not_pass() -> None:
+    found = one(of_host("host.processes", is_partial=True, is_live=False))
+    assert found[0] is WARN
+    assert "not known" in found[1]
+    assert found[2] == "sudo pmuctl host snapshot DIR"
+
+
 def test_a_pmu_without_a_cpu() -> None:
     found = of_host("host.pmu-online", pmus=(PMUS[0], pmu(A72, "2-3", "")))
     assert [its[0] for its in found] == [PASS, WARN]

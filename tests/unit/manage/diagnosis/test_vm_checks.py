@@ -83,6 +83,13 @@ def test_a_set_pmu_that_can_be_left_fails_and_names_the_spin() -> None:
     assert "QEMU spins at 100 %" in found.why
 
 
+def test_cpus_of_which_it_is_not_known_whether_they_are_online_do_not_fail() -> None:
+    found = of_vm("vm.aligned", facts("0-3", online=None))
+    assert found is not None
+    assert found.result is WARN
+    assert "may run on CPUs 0-1" in found.why
+
+
 def test_a_default_pmu_that_can_be_left_warns() -> None:
     found = of_vm("vm.aligned", facts("0-3", chosen=DEFAULT))
     assert found is not None
