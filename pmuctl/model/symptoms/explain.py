@@ -50,6 +50,7 @@ def _explain_symptom(
         "start": _start_on_one_pmu(vmm, manager, host),
         "pmu": pmu,
         "cpus": cpus,
+        "slice": manager.slice if manager else "machine.slice",
         "online": str(host.online) if host.online else "CPUS",
     }
     return Explanation(

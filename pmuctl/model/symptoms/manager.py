@@ -19,7 +19,8 @@ MANAGER: Sequence[Symptom] = (
             "set affinity cpu|vcpu|pid|process|thread|tid|task fail|no|EINVAL|refused|error",
             "affinity EINVAL",
             "taskset|vcpupin|emulatorpin|iothreadpin EINVAL|fail",
-            "sched_setaffinity|pthread_setaffinity_np|setaffinity fail|no|EINVAL|error",
+            "sched_setaffinity|pthread_setaffinity_np|setaffinity fail|no|EINVAL|error|22",
+            "set mask cpu|affinity thread|process|pid|vcpu EINVAL",
             "pin vcpu|cpu|guest|qemu EINVAL",
             "write cpuset cpu EINVAL|ERANGE|EACCES|fail|no|unable",
         ),
@@ -27,11 +28,11 @@ MANAGER: Sequence[Symptom] = (
         errors=("EINVAL", "ERANGE", "EACCES"),
         means="the kernel cuts the CPUs of a thread down to those of its cpuset cgroup, and "
         "refuses a mask of which nothing is left (EINVAL): a cgroup above the VM, such as "
-        "machine.slice, has none of the CPUs that were asked for (often another hook has put a "
+        "{slice}, has none of the CPUs that were asked for (often another hook has put a "
         "cpuset there), or these CPUs are offline",
         check="grep -H . /sys/fs/cgroup/*.slice/cpuset.cpus.effective "
         "/sys/devices/system/cpu/online; cat /proc/PID/cgroup",
-        fix="systemctl set-property --runtime machine.slice AllowedCPUs={online}",
+        fix="systemctl set-property --runtime {slice} AllowedCPUs={online}",
     ),
     Symptom(
         id="no-cpuset-controller",
@@ -40,7 +41,7 @@ MANAGER: Sequence[Symptom] = (
         words=(
             "cpuset controller no mounted|found|enabled|delegated|exists",
             "cpuset controller NOT_SUPPORTED",
-            "cgroup cpuset no mounted",
+            "cgroup|libvirt|virsh|vcpupin cpuset no mounted",
             "no cpuset controller",
         ),
         means="libvirt has no cpuset controller for its domains here: pins are masks of threads "

@@ -121,5 +121,12 @@ def _is_error(message: frozenset[str], symptom: Symptom) -> bool:
 
 def _is_part(message: frozenset[str], symptom: Symptom) -> bool:
     """Return whether a message is a part of what is seen of a symptom, and a telling one."""
-    message = message - _FILLERS
-    return bool(message - _GENERAL) and message <= split_words(f"{symptom.by}: {symptom.seen}")
+    message -= _FILLERS
+    return _is_telling(message) and message <= split_words(f"{symptom.by}: {symptom.seen}")
+
+
+def _is_telling(message: frozenset[str]) -> bool:
+    """Return whether words say enough by themselves: names, phrases, or several other words."""
+    words = message - _GENERAL
+    names = [word for word in words if word.isupper() or "_" in word or find_vmms(word)]
+    return bool(names) or len(words) > 2

@@ -12,11 +12,11 @@ from pmuctl.value import field, value
 class Symptom:
     """What users of `by` see (`seen`), what it `means`, how to `check` it and how to `fix` it.
 
-    A message shows it if it has all words of one entry of `words`. An entry of `may` says that
-    the symptom may be behind the message, and other symptoms rather. In an entry "a|b" is either
-    word, and a word in capitals is an error or a phrase of `words.py`. No entry counts beside a
-    word of `unless`. `errors` are the errors that the message can end with: if it has others, it
-    is another symptom's. None stands for all.
+    A message shows it if it has all words of one entry of `words`. With all words of one entry of
+    `may` the symptom may be behind the message, but others are likelier. In an entry "a|b" is
+    either word, and a word in capitals is an error or a phrase of `words.py`. No entry counts
+    beside all words of one entry of `unless`. `errors` are the errors that the message can end
+    with: if it has only others, it is another symptom's. None stands for all.
 
     A symptom of one `vmm` is not shown to users of another. `general` is the symptom of any VMM
     which need not be shown beside this one. The answer of the highest `rank` comes first, and
@@ -24,7 +24,8 @@ class Symptom:
 
     `means`, `check` and `fix` can have {vmm}, what the message calls it, and of it {command},
     {with_pmu}, {without_pmu}, {with_gic}; {start}, the command that starts a VM on the CPUs of
-    one PMU; and of the host {pmu}, {cpus} of that PMU, and the {online} CPUs.
+    one PMU, and {slice}, the systemd slice that it is in; and of the host {pmu}, the {cpus} of
+    that PMU, and the {online} CPUs.
     """
 
     id: str
@@ -50,6 +51,7 @@ ONE_CPU = (
     "guest only|just|no one cpu|core|vcpu",
     "guest one cpu|core|vcpu see|visible|online|appear|show",
     "guest secondary|second|other|rest cpu|core|vcpu no|fail|gone start|boot|come|run|online",
+    "guest only cpu|core|vcpu boot|come|came|up|online|start|visible",
     "guest nproc one",
     "cpu fail come online",
 )

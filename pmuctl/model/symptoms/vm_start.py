@@ -15,7 +15,7 @@ _NO_REGISTERS = (
     "kvm_init_vcpu",
     "kvm_arch_init_vcpu",
     "kvm_arm_vcpu_init fail|EINVAL",
-    "kvm fail|EINVAL init vcpu",
+    "qemu fail|EINVAL init vcpu",
     "retrieve host cpu feature",
 )
 _PUT_REGISTERS = ("put register fail|EINVAL|init|reset", "kvm_arch_put_registers")
@@ -76,7 +76,11 @@ VM_START: Sequence[Symptom] = (
             "kvm_arm_vcpu_init|vcpu_init fail|EINVAL",
             "vcpu fail init",
         ),
-        may=ONE_CPU,
+        may=(
+            *ONE_CPU,
+            "guest HANG HUNDRED boot|start|startup",
+            "guest HUNDRED cpu boot|start|startup",
+        ),
         errors=("EINVAL",),
         likely=_SEVERAL_KINDS_LAST,
         means="on a host with several kinds of core the vCPUs of one VM were made on different "
@@ -111,7 +115,7 @@ VM_START: Sequence[Symptom] = (
         seen="KVM is not supported for this guest CPU type; "
         "kvm_init_vcpu: kvm_arch_init_vcpu failed (0): Invalid argument",
         words=(
-            "kvm NOT_SUPPORTED guest cpu type|model",
+            "kvm NOT_SUPPORTED guest cpu",
             "cpu type|model NOT_SUPPORTED kvm|qemu",
             *_NO_REGISTERS,
         ),
@@ -130,13 +134,13 @@ VM_START: Sequence[Symptom] = (
         by="a VMM",
         seen="PMU: KVM_SET_DEVICE_ATTR: Invalid argument; failed to set irq for PMU",
         words=(
-            "fail set irq pmu",
+            "fail set irq pmu|qemu",
             "pmu kvm_set_device_attr EINVAL|fail",
             "pmu irq EINVAL",
             "fail init pmu",
             "pmu init EINVAL|ENXIO|ENODEV",
         ),
-        unless=("smp_affinity", "no_irqs"),
+        unless=("affinity", "vfio", "smp_affinity"),
         errors=("EINVAL", "ENODEV", "ENXIO"),
         likely={HostTrait.NO_VPMU: -3},
         means="KVM has no interrupt for the guest's PMU: the virtual interrupt controller is not "
@@ -161,7 +165,7 @@ VM_START: Sequence[Symptom] = (
         "its PMU (KVM_ARM_VCPU_PMU_V3_INIT), or has given it no valid interrupt (EINVAL): {vmm} "
         "asks for a PMU that it does not know how to set up",
         check="pmuctl vm show VM",
-        fix="{without_pmu} (without a PMU; or a {vmm} that initialises it)",
+        fix="{without_pmu}",
     ),
     Symptom(
         id="migration-registers",
@@ -173,7 +177,8 @@ VM_START: Sequence[Symptom] = (
             "cpreg",
             "load state DEVICE_CPU",
             "expecting positive value load|cpreg|fail",
-            f"{_MOVED} fail|EINVAL|differ|no|mismatch register|pmu|vpmu",
+            f"{_MOVED} fail|EINVAL|differ|no|mismatch register cpu|vcpu|host|guest|kernel|kvm",
+            f"{_MOVED} fail|EINVAL|differ|no|mismatch pmu|vpmu",
             "no|fail set register op0|op",
         ),
         may=_PUT_REGISTERS,

@@ -38,14 +38,14 @@ KVMTOOL = NamedVmm(
     pattern=r"\b(?:lkvm|kvmtool)",
     command="lkvm run --pmu ARG...",
     with_pmu="lkvm run --pmu ARG...",
-    without_pmu="lkvm run ARG...",
+    without_pmu="lkvm run ARG... (without --pmu)",
     with_gic="lkvm run --irqchip gicv3 --pmu ARG...",
 )
 CROSVM = NamedVmm(
     name="crosvm",
     pattern=r"\bcrosvm",
     command="crosvm run ARG...",
-    with_pmu="crosvm run ARG...",
+    with_pmu="crosvm run ARG... (without --no-pmu)",
     without_pmu="crosvm run --no-pmu ARG...",
     with_gic="crosvm run ARG...",
 )
@@ -59,10 +59,17 @@ CLOUD_HYPERVISOR = NamedVmm(
 )
 
 
-def _other(name: str, pattern: str) -> NamedVmm:
-    line = "VMM ARG..."
+def _other(
+    name: str, pattern: str, *, with_pmu: str = "VMM ARG... (with its option for a PMU)"
+) -> NamedVmm:
+    """Return a VMM whose command line is not known here."""
     return NamedVmm(
-        name=name, pattern=pattern, command=line, with_pmu=line, without_pmu=line, with_gic=line
+        name=name,
+        pattern=pattern,
+        command="VMM ARG...",
+        with_pmu=with_pmu,
+        without_pmu="VMM ARG... (without its option for a PMU)",
+        with_gic="VMM ARG... (with the GIC version of the host)",
     )
 
 
@@ -71,7 +78,11 @@ ANY_VMM = _other("the VMM", r"(?!)")
 
 VMMS: Sequence[NamedVmm] = (
     *(QEMU, KVMTOOL, CROSVM, CLOUD_HYPERVISOR),
-    _other("Firecracker", r"\bfirecracker"),
+    _other(
+        "Firecracker",
+        r"\bfirecracker",
+        with_pmu="VMM ARG... (with another VMM: this one gives guests no PMU)",
+    ),
     _other("Dragonball", r"\bdragonball"),
     _other("Kata's VMM", r"\bkata"),
     _other("StratoVirt", r"\bstrato[\s-]?virt"),
@@ -90,11 +101,15 @@ def find_vmms(text: str) -> list[NamedVmm]:
 
 @value(kw_only=True)
 class Manager:
-    """A manager that starts VMs: `pin` confines one to CPUs, from its next start on."""
+    """A manager that starts VMs, in the systemd slice `slice`.
+
+    The command `pin` confines one to CPUs, from its next start on.
+    """
 
     name: str
     pattern: str
     pin: str
+    slice: str = "machine.slice"
 
 
 MANAGERS: Sequence[Manager] = (
@@ -102,6 +117,7 @@ MANAGERS: Sequence[Manager] = (
         name="Proxmox",
         pattern=r"\b(?:proxmox|pxvirt|pimox|pve\w*|task error|qm start)\b",
         pin="qm set VMID --affinity {cpus}",
+        slice="qemu.slice",
     ),
     Manager(
         name="Incus",

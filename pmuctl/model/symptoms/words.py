@@ -78,12 +78,12 @@ _ERROR_NUMBER = re.compile(
 )
 
 _PHRASES: Sequence[tuple[str, str]] = (
-    ("HUNDRED", r"(?<![\d.])(?:\d00|9[89](?:\.\d+)?)\s*(?:%|percent\b|per cent\b|pct\b)"),
+    ("HUNDRED", r"(?<![\d.])(?:[1-9]\d\d|9[5-9])(?:\.\d+)?\s*(?:%|percent\b|per cent\b|pct\b)"),
     ("HUNDRED", r"\b(?:hundred|full) (?:percent|per cent|%|cpu|core)|\b(?:a|one) whole cpu\b"),
     ("HUNDRED", r"\b(?:pegs|pegged|pegging|maxed out|maxes out|max cpu|eats (?:a|all))\b"),
     (
         "DIVIDE_BY_ZERO",
-        r"\bdiv(?:id[a-z]*|ision)?[\s_-]*(?:by[\s_-]*)?(?:zero|0|null)(?![a-z0-9])"
+        r"(?<![a-z0-9])div(?:id[a-z]*|ision)?[\s_-]*(?:error[\s_-]*)?(?:by[\s_-]*)?(?:zero|0|null)(?![a-z0-9])"
         r"|\bzero[\s_-]*divi\w+|\b0xc0000094\b",
     ),
     ("PERF_SAYS", r"<not\s(?:supported|counted)>"),
@@ -95,10 +95,11 @@ _PHRASES: Sequence[tuple[str, str]] = (
     ),
     (
         "NOT_COUNTED",
-        r"\b(?:not|never|no|without)[\s_-](?:\w+ )?count\w*|\bcounts? nothing\b|\buncounted\b"
+        r"\b(?:not|never|no|without)[\s_-](?!hw |hardware )(?:\w+ )?count\w*"
+        r"|\bcounts? nothing\b|\buncounted\b"
         r"|\b(?:zero|0)[ \t]+(?:cpu[ _-])?(?:cycles|instructions|counts?|counters)\b"
-        r"|\b(?:counters?|cycles|instructions|counts)\b[^.;]{0,30}?\b"
-        r"(?:zero|0|stop\w*|stuck|frozen|freeze|(?:stand|stay|is|are) still)(?![\w.])",
+        r"|\b(?:counters?|cycles|instructions|counts|pmccntr\w*)\b[^.;]{0,30}?\b"
+        r"(?:zero|0|stop\w*|stuck|frozen|freeze|(?:stands?|stays?|is|are) still)(?![\w.])",
     ),
     (
         "FAIL_ENTRY",
@@ -114,7 +115,7 @@ _PHRASES: Sequence[tuple[str, str]] = (
         "HANG",
         r"\bh(?:ang|angs|anging|ung|anged)\b|\bfreez\w+|\bfroze\w*|\bstuck\b|\bstalls?\b"
         r"|\bstalled\b|\bunresponsive\b|\bspins?\b|\bspinning\b|\bbusy[ -]loops?\b"
-        r"|\b(?:no|not|never)\b[^\n.;]{0,12}\b(?:respond|answer|boot|start|output|console)\w*"
+        r"|\b(?:no|not|never)\b[^\n.;]{0,12}\b(?:respond|answer|boot|output|console)\w*"
         r"|\b(?:black|blank|empty) (?:screen|console)\b|\bsilent\w*|\bdead\b",
     ),
     ("EXIT_REASON_9", r"\bkvm exit reason\s*:?\s*9\b"),
@@ -147,7 +148,7 @@ _IRREGULAR = {
     **dict.fromkeys(("initialising", "initializing", "initialisation"), "init"),
     **dict.fromkeys(("initialization", "initial", "inits"), "init"),
     **dict.fromkeys(("gone", "died", "dies", "dead", "killed", "lost", "crashed"), "gone"),
-    **dict.fromkeys(("win10", "win11", "windows10", "windows11"), "window"),
+    **dict.fromkeys(("win", "windows"), "windows"),  # a window is something else
 }
 _ENDINGS = (
     *("ations", "ating", "ation", "ated", "ates", "ings", "ures"),
@@ -163,7 +164,7 @@ def split_messages(text: str) -> list[frozenset[str]]:
     lines = [line for line in text.replace("\\n", "\n").splitlines() if line.strip()]
     last = max(len(lines) - WINDOW_LINES, 0)
     groups = ("\n".join(lines[first : first + WINDOW_LINES]) for first in range(last + 1))
-    return [split_words(group) for group in groups] if lines else []
+    return [split_words(group) for group in dict.fromkeys(groups)] if lines else []
 
 
 def split_words(text: str) -> frozenset[str]:
@@ -194,7 +195,8 @@ def _fold(text: str) -> str:
     """Return a text in lower case, with plain punctuation and CamelCase split into words."""
     text = _ANSI.sub("", unicodedata.normalize("NFKC", text)).replace("\u2212", "-")
     text = text.replace("\u2019", "'").replace("\u2018", "'").replace("\u2013", "-")
-    text = _CAMEL.sub(" ", text.replace("FailEntry", "fail_entry")).lower()
+    text = _CAMEL.sub(" ", " ".join(text.split()).replace("FailEntry", "fail_entry"))
+    text = text.lower()
     return _VCPU_WORD.sub(r"vcpu \1", _VIRTUAL_CPU.sub("vcpu", _NOT.sub(" not", text)))
 
 

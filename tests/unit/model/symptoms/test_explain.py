@@ -75,6 +75,8 @@ def test_a_cpuset_above_is_widened_to_the_cpus_of_this_host() -> None:
     (answer,) = explain("cannot set CPU affinity on process 7: Invalid argument", NEW)
     assert answer.fix == "systemctl set-property --runtime machine.slice AllowedCPUs=0-7"
     assert "machine.slice" in answer.means
+    text = "TASK ERROR: start failed: taskset: failed to set pid 0's affinity: Invalid argument"
+    assert explain(text, NEW)[0].fix.endswith("--runtime qemu.slice AllowedCPUs=0-7")
 
 
 def test_kvmtool_ends_the_vm_only_with_its_first_vcpu() -> None:
