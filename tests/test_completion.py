@@ -251,7 +251,7 @@ def test_what_is_offered(shell: LiveShell) -> None:
         "pmuctl run --affinity=2": ["--affinity=2", "--affinity=2-3"],
         "pmuctl monitor --event vcpu-": ["vcpu-left", "vcpu-returned"],
         "pmuctl monitor w": ["web1", "web2"],
-        "pmuctl doctor --symptom n": ["no-vpmu"],
+        "pmuctl doctor --symptom n": ["no-cpuset-controller", "no-pmu-interrupt", "no-vpmu"],
         "pmuctl affinity ": ["align", "check", "set"],
         "pmuctl affinity set web1 2": ["2", "2-3"],
         "pmuctl affinity set web1 2,p": [f"2,pmu/{A53}", f"2,pmu/{A72}"],

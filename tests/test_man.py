@@ -287,6 +287,13 @@ def test_the_events_and_the_checks_are_those_of_their_pages() -> None:
     assert entries_of("pmuctl-doctor.1", "CHECKS") == [*host_checks.CHECKS, *vm_checks.CHECKS]
 
 
+def test_the_page_of_doctor_lists_the_symptoms() -> None:
+    from pmuctl.model.symptoms.table import SYMPTOMS
+
+    listed = entries_of("pmuctl-doctor.1", "SYMPTOMS")
+    assert sorted(listed) == sorted(each.id for each in SYMPTOMS)
+
+
 def test_the_formats_are_those_of_the_page() -> None:
     from pmuctl.render.formats import SCHEMA, Format
 

@@ -17,7 +17,7 @@ from pmuctl.cli.session import (
     open_session,
 )
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
-from pmuctl.model.symptoms import SYMPTOMS, match_symptoms
+from pmuctl.model.symptoms.table import SYMPTOMS
 from pmuctl.model.vm_ref import parse_ref
 from pmuctl.render.formats import Format
 from pmuctl.render.reports import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
@@ -46,7 +46,7 @@ def doctor(
     if symptom is not None:
         if vm:
             raise UsageError("--symptom cannot be combined with a VM", fix="omit the VM")
-        _explain_symptoms(context, symptom)
+        _explain_message(context, symptom)
         return ExitStatus.OK
     # imported here, because --symptom needs none of it
     from pmuctl.manage.affinity.host_state import read_host_state
@@ -86,25 +86,29 @@ def _write_fixes(context: Context, findings: "Sequence[Finding]") -> None:
             context.write_lines(["", head, f"  why: {finding.why}", f"  fix: {finding.fix}"])
 
 
-def _explain_symptoms(context: Context, text: str) -> None:
-    """Write the symptoms that match `text`; as a table each in full, because they are sentences.
+def _explain_message(context: Context, text: str) -> None:
+    """Write what `text` means; as a table each answer in full, because they are sentences.
 
     Raise NotFoundError if no symptom matches.
     """
+    # imported here, because the checks need none of it
+    from pmuctl.manage.diagnosis.symptom_host import read_symptom_host
+    from pmuctl.model.symptoms.explain import explain
+
     context.check_columns(SYMPTOM_COLUMNS)
-    found = match_symptoms(text)
+    found = explain(text, read_symptom_host(context.host))
     if not found:
         raise NotFoundError(
             "no known symptom matches",
             subject=text,
             why=f"known symptoms are {', '.join(symptom.id for symptom in SYMPTOMS)}",
-            fix="give fewer words of the message, such as --symptom busy",
+            fix="give fewer words of the message, such as --symptom kvm_init_vcpu",
         )
     if context.format is not Format.TABLE or context.options.columns is not None:
         context.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")
         return
-    for number, symptom in enumerate(found):
+    for number, explanation in enumerate(found):
         if number:
             context.stdout.write("\n")
-        write_record(SYMPTOM_COLUMNS, symptom, context.stdout)
+        write_record(SYMPTOM_COLUMNS, explanation, context.stdout)
     context.stdout.flush()

@@ -17,7 +17,7 @@ from pmuctl.value import field, value
 
 _ON_FAIL_ENTRY = {
     VmmKind.QEMU: "QEMU spins at 100 %",
-    VmmKind.KVMTOOL: "kvmtool ends the VM",
+    VmmKind.KVMTOOL: "kvmtool ends that vCPU's thread, and with vCPU 0 the VM",
     VmmKind.CROSVM: "crosvm ends the VM",
     VmmKind.CLOUD_HYPERVISOR: "cloud-hypervisor ends the vCPU's thread",
 }

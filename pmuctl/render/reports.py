@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pmuctl.conformance.runner import ConformanceResult
     from pmuctl.manage.settings.result import KeyResult
     from pmuctl.model.check_result import Finding
-    from pmuctl.model.symptoms import Symptom
+    from pmuctl.model.symptoms.explain import Explanation
 
 DOCTOR_COLUMNS: Sequence[Column["Finding"]] = (
     Column(name="ID", help="the check", value=lambda finding: finding.id),
@@ -20,13 +20,13 @@ DOCTOR_COLUMNS: Sequence[Column["Finding"]] = (
     Column(name="FIX", help="what mends it", value=lambda finding: finding.fix),
 )
 
-SYMPTOM_COLUMNS: Sequence[Column["Symptom"]] = (
-    Column(name="SYMPTOM", help="its name", value=lambda symptom: symptom.id),
-    Column(name="SEEN", help="the words that are seen", value=lambda symptom: symptom.seen),
-    Column(name="BY", help="who shows them", value=lambda symptom: symptom.by),
-    Column(name="MEANS", help="what is behind it", value=lambda symptom: symptom.means),
-    Column(name="CHECK", help="how to see whether it is so", value=lambda symptom: symptom.check),
-    Column(name="FIX", help="what mends it", value=lambda symptom: symptom.fix),
+SYMPTOM_COLUMNS: Sequence[Column["Explanation"]] = (
+    Column(name="SYMPTOM", help="its name", value=lambda answer: answer.id),
+    Column(name="SEEN", help="the words that are seen", value=lambda answer: answer.seen),
+    Column(name="BY", help="who shows them", value=lambda answer: answer.by),
+    Column(name="MEANS", help="what is behind it", value=lambda answer: answer.means),
+    Column(name="CHECK", help="how to see whether it is so", value=lambda answer: answer.check),
+    Column(name="FIX", help="what mends it", value=lambda answer: answer.fix),
 )
 
 CHANGE_COLUMNS: Sequence[Column["KeyResult"]] = (

@@ -20,7 +20,7 @@ from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
-from pmuctl.model.symptoms import SYMPTOMS
+from pmuctl.model.symptoms.table import SYMPTOMS
 from tests.cli.conftest import Machine
 from tests.cli.host_cpus import put_cpuset, put_online
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm
@@ -327,10 +327,46 @@ def test_several_answers(machine: Machine) -> None:
     ran = machine.run("doctor", "--symptom", "qemu", "-J")
     document = json.loads(ran.stdout)
     assert [its["symptom"] for its in document["symptoms"]] == [
-        *("qemu-spins", "qemu-init-vcpu", "no-vpmu"),
+        *("qemu-init-vcpu", "qemu-spins", "qemu-cpu-model", "proxmox-start-failed"),
     ]
     records = machine.run("doctor", "--symptom", "qemu").stdout
-    assert records.count("\n\n") == 2
+    assert records.count("\n\n") == 3
+
+
+def test_the_likeliest_answer_on_this_host_is_the_first(
+    machine: Machine, dump: Callable[[str], Path]
+) -> None:
+    def answers(root: Path, kernel: str) -> list[dict[str, str]]:
+        (root / "proc/sys/kernel").mkdir(parents=True, exist_ok=True)
+        (root / "proc/sys/kernel/osrelease").write_text(f"{kernel}\n")
+        text = "qemu-kvm: kvm_init_vcpu: kvm_arch_init_vcpu failed (0): Invalid argument"
+        ran = machine.run("doctor", "--sysroot", str(root), "--symptom", text, "-J")
+        assert ran.status == 0
+        found: list[dict[str, str]] = json.loads(ran.stdout)["symptoms"]
+        return found
+
+    big_little = answers(machine.root, "6.12.9-arm64")
+    assert big_little[0]["symptom"] == "qemu-init-vcpu"
+    assert big_little[0]["fix"] == f"pmuctl run --pmu {A72} -- qemu-system-aarch64 ARG..."
+    vendor = answers(dump("two-pmus-6.1"), "6.1.75-vendor")
+    assert vendor[0]["symptom"] == "cache-registers"
+    server = answers(dump("one-pmu"), "6.12.9-arm64")
+    assert server[0]["symptom"] == "qemu-cpu-model"
+    assert server[-1]["symptom"] == "qemu-init-vcpu"
+    old = answers(dump("rk3588-like"), "5.10.160-rockchip-rk3588")
+    assert old[0]["fix"].startswith("taskset -c ")
+
+
+def test_a_host_of_which_nothing_is_known_still_gets_an_answer(
+    machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "empty/sys").mkdir(parents=True)
+    ran = machine.run(
+        *("doctor", "--sysroot", str(tmp_path / "empty")),
+        *("--symptom", "kvm_init_vcpu failed", "-o", "SYMPTOM,FIX", "-n"),
+    )
+    assert (ran.status, ran.lines[0].split()[0]) == (0, "qemu-init-vcpu")
+    assert "pmuctl run --pmu PMU -- qemu-system-aarch64 ARG..." in ran.stdout
 
 
 def test_a_message_that_nobody_knows(machine: Machine) -> None:

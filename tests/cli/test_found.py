@@ -237,7 +237,8 @@ def test_kvmtool_sets_a_pmu_by_itself(machine: Machine) -> None:
     (its,) = listed(machine)
     assert its["means"] == (
         f"vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
-        f"{A72}: KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: kvmtool ends the VM"
+        f"{A72}: KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: kvmtool ends that vCPU's thread, "
+        "and with vCPU 0 the VM"
     )
 
 

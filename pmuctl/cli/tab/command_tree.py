@@ -8,7 +8,7 @@ from typing import Any
 
 from pmuctl.cli.app import root
 from pmuctl.model.kvm_caps import ATTR_NAMES
-from pmuctl.model.symptoms import SYMPTOMS
+from pmuctl.model.symptoms.table import SYMPTOMS
 from pmuctl.value import value
 
 KINDS = {

@@ -156,7 +156,8 @@ STOP = "the guest's counters stop there silently"
         ),
         (
             held(SET, "1-3", kind=VmmKind.KVMTOOL),
-            f"vCPU 0 may run on CPU 1, outside a72 (2-3): {FAILS}: kvmtool ends the VM",
+            f"vCPU 0 may run on CPU 1, outside a72 (2-3): {FAILS}: kvmtool ends that vCPU's "
+            "thread, and with vCPU 0 the VM",
         ),
         (
             held(SET, "2", "1"),

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Symptoms in a guest: what its kernel, perf and Windows show.
+
+The messages are of Linux' drivers/perf/arm_pmu_platform.c, arm_pmu_acpi.c and
+drivers/firmware/psci/psci.c, of its tools/perf, and from users' reports.
+"""
+
+from collections.abc import Sequence
+
+from pmuctl.model.symptoms.host import HostTrait
+from pmuctl.model.symptoms.symptom import AFFINITY_CHECK, ALIGN, ONE_CPU, Symptom
+
+_SHOW = "pmuctl vm show VM -o NAME,PMU,RULES"
+_NOT_THE_PMU = (
+    *("sampling", "overflow", "cpu type", "cpu model", "pmu feature"),
+    *("terminal", "option"),
+)
+
+GUEST: Sequence[Symptom] = (
+    Symptom(
+        id="guest-counts-nothing",
+        by="perf in the guest",
+        seen="<not counted> <not supported>, no counts: 0 cycles in the guest",
+        words=(
+            "PERF_SAYS",
+            "perf NOT_COUNTED",
+            "guest NOT_COUNTED",
+            "NOT_COUNTED cycles|instruction|event|pmu",
+            "perf NOT_SUPPORTED",
+            "guest NOT_SUPPORTED perf|count|cycles|instruction|event",
+            "kvm pmu event create fail",
+        ),
+        unless=_NOT_THE_PMU,
+        likely={HostTrait.SEVERAL_KINDS: 1, HostTrait.ONE_KIND: -2},
+        means="the VM has the PMU that KVM chose, and its vCPUs run on CPUs of another one: "
+        "counters stop there without an error; or its filter denies the event",
+        check=f"pmuctl affinity check; {_SHOW}",
+        fix=f"{ALIGN}; where PMU is not known (?): {{start}}; where RULES deny the event: give "
+        "another filter at its next start",
+    ),
+    Symptom(
+        id="windows-divide-by-zero",
+        by="Windows on ARM",
+        seen="divide by zero in the HAL at boot (bugcheck, blue screen)",
+        words=(
+            "windows DIVIDE_BY_ZERO",
+            "hal DIVIDE_BY_ZERO",
+            "BLUE_SCREEN DIVIDE_BY_ZERO",
+            "windows pmccntr|pmccntr_el0",
+            "windows BLUE_SCREEN hal",
+        ),
+        unless=("python", "sql"),
+        means="Windows measures time with the cycle counter, which stands still while a vCPU is "
+        "on CPUs that are not of the VM's PMU",
+        check=AFFINITY_CHECK,
+        fix="{start}",
+    ),
+    Symptom(
+        id="guest-has-no-pmu",
+        by="the guest's kernel, or perf in it",
+        seen="<not supported> cycles, no hardware counters in the guest, "
+        "sys_perf_event_open: No such file or directory",
+        words=(
+            "guest no pmu|pmuv|perfevents",
+            "guest pmu NOT_SUPPORTED",
+            "guest no hw|hardware perf|perfevent|count|event",
+            "sys_perf_event_open|perf_event_open ENOENT|ENOTSUP|ENODEV",
+            "perf list no hw|hardware",
+        ),
+        may=(
+            "PERF_SAYS NOT_SUPPORTED",
+            "perf NOT_SUPPORTED",
+            "guest NOT_SUPPORTED perf|count|cycles|instruction|event",
+        ),
+        unless=_NOT_THE_PMU,
+        likely={HostTrait.NO_VPMU: -3, HostTrait.HAS_VPMU: 1, HostTrait.ONE_KIND: 1},
+        means="the VM was made without a PMU, so its guest has no events: {vmm} was not asked for "
+        "one, or cannot give one",
+        check="pmuctl vm list -o NAME,VMM,PMU,WINDOW",
+        fix="{with_pmu}",
+    ),
+    Symptom(
+        id="no-vpmu",
+        by="a VMM, or perf in the guest",
+        seen="no PMU in the guest: 'pmu' feature not supported, ENODEV, no hw perfevents driver",
+        words=(
+            "pmu feature NOT_SUPPORTED",
+            "pmu NOT_SUPPORTED kvm|host",
+            "vpmu|pmuv NOT_SUPPORTED",
+            "vpmu no",
+            "kvm_arm_vcpu_init ENODEV",
+            "vcpu init ENODEV",
+            "pmu kvm_set_device_attr|kvm_has_device_attr ENODEV|ENXIO",
+            "fail set irq pmu ENODEV",
+            "kvm_cap_arm_pmu_v3",
+            "property pmu no|NOT_SUPPORTED",
+            "guest no pmu",
+        ),
+        may=(
+            "guest pmu NOT_SUPPORTED",
+            "perf NOT_SUPPORTED guest",
+            "vcpu init EINVAL",
+        ),
+        unless=("sampling", "overflow", "cpu type"),
+        likely={HostTrait.NO_VPMU: 4, HostTrait.HAS_VPMU: -3},
+        means="KVM has no vPMU here (KVM_CAP_ARM_PMU_V3): the CPUs have no PMUv3, or PMUs of "
+        "different versions; or the VM was made on a CPU of no PMU (ENODEV)",
+        check="pmuctl host info",
+        fix="pmuctl doctor",
+    ),
+    Symptom(
+        id="no-pmu-interrupt",
+        by="the guest's kernel, or perf in it",
+        seen="hw perfevents: no irqs for PMU, sampling events not supported; "
+        "No ACPI PMU IRQ for CPU0",
+        words=(
+            "no irq pmu",
+            "sampling NOT_SUPPORTED pmu|perf|event|hardware",
+            "sampling overflow NOT_SUPPORTED|no support",
+            "perf record NOT_SUPPORTED|no|fail sampling|irq|overflow",
+            "pmu overflow irq no",
+            "perf stat record work|count|run no|fail",
+        ),
+        errors=("ENOTSUP", "EINVAL"),
+        unless=("kvm_set_device_attr", "kvm_has_device_attr"),
+        means="the guest has a PMU that counts, but was told of no overflow interrupt of it: perf "
+        "stat works, perf record (sampling) does not. Its device tree or ACPI table (MADT) has no "
+        "interrupt of the PMU",
+        check="perf stat -e cycles true (in the guest)",
+        fix="{with_gic}; until then, in the guest: perf stat -e cycles COMMAND",
+    ),
+    Symptom(
+        id="guest-lacks-cpus",
+        by="the guest's kernel",
+        seen="CPU1: failed to come online; only one CPU in the guest",
+        words=ONE_CPU,
+        may=("psci fail boot|start cpu|vcpu",),
+        unless=("default", "support"),
+        errors=("EINVAL", "EIO", "ETIMEDOUT"),
+        means="a vCPU other than 0 did not enter the guest, and the rest of the VM runs on: its "
+        "thread is on a CPU that is not of the VM's PMU (KVM_EXIT_FAIL_ENTRY), or has ended, or "
+        "was never started",
+        check="pmuctl vm vcpus VM; pmuctl affinity check",
+        fix="{start}",
+    ),
+)
+"""Symptoms of guests whose PMU, or whose CPUs, are not as expected."""
