@@ -54,7 +54,7 @@ def save(
     # the module secrets would bring hashlib and random into processes that must stay small
     beside = f".{name}.{os.urandom(8).hex()}"
     with contextlib.suppress(FileExistsError):
-        directory.mkdir()
+        directory.mkdir(0o755)
         directory.chmod(0o755)  # the umask may have taken bits away
     with _open_fd(directory, os.O_RDONLY | os.O_DIRECTORY) as folder:
         if not _is_safe(folder, owners):

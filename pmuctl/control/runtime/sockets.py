@@ -187,16 +187,25 @@ def _make_bind_error(path: Path, error: OSError) -> PmuctlError:
 
 
 def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return
-    # chmod is needed whatever the umask is; by descriptor, because the name may be a link by now
-    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.chmod(f"/proc/self/fd/{fd}", 0o755)
-    finally:
-        os.close(fd)
+    """Make a directory, and those above it that are missing, which all may enter.
+
+    Raise OSError.
+    """
+    for part in (*reversed(path.parents), path):
+        try:
+            os.mkdir(part, 0o755)
+        except FileExistsError:
+            continue
+        except OSError:
+            if part == path:
+                raise
+            continue  # a directory that is there may not be writable, or be a read-only mount
+        # chmod is needed whatever the umask is; by descriptor: the name may be a link by now
+        fd = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", 0o755)
+        finally:
+            os.close(fd)
 
 
 def _bind_socket(

@@ -240,6 +240,14 @@ def test_modes_do_not_depend_on_the_umask(place: Path, mask: int) -> None:
         assert connects(path)
 
 
+@pytest.mark.parametrize("mask", [0, 0o077])
+def test_directories_above_it_can_be_entered_by_all(place: Path, mask: int) -> None:
+    path = place / "a" / "b" / "run" / "web1.sock"
+    with umask(mask), bind_control_socket(path, group="no such group"):
+        modes = [stat.S_IMODE(its.stat().st_mode) for its in list(path.parents)[:3]]
+    assert modes == [0o755] * 3
+
+
 @as_root
 def test_the_group_may_connect_where_there_is_one(place: Path) -> None:
     path, group = place / "web1.sock", grp.getgrgid(1)
