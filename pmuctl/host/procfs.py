@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, make_kvm_process, vcpus_of
-from pmuctl.host.proc_files import ProcFiles, parse_stat_number
+from pmuctl.host.proc_files import parse_stat_number
+from pmuctl.host.task_files import TaskFiles
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import value
@@ -67,7 +68,7 @@ class ProcessFacts:
 
 
 @value
-class Procfs(ProcFiles):
+class Procfs(TaskFiles):
     """The processes of a machine. What has vanished, or may not be read, is None or empty.
 
     If descriptors or memory run out, the readers raise ResourceExhaustedError.
@@ -138,17 +139,6 @@ class Procfs(ProcFiles):
         except OSError:
             return False
 
-    def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
-        """Return whether descriptors of two processes refer to one open file, None if unknown.
-
-        Only the running kernel knows, and tells it only of processes this user may look at.
-        """
-        if self.root != Path("/proc"):
-            return None
-        from pmuctl.uapi.pidfd import kcmp_file  # ctypes, for the few hosts where VMs are shared
-
-        return kcmp_file(pid, fd, other_pid, other_fd)
-
     def namespace_pid(self, pid: int) -> int:
         """Return the pid that a process has in its own pid namespace (proc_pid_status(5), NSpid).
 
@@ -173,14 +163,32 @@ class Procfs(ProcFiles):
         words = raw.removesuffix(b"\0").split(b"\0") if raw else []
         return tuple(word.decode(errors="surrogateescape") for word in words)
 
-    def vcpu_fds(self, pid: int) -> dict[int, int]:
-        """Return the vCPUs a process has open: file descriptor → number given to KVM_CREATE_VCPU.
+    def read_own_id(self) -> int | None:
+        """Return the process that `self` leads to, which is this one; None if it leads nowhere.
 
-        Return an empty dict if the process is gone; raise PermissionError if this user may not
-        look.
+        In the procfs of another pid namespace it is another number, or nothing (proc(5)).
         """
         try:
-            return vcpus_of(self._read_links(f"{pid}/fd"))
+            target = os.readlink(self.root / "self")
+        except OSError:
+            return None
+        return int(target) if ID.fullmatch(target) else None
+
+    def pids(self) -> list[int]:
+        """Return the process ids; an empty list if they cannot be read."""
+        try:
+            return [int(name) for name in self._list_names("") if ID.fullmatch(name)]
+        except OSError:
+            return []
+
+    def vcpu_fds(self, pid: int, tid: int | None = None) -> dict[int, int]:
+        """Return the vCPUs a process has open: file descriptor → number given to KVM_CREATE_VCPU.
+
+        A thread may have descriptors of its own: with `tid` they are that thread's. Return an
+        empty dict if it is gone; raise PermissionError if this user may not look.
+        """
+        try:
+            return vcpus_of(self._read_links(f"{pid}/task/{tid}/fd" if tid else f"{pid}/fd"))
         except (FileNotFoundError, ProcessLookupError):
             return {}
 

@@ -4,11 +4,12 @@
 import ctypes
 import os
 
-from pmuctl.uapi.ioctl import _IOWR
+from pmuctl.uapi.ioctl import _IOW, _IOWR
 
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
+SECCOMP_RET_ERRNO = 0x00050000
 SECCOMP_RET_USER_NOTIF = 0x7FC00000
 SECCOMP_RET_ALLOW = 0x7FFF0000
 
@@ -17,6 +18,8 @@ SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
 # include/uapi/linux/audit.h
 AUDIT_ARCH_X86_64 = 0xC000003E
 AUDIT_ARCH_AARCH64 = 0xC00000B7
+AUDIT_ARCH_ARM = 0x40000028
+AUDIT_ARCH_I386 = 0x40000003
 
 # include/uapi/linux/bpf_common.h and filter.h
 BPF_LD_W_ABS = 0x20
@@ -51,6 +54,12 @@ class seccomp_notif_resp(ctypes.Structure):
     )
 
 
+class notif_id(ctypes.Structure):
+    """The argument of SECCOMP_IOCTL_NOTIF_ID_VALID, which has no struct in the header."""
+
+    _fields_ = (("id", ctypes.c_uint64),)
+
+
 class sock_filter(ctypes.Structure):
     _fields_ = (
         ("code", ctypes.c_uint16),
@@ -67,6 +76,7 @@ class sock_fprog(ctypes.Structure):
 SECCOMP_IOC_MAGIC = ord("!")
 SECCOMP_IOCTL_NOTIF_RECV = _IOWR(SECCOMP_IOC_MAGIC, 0, ctypes.sizeof(seccomp_notif))
 SECCOMP_IOCTL_NOTIF_SEND = _IOWR(SECCOMP_IOC_MAGIC, 1, ctypes.sizeof(seccomp_notif_resp))
+SECCOMP_IOCTL_NOTIF_ID_VALID = _IOW(SECCOMP_IOC_MAGIC, 2, ctypes.sizeof(notif_id))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long

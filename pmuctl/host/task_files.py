@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tasks share: open files, tables of descriptors and memory, as kcmp(2) tells."""
+
+from pathlib import Path
+
+from pmuctl.host.proc_files import ProcFiles
+from pmuctl.value import value
+
+
+@value
+class TaskFiles(ProcFiles):
+    """Comparisons of tasks. Only the running kernel knows, of those that this user may look at.
+
+    They load ctypes, which few commands need.
+    """
+
+    def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
+        """Return whether descriptors of two tasks refer to one open file; None if unknown."""
+        if self.root != Path("/proc"):
+            return None
+        from pmuctl.uapi.pidfd import kcmp_file
+
+        return kcmp_file(pid, fd, other_pid, other_fd)
+
+    def shares_memory(self, pid: int, other_pid: int) -> bool | None:
+        """Return whether two tasks share their memory; None if that cannot be told."""
+        from pmuctl.uapi.pidfd import kcmp_memory
+
+        return kcmp_memory(pid, other_pid)
+
+    def shares_fds(self, tid: int, other_tid: int) -> bool | None:
+        """Return whether two tasks share their descriptors; None if that cannot be told."""
+        from pmuctl.uapi.pidfd import kcmp_descriptors
+
+        return kcmp_descriptors(tid, other_tid)
