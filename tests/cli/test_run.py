@@ -140,6 +140,8 @@ class Host:
 @pytest.fixture
 def host(machine: Machine, tmp_path: Path) -> Host:
     """Two PMUs, and files in PATH: vmm can be executed, plain cannot, folder is a directory."""
+    machine.proc.mkdir(exist_ok=True)
+    (machine.proc / "self").symlink_to(str(os.getpid()))
     directory = tmp_path / "bin"
     (directory / "folder").mkdir(parents=True)
     for name, mode in (("vmm", 0o755), ("plain", 0o644)):
@@ -149,6 +151,23 @@ def host(machine: Machine, tmp_path: Path) -> Host:
 
 
 # what the supervisor is ordered
+
+
+@pytest.mark.parametrize("seen", ["1", None])
+@pytest.mark.parametrize(
+    "words", [PMU, (*PMU, "--best-effort"), ("--hold",), (*PMU, "--affinity", "none")]
+)
+def test_nothing_is_started_where_proc_is_of_another_pid_namespace(
+    host: Host, seen: str | None, words: tuple[str, ...]
+) -> None:
+    """Its supervisor could not follow any thread."""
+    own = host.machine.proc / "self"
+    own.unlink()
+    if seen is not None:
+        own.symlink_to(seen)
+    ran = host.run(*words, "--", "vmm")
+    assert (ran.status, ran.stdout, host.starter.how) == (9, "", ""), ran
+    assert ran.stderr.startswith("error: /proc is not that of this pid namespace\n")
 
 
 def test_the_orders_are_what_was_asked_for(host: Host, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pmuctl.host.cpus import read_online
 from pmuctl.host.host import Host
 from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.kvm.cache import read_kvm_caps
+from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.manage.hints import bring_online, describe_cpus, grant_kvm_access
 from pmuctl.manage.resolve import resolve_cpus
@@ -61,6 +62,21 @@ def _refuse_on_oserror(message: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RefusedError(message, why=error.strerror or str(error)) from error
+
+
+def check_own_process(procs: Procfs, pid: int) -> None:
+    """Refuse a /proc in which the VMM, which will be process `pid`, is another process or none.
+
+    Nobody could follow its threads by their ids there. Raise RefusedError.
+    """
+    seen = procs.read_own_id()
+    if seen != pid:
+        shown = "none" if seen is None else f"process {seen}"
+        raise RefusedError(
+            "/proc is not that of this pid namespace",
+            why=f"this is process {pid}, and /proc/self is {shown}",
+            fix="mount the namespace's own: mount -t proc proc /proc",
+        )
 
 
 def check_access(kvm: Kvm | None) -> Kvm:

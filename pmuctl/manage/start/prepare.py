@@ -18,6 +18,7 @@ from pmuctl.manage.start.preflight import (
     ask_kvm,
     check_cpus,
     check_kernel,
+    check_own_process,
     cpus_of,
     parse_affinity,
 )
@@ -65,6 +66,7 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
     request with `best_effort` gets the latter as `obstacle` instead.
     """
     check_words(request)
+    check_own_process(host.procs, pid)
     name = request.name
     if name is None:
         name = default_name(request.command[0], pid)
