@@ -67,7 +67,13 @@ def supervise(
     procs = Procfs()
     must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
     try:
-        service = ControlService(spec, int(pid), procs=procs, wake=event_loop.wake)
+        service = ControlService(
+            spec,
+            int(pid),
+            procs=procs,
+            wake=event_loop.wake,
+            warn=lambda error: vmm_stderr.write_error(error, service.pid, word="warning"),
+        )
         supervisor = Supervisor(
             spec,
             [ioctl_of(step) for step in steps(spec)],

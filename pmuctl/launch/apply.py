@@ -1,29 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ioctls made in a stopped thread, and what happens to a VMM in which they fail."""
 
-import os
-import signal
 from collections.abc import Sequence
-from contextlib import suppress
 
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.failures import memory_not_writable, not_traceable
+from pmuctl.launch.failures import memory_not_writable, not_traceable, not_visible
 from pmuctl.launch.ioctls import IoctlCall
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
+from pmuctl.launch.trace.process_end import kill_and_wait
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
 from pmuctl.launch.trace.tracee import Tracee
-from pmuctl.launch.vmm_stderr import VmmStderr
+from pmuctl.launch.trace.tracer import Tracer
+from pmuctl.launch.vmm_stderr import VmmStderr, write_error
 
 
 class Applier:
     """Settings applied so as to fail closed: without them no VM starts, but with best effort."""
 
     def __init__(
-        self, spec: LaunchSpec, observer: VmObserver, vmm_stderr: VmmStderr, procs: Procfs
+        self,
+        spec: LaunchSpec,
+        observer: VmObserver,
+        vmm_stderr: VmmStderr,
+        tracer: Tracer,
+        procs: Procfs,
     ) -> None:
         self.vmm_stderr = vmm_stderr
+        self._tracer = tracer
         self._spec = spec
         self._observer = observer
         self._procs = procs
@@ -55,31 +60,59 @@ class Applier:
             self.vmm_stderr.write_error(error, thread.tgid, word="warning")
             return
         error.now = "the VM was not started"
-        self.vmm_stderr.write_error(error, thread.tgid)
+        # that is said once it is true: the VMM's own seccomp filter may not let it exit
+        with self.vmm_stderr.taken(thread.tgid) as fd:
+            if thread.call is not None:
+                thread.skip_call()
+            self._tracer.end(thread, ExitStatus.ENDED)
+            write_error(error, fd)
         self._observer.on_refused(error)
-        if thread.call is not None:
-            thread.skip_call()
-        thread.exit_group(ExitStatus.ENDED)
 
     def refuse_untraceable(
-        self, listener: Listener, notification: Notification, tgid: int, *, has_run: bool
+        self,
+        listener: Listener,
+        notification: Notification,
+        tgid: int,
+        pidfd: int | None,
+        *,
+        has_run: bool,
     ) -> None:
         """Refuse a vCPU to a thread that may not be traced, and end its VMM unless that has run.
 
-        With best effort the vCPU is made without settings.
+        `pidfd` is of its process; without one the VMM is not ended. With best effort the vCPU is
+        made without settings.
         """
         error = not_traceable(self._procs, notification.tid)
+        if self._may_make_unset(error, listener, notification, tgid):
+            return
+        is_to_end = pidfd is not None and not has_run
+        error.now = "the VMM was ended" if is_to_end else "no further vCPU was made"
+        with self.vmm_stderr.taken(tgid) as fd:
+            if is_to_end and pidfd is not None:
+                # before the denial: with that the VMM could exit by itself
+                kill_and_wait(pidfd)
+            write_error(error, fd)
+        if not has_run:
+            self._observer.on_refused(error)
+        listener.deny(notification)
+
+    def refuse_unseen(self, listener: Listener, notification: Notification, tgid: int) -> None:
+        """Refuse a vCPU to a thread that is not in /proc, of a VMM that process `tgid` became."""
+        error = not_visible()
+        if self._may_make_unset(error, listener, notification, tgid):
+            return
+        error.now = "the vCPU was not made"
+        self.vmm_stderr.write_error(error, tgid)
+        self._observer.on_refused(error)
+        listener.deny(notification)
+
+    def _may_make_unset(
+        self, error: PmuctlError, listener: Listener, notification: Notification, tgid: int
+    ) -> bool:
+        """With best effort, warn and have the vCPU made; return whether that was done."""
         error.subject = self._spec.name
         if self._spec.best_effort:
             error.now = "the vCPU is made without settings"
             self.vmm_stderr.write_error(error, tgid, word="warning")
             listener.allow(notification)
-            return
-        error.now = "no further vCPU was made" if has_run else "the VMM was ended"
-        self.vmm_stderr.write_error(error, tgid)
-        if not has_run:
-            self._observer.on_refused(error)
-            # before the denial: with that the VMM could exit by itself, not with status 137
-            with suppress(ProcessLookupError):
-                os.kill(tgid, signal.SIGKILL)
-        listener.deny(notification)
+        return self._spec.best_effort

@@ -114,10 +114,11 @@ class Confinement:
 
         A mask that somebody changed meanwhile stays.
         """
-        try:
+        found: dict[int, int] = {}
+        with suppress(PermissionError):
             found = self._procs.vcpu_fds(self._pid)
-        except PermissionError:
-            found = {}
+            for tid in set(self._creators.values()):  # one may have descriptors of its own
+                found |= self._procs.vcpu_fds(self._pid, tid)
         # a duplicate of a descriptor is not another vCPU
         fds = {fd: index for fd, index in found.items() if self._index_by_fd.get(fd) == index}
         tids = self._procs.threads(self._pid)

@@ -57,6 +57,15 @@ def not_traceable(procs: Procfs, pid: int) -> PmuctlError:
     return DeniedError("the VMM may not be traced", why=why, fix=fix, errno="EPERM")
 
 
+def not_visible() -> PmuctlError:
+    """Return the error for a VMM one of whose threads is not to be seen in /proc."""
+    return DeniedError(
+        "the VMM may not be traced",
+        why="a thread that makes a vCPU is not in /proc: another pid namespace, or hidepid",
+        fix="run pmuctl in the VMM's pid namespace, or as root",
+    )
+
+
 def _find_status_owner(procs: Procfs, pid: int) -> int | None:
     """Return who owns the files in /proc/PID: root if it is not dumpable (proc_pid(5)).
 
@@ -110,6 +119,13 @@ def memory_not_writable(error: OSError) -> PmuctlError:
     """Return the error for a VMM whose memory could not be written."""
     if (shortage := find_exhaustion(error)) is not None:
         return not_followable(shortage)
+    if error.errno == errno.EFAULT:
+        return RefusedError(
+            "no call can be put into the VMM",
+            why="there is no room below the stack pointer of its thread (EFAULT)",
+            fix="give the threads of the VMM a larger stack",
+            errno="EFAULT",
+        )
     return DeniedError(
         "no call can be put into the VMM",
         why=f"its memory may not be written: {error.strerror}; it may have made itself "
@@ -127,6 +143,15 @@ def not_followable(shortage: ResourceExhaustedError) -> PmuctlError:
         why=f"its supervisor runs short: {what}{shortage.why}",
         fix=shortage.fix,
         errno=shortage.errno,
+    )
+
+
+def vcpu_moved() -> PmuctlError:
+    """Return the error for a vCPU that was moved to another descriptor before it was followed."""
+    return RefusedError(
+        "the VMM cannot be followed",
+        why="another thread closed a vCPU's descriptor before the call that made it returned",
+        fix="run it with --best-effort if it may go without its settings",
     )
 
 

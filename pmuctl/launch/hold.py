@@ -53,16 +53,26 @@ class HeldThread:
         self.deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self.is_resumed = False
         self.is_stop_pending = False
-        self._vcpus = {index: fd for fd, index in vcpus.items()}
         self._procs = procs
+        self._fds = self._find_vms(vcpus)
         self.ending_signal: int | None = None
         self._masks: SignalMasks = {}
         self.park()
 
+    def _find_vms(self, vcpus: Mapping[int, int]) -> dict[int, list[int]]:
+        """Return by vCPU number a descriptor of each vCPU that has it: one for each VM."""
+        found: dict[int, list[int]] = {}
+        tid, is_same = self.thread.tid, self._procs.is_same_file
+        for fd, index in sorted(vcpus.items()):
+            fds = found.setdefault(index, [])
+            if not any(is_same(tid, fd, tid, other) for other in fds):
+                fds.append(fd)
+        return found
+
     @property
-    def vcpu_fd(self) -> int:
-        """The descriptor of any of its vCPUs: the settings of a VM are set through one."""
-        return next(iter(self._vcpus.values()))
+    def vm_fds(self) -> list[int]:
+        """A vCPU's descriptor of each of its VMs: the settings of a VM are set through one."""
+        return self._fds[min(self._fds)]
 
     def park(self) -> None:
         """Stop the thread, which is at the entry of a call, before that call."""
@@ -85,16 +95,16 @@ class HeldThread:
 
         Raise OSError with KVM's errno, ESRCH if the thread is gone or resumed.
         """
-        if self.is_resumed or vcpu not in self._vcpus:
+        if self.is_resumed or vcpu not in self._fds:
             raise ProcessLookupError("it is not held just now")
         ioctl = attr_ioctl(attr, payload)
-        try:
-            fd = self._vcpus[vcpu]
-            result = self.thread.ioctl(fd, ioctl.request, ioctl.argument, ioctl.pointer)
-        except ThreadGoneError:
-            raise ProcessLookupError("its VMM is gone") from None
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
+        for fd in self._fds[vcpu]:
+            try:
+                result = self.thread.ioctl(fd, ioctl.request, ioctl.argument, ioctl.pointer)
+            except ThreadGoneError:
+                raise ProcessLookupError("its VMM is gone") from None
+            if result < 0:
+                raise OSError(-result, os.strerror(-result))
 
     def filter_signal(self, thread: Tracee, signum: int) -> int:
         """Return the signal to deliver to a thread in place of this one, 0 for none.
@@ -209,7 +219,7 @@ class VmHold:
                 self.held.park()
             return
         try:
-            vcpus = self._procs.vcpu_fds(thread.tgid)
+            vcpus = self._procs.vcpu_fds(thread.tgid, thread.tid)
         except PermissionError as error:
             self._applier.fail(thread, memory_not_writable(error))
             return
@@ -224,6 +234,8 @@ class VmHold:
             confinement.cpus = self._spec.affinity
             confinement.confine()
             descriptions = self._applier.apply(thread, target, self._ioctls)
+            for other in held.vm_fds if len(held.vm_fds) > 1 else ():
+                self._applier.apply(thread, other, self._ioctls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
             self._resume_vmm(held, [])
@@ -300,7 +312,8 @@ class VmHold:
             confinement = self._confinement_of(held.thread.tgid)
             confinement.cpus = spec.affinity
             confinement.confine()
-            self._applier.apply(held.thread, held.vcpu_fd, locks)
+            for fd in held.vm_fds:
+                self._applier.apply(held.thread, fd, locks)
         except PmuctlError as error:
             self._applier.fail(held.thread, error)
         self._resume_vmm(held, ioctls)

@@ -3,7 +3,6 @@
 
 import fcntl
 import os
-import resource
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from pmuctl.launch.failures import no_gate
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.arch import Arch, native_arch
 from pmuctl.launch.trace.seccomp_gate import install
+from pmuctl.uapi.pidfd import close_fds_from
 from pmuctl.uapi.ptrace import PR_SET_PTRACER, PR_SET_THP_DISABLE, prctl
 
 SUPERVISOR = Path(__file__).with_name("__main__.py")
@@ -132,7 +132,7 @@ def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> Non
                 os.dup2(null, fd)
                 os.set_inheritable(fd, True)  # noqa: FBT003 (positional only)
             os.dup2(theirs.fileno(), 3)
-            os.closerange(4, _find_max_fds())
+            close_fds_from(4)
             # it is small and stays: of a huge page it would need only a part
             with suppress(OSError):
                 prctl(PR_SET_THP_DISABLE, 1)
@@ -140,12 +140,6 @@ def _start_supervisor(name: str, theirs: socket.socket, supervisor: Path) -> Non
             os.execve(sys.executable, argv, {"LC_ALL": "C.UTF-8"})
     finally:
         os._exit(0)
-
-
-def _find_max_fds() -> int:
-    """Return one more than any descriptor can be; the soft limit may be below what is open."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
 def execute(executable: str, argv: Sequence[str], environ: Mapping[bytes, bytes]) -> NoReturn:

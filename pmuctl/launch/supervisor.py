@@ -2,7 +2,7 @@
 """The supervisor's rules: when to trace a VMM, what to do at a window, when to detach."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pmuctl.errors import PinnedError, PmuctlError
 from pmuctl.host.procfs import Procfs
@@ -12,25 +12,25 @@ from pmuctl.launch.apply import Applier
 from pmuctl.launch.confinement import Backoff, Confinement
 from pmuctl.launch.default_pmu import DefaultPmuTracker
 from pmuctl.launch.failures import (
-    memory_not_writable,
     no_vpmu,
     not_followable,
     not_stopped,
     not_traceable,
+    vcpu_moved,
 )
 from pmuctl.launch.hold import HOLD_POLL_SECONDS, VmHold
-from pmuctl.launch.ioctls import IoctlCall, attr_ioctl
+from pmuctl.launch.ioctls import IoctlCall
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
+from pmuctl.launch.trace.address_space import PendingVcpu
 from pmuctl.launch.trace.arch import Arch
+from pmuctl.launch.trace.process_end import open_pidfd
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.tracer import Tracer
-from pmuctl.launch.trace.vcpu_tracker import PendingVcpu, VcpuTracker
+from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.launch.vcpu_table import VcpuTable
 from pmuctl.launch.vmm_stderr import VmmStderr
-from pmuctl.uapi.kvm import KVM_HAS_DEVICE_ATTR
-from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 
 
 class Supervisor:
@@ -67,7 +67,7 @@ class Supervisor:
         self._threads = threads
         self._confinements: dict[int, Confinement] = {}
         self._backoffs: dict[int, Backoff] = {}
-        self._applier = Applier(spec, observer, vmm_stderr, procs)
+        self._applier = Applier(spec, observer, vmm_stderr, self.tracer, procs)
         self.vm_hold = VmHold(
             spec,
             ioctls,
@@ -120,26 +120,43 @@ class Supervisor:
             listener.allow(notification)
             return
         shortage: ResourceExhaustedError | None = None
+        tgid: int | None = notification.tid
         try:
             tgid = self._procs.tgid(notification.tid)
         except ResourceExhaustedError as error:
-            tgid, shortage = notification.tid, error
+            shortage = error
         if tgid is None:
+            self._refuse_unseen(listener, notification)
             return
-        try:
-            self.tracer.follow(notification.tid, tgid)
-        except ProcessLookupError:
-            return
-        except PermissionError:
-            confinement = self._confinements.get(tgid)
-            has_run = confinement is not None and bool(confinement.running)
-            self._default_pmu_tracker.record(tgid, None)
-            self._applier.refuse_untraceable(listener, notification, tgid, has_run=has_run)
-            return
-        # the interrupt restarts its call, so that nobody answers this notification
-        thread = self.tracer.threads[notification.tid]
-        thread.is_entering = True
-        thread.shortage = thread.shortage or shortage
+        with open_pidfd(tgid) as pidfd:
+            # its thread waits, so that it is in this process, and the pidfd is of that
+            if not listener.is_valid(notification):
+                return
+            try:
+                is_followed = self.tracer.follow(
+                    notification.tid, tgid, lambda: listener.is_valid(notification)
+                )
+            except ProcessLookupError:
+                self._refuse_unseen(listener, notification)
+                return
+            except PermissionError:
+                confinement = self._confinements.get(tgid)
+                has_run = confinement is not None and bool(confinement.running)
+                self._default_pmu_tracker.record(tgid, None)
+                self._applier.refuse_untraceable(
+                    listener, notification, tgid, pidfd, has_run=has_run
+                )
+                return
+        if is_followed:
+            # the interrupt restarts its call, so that nobody answers this notification
+            thread = self.tracer.threads[notification.tid]
+            thread.is_entering = True
+            thread.shortage = thread.shortage or shortage
+
+    def _refuse_unseen(self, listener: Listener, notification: Notification) -> None:
+        """Refuse a vCPU to a thread that is not to be seen here, unless it waits no more."""
+        if listener.is_valid(notification):
+            self._applier.refuse_unseen(listener, notification, self._pid)
 
     # --- vCPU events ---------------------------------------------------------------------------
 
@@ -154,15 +171,16 @@ class Supervisor:
         if confinement.cpus is None:
             return
         try:
-            confinement.confine()
+            self._confine(vcpu.tgid)
         except PinnedError as error:
             if not self._spec.best_effort:  # else the warning comes when the settings are applied
                 self._applier.fail(thread, error)
         self._backoffs.setdefault(vcpu.tgid, Backoff())
 
-    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
+    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError | None) -> None:
         """Fail: nobody could tell when a vCPU's window comes, nor where it is initialised."""
-        self._applier.fail(thread, not_followable(shortage))
+        error = vcpu_moved() if shortage is None else not_followable(shortage)
+        self._applier.fail(thread, error)
 
     def on_init(self, tgid: int, tid: int | None) -> None:
         """Record that a vCPU is, or was just, initialised by this thread."""
@@ -176,7 +194,7 @@ class Supervisor:
             self._follow_all(thread)
             return
         try:
-            self._confinement_of(vcpu.tgid).confine()
+            self._confine(vcpu.tgid)
             descriptions = self._applier.apply(thread, self._fd_of(vcpu), self._ioctls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
@@ -194,48 +212,24 @@ class Supervisor:
         vcpu = self._vcpu_table.find(fd)
         self.vm_hold.on_attribute_call(thread, fd, fd if vcpu is None else self._fd_of(vcpu))
 
+    def follows_all(self, tgids: Collection[int]) -> bool:
+        """Return whether all threads of these processes are followed."""
+        return all(self.tracer.follows_all(tgid) for tgid in tgids)
+
     def on_sharing_call(self, thread: Tracee) -> None:
-        """Follow all threads of a process: from here on any of them can learn of a new vCPU.
+        """Follow all tasks with this thread's memory: any may learn of a vCPU from here on."""
+        self._follow_all(thread)
 
-        A thread that knew of the vCPU before may have initialised it already. KVM has the PMU's
-        attributes for such a vCPU only, so that they show it.
-        """
-        if not self.tracer.follows_all(thread.tgid) and self._follow_all(thread):
-            restart_registers = thread.skip_call()
-            try:
-                self._mark_initialised_vcpus(thread)
-            except PmuctlError as error:
-                self._applier.fail(thread, error)
-            if thread.is_ending:
-                return
-            thread.set_registers(restart_registers)
-
-    def _mark_initialised_vcpus(self, thread: Tracee) -> None:
-        """Open the window of every pending vCPU of this process that has a vPMU already."""
-        query = attr_ioctl(KVM_ARM_VCPU_PMU_V3_SET_PMU, b"")
-        for vcpu in self._vcpu_tracker.uninitialised_vcpus(thread.tgid):
-            try:
-                result = thread.ioctl(vcpu.fd, KVM_HAS_DEVICE_ATTR, query.argument)
-            except ProcessLookupError:
-                raise
-            except OSError as error:
-                raise memory_not_writable(error) from error
-            if result == 0:
-                self._vcpu_tracker.mark_initialised(thread, vcpu)
-            if thread.is_ending:
-                return
-
-    def _follow_all(self, thread: Tracee) -> bool:
-        """Follow all threads of this thread's process; return False if that failed."""
+    def _follow_all(self, thread: Tracee) -> None:
+        """Follow all tasks with the memory of this thread; its VMM ends if that fails."""
+        tgid = thread.tgid
         try:
-            self.tracer.follow_all(thread.tgid)
+            for tgid in self._vcpu_tracker.spaces.scan_processes(thread.tgid):
+                self.tracer.follow_all(tgid)
         except PermissionError:
-            self._applier.fail(thread, not_traceable(self._procs, thread.tgid))
-            return False
+            self._applier.fail(thread, not_traceable(self._procs, tgid))
         except TimeoutError as error:
             self._applier.fail(thread, not_stopped(error))
-            return False
-        return True
 
     def on_idle(self) -> None:
         """Stop following every process that has no vCPU on the way to its window."""
@@ -267,6 +261,16 @@ class Supervisor:
             confinement.cpus = None if self._spec.hold else self._spec.affinity
             self._confinements[pid] = confinement
         return self._confinements[pid]
+
+    def _confine(self, pid: int) -> None:
+        """Confine the threads of a process, and of those that share its memory.
+
+        Raise PinnedError.
+        """
+        for sharing_pid in sorted(self._vcpu_tracker.spaces.sharing_processes(pid)):
+            confinement = self._confinement_of(sharing_pid)
+            confinement.cpus = self._confinement_of(pid).cpus
+            confinement.confine()
 
     def _report_vcpu(self, vcpu: PendingVcpu) -> None:
         """Report a vCPU whose window has come; while a VM is held, only vCPUs of its process."""

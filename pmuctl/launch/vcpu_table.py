@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 
 from pmuctl.control.server.backend import VcpuStatus
-from pmuctl.launch.trace.vcpu_tracker import PendingVcpu
+from pmuctl.launch.trace.address_space import PendingVcpu
 
 
 class VcpuTable:

@@ -3,7 +3,9 @@
 
 import os
 import select
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from pmuctl.errors import PmuctlError
 from pmuctl.uapi.pidfd import pidfd_getfd
@@ -21,32 +23,57 @@ class VmmStderr:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._is_taken = self._is_to_close = False
+        self._lock = threading.RLock()
 
     def close(self) -> None:
         """Close the descriptor; from here on the VMM's own is borrowed for each write."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._lock:
+            if self._is_taken:
+                self._is_to_close = True
+            elif self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    @contextmanager
+    def taken(self, pid: int) -> Iterator[int | None]:
+        """Yield a descriptor of the stderr of VMM `pid`, which outlives the VMM; None if none."""
+        with self._lock:
+            if self._fd < 0:
+                with suppress(OSError):
+                    self._fd = _borrow_stderr(pid)
+                self._is_to_close = True
+            self._is_taken = True
+            try:
+                yield self._fd if self._fd >= 0 else None
+            finally:
+                self._is_taken = False
+                if self._is_to_close:
+                    self._is_to_close = False
+                    self.close()
 
     def write_error(self, error: PmuctlError, pid: int, word: str = "error") -> None:
         """Write an error as pmuctl does to the stderr of VMM `pid`; write failures are ignored."""
-        head = f"{error.subject}: {error.message}" if error.subject else error.message
-        lines = [f"{word}: {head}"]
-        for name, text in (("why", error.why), ("now", error.now), ("fix", error.fix)):
-            if text:
-                lines.append(f"  {name}: {text}")
-        text = "\n".join(lines) + "\n"
-        with suppress(OSError):
-            fd = self._fd if self._fd >= 0 else _borrow_stderr(pid)
-            try:
-                poll = select.poll()
-                poll.register(fd, select.POLLOUT)
-                # a reader that does not read must not delay the VMM's end
-                if poll.poll(WRITE_TIMEOUT_SECONDS * 1000):
-                    os.write(fd, text.encode(errors="backslashreplace")[: select.PIPE_BUF])
-            finally:
-                if fd != self._fd:
-                    os.close(fd)
+        with self.taken(pid) as fd:
+            write_error(error, fd, word)
+
+
+def write_error(error: PmuctlError, fd: int | None, word: str = "error") -> None:
+    """Write an error as pmuctl does to a VMM's stderr; write failures are ignored."""
+    head = f"{error.subject}: {error.message}" if error.subject else error.message
+    lines = [f"{word}: {head}"]
+    for name, text in (("why", error.why), ("now", error.now), ("fix", error.fix)):
+        if text:
+            lines.append(f"  {name}: {text}")
+    text = "\n".join(lines) + "\n"
+    if fd is None:
+        return
+    with suppress(OSError):
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        # a reader that does not read must not delay what comes after
+        if poll.poll(WRITE_TIMEOUT_SECONDS * 1000):
+            os.write(fd, text.encode(errors="backslashreplace")[: select.PIPE_BUF])
 
 
 def _borrow_stderr(pid: int) -> int:

@@ -65,13 +65,13 @@ class DrivenVcpu(Vcpu):
     def attr(self, request: int, attr: int, addr: int) -> str:
         """An ioctl on a PMU attribute, in the thread that calls."""
         its = kvm_device_attr(group=KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr, addr=addr)
-        return answer(lambda: ioctl(self._fd, request, its, what="attribute"))
+        return answer(lambda: ioctl(self.fd, request, its, what="attribute"))
 
     def start(self) -> str:
         """KVM_RUN with immediate_exit: EINTR is how it says that all is well."""
         self._page[kvm_run.immediate_exit.offset] = 1
         try:
-            return answer(lambda: ioctl(self._fd, KVM_RUN, what="KVM_RUN"), fine=errno.EINTR)
+            return answer(lambda: ioctl(self.fd, KVM_RUN, what="KVM_RUN"), fine=errno.EINTR)
         finally:
             self._page[kvm_run.immediate_exit.offset] = 0
 
@@ -81,7 +81,7 @@ class DrivenVcpu(Vcpu):
 
         def read() -> None:
             nonlocal value
-            value = get_sys_reg(self._fd, PMCR_EL0) >> 11 & 0x1F
+            value = get_sys_reg(self.fd, PMCR_EL0) >> 11 & 0x1F
 
         return with_value(answer(read), lambda: value)
 

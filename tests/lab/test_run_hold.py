@@ -48,6 +48,18 @@ def run_lab(kernel: str, get_lab: GetLab) -> Lab:
     return get_lab(kernel, "two", all_layers(kernel))
 
 
+def test_a_thread_with_descriptors_of_its_own_is_held_and_all_its_vms_are_set(lab: Lab) -> None:
+    vmm = ("python3", "-m", "tests.lab.standins.moving", "own-table")
+    with running(lab, "--hold", vmm=vmm) as run:
+        run.wait_open()
+        run.done("set", "pmu", A72, *ONLY)
+        run.done("release")
+        ended = run.end()
+    assert ended.status == 0, ended
+    seen = [(its["exit"], its["pmceid0"], frozenset(its["mask"])) for its in runs(ended.stdout)]
+    assert seen == [("KVM_EXIT_MMIO", f"{CYCLES_BIT:#x}", CPUS[A72])] * 2
+
+
 def test_qemu_is_set_while_it_is_held(run_lab: Lab) -> None:
     """And counts as it was told once it is released; who applied what is kept."""
     vmm = qemu("7.2", *put_bare_metal(run_lab, End.WFI))

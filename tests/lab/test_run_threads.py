@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pmuctl run` misses no vCPU, whichever thread makes it and whichever initialises it."""
 
+import pytest
+
 from tests.lab.machine import Lab
+from tests.lab.standins.moving import WAYS
 from tests.lab.vmms import lines, runs
 
 RUN = ("pmuctl", "run", "--pmu", "armv8_cortex_a72", "--filter", "default deny allow cpu_cycles")
@@ -14,5 +17,17 @@ def test_a_thread_that_is_not_followed_initialises_the_vcpu(lab: Lab) -> None:
     (run,) = runs(ran.stdout)
     assert (run["exit"], run["pmceid0"], run["mask"]) == ("KVM_EXIT_MMIO", "0x20000", [2, 3])
     assert run["cycles"] > 0
+    (status,) = [its for its in lines(ran.stdout) if its.get("event") == "status"]
+    assert {its["TracerPid"] for its in status["threads"].values()} == {0}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_vcpu_is_forgotten_whose_descriptor_is_moved_or_shared(lab: Lab, way: str) -> None:
+    """Both VMs have their settings, and nobody stays traced."""
+    vmm = ("python3", "-m", "tests.lab.standins.moving", way)
+    ran = lab.run([*RUN, "--", *vmm], timeout=60)
+    assert ran.status == 0, ran
+    seen = [(run["exit"], run["pmceid0"], run["mask"]) for run in runs(ran.stdout)]
+    assert seen == [("KVM_EXIT_MMIO", "0x20000", [2, 3])] * 2
     (status,) = [its for its in lines(ran.stdout) if its.get("event") == "status"]
     assert {its["TracerPid"] for its in status["threads"].values()} == {0}

@@ -27,15 +27,17 @@ from tests.lab.runs import (
 from tests.lab.tracing import trace
 from tests.lab.vmms import calls, lines, put_bare_metal, qemu, runs, standin
 from tests.lab.vms import pmuctl
+from tests.lab.waiting import until
 from tests.lab.workloads.bare import End
 
 pytestmark = pytest.mark.one_kernel
 
-RESET = """
-import json, socket
+QMP = ("-qmp", "unix:/tmp/run-qmp,server=on,wait=off")
+DO = """
+import json, socket, sys
 qmp = socket.socket(socket.AF_UNIX)
 qmp.connect("/tmp/run-qmp")
-for command in "qmp_capabilities", "system_reset":
+for command in "qmp_capabilities", *sys.argv[1:]:
     qmp.sendall(json.dumps({"execute": command}).encode())
     while b'"return"' not in qmp.recv(4096):
         pass
@@ -141,10 +143,25 @@ def test_supervisor_stays_small(qemu_lab: Lab) -> None:
         assert resident(qemu_lab, run.record()["supervisor"]) < RESIDENT_MAX
 
 
+def test_qemu_is_left_alone_once_it_has_closed_a_vcpu_that_it_only_asked(qemu_lab: Lab) -> None:
+    """By query-gic-capabilities, and later by a reset of its guest."""
+    vmm = qemu("7.2", *put_bare_metal(qemu_lab, End.WFI), *QMP)
+    with running(qemu_lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm) as run:
+        run.wait_reports()
+        run.wait_given_back()
+        with trace(qemu_lab, starts=False) as seen:
+            qemu_lab.run(["python3", "-c", DO, *["query-gic-capabilities"] * 3], check=True)
+            until(lambda: {its.tracer for its in run.threads()} == {0}, "nobody traces it")
+            qemu_lab.run(["python3", "-c", DO, "system_reset"], check=True)
+            check_counting(run.wait_reports(4), times=2)
+            assert {its.tracer for its in run.threads()} == {0}
+            assert seen.exits() == []
+
+
 def test_qemu_goes_on_without_its_supervisor(qemu_lab: Lab) -> None:
     """It is told of from its record, and can be reset; its vCPUs stay where they were."""
     guest = put_bare_metal(qemu_lab, End.WFI)
-    vmm = qemu("7.2", *guest, "-qmp", "unix:/tmp/run-qmp,server=on,wait=off")
+    vmm = qemu("7.2", *guest, *QMP)
     with (
         trace(qemu_lab, starts=False) as seen,
         running(qemu_lab, "--pmu", A72, "--filter", ONLY_CYCLES, vmm=vmm) as run,
@@ -158,7 +175,7 @@ def test_qemu_goes_on_without_its_supervisor(qemu_lab: Lab) -> None:
         shown = run.show()
         assert (shown["pmu_origin"], shown["applied_by"]) == ("recorded", "pmuctl run")
         assert "its supervisor has ended" in shown["problem"]
-        qemu_lab.run(["python3", "-c", RESET], check=True)
+        qemu_lab.run(["python3", "-c", DO, "system_reset"], check=True)
         check_counting(run.wait_reports(4), times=2)
         after = {its.tid: its.cpus for its in run.threads()}
         assert sorted(after.values()).count(LISTED[A72]) == 2

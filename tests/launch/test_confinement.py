@@ -274,7 +274,7 @@ def test_a_duplicate_of_a_descriptor_is_no_further_vcpu(
 
 def test_descriptors_that_may_not_be_seen(process: Process, placement: Confinement) -> None:
     class Hidden(Procfs):
-        def vcpu_fds(self, pid: int) -> dict[int, int]:
+        def vcpu_fds(self, pid: int, tid: int | None = None) -> dict[int, int]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     its = Confinement(PID, ARCHES["aarch64"], Hidden(process.root), process)

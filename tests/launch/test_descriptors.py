@@ -1,127 +1,323 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which vCPU a call is for where a VMM duplicates, closes and takes anew descriptors."""
-
-import os
-from collections.abc import Iterator
-from pathlib import Path
+"""No vCPU is forgotten, and none is waited for for ever, whatever a VMM does with descriptors."""
 
 import pytest
 
-from pmuctl.host.procfs import Procfs
-from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import KVM_RUN
-from pmuctl.uapi.pidfd import kcmp_file
-from tests.launch.scripted import ARM64, Vmm
-from tests.skips import skip
+from tests.launch.scripted import (
+    ADDRESS,
+    ARM64,
+    CLOSE_RANGE,
+    FCNTL,
+    FUTEX,
+    NOWHERE,
+    WITHOUT,
+    Kernel,
+    VcpuFile,
+    Vmm,
+)
 
-CLOSE_RANGE = 436
-FD, OTHER, COPY = 710, 711, 720
-"""Numbers of descriptors that this process has no other use for."""
-NOBODY = 1 << 30
-"""More than any process can have as its number: of it the kernel tells nothing."""
-
-
-class Files:
-    """The descriptors of a process, as /proc lists them and as the kernel compares them.
-
-    If `kernel_tells`, it is this process, and every descriptor is open here.
-    """
-
-    def __init__(self, root: Path, *, kernel_tells: bool) -> None:
-        self.tgid = os.getpid() if kernel_tells else NOBODY
-        self.folder = root / str(self.tgid) / "fd"
-        self.folder.mkdir(parents=True)
-        self.kernel_tells = kernel_tells
-        self.here: set[int] = set()
-
-    def open(self, fd: int, index: int) -> None:
-        (self.folder / str(fd)).symlink_to(f"anon_inode:kvm-vcpu:{index}")
-        if self.kernel_tells:
-            null = os.open("/dev/null", os.O_RDONLY)
-            self._take(null, fd)
-            os.close(null)
-
-    def duplicate(self, fd: int, to: int) -> None:
-        (self.folder / str(to)).symlink_to((self.folder / str(fd)).readlink())
-        if self.kernel_tells:
-            self._take(fd, to)
-
-    def close(self, fd: int) -> None:
-        (self.folder / str(fd)).unlink()
-        if self.kernel_tells:
-            self.here.remove(fd)
-            os.close(fd)
-
-    def _take(self, fd: int, to: int) -> None:
-        assert not Path(f"/proc/self/fd/{to}").exists()
-        self.here.add(os.dup2(fd, to, inheritable=False))
+CLONE, CLONE3, EXIT, IO_URING_ENTER, PIDFD_GETFD, UNSHARE = 220, 435, 93, 426, 438, 97
+CLONE_VM, CLONE_FILES, CLONE_THREAD = 0x100, 0x400, 0x10000
+CLOSE_RANGE_UNSHARE, CLOSE_RANGE_CLOEXEC = 2, 4
+FD, COPY = 710, 720
 
 
-@pytest.fixture
-def kernel_tells() -> bool:
-    """Whether the kernel compares descriptors; tests of both have it as a parameter."""
-    return True
+@pytest.fixture(params=[False, True], ids=["", "without kcmp"])
+def vmm(request: pytest.FixtureRequest) -> Vmm:
+    return Vmm(kernel=Kernel(NOWHERE, is_mute=request.param))
 
 
-@pytest.fixture
-def files(tmp_path: Path, *, kernel_tells: bool) -> Iterator[Files]:
-    pid = os.getpid()
-    if kernel_tells and not kcmp_file(pid, 0, pid, 0):
-        skip("no kcmp(2) for this process", runs="where the kernel has it")
-    files = Files(tmp_path, kernel_tells=kernel_tells)
-    yield files
-    for fd in files.here:
-        os.close(fd)
+def opened(vmm: Vmm) -> list[int]:
+    """The numbers of the vCPUs whose windows were told of, so far."""
+    return [its[1] for its in vmm.master.told if isinstance(its, tuple) and its[0] == "opened"]
 
 
-@pytest.fixture
-def vmm(files: Files, tmp_path: Path) -> Vmm:
-    vmm = Vmm(tgid=files.tgid)
-    vmm.windows = VcpuTracker(ARM64, Procfs(tmp_path), vmm.master)
-    return vmm
+# --- none is forgotten ---------------------------------------------------------------------------
 
 
-def make(vmm: Vmm, files: Files, fd: int, index: int = 0, *, vm_fd: int = 4) -> None:
-    files.open(fd, index)
-    vmm.create(index, fd=fd, vm_fd=vm_fd)
+def test_one_made_by_a_thread_with_descriptors_of_its_own(vmm: Vmm) -> None:
+    alone = vmm.beside(2, table={})
+    alone.create(0)
+    alone.duplicate(1, 30) if 1 in alone.table else alone.close(1)
+    alone.move(10, FD)
+    alone.init(FD)
+    assert opened(vmm) == [0]
 
 
-@pytest.mark.parametrize("kernel_tells", [True, False])
-@pytest.mark.parametrize("closes", [True, False])
-def test_a_duplicate_is_the_vcpu(vmm: Vmm, files: Files, *, closes: bool) -> None:
-    make(vmm, files, FD)
-    files.duplicate(FD, COPY)
-    if closes:
-        files.close(FD)
-        vmm.close(FD)
-    assert vmm.master.told == []
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_that_was_moved_where_the_next_takes_its_old_descriptor(vmm: Vmm, number: int) -> None:
+    vmm.create(0, fd=FD)
+    vmm.move(FD, COPY)
+    vmm.create(number, fd=FD, vm_fd=5)
+    vmm.init(FD)
+    assert opened(vmm) == [number]
+    assert not vmm.windows.is_idle
     vmm.init(COPY)
-    assert vmm.master.told == [("opened", 0), "settled"]
+    assert opened(vmm) == [number, 0]
+    assert vmm.windows.is_idle
 
 
-@pytest.mark.parametrize("kernel_tells", [True, False])
-def test_another_vms_vcpu_of_the_same_number_is_another(vmm: Vmm, files: Files) -> None:
-    make(vmm, files, FD)
+def test_the_same_the_moved_one_first(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.duplicate(FD, COPY)
+    vmm.close(FD)
+    vmm.create(0, fd=FD, vm_fd=5)
+    vmm.init(COPY)
+    assert not vmm.windows.is_idle
     vmm.init(FD)
-    make(vmm, files, OTHER, vm_fd=5)
-    vmm.ioctl(FD, KVM_RUN, 0)  # the first VM runs on
+    assert opened(vmm) == [0, 0]
+    assert vmm.windows.is_idle
+
+
+def test_one_that_is_in_no_table_for_a_while(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.send(control=20)
+    vmm.close(FD)
+    vmm.close(1)
+    assert not vmm.windows.is_idle
+    vmm.table[COPY] = VcpuFile(0)
+    vmm.receive(control=20)
+    vmm.init(COPY)
+    assert opened(vmm) == [0]
+    assert vmm.windows.is_idle
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (IO_URING_ENTER, 4, 1),
+        (PIDFD_GETFD, 4, 1),
+        (CLONE, CLONE_VM),
+        (CLONE, 17),
+        (UNSHARE, CLONE_FILES),
+        (CLOSE_RANGE, 4000, 4000, CLOSE_RANGE_UNSHARE),
+        (CLONE3, ADDRESS),
+    ],
+)
+def test_one_that_may_have_left_by(vmm: Vmm, call: tuple[int, ...]) -> None:
+    vmm.create(0, fd=FD)
+    vmm.call(*call)
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+
+
+def test_one_that_came_back_from_who_took_it(vmm: Vmm) -> None:
+    """Another process took it by pidfd_getfd, which nobody sees; it can only send it back."""
+    vmm.create(0, fd=FD)
+    vmm.receive(control=20)
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+
+
+def test_one_that_is_open_in_another_table(vmm: Vmm) -> None:
+    other = vmm.beside(2, table={})
+    vmm.create(0, fd=FD)
+    vmm.call(FUTEX, ADDRESS)
+    other.table[3] = vmm.table[FD]
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+    other.init(3)
+    assert opened(vmm) == [0]
+
+
+def test_one_whose_descriptors_may_not_be_looked_at() -> None:
+    vmm = Vmm(kernel=Kernel(NOWHERE, hides=True))
+    vmm.create(0, fd=FD)
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+
+
+def test_one_that_another_thread_duplicates_while_it_is_closed(vmm: Vmm) -> None:
+    """The kernel has taken hold of the file, and has not given it its new descriptor yet."""
+    other = vmm.beside(2)
+    vmm.create(0, fd=FD)
+    vmm.call(FUTEX, ADDRESS)
+    file = vmm.table[FD]
+    duplicating = (FCNTL, (FD, 0, 30, 0, 0, 0))
+    other.enter(*duplicating)
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+    vmm.table[30] = file
+    other.leave(*duplicating)
+    vmm.init(30)
+    assert opened(vmm) == [0]
+
+
+def test_one_whose_duplicate_has_taken_its_place_in_time(vmm: Vmm) -> None:
+    other = vmm.beside(2)
+    vmm.create(0, fd=FD)
+    vmm.call(FUTEX, ADDRESS)
+    vmm.enter(57, (FD, 0, 0, 0, 0, 0))
+    other.duplicate(FD, 30)
+    del vmm.table[FD]
+    vmm.leave(57, (FD, 0, 0, 0, 0, 0))
+    assert not vmm.windows.is_idle
+    vmm.close(30)
+    assert vmm.windows.is_idle
+
+
+def test_one_that_is_initialised_by_a_child_with_its_memory(vmm: Vmm) -> None:
+    vmm.kernel.memories[9] = 1
+    child = vmm.beside(9, tgid=9)
+    assert not vmm.kernel.is_mute or vmm.windows.on_new_process(9) is False
+    vmm.create(0, fd=FD)
+    assert vmm.windows.on_new_process(9)
+    vmm.windows.on_gone(1)  # the one that made it is gone, the memory is not
+    child.init(FD)
+    assert opened(vmm) == [0]
+
+
+def test_one_made_by_a_child_with_its_memory() -> None:
+    kernel = Kernel(NOWHERE)
+    vmm = Vmm(kernel=kernel)
+    kernel.memories[9] = 1
+    child = vmm.beside(9, tgid=9)
+    child.create(0, fd=FD)
+    child.call(FUTEX, ADDRESS)
+    assert vmm.windows.spaces.scan_processes(9) == {1, 9}
+    vmm.init(FD)
+    assert opened(vmm) == [0]
+
+
+def test_one_made_where_a_child_has_executed_another_program(vmm: Vmm) -> None:
+    vmm.kernel.memories[9] = 1
+    vmm.beside(9, tgid=9)
+    vmm.create(0, fd=FD)
+    vmm.windows.on_new_process(9)
+    vmm.windows.on_gone(9)
+    assert not vmm.windows.is_idle
+    vmm.init(FD)
+    assert opened(vmm) == [0]
+
+
+# --- none is waited for for ever -----------------------------------------------------------------
+
+
+def test_one_that_is_only_asked_and_closed(vmm: Vmm) -> None:
+    """QEMU's query-gic-capabilities, while its VM runs: nothing is asked, nobody else followed."""
+    vmm.create(0, fd=FD)
+    vmm.init(FD)
+    vmm.create(0, fd=COPY, vm_fd=5)
+    vmm.ioctl(COPY, 0xAE03, 0)
+    vmm.close(COPY)
+    assert vmm.windows.is_idle
+    assert opened(vmm) == [0]
+    assert vmm.thread.asked == 0
+    assert "spread" not in vmm.master.told
+    assert not vmm.thread.blocked
+
+
+def test_the_same_among_calls_that_others_could_learn_by() -> None:
+    vmm = Vmm()
+    vmm.create(0, fd=FD)
+    vmm.init(FD)
+    vmm.create(0, fd=COPY, vm_fd=5)
+    vmm.ioctl(FD, KVM_RUN, 0)  # the VM runs on
     vmm.init(FD)  # and is reset
-    assert vmm.master.told == [("opened", 0), "settled"]
-    vmm.init(OTHER)
-    assert vmm.master.told == [("opened", 0), "settled", ("opened", 0), "settled"]
-
-
-def test_a_vcpu_is_not_waited_for_that_was_closed_with_others(vmm: Vmm, files: Files) -> None:
-    make(vmm, files, FD)
-    files.close(FD)
-    vmm.call(CLOSE_RANGE, FD, COPY, 0)
+    vmm.send(control=0)
+    vmm.receive(control=0)
+    vmm.call(CLONE, CLONE_VM | CLONE_FILES | CLONE_THREAD)
+    vmm.call(UNSHARE, 0)
+    assert not vmm.windows.is_idle
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+    vmm.close(COPY)
     assert vmm.windows.is_idle
+    assert not vmm.thread.blocked
 
 
-def test_what_took_a_closed_ones_descriptor_is_itself(vmm: Vmm, files: Files) -> None:
-    make(vmm, files, FD)
-    files.close(FD)
-    make(vmm, files, FD, vm_fd=5)
+def test_nothing_is_asked_of_a_vcpu_that_runs() -> None:
+    """KVM would answer once it does not any more."""
+    vmm = Vmm()
+    vmm.create(0, fd=FD)
     vmm.init(FD)
-    assert vmm.master.told == [("opened", 0), "settled"]
+    vmm.create(0, fd=COPY, vm_fd=5)
+    other = vmm.beside(2)
+    vmm.call(FUTEX, ADDRESS)
+    other.enter(ARM64.nr_ioctl, (FD, KVM_RUN, 0, 0, 0, 0))
+    asked = vmm.thread.asked
+    vmm.close(FD)
+    assert vmm.thread.asked == asked
+    assert not vmm.windows.is_idle
+
+
+def test_one_that_is_closed_with_others(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.call(CLOSE_RANGE, FD, COPY, CLOSE_RANGE_CLOEXEC)
+    assert not vmm.windows.is_idle
+    vmm.call(CLOSE_RANGE, FD, COPY, 0, effect=vmm.table.clear)
     assert vmm.windows.is_idle
+
+
+def test_one_that_is_replaced_by_another_file(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.call(24, 1, FD, 0, effect=vmm.table.clear)
+    assert vmm.windows.is_idle
+
+
+def test_one_that_had_a_duplicate(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.duplicate(FD, COPY)
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+    vmm.close(COPY)
+    assert vmm.windows.is_idle
+
+
+def test_one_whose_last_descriptor_ends_with_its_thread(vmm: Vmm) -> None:
+    alone = vmm.beside(2, table={})
+    alone.create(0, fd=FD)
+    alone.enter(EXIT, (0, 0, 0, 0, 0, 0))
+    del vmm.kernel.tgids[2], vmm.kernel.tables[2]
+    vmm.call(FUTEX, ADDRESS)
+    assert vmm.windows.is_idle
+
+
+def test_one_that_a_process_which_is_gone_had_made(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.windows.on_gone(1)
+    assert vmm.windows.is_idle
+
+
+def test_one_that_left_does_not_count_for_the_next(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.send(control=20)
+    vmm.init(FD)
+    vmm.create(0, fd=COPY, vm_fd=5)
+    vmm.close(COPY)
+    assert vmm.windows.is_idle
+
+
+# --- which it is ---------------------------------------------------------------------------------
+
+
+def test_a_duplicate_of_one_without_a_vpmu_may_not_run(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.init(FD, WITHOUT)
+    vmm.move(FD, COPY)
+    vmm.ioctl(COPY, KVM_RUN, 0)
+    assert ("without", 0) in vmm.master.told
+
+
+def test_one_beside_it_that_has_a_vpmu_may(vmm: Vmm) -> None:
+    vmm.create(0, fd=FD)
+    vmm.init(FD)
+    vmm.create(0, fd=COPY, vm_fd=5)
+    vmm.init(COPY, WITHOUT)
+    vmm.ioctl(FD, KVM_RUN, 0)
+    assert ("without", 0) not in vmm.master.told
+    vmm.close(COPY)
+    assert vmm.windows.is_idle
+
+
+def test_the_first_of_all_is_not_asked_about(vmm: Vmm) -> None:
+    """Each question costs stops: where nothing was initialised yet, it is the first time."""
+    vmm.create(0, fd=FD)
+    vmm.init(FD)
+    assert vmm.thread.asked == 0
+    vmm.create(1, fd=COPY)
+    vmm.init(COPY)
+    assert vmm.thread.asked == 1
+    vmm.call(FCNTL, FD, 1)
+    assert vmm.thread.asked == 1

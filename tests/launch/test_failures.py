@@ -4,6 +4,8 @@
 import errno
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,16 @@ from pmuctl.launch.failures import (
     not_traceable,
     yama_scope,
 )
-from pmuctl.launch.trace.arch import ARCHES, Arch
+from pmuctl.launch.trace.arch import ARCHES, Arch, native_arch
 from pmuctl.launch.trace.seccomp_gate import _build_program
-from pmuctl.launch.trace.tracee import is_group_stop
+from pmuctl.launch.trace.tracee import Tracee, is_group_stop
 from pmuctl.uapi.kvm import KVM_CREATE_VCPU
-from pmuctl.uapi.seccomp import SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data
+from pmuctl.uapi.seccomp import (
+    SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO,
+    SECCOMP_RET_USER_NOTIF,
+    seccomp_data,
+)
 from tests.skips import skip
 
 PID = 4121
@@ -191,7 +198,6 @@ def judge(program: bytes, arch: int, nr: int, args: tuple[int, int, int]) -> int
 @both
 def test_the_gate_stops_one_call_only(machine: Arch) -> None:
     program = bytes(_build_program(machine))
-    assert len(program) == 8 * 8
     arch, nr = machine.audit_arch, machine.nr_ioctl
     assert judge(program, arch, nr, (4, KVM_CREATE_VCPU, 0)) == SECCOMP_RET_USER_NOTIF
     # the kernel takes an unsigned int: what is above it does not make it another request
@@ -204,6 +210,21 @@ def test_the_gate_stops_one_call_only(machine: Arch) -> None:
         (arch ^ 0x8000_0000, nr, (4, KVM_CREATE_VCPU, 0)),
     ):
         assert judge(program, *its) == SECCOMP_RET_ALLOW
+
+
+def test_the_gate_refuses_the_call_to_programs_of_another_kind() -> None:
+    """They cannot be followed: int 0x80 and x32 on x86-64, AArch32 on arm64."""
+    refused = SECCOMP_RET_ERRNO | errno.EPERM
+    for machine, arch, nr in (
+        ("x86_64", 0x4000_0003, 54),
+        ("x86_64", 0xC000_003E, 0x4000_0000 | 514),
+        ("x86_64", 0xC000_003E, 0x4000_0000 | 16),
+        ("aarch64", 0x4000_0028, 54),
+    ):
+        program = bytes(_build_program(ARCHES[machine]))
+        assert judge(program, arch, nr, (4, KVM_CREATE_VCPU, 0)) == refused
+        assert judge(program, arch, nr, (4, KVM_CREATE_VCPU + 1, 0)) == SECCOMP_RET_ALLOW
+        assert judge(program, arch, nr + 1, (4, KVM_CREATE_VCPU, 0)) == SECCOMP_RET_ALLOW
 
 
 def test_the_rows_have_the_numbers_of_the_headers() -> None:
@@ -219,3 +240,39 @@ def test_the_rows_have_the_numbers_of_the_headers() -> None:
 )
 def test_stops_of_job_control(status: int, is_stop: bool) -> None:  # noqa: FBT001
     assert is_group_stop(status) == is_stop
+
+
+class Sunk(Tracee):
+    """A thread whose stack pointer is near the beginning of its memory."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, native_arch())
+
+    def registers(self) -> list[int]:
+        return [100] * native_arch().register_count
+
+    def block_signals(self) -> None: ...
+    def unblock_signals(self) -> None: ...
+
+
+def test_a_stack_pointer_with_no_room_below_it_is_told_as_such() -> None:
+    with pytest.raises(OSError, match="Bad address") as raised:
+        Sunk().ioctl(3, 0, bytes(24))
+    error = memory_not_writable(raised.value)
+    assert error.message == "no call can be put into the VMM"
+    assert error.why == "there is no room below the stack pointer of its thread (EFAULT)"
+
+
+def test_descriptors_are_closed_however_high_the_limit_is() -> None:
+    """In one call, though the soft limit is below one that is open."""
+    script = (
+        "import os, resource\n"
+        "from pmuctl.uapi.pidfd import close_fds_from\n"
+        "os.dup2(0, 900)\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (16, hard))\n"
+        "close_fds_from(4)\n"
+        "print([fd for fd in range(4, 1000) if os.path.exists(f'/proc/self/fd/{fd}')])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "[]\n"), ran

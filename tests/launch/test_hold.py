@@ -121,7 +121,7 @@ class Catching(Procfs):
         none = dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk"), frozenset[int]())
         return none | {"SigCgt": frozenset({INT}), "SigIgn": frozenset({signal.SIGTERM})}
 
-    def vcpu_fds(self, pid: int) -> dict[int, int]:
+    def vcpu_fds(self, pid: int, tid: int | None = None) -> dict[int, int]:
         return {3: 0}
 
 

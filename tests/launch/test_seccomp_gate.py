@@ -171,6 +171,16 @@ def test_what_kvm_refuses_ends_the_vmm(kvm: Start) -> None:
     assert its.events("applied") == its.events("failed") == []
 
 
+@pytest.mark.parametrize("how", ["errno", "trap"])
+def test_a_vmm_that_may_not_exit_is_killed_before_anything_is_told(kvm: Start, how: str) -> None:
+    """Its own seccomp filter refuses exit_group(2)."""
+    its = kvm(*vmm("--run", "--no-exit", how), prefix="wrong")
+    assert its.status() == -signal.SIGKILL
+    assert "now: the VM was not started" in its.complaint()
+    assert its.all_said("ran") == its.all_said("end") == []
+    its.is_left_alone()
+
+
 def test_what_kvm_refuses_a_thread_ends_the_vmm(kvm: Start) -> None:
     its = kvm(*vmm("--vcpus", "4", "--threads", "--run"), prefix="wrong")
     assert its.status() == 125

@@ -2,7 +2,9 @@
 """What pmuctl vm list sees of a VM behind the true supervisor, from its start to its end."""
 
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -145,6 +147,30 @@ def test_one_whose_supervisor_runs_short_is_told_why(
     assert record is not None
     assert record.problem is not None
     assert (record.problem.message, record.problem.status) == ("the VMM cannot be followed", 125)
+
+
+def test_a_record_that_cannot_be_written_is_told_once_and_tried_again(
+    serve: Serve, room: Path
+) -> None:
+    its = serve("--vcpus", "2", "--sleep", "--pause", "before,made,ran")
+    its.hear("at", "before")
+    record = room / f"{its.name}.sock.json"
+    record.unlink()
+    (record / "in its place").mkdir(parents=True)
+    its.go_on()
+    its.hear("at", "made")
+    assert its.process.stderr is not None
+    told = b"".join(its.process.stderr.readline() for _ in range(4)).decode()
+    assert told.startswith(
+        f"warning: {its.name}: the record of its start could not be written\n  why: {record}: "
+    )
+    shutil.rmtree(record)
+    time.sleep(1.1)
+    its.go_on()
+    wait_for(record.is_file, "the record is written")
+    assert its.process.poll() is None
+    its.process.kill()
+    assert its.process.stderr.read() == b""
 
 
 def test_a_daemons_vm_is_that_of_the_daemon(serve: Serve, room: Path) -> None:

@@ -12,7 +12,7 @@ from pmuctl.errors import DeniedError, PmuctlError, RefusedError, SealedError, U
 from pmuctl.launch import handshake
 from pmuctl.launch.ioctls import LOCK, IoctlCall, ioctl_of, lock, steps
 from pmuctl.launch.spec import LaunchSpec
-from pmuctl.launch.trace.vcpu_tracker import PendingVcpu
+from pmuctl.launch.trace.address_space import PendingVcpu
 from pmuctl.launch.vcpu_table import VcpuTable
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet

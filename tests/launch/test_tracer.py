@@ -63,6 +63,8 @@ class NoEvents:
     def on_enter(self, *_: object) -> None: ...
     def on_exit(self, *_: object) -> None: ...
     def on_gone(self, *_: object) -> None: ...
+    def on_new_process(self, *_: object) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_no_thread_is_missed_though_others_end_while_they_are_listed(
     tracer = Tracer(native_arch(), LookedAt(listings=[first]))
     tracer.syscall_events = NoEvents()
     try:
-        tracer.follow(leader, leader)
+        tracer.follow(leader, leader, lambda: True)
         tracer.follow_all(leader)
         assert tracer.threads.keys() == {leader, other}
     finally:

@@ -18,7 +18,17 @@ from pmuctl.uapi.kvm import (
     KVM_SET_DEVICE_ATTR,
 )
 from tests.fakes.shortage import no_descriptors
-from tests.launch.scripted import ADDRESS, ARM64, NOWHERE, WITH, WITHOUT, FakeTracee, Master, Vmm
+from tests.launch.scripted import (
+    ADDRESS,
+    ARM64,
+    FUTEX,
+    NOWHERE,
+    WITH,
+    WITHOUT,
+    FakeTracee,
+    Master,
+    Vmm,
+)
 
 STRICT = WITH | 1 << 9
 
@@ -48,13 +58,12 @@ def test_qemus_probe_without_a_pmu_is_closed_without_being_mapped(vmm: Vmm) -> N
 
 
 def test_where_a_vcpu_is_initialised_is_told_before_and_after(vmm: Vmm) -> None:
-    other = Vmm(vmm.windows, tid=2)
-    other.master = vmm.master
+    other = vmm.beside(2)
     vmm.create(0)
     vmm.create(1)
     assert vmm.master.seen == [("made", 0), ("made", 1)]
     del vmm.master.seen[:]
-    vmm.init(10, WITHOUT)
+    vmm.init(10, WITHOUT, result=-22)
     assert vmm.master.seen == []
     vmm.init(10, result=-22)
     assert vmm.master.seen == [(1, 1)] * 2
@@ -71,9 +80,18 @@ def test_a_strict_vcpu_gets_no_pmu_by_itself(vmm: Vmm) -> None:
 
 def test_an_init_that_was_missed_is_told_as_such(vmm: Vmm) -> None:
     vmm.create(0)
-    (vcpu,) = vmm.windows.uninitialised_vcpus(1)
-    vmm.windows.mark_initialised(vmm.thread, vcpu)
+    vmm.table[10].has_vpmu = True  # by another thread, before anybody followed that
+    vmm.call(FUTEX, ADDRESS)
     assert vmm.master.seen == [("made", 0), (1, None)]
+    assert vmm.master.told == ["spread", ("opened", 0), "settled"]
+
+
+def test_one_that_was_moved_before_all_were_followed_is_told_as_lost(vmm: Vmm) -> None:
+    """Nobody knows whether it runs by now."""
+    vmm.create(0)
+    vmm.table[20] = vmm.table.pop(10)
+    vmm.call(FUTEX, ADDRESS)
+    assert vmm.master.told == ["spread", ("lost", None)]
 
 
 def test_a_vcpu_that_is_refused_where_it_is_made_is_not_waited_for(vmm: Vmm) -> None:
@@ -84,14 +102,14 @@ def test_a_vcpu_that_is_refused_where_it_is_made_is_not_waited_for(vmm: Vmm) -> 
 
 
 def test_another_thread_can_learn_of_it_by_any_other_call(vmm: Vmm) -> None:
-    futex = 98
-    vmm.call(futex, ADDRESS)
-    assert vmm.master.told == []  # there is no vCPU yet
+    vmm.call(FUTEX, ADDRESS)
+    assert vmm.master.told == ["settled"]  # there is no vCPU yet
+    del vmm.master.told[:]
     vmm.create(0)
     for nr in ARM64.private_calls:
         vmm.call(nr, ADDRESS)
     assert vmm.master.told == []
-    vmm.call(futex, ADDRESS)
+    vmm.call(FUTEX, ADDRESS)
     assert vmm.master.told == ["spread"]
 
 

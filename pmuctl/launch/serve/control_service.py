@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The outside view of a supervised VM: its control socket and its start record."""
 
+import errno
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from pmuctl.control.protocol.messages import filter_from
 from pmuctl.control.runtime.sockets import record_path
 from pmuctl.control.runtime.start_record import Problem, Record, remove_record, write_record
 from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.control.server.server import Server
-from pmuctl.errors import ExitStatus, PmuctlError
+from pmuctl.errors import ExitStatus, PmuctlError, RefusedError
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
-from pmuctl.host.resource_errors import find_exhaustion
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedBackend
 from pmuctl.launch.spec import LaunchSpec
@@ -27,20 +28,32 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace
 
 BY_RUN = "pmuctl run"
+RETRY_SECONDS = 1.0
+"""Seconds between two attempts to write the record."""
 
 
 class ControlService:
     """A VmObserver that serves the control socket and keeps the start record beside it."""
 
     def __init__(
-        self, spec: LaunchSpec, pid: int, *, procs: Procfs, wake: Callable[[], None]
+        self,
+        spec: LaunchSpec,
+        pid: int,
+        *,
+        procs: Procfs,
+        wake: Callable[[], None],
+        warn: Callable[[PmuctlError], None],
     ) -> None:
+        """Prepare for process `pid`; `warn` tells its user of what does not end the VMM."""
         self._spec = spec
+        self._warn = warn
         self._procs = procs
         self._backend = SupervisedBackend(spec, pid, wake)
         self._stack: ExitStack | None = None
         self._vcpus: tuple[VcpuStatus, ...] = ()
         self._is_record_stale = False
+        self._next_try = 0.0
+        self._has_warned = False
         self._has_been_held = False
         self._record_path = record_path(spec.socket)
         self._lock = threading.Lock()
@@ -102,6 +115,7 @@ class ControlService:
         """Stop serving and remove the record, which stays only to say why a VM did not start."""
         if self._stack is None:
             return
+        self._next_try = 0.0
         if self._record.problem is not None:
             self.flush()
         else:
@@ -110,6 +124,7 @@ class ControlService:
         self._backend.is_gone = True
         self._stack.close()
         if self._record.problem is not None:
+            self._next_try = 0.0
             self.flush()  # closing the server may have freed a descriptor for it
         self._stack = None
 
@@ -217,11 +232,36 @@ class ControlService:
             self._is_record_stale = True
 
     def flush(self) -> None:
-        """Write the record if it has changed: no thread of the VMM is stopped now."""
+        """Write the record if it has changed: no thread of the VMM is stopped now.
+
+        If that fails, warn the first time, and try again in a later call, after RETRY_SECONDS.
+        """
         with self._lock:
-            if self._is_record_stale and self._stack is not None:
+            now = time.monotonic()
+            if not self._is_record_stale or self._stack is None or now < self._next_try:
+                return
+            try:
+                write_record(self._record_path, self._record)
+            except OSError as error:
+                self._next_try = now + RETRY_SECONDS
+                if self._has_warned:
+                    return
+                self._has_warned = True
+                failure = make_record_error(self._spec.name, self._record_path, error)
+            else:
                 self._is_record_stale = False
-                try:
-                    write_record(self._record_path, self._record)
-                except OSError as error:  # the record is only for those who ask later
-                    self._is_record_stale = find_exhaustion(error) is not None
+                return
+        self._warn(failure)
+
+
+def make_record_error(name: str, path: Path, error: OSError) -> PmuctlError:
+    """Return the error for a VM's record that could not be written."""
+    failure = RefusedError(
+        "the record of its start could not be written",
+        why=f"{path}: {error.strerror or error}",
+        fix=f"free what it lacks, or see to the rights of {path.parent}: it is tried again",
+        errno=errno.errorcode.get(error.errno or 0),
+    )
+    failure.subject = name
+    failure.now = "the VM goes on; pmuctl vm show may tell less of it"
+    return failure

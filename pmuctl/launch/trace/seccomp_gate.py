@@ -15,12 +15,15 @@ from pmuctl.uapi.seccomp import (
     BPF_LD_W_ABS,
     BPF_RET_K,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_IOCTL_NOTIF_ID_VALID,
     SECCOMP_IOCTL_NOTIF_RECV,
     SECCOMP_IOCTL_NOTIF_SEND,
     SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO,
     SECCOMP_RET_USER_NOTIF,
     SECCOMP_SET_MODE_FILTER,
     SECCOMP_USER_NOTIF_FLAG_CONTINUE,
+    notif_id,
     seccomp,
     seccomp_data,
     seccomp_notif,
@@ -59,21 +62,24 @@ def install(arch: Arch) -> int:
 def _build_program(arch: Arch) -> "ctypes.Array[sock_filter]":
     """Return a filter that sends KVM_CREATE_VCPU to the listener and allows all else.
 
-    It allows every call of another architecture. Only the low 32 bits of a request count
-    (virt/kvm/kvm_main.c takes an unsigned int).
+    Made by a call for programs of another kind it gives EPERM: such a vCPU could not be followed.
+    Only the low 32 bits of a request count (virt/kvm/kvm_main.c takes an unsigned int).
     """
-    second = seccomp_data.args.offset + 8
-    wanted = (
-        (seccomp_data.arch.offset, arch.audit_arch),
-        (seccomp_data.nr.offset, arch.nr_ioctl),
-        (second, KVM_CREATE_VCPU),
-    )
-    code = []
-    for position, (offset, word) in enumerate(wanted):
-        to_the_end = 2 * (len(wanted) - position) - 1
-        code.append(sock_filter(BPF_LD_W_ABS, 0, 0, offset))
-        code.append(sock_filter(BPF_JMP_JEQ_K, 0, to_the_end, word))
-    code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_USER_NOTIF))
+    refused = SECCOMP_RET_ERRNO | errno.EPERM
+    answers = [(arch.audit_arch, arch.nr_ioctl, SECCOMP_RET_USER_NOTIF)]
+    answers += [(audit_arch, nr, refused) for audit_arch, nr in arch.other_ioctls]
+    code = [
+        sock_filter(BPF_LD_W_ABS, 0, 0, seccomp_data.args.offset + 8),
+        sock_filter(BPF_JMP_JEQ_K, 0, 5 * len(answers), KVM_CREATE_VCPU),
+    ]
+    for audit_arch, nr, answer in answers:
+        code += [
+            sock_filter(BPF_LD_W_ABS, 0, 0, seccomp_data.arch.offset),
+            sock_filter(BPF_JMP_JEQ_K, 0, 3, audit_arch),
+            sock_filter(BPF_LD_W_ABS, 0, 0, seccomp_data.nr.offset),
+            sock_filter(BPF_JMP_JEQ_K, 0, 1, nr),
+            sock_filter(BPF_RET_K, 0, 0, answer),
+        ]
     code.append(sock_filter(BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW))
     return (sock_filter * len(code))(*code)
 
@@ -103,6 +109,16 @@ class Listener:
         except (FileNotFoundError, InterruptedError):
             return None  # a signal has interrupted the call since poll()
         return Notification(notif.id, notif.pid)
+
+    def is_valid(self, notification: Notification) -> bool:
+        """Return whether the thread still waits: until then its id is no other thread's."""
+        ident = notif_id(notification.ident)
+        request = SECCOMP_IOCTL_NOTIF_ID_VALID
+        try:
+            ioctl(self.fd, request, ident, what="SECCOMP_IOCTL_NOTIF_ID_VALID")
+        except FileNotFoundError:
+            return False
+        return True
 
     def allow(self, notification: Notification) -> None:
         """Let the call be made."""

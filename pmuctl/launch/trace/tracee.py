@@ -9,10 +9,12 @@ import errno
 import os
 import signal
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.arch import Arch
+from pmuctl.launch.trace.process_end import WALL, kill_process
 from pmuctl.uapi.ptrace import (
     NT_ARM_SYSTEM_CALL,
     NT_PRSTATUS,
@@ -35,8 +37,6 @@ from pmuctl.uapi.ptrace import (
     ptrace_syscall_info,
 )
 
-WALL = 0x40000000
-"""__WALL of wait(2): threads, too, and not only children made with SIGCHLD."""
 SYSCALL_STOP = signal.SIGTRAP | 0x80
 """The stop signal of system calls under PTRACE_O_TRACESYSGOOD."""
 ALL_SIGNALS = b"\xff" * 8
@@ -148,6 +148,33 @@ class Tracee:
         self.call = None
         return self._arch.restart_call(registers)
 
+    def ask_instead(self, request: int, address: int) -> int:
+        """Make another ioctl of the same descriptor in place of the one the thread has entered.
+
+        Return what it returned, -errno for an error. Afterwards the thread makes its own call,
+        whose entry is its next stop. `address` is the ioctl's argument.
+        """
+        registers = self.registers()
+        replaced = list(registers)
+        replaced[self._arch.args[1]], replaced[self._arch.args[2]] = request, address
+        self.set_registers(replaced)
+        self._step_to_syscall_stop()
+        self.call = None
+        result: int = self.syscall_info().exit.rval
+        self.set_registers(self._arch.restart_call(registers))
+        return result
+
+    def ask(self, fd: int, request: int, address: int) -> int:
+        """Make an ioctl with this argument in the thread, which is stopped at a call's exit.
+
+        Return what it returned, -errno for an error; the thread's memory is not touched.
+        """
+        with self._deaf():
+            saved = self.registers()
+            result = self._inject(saved, fd, request, address)
+            self.set_registers(saved)
+            return result
+
     def ioctl(self, fd: int, request: int, argument: bytes, pointer: int | None = None) -> int:
         """Make an ioctl in the thread while it is stopped at a call's exit, and return there.
 
@@ -156,10 +183,16 @@ class Tracee:
         -errno for an error. Signal handlers wait. Raise OSError if the thread's memory may not be
         written.
         """
+        with self._deaf():
+            return self._inject_ioctl(fd, request, argument, pointer)
+
+    @contextmanager
+    def _deaf(self) -> Iterator[None]:
+        """Keep signal handlers from running within, and afterwards if they were kept before."""
         was_open = self._mask is None
         self.block_signals()
         try:
-            return self._inject_ioctl(fd, request, argument, pointer)
+            yield
         finally:
             if was_open:
                 with suppress(ProcessLookupError):
@@ -169,11 +202,20 @@ class Tracee:
         """Make the ioctl with its argument below the stack, and restore memory and registers."""
         saved = self.registers()
         address = (saved[self._arch.sp] - BELOW_STACK - len(argument)) & ~15
+        if address < 0:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT), f"memory of {self.tid}")
         if pointer is not None:
             pointer_bytes = struct.pack("<Q", address + 24)
             argument = argument[:pointer] + pointer_bytes + argument[pointer + 8 :]
         before = self.read(address, len(argument))
         process_vm_write(self.tid, address, argument)
+        result = self._inject(saved, fd, request, address)
+        process_vm_write(self.tid, address, before)
+        self.set_registers(saved)
+        return result
+
+    def _inject(self, saved: list[int], fd: int, request: int, address: int) -> int:
+        """Make an ioctl, whose registers are then left as they are; return what it returned."""
         args = (fd, request, address)
         self.set_registers(self._arch.inject_call(saved, self._arch.nr_ioctl, args))
         self._step_to_syscall_stop()
@@ -182,8 +224,6 @@ class Tracee:
         if info.op != PTRACE_SYSCALL_INFO_EXIT:
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"thread {self.tid}")
         result: int = info.exit.rval
-        process_vm_write(self.tid, address, before)
-        self.set_registers(saved)
         return result
 
     def exit_group(self, status: int) -> None:
@@ -191,9 +231,20 @@ class Tracee:
         args = (status,)
         registers = self._arch.inject_call(self.registers(), self._arch.nr_exit_group, args)
         self.set_registers(registers)
-        self.followed = False
-        self.parked = self.is_ending = True  # nobody else is to resume it on its way
+        self.followed = self.parked = self.is_ending = True  # nobody else resumes it on its way
         self.resume()
+
+    def go_on_ending(self, status: int) -> None:
+        """Go on with `exit_group` after a stop, or kill the process if that was refused.
+
+        A seccomp filter of the VMM's own may make the call return, or raise SIGSYS.
+        """
+        signum = os.WSTOPSIG(status)
+        is_exit = signum == SYSCALL_STOP and self.syscall_info().op == PTRACE_SYSCALL_INFO_EXIT
+        if is_exit or (signum == signal.SIGSYS and not status >> 16):
+            kill_process(self.tgid)
+        else:
+            self.resume()  # at the call's entry, or a signal came before that
 
     def _step_to_syscall_stop(self) -> None:
         """Run to the next stop at a system call, whatever is between; raise ThreadGoneError."""

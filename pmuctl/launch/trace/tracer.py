@@ -4,7 +4,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from itertools import islice
 from typing import Protocol
@@ -12,7 +12,16 @@ from typing import Protocol
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.arch import Arch
-from pmuctl.launch.trace.tracee import SYSCALL_STOP, WALL, ThreadGoneError, Tracee, is_group_stop
+from pmuctl.launch.trace.process_end import (
+    END_SECONDS,
+    WALL,
+    has_ended,
+    has_stopped,
+    is_dead,
+    kill_process,
+    open_pidfd,
+)
+from pmuctl.launch.trace.tracee import SYSCALL_STOP, ThreadGoneError, Tracee, is_group_stop
 from pmuctl.uapi.ptrace import (
     PTRACE_EVENT_EXEC,
     PTRACE_EVENT_STOP,
@@ -28,7 +37,14 @@ from pmuctl.uapi.ptrace import (
     ptrace,
 )
 
-OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL
+OPTIONS = (
+    PTRACE_O_TRACESYSGOOD
+    | PTRACE_O_TRACECLONE
+    | PTRACE_O_TRACEFORK
+    | PTRACE_O_TRACEVFORK
+    | PTRACE_O_TRACEEXEC
+    | PTRACE_O_EXITKILL
+)
 """With EXITKILL the end of the tracer kills all that it traces: no VM starts half prepared."""
 STOPS_AT_ONCE = 64
 """Stops handled in one turn: threads that come and go all the time would leave no turn to
@@ -36,8 +52,8 @@ others."""
 FOLLOW_SECONDS = 5.0
 """How long threads may take to stop (seconds): one may be stuck in the kernel, or they are too
 many."""
-
-CHILD_OPTIONS = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.005
+"""Seconds between two looks whether threads have stopped."""
 
 
 class SyscallEvents(Protocol):
@@ -51,6 +67,9 @@ class SyscallEvents(Protocol):
 
     def on_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """Handle the exit of a system call; `result` is -errno for an error."""
+
+    def on_new_process(self, tgid: int) -> bool:
+        """Return whether to follow a process that a traced one has made."""
 
     def on_gone(self, tgid: int) -> None:
         """Handle that no thread of this process is traced any more, or that it called execve()."""
@@ -69,7 +88,8 @@ class SignalEvents(Protocol):
 class Tracer:
     """Every thread that this process traces, by thread id.
 
-    `stops` counts the stops seen. With `trace_children` what the threads fork is traced as well.
+    `stops` counts the stops seen. What the threads fork is traced from its birth, and detached at
+    once if it is not to be followed, unless `trace_children`.
     `syscall_events` and `signal_events` are set before the first thread is traced.
     """
 
@@ -98,7 +118,7 @@ class Tracer:
     def seize(self, tid: int, tgid: int) -> Tracee:
         """Begin to trace one thread, which runs on; raise OSError."""
         thread = Tracee(tid, tgid, self._arch)
-        thread.seize(OPTIONS | (CHILD_OPTIONS if self.trace_children else 0))
+        thread.seize(OPTIONS)
         self._add_thread(thread)
         return thread
 
@@ -106,14 +126,25 @@ class Tracer:
         self.threads[thread.tid] = thread
         self._thread_counts[thread.tgid] += 1
 
-    def follow(self, tid: int, tgid: int) -> None:
-        """Stop one thread at its system calls from now on; raise OSError (EPERM, ESRCH)."""
+    def follow(self, tid: int, tgid: int, is_valid: Callable[[], bool]) -> bool:
+        """Stop one thread at its system calls from now on.
+
+        Return False, and leave it alone, if it is another thread by then: `is_valid` tells whether
+        the id is still that of the thread that is meant. Raise OSError (EPERM, ESRCH).
+        """
+        thread = self.threads.get(tid)
+        if thread is None:
+            thread = self.seize(tid, tgid)
+            if not is_valid():
+                thread.leaving = True
+                thread.interrupt()
+                return False
         self._leaving.discard(tgid)
-        thread = self.threads.get(tid) or self.seize(tid, tgid)
         thread.leaving = False
         if not thread.followed:
             thread.followed = True
             thread.interrupt()
+        return True
 
     def follow_all(self, tgid: int) -> None:
         """Stop every thread of a process at its system calls; once this returns, none is missed.
@@ -143,17 +174,32 @@ class Tracer:
                 with suppress(ProcessLookupError):
                     thread.interrupt()
         self._fully_followed.add(tgid)
+        pause = SHORTEST_PAUSE
         while waiting := [
-            thread.tid
+            thread
             for thread, count in stops.items()
             if thread.tid in self.threads and thread.stops == count
         ]:
             if time.monotonic() > until:
                 raise TimeoutError(f"{len(waiting)} do not stop: one may be stuck in the kernel")
             # these first: the kernel would report the youngest first, for ever
-            heard = [self.take_stop(tid, os.WNOHANG) for tid in waiting]
-            if not any(heard):  # any other: a parent may wait for the child it has vforked
-                self.take_stop()
+            heard = [self.take_stop(thread.tid, os.WNOHANG) for thread in waiting]
+            if any(heard) or self.take_stop(flags=os.WNOHANG):
+                continue
+            if all(self._waits_for_child(thread) for thread in waiting):
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _waits_for_child(self, thread: Tracee) -> bool:
+        """Return whether a thread waits for the child that it has vforked.
+
+        It does not stop before the child has ended or executed a program, but stops then before
+        it does anything else.
+        """
+        calls = {self._arch.nr_clone, self._arch.nr_clone3} | self._arch.forking_calls
+        call = self._procs.syscall(thread.tgid, thread.tid)
+        return bool(call) and call[0] in calls
 
     def _seize_listed_thread(self, tid: int, tgid: int) -> None:
         """Begin to trace a thread unless it is gone, a zombie, or traced here; raise OSError."""
@@ -197,6 +243,42 @@ class Tracer:
             self._thread_counts[thread.tgid] -= 1
         thread.detach(signum)
 
+    def end(self, thread: Tracee, status: int) -> None:
+        """Have a thread that is stopped at a call's exit end its process; return once it is dead.
+
+        A process that is not dead after END_SECONDS is killed. Its parent learns of its end
+        afterwards: the main thread is traced by then, and not reaped here.
+        """
+        with suppress(OSError):
+            if thread.tgid not in self.threads:
+                self.seize(thread.tgid, thread.tgid)
+        with open_pidfd(thread.tgid) as pidfd:
+            thread.exit_group(status)
+            now = time.monotonic()
+            for until in (now + END_SECONDS, now + 2 * END_SECONDS):
+                if self._wait_dead(thread, pidfd, until):
+                    return
+                kill_process(thread.tgid)
+
+    def _wait_dead(self, thread: Tracee, pidfd: int | None, until: float) -> bool:
+        """Return whether a process is dead by then; let its threads end meanwhile."""
+        pause = SHORTEST_PAUSE
+        while not self._is_dead(thread, pidfd):
+            if time.monotonic() > until:
+                return False
+            for other in self._threads_of(thread.tgid):
+                if other.tid != thread.tgid or has_stopped(other.tid):
+                    self.take_stop(other.tid, os.WNOHANG)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return True
+
+    def _is_dead(self, thread: Tracee, pidfd: int | None) -> bool:
+        """Return whether a process has ended; without a pidfd, the thread that is to end it."""
+        if pidfd is not None:
+            return is_dead(pidfd)
+        return thread.tid not in self.threads or has_ended(thread.tid)
+
     def take_stops(self) -> bool:
         """Handle threads that have stopped, or ended; return True if there may be more."""
         if not all(self.take_stop(flags=os.WNOHANG) for _ in range(STOPS_AT_ONCE)):
@@ -238,8 +320,8 @@ class Tracer:
         self.stops += 1
         thread = self.threads.get(tid) or self._add_new_thread(tid)
         thread.stops += 1
-        if thread.is_ending:  # a signal came between, and it is to make its call all the same
-            thread.resume()
+        if thread.is_ending:
+            thread.go_on_ending(status)
             return
         event, signum = status >> 16, os.WSTOPSIG(status)
         if signum == SYSCALL_STOP:
@@ -281,8 +363,12 @@ class Tracer:
         except ResourceExhaustedError as error:  # it is reported at the thread's next call
             thread = Tracee(tid, tid, self._arch)
             thread.shortage = error
+        is_new_process = thread.shortage is None and not self._thread_counts[thread.tgid]
+        if is_new_process and self.syscall_events.on_new_process(thread.tgid):
+            self._fully_followed.add(thread.tgid)
         thread.followed = thread.tgid in self._fully_followed or thread.shortage is not None
-        thread.leaving = thread.tgid in self._leaving
+        is_no_concern = is_new_process and not thread.followed and not self.trace_children
+        thread.leaving = is_no_concern or thread.tgid in self._leaving
         self._add_thread(thread)
         return thread
 

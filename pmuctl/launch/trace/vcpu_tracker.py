@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """vCPUs from their making to their window: which system calls are followed, and for how long."""
 
+from collections.abc import Collection
 from typing import Protocol
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
+from pmuctl.launch.trace.address_space import AddressSpace, AddressSpaces, PendingVcpu
 from pmuctl.launch.trace.arch import Arch
 from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.vcpu_descriptors import VcpuDescriptors
+from pmuctl.launch.trace.vcpu_questions import (
+    NO_ADDRESS,
+    has_vpmu,
+    is_first_answer,
+    is_gone,
+    is_initialised,
+)
 from pmuctl.uapi.kvm import (
     KVM_ARM_VCPU_INIT,
     KVM_CREATE_VCPU,
+    KVM_GET_ONE_REG,
     KVM_HAS_DEVICE_ATTR,
     KVM_RUN,
     KVM_SET_DEVICE_ATTR,
@@ -19,27 +30,9 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_CTRL,
     KVM_ARM_VCPU_PMU_V3_STRICT,
 )
-from pmuctl.uapi.pidfd import kcmp_file
 
 LOW_32_BITS = 0xFFFFFFFF
 """Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
-
-
-class PendingVcpu:
-    """A vCPU whose window has not come yet.
-
-    `has_vpmu` is None until the vCPU is initialised; `is_mapped` says that its kvm_run page is
-    mapped: a VMM that only asks KVM for its features, as QEMU does first, does not map it.
-    """
-
-    def __init__(self, *, tgid: int, tid: int, vm_fd: int, fd: int, index: int) -> None:
-        self.tgid = tgid
-        self.tid = tid
-        self.vm_fd = vm_fd
-        self.fd = fd
-        self.index = index
-        self.has_vpmu: bool | None = None
-        self.is_mapped = False
 
 
 class VcpuEvents(Protocol):
@@ -66,31 +59,48 @@ class VcpuEvents(Protocol):
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Handle a vCPU that was made to run without a vPMU: there will be no window."""
 
+    def follows_all(self, tgids: Collection[int]) -> bool:
+        """Return whether all threads of these processes are followed."""
+
     def on_sharing_call(self, thread: Tracee) -> None:
-        """Handle the entry of a call by which other threads could learn of a new vCPU."""
+        """Handle the entry of a call by which other tasks could learn of a new vCPU.
+
+        From here on all that could have to be followed.
+        """
 
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
         """Handle the entry of a call for an attribute: one of a vCPU's PMU if `fd` is a vCPU."""
 
-    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError) -> None:
-        """Handle that a vCPU could not be followed, for want of descriptors or memory."""
+    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError | None) -> None:
+        """Handle that a vCPU could not be followed, for want of descriptors or memory.
+
+        Without a shortage, another task has moved its descriptor before all were followed.
+        """
 
     def on_idle(self) -> None:
         """Handle that no vCPU waits for its window any more."""
 
 
 class VcpuTracker:
-    """The vCPUs on the way to their window, of every process behind the gate."""
+    """The vCPUs on the way to their window, of every process behind the gate.
+
+    A vCPU waits for its window until it is initialised for the first time, until no task is left
+    that could do that, or until no descriptor of it can be left anywhere.
+    """
 
     def __init__(self, arch: Arch, procs: Procfs, events: VcpuEvents) -> None:
         self.awaits_attribute = False
         """Whether to follow on to the first call for a PMU attribute, past the windows."""
+        self.spaces = AddressSpaces(procs)
         self._arch = arch
-        self._procs = procs
         self._events = events
-        self._pending: list[PendingVcpu] = []
-        self._index_by_fd: dict[tuple[int, int], int] = {}
-        """By process and descriptor: the number of the last vCPU that KVM returned there."""
+        self._descriptors = VcpuDescriptors(arch, procs)
+        self._answers: dict[int, bool] = {}
+        """By thread that makes its call again: what KVM answered about that call's vCPU."""
+        self._initialising: dict[int, PendingVcpu] = {}
+        """By thread in a KVM_ARM_VCPU_INIT with a vPMU, or without: the vCPU it is counted as."""
+
+    # --- entries -------------------------------------------------------------------------------
 
     def on_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
         """Handle the entry of a call of a thread that is followed."""
@@ -110,35 +120,128 @@ class VcpuTracker:
             thread.unblock_signals()
         if nr in self._arch.masking_calls:
             thread.unblock_signals()  # a thread that it makes would inherit the mask for good
-        has_pending = any(vcpu.tgid == thread.tgid for vcpu in self._pending)
-        handled_calls = (self._arch.nr_ioctl, self._arch.nr_mmap, self._arch.nr_close)
-        if has_pending and nr not in self._arch.private_calls and nr not in handled_calls:
-            self._events.on_sharing_call(thread)
+        space = self.spaces.find(thread.tgid)
+        if space is not None and space.vcpus:
+            if self._is_sharing_call(nr) and not self._share(thread, space):
+                return
+            if not self._descriptors.on_enter(thread, space, nr, args):
+                return
         if is_ioctl:
-            self._handle_ioctl_enter(thread, args[0] & LOW_32_BITS, request, args[2])
-        elif nr == self._arch.nr_mmap and (
-            vcpu := self._find_vcpu(thread.tgid, args[4] & LOW_32_BITS)
-        ):
-            vcpu.is_mapped = True
+            self._handle_ioctl_enter(thread, space, args[0] & LOW_32_BITS, request, args[2])
+        elif nr == self._arch.nr_mmap and space is not None:
+            self._handle_mmap_enter(thread, space, args[4] & LOW_32_BITS)
 
-    def _handle_ioctl_enter(self, thread: Tracee, fd: int, request: int, address: int) -> None:
+    def _is_sharing_call(self, nr: int) -> bool:
+        """Return whether other tasks could learn of a vCPU by this call."""
+        handled_calls = (self._arch.nr_ioctl, self._arch.nr_mmap, self._arch.nr_close)
+        return nr not in self._arch.private_calls and nr not in handled_calls
+
+    def _share(self, thread: Tracee, space: AddressSpace) -> bool:
+        """Have all tasks of the address space followed, before they can learn of a new vCPU.
+
+        Return False if the thread does not make its call now. A task that knew of a vCPU before
+        may have initialised it already.
+        """
+        if not self._events.follows_all(space.tgids):
+            self._events.on_sharing_call(thread)
+            if thread.is_ending:
+                return False
+        new = [vcpu for vcpu in space.vcpus if vcpu.tid == thread.tid and not vcpu.is_shared]
+        if not new:
+            return True
+        registers = thread.skip_call()
+        for vcpu in new:
+            vcpu.is_shared = True
+            self._open_if_initialised(thread, space, vcpu)
+            if thread.is_ending:
+                return False
+        thread.set_registers(registers)
+        return False
+
+    def _open_if_initialised(self, thread: Tracee, space: AddressSpace, vcpu: PendingVcpu) -> None:
+        """Open the window of a vCPU that another task has initialised already."""
+        answer = thread.ask(vcpu.fd, KVM_GET_ONE_REG, NO_ADDRESS)
+        if is_first_answer(answer):
+            return
+        if is_gone(answer):  # it was moved, and may run already
+            self._events.on_lost(thread, None)
+            return
+        space.has_initialised = True
+        vcpu.has_vpmu = has_vpmu(thread, vcpu.fd)
+        if vcpu.has_vpmu:
+            self._events.on_init(thread.tgid, None)
+        self._open_window(thread, space, vcpu)
+
+    def _handle_ioctl_enter(
+        self, thread: Tracee, space: AddressSpace | None, fd: int, request: int, address: int
+    ) -> None:
         if request == KVM_CREATE_VCPU:
             thread.is_entering = True
             thread.block_signals()
         elif request in (KVM_HAS_DEVICE_ATTR, KVM_SET_DEVICE_ATTR) and self.awaits_attribute:
             if _read_word(thread, address + 4) == KVM_ARM_VCPU_PMU_V3_CTRL:
                 self._events.on_attribute_call(thread, fd)
-        elif request == KVM_ARM_VCPU_INIT and (vcpu := self._find_vcpu_by_any_fd(thread.tgid, fd)):
-            features = _read_word(thread, address + 4)
-            # features that cannot be read show when the ioctls are made
-            vcpu.has_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
-            if vcpu.has_vpmu:
-                strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
-                self._events.on_init(thread.tgid, None if strict else thread.tid)
-            thread.block_signals()
-        elif request == KVM_RUN and (vcpu := self._find_vcpu_by_any_fd(thread.tgid, fd)):
-            self._pending.remove(vcpu)
+        elif space is not None and space.vcpus and request == KVM_ARM_VCPU_INIT:
+            self._handle_init_enter(thread, space, fd, address)
+        elif space is not None and request == KVM_RUN:
+            self._handle_run_enter(thread, space, fd)
+
+    def _handle_init_enter(
+        self, thread: Tracee, space: AddressSpace, fd: int, address: int
+    ) -> None:
+        """Find out whether a vCPU is initialised for the first time, and count it as one of those.
+
+        Later ones are resets: then KVM takes no settings any more.
+        """
+        thread.block_signals()
+        is_first = self._answers.pop(thread.tid, None)
+        if is_first is None and space.has_initialised:
+            answer = thread.ask_instead(KVM_GET_ONE_REG, NO_ADDRESS)
+            self._answers[thread.tid] = is_first_answer(answer)
+            return  # the call comes again
+        if is_first is False:
+            return
+        index = self._descriptors.read_fds(thread).get(fd)
+        vcpu = space.choose(fd, index)
+        if vcpu is None and not is_first:
+            return
+        if vcpu is None:  # it is one that was lost sight of
+            vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=-1, fd=fd, index=index or 0)
+        features = _read_word(thread, address + 4)
+        # features that cannot be read show when the ioctls are made
+        vcpu.wants_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
+        self._initialising[thread.tid] = vcpu
+        if vcpu.wants_vpmu:
+            strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
+            self._events.on_init(thread.tgid, None if strict else thread.tid)
+
+    def _handle_run_enter(self, thread: Tracee, space: AddressSpace, fd: int) -> None:
+        """Report a vCPU that is to run without a vPMU; KVM refuses one that is not initialised."""
+        may_run = self._answers.pop(thread.tid, False)
+        without = [vcpu for vcpu in space.vcpus if vcpu.has_vpmu is False]
+        if may_run or not without:
+            return
+        vcpu = next((vcpu for vcpu in without if vcpu.fd == fd), None)
+        if vcpu is None:
+            registers = thread.skip_call()
+            if is_initialised(thread, fd) and not has_vpmu(thread, fd):
+                vcpu = without[0]
+            else:
+                self._answers[thread.tid] = True
+                thread.set_registers(registers)  # the call comes again
+        if vcpu is not None:
+            space.remove(vcpu)
             self._events.on_no_vpmu(thread, vcpu)
+
+    def _handle_mmap_enter(self, thread: Tracee, space: AddressSpace, fd: int) -> None:
+        """Take note that a vCPU's kvm_run page is mapped: it is to run."""
+        if (vcpu := space.find(fd)) is not None:
+            vcpu.is_mapped = True
+            if vcpu.has_vpmu is False:
+                space.remove(vcpu)
+                self._events.on_no_vpmu(thread, vcpu)
+
+    # --- exits ---------------------------------------------------------------------------------
 
     def on_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
         """Handle the exit of that call."""
@@ -148,120 +251,83 @@ class VcpuTracker:
             self._events.on_lost(thread, error)
 
     def _handle_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
-        fd, request = args[0] & LOW_32_BITS, args[1] & LOW_32_BITS
-        if nr in self._arch.masking_calls and any(
-            vcpu.tid == thread.tid for vcpu in self._pending
-        ):
+        space = self.spaces.find(thread.tgid)
+        if nr in self._arch.masking_calls and self._has_made_pending(thread):
             thread.block_signals()
-        if nr in self._arch.closing_calls and thread.tgid in self.pending_processes():
-            self._drop_closed_vcpus(thread.tgid)
-            self._notify_if_idle()
-        if nr != self._arch.nr_ioctl:
-            return
-        if request == KVM_CREATE_VCPU:
+        if space is not None and space.vcpus:
+            self._descriptors.on_exit(thread, space, nr, args, result)
+        fd, request = args[0] & LOW_32_BITS, args[1] & LOW_32_BITS
+        if nr == self._arch.nr_ioctl and request == KVM_CREATE_VCPU:
             thread.is_entering = False
             if result >= 0:
                 self._add_vcpu(thread, vm_fd=fd, fd=result, index=args[2] & LOW_32_BITS)
-        if request == KVM_ARM_VCPU_INIT and (tried := self._find_vcpu(thread.tgid, fd)):
-            if tried.has_vpmu:
-                self._events.on_init(thread.tgid, thread.tid)
-        if request == self._arch.window_ioctl and result >= 0:
-            wanted = result if request == KVM_CREATE_VCPU else fd
-            if vcpu := self._find_vcpu(thread.tgid, wanted):
-                self._open_window(thread, vcpu)
-        if not thread.is_ending and not any(vcpu.tid == thread.tid for vcpu in self._pending):
+        elif nr == self._arch.nr_ioctl and request == KVM_ARM_VCPU_INIT and space is not None:
+            self._handle_init_exit(thread, space, fd, result)
+        if not thread.is_ending and not self._has_made_pending(thread):
             thread.unblock_signals()
-        self._notify_if_idle()
+        if self.is_idle:
+            self._events.on_idle()
+
+    def _handle_init_exit(self, thread: Tracee, space: AddressSpace, fd: int, result: int) -> None:
+        """Open the window of a vCPU that was initialised, if it has one."""
+        if (vcpu := self._initialising.pop(thread.tid, None)) is None:
+            return
+        if vcpu.wants_vpmu:
+            self._events.on_init(thread.tgid, thread.tid)
+        if result < 0:
+            return
+        space.has_initialised = True
+        vcpu.tgid, vcpu.tid, vcpu.fd = thread.tgid, thread.tid, fd
+        vcpu.has_vpmu = vcpu.wants_vpmu or has_vpmu(thread, fd)
+        self._open_window(thread, space, vcpu)
 
     def _add_vcpu(self, thread: Tracee, *, vm_fd: int, fd: int, index: int) -> None:
         """Add a vCPU that was made, unless its VMM is to end for it."""
         vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=vm_fd, fd=fd, index=index)
-        if (closed := self._find_vcpu(thread.tgid, fd)) is not None:
-            self._pending.remove(closed)
+        space = self.spaces.find_or_add(thread.tgid)
+        vcpu.is_shared = self._events.follows_all(space.tgids)
         self._events.on_created(thread, vcpu)
-        if not thread.is_ending:
-            self._pending.append(vcpu)
-            self._index_by_fd[thread.tgid, fd] = index
+        if thread.is_ending:
+            return
+        space.add(vcpu)
+        if self._arch.window_ioctl == KVM_CREATE_VCPU:
+            self._open_window(thread, space, vcpu)
 
-    def _open_window(self, thread: Tracee, vcpu: PendingVcpu) -> None:
+    def _open_window(self, thread: Tracee, space: AddressSpace, vcpu: PendingVcpu) -> None:
         """Report a vCPU that is where its window opens, if it has one."""
         if vcpu.has_vpmu is not False:
-            self._pending.remove(vcpu)
+            space.remove(vcpu)
             self._events.on_window_open(thread, vcpu)
         elif vcpu.is_mapped:
-            self._pending.remove(vcpu)
+            space.remove(vcpu)
             self._events.on_no_vpmu(thread, vcpu)
+
+    # --- processes -----------------------------------------------------------------------------
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to follow any thread for."""
-        return not self._pending and not self.awaits_attribute
-
-    def uninitialised_vcpus(self, tgid: int) -> list[PendingVcpu]:
-        """Return the vCPUs of a process that wait for their window and are not initialised yet."""
-        return [vcpu for vcpu in self._pending if vcpu.tgid == tgid and vcpu.has_vpmu is None]
-
-    def mark_initialised(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Open the window of a vCPU that an unfollowed thread has initialised with a vPMU."""
-        vcpu.has_vpmu = True
-        self._events.on_init(thread.tgid, None)
-        self._open_window(thread, vcpu)
+        return not self.awaits_attribute and not self.spaces.has_pending()
 
     def pending_processes(self) -> set[int]:
         """Return the processes that have a window to come."""
-        return {vcpu.tgid for vcpu in self._pending}
+        return self.spaces.pending_processes()
+
+    def on_new_process(self, tgid: int) -> bool:
+        """Return whether to follow a process that one behind the gate has just made."""
+        return self.spaces.add_child(tgid)
 
     def on_gone(self, tgid: int) -> None:
         """Drop the vCPUs of a process that is gone, or is another program now."""
-        self._pending = [vcpu for vcpu in self._pending if vcpu.tgid != tgid]
-        self._index_by_fd = {
-            key: index for key, index in self._index_by_fd.items() if key[0] != tgid
-        }
+        self._descriptors.on_gone(tgid)
+        self.spaces.drop(tgid)
 
-    def _find_vcpu(self, tgid: int, fd: int) -> PendingVcpu | None:
-        """Return the pending vCPU with this descriptor, None if there is none."""
-        return next((vcpu for vcpu in self._pending if (vcpu.tgid, vcpu.fd) == (tgid, fd)), None)
-
-    def _find_vcpu_by_any_fd(self, tgid: int, fd: int) -> PendingVcpu | None:
-        """Return the same, also for a duplicate of the descriptor, which then replaces it."""
-        if (known := self._find_vcpu(tgid, fd)) or tgid not in self.pending_processes():
-            return known
-        self._drop_closed_vcpus(tgid)
-        open_fds = self._read_vcpu_fds(tgid)
-        for vcpu in self._pending:
-            if vcpu.tgid != tgid or vcpu.index != open_fds.get(fd):
-                continue
-            is_open = open_fds.get(vcpu.fd) == vcpu.index
-            is_same = kcmp_file(tgid, vcpu.fd, tgid, fd) if is_open else None
-            # without kcmp(2): unless KVM returned this descriptor for another vCPU
-            if is_same or (is_same is None and self._index_by_fd.get((tgid, fd)) != vcpu.index):
-                vcpu.fd = fd
-                return vcpu
-        return None
-
-    def _drop_closed_vcpus(self, tgid: int) -> None:
-        """Drop the pending vCPUs that the process has closed."""
-        open_fds = self._read_vcpu_fds(tgid)
-        for vcpu in [vcpu for vcpu in self._pending if vcpu.tgid == tgid]:
-            others = [
-                fd
-                for fd, index in open_fds.items()
-                if index == vcpu.index and self._index_by_fd.get((tgid, fd)) != index
-            ]
-            if open_fds.get(vcpu.fd) != vcpu.index and not others:
-                self._pending.remove(vcpu)
-
-    def _read_vcpu_fds(self, tgid: int) -> dict[int, int]:
-        """Return the vCPU numbers of a process by descriptor, empty if they may not be read."""
-        try:
-            return self._procs.vcpu_fds(tgid)
-        except PermissionError:
-            return {}
-
-    def _notify_if_idle(self) -> None:
-        """Report that no vCPU waits any more, if so."""
-        if self.is_idle:
-            self._events.on_idle()
+    def _has_made_pending(self, thread: Tracee) -> bool:
+        """Return whether a vCPU that this thread has made, and still has open, is pending."""
+        space = self.spaces.find(thread.tgid)
+        return space is not None and any(
+            vcpu.tid == thread.tid and vcpu.fd >= 0 for vcpu in space.vcpus
+        )
 
 
 def _read_word(thread: Tracee, address: int) -> int | None:

@@ -66,22 +66,22 @@ class StandinVcpu(Vcpu):
         self.vm = vm
         with ExitStack() as undo:
             self._vm_fd = vm_fd
-            self._fd = self._call(
+            self.fd = self._call(
                 "KVM_CREATE_VCPU",
                 lambda: ioctl(vm_fd, KVM_CREATE_VCPU, index, what="KVM_CREATE_VCPU"),
             )
-            undo.callback(os.close, self._fd)
+            undo.callback(os.close, self.fd)
             size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, what="KVM_GET_VCPU_MMAP_SIZE")
-            self._page = undo.enter_context(mmap.mmap(self._fd, size))
+            self._page = undo.enter_context(mmap.mmap(self.fd, size))
             self._undo = undo.pop_all()
 
     def init(self, *, vpmu: bool) -> None:
         """KVM_ARM_VCPU_INIT."""
-        self._call("KVM_ARM_VCPU_INIT", lambda: init_vcpu(self._vm_fd, self._fd, vpmu=vpmu))
+        self._call("KVM_ARM_VCPU_INIT", lambda: init_vcpu(self._vm_fd, self.fd, vpmu=vpmu))
 
     def has_attr(self, attr: int) -> bool:
         """KVM_HAS_DEVICE_ATTR, in the calling thread."""
-        has = has_pmu_attr(self._fd, attr)
+        has = has_pmu_attr(self.fd, attr)
         say(
             call=f"HAS {NAMES[attr]}", vm=self.vm, vcpu=self.index, result="OK" if has else "ENXIO"
         )
@@ -89,7 +89,7 @@ class StandinVcpu(Vcpu):
 
     def set_attr(self, attr: int, payload: bytes = b"") -> None:
         """KVM_SET_DEVICE_ATTR, in the calling thread; raises OSError as KVM says."""
-        self._call(NAMES[attr], lambda: set_pmu_attr(self._fd, attr, payload))
+        self._call(NAMES[attr], lambda: set_pmu_attr(self.fd, attr, payload))
 
     def set_pmu(self, pmu_type: int) -> None:
         """SET_PMU."""

@@ -95,10 +95,10 @@ class Vcpu:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vcpu-{index}")
             undo.callback(self._thread.shutdown)
             self.tid = self.submit(get_native_id).result()
-            self._fd = self.submit(self._create, vm_fd, vpmu=vpmu, cpus=cpus).result()
-            undo.callback(os.close, self._fd)
+            self.fd = self.submit(self._create, vm_fd, vpmu=vpmu, cpus=cpus).result()
+            undo.callback(os.close, self.fd)
             size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, what="KVM_GET_VCPU_MMAP_SIZE")
-            self._page = undo.enter_context(mmap.mmap(self._fd, size))
+            self._page = undo.enter_context(mmap.mmap(self.fd, size))
             # no job may be left when page and fd go
             undo.callback(self._thread.shutdown)
             self._undo = undo.pop_all()
@@ -133,11 +133,11 @@ class Vcpu:
 
     def has_attr(self, attr: int) -> bool:
         """Whether this vCPU has the KVM_ARM_VCPU_PMU_V3_ attribute."""
-        return self.submit(has_pmu_attr, self._fd, attr).result()
+        return self.submit(has_pmu_attr, self.fd, attr).result()
 
     def set_attr(self, attr: int, payload: bytes = b"") -> None:
         """Set a KVM_ARM_VCPU_PMU_V3_ attribute; raises OSError as KVM says."""
-        self.submit(set_pmu_attr, self._fd, attr, payload).result()
+        self.submit(set_pmu_attr, self.fd, attr, payload).result()
 
     def init_pmu(self) -> None:
         """IRQ and INIT: from here on this vCPU takes no PMU attribute any more (EBUSY)."""
@@ -149,7 +149,7 @@ class Vcpu:
         """Set the 64-bit core register at this offset (bytes) into struct user_pt_regs."""
         data = ctypes.c_uint64(value)
         reg = kvm_one_reg(id=kvm_reg_arm_core(offset), addr=ctypes.addressof(data))
-        ioctl(self._fd, KVM_SET_ONE_REG, reg, what=self._what("KVM_SET_ONE_REG"))
+        ioctl(self.fd, KVM_SET_ONE_REG, reg, what=self._what("KVM_SET_ONE_REG"))
 
     def start_at(self, pc: int, *, x0: int) -> None:
         """Let the guest begin at `pc` with `x0`; only before the first run.
@@ -168,7 +168,7 @@ class Vcpu:
         """Run the guest until it needs us; raises OSError as KVM says."""
         while True:
             try:
-                ioctl(self._fd, KVM_RUN, what=self._what("KVM_RUN"))
+                ioctl(self.fd, KVM_RUN, what=self._what("KVM_RUN"))
             except InterruptedError:
                 self.has_run = True
                 continue  # a signal to this thread, such as SIGSTOP and SIGCONT
