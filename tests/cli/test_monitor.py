@@ -66,7 +66,11 @@ def events(ran: Ran) -> list[dict[str, Any]]:
 
 def told(machine: Machine, *acts: Callable[[], Any], words: tuple[str, ...] = ()) -> list[Any]:
     """Each event with its VM and vCPU."""
-    seen = events(monitor(machine, "--format", "jsonl", *words, ear=Script(*acts)))
+    # each act is followed by a look, which takes its time on a busy machine
+    timeout = "0.2" if len(acts) < 3 else str(0.4 * len(acts))
+    ear = Script(*acts)
+    seen = events(monitor(machine, "--format", "jsonl", *words, ear=ear, timeout=timeout))
+    assert not ear.acts, "it ended before all was done"
     return [(its["event"], its["vm"], its["vcpu"]) for its in seen]
 
 
