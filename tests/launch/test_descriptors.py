@@ -311,13 +311,24 @@ def test_one_beside_it_that_has_a_vpmu_may(vmm: Vmm) -> None:
     assert vmm.windows.is_idle
 
 
-def test_the_first_of_all_is_not_asked_about(vmm: Vmm) -> None:
-    """Each question costs stops: where nothing was initialised yet, it is the first time."""
-    vmm.create(0, fd=FD)
-    vmm.init(FD)
+def test_nothing_is_asked_of_one_that_only_its_maker_knows(vmm: Vmm) -> None:
+    """Each question costs stops, and this one is initialised for the first time."""
+    for index in range(2):
+        vmm.create(index)
+        vmm.map(10 + index)
+        vmm.init(10 + index)
+    assert opened(vmm) == [0, 1]
     assert vmm.thread.asked == 0
-    vmm.create(1, fd=COPY)
-    vmm.init(COPY)
-    assert vmm.thread.asked == 1
-    vmm.call(FCNTL, FD, 1)
-    assert vmm.thread.asked == 1
+
+
+def test_one_that_others_know_is_asked_about_unless_it_is_the_first_of_all(vmm: Vmm) -> None:
+    other = vmm.beside(2)
+    for index in range(2):
+        vmm.create(index)
+    vmm.call(FUTEX, ADDRESS)
+    asked = vmm.thread.asked
+    other.init(10)
+    assert (opened(vmm), other.thread.asked) == ([0], 0)
+    other.init(11)
+    assert (opened(vmm), other.thread.asked) == ([0, 1], 1)
+    assert vmm.thread.asked == asked

@@ -194,19 +194,11 @@ class VcpuTracker:
         Later ones are resets: then KVM takes no settings any more.
         """
         thread.block_signals()
-        is_first = self._answers.pop(thread.tid, None)
-        if is_first is None and space.has_initialised:
-            answer = thread.ask_instead(KVM_GET_ONE_REG, NO_ADDRESS)
-            self._answers[thread.tid] = is_first_answer(answer)
-            return  # the call comes again
-        if is_first is False:
+        vcpu = space.find(fd)
+        if vcpu is None or vcpu.tid != thread.tid or vcpu.is_shared or vcpu.has_vpmu is not None:
+            vcpu = self._ask_which(thread, space, fd)
+        if vcpu is None:
             return
-        index = self._descriptors.read_fds(thread).get(fd)
-        vcpu = space.choose(fd, index)
-        if vcpu is None and not is_first:
-            return
-        if vcpu is None:  # it is one that was lost sight of
-            vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=-1, fd=fd, index=index or 0)
         features = _read_word(thread, address + 4)
         # features that cannot be read show when the ioctls are made
         vcpu.wants_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
@@ -214,6 +206,24 @@ class VcpuTracker:
         if vcpu.wants_vpmu:
             strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
             self._events.on_init(thread.tgid, None if strict else thread.tid)
+
+    def _ask_which(self, thread: Tracee, space: AddressSpace, fd: int) -> PendingVcpu | None:
+        """Return the vCPU that is initialised, None if it was initialised before.
+
+        KVM is asked where that can be; then return None first, and the thread makes its call again.
+        """
+        is_first = self._answers.pop(thread.tid, None)
+        if is_first is None and space.has_initialised:
+            answer = thread.ask_instead(KVM_GET_ONE_REG, NO_ADDRESS)
+            self._answers[thread.tid] = is_first_answer(answer)
+            return None
+        if is_first is False:
+            return None
+        index = self._descriptors.read_fds(thread).get(fd)
+        vcpu = space.choose(fd, index)
+        if vcpu is None and is_first:  # it is one that was lost sight of
+            vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=-1, fd=fd, index=index or 0)
+        return vcpu
 
     def _handle_run_enter(self, thread: Tracee, space: AddressSpace, fd: int) -> None:
         """Report a vCPU that is to run without a vPMU; KVM refuses one that is not initialised."""
