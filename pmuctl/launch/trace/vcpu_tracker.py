@@ -210,7 +210,7 @@ class VcpuTracker:
     def _ask_which(self, thread: Tracee, space: AddressSpace, fd: int) -> PendingVcpu | None:
         """Return the vCPU that is initialised, None if it was initialised before.
 
-        KVM is asked where that can be; then return None first, and the thread makes its call again.
+        KVM is asked where that can be: then return None, and the thread makes its call again.
         """
         is_first = self._answers.pop(thread.tid, None)
         if is_first is None and space.has_initialised:
