@@ -62,7 +62,7 @@ class Kernel(Procfs):
         return sorted(set(self.tgids.values()))
 
     def shares_memory(self, pid: int, other_pid: int) -> bool | None:
-        if self.is_mute:
+        if self.is_mute or not {pid, other_pid} <= set(self.tgids.values()):
             return None
         return self.memories.get(pid, pid) == self.memories.get(other_pid, other_pid)
 

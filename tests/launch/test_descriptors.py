@@ -191,6 +191,19 @@ def test_one_made_where_a_child_has_executed_another_program(vmm: Vmm) -> None:
     assert opened(vmm) == [0]
 
 
+def test_one_that_is_initialised_by_a_child_after_another_vmm_has_ended(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.init(10)
+    second = vmm.beside(5, tgid=5, table={})
+    del vmm.kernel.tgids[1]  # it was detached by then, so that nobody tells of its end
+    second.create(0, fd=FD)
+    vmm.kernel.memories[9] = 5
+    child = second.beside(9, tgid=9)
+    assert vmm.windows.on_new_process(9)
+    child.init(FD)
+    assert opened(vmm) == [0, 0]
+
+
 # --- none is waited for for ever -----------------------------------------------------------------
 
 

@@ -129,12 +129,20 @@ class AddressSpaces:
 
         It is followed if it shares memory in which a vCPU is pending, or if that cannot be told.
         """
+        unsure: list[AddressSpace] = []
         for space in self._spaces:
-            shares = [self._procs.shares_memory(tgid, pid) for pid in space.tgids]
-            if shares and False not in shares:
-                space.tgids.add(tgid)
-                return bool(space.vcpus)
-        return False
+            shares = {self._procs.shares_memory(tgid, pid) for pid in space.tgids}
+            if True in shares:
+                unsure = [space]
+                break
+            if False not in shares:
+                unsure.append(space)
+        # of processes that have ended untraced it cannot be told either: those are not pending
+        shared = max(unsure, key=lambda space: bool(space.vcpus), default=None)
+        if shared is None:
+            return False
+        shared.tgids.add(tgid)
+        return bool(shared.vcpus)
 
     def drop(self, tgid: int) -> None:
         """Drop a process that is gone, or is another program now; with the last, its memory."""
