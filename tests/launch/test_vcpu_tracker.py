@@ -12,6 +12,7 @@ from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import (
+    KVM_ARM_VCPU_INIT,
     KVM_CREATE_VCPU,
     KVM_HAS_DEVICE_ATTR,
     KVM_RUN,
@@ -207,6 +208,18 @@ def test_a_process_that_has_ended_is_not_waited_for(vmm: Vmm) -> None:
     vmm.create(0)
     vmm.windows.on_gone(1)
     assert vmm.windows.is_idle
+
+
+def test_an_answer_is_of_no_other_thread_that_gets_the_same_id(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.init(10)
+    vmm.create(1)
+    other = vmm.beside(2)
+    # a reset; while KVM is asked, an execve() of another thread ends this one
+    other.thread.call = ARM64.nr_ioctl, (10, KVM_ARM_VCPU_INIT, ADDRESS)
+    vmm.windows.on_enter(other.thread, *other.thread.call)
+    vmm.beside(2).init(11)
+    assert ("opened", 1) in vmm.master.told
 
 
 def test_a_hold_is_past_the_windows(vmm: Vmm) -> None:

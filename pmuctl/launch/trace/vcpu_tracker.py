@@ -95,9 +95,10 @@ class VcpuTracker:
         self._arch = arch
         self._events = events
         self._descriptors = VcpuDescriptors(arch, procs)
-        self._answers: dict[int, bool] = {}
-        """By thread that makes its call again: what KVM answered about that call's vCPU."""
-        self._initialising: dict[int, PendingVcpu] = {}
+        self._answers: dict[Tracee, bool] = {}
+        """By thread that makes its call again: whether it is a vCPU's first KVM_ARM_VCPU_INIT, or
+        whether the vCPU may make its KVM_RUN."""
+        self._initialising: dict[Tracee, PendingVcpu] = {}
         """By thread in a KVM_ARM_VCPU_INIT with a vPMU, or without: the vCPU it is counted as."""
 
     # --- entries -------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ class VcpuTracker:
         features = _read_word(thread, address + 4)
         # features that cannot be read show when the ioctls are made
         vcpu.wants_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
-        self._initialising[thread.tid] = vcpu
+        self._initialising[thread] = vcpu
         if vcpu.wants_vpmu:
             strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
             self._events.on_init(thread.tgid, None if strict else thread.tid)
@@ -212,10 +213,10 @@ class VcpuTracker:
 
         KVM is asked where that can be: then return None, and the thread makes its call again.
         """
-        is_first = self._answers.pop(thread.tid, None)
+        is_first = self._answers.pop(thread, None)
         if is_first is None and space.has_initialised:
             answer = thread.ask_instead(KVM_GET_ONE_REG, NO_ADDRESS)
-            self._answers[thread.tid] = is_first_answer(answer)
+            self._answers[thread] = is_first_answer(answer)
             return None
         if is_first is False:
             return None
@@ -227,7 +228,7 @@ class VcpuTracker:
 
     def _handle_run_enter(self, thread: Tracee, space: AddressSpace, fd: int) -> None:
         """Report a vCPU that is to run without a vPMU; KVM refuses one that is not initialised."""
-        may_run = self._answers.pop(thread.tid, False)
+        may_run = self._answers.pop(thread, False)
         without = [vcpu for vcpu in space.vcpus if vcpu.has_vpmu is False]
         if may_run or not without:
             return
@@ -237,7 +238,7 @@ class VcpuTracker:
             if is_initialised(thread, fd) and not has_vpmu(thread, fd):
                 vcpu = without[0]
             else:
-                self._answers[thread.tid] = True
+                self._answers[thread] = True
                 thread.set_registers(registers)  # the call comes again
         if vcpu is not None:
             space.remove(vcpu)
@@ -280,7 +281,7 @@ class VcpuTracker:
 
     def _handle_init_exit(self, thread: Tracee, space: AddressSpace, fd: int, result: int) -> None:
         """Open the window of a vCPU that was initialised, if it has one."""
-        if (vcpu := self._initialising.pop(thread.tid, None)) is None:
+        if (vcpu := self._initialising.pop(thread, None)) is None:
             return
         if vcpu.wants_vpmu:
             self._events.on_init(thread.tgid, thread.tid)
@@ -329,6 +330,9 @@ class VcpuTracker:
 
     def on_gone(self, tgid: int) -> None:
         """Drop the vCPUs of a process that is gone, or is another program now."""
+        for waiting in (self._answers, self._initialising):
+            for thread in [thread for thread in waiting if thread.tgid == tgid]:
+                del waiting[thread]
         self._descriptors.on_gone(tgid)
         self.spaces.drop(tgid)
 
