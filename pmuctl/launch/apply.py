@@ -32,6 +32,8 @@ class Applier:
         self._spec = spec
         self._observer = observer
         self._procs = procs
+        self._ending: set[int] = set()
+        """The processes that are being ended."""
 
     def apply(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> list[str]:
         """Make these ioctls on a descriptor and return their descriptions.
@@ -52,20 +54,28 @@ class Applier:
     def fail(self, thread: Tracee, error: PmuctlError, *, is_final: bool = False) -> None:
         """Write an error, and end the VMM unless it is to start all the same (best effort).
 
-        With `is_final` best effort does not count.
+        With `is_final` best effort does not count. While a process ends, its other threads stay
+        stopped, and nothing is written for them.
         """
+        if thread.tgid in self._ending:
+            thread.is_ending = thread.parked = True
+            return
         error.subject = self._spec.name
         if self._spec.best_effort and not is_final:
             error.now = "the VM starts without it"
             self.vmm_stderr.write_error(error, thread.tgid, word="warning")
             return
         error.now = "the VM was not started"
-        # that is said once it is true: the VMM's own seccomp filter may not let it exit
-        with self.vmm_stderr.taken(thread.tgid) as fd:
-            if thread.call is not None:
-                thread.skip_call()
-            self._tracer.end(thread, ExitStatus.ENDED)
-            write_error(error, fd)
+        self._ending.add(thread.tgid)
+        try:
+            # that is said once it is true: the VMM's own seccomp filter may not let it exit
+            with self.vmm_stderr.taken(thread.tgid) as fd:
+                if thread.call is not None:
+                    thread.skip_call()
+                self._tracer.end(thread, ExitStatus.ENDED)
+                write_error(error, fd)
+        finally:
+            self._ending.discard(thread.tgid)
         self._observer.on_refused(error)
 
     def refuse_untraceable(

@@ -9,14 +9,16 @@ from typing import cast
 
 import pytest
 
-from pmuctl.errors import PmuctlError
+from pmuctl.errors import PmuctlError, RefusedError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.launch.apply import Applier
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
+from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.vmm_stderr import VmmStderr
 from tests.fakes.peers import PATIENCE
@@ -60,6 +62,41 @@ def make_supervisor(
         procs=Procfs(),
         threads=ThreadAffinity(),
     )
+
+
+class FakeTracer(Tracer):
+    """Ends a process while `other`, a thread of it, fails, too."""
+
+    def __init__(self) -> None:
+        super().__init__(native_arch(), Procfs())
+        self.ended: list[int] = []
+        self.other = Tracee(2, 1, native_arch())
+
+    def end(self, thread: Tracee, status: int) -> None:
+        self.ended.append(thread.tid)
+        self.applier.fail(self.other, RefusedError("the other"))
+
+    applier: Applier
+
+
+@pytest.mark.parametrize("best_effort", [False, True])
+def test_one_error_is_written_where_two_threads_fail(*, best_effort: bool) -> None:
+    refused: list[PmuctlError] = []
+    read, write = os.pipe()
+    spec = LaunchSpec(
+        name="vm", socket=Path("/nonexistent"), command=("sleep",), best_effort=best_effort
+    )
+    story = cast(VmObserver, SimpleNamespace(on_refused=refused.append))
+    tracer = FakeTracer()
+    tracer.applier = Applier(spec, story, VmmStderr(write), tracer, Procfs())
+    error = RefusedError("the one")
+    tracer.applier.fail(Tracee(1, 1, native_arch()), error, is_final=True)
+    os.close(write)
+    with open(read, encoding="utf-8") as complaint:
+        assert complaint.read() == "error: vm: the one\n  now: the VM was not started\n"
+    assert (tracer.ended, refused) == ([1], [error])
+    assert tracer.other.is_ending
+    assert tracer.other.parked  # it makes no call any more
 
 
 @pytest.mark.parametrize("tid", [0, 1 << 22])
