@@ -128,6 +128,8 @@ class Master:
         self.told: list[object] = []
         self.seen: list[object] = []
         self.refuses = False
+        self.is_hindered = False
+        """Whether threads cannot be followed, and the VMM goes on all the same."""
         self.followed = False
         """Whether all threads are, from the first call on by which they can learn of a vCPU."""
 
@@ -148,7 +150,7 @@ class Master:
         self.told.append(("without", vcpu.index))
 
     def on_sharing_call(self, thread: Tracee) -> None:
-        self.followed = True
+        self.followed = not self.is_hindered
         self.told.append("spread")
 
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:

@@ -114,6 +114,18 @@ def test_another_thread_can_learn_of_it_by_any_other_call(vmm: Vmm) -> None:
     assert vmm.master.told == ["spread"]
 
 
+def test_what_cannot_be_followed_is_tried_once_for_each_vcpu(vmm: Vmm) -> None:
+    """Each try may take seconds, and a warning."""
+    vmm.master.is_hindered = True
+    for index in range(2):
+        vmm.create(index)
+        vmm.call(FUTEX, ADDRESS)
+        vmm.call(FUTEX, ADDRESS)
+        vmm.init(10 + index)
+        assert vmm.master.told == ["spread", ("opened", index), "settled"]
+        del vmm.master.told[:]
+
+
 def test_qemu_probes_then_makes_the_true_one(vmm: Vmm) -> None:
     vmm.create(0, fd=8, vm_fd=7)
     vmm.init(8, WITHOUT)

@@ -35,7 +35,8 @@ class AddressSpace:
     """The processes that share one memory (`tgids`), and their pending vCPUs.
 
     `has_initialised` says that a vCPU was initialised here before, `has_lost_sight` that a
-    descriptor may be where it cannot be seen.
+    descriptor may be where it cannot be seen, `has_unfollowed` that a task here could not be
+    followed, of which its user was told.
     """
 
     def __init__(self, tgid: int) -> None:
@@ -43,11 +44,12 @@ class AddressSpace:
         self.vcpus: list[PendingVcpu] = []
         self.has_initialised = False
         self.has_lost_sight = False
+        self.has_unfollowed = False
 
     def add(self, vcpu: PendingVcpu) -> None:
         """Add a vCPU that was made."""
         if not self.vcpus:  # whatever has left before is none of this vCPU
-            self.has_lost_sight = False
+            self.has_lost_sight = self.has_unfollowed = False
         for other in self.vcpus:
             if (other.tgid, other.fd) == (vcpu.tgid, vcpu.fd):
                 other.fd = -1

@@ -143,10 +143,12 @@ class VcpuTracker:
         Return False if the thread does not make its call now. A task that knew of a vCPU before
         may have initialised it already.
         """
-        if not self._events.follows_all(space.tgids):
+        if not space.has_unfollowed and not self._events.follows_all(space.tgids):
             self._events.on_sharing_call(thread)
             if thread.is_ending:
                 return False
+            # with best effort it goes on: it is not to wait, and be warned of, at each call
+            space.has_unfollowed = not self._events.follows_all(space.tgids)
         new = [vcpu for vcpu in space.vcpus if vcpu.tid == thread.tid and not vcpu.is_shared]
         if not new:
             return True
