@@ -247,19 +247,20 @@ class ControlService:
                 if self._has_warned:
                     return
                 self._has_warned = True
-                failure = make_record_error(self._spec.name, self._record_path, error)
+                failure = _make_record_error(self._spec.name, self._record_path, error)
             else:
                 self._is_record_stale = False
                 return
         self._warn(failure)
 
 
-def make_record_error(name: str, path: Path, error: OSError) -> PmuctlError:
+def _make_record_error(name: str, path: Path, error: OSError) -> PmuctlError:
     """Return the error for a VM's record that could not be written."""
     failure = RefusedError(
         "the record of its start could not be written",
         why=f"{path}: {error.strerror or error}",
-        fix=f"free what it lacks, or see to the rights of {path.parent}: it is tried again",
+        fix=f"free space or descriptors, or check the owner and mode of {path.parent}; "
+        "pmuctl tries again by itself",
         errno=errno.errorcode.get(error.errno or 0),
     )
     failure.subject = name
