@@ -234,6 +234,7 @@ class VmHold:
             confinement.cpus = self._spec.affinity
             confinement.confine()
             descriptions = self._applier.apply(thread, target, self._ioctls)
+            # each of several VMs; to set the one of `target` again changes nothing
             for other in held.vm_fds if len(held.vm_fds) > 1 else ():
                 self._applier.apply(thread, other, self._ioctls)
         except PmuctlError as error:

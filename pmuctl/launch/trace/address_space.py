@@ -12,11 +12,11 @@ from pmuctl.host.procfs import Procfs
 class PendingVcpu:
     """A vCPU whose window has not come yet.
 
-    `tgid` and `tid` made it, `fd` is a descriptor of it as last seen, -1 if there is none.
-    `has_vpmu` is None until the vCPU is initialised, `wants_vpmu` what it was asked for as it is;
-    `is_mapped` says that its kvm_run page is
-    mapped: a VMM that only asks KVM for its features, as QEMU does first, does not map it.
-    `is_shared` says that other threads may know of it.
+    `tgid` and `tid` are the thread that made it, or that initialises it; `fd` is the descriptor
+    at which it was last seen, -1 if that is closed. `has_vpmu` is None until the vCPU is
+    initialised, `wants_vpmu` whether the KVM_ARM_VCPU_INIT under way asks for a vPMU. `is_mapped`
+    says that its kvm_run page is mapped: a VMM that only asks KVM for its features, as QEMU does
+    first, does not map it. `is_shared` says that other threads may know of it.
     """
 
     def __init__(self, *, tgid: int, tid: int, vm_fd: int, fd: int, index: int) -> None:

@@ -14,6 +14,9 @@ from pmuctl.uapi.seccomp import (
 )
 from pmuctl.value import value
 
+LOW_32_BITS = 0xFFFFFFFF
+"""Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
+
 
 @value(kw_only=True)
 class Arch:

@@ -3,14 +3,14 @@
 
 import struct
 
-from pmuctl.launch.trace.arch import Arch
+from pmuctl.launch.trace.arch import LOW_32_BITS, Arch
 from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.uapi.pidfd import LAST_FD
 
 CLONE_FILES = 0x400
 """include/uapi/linux/sched.h"""
 CLOSE_RANGE_CLOEXEC = 4
 """include/uapi/linux/close_range.h"""
-LAST_FD = 0xFFFFFFFF
 MSG_CONTROL = 32
 """Where struct msghdr has msg_control, and after it msg_controllen, in 64-bit programs."""
 MMSGHDR_SIZE = 64
@@ -20,7 +20,7 @@ MESSAGES_MAX = 64
 
 def closed_fds(arch: Arch, nr: int, args: tuple[int, ...]) -> range:
     """Return the descriptors that this call may close; an empty range for most calls."""
-    low = [arg & LAST_FD for arg in args]
+    low = [arg & LOW_32_BITS for arg in args]
     if nr == arch.nr_close:
         return range(low[0], low[0] + 1)
     if nr == arch.nr_close_range and not low[2] & CLOSE_RANGE_CLOEXEC:
@@ -47,10 +47,10 @@ def may_carry_out(arch: Arch, thread: Tracee, nr: int, args: tuple[int, ...]) ->
     if nr == arch.nr_unshare:
         return bool(args[0] & CLONE_FILES)
     if nr == arch.nr_close_range:
-        return bool(args[2] & ~CLOSE_RANGE_CLOEXEC & LAST_FD)  # CLOSE_RANGE_UNSHARE
+        return bool(args[2] & ~CLOSE_RANGE_CLOEXEC & LOW_32_BITS)  # CLOSE_RANGE_UNSHARE
     if nr == arch.nr_sendmsg:
         return _has_control(thread, args[1], 1)
-    return nr == arch.nr_sendmmsg and _has_control(thread, args[1], args[2] & LAST_FD)
+    return nr == arch.nr_sendmmsg and _has_control(thread, args[1], args[2] & LOW_32_BITS)
 
 
 def may_bring_back(

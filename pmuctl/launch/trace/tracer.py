@@ -246,8 +246,8 @@ class Tracer:
     def end(self, thread: Tracee, status: int) -> None:
         """Have a thread that is stopped at a call's exit end its process; return once it is dead.
 
-        A process that is not dead after END_SECONDS is killed. Its parent learns of its end
-        afterwards: the main thread is traced by then, and not reaped here.
+        A process that is not dead after END_SECONDS is killed, and waited for as long again. Its
+        parent learns of its end afterwards: the main thread is traced then, and not reaped here.
         """
         with suppress(OSError):
             if thread.tgid not in self.threads:

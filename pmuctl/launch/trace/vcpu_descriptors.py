@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.trace.address_space import AddressSpace, PendingVcpu
-from pmuctl.launch.trace.arch import Arch
+from pmuctl.launch.trace.arch import LOW_32_BITS, Arch
 from pmuctl.launch.trace.descriptor_calls import closed_fds, may_bring_back, may_carry_out
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.vcpu_questions import has_vpmu, is_initialised
@@ -21,7 +21,6 @@ from pmuctl.value import value
 
 LOOK_SECONDS = 0.1
 """Seconds between two looks whether threads are gone whose descriptors go with them."""
-LOW_32_BITS = 0xFFFFFFFF
 
 Tables = Mapping[int, Mapping[int, int]]
 """By a thread of each table of descriptors: the numbers of the vCPUs there, by descriptor."""
@@ -31,8 +30,8 @@ Tables = Mapping[int, Mapping[int, int]]
 class Closing:
     """A call that closes the last descriptors of `vcpus`, made by a thread of this process.
 
-    `left` are the descriptors with their numbers that are not closed, None if nobody else knew of
-    the vCPUs. Are there others after the call, one was duplicated meanwhile.
+    `left` are the other descriptors that show the numbers of these vCPUs, None if nobody else knew
+    of the vCPUs. If there are more of them after the call, one was duplicated meanwhile.
     """
 
     tgid: int
@@ -140,6 +139,7 @@ class VcpuDescriptors:
         if may_bring_back(self._arch, thread, nr, args, result):
             space.has_lost_sight = True
         closing = self._closing.pop(thread.tid, None)
+        # close(2) closes the descriptor even if it returns an error
         if closing is not None and (result >= 0 or nr == self._arch.nr_close):
             space.forget_fds(thread.tid, closing.fds)
             self._closed.append(closing)
@@ -156,8 +156,10 @@ class VcpuDescriptors:
             for tid in [tid for tid, closing in waiting.items() if closing.tgid == tgid]:
                 del waiting[tid]
         self._closed = [closing for closing in self._closed if closing.tgid != tgid]
-        self._moving = {tid: its for tid, its in self._moving.items() if its != tgid}
-        self._running = {tid: its for tid, its in self._running.items() if its[0] != tgid}
+        for tid in [tid for tid, mover in self._moving.items() if mover == tgid]:
+            del self._moving[tid]
+        for tid in [tid for tid, (runner, _) in self._running.items() if runner == tgid]:
+            del self._running[tid]
 
     # --- proof ---------------------------------------------------------------------------------
 

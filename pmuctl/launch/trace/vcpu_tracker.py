@@ -7,7 +7,7 @@ from typing import Protocol
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.address_space import AddressSpace, AddressSpaces, PendingVcpu
-from pmuctl.launch.trace.arch import Arch
+from pmuctl.launch.trace.arch import LOW_32_BITS, Arch
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.vcpu_descriptors import VcpuDescriptors
 from pmuctl.launch.trace.vcpu_questions import (
@@ -31,9 +31,6 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_STRICT,
 )
 
-LOW_32_BITS = 0xFFFFFFFF
-"""Descriptors, requests and vCPU numbers are 32 bits to the kernel, registers have 64."""
-
 
 class VcpuEvents(Protocol):
     """What is done as a vCPU gets to its window, while its thread is stopped.
@@ -44,7 +41,7 @@ class VcpuEvents(Protocol):
     """
 
     def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Handle a vCPU that was made, and that no other thread knows of yet."""
+        """Handle a vCPU that was made, before its thread goes on."""
 
     def on_init(self, tgid: int, tid: int | None) -> None:
         """Handle that this thread initialises a vCPU with a vPMU; called before and after.
