@@ -14,9 +14,13 @@ class TaskFiles(ProcFiles):
     They load ctypes, which few commands need.
     """
 
+    @property
+    def _is_running_kernel(self) -> bool:
+        return self.root == Path("/proc")
+
     def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
         """Return whether descriptors of two tasks refer to one open file; None if unknown."""
-        if self.root != Path("/proc"):
+        if not self._is_running_kernel:
             return None
         from pmuctl.uapi.pidfd import kcmp_file
 
@@ -24,12 +28,16 @@ class TaskFiles(ProcFiles):
 
     def shares_memory(self, pid: int, other_pid: int) -> bool | None:
         """Return whether two tasks share their memory; None if that cannot be told."""
+        if not self._is_running_kernel:
+            return None
         from pmuctl.uapi.pidfd import kcmp_memory
 
         return kcmp_memory(pid, other_pid)
 
     def shares_fds(self, tid: int, other_tid: int) -> bool | None:
         """Return whether two tasks share their descriptors; None if that cannot be told."""
+        if not self._is_running_kernel:
+            return None
         from pmuctl.uapi.pidfd import kcmp_descriptors
 
         return kcmp_descriptors(tid, other_tid)
