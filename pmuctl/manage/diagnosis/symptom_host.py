@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a host makes one cause of a symptom likelier than another, and its fixes apply."""
+"""Reader of what makes one cause of a symptom likelier on this host, and its fixes concrete."""
 
 import re
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def read_symptom_host(host: Host) -> SymptomHost:
         core_kinds=_count_core_kinds(sysfs, pmus),
         kernel=_parse_release(sysfs.read_text(PATH_OSRELEASE)),
         has_vpmu=has_vpmu,
-        can_set_pmu=KVM_ARM_VCPU_PMU_V3_SET_PMU in probed.attributes
+        has_set_pmu=KVM_ARM_VCPU_PMU_V3_SET_PMU in probed.attributes
         if probed and has_vpmu
         else None,
         online=online,

@@ -80,6 +80,6 @@ def _start_on_one_pmu(vmm: NamedVmm, manager: Manager | None, host: SymptomHost)
     pmu, cpus = _choose_pmu(host)
     if manager is not None:
         return manager.pin.format(cpus=cpus)
-    if host.has_set_pmu:
+    if host.may_set_pmu:
         return f"pmuctl run --pmu {pmu} -- {vmm.command}"
     return f"taskset -c {cpus} {vmm.command}"

@@ -45,8 +45,8 @@ FAILED_ENTRY: Sequence[Symptom] = (
         vmm=KVMTOOL,
         general="fail-entry",
         means=f"{_LEFT}; kvmtool sets the PMU of the CPU that it starts on. The thread of a vCPU "
-        "that fails to enter ends: if it is vCPU 0, the VM ends with it; without another vCPU the "
-        "rest of the VM runs on",
+        "that fails to enter ends: if it is vCPU 0, the VM ends with it; otherwise the rest of "
+        "the VM runs on",
         check="pmuctl affinity check; pmuctl vm vcpus VM",
         fix="{start}",
     ),

@@ -35,14 +35,14 @@ class SymptomHost:
     """What is known of a host; None, or an empty `pmus`, for what is not.
 
     `core_kinds` counts its kinds of core, `kernel` is major and minor version of its Linux,
-    `pmus` maps the names of its CPU PMUs to their online CPUs. `can_set_pmu` is whether KVM has
+    `pmus` maps the names of its CPU PMUs to their online CPUs. `has_set_pmu` is whether KVM has
     the attribute SET_PMU.
     """
 
     core_kinds: int | None = None
     kernel: tuple[int, int] | None = None
     has_vpmu: bool | None = None
-    can_set_pmu: bool | None = None
+    has_set_pmu: bool | None = None
     online: CpuSet | None = None
     pmus: tuple[tuple[str, CpuSet], ...] = ()
 
@@ -61,8 +61,8 @@ class SymptomHost:
             yield HostTrait.HAS_VPMU if self.has_vpmu else HostTrait.NO_VPMU
 
     @property
-    def has_set_pmu(self) -> bool:
+    def may_set_pmu(self) -> bool:
         """Whether a PMU can be set there; True if that is not known."""
-        if self.can_set_pmu is not None:
-            return self.can_set_pmu
+        if self.has_set_pmu is not None:
+            return self.has_set_pmu
         return self.kernel is None or self.kernel >= SET_PMU

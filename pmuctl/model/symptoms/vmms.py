@@ -54,7 +54,7 @@ CLOUD_HYPERVISOR = NamedVmm(
     pattern=r"\bcloud[\s_-]?hypervisor",
     command="cloud-hypervisor ARG...",
     with_pmu="cloud-hypervisor ARG...",
-    without_pmu="cloud-hypervisor ARG...",
+    without_pmu="VMM ARG... (with another VMM: this one gives every guest a PMU)",
     with_gic="cloud-hypervisor ARG...",
 )
 

@@ -13,7 +13,7 @@ PMUS = (("armv8_cortex_a55", CpuSet.parse("0-3")), ("armv8_cortex_a76", CpuSet.p
 ONLINE = CpuSet.parse("0-7")
 NEW = SymptomHost(core_kinds=2, kernel=(6, 12), online=ONLINE, pmus=PMUS)
 OLD = SymptomHost(core_kinds=2, kernel=(5, 10), online=ONLINE, pmus=PMUS)
-PROBED = SymptomHost(core_kinds=2, kernel=(6, 12), can_set_pmu=False, online=ONLINE, pmus=PMUS)
+PROBED = SymptomHost(core_kinds=2, kernel=(6, 12), has_set_pmu=False, online=ONLINE, pmus=PMUS)
 
 NAMES = ("qemu", "kvmtool", "lkvm", "crosvm", "cloud-hypervisor", "firecracker", "dragonball")
 MESSAGES = (
@@ -83,6 +83,13 @@ def test_kvmtool_ends_the_vm_only_with_its_first_vcpu() -> None:
     (answer,) = explain("lkvm: KVM_EXIT_FAIL_ENTRY")
     assert "if it is vCPU 0, the VM ends with it" in answer.means
     assert "the rest of the VM runs on" in answer.means
+
+
+def test_a_vm_of_cloud_hypervisor_cannot_be_without_a_pmu() -> None:
+    """It asks for one wherever KVM has one (Vcpu::init() in vmm/src/cpu.rs)."""
+    answers = explain("cloud-hypervisor: failed to restore vcpu register", NEW)
+    assert answers
+    assert all("with another VMM" in answer.fix for answer in answers)
 
 
 def test_a_vmm_that_is_not_known_is_not_named() -> None:
