@@ -59,10 +59,10 @@ def choose_pmu(
     elif len(pmus) == 1 and _covers_online_cpus(pmus[0], sysfs):
         pmu = pmus[0]
     else:
-        is_none = look_for_pmus(sysfs, names).is_complete
-        have = (
-            ", ".join(pmu.name for pmu in pmus) or f"no CPU PMU{'' if is_none else ' to be seen'}"
-        )
+        have = ", ".join(pmu.name for pmu in pmus)
+        if not have:
+            is_complete = look_for_pmus(sysfs, names).is_complete
+            have = "no CPU PMU" if is_complete else "no CPU PMU that can be seen"
         raise UsageError(
             "a PMU must be named, too",
             why=f"this host has {have}, and counters and events belong to one",

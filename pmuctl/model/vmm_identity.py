@@ -99,9 +99,10 @@ class VmmIdentity:
         return self.kind in _WITHOUT_VPMU
 
     def explain_no_vpmu(self) -> str:
-        """Return what a VM without a PMU owes that to: its VMM, or the VMM's options."""
-        why = f"{self.kind} gives no VM a PMU" if self.gives_no_vpmu else None
-        return f"it has no PMU: {why or 'its VMM made it without one'}"
+        """Return why a VM has no PMU: its VMM gives none to any VM, or gave none to this one."""
+        if self.gives_no_vpmu:
+            return f"it has no PMU: {self.kind} gives no VM a PMU"
+        return "it has no PMU: its VMM made it without one"
 
 
 def vcpu_of_thread(comm: str) -> int | None:
