@@ -126,6 +126,13 @@ def memory_not_writable(error: OSError) -> PmuctlError:
             fix="give the threads of the VMM a larger stack",
             errno="EFAULT",
         )
+    if error.errno == errno.EIO:
+        return RefusedError(
+            "no call can be put into the VMM",
+            why="its thread did not come back from one (EIO)",
+            fix="run it without other tools that trace or freeze it",
+            errno="EIO",
+        )
     return DeniedError(
         "no call can be put into the VMM",
         why=f"its memory may not be written: {error.strerror}; it may have made itself "

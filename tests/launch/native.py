@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.uapi.ioctl import ioctl
-from tests.fakes.peers import PATIENCE
 from tests.skips import skip
 
 HERE = Path(__file__).parent
@@ -32,6 +31,8 @@ NOT_ALLOWED = ("EPERM", "EACCES", "ENOSYS", "EBUSY")
 
 _count = itertools.count()
 T = TypeVar("T")
+PATIENCE = 60.0
+"""Seconds to wait for what is certain to come; on a busy machine 9 were seen."""
 
 
 def python(path: Path, *words: str, executable: str = sys.executable) -> tuple[str, ...]:

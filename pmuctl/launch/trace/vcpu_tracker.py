@@ -233,6 +233,7 @@ class VcpuTracker:
             return
         vcpu = next((vcpu for vcpu in without if vcpu.fd == fd), None)
         if vcpu is None:
+            thread.block_signals()  # else a handler could make other calls before this one again
             registers = thread.skip_call()
             if is_initialised(thread, fd) and not has_vpmu(thread, fd):
                 vcpu = without[0]
