@@ -30,16 +30,19 @@ def write_table(
     """
     lines = [[column.text(row) for column in columns] for row in rows]
     names = [column.name for column in columns]
-    widths = [max(map(len, texts)) for texts in zip(names, *lines, strict=True)]
+    widths = [max(map(_count_cells, texts)) for texts in zip(names, *lines, strict=True)]
     if width is not None and _write_fitted(
         columns, lines, out, width=width, headings=headings, colour=colour, indent=indent
     ):
         return
 
     def format_line(texts: Sequence[str]) -> str:
+        blanks = (
+            " " * (size - _count_cells(text)) for text, size in zip(texts, widths, strict=True)
+        )
         cells = [
-            text.rjust(size) if column.is_number else text.ljust(size)
-            for column, text, size in zip(columns, texts, widths, strict=True)
+            blank + text if column.is_number else text + blank
+            for column, text, blank in zip(columns, texts, blanks, strict=True)
         ]
         return (indent + "  ".join(cells)).rstrip()
 
@@ -48,6 +51,15 @@ def write_table(
         out.write((BOLD + line + NORMAL if colour else line) + "\n")
     for texts in lines:
         out.write(format_line(texts) + "\n")
+
+
+def _count_cells(text: str) -> int:
+    """Return how many columns of a terminal a text takes: a Chinese letter takes two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # imported here, because few names need it
+
+    return cell_len(text)
 
 
 def _fit_widths(

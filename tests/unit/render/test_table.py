@@ -54,6 +54,12 @@ def test_characters_two_columns_wide_are_counted_so() -> None:
     assert "🦀" * 30 in whole[1]
 
 
+@pytest.mark.parametrize("width", [None, 20])
+def test_columns_are_aligned_where_nothing_is_shortened(width: int | None) -> None:
+    lines = written(Format.TABLE, [Thing("漢字", 1), Thing("plain", 1)], width=width).splitlines()
+    assert len({cell_len(line[: line.index("1") + 1]) for line in lines[1:]}) == 1
+
+
 def test_only_headings_are_bold() -> None:
     for width in (None, 60):
         out = io.StringIO()
