@@ -78,9 +78,16 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
         cores = dict.fromkeys(core for pmu in pmus for core in pmu.cores)
         names = ", ".join(f"{core} ({core.midr})" if core.name else str(core) for core in cores)
         why = f"the core models of this host: {names or 'not known'}"
+        if unseen := _offline_without_core(pmus):
+            why += f"; not known of {unseen}, whose CPUs are offline"
         raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list")
     why = f"near: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
     raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list", errno="ENXIO")
+
+
+def _offline_without_core(pmus: Sequence[Pmu]) -> str:
+    """Return the PMUs of which no CPU is online, so that no core model can be read."""
+    return ", ".join(pmu.name for pmu in pmus if pmu.online is not None and not pmu.online)
 
 
 def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:

@@ -9,6 +9,7 @@ from pmuctl.model.core_name import is_matched, is_named, is_short_name, short_na
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import CoreModel, Pmu
 from pmuctl.model.pmu_selector import match_pmus, select_pmu
+from pmuctl.value import replace
 
 
 def make_pmu(name: str, *midrs: int) -> Pmu:
@@ -129,3 +130,13 @@ def test_unknown_cores_are_two_models_with_a_midr_each() -> None:
     with pytest.raises(NotFoundError) as error:
         select_pmu("core/cortex-a76", pmus)
     assert error.value.why == "the core models of this host: 0x48:0xd42, 0x48:0xfff"
+
+
+def test_the_core_model_of_offline_cpus_is_said_to_be_unknown() -> None:
+    offline = replace(make_pmu("armv9_cortex_x3"), online=CpuSet())
+    with pytest.raises(NotFoundError) as error:
+        select_pmu("core/x3", [make_pmu("mid", 0x410FD460), offline])
+    assert error.value.why == (
+        "the core models of this host: Cortex-A510 (0x41:0xd46); "
+        "not known of armv9_cortex_x3, whose CPUs are offline"
+    )
