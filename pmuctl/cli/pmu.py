@@ -9,7 +9,7 @@ from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CPUSET_HELP, OUTPUT, SYSROOT
 from pmuctl.host.pmus import look_for_pmus, scan_event_sources, scan_other, scan_pmus
-from pmuctl.host.sysfs import PATH_EVENT_SOURCE
+from pmuctl.host.sysfs import PATH_CPU, PATH_EVENT_SOURCE
 from pmuctl.manage.pmus import add_probed
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu_selector import check_present, match_pmus, parse_cpus, select_pmu
@@ -69,12 +69,15 @@ def pmu_cpus(
 
     scan = look_for_pmus(context.host.sysfs, _scan_names(context))
     rows = scan_cpus(context.host.sysfs, scan)
+    empty = "no CPU in this list"
+    if not rows:
+        empty = f"no CPU is known: /{PATH_CPU} cannot be read, or was not captured"
     if cpus is not None:
         present = CpuSet.of(row.number for row in rows)
         wanted = parse_cpus(cpus, scan.pmus, present)
         check_present(wanted, present)
         rows = [row for row in rows if row.number in wanted]
-    context.write_rows("cpus", CPU_COLUMNS, rows, empty="no CPU in this list")
+    context.write_rows("cpus", CPU_COLUMNS, rows, empty=empty)
 
 
 def _scan_names(context: Context) -> tuple[str, ...]:
