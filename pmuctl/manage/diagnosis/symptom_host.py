@@ -4,7 +4,7 @@
 import re
 from collections.abc import Sequence
 
-from pmuctl.host.cpus import read_core, read_online, scan_present
+from pmuctl.host.cpus import read_core, read_online, scan_cores, scan_present
 from pmuctl.host.host import Host
 from pmuctl.host.kvm.cache import read_cached
 from pmuctl.host.pmus import scan_pmus
@@ -19,10 +19,13 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 def read_symptom_host(host: Host) -> SymptomHost:
     """Read what is known of this host, or of a captured one, without asking KVM.
 
-    What KVM does is known if it was probed before.
+    What KVM does is known if it was probed before. Nothing is known of the host of a message that
+    is explained on another kind of machine.
     """
     sysfs = host.sysfs
     pmus = scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))
+    if host.is_live and not pmus and not scan_cores(sysfs, scan_present(sysfs)):
+        return SymptomHost()  # no CPU has a MIDR: it is no arm64 host
     probed = read_cached(sysfs, pmus, host.environ, uid=host.uid)
     has_vpmu = probed.has_vpmu if probed else None
     online = read_online(sysfs)
