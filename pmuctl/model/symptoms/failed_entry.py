@@ -101,7 +101,10 @@ FAILED_ENTRY: Sequence[Symptom] = (
             "guest|qemu|vcpu HANG monitor|qmp answer|work|respond",
             "guest HUNDRED cpu|core",
         ),
-        unless=(*_NOT_THE_VM, "img", "convert", "download", "progress"),
+        unless=(
+            *(*_NOT_THE_VM, "img", "convert", "download"),
+            "progress bar|disk|install|update|copy",
+        ),
         errors=(),
         vmm=QEMU,
         general="fail-entry",

@@ -25,7 +25,7 @@ GUEST: Sequence[Symptom] = (
             "PERF_SAYS",
             "perf NOT_COUNTED",
             "guest NOT_COUNTED",
-            "NOT_COUNTED cycles|instruction|event|pmu",
+            "NOT_COUNTED cycles|instruction|event|pmu|vcpu|cluster",
             "perf NOT_SUPPORTED",
             "guest NOT_SUPPORTED perf|count|cycles|instruction|event",
             "kvm pmu event create fail",
@@ -49,6 +49,7 @@ GUEST: Sequence[Symptom] = (
             "windows pmccntr|pmccntr_el0",
             "windows BLUE_SCREEN hal",
         ),
+        may=("windows crash|reboot|gone|BLUE_SCREEN pin|big|little|cluster",),
         unless=("python", "sql"),
         means="Windows measures time with the cycle counter, which stands still while a vCPU is "
         "on CPUs that are not of the VM's PMU",
@@ -66,6 +67,9 @@ GUEST: Sequence[Symptom] = (
             "guest no hw|hardware perf|perfevent|count|event",
             "sys_perf_event_open|perf_event_open ENOENT|ENOTSUP|ENODEV",
             "perf list no hw|hardware",
+            "perf list only software",
+            "perfevents pmu fail probe|register",
+            "event cycles|instruction|branches NOT_SUPPORTED",
         ),
         may=(
             "PERF_SAYS NOT_SUPPORTED",

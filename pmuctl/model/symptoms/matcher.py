@@ -23,7 +23,9 @@ _GENERAL = frozenset(
 ) | frozenset("NOT_SUPPORTED EINVAL ENODEV EPERM EIO ENOENT ENOTSUP EBUSY ENOSYS".split())
 """Words that say nothing of themselves: they may be of anything."""
 _OTHER_MACHINE = re.compile(
-    r"qemu-system-(?!aarch64|arm)\w+|\b[re](?:ax|ip)\s*=|\bvmx\b|\bsvm\b", re.IGNORECASE
+    r"qemu-system-(?!aarch64|arm)\w+|\b[re](?:ax|ip)\s*=|\bvmx\b|\bsvm\b"
+    r"|\bpowerpc\b|\bppc64\w*|\briscv(?:32|64)?\b|\bs390x?\b|\bloongarch\w*",
+    re.IGNORECASE,
 )
 """Words of a VM that is not arm64's: its messages have other causes."""
 

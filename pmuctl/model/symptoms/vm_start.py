@@ -19,6 +19,8 @@ _NO_REGISTERS = (
     "retrieve host cpu feature",
 )
 _PUT_REGISTERS = ("put register fail|EINVAL|init|reset", "kvm_arch_put_registers")
+_OTHER_MODEL = "kvm NOT_SUPPORTED guest cpu type"
+"""QEMU says that it was given the model of another core: no other cause is behind it."""
 _MOVED = "migration|restore|resume|snapshot|loadvm|incoming"
 _SEVERAL_KINDS_LAST = {HostTrait.ONE_KIND: -14, HostTrait.SEVERAL_KINDS: 1}
 
@@ -55,6 +57,7 @@ VM_START: Sequence[Symptom] = (
         "Failed to put registers after init: Invalid argument",
         words=(*_NO_REGISTERS, *_PUT_REGISTERS, *(f"qemu {each}" for each in SECOND_CPU_FAILS)),
         may=tuple(f"qemu {entry}" for entry in ONE_CPU),
+        unless=(_OTHER_MODEL,),
         errors=("EINVAL",),
         vmm=QEMU,
         general="several-core-kinds",
@@ -78,9 +81,11 @@ VM_START: Sequence[Symptom] = (
         ),
         may=(
             *ONE_CPU,
+            "guest|qemu only|need taskset|affinity start|boot|work",
             "guest HANG HUNDRED boot|start|startup",
             "guest HUNDRED cpu boot|start|startup",
         ),
+        unless=(_OTHER_MODEL,),
         errors=("EINVAL",),
         likely=_SEVERAL_KINDS_LAST,
         means="on a host with several kinds of core the vCPUs of one VM were made on different "
@@ -96,6 +101,7 @@ VM_START: Sequence[Symptom] = (
         seen="KVM_SET_ONE_REG of CCSIDR: Invalid argument (Linux before 6.3)",
         words=("ccsidr", *_PUT_REGISTERS, *SECOND_CPU_FAILS, "kvm_set_one_reg EINVAL"),
         may=(*_NO_REGISTERS, "vcpu init EINVAL", *ONE_CPU),
+        unless=(_OTHER_MODEL,),
         errors=("EINVAL",),
         likely={
             HostTrait.HOST_CCSIDR: 4,

@@ -58,6 +58,8 @@ CLOUD_HYPERVISOR = NamedVmm(
     with_gic="cloud-hypervisor ARG...",
 )
 
+_NO_PMU = "VMM ARG... (with another VMM: this one gives guests no PMU)"
+
 
 def _other(
     name: str, pattern: str, *, with_pmu: str = "VMM ARG... (with its option for a PMU)"
@@ -78,15 +80,11 @@ ANY_VMM = _other("the VMM", r"(?!)")
 
 VMMS: Sequence[NamedVmm] = (
     *(QEMU, KVMTOOL, CROSVM, CLOUD_HYPERVISOR),
-    _other(
-        "Firecracker",
-        r"\bfirecracker",
-        with_pmu="VMM ARG... (with another VMM: this one gives guests no PMU)",
-    ),
+    _other("Firecracker", r"\bfirecracker", with_pmu=_NO_PMU),
     _other("Dragonball", r"\bdragonball"),
     _other("Kata's VMM", r"\bkata"),
     _other("StratoVirt", r"\bstrato[\s-]?virt"),
-    _other("libkrun", r"\b(?:libkrun|krunvm|muvm|microsandbox)"),
+    _other("libkrun", r"\b(?:libkrun|krunvm|muvm|microsandbox)", with_pmu=_NO_PMU),
     _other("OpenVMM", r"\bopen(?:vmm|hcl)\b"),
     _other("gVisor", r"\b(?:gvisor|runsc)\b"),
     _other("uhyve", r"\buhyve\b"),

@@ -115,7 +115,8 @@ _PHRASES: Sequence[tuple[str, str]] = (
         "HANG",
         r"\bh(?:ang|angs|anging|ung|anged)\b|\bfreez\w+|\bfroze\w*|\bstuck\b|\bstalls?\b"
         r"|\bstalled\b|\bunresponsive\b|\bspins?\b|\bspinning\b|\bbusy[ -]loops?\b"
-        r"|\b(?:no|not|never)\b[^\n.;]{0,12}\b(?:respond|answer|boot|output|console)\w*"
+        r"|\b(?:no|not|never)\b[^\n.;:]{0,12}\b(?:(?:respond|answer|output|console)\w*"
+        r"|boot(?:s|ed|ing)?\b)"
         r"|\b(?:black|blank|empty) (?:screen|console)\b|\bsilent\w*|\bdead\b",
     ),
     ("EXIT_REASON_9", r"\bkvm exit reason\s*:?\s*9\b"),

@@ -161,3 +161,9 @@ PROXMOX = "TASK ERROR: start failed: QEMU exited with code 1"
 )
 def test_the_answer_is_that_of_the_vmm_in_the_text(text: str, id: str) -> None:
     assert ids(text) == [id]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_cpu_model_that_qemu_names_is_the_only_cause(host: SymptomHost | None) -> None:
+    log = f"qemu-system-aarch64: KVM is not supported for this guest CPU type\nqemu: {INIT}"
+    assert ids(log, host) == ["qemu-cpu-model"]
