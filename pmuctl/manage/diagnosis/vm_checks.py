@@ -151,7 +151,10 @@ def _fix_placement(facts: VmFacts) -> str:
     alignment = facts.alignment
     pmu = alignment.effective_pmu
     if pmu.only is None:
-        return pin_commands(alignment.vm.address, pmu.cpus.values())
+        choices = list(pmu.cpus.values())
+        if facts.online is not None:  # no thread can be put on CPUs that are all offline
+            choices = [cpus for cpus in choices if cpus and cpus & facts.online] or choices
+        return pin_commands(alignment.vm.address, choices)
     cpus = pmu.only_cpus or CpuSet()
     masks = [(vcpu.affinity, facts.recorded.get(vcpu.index)) for vcpu in alignment.misplaced]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):

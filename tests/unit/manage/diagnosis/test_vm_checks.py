@@ -113,6 +113,13 @@ def test_one_of_several_pmus() -> None:
     assert (unknown.result, unknown.fix) == (WARN, "pmuctl vm vcpus web1")
 
 
+def test_nothing_is_put_on_cpus_that_are_all_offline() -> None:
+    three = EffectivePmu(cpus={**CPUS, "armv9_cortex_x3": CpuSet.parse("4")})
+    assert result("vm.aligned", facts("0-4", chosen=three))[1] == (
+        "pmuctl affinity set web1 0-1 or pmuctl affinity set web1 2-3"
+    )
+
+
 def test_a_vm_without_a_pmu_has_nothing_to_leave() -> None:
     its = facts(chosen=EffectivePmu())
     assert [of_vm(id, its) for id in ("vm.aligned", "vm.pmu-online", "vm.spinning")] == [None] * 3
