@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ioctls made in a stopped thread, and what happens to a VMM in which they fail."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procfs import Procfs
@@ -26,7 +27,10 @@ class Applier:
         vmm_stderr: VmmStderr,
         tracer: Tracer,
         procs: Procfs,
+        find_sharing: Callable[[int], Collection[int]],
     ) -> None:
+        """Prepare; `find_sharing` returns the processes that share the memory of one."""
+        self._find_sharing = find_sharing
         self.vmm_stderr = vmm_stderr
         self._tracer = tracer
         self._spec = spec
@@ -51,6 +55,14 @@ class Applier:
                 raise ioctl.refusal(-result)
         return [ioctl.description for ioctl in ioctls]
 
+    def try_apply(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> None:
+        """Make these ioctls on the descriptor of a vCPU that may have its settings already.
+
+        KVM refuses them for one whose PMU is initialised (EBUSY), and is to.
+        """
+        with suppress(PmuctlError):
+            self.apply(thread, fd, ioctls)
+
     def fail(self, thread: Tracee, error: PmuctlError, *, is_final: bool = False) -> None:
         """Write an error, and end the VMM unless it is to start all the same (best effort).
 
@@ -72,11 +84,20 @@ class Applier:
             with self.vmm_stderr.taken(thread.tgid) as fd:
                 if thread.call is not None:
                     thread.skip_call()
+                self._kill_sharing(thread.tgid)
                 self._tracer.end(thread, ExitStatus.ENDED)
                 write_error(error, fd)
         finally:
             self._ending.discard(thread.tgid)
         self._observer.on_refused(error)
+
+    def _kill_sharing(self, tgid: int) -> None:
+        """Kill the other processes that could run a VM of this one: they share its memory."""
+        killed = {tgid}
+        while others := set(self._find_sharing(tgid)) - killed:  # they may make others
+            for pid in others:
+                self._tracer.kill(pid)
+            killed |= others
 
     def refuse_untraceable(
         self,
@@ -100,6 +121,7 @@ class Applier:
         with self.vmm_stderr.taken(tgid) as fd:
             if is_to_end and pidfd is not None:
                 # before the denial: with that the VMM could exit by itself
+                self._kill_sharing(tgid)
                 kill_and_wait(pidfd)
             write_error(error, fd)
         if not has_run:

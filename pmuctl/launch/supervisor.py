@@ -67,7 +67,14 @@ class Supervisor:
         self._threads = threads
         self._confinements: dict[int, Confinement] = {}
         self._backoffs: dict[int, Backoff] = {}
-        self._applier = Applier(spec, observer, vmm_stderr, self.tracer, procs)
+        self._applier = Applier(
+            spec,
+            observer,
+            vmm_stderr,
+            self.tracer,
+            procs,
+            self._find_sharing,
+        )
         self.vm_hold = VmHold(
             spec,
             ioctls,
@@ -202,6 +209,10 @@ class Supervisor:
             self._observer.on_applied(descriptions)
         self._backoffs[vcpu.tgid] = Backoff()
 
+    def on_reset(self, thread: Tracee, fd: int) -> None:
+        """Apply the settings all the same: the descriptor may have become another vCPU's."""
+        self._applier.try_apply(thread, fd, self._ioctls)
+
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Fail: a vCPU was made to run without a vPMU."""
         self._report_vcpu(vcpu)
@@ -220,12 +231,24 @@ class Supervisor:
         """Follow all tasks with this thread's memory: any may learn of a vCPU from here on."""
         self._follow_all(thread)
 
+    def _find_sharing(self, pid: int) -> set[int]:
+        """Return the processes that share the memory of one, or those known where all are not."""
+        spaces = self._vcpu_tracker.spaces
+        try:
+            return spaces.scan_processes(pid)
+        except ResourceExhaustedError:
+            return spaces.sharing_processes(pid)
+
     def _follow_all(self, thread: Tracee) -> None:
         """Follow all tasks with the memory of this thread; its VMM ends if that fails."""
         tgid = thread.tgid
         try:
-            for tgid in self._vcpu_tracker.spaces.scan_processes(thread.tgid):
-                self.tracer.follow_all(tgid)
+            followed: set[int] = set()
+            scan = self._vcpu_tracker.spaces.scan_processes
+            while new := scan(thread.tgid) - followed:  # they may have made others meanwhile
+                for tgid in new:
+                    self.tracer.follow_all(tgid)
+                followed |= new
         except PermissionError:
             self._applier.fail(thread, not_traceable(self._procs, tgid))
         except TimeoutError as error:

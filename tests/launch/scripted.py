@@ -85,11 +85,20 @@ class FakeTracee(Tracee):
         self.asked = 0
         """Calls made in it."""
         self.comes_again = False
+        self.arguments: dict[int, int] = {}
+        """Arguments that were changed at a call's entry."""
         self._kernel = Kernel(NOWHERE) if kernel is None else kernel
 
     def read(self, address: int, size: int) -> bytes:
         offset = address - ADDRESS
         return self.memory[offset : offset + size].ljust(size, b"\0")
+
+    def write(self, address: int, data: bytes) -> None:
+        offset = address - ADDRESS
+        self.memory = self.memory[:offset] + data + self.memory[offset + len(data) :]
+
+    def set_argument(self, position: int, value: int) -> None:
+        self.arguments[position] = value
 
     def block_signals(self) -> None:
         self.blocked = True
@@ -145,6 +154,9 @@ class Master:
 
     def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("opened", vcpu.index))
+
+    def on_reset(self, thread: Tracee, fd: int) -> None:
+        self.told.append(("reset", fd))
 
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("without", vcpu.index))

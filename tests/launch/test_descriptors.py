@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """No vCPU is forgotten, and none is waited for for ever, whatever a VMM does with descriptors."""
 
+import errno
+import struct
+
 import pytest
 
-from pmuctl.uapi.kvm import KVM_RUN
+from pmuctl.uapi.kvm import KVM_ARM_VCPU_INIT, KVM_RUN
 from tests.launch.scripted import (
     ADDRESS,
     ARM64,
@@ -11,6 +14,7 @@ from tests.launch.scripted import (
     FCNTL,
     FUTEX,
     NOWHERE,
+    WITH,
     WITHOUT,
     Kernel,
     VcpuFile,
@@ -18,7 +22,7 @@ from tests.launch.scripted import (
 )
 
 CLONE, CLONE3, EXIT, IO_URING_ENTER, PIDFD_GETFD, UNSHARE = 220, 435, 93, 426, 438, 97
-CLONE_VM, CLONE_FILES, CLONE_THREAD = 0x100, 0x400, 0x10000
+CLONE_VM, CLONE_FILES, CLONE_THREAD, CLONE_UNTRACED = 0x100, 0x400, 0x10000, 0x800000
 CLOSE_RANGE_UNSHARE, CLOSE_RANGE_CLOEXEC = 2, 4
 FD, COPY = 710, 720
 
@@ -119,6 +123,72 @@ def test_one_that_is_open_in_another_table(vmm: Vmm) -> None:
     assert not vmm.windows.is_idle
     other.init(3)
     assert opened(vmm) == [0]
+
+
+def test_one_that_another_thread_guessed_and_duplicated() -> None:
+    """By no call of its maker could it learn of it."""
+    vmm = Vmm()
+    vmm.create(0, fd=FD)
+    vmm.table[COPY] = vmm.table[FD]
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+
+
+def test_one_that_is_initialised_by_two_threads_at_once_counts_once() -> None:
+    vmm = Vmm()
+    other = vmm.beside(2)
+    vmm.create(0, fd=FD, vm_fd=5)
+    vmm.move(FD, 501)
+    vmm.create(0, fd=FD)
+    vmm.duplicate(FD, COPY)
+    calls = [(vmm, FD), (other, COPY)]
+    for its, fd in calls:
+        its.thread.memory = struct.pack("<II", 5, WITH)
+        its.enter(ARM64.nr_ioctl, (fd, KVM_ARM_VCPU_INIT, ADDRESS, 0, 0, 0))
+    vmm.table[FD].has_vpmu = True
+    for its, fd in calls:
+        its.leave(ARM64.nr_ioctl, (fd, KVM_ARM_VCPU_INIT, ADDRESS, 0, 0, 0))
+    assert not vmm.windows.is_idle
+    vmm.init(501)
+    assert vmm.windows.is_idle
+
+
+@pytest.mark.parametrize("answer", [errno.EPERM, errno.EBADF])
+def test_one_of_which_kvm_could_not_be_asked(
+    vmm: Vmm, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    """The VMM's own seccomp filter answers, or the descriptor was closed just then."""
+    vmm.create(0)
+    vmm.init(10)
+    vmm.create(0, fd=FD, vm_fd=5)
+    vmm.call(FUTEX, ADDRESS)
+    monkeypatch.setattr(vmm.thread, "ask", lambda *_: -answer)
+    vmm.init(FD)
+    assert opened(vmm) == [0, 0]
+
+
+def test_one_that_took_the_descriptor_of_another_after_kvm_was_asked(vmm: Vmm) -> None:
+    """What was judged a reset is set all the same: KVM refuses where it is one."""
+    other = vmm.beside(2)
+    vmm.create(0, fd=FD)
+    vmm.init(FD)
+    vmm.create(0, fd=COPY, vm_fd=5)
+    vmm.call(FUTEX, ADDRESS)
+    call = (FD, KVM_ARM_VCPU_INIT, ADDRESS, 0, 0, 0)
+    vmm.enter(ARM64.nr_ioctl, call)
+    other.call(24, COPY, FD, effect=lambda: vmm.table.update({FD: vmm.table[COPY]}))
+    vmm.leave(ARM64.nr_ioctl, call)
+    assert vmm.master.told[-1] == ("reset", FD)
+    assert not vmm.windows.is_idle
+
+
+def test_a_child_that_its_tracer_would_not_be_told_of(vmm: Vmm) -> None:
+    vmm.create(0)
+    vmm.call(CLONE, CLONE_VM | CLONE_UNTRACED)
+    assert vmm.thread.arguments == {0: CLONE_VM}
+    vmm.thread.memory = struct.pack("<Q", CLONE_VM | CLONE_FILES | CLONE_UNTRACED)
+    vmm.call(CLONE3, ADDRESS, 88)
+    assert vmm.thread.memory[:8] == struct.pack("<Q", CLONE_VM | CLONE_FILES)
 
 
 def test_one_whose_descriptors_may_not_be_looked_at() -> None:

@@ -122,8 +122,9 @@ class AddressSpaces:
 
     def scan_processes(self, tgid: int) -> set[int]:
         """Look for the processes that share the memory of one, and return them all."""
+        pids = self._procs.pids()
         space = self.find_or_add(tgid)
-        space.tgids |= {pid for pid in self._procs.pids() if self._procs.shares_memory(tgid, pid)}
+        space.tgids |= {pid for pid in pids if self._procs.shares_memory(tgid, pid)}
         return set(space.tgids)
 
     def add_child(self, tgid: int) -> bool:

@@ -112,7 +112,8 @@ ARCHES = {
         duplicating_calls=frozenset({23, 24, 25}),  # dup, dup3, fcntl
         forking_calls=frozenset(),
         carrying_calls=CARRYING_CALLS,
-        masking_calls=frozenset({135, 220, 435}),  # rt_sigprocmask, clone, clone3
+        # rt_sigprocmask, clone, clone3, execve, execveat
+        masking_calls=frozenset({135, 220, 435, 221, 281}),
         nr_mmap=222,
         nr_exit=93,
         nr_exit_group=94,
@@ -152,7 +153,8 @@ ARCHES = {
         duplicating_calls=frozenset({32, 33, 292, 72}),  # dup2, too
         forking_calls=frozenset({57, 58}),  # fork, vfork
         carrying_calls=CARRYING_CALLS,
-        masking_calls=frozenset({14, 56, 57, 58, 435}),  # fork and vfork, too
+        # fork and vfork, too
+        masking_calls=frozenset({14, 56, 57, 58, 435, 59, 322}),
         nr_mmap=9,
         nr_exit=60,
         nr_exit_group=231,

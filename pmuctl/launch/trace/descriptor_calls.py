@@ -7,7 +7,7 @@ from pmuctl.launch.trace.arch import LOW_32_BITS, Arch
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.uapi.pidfd import LAST_FD
 
-CLONE_FILES = 0x400
+CLONE_FILES, CLONE_UNTRACED = 0x400, 0x800000
 """include/uapi/linux/sched.h"""
 CLOSE_RANGE_CLOEXEC = 4
 """include/uapi/linux/close_range.h"""
@@ -51,6 +51,25 @@ def may_carry_out(arch: Arch, thread: Tracee, nr: int, args: tuple[int, ...]) ->
     if nr == arch.nr_sendmsg:
         return _has_control(thread, args[1], 1)
     return nr == arch.nr_sendmmsg and _has_control(thread, args[1], args[2] & LOW_32_BITS)
+
+
+def have_child_traced(arch: Arch, thread: Tracee, nr: int, args: tuple[int, ...]) -> bool:
+    """Take CLONE_UNTRACED off a call that makes a task: its tracer would not be told of the task.
+
+    Return False if that cannot be done.
+    """
+    if nr == arch.nr_clone and args[0] & CLONE_UNTRACED:
+        thread.set_argument(0, args[0] & ~CLONE_UNTRACED)
+    if nr != arch.nr_clone3:
+        return True
+    flags = _read_words(thread, args[0], 1)
+    if not flags or not flags[0] & CLONE_UNTRACED:
+        return bool(flags)
+    try:
+        thread.write(args[0], struct.pack("<Q", flags[0] & ~CLONE_UNTRACED))
+    except OSError:
+        return False
+    return True
 
 
 def may_bring_back(

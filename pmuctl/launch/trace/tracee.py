@@ -112,6 +112,21 @@ class Tracee:
             self._set_mask(self._mask)
             self._mask = None
 
+    def forget_calls(self) -> None:
+        """Take note that another thread executed a program, and has this one's id by now."""
+        self.call = self._mask = None
+        self.is_entering = False
+
+    def set_argument(self, position: int, value: int) -> None:
+        """Change an argument of the call that the thread has entered."""
+        registers = self.registers()
+        registers[self._arch.args[position]] = value
+        self.set_registers(registers)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write to the process's memory; raise OSError."""
+        process_vm_write(self.tid, address, data)
+
     def _set_mask(self, mask: bytes) -> None:
         buffer = ctypes.create_string_buffer(mask, 8)
         ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(buffer))

@@ -4,10 +4,9 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Protocol
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
@@ -22,6 +21,7 @@ from pmuctl.launch.trace.process_end import (
     open_pidfd,
 )
 from pmuctl.launch.trace.tracee import SYSCALL_STOP, ThreadGoneError, Tracee, is_group_stop
+from pmuctl.launch.trace.tracer_events import SignalEvents, SyscallEvents
 from pmuctl.uapi.ptrace import (
     PTRACE_EVENT_EXEC,
     PTRACE_EVENT_STOP,
@@ -54,35 +54,6 @@ FOLLOW_SECONDS = 5.0
 many."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.005
 """Seconds between two looks whether threads have stopped."""
-
-
-class SyscallEvents(Protocol):
-    """What the tracer reports of system calls and processes, each time with the thread stopped.
-
-    The receiver may park the thread, or have the tracer detach it; else it goes on afterwards.
-    """
-
-    def on_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
-        """Handle the entry of a system call."""
-
-    def on_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
-        """Handle the exit of a system call; `result` is -errno for an error."""
-
-    def on_new_process(self, tgid: int) -> bool:
-        """Return whether to follow a process that a traced one has made."""
-
-    def on_gone(self, tgid: int) -> None:
-        """Handle that no thread of this process is traced any more, or that it called execve()."""
-
-
-class SignalEvents(Protocol):
-    """What the tracer reports of signals, each time with the thread stopped."""
-
-    def on_group_stop(self, thread: Tracee) -> None:
-        """Handle that job control stops the thread's process."""
-
-    def on_signal(self, thread: Tracee, signum: int) -> int:
-        """Return the signal to deliver to the thread in place of this one, 0 for none."""
 
 
 class Tracer:
@@ -152,8 +123,17 @@ class Tracer:
         Raise OSError (EPERM) if a thread may not be traced, TimeoutError if one does not stop in
         time, or makes others faster than they can be traced; some are traced by then.
         """
-        self._leaving.discard(tgid)
         until = time.monotonic() + self._patience
+        self._leaving.discard(tgid)
+        # a thread that was in clone(2) as it was seized has made one that is not traced
+        while stops := self._interrupt_all(tgid, until):
+            self._wait_stopped(stops, until)
+
+    def _interrupt_all(self, tgid: int, until: float) -> dict[Tracee, int]:
+        """Seize every thread of a process, and interrupt those that were not followed before.
+
+        Return these, each with its count of stops.
+        """
         tried: frozenset[int] = frozenset()
         while True:
             tids, is_complete = self._procs.list_threads(tgid)
@@ -174,6 +154,10 @@ class Tracer:
                 with suppress(ProcessLookupError):
                     thread.interrupt()
         self._fully_followed.add(tgid)
+        return stops
+
+    def _wait_stopped(self, stops: Mapping[Tracee, int], until: float) -> None:
+        """Wait until each of these threads has stopped once more; raise TimeoutError."""
         pause = SHORTEST_PAUSE
         while waiting := [
             thread
@@ -256,28 +240,37 @@ class Tracer:
             thread.exit_group(status)
             now = time.monotonic()
             for until in (now + END_SECONDS, now + 2 * END_SECONDS):
-                if self._wait_dead(thread, pidfd, until):
+                if self._wait_dead(thread.tgid, thread.tid, pidfd, until):
                     return
                 kill_process(thread.tgid)
 
-    def _wait_dead(self, thread: Tracee, pidfd: int | None, until: float) -> bool:
-        """Return whether a process is dead by then; let its threads end meanwhile."""
+    def kill(self, pid: int) -> None:
+        """Kill a process, traced or not; return once it is dead, after END_SECONDS at most."""
+        with open_pidfd(pid) as pidfd:
+            kill_process(pid)
+            self._wait_dead(pid, pid, pidfd, time.monotonic() + END_SECONDS)
+
+    def _wait_dead(self, tgid: int, tid: int, pidfd: int | None, until: float) -> bool:
+        """Return whether a process is dead by then; let its threads end meanwhile.
+
+        Without a pidfd, the end of thread `tid` counts.
+        """
         pause = SHORTEST_PAUSE
-        while not self._is_dead(thread, pidfd):
+        while not self._is_dead(tid, pidfd):
             if time.monotonic() > until:
                 return False
-            for other in self._threads_of(thread.tgid):
-                if other.tid != thread.tgid or has_stopped(other.tid):
+            for other in self._threads_of(tgid):
+                if other.tid != tgid or has_stopped(other.tid):
                     self.take_stop(other.tid, os.WNOHANG)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         return True
 
-    def _is_dead(self, thread: Tracee, pidfd: int | None) -> bool:
-        """Return whether a process has ended; without a pidfd, the thread that is to end it."""
+    def _is_dead(self, tid: int, pidfd: int | None) -> bool:
+        """Return whether a process has ended; without a pidfd, whether this thread has."""
         if pidfd is not None:
             return is_dead(pidfd)
-        return thread.tid not in self.threads or has_ended(thread.tid)
+        return tid not in self.threads or has_ended(tid)
 
     def take_stops(self) -> bool:
         """Handle threads that have stopped, or ended; return True if there may be more."""
@@ -344,6 +337,7 @@ class Tracer:
                 if other is not thread:
                     del self.threads[other.tid]
                     self._thread_counts[thread.tgid] -= 1
+            thread.forget_calls()
             self.syscall_events.on_gone(thread.tgid)
         elif not event:
             if thread.leaving:

@@ -15,7 +15,7 @@ from pmuctl.launch.trace.address_space import AddressSpace, PendingVcpu
 from pmuctl.launch.trace.arch import LOW_32_BITS, Arch
 from pmuctl.launch.trace.descriptor_calls import closed_fds, may_bring_back, may_carry_out
 from pmuctl.launch.trace.tracee import Tracee
-from pmuctl.launch.trace.vcpu_questions import has_vpmu, is_initialised
+from pmuctl.launch.trace.vcpu_questions import has_vpmu, is_uninitialised
 from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import value
 
@@ -30,14 +30,14 @@ Tables = Mapping[int, Mapping[int, int]]
 class Closing:
     """A call that closes the last descriptors of `vcpus`, made by a thread of this process.
 
-    `left` are the other descriptors that show the numbers of these vCPUs, None if nobody else knew
-    of the vCPUs. If there are more of them after the call, one was duplicated meanwhile.
+    `left` are the other descriptors that show the numbers of these vCPUs. If there are more of
+    them after the call, one was duplicated meanwhile.
     """
 
     tgid: int
     fds: range
     vcpus: tuple[PendingVcpu, ...]
-    left: frozenset[int] | None
+    left: frozenset[int]
 
 
 class VcpuDescriptors:
@@ -76,13 +76,21 @@ class VcpuDescriptors:
         fds = closed_fds(self._arch, nr, args)
         if not fds or space.has_lost_sight or thread.tid in self._closing:
             return True
-        closing = {fd for fd in self.read_fds(thread) if fd in fds}
-        if not closing:
+        own = self.read_fds(thread)
+        if not any(fd in fds for fd in own):
             return True
-        vcpus = [vcpu for vcpu in space.vcpus if vcpu.tid == thread.tid and vcpu.fd in closing]
+        vcpus = [vcpu for vcpu in space.vcpus if vcpu.tid == thread.tid and vcpu.fd in fds]
         if vcpus and not any(vcpu.is_shared for vcpu in space.vcpus):
-            self._closing[thread.tid] = Closing(thread.tgid, fds, tuple(vcpus), None)
-            return True
+            numbers = {vcpu.index for vcpu in vcpus}
+            left = {fd for fd, index in own.items() if index in numbers and fd not in fds}
+            is_same = self._procs.is_same_file
+            # another thread may have guessed a descriptor, and duplicated it
+            if not any(
+                is_same(thread.tid, vcpu.fd, thread.tid, fd) for vcpu in vcpus for fd in left
+            ):
+                closing = Closing(thread.tgid, fds, tuple(vcpus), frozenset(left))
+                self._closing[thread.tid] = closing
+                return True
         try:
             tables = self._read_tables(thread, space)
         except PermissionError:
@@ -126,7 +134,7 @@ class VcpuDescriptors:
             waiting[thread.tid] = Closing(thread.tgid, fds, tuple(vcpus), frozenset(left))
         if registers is None:
             return True
-        self._closing.setdefault(thread.tid, Closing(thread.tgid, fds, (), None))
+        self._closing.setdefault(thread.tid, Closing(thread.tgid, fds, (), frozenset()))
         thread.set_registers(registers)
         return False
 
@@ -179,12 +187,12 @@ class VcpuDescriptors:
         self, thread: Tracee, fd: int, pending: list[PendingVcpu]
     ) -> PendingVcpu | None:
         """Return a vCPU of those that are pending as the one at a descriptor is, by KVM's word."""
-        if not is_initialised(thread, fd):
-            found = [vcpu for vcpu in pending if vcpu.has_vpmu is None]
-        else:
-            found = [vcpu for vcpu in pending if vcpu.has_vpmu is False]
-            if found and has_vpmu(thread, fd):
-                return None
+        is_fresh = is_uninitialised(thread, fd)
+        if is_fresh is None:
+            return None
+        found = [vcpu for vcpu in pending if vcpu.has_vpmu is (None if is_fresh else False)]
+        if not is_fresh and found and has_vpmu(thread, fd):
+            return None
         return min(found, key=lambda vcpu: vcpu.fd != fd, default=None)
 
     def _take_ended_threads(self) -> None:
@@ -201,19 +209,23 @@ class VcpuDescriptors:
         """Drop the vCPUs of which a call has closed the last descriptors."""
         if space.has_lost_sight:
             return
-        if closing.left is not None:
-            numbers = {vcpu.index for vcpu in closing.vcpus}
-            try:
-                tables = self._read_tables(thread, space)
-            except PermissionError:
-                return
-            now = {
-                fd for table in tables.values() for fd, index in table.items() if index in numbers
-            }
-            if not now <= closing.left:
-                return
+        numbers = {vcpu.index for vcpu in closing.vcpus}
+        try:
+            tables = self._read_tables(thread, space)
+        except PermissionError:
+            return
+        now = {fd for table in tables.values() for fd, index in table.items() if index in numbers}
+        if not now <= closing.left:
+            return
         for vcpu in closing.vcpus:
             space.remove(vcpu)
+
+    def is_same_vcpu(self, thread: Tracee, fd: int, other: Tracee, other_fd: int) -> bool:
+        """Return whether descriptors of two threads are of one vCPU, as far as can be told."""
+        is_same = self._procs.is_same_file(thread.tid, fd, other.tid, other_fd)
+        if is_same is None:
+            return self.read_fds(thread).get(fd) == self.read_fds(other).get(other_fd)
+        return is_same
 
     # --- tables --------------------------------------------------------------------------------
 

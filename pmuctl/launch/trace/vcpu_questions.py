@@ -19,14 +19,18 @@ def is_first_answer(answer: int) -> bool:
     """Return whether KVM_GET_ONE_REG at NO_ADDRESS answered for a vCPU never initialised before.
 
     KVM answers ENOEXEC for such a vCPU, EFAULT for others (kvm_arch_vcpu_ioctl() in
-    arch/arm64/kvm/arm.c).
+    arch/arm64/kvm/arm.c). Any other answer says nothing: a VMM's own seccomp filter may give one.
     """
-    return answer == -errno.ENOEXEC
+    return answer != -errno.EFAULT
 
 
-def is_initialised(thread: Tracee, fd: int) -> bool:
-    """Return whether the vCPU at a descriptor is initialised; the thread is at a call's exit."""
-    return not is_first_answer(thread.ask(fd, KVM_GET_ONE_REG, NO_ADDRESS))
+def is_uninitialised(thread: Tracee, fd: int) -> bool | None:
+    """Return whether the vCPU at a descriptor was never initialised; None if KVM does not tell.
+
+    The thread is stopped at a call's exit.
+    """
+    answer = thread.ask(fd, KVM_GET_ONE_REG, NO_ADDRESS)
+    return {-errno.ENOEXEC: True, -errno.EFAULT: False}.get(answer)
 
 
 def is_gone(answer: int) -> bool:

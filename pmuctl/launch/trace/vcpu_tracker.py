@@ -8,6 +8,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.address_space import AddressSpace, AddressSpaces, PendingVcpu
 from pmuctl.launch.trace.arch import LOW_32_BITS, Arch
+from pmuctl.launch.trace.descriptor_calls import have_child_traced
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.vcpu_descriptors import VcpuDescriptors
 from pmuctl.launch.trace.vcpu_questions import (
@@ -15,7 +16,7 @@ from pmuctl.launch.trace.vcpu_questions import (
     has_vpmu,
     is_first_answer,
     is_gone,
-    is_initialised,
+    is_uninitialised,
 )
 from pmuctl.uapi.kvm import (
     KVM_ARM_VCPU_INIT,
@@ -52,6 +53,9 @@ class VcpuEvents(Protocol):
 
     def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Handle that a vCPU's window is open."""
+
+    def on_reset(self, thread: Tracee, fd: int) -> None:
+        """Handle that a vCPU was initialised again, while another waits for its window."""
 
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Handle a vCPU that was made to run without a vPMU: there will be no window."""
@@ -95,8 +99,8 @@ class VcpuTracker:
         self._answers: dict[Tracee, bool] = {}
         """By thread that makes its call again: whether it is a vCPU's first KVM_ARM_VCPU_INIT, or
         whether the vCPU may make its KVM_RUN."""
-        self._initialising: dict[Tracee, PendingVcpu] = {}
-        """By thread in a KVM_ARM_VCPU_INIT with a vPMU, or without: the vCPU it is counted as."""
+        self._initialising: dict[Tracee, tuple[PendingVcpu, int]] = {}
+        """By thread in a KVM_ARM_VCPU_INIT: the vCPU it is counted as, and the descriptor."""
 
     # --- entries -------------------------------------------------------------------------------
 
@@ -120,6 +124,9 @@ class VcpuTracker:
             thread.unblock_signals()  # a thread that it makes would inherit the mask for good
         space = self.spaces.find(thread.tgid)
         if space is not None and space.vcpus:
+            if not have_child_traced(self._arch, thread, nr, args):
+                self._events.on_lost(thread, None)
+                return
             if self._is_sharing_call(nr) and not self._share(thread, space):
                 return
             if not self._descriptors.on_enter(thread, space, nr, args):
@@ -161,10 +168,10 @@ class VcpuTracker:
     def _open_if_initialised(self, thread: Tracee, space: AddressSpace, vcpu: PendingVcpu) -> None:
         """Open the window of a vCPU that another task has initialised already."""
         answer = thread.ask(vcpu.fd, KVM_GET_ONE_REG, NO_ADDRESS)
-        if is_first_answer(answer):
-            return
         if is_gone(answer):  # it was moved, and may run already
             self._events.on_lost(thread, None)
+            return
+        if is_first_answer(answer):
             return
         space.has_initialised = True
         vcpu.has_vpmu = has_vpmu(thread, vcpu.fd)
@@ -202,7 +209,7 @@ class VcpuTracker:
         features = _read_word(thread, address + 4)
         # features that cannot be read show when the ioctls are made
         vcpu.wants_vpmu = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3 & 1)
-        self._initialising[thread] = vcpu
+        self._initialising[thread] = vcpu, fd
         if vcpu.wants_vpmu:
             strict = features is None or bool(features >> KVM_ARM_VCPU_PMU_V3_STRICT & 1)
             self._events.on_init(thread.tgid, None if strict else thread.tid)
@@ -219,6 +226,9 @@ class VcpuTracker:
             return None
         if is_first is False:
             return None
+        for other, (initialised, other_fd) in self._initialising.items():
+            if self._descriptors.is_same_vcpu(thread, fd, other, other_fd):
+                return initialised  # by two threads at once: it counts once
         index = self._descriptors.read_fds(thread).get(fd)
         vcpu = space.choose(fd, index)
         if vcpu is None and is_first:  # it is one that was lost sight of
@@ -235,7 +245,7 @@ class VcpuTracker:
         if vcpu is None:
             thread.block_signals()  # else a handler could make other calls before this one again
             registers = thread.skip_call()
-            if is_initialised(thread, fd) and not has_vpmu(thread, fd):
+            if is_uninitialised(thread, fd) is not True and not has_vpmu(thread, fd):
                 vcpu = without[0]
             else:
                 self._answers[thread] = True
@@ -281,8 +291,11 @@ class VcpuTracker:
 
     def _handle_init_exit(self, thread: Tracee, space: AddressSpace, fd: int, result: int) -> None:
         """Open the window of a vCPU that was initialised, if it has one."""
-        if (vcpu := self._initialising.pop(thread, None)) is None:
+        if thread not in self._initialising:
+            if result >= 0 and space.vcpus:
+                self._events.on_reset(thread, fd)
             return
+        vcpu, _ = self._initialising.pop(thread)
         if vcpu.wants_vpmu:
             self._events.on_init(thread.tgid, thread.tid)
         if result < 0:
