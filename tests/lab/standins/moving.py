@@ -22,7 +22,7 @@ from tests.lab.standins.talk import say, say_status
 from tests.lab.standins.vm import Plan, StandinVcpu, StandinVm
 from tests.lab.vmm.vcpu import FailEntry
 
-CLONE_VM, CLONE_FILES, CLONE_VFORK = 0x100, 0x400, 0x4000
+CLONE_VM, CLONE_FILES, CLONE_VFORK, CLONE_UNTRACED = 0x100, 0x400, 0x4000, 0x800000
 STACK_BYTES = 1 << 20
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -89,6 +89,13 @@ def in_child(vms: list[StandinVm]) -> None:
         as_process(lambda vcpu=vcpu: vcpu.init(vpmu=True))  # type: ignore[misc]
 
 
+def in_untraced_child(vms: list[StandinVm]) -> None:
+    """The same, of a process that wants no tracer to be told of it."""
+    for vm in vms:
+        vcpu = vm.create_vcpu()
+        as_process(lambda vcpu=vcpu: vcpu.init(vpmu=True), CLONE_UNTRACED)  # type: ignore[misc]
+
+
 def by_child(vms: list[StandinVm]) -> None:
     """Made by a process with the same memory, initialised here."""
     for vm in vms:
@@ -110,6 +117,7 @@ WAYS: dict[str, Callable[[list[StandinVm]], None]] = {
     "own-table": in_own_table,
     "socket": through_socket,
     "in-child": in_child,
+    "in-untraced-child": in_untraced_child,
     "by-child": by_child,
     "exec": beside_program,
 }
@@ -125,8 +133,11 @@ def vcpu_fds() -> set[int]:
     return found
 
 
-def as_process(job: Callable[[], object]) -> None:
-    """Do it in a process that shares this one's memory and descriptors, and wait for that."""
+def as_process(job: Callable[[], object], more: int = 0) -> None:
+    """Do it in a process that shares this one's memory and descriptors, and wait for that.
+
+    `more` are more flags of clone(2).
+    """
 
     def begin(_: object) -> int:
         job()
@@ -135,7 +146,7 @@ def as_process(job: Callable[[], object]) -> None:
     stack = mmap.mmap(-1, STACK_BYTES)
     top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + STACK_BYTES
     begun = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(begin)
-    flags = CLONE_VM | CLONE_FILES | CLONE_VFORK | signal.SIGCHLD
+    flags = CLONE_VM | CLONE_FILES | CLONE_VFORK | signal.SIGCHLD | more
     pid = libc.clone(begun, ctypes.c_void_p(top), flags, None)
     say(event="child", status=os.waitpid(pid, 0)[1])
 
