@@ -102,6 +102,26 @@ def wait_for(what: Callable[[], T], why: str) -> T:
     return found
 
 
+def start_sleeper(seconds: float) -> "subprocess.Popen[bytes]":
+    """A process that sleeps by now: one traced from here on has no stop of its start to come."""
+    process = subprocess.Popen(("sleep", str(seconds)))
+    # its execve(2) is over for the parent before its last stop, that for a tracer
+    wait_for(
+        lambda: (
+            Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+            and Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n"
+        ),
+        "it sleeps",
+    )
+    return process
+
+
+def end_sleeper(process: "subprocess.Popen[bytes]") -> None:
+    """Kill it. Popen.kill() does not where a tracer in this process left a stop to be reported."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def processes_of(name: str) -> list[int]:
     """The living processes with this word in their command line: a supervisor, mostly."""
     found = []

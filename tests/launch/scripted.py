@@ -130,6 +130,16 @@ class FakeTracee(Tracee):
         return 0 if file is not None and file.has_vpmu else -errno.ENXIO
 
 
+class NoEvents:
+    """Nobody, to whom the tracer reports."""
+
+    def on_enter(self, *_: object) -> None: ...
+    def on_exit(self, *_: object) -> None: ...
+    def on_gone(self, *_: object) -> None: ...
+    def on_new_process(self, *_: object) -> bool:
+        return False
+
+
 class Master:
     """Writes down what the windows tell."""
 

@@ -23,7 +23,8 @@ from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.vmm_stderr import VmmStderr
 from tests.fakes.peers import PATIENCE
 from tests.fakes.shortage import no_descriptors
-from tests.launch.native import need, no_gate
+from tests.launch.native import end_sleeper, need, no_gate, start_sleeper
+from tests.launch.scripted import NoEvents
 
 
 class FakeListener:
@@ -131,14 +132,17 @@ def test_a_thread_that_waits_no_more_gets_none() -> None:
 def test_a_thread_that_took_over_an_id_is_let_go() -> None:
     """The one that waited is gone, and its id another's by the time it is traced."""
     need(no_gate())
-    with subprocess.Popen(("sleep", str(PATIENCE))) as stranger:
+    stranger = start_sleeper(PATIENCE)
+    try:
         tracer = Tracer(native_arch(), Procfs())
+        tracer.syscall_events = NoEvents()
         assert not tracer.follow(stranger.pid, stranger.pid, lambda: False)
         while tracer.threads:
-            tracer.take_stop()
+            tracer.take_stop(stranger.pid)
         assert Procfs().tracer(stranger.pid) == 0
         assert stranger.poll() is None
-        stranger.kill()
+    finally:
+        end_sleeper(stranger)
 
 
 def test_a_thread_that_could_not_be_told_is_ended_though_that_has_passed() -> None:

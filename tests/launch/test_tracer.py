@@ -16,7 +16,8 @@ from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.tracer import STOPS_AT_ONCE, Tracer
 from pmuctl.value import field, value
 from tests.fakes.peers import PATIENCE
-from tests.launch.native import need, no_gate, wait_for
+from tests.launch.native import end_sleeper, need, no_gate, start_sleeper, wait_for
+from tests.launch.scripted import NoEvents
 
 
 @value
@@ -26,7 +27,7 @@ class Endless(Procfs):
     made: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def list_threads(self, pid: int) -> tuple[frozenset[int], bool]:
-        self.made.append(subprocess.Popen(("sleep", str(6 * PATIENCE))))
+        self.made.append(start_sleeper(6 * PATIENCE))
         return frozenset(its.pid for its in self.made), True
 
 
@@ -39,8 +40,7 @@ def test_threads_without_end_are_not_followed_for_ever() -> None:
             Tracer(native_arch(), procs, patience=0.1).follow_all(1)
     finally:
         for its in procs.made:
-            its.kill()
-            its.wait()
+            end_sleeper(its)
     assert time.monotonic() - began < PATIENCE
     error = not_stopped(raised.value)
     assert error.message == "the VMM's threads cannot be followed"
@@ -55,16 +55,6 @@ class LookedAt(Procfs):
 
     def list_threads(self, pid: int) -> tuple[frozenset[int], bool]:
         return self.listings.pop(0) if self.listings else super().list_threads(pid)
-
-
-class NoEvents:
-    """Nobody, to whom the tracer reports."""
-
-    def on_enter(self, *_: object) -> None: ...
-    def on_exit(self, *_: object) -> None: ...
-    def on_gone(self, *_: object) -> None: ...
-    def on_new_process(self, *_: object) -> bool:
-        return False
 
 
 @pytest.fixture
