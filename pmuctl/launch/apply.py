@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procfs import Procfs
@@ -96,8 +97,11 @@ class Applier:
         killed = {tgid}
         while others := set(self._find_sharing(tgid)) - killed:  # they may make others
             for pid in others:
-                self._tracer.kill(pid)
+                self._tracer.kill(pid, partial(self._shares_memory, tgid, pid))
             killed |= others
+
+    def _shares_memory(self, tgid: int, pid: int) -> bool:
+        return bool(self._procs.shares_memory(tgid, pid))
 
     def refuse_untraceable(
         self,

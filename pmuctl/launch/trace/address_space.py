@@ -116,14 +116,20 @@ class AddressSpaces:
         return {tgid for space in self._spaces if space.vcpus for tgid in space.tgids}
 
     def sharing_processes(self, tgid: int) -> set[int]:
-        """Return the processes known to share the memory of one, with that one."""
+        """Return the processes known to share the memory of one, as they do now, with that one.
+
+        The id of one that has ended since may be a stranger's.
+        """
         space = self.find(tgid)
-        return {tgid} if space is None else set(space.tgids)
+        known = set() if space is None else space.tgids
+        return {tgid} | {pid for pid in known if self._procs.shares_memory(tgid, pid)}
 
     def scan_processes(self, tgid: int) -> set[int]:
         """Look for the processes that share the memory of one, and return them all."""
         pids = self._procs.pids()
         space = self.find_or_add(tgid)
+        if self._procs.shares_memory(tgid, tgid):  # else nothing can be compared
+            space.tgids = {tgid}
         space.tgids |= {pid for pid in pids if self._procs.shares_memory(tgid, pid)}
         return set(space.tgids)
 

@@ -244,11 +244,15 @@ class Tracer:
                     return
                 kill_process(thread.tgid)
 
-    def kill(self, pid: int) -> None:
-        """Kill a process, traced or not; return once it is dead, after END_SECONDS at most."""
+    def kill(self, pid: int, is_meant: Callable[[], bool]) -> None:
+        """Kill a process, traced or not; return once it is dead, after END_SECONDS at most.
+
+        Leave it alone if it is another process by now: `is_meant` tells that once it is held.
+        """
         with open_pidfd(pid) as pidfd:
-            kill_process(pid)
-            self._wait_dead(pid, pid, pidfd, time.monotonic() + END_SECONDS)
+            if is_meant():
+                kill_process(pid)
+                self._wait_dead(pid, pid, pidfd, time.monotonic() + END_SECONDS)
 
     def _wait_dead(self, tgid: int, tid: int, pidfd: int | None, until: float) -> bool:
         """Return whether a process is dead by then; let its threads end meanwhile.
