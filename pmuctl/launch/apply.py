@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ioctls made in a stopped thread, and what happens to a VMM in which they fail."""
 
+import errno
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 from pmuctl.errors import ExitStatus, PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.failures import memory_not_writable, not_traceable, not_visible
-from pmuctl.launch.ioctls import IoctlCall
+from pmuctl.launch.ioctls import IoctlCall, init_ioctl
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.process_end import kill_and_wait
@@ -16,6 +17,12 @@ from pmuctl.launch.trace.seccomp_gate import Listener, Notification
 from pmuctl.launch.trace.tracee import Tracee
 from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.vmm_stderr import VmmStderr, write_error
+
+SEALED_BY_INIT = frozenset({0, errno.EINVAL})
+"""Answers of KVM to the KVM_ARM_VCPU_INIT of a vCPU that is sealed. EINVAL: other vCPUs of its VM
+have other features, and either the settings of their window, or no vPMU."""
+SEALED = frozenset({0, errno.EBUSY, errno.ENODEV})
+"""The same to an attribute. EBUSY: its VM has run, with its settings. ENODEV: it has no vPMU."""
 
 
 class Applier:
@@ -63,6 +70,25 @@ class Applier:
         """
         with suppress(PmuctlError):
             self.apply(thread, fd, ioctls)
+
+    def seal(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> bool:
+        """Initialise a vCPU that its VMM is about to close, and make these ioctls on it.
+
+        Whoever kept a descriptor of it can then initialise it with the same features only
+        (kvm_vcpu_set_target() in arch/arm64/kvm/arm.c gives EINVAL), and run it with these
+        settings only. Return False if it could still be run without.
+        """
+        calls = [(init_ioctl(), SEALED_BY_INIT), *((ioctl, SEALED) for ioctl in ioctls)]
+        try:
+            for ioctl, harmless in calls if ioctls else ():
+                answer = thread.ioctl(fd, ioctl.request, ioctl.argument, ioctl.pointer)
+                if -answer not in harmless:
+                    return False
+        except ProcessLookupError:
+            raise
+        except OSError:  # the thread's memory may not be written
+            return False
+        return True
 
     def fail(self, thread: Tracee, error: PmuctlError, *, is_final: bool = False) -> None:
         """Write an error, and end the VMM unless it is to start all the same (best effort).

@@ -190,6 +190,11 @@ class VmHold:
         self._ending_signals: dict[int, set[int]] = {}
         """By process: the signals that asked it to end, delivered on the way to its hold."""
 
+    @property
+    def is_to_come(self) -> bool:
+        """Whether the settings are yet to come: there will be a hold, or there is one."""
+        return self.is_awaited or self.held is not None
+
     # --- signal events -------------------------------------------------------------------------
 
     def on_group_stop(self, thread: Tracee) -> None:

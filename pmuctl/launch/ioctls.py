@@ -2,6 +2,7 @@
 """The ioctls made in a VMM at each vCPU's window, derived from the launch spec."""
 
 import errno
+import struct
 from collections.abc import Iterator
 
 from pmuctl.errors import PmuctlError, RefusedError
@@ -10,12 +11,25 @@ from pmuctl.model.event_filter import Action, FilterRange
 from pmuctl.model.kvm_caps import ATTR_NAMES, KvmCaps
 from pmuctl.model.plan import CurrentState, SetAttr, TargetSettings, plan, refusal
 from pmuctl.model.vpmu import Vcpu, Vpmu
-from pmuctl.uapi.kvm import DEVICE_ATTR_ADDR, KVM_SET_DEVICE_ATTR, pack_device_attr
-from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_FILTER
+from pmuctl.uapi.kvm import (
+    DEVICE_ATTR_ADDR,
+    KVM_ARM_VCPU_INIT,
+    KVM_SET_DEVICE_ATTR,
+    pack_device_attr,
+)
+from pmuctl.uapi.kvm_arm64 import (
+    KVM_ARM_TARGET_GENERIC_V8,
+    KVM_ARM_VCPU_PMU_V3,
+    KVM_ARM_VCPU_PMU_V3_CTRL,
+    KVM_ARM_VCPU_PMU_V3_FILTER,
+)
 from pmuctl.value import value
 
 LOCK = FilterRange(base=0, nevents=0, action=Action.DENY)
 """A filter that denies no events: it allows all, and from then on KVM refuses another PMU."""
+
+NO_EVENTS = FilterRange(base=0, nevents=0, action=Action.ALLOW)
+"""A filter that allows no events: it denies all, and from then on KVM refuses another PMU."""
 
 
 @value(kw_only=True)
@@ -77,6 +91,21 @@ def _append_lock(planned: Iterator[SetAttr]) -> Iterator[SetAttr]:
 def lock() -> SetAttr:
     """Return the step after which KVM keeps the PMU as it is."""
     return SetAttr(0, KVM_ARM_VCPU_PMU_V3_FILTER, LOCK)
+
+
+def deny_all() -> SetAttr:
+    """Return the step after which a VM counts nothing."""
+    return SetAttr(0, KVM_ARM_VCPU_PMU_V3_FILTER, NO_EVENTS)
+
+
+def init_ioctl() -> IoctlCall:
+    """Return the KVM_ARM_VCPU_INIT of a vCPU with a vPMU and no other feature."""
+    features = (1 << KVM_ARM_VCPU_PMU_V3, *[0] * 6)
+    return IoctlCall(
+        description="KVM_ARM_VCPU_INIT",
+        request=KVM_ARM_VCPU_INIT,
+        argument=struct.pack("<8I", KVM_ARM_TARGET_GENERIC_V8, *features),
+    )
 
 
 def _make_fresh_vpmu(caps: KvmCaps) -> Vpmu:

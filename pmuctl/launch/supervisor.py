@@ -19,7 +19,7 @@ from pmuctl.launch.failures import (
     vcpu_moved,
 )
 from pmuctl.launch.hold import HOLD_POLL_SECONDS, VmHold
-from pmuctl.launch.ioctls import IoctlCall
+from pmuctl.launch.ioctls import IoctlCall, deny_all, ioctl_of
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.address_space import PendingVcpu
@@ -212,6 +212,11 @@ class Supervisor:
     def on_reset(self, thread: Tracee, fd: int) -> None:
         """Apply the settings all the same: the descriptor may have become another vCPU's."""
         self._applier.try_apply(thread, fd, self._ioctls)
+
+    def on_closing(self, thread: Tracee, vcpu: PendingVcpu) -> bool:
+        """Seal a vCPU that its VMM closes: without any event if the settings are yet to come."""
+        ioctls = [ioctl_of(deny_all())] if self.vm_hold.is_to_come else self._ioctls
+        return self._applier.seal(thread, self._fd_of(vcpu), ioctls)
 
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Fail: a vCPU was made to run without a vPMU."""

@@ -4,7 +4,7 @@
 import pytest
 
 from tests.lab.machine import Lab
-from tests.lab.standins.moving import WAYS
+from tests.lab.standins.moving import HELPERS, WAYS, WITHOUT_VPMU
 from tests.lab.vmms import lines, runs
 
 RUN = ("pmuctl", "run", "--pmu", "armv8_cortex_a72", "--filter", "default deny allow cpu_cycles")
@@ -21,7 +21,7 @@ def test_a_thread_that_is_not_followed_initialises_the_vcpu(lab: Lab) -> None:
     assert {its["TracerPid"] for its in status["threads"].values()} == {0}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *HELPERS])
 def test_no_vcpu_is_forgotten_whose_descriptor_is_moved_or_shared(lab: Lab, way: str) -> None:
     """Both VMs have their settings, and nobody stays traced."""
     vmm = ("python3", "-m", "tests.lab.standins.moving", way)
@@ -31,3 +31,12 @@ def test_no_vcpu_is_forgotten_whose_descriptor_is_moved_or_shared(lab: Lab, way:
     assert seen == [("KVM_EXIT_MMIO", "0x20000", [2, 3])] * 2
     (status,) = [its for its in lines(ran.stdout) if its.get("event") == "status"]
     assert {its["TracerPid"] for its in status["threads"].values()} == {0}
+
+
+def test_a_vcpu_that_comes_back_cannot_be_initialised_without_a_vpmu(lab: Lab) -> None:
+    """It was initialised with one before its VMM closed it: KVM takes no other features then."""
+    vmm = ("python3", "-m", "tests.lab.standins.moving", WITHOUT_VPMU)
+    ran = lab.run([*RUN, "--", *vmm], timeout=60)
+    (init,) = [its for its in lines(ran.stdout) if its.get("call") == "KVM_ARM_VCPU_INIT"]
+    assert init["result"] == "EINVAL", ran
+    assert runs(ran.stdout) == []

@@ -147,6 +147,7 @@ class Master:
         self.told: list[object] = []
         self.seen: list[object] = []
         self.refuses = False
+        self.can_seal = True
         self.is_hindered = False
         """Whether threads cannot be followed, and the VMM goes on all the same."""
         self.followed = False
@@ -167,6 +168,10 @@ class Master:
 
     def on_reset(self, thread: Tracee, fd: int) -> None:
         self.told.append(("reset", fd))
+
+    def on_closing(self, thread: Tracee, vcpu: PendingVcpu) -> bool:
+        self.told.append(("sealed" if self.can_seal else "unsealed", vcpu.index))
+        return self.can_seal
 
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         self.told.append(("without", vcpu.index))

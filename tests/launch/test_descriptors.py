@@ -202,6 +202,7 @@ def test_one_that_another_thread_duplicates_while_it_is_closed(vmm: Vmm) -> None
     """The kernel has taken hold of the file, and has not given it its new descriptor yet."""
     other = vmm.beside(2)
     vmm.create(0, fd=FD)
+    vmm.init(FD, WITHOUT)
     vmm.call(FUTEX, ADDRESS)
     file = vmm.table[FD]
     duplicating = (FCNTL, (FD, 0, 30, 0, 0, 0))
@@ -210,13 +211,14 @@ def test_one_that_another_thread_duplicates_while_it_is_closed(vmm: Vmm) -> None
     assert not vmm.windows.is_idle
     vmm.table[30] = file
     other.leave(*duplicating)
-    vmm.init(30)
-    assert opened(vmm) == [0]
+    vmm.ioctl(30, KVM_RUN, 0)
+    assert vmm.master.told[-2:] == [("without", 0), "settled"]
 
 
 def test_one_whose_duplicate_has_taken_its_place_in_time(vmm: Vmm) -> None:
     other = vmm.beside(2)
     vmm.create(0, fd=FD)
+    vmm.init(FD, WITHOUT)
     vmm.call(FUTEX, ADDRESS)
     vmm.enter(57, (FD, 0, 0, 0, 0, 0))
     other.duplicate(FD, 30)
@@ -224,6 +226,53 @@ def test_one_whose_duplicate_has_taken_its_place_in_time(vmm: Vmm) -> None:
     vmm.leave(57, (FD, 0, 0, 0, 0, 0))
     assert not vmm.windows.is_idle
     vmm.close(30)
+    assert vmm.windows.is_idle
+
+
+def test_one_that_may_come_back_is_sealed_before_its_last_descriptor_is_closed(vmm: Vmm) -> None:
+    """A process beside the VMM took it by pidfd_getfd, which nobody sees."""
+    vmm.create(0, fd=FD)
+    vmm.duplicate(FD, COPY)
+    vmm.close(FD)
+    assert ("sealed", 0) not in vmm.master.told
+    told: list[object] = []
+    vmm.call(57, COPY, effect=lambda: told.extend(vmm.master.told))
+    assert ("sealed", 0) in told
+    assert vmm.windows.is_idle
+
+
+def test_one_that_cannot_be_sealed_is_waited_for(vmm: Vmm) -> None:
+    vmm.master.can_seal = False
+    vmm.create(0, fd=FD)
+    vmm.close(FD)
+    assert not vmm.windows.is_idle
+    vmm.table[COPY] = VcpuFile(0)
+    vmm.receive(control=20)
+    vmm.init(COPY)
+    assert opened(vmm) == [0]
+
+
+def test_one_whose_maker_ends_and_whose_descriptors_others_share_is_not_sealed(vmm: Vmm) -> None:
+    """Another thread initialises it, with features that nobody knows yet."""
+    other, idle = vmm.beside(2), vmm.beside(3, table={})
+    vmm.create(0, fd=FD)
+    vmm.call(FUTEX, ADDRESS)
+    vmm.enter(EXIT, (0, 0, 0, 0, 0, 0))
+    assert idle.table == {}
+    other.init(FD)
+    assert ("sealed", 0) not in vmm.master.told
+    assert opened(vmm) == [0]
+
+
+def test_one_of_two_with_the_same_number_is_sealed_at_its_close() -> None:
+    vmm = Vmm()
+    vmm.create(0, fd=FD)
+    vmm.create(0, fd=COPY, vm_fd=5)
+    vmm.call(FUTEX, ADDRESS)
+    vmm.close(FD)
+    assert vmm.master.told[-1] == ("sealed", 0)
+    vmm.init(COPY)
+    assert opened(vmm) == [0]
     assert vmm.windows.is_idle
 
 

@@ -182,7 +182,7 @@ def test_a_descriptor_is_used_again(vmm: Vmm) -> None:
     vmm.close(10)
     vmm.create(3, fd=10)
     vmm.init(10)
-    assert vmm.master.told == ["settled", ("opened", 3), "settled"]
+    assert vmm.master.told == [("sealed", 0), "settled", ("opened", 3), "settled"]
 
 
 def test_a_second_init_of_a_vcpu_is_a_reset(vmm: Vmm) -> None:

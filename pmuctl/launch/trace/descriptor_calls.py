@@ -25,7 +25,7 @@ def closed_fds(arch: Arch, nr: int, args: tuple[int, ...]) -> range:
         return range(low[0], low[0] + 1)
     if nr == arch.nr_close_range and not low[2] & CLOSE_RANGE_CLOEXEC:
         return range(low[0], low[1] + 1)
-    if nr in (arch.nr_dup2, arch.nr_dup3):
+    if nr in (arch.nr_dup2, arch.nr_dup3) and low[0] != low[1]:
         return range(low[1], low[1] + 1)
     if nr == arch.nr_exit:  # the last thread that has them may close all
         return range(LAST_FD + 1)

@@ -391,7 +391,8 @@ class Tracer:
         elif info.op == PTRACE_SYSCALL_INFO_EXIT and thread.call is not None:
             call, thread.call = thread.call, None
             self.syscall_events.on_exit(thread, *call, info.exit.rval)
-        if thread.leaving and info.op == PTRACE_SYSCALL_INFO_EXIT and not thread.parked:
+        # a call may have been skipped at its entry
+        if thread.leaving and thread.call is None and not thread.parked:
             self.detach(thread)
             return True
         return False

@@ -2,13 +2,13 @@
 """Descriptors of pending vCPUs in the tables of a VMM's tasks: which are closed, which are left.
 
 A descriptor shows no more than the number of its vCPU: two VMs can have the same, and a descriptor
-may be moved, copied, sent away and received again. So a vCPU is dropped only by proof: its maker
-alone knew of it and closed it; or no descriptor with its number is left; or the one that is closed
-is the last of its file, and KVM says that this vCPU is not set up.
+may be moved, copied, sent away and received again. Where the last one that can be seen is closed,
+a process beside the VMM may still have another, and give it back. So a vCPU that was never
+initialised is not just dropped there: it is sealed first, by calls made in the thread that closes
+it, so that whoever gets it back runs it with the settings. One without a vPMU is dropped.
 """
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.trace.address_space import AddressSpace, PendingVcpu
@@ -19,19 +19,29 @@ from pmuctl.launch.trace.vcpu_questions import has_vpmu, is_uninitialised
 from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import value
 
-LOOK_SECONDS = 0.1
-"""Seconds between two looks whether threads are gone whose descriptors go with them."""
-
 Tables = Mapping[int, Mapping[int, int]]
 """By a thread of each table of descriptors: the numbers of the vCPUs there, by descriptor."""
+
+
+@value
+class LastDescriptor:
+    """A descriptor that a call closes, and of whose file no other is to be seen.
+
+    `candidates` are the vCPUs it can be of. If there is more than one, or another file has the
+    same number, KVM has to be asked (`is_certain` is False).
+    """
+
+    fd: int
+    candidates: Sequence[PendingVcpu]
+    is_certain: bool
 
 
 @value
 class Closing:
     """A call that closes the last descriptors of `vcpus`, made by a thread of this process.
 
-    `left` are the other descriptors that show the numbers of these vCPUs. If there are more of
-    them after the call, one was duplicated meanwhile.
+    They have no vPMU. `left` are the other descriptors that show the numbers of these vCPUs. If
+    there are more of them after the call, one was duplicated meanwhile.
     """
 
     tgid: int
@@ -41,31 +51,37 @@ class Closing:
 
 
 class VcpuDescriptors:
-    """The descriptors of pending vCPUs: who closes the last ones."""
+    """The descriptors of pending vCPUs: who closes the last ones.
 
-    def __init__(self, arch: Arch, procs: Procfs) -> None:
+    `seal` sets up a vCPU in a thread that is stopped at a call's exit, and returns whether it can
+    only be run with its settings from then on.
+    """
+
+    def __init__(
+        self, arch: Arch, procs: Procfs, seal: Callable[[Tracee, PendingVcpu], bool]
+    ) -> None:
         self._arch = arch
         self._procs = procs
+        self._seal = seal
+        self._coming_again: set[Tracee] = set()
+        """The threads that make a call again of which the descriptors were looked at."""
         self._closing: dict[int, Closing] = {}
         """The calls that threads are in, by thread id."""
-        self._exiting: dict[int, Closing] = {}
-        """The same of threads that end, and their descriptors with them."""
         self._closed: list[Closing] = []
         """Those that have returned and are yet to be looked at."""
         self._moving: dict[int, int] = {}
         """The processes of threads in a call that duplicates a descriptor, by thread id."""
         self._running: dict[int, tuple[int, int]] = {}
         """By thread in KVM_RUN: its process, and the descriptor of the vCPU, which is busy."""
-        self._last_look = 0.0
 
     # --- calls ---------------------------------------------------------------------------------
 
     def on_enter(
         self, thread: Tracee, space: AddressSpace, nr: int, args: tuple[int, ...]
     ) -> bool:
-        """Take note of what a call does to descriptors of vCPUs.
+        """Take note of what a call does to descriptors of vCPUs, and seal those that it ends.
 
-        Return False if KVM was asked about them: then the thread makes its call again.
+        Return False if calls were made for that: then the thread makes its own again.
         """
         if may_carry_out(self._arch, thread, nr, args):
             space.has_lost_sight = True
@@ -74,67 +90,51 @@ class VcpuDescriptors:
         if nr == self._arch.nr_ioctl and args[1] & LOW_32_BITS == KVM_RUN:
             self._running[thread.tid] = thread.tgid, args[0] & LOW_32_BITS
         fds = closed_fds(self._arch, nr, args)
-        if not fds or space.has_lost_sight or thread.tid in self._closing:
+        if thread in self._coming_again:
+            self._coming_again.discard(thread)
             return True
-        own = self.read_fds(thread)
-        if not any(fd in fds for fd in own):
+        if not fds or space.has_lost_sight or not any(fd in fds for fd in self.read_fds(thread)):
             return True
-        vcpus = [vcpu for vcpu in space.vcpus if vcpu.tid == thread.tid and vcpu.fd in fds]
-        if vcpus and not any(vcpu.is_shared for vcpu in space.vcpus):
-            numbers = {vcpu.index for vcpu in vcpus}
-            left = {fd for fd, index in own.items() if index in numbers and fd not in fds}
-            is_same = self._procs.is_same_file
-            # another thread may have guessed a descriptor, and duplicated it
-            if not any(
-                is_same(thread.tid, vcpu.fd, thread.tid, fd) for vcpu in vcpus for fd in left
-            ):
-                closing = Closing(thread.tgid, fds, tuple(vcpus), frozenset(left))
-                self._closing[thread.tid] = closing
-                return True
         try:
-            tables = self._read_tables(thread, space)
+            last, left = self._find_last(thread, space, fds, is_exit=nr == self._arch.nr_exit)
         except PermissionError:
             return True
-        if nr == self._arch.nr_exit:
-            is_last = self._procs.threads(thread.tgid) != {thread.tid} and len(tables) > 1
-            if not is_last:  # its descriptors stay, or go with the process
-                return True
-        return self._note_closing(thread, space, fds, tables, is_exit=nr == self._arch.nr_exit)
+        return self._end_vcpus(thread, space, fds, last, left)
 
-    def _note_closing(
-        self, thread: Tracee, space: AddressSpace, fds: range, tables: Tables, *, is_exit: bool
+    def _end_vcpus(
+        self,
+        thread: Tracee,
+        space: AddressSpace,
+        fds: range,
+        last: Sequence[LastDescriptor],
+        left: frozenset[int],
     ) -> bool:
-        """Find the vCPUs of which a call closes the last descriptors; return as `on_enter`."""
-        own = tables[thread.tid]
-        vcpus: list[PendingVcpu] = []
-        left: set[int] = set()
+        """Seal the vCPUs that these last descriptors are of; drop those without a vPMU later.
+
+        Return as `on_enter`.
+        """
         registers: list[int] | None = None
-        for number in {vcpu.index for vcpu in space.vcpus}:
-            closing = [fd for fd, index in own.items() if index == number and fd in fds]
-            others = [
-                (tid, fd)
-                for tid, table in tables.items()
-                for fd, index in table.items()
-                if index == number and not (tid == thread.tid and fd in fds)
-            ]
-            left |= {fd for _, fd in others}
-            pending = [vcpu for vcpu in space.vcpus if vcpu.index == number]
-            if closing and not others:
-                vcpus += pending
-                continue
-            for fd in self._find_last_of_files(thread, closing, others):
-                if fd in {running for _, running in self._running.values()}:
-                    continue
+        without: list[PendingVcpu] = []
+        for descriptor in last:
+            vcpu: PendingVcpu | None = descriptor.candidates[0]
+            if not descriptor.is_certain or descriptor.candidates[0].has_vpmu is None:
                 registers = registers or thread.skip_call()
-                if (found := self._find_pending(thread, fd, pending)) is not None:
-                    pending.remove(found)
-                    vcpus.append(found)
-        if vcpus:
-            waiting = self._exiting if is_exit else self._closing
-            waiting[thread.tid] = Closing(thread.tgid, fds, tuple(vcpus), frozenset(left))
+            if not descriptor.is_certain:
+                vcpu = self._find_pending(thread, descriptor)
+            if vcpu is None or vcpu not in space.vcpus or vcpu in without:
+                continue
+            if vcpu.has_vpmu is None:
+                vcpu.fd = descriptor.fd
+                vcpu.is_shared = True  # who has it is not known any more
+                if self._seal(thread, vcpu):
+                    space.remove(vcpu)
+            else:
+                without.append(vcpu)
+        if without:
+            self._closing[thread.tid] = Closing(thread.tgid, fds, tuple(without), left)
         if registers is None:
             return True
-        self._closing.setdefault(thread.tid, Closing(thread.tgid, fds, (), frozenset()))
+        self._coming_again.add(thread)
         thread.set_registers(registers)
         return False
 
@@ -148,10 +148,10 @@ class VcpuDescriptors:
             space.has_lost_sight = True
         closing = self._closing.pop(thread.tid, None)
         # close(2) closes the descriptor even if it returns an error
-        if closing is not None and (result >= 0 or nr == self._arch.nr_close):
-            space.forget_fds(thread.tid, closing.fds)
-            self._closed.append(closing)
-        self._take_ended_threads()
+        if result >= 0 or nr == self._arch.nr_close:
+            space.forget_fds(thread.tid, closed_fds(self._arch, nr, args))
+            if closing is not None:
+                self._closed.append(closing)
         if space.tgids & set(self._moving.values()):
             return
         for closing in [closing for closing in self._closed if closing.tgid in space.tgids]:
@@ -160,9 +160,9 @@ class VcpuDescriptors:
 
     def on_gone(self, tgid: int) -> None:
         """Drop what is known of a process that is gone."""
-        for waiting in (self._closing, self._exiting):
-            for tid in [tid for tid, closing in waiting.items() if closing.tgid == tgid]:
-                del waiting[tid]
+        self._coming_again = {thread for thread in self._coming_again if thread.tgid != tgid}
+        for tid in [tid for tid, closing in self._closing.items() if closing.tgid == tgid]:
+            del self._closing[tid]
         self._closed = [closing for closing in self._closed if closing.tgid != tgid]
         for tid in [tid for tid, mover in self._moving.items() if mover == tgid]:
             del self._moving[tid]
@@ -171,7 +171,65 @@ class VcpuDescriptors:
 
     # --- proof ---------------------------------------------------------------------------------
 
-    def _find_last_of_files(
+    def _find_last(
+        self, thread: Tracee, space: AddressSpace, fds: range, *, is_exit: bool
+    ) -> tuple[list[LastDescriptor], frozenset[int]]:
+        """Return the descriptors that a call closes as the last of pending vCPUs, and those left.
+
+        Raise PermissionError if tables may not be read.
+        """
+        own = self.read_fds(thread)
+        made = [vcpu for vcpu in space.vcpus if vcpu.tid == thread.tid and vcpu.fd in fds]
+        if made and not is_exit and not any(vcpu.is_shared for vcpu in space.vcpus):
+            numbers = {vcpu.index for vcpu in made}
+            left = {fd for fd, index in own.items() if index in numbers and fd not in fds}
+            # another thread may have guessed a descriptor, and duplicated it
+            if not any(self._is_open_at(thread, vcpu.fd, left) for vcpu in made):
+                known = [LastDescriptor(vcpu.fd, (vcpu,), is_certain=True) for vcpu in made]
+                return known, frozenset(left)
+        if is_exit and not self._is_only_user(thread, space):
+            return [], frozenset()  # its descriptors stay, or go with the process
+        tables = self._read_tables(thread, space)
+        last: list[LastDescriptor] = []
+        left = set()
+        for number in {vcpu.index for vcpu in space.vcpus}:
+            closing = [fd for fd, index in own.items() if index == number and fd in fds]
+            others = [
+                (tid, fd)
+                for tid, table in tables.items()
+                for fd, index in table.items()
+                if index == number and not (tid == thread.tid and fd in fds)
+            ]
+            left |= {fd for _, fd in others}
+            pending = [vcpu for vcpu in space.vcpus if vcpu.index == number]
+            if closing and not others and all(vcpu.has_vpmu is False for vcpu in pending):
+                last += [LastDescriptor(closing[0], (vcpu,), is_certain=True) for vcpu in pending]
+                continue
+            last += [
+                LastDescriptor(fd, pending, is_certain=False)
+                for fd in self._last_of_files(thread, closing, others)
+                if not self._may_run(thread, fd)
+            ]
+        return last, frozenset(left)
+
+    def _is_open_at(self, thread: Tracee, fd: int, others: Collection[int]) -> bool:
+        """Return whether one of a thread's other descriptors is certain to be of the same file."""
+        return any(self._procs.is_same_file(thread.tid, fd, thread.tid, other) for other in others)
+
+    def _is_only_user(self, thread: Tracee, space: AddressSpace) -> bool:
+        """Return whether a thread has descriptors of its own, which nobody shares.
+
+        Without kcmp(2), tables that show the same are taken for one. Raise PermissionError.
+        """
+        own = self._procs.vcpu_fds(thread.tgid, thread.tid)
+        for tgid in space.tgids:
+            for tid in self._procs.threads(tgid) - {thread.tid}:
+                shares = self._procs.shares_fds(thread.tid, tid)
+                if shares or (shares is None and self._procs.vcpu_fds(tgid, tid) == own):
+                    return False
+        return True
+
+    def _last_of_files(
         self, thread: Tracee, closing: list[int], others: list[tuple[int, int]]
     ) -> Iterator[int]:
         """Yield a descriptor of each file that has no other than those which are closed."""
@@ -183,27 +241,24 @@ class VcpuDescriptors:
                 seen.append(fd)
                 yield fd
 
-    def _find_pending(
-        self, thread: Tracee, fd: int, pending: list[PendingVcpu]
-    ) -> PendingVcpu | None:
+    def _may_run(self, thread: Tracee, fd: int) -> bool:
+        """Return whether a vCPU may be one that runs: KVM would answer once it does not."""
+        return any(
+            self._procs.is_same_file(thread.tid, fd, tid, running) is not False
+            for tid, (_, running) in self._running.items()
+        )
+
+    def _find_pending(self, thread: Tracee, descriptor: LastDescriptor) -> PendingVcpu | None:
         """Return a vCPU of those that are pending as the one at a descriptor is, by KVM's word."""
+        fd = descriptor.fd
         is_fresh = is_uninitialised(thread, fd)
         if is_fresh is None:
             return None
-        found = [vcpu for vcpu in pending if vcpu.has_vpmu is (None if is_fresh else False)]
+        has_vpmu_now = None if is_fresh else False
+        found = [vcpu for vcpu in descriptor.candidates if vcpu.has_vpmu is has_vpmu_now]
         if not is_fresh and found and has_vpmu(thread, fd):
             return None
         return min(found, key=lambda vcpu: vcpu.fd != fd, default=None)
-
-    def _take_ended_threads(self) -> None:
-        """Take the threads that have ended meanwhile, whose descriptors have ended with them."""
-        now = time.monotonic()
-        if not self._exiting or now < self._last_look + LOOK_SECONDS:
-            return
-        self._last_look = now
-        for tid, closing in list(self._exiting.items()):
-            if tid not in self._procs.threads(closing.tgid):
-                self._closed.append(self._exiting.pop(tid))
 
     def _drop_closed_vcpus(self, thread: Tracee, closing: Closing, space: AddressSpace) -> None:
         """Drop the vCPUs of which a call has closed the last descriptors."""

@@ -57,6 +57,13 @@ class VcpuEvents(Protocol):
     def on_reset(self, thread: Tracee, fd: int) -> None:
         """Handle that a vCPU was initialised again, while another waits for its window."""
 
+    def on_closing(self, thread: Tracee, vcpu: PendingVcpu) -> bool:
+        """Seal a vCPU never initialised, whose last descriptor that can be seen is to be closed.
+
+        The thread is stopped at a call's exit. Return False if that failed: whoever kept another
+        descriptor could run the vCPU without its settings.
+        """
+
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
         """Handle a vCPU that was made to run without a vPMU: there will be no window."""
 
@@ -95,7 +102,7 @@ class VcpuTracker:
         self.spaces = AddressSpaces(procs)
         self._arch = arch
         self._events = events
-        self._descriptors = VcpuDescriptors(arch, procs)
+        self._descriptors = VcpuDescriptors(arch, procs, events.on_closing)
         self._answers: dict[Tracee, bool] = {}
         """By thread that makes its call again: whether it is a vCPU's first KVM_ARM_VCPU_INIT, or
         whether the vCPU may make its KVM_RUN."""
@@ -130,6 +137,8 @@ class VcpuTracker:
             if self._is_sharing_call(nr) and not self._share(thread, space):
                 return
             if not self._descriptors.on_enter(thread, space, nr, args):
+                if self.is_idle:
+                    self._events.on_idle()
                 return
         if is_ioctl:
             self._handle_ioctl_enter(thread, space, args[0] & LOW_32_BITS, request, args[2])

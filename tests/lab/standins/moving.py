@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMMs that move a vCPU's descriptor, or share it, before they initialise it.
 
-`python3 -m` this in the lab, with how: a name of WAYS. It makes two VMs of one vCPU each, runs
-both, and says so as the other stand-ins do.
+`python3 -m` this in the lab, with how: a name of WAYS or HELPERS, or WITHOUT_VPMU. It makes two VMs
+of one vCPU each, runs both, and says so as the other stand-ins do.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from pmuctl.uapi.pidfd import pidfd_getfd
 from tests.lab.standins.kinds import init_pmu
 from tests.lab.standins.talk import say, say_status
 from tests.lab.standins.vm import Plan, StandinVcpu, StandinVm
@@ -26,6 +27,8 @@ CLONE_VM, CLONE_FILES, CLONE_VFORK, CLONE_UNTRACED = 0x100, 0x400, 0x4000, 0x800
 STACK_BYTES = 1 << 20
 
 libc = ctypes.CDLL(None, use_errno=True)
+stacks: list[mmap.mmap] = []
+"""Of the processes that were made: they may still run."""
 
 
 def move(vcpu: StandinVcpu, to: int) -> None:
@@ -111,6 +114,57 @@ def beside_program(vms: list[StandinVm]) -> None:
         vcpu.init(vpmu=True)
 
 
+class Helper:
+    """A process with memory of its own that keeps a vCPU while this one has none.
+
+    What it is to do, and has done, stands in memory that both see: no call tells of it.
+    """
+
+    def __init__(self, *, shares_fds: bool, vpmu: bool = True) -> None:
+        self._vpmu = vpmu
+        self._state = mmap.mmap(-1, 4096)
+        self._ours, self._theirs = socket.socketpair()
+        vmm = os.getpid()
+        job = self._keep_in_flight if shares_fds else lambda: self._keep(vmm)
+        clone(job, CLONE_FILES if shares_fds else 0)
+
+    def use(self, vms: list[StandinVm]) -> None:
+        """Have it keep the vCPU of the first VM for a while."""
+        first = vms[0].create_vcpu()
+        fds = vcpu_fds()
+        self._tell(1, first.fd)
+        self._await(2)
+        for fd in fds:  # the mapping of its page has a duplicate
+            os.close(fd)
+        self._tell(3)
+        _, [first.fd], _, _ = socket.recv_fds(self._ours, 1, 1)
+        say(event="back", vm=0)
+        first.init(vpmu=self._vpmu)
+        vms[1].create_vcpu().init(vpmu=True)
+
+    def _keep(self, vmm: int) -> None:
+        self._await(1)
+        pidfd = os.pidfd_open(vmm)
+        fd = pidfd_getfd(pidfd, int.from_bytes(self._state[1:5], "little"))
+        self._tell(2)
+        self._await(3)
+        socket.send_fds(self._theirs, [b"1"], [fd])
+
+    def _keep_in_flight(self) -> None:
+        self._await(1)
+        fd = int.from_bytes(self._state[1:5], "little")
+        socket.send_fds(self._theirs, [b"1"], [fd])
+        self._tell(2)
+
+    def _tell(self, state: int, fd: int = 0) -> None:
+        self._state[1:5] = fd.to_bytes(4, "little")
+        self._state[0] = state
+
+    def _await(self, state: int) -> None:
+        while self._state[0] != state:
+            pass
+
+
 WAYS: dict[str, Callable[[list[StandinVm]], None]] = {
     "dupfd": with_dupfd,
     "dup2": with_dup2,
@@ -121,6 +175,10 @@ WAYS: dict[str, Callable[[list[StandinVm]], None]] = {
     "by-child": by_child,
     "exec": beside_program,
 }
+HELPERS = {"helper": False, "table-sharer": True}
+"""Ways by a helper, and whether that has the same descriptors."""
+WITHOUT_VPMU = "without-vpmu"
+"""By a helper, and initialised without a vPMU."""
 
 
 def vcpu_fds() -> set[int]:
@@ -138,6 +196,12 @@ def as_process(job: Callable[[], object], more: int = 0) -> None:
 
     `more` are more flags of clone(2).
     """
+    pid = clone(job, CLONE_VM | CLONE_FILES | CLONE_VFORK | more)
+    say(event="child", status=os.waitpid(pid, 0)[1])
+
+
+def clone(job: Callable[[], object], flags: int) -> int:
+    """Do it in a process that shares with this one what these flags say; return its id."""
 
     def begin(_: object) -> int:
         job()
@@ -146,9 +210,8 @@ def as_process(job: Callable[[], object], more: int = 0) -> None:
     stack = mmap.mmap(-1, STACK_BYTES)
     top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + STACK_BYTES
     begun = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(begin)
-    flags = CLONE_VM | CLONE_FILES | CLONE_VFORK | signal.SIGCHLD | more
-    pid = libc.clone(begun, ctypes.c_void_p(top), flags, None)
-    say(event="child", status=os.waitpid(pid, 0)[1])
+    stacks.append(stack)
+    return int(libc.clone(begun, ctypes.c_void_p(top), flags | signal.SIGCHLD, None))
 
 
 def failed(vcpu: int, exit_: FailEntry) -> None:
@@ -172,7 +235,12 @@ def live(way: Callable[[list[StandinVm]], None]) -> None:
 
 def main() -> int:
     """Have another thread than the first do all of it: the first has the other descriptors."""
-    thread = threading.Thread(target=live, args=(WAYS[sys.argv[1]],))
+    name = sys.argv[1]
+    if name in WAYS:
+        way = WAYS[name]
+    else:
+        way = Helper(shares_fds=HELPERS.get(name, False), vpmu=name != WITHOUT_VPMU).use
+    thread = threading.Thread(target=live, args=(way,))
     thread.start()
     thread.join()
     return 0
