@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMMs that move a vCPU's descriptor, or share it, before they initialise it.
 
-`python3 -m` this in the lab, with how: a name of WAYS or HELPERS, or WITHOUT_VPMU. It makes two VMs
-of one vCPU each, runs both, and says so as the other stand-ins do.
+`python3 -m` this in the lab, with how: a name of WAYS or HELPERS, or WITHOUT_VPMU. It makes two
+VMs of one vCPU each, runs both, and says so as the other stand-ins do.
 """
 
 import ctypes
