@@ -36,9 +36,12 @@ class Applier:
         tracer: Tracer,
         procs: Procfs,
         find_sharing: Callable[[int], Collection[int]],
+        has_run: Callable[[int], bool],
     ) -> None:
-        """Prepare; `find_sharing` returns the processes that share the memory of one."""
+        """Prepare; `find_sharing` returns the processes that share the memory of one, `has_run`
+        whether a vCPU of a process has run."""
         self._find_sharing = find_sharing
+        self._has_run = has_run
         self.vmm_stderr = vmm_stderr
         self._tracer = tracer
         self._spec = spec
@@ -105,6 +108,8 @@ class Applier:
             self.vmm_stderr.write_error(error, thread.tgid, word="warning")
             return
         error.now = "the VM was not started"
+        if self._has_run(thread.tgid):
+            error.now = "its VMM was ended, a VM of which had run; the new VM was not started"
         self._ending.add(thread.tgid)
         try:
             # that is said once it is true: the VMM's own seccomp filter may not let it exit

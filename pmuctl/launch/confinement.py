@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.host.thread_affinity import NO_USABLE_CPU, ThreadAffinity
 from pmuctl.launch.trace.arch import Arch
 from pmuctl.model.cpuset import CpuSet
@@ -44,6 +45,7 @@ class Confinement:
         self.cpus: CpuSet | None = None
         self.running: dict[int, int | None] = {}
         """vCPU number to thread, of the vCPUs that have run; None for a thread not known."""
+        self._has_run = False
         self._pid = pid
         self._arch = arch
         self._procs = procs
@@ -89,7 +91,15 @@ class Confinement:
     def _find_allowed_cpus(self, tid: int) -> CpuSet:
         """Return the CPUs a thread may run on, leaving out what was narrowed here."""
         now = self._threads.get(tid)
-        return self._old_masks[tid] if now == self._new_masks.get(tid) else now
+        known = self._find_known_thread(tid)
+        return self._old_masks[known] if now == self._new_masks.get(known) else now
+
+    def _find_known_thread(self, tid: int) -> int:
+        """Return the thread whose mask before is that of this one, too: itself, or the leader.
+
+        A thread made since the others were narrowed has inherited the mask of its maker.
+        """
+        return tid if tid in self._old_masks else self._pid
 
     def _confine_thread(self, tid: int, cpus: CpuSet) -> None:
         """Narrow the mask of one thread; raise PinnedError, ProcessLookupError if it is gone."""
@@ -128,17 +138,38 @@ class Confinement:
             tid: call for tid in tids if (call := self._detect_vcpu_thread(tid)) is not None
         }
         self.running = self._match_vcpus(running, fds)
+        self._has_run |= bool(running)
         if not fds or len(running) < len(fds):
             return False
         for tid in tids - running.keys():
-            # a thread made since then has inherited the mask of its maker
-            known = tid if tid in self._old_masks else self._pid
-            before = self._old_masks.get(known)
-            with suppress(OSError):
-                if before and self._threads.get(tid) == self._new_masks[known]:
-                    self._threads.set(tid, before)
+            self._restore_mask(tid)
         self._old_masks, self._new_masks = {}, {}
         return True
+
+    def release(self) -> None:
+        """Give all threads their masks back, those of vCPUs, too; a changed mask stays."""
+        seen: set[int] = set()
+        # a thread may have made others before it got its mask back
+        while more := self._procs.threads(self._pid) - seen:
+            for tid in more:
+                self._restore_mask(tid)
+            seen |= more
+        self._old_masks, self._new_masks = {}, {}
+
+    def _restore_mask(self, tid: int) -> None:
+        """Give a thread the mask from before it was narrowed, unless somebody changed it."""
+        known = self._find_known_thread(tid)
+        before = self._old_masks.get(known)
+        with suppress(OSError):
+            if before and self._threads.get(tid) == self._new_masks[known]:
+                self._threads.set(tid, before)
+
+    def has_run(self) -> bool:
+        """Return whether a vCPU of this process was seen to run, now or before."""
+        with suppress(ResourceExhaustedError):
+            tids = self._procs.threads(self._pid)
+            self._has_run |= any(self._detect_vcpu_thread(tid) is not None for tid in tids)
+        return self._has_run
 
     def _detect_vcpu_thread(self, tid: int) -> tuple[int, ...] | None:
         """Return a tuple if this is a vCPU's thread, None if it is not known to be one.

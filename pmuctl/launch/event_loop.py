@@ -50,7 +50,7 @@ class EventLoop:
                 poll.unregister(self._pidfd)
                 os.close(self._pidfd)
                 self._pidfd = -1
-                supervisor.close_stderr()
+                supervisor.on_process_exit()
                 observer.on_vmm_exit()
             if listener.fd in ready:
                 try:
@@ -58,6 +58,7 @@ class EventLoop:
                 except EOFError:
                     poll.unregister(listener.fd)
                     has_processes = False
+                    supervisor.on_gate_closed()
                     continue
                 if notification is not None:
                     supervisor.on_notification(listener, notification)

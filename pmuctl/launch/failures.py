@@ -3,6 +3,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pmuctl.errors import (
 )
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError, find_exhaustion
+from pmuctl.model.vmm_advice import ask_for_kvm, ask_for_vpmu
+from pmuctl.model.vmm_identity import VmmIdentity, identify
 
 PATH_YAMA = "sys/kernel/yama/ptrace_scope"
 CAP_SYS_PTRACE = 19
@@ -96,13 +99,23 @@ def no_gate(error: OSError) -> PmuctlError:
     )
 
 
-def no_vpmu() -> PmuctlError:
+def no_vpmu(vmm: VmmIdentity) -> PmuctlError:
     """Return the error for a VMM that makes a vCPU to run without a vPMU."""
     return UnsupportedError(
         "its VMM makes vCPUs without a vPMU",
         why="KVM_ARM_VCPU_INIT came without the feature KVM_ARM_VCPU_PMU_V3",
-        fix="give the VM a PMU by the VMM's own option (QEMU: -cpu host,pmu=on)",
+        fix=ask_for_vpmu(vmm),
         errno="ENODEV",
+    )
+
+
+def no_vm(command: Sequence[str], why: str) -> PmuctlError:
+    """Return the error for a command that made no KVM VM, though there are settings for one."""
+    return UnreachableError(
+        "no KVM VM was made",
+        why=f"{why}: no process behind the gate asked KVM for a vCPU",
+        now="the settings reached no VM",
+        fix=ask_for_kvm(identify(command, ""), command),
     )
 
 

@@ -22,6 +22,9 @@ class VmObserver(Protocol):
     def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
         """Take note of all vCPUs of the VM made last."""
 
+    def on_vpmu(self, *, has_vpmu: bool) -> None:
+        """Take note whether any of them has a vPMU."""
+
     def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
         """Take note of the PMU that KVM chose for them by itself; None if it is not certain."""
 
@@ -30,6 +33,9 @@ class VmObserver(Protocol):
 
     def on_refused(self, error: PmuctlError) -> None:
         """Take note that the VM does not start."""
+
+    def on_no_vm(self, error: PmuctlError) -> None:
+        """Take note that the settings have reached no VM so far; `on_process` ends that."""
 
     def on_held(self, descriptions: Sequence[str]) -> None:
         """Take note that the VM is held in its window, after these calls applied its settings."""

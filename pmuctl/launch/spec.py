@@ -18,8 +18,9 @@ class LaunchSpec:
 
     `pmu` is a PMU's perf type and name, None if the VM is to keep what KVM chooses (then there is
     no filter either). `affinity` is the CPUs that the VMM's threads are confined to until its
-    vCPUs run, and its vCPU threads for good; None leaves masks alone. `attributes` and
-    `event_bits` are what this kernel's KVM has. `defaults` maps the PMUs, by perf type and name,
+    vCPUs run, and its vCPU threads for good; None leaves masks alone. `names_cpus` says that
+    the user named them, whether or not there is a PMU. `attributes` and `event_bits` are what
+    this kernel's KVM has. `defaults` maps the PMUs, by perf type and name,
     to their CPUs if KVM gives a VM that keeps its choice the PMU of the CPU on which
     KVM_ARM_VCPU_INIT is made; it is empty if KVM chooses otherwise, or if that is not known.
     `timeout` is how long a VMM is held before it is ended (seconds). With `best_effort` a VM
@@ -32,12 +33,18 @@ class LaunchSpec:
     pmu: tuple[int, str] | None = None
     filter: EventFilter | None = None
     affinity: CpuSet | None = None
+    names_cpus: bool = False
     attributes: frozenset[int] = frozenset()
     event_bits: int | None = None
     defaults: Mapping[tuple[int, str], CpuSet] = field(default_factory=dict)
     hold: bool = False
     timeout: float | None = None
     best_effort: bool = False
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether there is anything to do for a VM."""
+        return self.pmu is not None or self.affinity is not None or self.hold
 
     def encode(self) -> bytes:
         """Return the spec as one JSON text, which `decode` reads."""
@@ -59,6 +66,7 @@ _FORM = Struct(
         "pmu": Nullable(Tuple((Int(), Str()), make=tuple)),
         "filter": Nullable(Obj(FILTER, make=filter_from, unmake=filter_message)),
         "affinity": Nullable(Str(make=CpuSet.parse, unmake=str)),
+        "names-cpus": Bool(),
         "attributes": List(Int(), make=frozenset, unmake=sorted),
         "event-bits": Nullable(Int()),
         "defaults": List(

@@ -18,6 +18,7 @@ from pmuctl.launch.failures import (
     not_traceable,
     vcpu_moved,
 )
+from pmuctl.launch.first_vm import FirstVm
 from pmuctl.launch.hold import HOLD_POLL_SECONDS, VmHold
 from pmuctl.launch.ioctls import IoctlCall, deny_all, ioctl_of
 from pmuctl.launch.observer import VmObserver
@@ -31,6 +32,7 @@ from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.launch.vcpu_table import VcpuTable
 from pmuctl.launch.vmm_stderr import VmmStderr
+from pmuctl.model.vmm_identity import identify
 
 
 class Supervisor:
@@ -74,6 +76,7 @@ class Supervisor:
             self.tracer,
             procs,
             self._find_sharing,
+            lambda tgid: tgid in self._confinements and self._confinements[tgid].has_run(),
         )
         self.vm_hold = VmHold(
             spec,
@@ -89,6 +92,7 @@ class Supervisor:
         self.tracer.syscall_events, self.tracer.signal_events = self._vcpu_tracker, self.vm_hold
         self._vcpu_table = VcpuTable()
         self._default_pmu_tracker = DefaultPmuTracker(spec.defaults, procs, threads)
+        self._first_vm = FirstVm(spec, observer, vmm_stderr, pid=pid)
 
     @property
     def is_busy(self) -> bool:
@@ -96,11 +100,18 @@ class Supervisor:
         return self.vm_hold.held is None and bool(self.tracer.followed_processes())
 
     def close_stderr(self) -> None:
-        """Close the VMM's stderr, whose reader would wait for this process, too.
-
-        The VMM may have ended before it made any vCPU.
-        """
+        """Close the VMM's stderr, whose reader would wait for this process, too."""
         self._applier.vmm_stderr.close()
+
+    def on_process_exit(self) -> None:
+        """Take note that the process that makes VMs has ended, maybe before it made any."""
+        self._first_vm.on_exit()
+        if not self._first_vm.is_to_be_reported:
+            self.close_stderr()
+
+    def on_gate_closed(self) -> None:
+        """Take note that no process is behind the gate any more."""
+        self._first_vm.on_gate_closed()
 
     # --- turns ---------------------------------------------------------------------------------
 
@@ -115,12 +126,15 @@ class Supervisor:
         if has_more:
             return 0.0
         times = [max(0.0, backoff.due - now) for backoff in self._backoffs.values()]
+        if (seconds := self._first_vm.poll(now)) is not None:
+            times.append(seconds)
         if self.vm_hold.held is not None:
             times.append(HOLD_POLL_SECONDS)
         return min(times, default=None)
 
     def on_notification(self, listener: Listener, notification: Notification) -> None:
         """Let a thread make its KVM_CREATE_VCPU only if it is followed; else follow it first."""
+        self._first_vm.on_made()
         thread = self.tracer.threads.get(notification.tid)
         if thread is not None and thread.followed and thread.call is not None:
             thread.leaving = False  # it stopped at this entry just before it was to be detached
@@ -148,7 +162,7 @@ class Supervisor:
                 return
             except PermissionError:
                 confinement = self._confinements.get(tgid)
-                has_run = confinement is not None and bool(confinement.running)
+                has_run = confinement is not None and confinement.has_run()
                 self._default_pmu_tracker.record(tgid, None)
                 self._applier.refuse_untraceable(
                     listener, notification, tgid, pidfd, has_run=has_run
@@ -219,9 +233,18 @@ class Supervisor:
         return self._applier.seal(thread, self._fd_of(vcpu), ioctls)
 
     def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Fail: a vCPU was made to run without a vPMU."""
+        """Fail: a vCPU was made to run without a vPMU; with best effort, warn once for each VM.
+
+        No PMU keeps its threads anywhere then; CPUs that were named do.
+        """
         self._report_vcpu(vcpu)
-        self._applier.fail(thread, no_vpmu())
+        if not self._spec.best_effort or self._vcpu_table.is_first_without_vpmu(vcpu):
+            pid = vcpu.tgid
+            vmm = identify(self._procs.command_line(pid), self._procs.comm(pid, pid))
+            self._applier.fail(thread, no_vpmu(vmm))
+        if self._spec.best_effort and not self._spec.names_cpus and not self._vcpu_table.has_vpmu:
+            for sharing_pid in self._vcpu_tracker.spaces.sharing_processes(vcpu.tgid):
+                self._confinement_of(sharing_pid).release()
 
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
         """Pass a call for an attribute on to the hold."""
@@ -310,6 +333,7 @@ class Supervisor:
             self._observer.on_process(vcpu.tgid)
         self._vcpu_table.add(vcpu)
         self._observer.on_vcpus(self._vcpu_table.statuses({}))
+        self._observer.on_vpmu(has_vpmu=self._vcpu_table.has_vpmu)
         self._observer.on_default_pmu(self._default_pmu_tracker.default_pmu(vcpu.tgid))
 
     def _on_released(self, ioctls: Sequence[IoctlCall], pid: int) -> None:

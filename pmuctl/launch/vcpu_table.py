@@ -24,6 +24,18 @@ class VcpuTable:
         self.pid, self._vm_fd = vcpu.tgid, vcpu.vm_fd
         self._vcpus[vcpu.index] = vcpu
 
+    @property
+    def has_vpmu(self) -> bool:
+        """Return False if all vCPUs were made without a vPMU."""
+        return not self._vcpus or len(self._find_without_vpmu()) < len(self._vcpus)
+
+    def is_first_without_vpmu(self, vcpu: PendingVcpu) -> bool:
+        """Return whether this is the only vCPU so far that was made without a vPMU."""
+        return self._find_without_vpmu() == [vcpu]
+
+    def _find_without_vpmu(self) -> list[PendingVcpu]:
+        return [vcpu for vcpu in self._vcpus.values() if vcpu.has_vpmu is False]
+
     def find(self, fd: int) -> PendingVcpu | None:
         """Return the vCPU with this descriptor, None if there is none."""
         return next((vcpu for vcpu in self._vcpus.values() if vcpu.fd == fd), None)

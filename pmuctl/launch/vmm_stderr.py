@@ -36,10 +36,13 @@ class VmmStderr:
                 self._fd = -1
 
     @contextmanager
-    def taken(self, pid: int) -> Iterator[int | None]:
-        """Yield a descriptor of the stderr of VMM `pid`, which outlives the VMM; None if none."""
+    def taken(self, pid: int | None) -> Iterator[int | None]:
+        """Yield a descriptor of the stderr of VMM `pid`, which outlives the VMM; None if none.
+
+        Without a `pid`, of a VMM that has ended, only the one from the start can be had.
+        """
         with self._lock:
-            if self._fd < 0:
+            if self._fd < 0 and pid is not None:
                 with suppress(OSError):
                     self._fd = _borrow_stderr(pid)
                 self._is_to_close = True
@@ -52,7 +55,7 @@ class VmmStderr:
                     self._is_to_close = False
                     self.close()
 
-    def write_error(self, error: PmuctlError, pid: int, word: str = "error") -> None:
+    def write_error(self, error: PmuctlError, pid: int | None, word: str = "error") -> None:
         """Write an error as pmuctl does to the stderr of VMM `pid`; write failures are ignored."""
         with self.taken(pid) as fd:
             write_error(error, fd, word)

@@ -28,6 +28,7 @@ class CheckId(StrEnum):
     HOST_DEBUGFS = "host.debugfs"
     VM_SOCKET = "vm.socket"
     VM_SUPERVISOR = "vm.supervisor"
+    VM_MADE = "vm.made"
     VM_WINDOW = "vm.window"
     VM_PMU_ONLINE = "vm.pmu-online"
     VM_BLOCKED = "vm.blocked"

@@ -104,6 +104,8 @@ class Vm:
     the VMM serves its socket (pmuctl run); the record of such a VM has the `command` that started
     it and the changes that were `applied`.
 
+    `unmade` is why its process has made no VM yet, though there are settings for one.
+
     `problem` is why the VM could not be queried. All else is then unknown (None) except its name,
     its socket, what its process tells, and, of an orphaned VM, what its record has.
     """
@@ -130,6 +132,7 @@ class Vm:
     supervised: bool = False
     command: tuple[str, ...] | None = None
     applied: tuple[SettingsChange, ...] = ()
+    unmade: PmuctlError | None = None
     problem: PmuctlError | None = None
     identity: VmmIdentity = field(default_factory=VmmIdentity)
     is_own: bool = False

@@ -118,6 +118,11 @@ def _get_uuid(vm: Vm) -> object:
     return UNKNOWN if vm.state in (*_NOT_QUERIED, VmState.ORPHANED) else vm.uuid
 
 
+def _get_problem(vm: Vm) -> object:
+    problem = vm.problem or vm.unmade
+    return problem and f"{problem.message}: {problem.why}"
+
+
 def _get_aligned(alignment: VmAlignment) -> object:
     """Return whether the VM stays on its PMU; None if it has no PMU."""
     if not alignment.effective_pmu.names:
@@ -299,7 +304,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(
         name="PROBLEM",
         help="why it could not be asked",
-        value=_from_vm(lambda vm: vm.problem and f"{vm.problem.message}: {vm.problem.why}"),
+        value=_from_vm(_get_problem),
         shown=False,
     ),
 )

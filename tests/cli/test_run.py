@@ -38,7 +38,7 @@ from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V
 from pmuctl.value import replace
 from tests.cli.conftest import Machine, Ran
 from tests.command_tree import leaf
-from tests.fakes.vmm import FakeThreads
+from tests.fakes.vmm import FakeThreads, FakeVm
 from tests.man_pages import ROOT, examples
 
 A53, A72 = "armv8_cortex_a53", "armv8_cortex_a72"
@@ -622,6 +622,30 @@ def test_the_example_of_the_manual_page_is_what_is_printed(host: Host) -> None:
     ran = host.run(*shlex.split(words)[1:])
     told = [line.replace(str(host.directory), "/usr/bin") for line in ran.lines]
     assert (ran.status, told) == (0, out)
+
+
+def test_a_dry_run_is_refused_a_name_that_is_taken(host: Host) -> None:
+    host.machine.start(FakeVm("web1"))
+    ran = host.run("--dry-run", *PMU, "--name", "web1", "vmm")
+    path = host.machine.runtime / "web1.sock"
+    assert (ran.status, ran.stdout) == (9, "")
+    assert ran.stderr == f"error: {path} is taken\n  why: a server listens there\n"
+    assert host.run("--dry-run", *PMU, "--name", "web2", "vmm").status == 0
+    assert not (host.machine.runtime / "web2.sock").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--best-effort",), ("--dry-run",)])
+def test_a_client_of_a_service_is_refused_with_what_to_do(
+    host: Host, options: tuple[str, ...]
+) -> None:
+    ran = host.run(*PMU, *options, "--", "/usr/bin/virsh", "start", "web1")
+    assert (ran.status, ran.stdout, host.starter.how) == (2, "", "")
+    assert ran.stderr.splitlines() == [
+        "error: /usr/bin/virsh is not a VMM: libvirt's daemon starts the VM",
+        "  why: the settings reach only VMs of the command itself and of its descendants",
+        "  fix: give QEMU's own command line; "
+        "virsh domxml-to-native qemu-argv --domain VM prints it",
+    ]
 
 
 def test_a_dry_run_is_refused_what_the_start_is_refused(host: Host) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pmuctl.control.runtime.start_record import Problem, Record, write_record
+from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.settings_change import SettingsChange
 from pmuctl.value import replace
@@ -364,7 +365,7 @@ def test_no_word_of_a_record_steers_the_terminal(host: Machine) -> None:
             assert "\nweb9" not in text
 
 
-# After a start that was refused
+# After a start that was refused, or made no VM
 
 REFUSED = Problem(message="KVM has no such PMU", why="ENXIO", fix="pmuctl pmu list", status=4)
 
@@ -377,21 +378,69 @@ def test_a_name_without_a_vm_tells_why_its_last_start_was_refused(host: Machine)
         assert (ran.status, ran.stdout) == (4, "")
         assert ran.stderr.splitlines() == [
             "error: web1: there is no such VM",
-            f"  why: its last start, {when}, was refused: KVM has no such PMU: ENXIO",
+            f"  why: its last start, {when}: KVM has no such PMU: ENXIO",
             "  fix: pmuctl pmu list",
         ]
     assert "refused" not in host.run("vm", "list").stderr
     assert reached(host, "stopped")
     ran = host.run("vm", "wait", "web1", "--for", "running", "--timeout", "0")
     assert ran.status == 1
-    assert ran.stderr.startswith(f"web1: not running after 0 s: its last start, {when}, was ref")
+    assert ran.stderr.startswith(f"web1: not running after 0 s: its last start, {when}: KVM has")
+
+
+UNMADE = Problem(
+    message="no KVM VM was made",
+    why="it ended without one",
+    now="the settings reached no VM",
+    fix="give QEMU -accel kvm",
+    status=0,
+)
+
+
+def test_a_command_that_made_no_vm_is_told_while_it_goes_on(host: Machine) -> None:
+    fake_proc(host.proc, VMM, holds_kvm=False)
+    supervised(host, is_made=False)
+    recorded(host, replace(RECORD, problem=UNMADE, start=host_start(host)))
+    its = shown(host)
+    assert (its["state"], its["problem"]) == (
+        "starting",
+        "no KVM VM was made: it ended without one",
+    )
+    found = made(host)
+    assert (found["subject"], found["result"], found["fix"]) == ("web1", "WARN", UNMADE.fix)
+
+
+def test_a_command_that_ended_without_a_vm_is_told_by_show_and_doctor(host: Machine) -> None:
+    assert made(host) is None
+    path = recorded(host, replace(RECORD, problem=UNMADE, start=START + 1))
+    ran = host.run("vm", "show", "web1")
+    assert ran.status == 4
+    assert ran.stderr.splitlines()[1].endswith(": no KVM VM was made: it ended without one")
+    assert ran.stderr.splitlines()[2:] == [f"  now: {UNMADE.now}", f"  fix: {UNMADE.fix}"]
+    found = made(host)
+    assert (found["subject"], found["result"], found["fix"]) == ("web1", "WARN", UNMADE.fix)
+    assert found["why"].startswith("no KVM VM was made by its last start, ")
+    path.unlink()
+    assert made(host) is None
+
+
+def host_start(host: Machine) -> int:
+    start = Procfs(host.proc).start_time(VMM)
+    assert start is not None
+    return start
+
+
+def made(host: Machine) -> Any:
+    """The finding of doctor's vm.made, None without one."""
+    rows = json.loads(host.run("doctor", "-J", uid=ME).stdout)["findings"]
+    return next((row for row in rows if row["id"] == "vm.made"), None)
 
 
 def test_a_refusal_without_a_fix_has_one(host: Machine) -> None:
     problem = replace(REFUSED, why=None, fix=None)
     recorded(host, replace(RECORD, problem=problem))
     ran = host.run("vm", "show", "web1")
-    assert ran.stderr.splitlines()[1].endswith("was refused: KVM has no such PMU")
+    assert ran.stderr.splitlines()[1].endswith(": KVM has no such PMU")
     assert ran.stderr.splitlines()[2] == "  fix: start it anew with pmuctl run"
 
 

@@ -24,6 +24,7 @@ from tests.lab.phases import (
     check_refused,
     crosvm,
     give_runtime_dir,
+    processes_of,
     run,
     supervised,
 )
@@ -104,10 +105,27 @@ def test_a_vmm_that_cannot_be_executed(
 
 
 def test_a_vmm_that_makes_no_vm(lab_newest: Lab) -> None:
-    """It has its own exit status, and nothing stays."""
+    """It has its own exit status, and what reached no VM is told by it, by vm show and doctor."""
     ran = run(lab_newest, "--pmu", A72, vmm=["sh", "-c", "echo out; echo err >&2; exit 42"])
-    assert (ran.status, ran.stdout, ran.stderr) == (42, "out\n", "err\n")
-    check_left(lab_newest)
+    assert (ran.status, ran.stdout, ran.stderr[:4]) == (42, "out\n", "err\n")
+    until(lambda: not processes_of(lab_newest, "obstacle"), "its supervisor leaves")
+    assert "no KVM VM was made: it ended" in pmuctl(lab_newest, "vm", "show", "obstacle").stderr
+    found = pmuctl(lab_newest, "doctor", "-n", "--format", "tsv", "-o", "id,subject,result")
+    assert "vm.made\tobstacle\tWARN\n" in found.stdout
+    check_left(lab_newest, record=True)
+
+
+@pytest.mark.parametrize("qemu_lab", ["newest"], indirect=True)
+def test_qemu_without_kvm_is_told_while_it_goes_on(qemu_lab: Lab) -> None:
+    command = ["qemu-system-aarch64", "-M", "none", "-accel", "tcg", "-display", "none"]
+    with supervised(qemu_lab, [*command, "-monitor", "none"]) as its:
+        its.hear("warning: phase: no KVM VM was made\n")
+        told = its.job.output()
+        assert "why: it has gone on for 30 s without one" in told
+        assert "fix: give QEMU -accel kvm" in told
+        shown = json.loads(its.pmuctl("show", "-J").stdout)["vm"]
+        assert shown["state"] == "starting"
+        assert shown["problem"].startswith("no KVM VM was made: ")
 
 
 def without_pmu(lab: Lab) -> list[str]:
@@ -127,7 +145,7 @@ def test_a_vm_without_a_pmu(qemu_lab: Lab) -> None:
     assert "-cpu host,pmu=on" in ran.stderr
     shown = pmuctl(qemu_lab, "vm", "show", "obstacle")
     assert shown.status == 4
-    assert "was refused: its VMM makes vCPUs without a vPMU" in shown.stderr
+    assert ": its VMM makes vCPUs without a vPMU" in shown.stderr
     check_left(qemu_lab, record=True)
 
     ran = run(qemu_lab, "--pmu", A72, "--best-effort", vmm=without_pmu(qemu_lab))

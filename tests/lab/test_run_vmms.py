@@ -212,8 +212,24 @@ def test_refused_start_is_told_afterwards(lab: Lab) -> None:
     told = pmuctl(lab, "vm", "show", "refused")
     assert (told.status, told.stdout) == (4, "")
     assert "its last start, " in told.stderr
-    assert "was refused: its VMM makes vCPUs without a vPMU" in told.stderr
+    assert ": its VMM makes vCPUs without a vPMU" in told.stderr
     again = to_the_end(lab, "--pmu", A72, vmm=standin("crosvm"), name="refused")
     assert again.status == 0, again
     wait_nothing_left(lab, "refused")
     assert "refused: its VMM" not in pmuctl(lab, "vm", "show", "refused").stderr
+
+
+def test_vm_without_a_vpmu_is_let_go_at_best_effort(qemu_lab: Lab) -> None:
+    """It has no PMU and no window, its threads run where they will, and one warning says so."""
+    vmm = qemu("7.2", *put_bare_metal(qemu_lab, End.WFI))
+    vmm[vmm.index("host")] = "host,pmu=off"
+    with running(qemu_lab, "--pmu", A72, "--best-effort", vmm=vmm) as run:
+        run.wait_reports()
+        run.wait("running")
+        (row,) = json.loads(run.done("list", "-J"))["vms"]
+        assert (row["window"], row["pmu"], row["filter"], row["aligned"]) == ("none", *[None] * 3)
+        assert {thread.cpus for thread in run.threads()} == {"0-3"}
+        told = run.job.raw("stderr").decode()
+        assert told.count("warning: ") == told.count("fix: give QEMU -cpu host,pmu=on\n") == 1
+        assert run.record()["cpus"] is run.record()["pmu"] is None
+        assert pmuctl(qemu_lab, "affinity", "check", run.name).status == 0

@@ -73,6 +73,10 @@ class Log:
     def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
         self.tell("has", vcpus=[[its.index, its.tid, its.has_run] for its in vcpus])
 
+    def on_vpmu(self, *, has_vpmu: bool) -> None:
+        if not has_vpmu:
+            self.tell("without vpmu")
+
     def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
         self.tell("chose", pmu=pmu)
 
@@ -81,6 +85,9 @@ class Log:
 
     def on_refused(self, error: PmuctlError) -> None:
         self.tell("refused", message=error.message, why=error.why)
+
+    def on_no_vm(self, error: PmuctlError) -> None:
+        self.tell("no vm", why=error.why)
 
     def on_held(self, descriptions: Sequence[str]) -> None:
         self.tell("applied", words=list(descriptions))

@@ -89,7 +89,9 @@ def test_one_error_is_written_where_two_threads_fail(*, best_effort: bool) -> No
     )
     story = cast(VmObserver, SimpleNamespace(on_refused=refused.append))
     tracer = FakeTracer()
-    tracer.applier = Applier(spec, story, VmmStderr(write), tracer, Procfs(), lambda pid: {pid})
+    tracer.applier = Applier(
+        spec, story, VmmStderr(write), tracer, Procfs(), lambda pid: {pid}, lambda _: False
+    )
     error = RefusedError("the one")
     tracer.applier.fail(Tracee(1, 1, native_arch()), error, is_final=True)
     os.close(write)

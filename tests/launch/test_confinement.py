@@ -199,6 +199,38 @@ def test_what_somebody_changed_meanwhile_stays(process: Process, placement: Conf
     assert process.shown() == {100: "3", 101: "2-3", 102: "2-3", 103: "0"}
 
 
+def test_a_release_gives_all_their_masks_back(process: Process, placement: Confinement) -> None:
+    """Those of vCPUs, of threads made since then, but none that somebody changed."""
+    placement.confine()
+    process.runs(101, fd=10)
+    process.thread(103, "2-3")
+    process.masks[102] = CpuSet.parse("3")
+    placement.release()
+    assert process.shown() == {100: "0-3", 101: "0-3", 102: "3", 103: "0-3"}
+    placement.confine()
+    assert process.shown() == {100: "2-3", 101: "2-3", 102: "3", 103: "2-3"}
+
+
+def test_a_thread_born_between_two_vcpus_is_no_pinned_one(
+    process: Process, placement: Confinement
+) -> None:
+    """It has inherited a mask that was narrowed before."""
+    placement.confine()
+    process.thread(103, "2-3")
+    placement.confine()
+    placement.release()
+    assert process.shown() == dict.fromkeys((100, 101, 102, 103), "0-3")
+
+
+def test_that_a_vcpu_has_run_stays_known(process: Process, placement: Confinement) -> None:
+    assert not placement.has_run()
+    process.runs(101, fd=10)
+    assert placement.has_run()
+    process.thread(101, call=IDLE)
+    placement.confine()
+    assert placement.has_run()
+
+
 def test_a_process_that_has_gone_is_done_with(process: Process, placement: Confinement) -> None:
     placement.confine()
     for path in (process.root / str(PID) / "task").iterdir():

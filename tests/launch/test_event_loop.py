@@ -47,6 +47,9 @@ class Behind:
     def receive(self) -> None:
         raise EOFError
 
+    def on_gate_closed(self) -> None:
+        pass
+
     def flush(self) -> None:
         pass
 
@@ -101,7 +104,10 @@ class Starved:
         """Nobody stands behind the gate any more."""
         os.close(self._write)
 
-    def close_stderr(self) -> None:
+    def on_process_exit(self) -> None:
+        pass
+
+    def on_gate_closed(self) -> None:
         pass
 
     def flush(self) -> None:

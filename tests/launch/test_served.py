@@ -15,6 +15,7 @@ from pmuctl.host.host import Host
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.inventory.lookup import list_vms
 from pmuctl.manage.inventory.session import Session
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm, VmState, VmVcpu
 from pmuctl.value import replace
 from tests.launch.native import (
@@ -39,9 +40,10 @@ def serve(room: Path) -> Iterator[Serve]:
     room.chmod(0o755)
     started: list[Gated] = []
 
-    def start(*words: str) -> Gated:
+    def start(*words: str, affinity: CpuSet | None = None) -> Gated:
         name = fresh_name("vm")
-        orders = LaunchSpec(name=name, socket=room / f"{name}.sock", command=vmm(*words))
+        socket, command = room / f"{name}.sock", vmm(*words)
+        orders = LaunchSpec(name=name, socket=socket, command=command, affinity=affinity)
         started.append(Gated(orders, supervisor=None))
         return started[-1]
 
@@ -147,6 +149,26 @@ def test_one_whose_supervisor_runs_short_is_told_why(
     assert record is not None
     assert record.problem is not None
     assert (record.problem.message, record.problem.status) == ("the VMM cannot be followed", 125)
+
+
+def test_a_second_vm_that_fails_is_not_told_to_be_the_first(
+    serve: Serve, room: Path, two_cpus: tuple[int, int]
+) -> None:
+    """One that ran ends with the VMM, and that is what is said."""
+    words = ("--vms", "2", "--vcpus", "1", "--sleep", "--pause", "ran")
+    its = serve(*words, affinity=CpuSet.of(two_cpus[:1]))
+    its.hear("at", "ran")
+    wait_for(lambda: [vm for vm in listed(room) if vm.state is VmState.RUNNING], "it runs")
+    os.sched_setaffinity(its.pid, two_cpus[1:])
+    its.go_on()
+    assert its.status() == 125
+    its.is_left_alone()
+    now = "its VMM was ended, a VM of which had run; the new VM was not started"
+    assert f"  now: {now}\n" in its.complaint()
+    record = read_record(room / f"{its.name}.sock.json", {os.geteuid()})
+    assert record is not None
+    assert record.problem is not None
+    assert record.problem.now == now
 
 
 def test_a_record_that_cannot_be_written_is_told_once_and_tried_again(

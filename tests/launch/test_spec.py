@@ -81,7 +81,7 @@ def test_the_text_of_a_spec() -> None:
     assert its.encode() == (
         b'{"name": "web1", "socket": "/x", "command": ["vmm"], "pmu": [11, "armv8_cortex_a72"], '
         b'"filter": {"default": "deny", "except": [[17, 1]]}, "affinity": null, '
-        b'"attributes": [0, 1, 2, 3], "event-bits": 16, '
+        b'"names-cpus": false, "attributes": [0, 1, 2, 3], "event-bits": 16, '
         b'"defaults": [[11, "armv8_cortex_a72", "2-3"]], "hold": false, "timeout": 2.5, '
         b'"best-effort": false}'
     )

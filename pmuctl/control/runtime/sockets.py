@@ -2,6 +2,7 @@
 """Control sockets: the runtime directories, the names in them, and binding a socket."""
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -25,6 +26,8 @@ SUN_PATH_MAX = 107
 LISTEN_BACKLOG = 16
 SOCKETS_MAX = 256
 """Control sockets to query in another user's directory: a user can create any number of them."""
+RECORDS_READ = 256
+"""Start records of a directory to read: a user can have any number of failed starts."""
 NAMES_READ = 1 << 16
 """Names to read of a directory."""
 
@@ -117,6 +120,12 @@ def scan_sockets(
     return SocketScan(found, left_out)
 
 
+def scan_records(directory: Path) -> list[Path]:
+    """Return the paths of the first RECORDS_READ start records in a directory, sorted."""
+    names = (name for name in _scan_names(directory) if name.endswith(SUFFIX + RECORD_SUFFIX))
+    return [directory / name for name in islice(names, RECORDS_READ)]
+
+
 def _scan_names(path: Path) -> list[str]:
     """Return at most NAMES_READ names of a directory, sorted.
 
@@ -165,8 +174,7 @@ def bind_control_socket(
     Raise UsageError if the path is too long for a socket, RefusedError if the socket is taken or
     cannot be created, and DeniedError if this user may not write to the directory.
     """
-    if len(os.fsencode(path)) > SUN_PATH_MAX:
-        raise UsageError(f"{path}: too long for a socket", why=f"at most {SUN_PATH_MAX} bytes")
+    _check_length(path)
     with contextlib.ExitStack() as stack:
         try:
             _make_directory(path.parent)
@@ -175,6 +183,22 @@ def bind_control_socket(
         except OSError as error:
             raise _make_bind_error(path, error) from error
         yield listener
+
+
+def check_bindable(path: Path, procs: Procfs) -> None:
+    """Raise what bind_control_socket() would raise now for this path, as far as that can be told.
+
+    Nothing is made or removed.
+    """
+    _check_length(path)
+    if path.parent.exists() and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise _make_bind_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    _check_free(path, procs)
+
+
+def _check_length(path: Path) -> None:
+    if len(os.fsencode(path)) > SUN_PATH_MAX:
+        raise UsageError(f"{path}: too long for a socket", why=f"at most {SUN_PATH_MAX} bytes")
 
 
 def _make_bind_error(path: Path, error: OSError) -> PmuctlError:
@@ -264,10 +288,19 @@ def _write_process(path: Path, procs: Procfs) -> None:
 
 def _clear_stale(path: Path, procs: Procfs) -> None:
     """Remove the socket of a dead process; raise RefusedError for anything else."""
+    if _check_free(path, procs):
+        path.unlink()
+
+
+def _check_free(path: Path, procs: Procfs) -> bool:
+    """Return whether there is the socket of a dead process; raise RefusedError for anything else.
+
+    Return False if there is nothing.
+    """
     try:
         mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
+    except OSError:
+        return False
     if not stat.S_ISSOCK(mode):
         raise RefusedError(f"{path} is in the way", why="it is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
@@ -282,7 +315,7 @@ def _clear_stale(path: Path, procs: Procfs) -> None:
             raise RefusedError(f"{path} is taken", why="a server listens there")
     if (pid := _read_process(path, procs)) is not None:
         raise RefusedError(f"{path} is taken", why=f"its process {pid} is still there")
-    path.unlink()
+    return True
 
 
 def _read_process(path: Path, procs: Procfs) -> int | None:

@@ -39,10 +39,15 @@ STEPS_KEPT = 32
 
 @value(kw_only=True)
 class Problem:
-    """The reason why a start was refused or failed: the texts of the error and its exit status."""
+    """The reason why a start was refused or failed: the texts of the error.
+
+    `status` is the exit status that the VMM was given; 0 if it was left alone, because it made no
+    VM that could get the settings.
+    """
 
     message: str
     why: str | None = None
+    now: str | None = None
     fix: str | None = None
     status: int
 
@@ -100,7 +105,13 @@ _CHANGE = Struct(
     cls=SettingsChange,
 )
 _PROBLEM = Struct(
-    {"message": _TEXT, "why": Nullable(_TEXT), "fix": Nullable(_TEXT), "status": Int(most=255)},
+    {
+        "message": _TEXT,
+        "why": Nullable(_TEXT),
+        "now": Maybe(Nullable(_TEXT)),  # older records have none
+        "fix": Nullable(_TEXT),
+        "status": Int(most=255),
+    },
     cls=Problem,
 )
 FORM = Struct(
@@ -169,6 +180,7 @@ def _cut_record(record: Record) -> Record:
             problem,
             message=cut_text(problem.message),
             why=problem.why and cut_text(problem.why),
+            now=problem.now and cut_text(problem.now),
             fix=problem.fix and cut_text(problem.fix),
         ),
     )

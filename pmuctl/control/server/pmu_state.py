@@ -145,8 +145,8 @@ class PmuState:
         with self._lock:
             vpmu = self._build_vpmu()
             by = self._find_seal_reason(vpmu)
-            event_filter = self._filter or self._derive_filter()
             window = "none" if not self._backend.has_vpmu() else "sealed" if by else "open"
+            event_filter = self._filter or self._derive_filter() if window != "none" else None
             return {
                 "name": self._backend.name,
                 "uuid": self._backend.uuid,
@@ -158,9 +158,11 @@ class PmuState:
                 "by": by,
                 "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.caps.attributes)],
                 "event-bits": self._backend.event_bits(),
-                "pmu": self._describe_pmu(is_closed=window == "sealed"),
+                "pmu": None
+                if window == "none"
+                else self._describe_pmu(is_closed=window == "sealed"),
                 "counters": None
-                if self._counters is None
+                if self._counters is None or window == "none"
                 else {"value": self._counters, "origin": "applied"},
                 "filter": event_filter and filter_message(event_filter) | {"origin": "applied"},
                 "vcpus": [

@@ -136,6 +136,12 @@ class ControlService:
         if self._record.stops is None and all(vcpu.has_run for vcpu in vcpus):
             self._update_record(stops=self._count_stops())
 
+    def on_vpmu(self, *, has_vpmu: bool) -> None:
+        """Publish whether the VM has a vPMU; without one, no settings are recorded."""
+        self._backend.known_vpmu = has_vpmu
+        if not has_vpmu and (self._record.pmu or self._record.cpus):
+            self._update_record(pmu=None, filter=None, cpus=None)
+
     def on_default_pmu(self, pmu: tuple[int, str] | None) -> None:
         """Publish the PMU that KVM chose by itself; None if it is not certain."""
         self._backend.known_default_pmu = pmu
@@ -162,10 +168,18 @@ class ControlService:
 
     def on_refused(self, error: PmuctlError) -> None:
         """Record why the VM does not start."""
+        self._record_problem(error, int(ExitStatus.ENDED))
+
+    def on_no_vm(self, error: PmuctlError) -> None:
+        """Record why the settings have reached no VM."""
+        self._record_problem(error, 0)
+
+    def _record_problem(self, error: PmuctlError, status: int) -> None:
         problem = Problem(
-            message=error.message, why=error.why, fix=error.fix, status=int(ExitStatus.ENDED)
+            message=error.message, why=error.why, now=error.now, fix=error.fix, status=status
         )
-        self._update_record(problem=problem)
+        if self._record.problem != problem:
+            self._update_record(problem=problem)
 
     def on_held(self, descriptions: Sequence[str]) -> None:
         """Publish the held VM; these calls applied the settings of the launch spec."""

@@ -30,7 +30,8 @@ class PendingCall:
 class SupervisedBackend:
     """What the control server may know of a supervised VM and do to it.
 
-    ControlService keeps `pid`, `known_vcpus`, `known_default_pmu` and `is_gone` up to date.
+    ControlService keeps `pid`, `known_vcpus`, `known_default_pmu`, `known_vpmu` and `is_gone` up
+    to date.
 
     Only the supervisor's own thread may touch a tracee: a call of `set_attr` waits until that
     thread calls `make_pending_calls`, which makes it with `make_call`; `wake` wakes that thread.
@@ -44,6 +45,7 @@ class SupervisedBackend:
         self.pid = pid
         self.known_vcpus: tuple[VcpuStatus, ...] = ()
         self.known_default_pmu: tuple[int, str] | None = None
+        self.known_vpmu = True
         self._pending_calls: deque[PendingCall] = deque()
         self._spec = spec
         self._wake = wake
@@ -55,8 +57,8 @@ class SupervisedBackend:
         return self.known_vcpus
 
     def has_vpmu(self) -> bool:
-        """Return True: unless --best-effort lets it run, a VM without a vPMU is not started."""
-        return True
+        """Return False if --best-effort let a VM without a vPMU run."""
+        return self.known_vpmu
 
     def default_pmu(self) -> tuple[int, str] | None:
         """Return KVM's own choice as the supervisor observed it, None if it is not certain."""

@@ -2,6 +2,7 @@
 """Diagnosis of a host and its VMs: the facts that the checks judge are read here."""
 
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +20,10 @@ from pmuctl.manage.diagnosis.spinning import ThreadId, measure_spin_shares, slee
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.host_info import read_host_kvm_caps
 from pmuctl.manage.inventory.inventory import VmList
+from pmuctl.manage.inventory.replies import make_problem_error
+from pmuctl.manage.inventory.start_records import starts_without_vm
 from pmuctl.model.alignment import VmAlignment
-from pmuctl.model.check_result import Finding
+from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.value import replace
 
@@ -43,6 +46,8 @@ def diagnose(
         # the checks of VMs use what was probed now even if the cache could not be written
         host_state = host_state.with_kvm_caps(_probe_kvm(host_state, access))
     findings = check_host(_read_host_facts(host_state, vm_list, access, kvm)) if is_whole else []
+    if is_whole:
+        findings += _find_unmade_vms(host_state)
     unchecked: list[str] = []
     facts = [_read_vm_facts(assess(vm, host_state), host_state) for vm in vm_list.vms]
     for vm_facts in _add_spin_shares(facts, host_state, sleep):
@@ -52,6 +57,18 @@ def diagnose(
             why = _explain_unchecked(vm_facts.alignment, host_state)
             unchecked.append(f"{vm_facts.alignment.vm.name}: no check applies: {why}")
     return findings, unchecked
+
+
+def _find_unmade_vms(host_state: HostState) -> Iterator[Finding]:
+    """Yield a finding for each command that has ended without a VM for its settings."""
+    host = host_state.host
+    for record in starts_without_vm(host.environ, host.uid, host.procs) if host.is_live else ():
+        error = make_problem_error(record)
+        assert error is not None
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.began))
+        why = f"{error.message} by its last start, {when}: {error.why}"
+        outcome = Outcome(Result.WARN, why, fix=error.fix)
+        yield Finding.of(CheckId.VM_MADE, record.name, outcome)
 
 
 def _explain_unchecked(alignment: VmAlignment, host_state: HostState) -> str:

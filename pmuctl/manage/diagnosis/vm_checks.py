@@ -84,6 +84,15 @@ def _check_supervisor(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.PASS, "its supervisor is there")
 
 
+def _check_made(facts: VmFacts) -> Iterator[Outcome]:
+    vm = facts.alignment.vm
+    if vm.unmade is not None:
+        why = f"{vm.unmade.message}: {vm.unmade.why or 'the settings reached none'}"
+        yield Outcome(Result.WARN, why, fix=vm.unmade.fix)
+    elif vm.supervised and vm.vcpus:
+        yield Outcome(Result.PASS, "its VMM has made its VM with KVM")
+
+
 def _check_window(facts: VmFacts) -> Iterator[Outcome]:
     vm = facts.alignment.vm
     if vm.state is VmState.WAITING:
@@ -184,6 +193,7 @@ Check = Callable[[VmFacts], Iterator[Outcome]]
 CHECKS: Mapping[CheckId, Check] = {
     CheckId.VM_SOCKET: _check_socket,
     CheckId.VM_SUPERVISOR: _check_supervisor,
+    CheckId.VM_MADE: _check_made,
     CheckId.VM_WINDOW: _check_window,
     CheckId.VM_PMU_ONLINE: _check_pmu_online,
     CheckId.VM_BLOCKED: _check_blocked,

@@ -145,8 +145,20 @@ def _make_answered_vm(socket: ControlSocket, reply: VmReply, procs: Procfs) -> V
         program = read_program(procs, vmm.pid)
         vm = replace(vm, identity=identify_program(procs, vmm.pid, *program))
     if reply.record is not None:
-        vm = replace(vm, command=reply.record.command, applied=reply.record.applied)
+        record = reply.record
+        unmade = make_problem_error(record) if not vcpus else None
+        vm = replace(vm, command=record.command, applied=record.applied, unmade=unmade)
     return vm
+
+
+def make_problem_error(record: Record) -> PmuctlError | None:
+    """Return what a record says of a start that failed; None if it says nothing."""
+    problem = record.problem
+    if problem is None:
+        return None
+    return RefusedError(
+        problem.message, subject=record.name, why=problem.why, now=problem.now, fix=problem.fix
+    )
 
 
 def _get_state(answer: Mapping[str, Any], vcpus: Sequence[VmVcpu]) -> VmState:

@@ -5,7 +5,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pmuctl.control.runtime.sockets import ControlSocket, file_name, record_path, runtime_dirs
+from pmuctl.control.runtime.sockets import (
+    ControlSocket,
+    file_name,
+    record_path,
+    runtime_dirs,
+    scan_records,
+)
 from pmuctl.control.runtime.start_record import Record, read_record
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.procfs import Procfs
@@ -16,7 +22,7 @@ from pmuctl.model.vm_ref import ProcessId
 
 
 class RefusedStartError(NotFoundError):
-    """There is no such VM, because its start was refused."""
+    """There is no such VM, because its start failed."""
 
 
 def record_of(socket: ControlSocket, name: str, process: ProcessId) -> Record | None:
@@ -65,7 +71,7 @@ def _find_living(socket: ControlSocket, procs: Procfs) -> tuple[Record, int] | N
 
 
 def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedStartError | None:
-    """Return why there is no VM of this name, if a record shows that its last start was refused.
+    """Return why there is no VM of this name, if a record shows that its last start failed.
 
     Only records of root and of this user count, because the user will follow their words.
     """
@@ -85,10 +91,31 @@ def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedSta
         return RefusedStartError(
             "there is no such VM",
             subject=name,
-            why=f"its last start, {when}, was refused: {problem.message}{why}",
+            why=f"its last start, {when}: {problem.message}{why}",
+            now=problem.now,
             fix=problem.fix or "start it anew with pmuctl run",
         )
     return None
+
+
+def starts_without_vm(environ: Mapping[str, str], uid: int, procs: Procfs) -> list[Record]:
+    """Return the records of commands that have ended and had made no VM for their settings.
+
+    As with `refused_start`, only records of root and of this user count.
+    """
+    found: list[Record] = []
+    for directory, owner in runtime_dirs(environ, uid):
+        if owner not in (None, uid):
+            continue
+        for path in scan_records(directory):
+            record = read_record(path, {0, uid})
+            if record is None or record.problem is None or record.problem.status:
+                continue
+            if record_path(directory / file_name(record.name)) == path and not procs.is_there(
+                record.process
+            ):
+                found.append(record)
+    return found
 
 
 def _find_owner(socket: ControlSocket) -> int | None:

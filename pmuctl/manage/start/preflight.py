@@ -23,6 +23,7 @@ from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.plan import CurrentState, TargetSettings, make_pinned_error, no_attribute, plan
 from pmuctl.model.pmu import Pmu
+from pmuctl.model.service_client import find_service_client
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -76,6 +77,17 @@ def check_own_process(procs: Procfs, pid: int) -> None:
             "/proc is not that of this pid namespace",
             why=f"this is process {pid}, and /proc/self is {shown}",
             fix="mount the namespace's own: mount -t proc proc /proc",
+        )
+
+
+def check_is_no_client(command: Sequence[str]) -> None:
+    """Raise UsageError for a command that has a service start the VM."""
+    client = find_service_client(command)
+    if client is not None:
+        raise UsageError(
+            f"{command[0]} is not a VMM: {client.starts} starts the VM",
+            why="the settings reach only VMs of the command itself and of its descendants",
+            fix=client.fix,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pmuctl.control.protocol.messages import NAME, VM_NAME
-from pmuctl.control.runtime.sockets import file_name, own_dir
+from pmuctl.control.runtime.sockets import check_bindable, file_name, own_dir
 from pmuctl.errors import PmuctlError, RefusedError, UsageError
 from pmuctl.host.host import Host
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
@@ -17,6 +17,7 @@ from pmuctl.manage.start.exec import as_warning, find_program
 from pmuctl.manage.start.preflight import (
     ask_kvm,
     check_cpus,
+    check_is_no_client,
     check_kernel,
     check_own_process,
     cpus_of,
@@ -66,6 +67,7 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
     request with `best_effort` gets the latter as `obstacle` instead.
     """
     check_words(request)
+    check_is_no_client(request.command)
     check_own_process(host.procs, pid)
     name = request.name
     if name is None:
@@ -87,6 +89,7 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
     probed = KvmCaps(has_vpmu=None)
     obstacle: PmuctlError | None = None
     try:
+        check_bindable(socket, host.procs)
         probed = ask_kvm(host, pmus)
         if request.filter is not None and pmu is not None:
             event_filter = compile_filter(request.filter, pmu, probed.event_bits_for(pmu.type))
@@ -109,6 +112,7 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
         pmu=None if pmu is None or pmu.type is None else (pmu.type, pmu.name),
         filter=event_filter,
         affinity=cpus,
+        names_cpus=request.affinity not in (AUTO, NONE),
         attributes=probed.attributes,
         event_bits=probed.event_bits if pmu is None else probed.event_bits_for(pmu.type),
         defaults=_find_default_pmus(probed, pmus) if pmu is None else {},

@@ -131,8 +131,8 @@ def test_the_text_is_that_of_every_version() -> None:
         '"filter": {"default": "deny", "except": [[8, 2], [17, 1]]}, "cpus": "2-3,8", '
         '"applied": [{"when": 1700000001, "by": "pmuctl run", "steps": ["SET_PMU", "FILTER"]}, '
         '{"when": 1700000099, "by": "uid 0, pid 9", "steps": []}], '
-        '"problem": {"message": "it was refused", "why": "because", "fix": null, "status": 9}, '
-        '"stops": 78}'
+        '"problem": {"message": "it was refused", "why": "because", "now": null, '
+        '"fix": null, "status": 9}, "stops": 78}'
     )
 
 
@@ -140,6 +140,12 @@ def test_one_of_before_kvms_choice_was_kept_is_read() -> None:
     older = FORM.format(FULL)
     del older["derived"]
     assert parse(older) == replace(FULL, derived=None)
+
+
+def test_one_of_before_a_problem_had_a_state_is_read() -> None:
+    older = FORM.format(FULL)
+    del older["problem"]["now"]
+    assert parse(older) == FULL
 
 
 def test_members_of_a_later_version_are_let_through() -> None:
