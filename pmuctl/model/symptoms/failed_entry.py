@@ -95,6 +95,7 @@ FAILED_ENTRY: Sequence[Symptom] = (
             "guest HUNDRED cpu|usage|core start|boot|startup|nothing|no|constant|forever|idle",
             "HUNDRED cpu silent|boot|booting|startup HANG|boot|silent",
             "qemu|vcpu spin",
+            "QEMU_EXIT_9",
         ),
         may=(
             "guest|qemu|vcpu HANG boot|start|startup|cluster|core|pin|taskset|affinity|migration",

@@ -12,24 +12,30 @@ from pmuctl.model.symptoms.symptom import AFFINITY_CHECK, ALIGN, ONE_CPU, Sympto
 
 _SHOW = "pmuctl vm show VM -o NAME,PMU,RULES"
 _NOT_THE_PMU = (
-    *("sampling", "overflow", "cpu type", "cpu model", "pmu feature"),
+    *("sampling", "overflow", "kvm cpu type", "cpu model", "pmu feature"),
     *("terminal", "option"),
 )
+_EVENT_REFUSED = (
+    "PERF_SAYS NOT_SUPPORTED",
+    "perf|simpleperf NOT_SUPPORTED",
+    "guest NOT_SUPPORTED perf|count|cycles|instruction|event",
+)
+"""perf_event_open() failed, for the guest's kernel has no such event. An event of a PMU that
+merely stands still can be opened, and reads 0 (stat_handle_error(), tools/perf/builtin-stat.c)."""
 
 GUEST: Sequence[Symptom] = (
     Symptom(
         id="guest-counts-nothing",
         by="perf in the guest",
-        seen="<not counted> <not supported>, no counts: 0 cycles in the guest",
+        seen="<not counted>, no counts: 0 cycles in the guest",
         words=(
-            "PERF_SAYS",
+            "PERF_SAYS NOT_COUNTED",
             "perf NOT_COUNTED",
             "guest NOT_COUNTED",
             "NOT_COUNTED cycles|instruction|event|pmu|vcpu|cluster",
-            "perf NOT_SUPPORTED",
-            "guest NOT_SUPPORTED perf|count|cycles|instruction|event",
             "kvm pmu event create fail",
         ),
+        may=_EVENT_REFUSED,
         unless=_NOT_THE_PMU,
         likely={HostTrait.SEVERAL_KINDS: 1, HostTrait.ONE_KIND: -2},
         means="the VM has the PMU that KVM chose, and its vCPUs run on CPUs of another one: "
@@ -46,6 +52,8 @@ GUEST: Sequence[Symptom] = (
             "windows DIVIDE_BY_ZERO",
             "hal DIVIDE_BY_ZERO",
             "BLUE_SCREEN DIVIDE_BY_ZERO",
+            "kmode_exception_not_handled DIVIDE_BY_ZERO",
+            "efi DIVIDE_BY_ZERO",
             "windows pmccntr|pmccntr_el0",
             "windows BLUE_SCREEN hal",
         ),
@@ -65,22 +73,30 @@ GUEST: Sequence[Symptom] = (
             "guest no pmu|pmuv|perfevents",
             "guest pmu NOT_SUPPORTED",
             "guest no hw|hardware perf|perfevent|count|event",
-            "sys_perf_event_open|perf_event_open ENOENT|ENOTSUP|ENODEV",
-            "perf list no hw|hardware",
+            "sys_perf_event_open|perf_event_open|perf_event_file ENOENT|ENODEV",
+            "perf|simpleperf list no hw|hardware",
             "perf list only software",
+            "simpleperf no hw|hardware|NOT_SUPPORTED",
             "perfevents pmu fail probe|register",
+            "armv8 pmu probe ENODEV|ENXIO",
+            "perf fail open performance|hw|hardware count|event perf_event_open",
+            "fail open performance counter perf_event_open",
+            "no find pmu armv8_pmuv3|armv8_pmuv|armv",
+            "watchdog perf event create ENOENT|ENODEV",
             "event cycles|instruction|branches NOT_SUPPORTED",
+            "hwpmc|pmcstat|pmccontrol no|fail|ENXIO|ENOENT|NOT_SUPPORTED",
+            *_EVENT_REFUSED,
         ),
         may=(
-            "PERF_SAYS NOT_SUPPORTED",
-            "perf NOT_SUPPORTED",
-            "guest NOT_SUPPORTED perf|count|cycles|instruction|event",
+            "sys_perf_event_open|perf_event_open ENOTSUP",
+            "watchdog perf permanently disabled",
         ),
         unless=_NOT_THE_PMU,
         likely={HostTrait.NO_VPMU: -3, HostTrait.HAS_VPMU: 1, HostTrait.ONE_KIND: 1},
-        means="the VM was made without a PMU, so its guest has no events: {vmm} was not asked for "
-        "one, or cannot give one",
-        check="pmuctl vm list -o NAME,VMM,PMU,WINDOW",
+        means="the guest's kernel has no such event: the VM was made without a PMU ({vmm} was not "
+        "asked for one, or cannot give one), or its PMU does not have the event, or its filter "
+        "denies it",
+        check="pmuctl vm list -o NAME,VMM,PMU,WINDOW,RULES",
         fix="{with_pmu}",
     ),
     Symptom(
@@ -94,7 +110,8 @@ GUEST: Sequence[Symptom] = (
             "vpmu no",
             "kvm_arm_vcpu_init ENODEV",
             "vcpu init ENODEV",
-            "pmu kvm_set_device_attr|kvm_has_device_attr ENODEV|ENXIO",
+            "pmu kvm_has_device_attr ENODEV|ENXIO",
+            "pmu NOT_SUPPORTED vcpu",
             "fail set irq pmu ENODEV",
             "kvm_cap_arm_pmu_v3",
             "property pmu no|NOT_SUPPORTED",
@@ -102,10 +119,15 @@ GUEST: Sequence[Symptom] = (
         ),
         may=(
             "guest pmu NOT_SUPPORTED",
-            "perf NOT_SUPPORTED guest",
+            "pmu kvm_set_device_attr ENODEV|ENXIO",
             "vcpu init EINVAL",
+            *_EVENT_REFUSED,
         ),
-        unless=("sampling", "overflow", "cpu type"),
+        unless=(
+            *("sampling", "overflow", "kvm cpu type", "terminal", "option", "affinity property"),
+            # QEMU asks for no PMU where KVM has none
+            *("kvm_init_vcpu EINVAL", "kvm_arch_init_vcpu EINVAL", "qemu init vcpu EINVAL"),
+        ),
         likely={HostTrait.NO_VPMU: 4, HostTrait.HAS_VPMU: -3},
         means="KVM has no vPMU here (KVM_CAP_ARM_PMU_V3): the CPUs have no PMUv3, or PMUs of "
         "different versions; or the VM was made on a CPU of no PMU (ENODEV)",
@@ -123,10 +145,14 @@ GUEST: Sequence[Symptom] = (
             "sampling overflow NOT_SUPPORTED|no support",
             "perf record NOT_SUPPORTED|no|fail sampling|irq|overflow",
             "pmu overflow irq no",
+            "fail request irq pmu",
+            "fail request PMU_IRQ",
+            "watchdog perf event create ENOTSUP",
+            "sys_perf_event_open|perf_event_open ENOTSUP",
             "perf stat record work|count|run no|fail",
         ),
         errors=("ENOTSUP", "EINVAL"),
-        unless=("kvm_set_device_attr", "kvm_has_device_attr"),
+        unless=("kvm_set_device_attr", "kvm_has_device_attr", "affinity property"),
         means="the guest has a PMU that counts, but was told of no overflow interrupt of it: perf "
         "stat works, perf record (sampling) does not. Its device tree or ACPI table (MADT) has no "
         "interrupt of the PMU",
@@ -134,12 +160,29 @@ GUEST: Sequence[Symptom] = (
         fix="{with_gic}; until then, in the guest: perf stat -e cycles COMMAND",
     ),
     Symptom(
+        id="few-counters",
+        by="the guest's kernel",
+        seen="hw perfevents: enabled with armv8_pmuv3 PMU driver, 1 counters available",
+        words=(
+            "FEW_COUNTERS",
+            "guest only|just cycle|one counter",
+            "guest fewer counter",
+        ),
+        may=("PERF_SAYS NOT_COUNTED", "perf NOT_COUNTED event|group|multiplex"),
+        means="the guest's PMU has next to no counter beside the cycle counter, which is one of "
+        "those that it tells: the VM has a limit of counters, or its PMU has no more (KVM gives "
+        "one on Apple's). Events that find no free counter are <not counted>",
+        check="pmuctl vm show VM -o NAME,PMU,COUNTERS",
+        fix="pmuctl vm set VM counters N (if its VMM has a control socket, before it runs); or "
+        "start it on a PMU that has more: {start}",
+    ),
+    Symptom(
         id="guest-lacks-cpus",
         by="the guest's kernel",
         seen="CPU1: failed to come online; only one CPU in the guest",
-        words=ONE_CPU,
+        words=(*ONE_CPU, "CPUS_OFFLINE"),
         may=("psci fail boot|start cpu|vcpu",),
-        unless=("default", "support"),
+        unless=("default", "support", "taskset|affinity start"),
         errors=("EINVAL", "EIO", "ETIMEDOUT"),
         means="a vCPU other than 0 did not enter the guest, and the rest of the VM runs on: its "
         "thread is on a CPU that is not of the VM's PMU (KVM_EXIT_FAIL_ENTRY), or has ended, or "

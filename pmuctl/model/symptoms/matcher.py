@@ -57,10 +57,13 @@ def match_symptoms(text: str, host: SymptomHost | None = None) -> list[Symptom]:
     symptoms = list(_of_vmms(find_vmms(text)))
     ranked = [(_rank(messages, symptom), symptom) for symptom in symptoms]
     found = [(rank, symptom) for rank, symptom in ranked if rank is not None]
+    generals = {symptom.general for _, symptom in found}
     if not found and len(messages) == 1:
         is_part = _is_error if len(text.split()) == 1 and error_names(messages[0]) else _is_part
         found = [(symptom.rank, symptom) for symptom in symptoms if is_part(messages[0], symptom)]
-    generals = {symptom.general for _, symptom in found}
+        # no VMM may be named: the answer of any comes before that of one
+        ids = {symptom.id for _, symptom in found}
+        found.sort(key=lambda each: each[1].general in ids)
     traits = host.traits if host else frozenset()
     likelihoods = [
         (rank + sum(symptom.likely.get(trait, 0) for trait in traits), symptom)

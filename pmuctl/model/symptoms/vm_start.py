@@ -29,7 +29,7 @@ VM_START: Sequence[Symptom] = (
         id="kvmtool-pmu-busy",
         by="kvmtool",
         seen="PMU KVM_SET_DEVICE_ATTR: Device or resource busy",
-        words=("kvm_set_device_attr EBUSY", "pmu EBUSY set|lkvm|kvmtool"),
+        words=("pmu EBUSY set|lkvm|kvmtool",),
         unless=("fail irq",),
         errors=("EBUSY",),
         vmm=KVMTOOL,
@@ -43,7 +43,7 @@ VM_START: Sequence[Symptom] = (
         id="pmu-busy",
         by="a VMM",
         seen="KVM_SET_DEVICE_ATTR of the PMU: Device or resource busy",
-        words=("pmu EBUSY kvm_set_device_attr|set|irq|init|fail|vcpu|filter",),
+        words=("kvm_set_device_attr EBUSY", "pmu EBUSY set|irq|init|fail|vcpu|filter"),
         errors=("EBUSY",),
         means="KVM changes no PMU, filter or interrupt of a vCPU whose PMU is initialised, nor of "
         "a VM that has run, and takes no other PMU after a filter (EBUSY): {vmm} sets what is set",
@@ -78,10 +78,13 @@ VM_START: Sequence[Symptom] = (
             "vcpu create|configure|make EINVAL",
             "kvm_arm_vcpu_init|vcpu_init fail|EINVAL",
             "vcpu fail init",
+            "NO_TARGET",
+            "guest only|need taskset|affinity start",
         ),
         may=(
             *ONE_CPU,
-            "guest|qemu only|need taskset|affinity start|boot|work",
+            "guest|qemu only|need taskset|affinity boot|work",
+            "qemu only|need taskset|affinity start",
             "guest HANG HUNDRED boot|start|startup",
             "guest HUNDRED cpu boot|start|startup",
         ),
@@ -126,6 +129,7 @@ VM_START: Sequence[Symptom] = (
             *_NO_REGISTERS,
         ),
         may=_PUT_REGISTERS,
+        unless=("passthrough",),
         errors=("EINVAL",),
         vmm=QEMU,
         means="the CPU model is not host (or max): KVM on arm64 runs no other core than that of "
@@ -136,15 +140,32 @@ VM_START: Sequence[Symptom] = (
         "Proxmox: qm set VMID --cpu host)",
     ),
     Symptom(
+        id="qemu-without-kvm",
+        by="QEMU",
+        seen="unable to find CPU model 'host'",
+        words=(
+            "fail find cpu model host",
+            "host cpu type|model kvm hvf|only|require",
+            "cpu mode host passthrough NOT_SUPPORTED",
+        ),
+        vmm=QEMU,
+        means="-cpu host is the core of this machine, which only KVM can give: QEMU runs without "
+        "KVM (no -accel kvm, no access to /dev/kvm, or built for another machine), and what it "
+        "emulates itself has no PMU of the host",
+        check="pmuctl host info",
+        fix="qemu-system-aarch64 -accel kvm -cpu host ARG... (libvirt: <domain type='kvm'>)",
+    ),
+    Symptom(
         id="pmu-interrupt-refused",
         by="a VMM",
         seen="PMU: KVM_SET_DEVICE_ATTR: Invalid argument; failed to set irq for PMU",
         words=(
             "fail set irq pmu|qemu",
-            "pmu kvm_set_device_attr EINVAL|fail",
+            "pmu kvm_set_device_attr EINVAL|ENODEV|ENXIO|fail",
             "pmu irq EINVAL",
             "fail init pmu",
-            "pmu init EINVAL|ENXIO|ENODEV",
+            "vmboot init pmu",
+            "pmu init|create EINVAL|ENXIO|ENODEV",
         ),
         unless=("affinity", "vfio", "smp_affinity"),
         errors=("EINVAL", "ENODEV", "ENXIO"),
@@ -165,7 +186,7 @@ VM_START: Sequence[Symptom] = (
             "vcpu unknown error EINVAL",
             "fail run|start vcpu EINVAL",
         ),
-        unless=("FAIL_ENTRY", "unexpected"),
+        unless=("FAIL_ENTRY", "unexpected", "restore|snapshot"),
         errors=("EINVAL",),
         means="KVM_RUN refuses a vCPU that has the feature PMU_V3 while {vmm} has not initialised "
         "its PMU (KVM_ARM_VCPU_PMU_V3_INIT), or has given it no valid interrupt (EINVAL): {vmm} "
@@ -186,8 +207,12 @@ VM_START: Sequence[Symptom] = (
             f"{_MOVED} fail|EINVAL|differ|no|mismatch register cpu|vcpu|host|guest|kernel|kvm",
             f"{_MOVED} fail|EINVAL|differ|no|mismatch pmu|vpmu",
             "no|fail set register op0|op",
+            "load migration fail EPERM",
+            f"{_MOVED} pmcr",
+            "pmcr differ|mismatch|set",
         ),
         may=_PUT_REGISTERS,
+        unless=("OTHER_DEVICE",),
         means="the two hosts, or the two kernels of one, do not give a vCPU the same registers: "
         "most often one has a vPMU and the other has none, so that the PMU registers are missing",
         check="pmuctl host info (on both hosts, or before and after the change of kernel)",

@@ -11,13 +11,14 @@ from pmuctl.value import value
 class NamedVmm:
     """A VMM as a message names it, and its command lines.
 
-    `pattern` finds its name, or words that only it prints, in a text in lower case. `with_pmu`
-    starts a VM with a PMU, `without_pmu` without one, `with_gic` with an interrupt controller
-    that the host has.
+    `pattern` finds its name in a text in lower case, `prints` finds words that only it prints.
+    `with_pmu` starts a VM with a PMU, `without_pmu` without one, `with_gic` with an interrupt
+    controller that the host has.
     """
 
     name: str
     pattern: str
+    prints: str = r"(?!)"
     command: str
     with_pmu: str
     without_pmu: str
@@ -26,8 +27,10 @@ class NamedVmm:
 
 QEMU = NamedVmm(
     name="QEMU",
-    pattern=r"qemu(?!-img|-nbd|-ga\b)|(?:^|[\s/:])kvm: |\bkvm_(?:arch_)?init_vcpu\b"
-    r"|\bput registers after\b|\bcpreg_vmstate|\bset irq for pmu\b|\berror: kvm run failed",
+    pattern=r"qemu(?!-img|-nbd|-ga\b)|(?:^|[\s/:])kvm: ",
+    prints=r"\bkvm_(?:arch_)?init_vcpu\b|\bput registers after\b|\bcpreg_vmstate"
+    r"|\bset irq for pmu\b|\berror: kvm run failed|\bkvm_arch_handle_exit\b"
+    r"|\bpmu: kvm_(?:has|set)_device_attr\b",
     command="qemu-system-aarch64 ARG...",
     with_pmu="qemu-system-aarch64 -cpu host,pmu=on ARG...",
     without_pmu="qemu-system-aarch64 -cpu host,pmu=off ARG...",
@@ -36,6 +39,8 @@ QEMU = NamedVmm(
 KVMTOOL = NamedVmm(
     name="kvmtool",
     pattern=r"\b(?:lkvm|kvmtool)",
+    prints=r"\bpmu kvm_(?:has|set)_device_attr\b|\bunsupported pmu on vcpu"
+    r"|\bunable to initialise vcpu|\bunable to find matching target\b(?! for| resource)",
     command="lkvm run --pmu ARG...",
     with_pmu="lkvm run --pmu ARG...",
     without_pmu="lkvm run ARG... (without --pmu)",
@@ -92,9 +97,10 @@ VMMS: Sequence[NamedVmm] = (
 
 
 def find_vmms(text: str) -> list[NamedVmm]:
-    """Return the VMMs that a text names."""
+    """Return the VMMs that a text names; if it names none, those whose words it has."""
     text = text.lower()
-    return [vmm for vmm in VMMS if re.search(vmm.pattern, text, re.MULTILINE)]
+    named = [vmm for vmm in VMMS if re.search(vmm.pattern, text, re.MULTILINE)]
+    return named or [vmm for vmm in VMMS if re.search(vmm.prints, text)]
 
 
 @value(kw_only=True)

@@ -56,6 +56,7 @@ _OTHER_TEXTS: Mapping[str, str] = {
     "resource busy": "EBUSY",  # musl
     "busy": "EBUSY",
     "i/o error": "EIO",  # musl
+    "device not configured": "ENXIO",  # the BSDs
     "ungültiges argument": "EINVAL",
     "das argument ist ungültig": "EINVAL",
     "argument invalide": "EINVAL",
@@ -84,7 +85,7 @@ _PHRASES: Sequence[tuple[str, str]] = (
     (
         "DIVIDE_BY_ZERO",
         r"(?<![a-z0-9])div(?:id[a-z]*|ision)?[\s_-]*(?:error[\s_-]*)?(?:by[\s_-]*)?(?:zero|0|null)(?![a-z0-9])"
-        r"|\bzero[\s_-]*divi\w+|\b0xc0000094\b",
+        r"|\bzero[\s_-]*divi\w+|\b(?:0x)?(?:f{8})?c0000094\b",
     ),
     ("PERF_SAYS", r"<not\s(?:supported|counted)>"),
     (
@@ -121,6 +122,19 @@ _PHRASES: Sequence[tuple[str, str]] = (
     ),
     ("EXIT_REASON_9", r"\bkvm exit reason\s*:?\s*9\b"),
     ("DEVICE_CPU", r"\bdevice\W{0,3}cpu\b"),
+    ("OTHER_DEVICE", r"\bof device ['\"`](?!cpu['\"`])"),
+    ("FEW_COUNTERS", r"\b[12] (?:\([0-9a-f,]+\) )?counters? available\b"),
+    (
+        "QEMU_EXIT_9",
+        r"\bkvm_arch_handle_exit: un-?handled exit reason 9\b|\bunknown exit, hardware reason 9\b",
+    ),
+    ("NO_TARGET", r"\bunable to find matching target\b(?! for| resource)"),
+    ("PMU_IRQ", r"\birq ?23\b"),  # PPI 7, which VMMs give to the PMU
+    (
+        "CPUS_OFFLINE",
+        r"\boff-?line cpu\(s\) list\b|\bbrought up 1 node, 1 cpu\b"
+        r"|\bcpu\d*: failed in unknown state\b",
+    ),
     ("BLUE_SCREEN", r"\bblue[\s_-]*screen\w*|\bbsod\w*|\bbug[\s_-]*check\w*|\bstop code\b"),
     ("STATUS_125", r"\b(?:status|code|exited|exits|returned|with)\b[\s:=/]*(?:with )?125\b"),
 )
@@ -135,7 +149,8 @@ _WORD = re.compile(r"[A-Z_]{3,}[0-9]*|[^\W_]+(?:_+[^\W_]+)*")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CAMEL = re.compile(r"(?<=[a-z]{2})(?=[A-Z][a-z])")
 _VIRTUAL_CPU = re.compile(r"\b(?:virtual|v)[ -](?:cpu|core|processor)s?\b")
-_VCPU_WORD = re.compile(r"\bvcpu(run|init|exit)")
+_RUN_TOGETHER = re.compile(r"\b(vcpu|init(?:ialize)?|setone)(run|init|exit|pmu|reg)(?![a-z])")
+"""Names of Rust's errors and exits in a text without capitals."""
 _NOT = re.compile(r"n['`]t\b")
 _IRREGULAR = {
     **dict.fromkeys(("not", "none", "without", "never", "cannot", "nothing", "lacks"), "no"),
@@ -149,6 +164,7 @@ _IRREGULAR = {
     **dict.fromkeys(("initialising", "initializing", "initialisation"), "init"),
     **dict.fromkeys(("initialization", "initial", "inits"), "init"),
     **dict.fromkeys(("gone", "died", "dies", "dead", "killed", "lost", "crashed"), "gone"),
+    "unable": "fail",
     **dict.fromkeys(("win", "windows"), "windows"),  # a window is something else
 }
 _ENDINGS = (
@@ -198,7 +214,7 @@ def _fold(text: str) -> str:
     text = text.replace("\u2019", "'").replace("\u2018", "'").replace("\u2013", "-")
     text = _CAMEL.sub(" ", " ".join(text.split()).replace("FailEntry", "fail_entry"))
     text = text.lower()
-    return _VCPU_WORD.sub(r"vcpu \1", _VIRTUAL_CPU.sub("vcpu", _NOT.sub(" not", text)))
+    return _RUN_TOGETHER.sub(r"\1 \2", _VIRTUAL_CPU.sub("vcpu", _NOT.sub(" not", text)))
 
 
 def _take_errors(text: str, names: set[str]) -> str:

@@ -72,7 +72,7 @@ def test_no_words_are_no_symptom(text: str) -> None:
 def test_a_part_of_what_is_seen_will_do() -> None:
     assert ids("crosvm") == ["crosvm-fail-entry"]
     assert {"qemu-spins", "qemu-init-vcpu"} <= set(ids("qemu"))
-    assert ids("busy") == ids("EBUSY") == ["kvmtool-pmu-busy"]
+    assert ids("busy") == ids("EBUSY") == ["pmu-busy", "kvmtool-pmu-busy"]
     assert ids("ENOSYS") == ["supervisor-gone"]
 
 
@@ -95,7 +95,9 @@ PERF = "<not supported> cycles"
         (PSCI, ROCKCHIP, "cache-registers"),
         (PSCI, BIG_LITTLE, "several-core-kinds"),
         (PSCI, SERVER, "guest-lacks-cpus"),
-        (PERF, BIG_LITTLE, "guest-counts-nothing"),
+        (PERF, BIG_LITTLE, "guest-has-no-pmu"),
+        (PERF, NO_VPMU, "no-vpmu"),
+        ("<not counted> cycles", BIG_LITTLE, "guest-counts-nothing"),
         (PERF, SERVER, "guest-has-no-pmu"),
         ("perf in the guest says not supported", NO_VPMU, "no-vpmu"),
         ("vCPU init failed: Invalid argument", NO_VPMU, "no-vpmu"),
@@ -142,6 +144,18 @@ def test_the_line_before_proxmox_own_comes_first() -> None:
     for host in HOSTS[:3]:
         assert ids(text, host)[-1] == "proxmox-start-failed"
     assert ids(PROXMOX) == ["proxmox-start-failed"]
+
+
+@pytest.mark.parametrize("text", [f"qemu: {INIT}", INIT, "kvm_init_vcpu failed: Invalid argument"])
+def test_qemu_asks_for_no_pmu_that_kvm_has_not(text: str) -> None:
+    """kvm_arm_pmu_supported() comes first: without a vPMU another cause is behind it."""
+    assert "no-vpmu" not in ids(text, NO_VPMU)
+
+
+def test_a_vmm_is_told_by_its_own_words_only_if_none_is_named() -> None:
+    busy = "PMU KVM_SET_DEVICE_ATTR: Device or resource busy"
+    assert ids(busy) == ["kvmtool-pmu-busy"]
+    assert ids(f"crosvm: {busy}") == ids(busy.replace("PMU ", "PMU: ")) == ["pmu-busy"]
 
 
 PROXMOX = "TASK ERROR: start failed: QEMU exited with code 1"
