@@ -5,9 +5,10 @@ All of it is what a process says of itself: good for display, never for trust.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
+from pmuctl.model.dynamic_loader import skip_loader
 from pmuctl.model.vm_ref import UUID
 from pmuctl.value import replace, value
 
@@ -66,6 +67,16 @@ _PROGRAMS: Sequence[tuple[str, VmmKind]] = (
     (r"alioth(?:[-_.].*)?", VmmKind.ALIOTH),
 )
 """Program names, also with a version, an architecture or `static` after them."""
+_THREADS: Sequence[tuple[str, VmmKind]] = (
+    (r"fc_api", VmmKind.FIRECRACKER),
+    (r"CPU [0-9]+/KVM", VmmKind.QEMU),
+    (r"kvm-vcpu-[0-9]+", VmmKind.KVMTOOL),
+    (r"crosvm_vcpu[0-9]+", VmmKind.CROSVM),
+    (r"db_vcpu[0-9]+", VmmKind.DRAGONBALL),
+    (r"fc_vcpu ?[0-9]+", VmmKind.LIBKRUN),
+)
+"""Names of threads that one VMM gives; where two do, Firecracker's own before libkrun, which has
+Firecracker's names, and QEMU before StratoVirt, which has QEMU's and its options."""
 _KVMTOOL_ALIASES = ("vm", "kvm")
 """Other names of kvmtool: its Makefile's link, and what it was called at first."""
 _KVMTOOL_STARTS = ("run", "sandbox")
@@ -124,17 +135,32 @@ def is_pmuctl(argv: Sequence[str], comm: str) -> bool:
 
 def names_vmm(argv: Sequence[str]) -> bool:
     """Return whether a command line begins with the name of a VMM that pmuctl knows."""
+    argv = skip_loader(argv)
     return bool(argv) and _find_kind(argv[0], argv) is not None
 
 
-def identify(argv: Sequence[str], comm: str, *, pid: int | None = None) -> VmmIdentity:
+def kind_of_threads(comms: Iterable[str]) -> VmmKind | None:
+    """Return the VMM whose threads have these names; None if they are no VMM's, or of many."""
+    comms = set(comms)
+    return next(
+        (kind for form, kind in _THREADS if any(re.fullmatch(form, comm) for comm in comms)), None
+    )
+
+
+def identify(
+    argv: Sequence[str], comm: str, *, pid: int | None = None, kind: VmmKind | None = None
+) -> VmmIdentity:
     """Identify a VMM by its command line, or if that names none by the name of its main thread.
 
     The name of the thread, `comm`, is no better evidence: any process can set it. `pid` is the
-    process id, by which kvmtool names a VM that was given no name.
+    process id, by which kvmtool names a VM that was given no name. `kind` is the VMM if neither
+    names one.
     """
+    argv, otherwise = skip_loader(argv), kind
+    if otherwise is VmmKind.KVMTOOL and not set(argv[1:2]) & set(_KVMTOOL_STARTS):
+        otherwise = None  # without its own options a PMU is neither asked for nor ruled out
     kind = _find_kind(argv[0], argv) if argv else None
-    kind = kind or _find_kind(comm, argv) or _find_renamed_qemu(argv, comm)
+    kind = kind or _find_kind(comm, argv) or _find_renamed_qemu(argv, comm) or otherwise
     match kind:
         case None:
             return VmmIdentity()

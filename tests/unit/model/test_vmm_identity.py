@@ -9,6 +9,7 @@ from pmuctl.model.vmm_identity import (
     VmmKind,
     identify,
     is_pmuctl,
+    kind_of_threads,
     names_vmm,
     vcpu_of_thread,
 )
@@ -325,3 +326,39 @@ def test_an_endless_list_of_options_is_read_in_one_pass() -> None:
     for text in ("," * 1_000_000, "a" * 1_000_000, "a," * 500_000, "a,,,b" * 200_000):
         identify([QEMU, "-name", text, "-smbios", text], "x")
     assert time.monotonic() - begin < 20
+
+
+def test_a_vmm_that_a_dynamic_loader_starts_keeps_its_name_and_uuid() -> None:
+    argv = ["/lib/ld-linux-aarch64.so.1", "--library-path", "/opt/lib", QEMU, "-name", "web1"]
+    assert names_vmm(argv)
+    identity = identify([*argv, "-uuid", UUID], "ld-linux-aarch6")
+    assert (identity.kind, identity.name, identity.uuid) == (VmmKind.QEMU, "web1", UUID)
+
+
+@pytest.mark.parametrize(
+    ("comms", "kind"),
+    [
+        (("agent", "fc_vcpu 0", "fc_vcpu 1"), VmmKind.LIBKRUN),
+        (("agent", "fc_api", "fc_vcpu 0"), VmmKind.FIRECRACKER),
+        (("agent", "db_vcpu0"), VmmKind.DRAGONBALL),
+        (("agent", "crosvm_vcpu0"), VmmKind.CROSVM),
+        (("agent", "kvm-vcpu-0"), VmmKind.KVMTOOL),
+        (("agent", "CPU 0/KVM"), VmmKind.QEMU),
+        (("agent", "vcpu0", "vcpu1"), None),  # of several
+        (("agent", "CPU 0/TCG", "xfc_vcpu 0", "fc_vcpu"), None),
+        ((), None),
+    ],
+)
+def test_a_program_that_is_not_known_is_known_by_its_threads(
+    comms: tuple[str, ...], kind: VmmKind | None
+) -> None:
+    assert kind_of_threads(comms) == kind
+
+
+def test_threads_tell_a_vmm_only_if_its_names_do_not() -> None:
+    assert identify(["crosvm", "run"], "crosvm", kind=VmmKind.QEMU).kind is VmmKind.CROSVM
+    assert identify(["my", "run", "--pmu"], "my", kind=VmmKind.KVMTOOL).has_vpmu
+    assert identify(["my", "test"], "my", kind=VmmKind.KVMTOOL).kind is None
+    krun = identify(["agent"], "agent", kind=VmmKind.LIBKRUN)
+    assert krun.kind is VmmKind.LIBKRUN
+    assert krun.gives_no_vpmu

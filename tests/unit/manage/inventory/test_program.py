@@ -7,6 +7,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.manage.inventory.program import identify_program, read_program
+from pmuctl.model.vmm_identity import VmmKind
 from tests.fakes.vmm import fake_vmm
 
 PID = 6000
@@ -25,6 +26,15 @@ def test_the_name_of_the_main_thread_is_read_only_if_the_command_line_names_no_v
     assert read_program(procs(tmp_path / "a", "kvm", "-S"), PID) == (("kvm", "-S"), "")
     assert read_program(procs(tmp_path / "b", "x", "-S"), PID) == (("x", "-S"), "qemu-system-aar")
     assert read_program(procs(tmp_path / "c"), PID) == ((), "qemu-system-aar")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fc_vcpu {}", VmmKind.LIBKRUN), ("vcpu{}", None)])
+def test_a_program_that_is_not_known_is_identified_by_its_threads(
+    tmp_path: Path, name: str, kind: VmmKind | None
+) -> None:
+    fake_vmm(tmp_path, PID, ["agent"], comm="agent", thread_name=name)
+    found = Procfs(tmp_path)
+    assert identify_program(found, PID, *read_program(found, PID)).kind is kind
 
 
 @pytest.mark.parametrize(
