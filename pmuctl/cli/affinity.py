@@ -16,6 +16,7 @@ from pmuctl.cli.session import (
     hide_unbacked_in_table,
     note_missing,
     open_session,
+    warn_of_dead_vcpus,
 )
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.manage.affinity.align_many import align_all, align_named
@@ -118,7 +119,7 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     """Check whether vCPUs can leave the CPUs of their PMU.
 
     For each vCPU that can, print what happens then and what prevents aligning it. Exit with
-    status 1 if a vCPU can leave its PMU.
+    status 1 if a vCPU can leave its PMU, or its thread has ended.
     """
     context.check_columns(CHECK_COLUMNS)
     check_one_host(context)
@@ -155,6 +156,7 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     for named in vms if vm else ():
         if named.is_without_pmu:
             context.note(f"{named.name}: {named.identity.explain_no_vpmu()}")
+    warn_of_dead_vcpus(context, alignments)
     misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
     consequences = (
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced
@@ -164,7 +166,8 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     for alignment in misplaced:
         if alignment.is_split:
             context.note(f"{alignment.vm.name}: {alignment.explanation}")
-    return found.status(ExitStatus.NO if misplaced else ExitStatus.OK)
+    has_dead = any(alignment.vm.dead_vcpus for alignment in alignments)
+    return found.status(ExitStatus.NO if misplaced or has_dead else ExitStatus.OK)
 
 
 def _parse_vcpus(text: str) -> CpuSet:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers of the commands about VMs: the session, and notes about VMs that are not listed."""
 
+from collections.abc import Sequence
+
 from pmuctl.cli.context import Context
 from pmuctl.control.runtime.sockets import SOCKETS_MAX
 from pmuctl.errors import UsageError
 from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import hide_unbacked
+from pmuctl.model.alignment import VmAlignment
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.render.formats import Format
 
 VM_HELP = "VM name, uuid/UUID or pid/PID."
@@ -70,6 +74,16 @@ def note_missing(context: Context, vms: VmList) -> None:
         context.note(
             "some processes are hidden (hidepid, or a container): their VMs are not listed"
         )
+
+
+def warn_of_dead_vcpus(context: Context, alignments: Sequence[VmAlignment]) -> None:
+    """Warn of vCPUs that have run and whose threads have ended."""
+    for alignment in alignments:
+        if dead := alignment.vm.dead_vcpus:
+            # imported here, because no VM of a good host needs it
+            from pmuctl.manage.affinity.vcpu_threads import make_dead_error
+
+            context.warn(make_dead_error(alignment.vm, CpuSet.of(dead)))
 
 
 def note_unbacked(context: Context, vms: VmList) -> None:

@@ -16,6 +16,7 @@ from pmuctl.cli.session import (
     is_unbacked_hidden,
     note_missing,
     open_session,
+    warn_of_dead_vcpus,
 )
 from pmuctl.errors import ExitStatus, OutputError
 from pmuctl.manage.affinity.assess import (
@@ -63,6 +64,7 @@ def vm_list(
         more=_count_missing(vm_list),
     )
     _warn_of_problems(context, vm_list.vms)
+    warn_of_dead_vcpus(context, assessed.alignments)
     if not vm:
         note_missing(context, vm_list)
 

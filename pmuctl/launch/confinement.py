@@ -44,7 +44,10 @@ class Confinement:
     def __init__(self, pid: int, arch: Arch, procs: Procfs, threads: ThreadAffinity) -> None:
         self.cpus: CpuSet | None = None
         self.running: dict[int, int | None] = {}
-        """vCPU number to thread, of the vCPUs that have run; None for a thread not known."""
+        """vCPU number to thread, of the vCPUs that have run; None for a thread not known.
+
+        A thread stays when it has ended: its vCPU is dead.
+        """
         self._has_run = False
         self._pid = pid
         self._arch = arch
@@ -137,9 +140,12 @@ class Confinement:
         running = {
             tid: call for tid in tids if (call := self._detect_vcpu_thread(tid)) is not None
         }
-        self.running = self._match_vcpus(running, fds)
+        ended: dict[int, int | None] = {
+            index: tid for index, tid in self.running.items() if tid and tid not in tids
+        }
+        self.running = self._match_vcpus(running, fds) | ended
         self._has_run |= bool(running)
-        if not fds or len(running) < len(fds):
+        if not fds or len(running) + len(ended) < len(fds):
             return False
         for tid in tids - running.keys():
             self._restore_mask(tid)

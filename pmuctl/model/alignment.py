@@ -20,6 +20,8 @@ class AlignmentState(StrEnum):
     """it may run on other CPUs, whichever of several possible PMUs the VM has"""
     STRANDED = "stranded"
     """no CPU it may run on is online: once it wakes up it runs anywhere (select_fallback_rq())"""
+    DEAD = "dead"
+    """it runs nowhere any more: its thread has ended"""
     UNKNOWN = "unknown"
 
     @property
@@ -58,7 +60,9 @@ class Alignment:
         return next(iter(self.outside.values())) if len(self.outside) == 1 else None
 
 
+_MISPLACED = (AlignmentState.LEAVES, AlignmentState.STRANDED)
 UNKNOWN = Alignment(state=AlignmentState.UNKNOWN)
+DEAD = Alignment(state=AlignmentState.DEAD)
 
 
 def align_mask_state(
@@ -129,6 +133,8 @@ def explain_alignment(
                 f"not known whether its vCPUs stay on {effective_pmu}; "
                 f"where they do not, {consequence}"
             )
+        case AlignmentState.DEAD:
+            return None
         case AlignmentState.STRANDED:
             where = f"anywhere, for all its CPUs are offline, also outside {effective_pmu}"
         case AlignmentState.LEAVES if alignment.only_outside is not None:
@@ -185,12 +191,17 @@ class VmAlignment:
         """Return the alignment of a VM; `masks` maps thread ids of its vCPUs to their masks."""
         vcpus = tuple(
             VcpuAlignment(
-                vcpu=vcpu, affinity=mask, alignment=align_mask_state(mask, effective_pmu, online)
+                vcpu=vcpu,
+                affinity=mask,
+                alignment=DEAD if vcpu.is_dead else align_mask_state(mask, effective_pmu, online),
             )
             for vcpu in vm.vcpus or ()
             for mask in [None if vcpu.tid is None else masks.get(vcpu.tid)]
         )
-        alignment = align_vm_state([vcpu.affinity for vcpu in vcpus], effective_pmu, online)
+        living = [vcpu.affinity for vcpu in vcpus if not vcpu.vcpu.is_dead]
+        alignment = align_vm_state(living, effective_pmu, online)
+        if alignment.state not in _MISPLACED and len(living) < len(vcpus):
+            alignment = DEAD
         return cls(vm=vm, effective_pmu=effective_pmu, vcpus=vcpus, alignment=alignment)
 
     @property
@@ -201,12 +212,12 @@ class VmAlignment:
     @property
     def is_misplaced(self) -> bool:
         """Whether a vCPU can leave its PMU, or some vCPUs do whichever PMU the VM has."""
-        return self.aligned is False
+        return self.alignment.state in _MISPLACED
 
     @property
     def misplaced(self) -> tuple[VcpuAlignment, ...]:
         """The vCPUs that can leave the VM's PMU, whichever it is."""
-        return tuple(vcpu for vcpu in self.vcpus if vcpu.alignment.aligned is False)
+        return tuple(vcpu for vcpu in self.vcpus if vcpu.alignment.state in _MISPLACED)
 
     @property
     def is_split(self) -> bool:
@@ -230,7 +241,19 @@ class VmAlignment:
     def explanation(self) -> str | None:
         """What the placement of the vCPUs means for the guest; None if the VM has no PMU."""
         vcpus = f"vCPU {CpuSet.of(vcpu.index for vcpu in self.offenders)}"
-        return explain_alignment(self.alignment, self.effective_pmu, vcpus, self.vm.identity.kind)
+        kind = self.vm.identity.kind
+        living = explain_alignment(self.alignment, self.effective_pmu, vcpus, kind)
+        return "; ".join(filter(None, (self.explain_dead(), living))) or None
+
+    def explain_dead(self) -> str | None:
+        """Return what became of vCPUs whose threads have ended; None if there are none."""
+        if not self.vm.dead_vcpus:
+            return None
+        cause = ""
+        if self.effective_pmu.is_explicit and self.vm.identity.kind is VmmKind.KVMTOOL:
+            cause = ", as kvmtool has it where KVM_RUN fails with KVM_EXIT_FAIL_ENTRY"
+        vcpus = CpuSet.of(self.vm.dead_vcpus)
+        return f"vCPU {vcpus} is dead: it has run, and its thread has ended{cause}"
 
 
 def aligned_mask(

@@ -30,6 +30,7 @@ class CheckId(StrEnum):
     VM_SUPERVISOR = "vm.supervisor"
     VM_MADE = "vm.made"
     VM_WINDOW = "vm.window"
+    VM_VCPUS = "vm.vcpus"
     VM_PMU_ONLINE = "vm.pmu-online"
     VM_BLOCKED = "vm.blocked"
     VM_ALIGNED = "vm.aligned"

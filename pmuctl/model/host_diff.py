@@ -217,8 +217,13 @@ def _find_vcpu_changes(before: ObservedVm | None, vm: ObservedVm) -> Iterator[Ho
     known = {vcpu.index: vcpu.alignment.aligned for vcpu in old_vcpus}
     pmus = vm.alignment.effective_pmu.names
     unknown: list[int] = []
+    was_dead = before.alignment.vm.dead_vcpus if before else ()
+    if vm.alignment.vm.dead_vcpus != was_dead and (what := vm.alignment.explain_dead()):
+        yield _make_vm_event(vm, ChangeKind.LOST, what)
     for vcpu in vm.alignment.vcpus:
         was_aligned, aligned = known.get(vcpu.index), vcpu.alignment.aligned
+        if vcpu.vcpu.is_dead:
+            continue
         if aligned is False and was_aligned is not False:
             yield _make_left_event(vm, vcpu)
         elif aligned and was_aligned is False:

@@ -63,6 +63,7 @@ class VmVcpu:
 
     `tid` is None if its thread is not known, or if the VMM names a thread that is not its own.
     `initialised` and `has_run` are None if they cannot be told, `evidence` is None if `tid` is.
+    `is_dead` says that it has run and that its thread has ended; then `tid` is None.
     """
 
     index: int
@@ -70,6 +71,7 @@ class VmVcpu:
     initialised: bool | None
     has_run: bool | None
     evidence: Evidence | None = None
+    is_dead: bool = False
 
 
 @value(kw_only=True)
@@ -172,6 +174,11 @@ class Vm:
                 return self.uuid is not None and self.uuid.lower() == uuid.lower()
             case ByPid(pid, fd):
                 return self.id is not None and self.pid == pid and fd in (None, self.id.fd)
+
+    @property
+    def dead_vcpus(self) -> tuple[int, ...]:
+        """The numbers of its vCPUs that have run and whose threads have ended."""
+        return tuple(vcpu.index for vcpu in self.vcpus or () if vcpu.is_dead)
 
     @property
     def is_without_pmu(self) -> bool:

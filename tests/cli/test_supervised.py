@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.cli.supervisor import RECORD, START, VMM, dead_socket
 from tests.fakes.peers import EVIL, answering, bad_server, query
-from tests.fakes.vmm import SupervisedVm, fake_proc, fake_vmm
+from tests.fakes.vmm import KernelThreads, SupervisedVm, fake_proc, fake_vmm
 from tests.skips import only_root, only_users, skip
 
 A72 = "armv8_cortex_a72"
@@ -102,6 +103,53 @@ def test_what_a_vmm_sets_by_itself_its_supervisor_does_not_see(
     assert (its["pmu"], len(its["candidates"])) == (None, 2)
     assert its["means"].startswith("vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is ")
     assert means in its["means"]
+
+
+@pytest.fixture
+def dead(host: Machine) -> Machine:
+    """A VM of kvmtool with its PMU, whose vCPU 1 has run, and has ended since."""
+    (host.proc / str(VMM) / "cmdline").write_text("lkvm\0run\0--pmu\0")
+    vm = supervised(host)
+    host.threads = KernelThreads(vm.threads.masks)
+    assert host.run("vm", "set", "web1", "pmu", A72).status == 0
+    assert host.run("vm", "release", "web1").status == 0
+    vm.initialise()
+    vm.run()
+    host.threads.masks |= dict.fromkeys((1001, 1002), CpuSet.parse("2-3"))
+    assert host.run("affinity", "check").status == 0
+    shutil.rmtree(host.proc / str(VMM) / "task" / "1002")
+    return host
+
+
+def test_a_vcpu_whose_thread_has_ended_is_told_to_be_dead(dead: Machine) -> None:
+    its = shown(dead)
+    assert (its["state"], its["aligned"]) == ("running", False)
+    assert its["means"].startswith(
+        "vCPU 1 is dead: it has run, and its thread has ended, as kvmtool has it where KVM_RUN "
+    )
+    ran = dead.run("vm", "list")
+    assert ran.status == 0
+    assert "warning: web1: vCPU 1 is dead\n" in ran.stderr
+    ran = dead.run("affinity", "check")
+    assert ran.status == 1
+    assert "warning: web1: vCPU 1 is dead\n" in ran.stderr
+    rows = json.loads(dead.run("affinity", "check", "-J", "-o", "aligned").stdout)["vcpus"]
+    assert [row["aligned"] for row in rows] == [True, False]
+    found = json.loads(dead.run("doctor", "web1", "-J").stdout)["findings"]
+    (row,) = [row for row in found if row["result"] != "PASS"]
+    assert (row["id"], row["result"]) == ("vm.vcpus", "FAIL")
+    assert row["fix"].startswith("end web1 and start it anew; pmuctl monitor --repair ")
+
+
+def test_living_vcpus_are_placed_beside_a_dead_one(dead: Machine) -> None:
+    assert dead.threads is not None
+    dead.threads.masks[1001] = CpuSet.parse("0-3")
+    assert dead.run("affinity", "align", "web1").status == 0
+    assert dead.threads.masks[1001] == CpuSet.parse("2-3")
+    ran = dead.run("affinity", "set", "web1", "2", "--vcpu", "1")
+    assert ran.status != 0
+    assert ran.stderr.startswith("error: web1: vCPU 1 is dead\n")
+    assert dead.run("affinity", "set", "web1", "2").status == 0
 
 
 def test_it_is_named_by_the_process_of_its_vmm(host: Machine) -> None:

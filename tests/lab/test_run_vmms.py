@@ -25,7 +25,7 @@ from tests.lab.runs import (
     wait_unsupervised,
 )
 from tests.lab.tracing import trace
-from tests.lab.vmms import calls, lines, put_bare_metal, qemu, runs, standin
+from tests.lab.vmms import calls, lines, lkvm, put_bare_metal, qemu, runs, standin
 from tests.lab.vms import pmuctl
 from tests.lab.waiting import until
 from tests.lab.workloads.bare import End
@@ -233,3 +233,23 @@ def test_vm_without_a_vpmu_is_let_go_at_best_effort(qemu_lab: Lab) -> None:
         assert told.count("warning: ") == told.count("fix: give QEMU -cpu host,pmu=on\n") == 1
         assert run.record()["cpus"] is run.record()["pmu"] is None
         assert pmuctl(qemu_lab, "affinity", "check", run.name).status == 0
+
+
+def test_kvmtool_goes_on_without_a_vcpu_that_fails_to_enter(lab: Lab) -> None:
+    """Other than vCPU 0, whose thread it waits for; what is dead is told, with a fix."""
+    vmm = lkvm("--rounds", "1000")
+    with running(lab, "--pmu", A72, vmm=vmm, name="dead") as run:
+        run.wait("running")
+        until(lambda: all(its["tid"] for its in run.show()["vcpu_list"]), "both threads are known")
+        tid = run.show()["vcpu_list"][1]["tid"]
+        assert pmuctl(lab, "affinity", "check", "dead").status == 0
+        shell(lab, f"taskset -p -c 0-1 {tid}")
+        run.job.wait_for("KVM_EXIT_FAIL_ENTRY")
+        until(lambda: not lab.exists(f"/proc/{run.pid}/task/{tid}"), "its thread ends")
+        assert run.show()["means"].startswith("vCPU 1 is dead: it has run, and its thread has ")
+        assert "warning: dead: vCPU 1 is dead\n" in pmuctl(lab, "vm", "list").stderr
+        assert pmuctl(lab, "affinity", "check", "dead").status == 1
+        found = pmuctl(lab, "doctor", "dead", "-n", "--format", "tsv", "-o", "id,result,fix")
+        assert "vm.vcpus\tFAIL\tend dead and start it anew" in found.stdout
+        before = len(runs(run.job.output()))
+        until(lambda: len(runs(run.job.output())) > before, "vCPU 0 goes on")

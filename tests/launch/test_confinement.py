@@ -3,6 +3,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -197,6 +198,23 @@ def test_what_somebody_changed_meanwhile_stays(process: Process, placement: Conf
     process.runs(102, 11)
     assert placement.restore_masks()
     assert process.shown() == {100: "3", 101: "2-3", 102: "2-3", 103: "0"}
+
+
+def test_a_vcpu_whose_thread_has_ended_is_no_longer_waited_for(
+    process: Process, placement: Confinement
+) -> None:
+    """It has run; the masks of threads that are no vCPUs do not wait for it for ever."""
+    placement.confine()
+    process.runs(102, fd=11)
+    assert not placement.restore_masks()
+    shutil.rmtree(process.root / str(PID) / "task" / "102")
+    del process.masks[102]
+    assert not placement.restore_masks()
+    assert placement.running == {1: 102}
+    process.runs(101, fd=10)
+    assert placement.restore_masks()
+    assert placement.running == {0: 101, 1: 102}
+    assert process.shown() == {100: "0-3", 101: "2-3"}
 
 
 def test_a_release_gives_all_their_masks_back(process: Process, placement: Confinement) -> None:

@@ -83,8 +83,13 @@ class VcpuThreads:
                 why=f"its vCPUs are {CpuSet.of(indices)}",
                 fix=command("vm", "vcpus", vm.address),
             )
+        if dead := [n for n in vm.dead_vcpus if only is None or n in only.cpus]:
+            if only is not None or len(dead) == len(indices):
+                raise make_dead_error(vm, CpuSet.of(dead))
         tids = {
-            vcpu.index: vcpu.tid for vcpu in vm.vcpus if only is None or vcpu.index in only.cpus
+            vcpu.index: vcpu.tid
+            for vcpu in vm.vcpus
+            if not vcpu.is_dead and (only is None or vcpu.index in only.cpus)
         }
         known = {index: tid for index, tid in tids.items() if tid is not None}
         if len(known) < len(tids):
@@ -103,8 +108,9 @@ class VcpuThreads:
 
 
 def unknown_threads(vm: Vm) -> CpuSet:
-    """Return the vCPUs of a VM whose thread is not known."""
-    return CpuSet.of(vcpu.index for vcpu in vm.vcpus or () if vcpu.tid is None)
+    """Return the vCPUs of a VM whose thread is not known; those of dead vCPUs are."""
+    vcpus = vm.vcpus or ()
+    return CpuSet.of(vcpu.index for vcpu in vcpus if vcpu.tid is None and not vcpu.is_dead)
 
 
 def has_unknown_threads(vm: Vm) -> bool:
@@ -113,6 +119,17 @@ def has_unknown_threads(vm: Vm) -> bool:
     Return False for a VM that could not be queried.
     """
     return bool(unknown_threads(vm)) or (vm.vcpus is None and vm.query_error is None)
+
+
+def make_dead_error(vm: Vm, vcpus: CpuSet) -> GoneError:
+    """Return the error for vCPUs that have run and whose threads have ended."""
+    return GoneError(
+        f"vCPU {vcpus} is dead",
+        subject=vm.name,
+        why="it has run, and its thread has ended",
+        now="the VM goes on without it",
+        fix=f"end {vm.name} and start it anew; pmuctl monitor --repair keeps vCPUs on their PMU",
+    )
 
 
 def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:

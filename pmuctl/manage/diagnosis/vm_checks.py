@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pmuctl.errors import command
 from pmuctl.manage.affinity.blockers import Blocker
-from pmuctl.manage.affinity.vcpu_threads import has_unknown_threads, no_threads
+from pmuctl.manage.affinity.vcpu_threads import (
+    has_unknown_threads,
+    make_dead_error,
+    no_threads,
+)
 from pmuctl.manage.hints import bring_online, pin_commands
-from pmuctl.model.alignment import VmAlignment, aligned_mask
+from pmuctl.model.alignment import AlignmentState, VmAlignment, aligned_mask
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence
@@ -106,6 +110,14 @@ def _check_window(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.PASS, str(vm.window))
 
 
+def _check_vcpus(facts: VmFacts) -> Iterator[Outcome]:
+    alignment, vm = facts.alignment, facts.alignment.vm
+    if why := alignment.explain_dead():
+        yield Outcome(Result.FAIL, why, make_dead_error(vm, CpuSet.of(vm.dead_vcpus)).fix)
+    elif vm.supervised and vm.vcpus and all(vcpu.has_run and vcpu.tid for vcpu in vm.vcpus):
+        yield Outcome(Result.PASS, "all threads of its vCPUs are there")
+
+
 def _check_pmu_online(facts: VmFacts) -> Iterator[Outcome]:
     name, cpus = facts.alignment.effective_pmu.only, facts.alignment.effective_pmu.only_cpus
     if facts.alignment.effective_pmu.pmu is None or not cpus or facts.online is None:
@@ -131,7 +143,7 @@ def _check_blocked(facts: VmFacts) -> Iterator[Outcome]:
 
 def _check_aligned(facts: VmFacts) -> Iterator[Outcome]:
     why, alignment = facts.alignment.explanation, facts.alignment.alignment
-    if why is None:
+    if why is None or alignment.state is AlignmentState.DEAD:
         return
     if alignment.aligned is False:
         # if it is not known which CPUs are online, those outside the PMU need not be
@@ -195,6 +207,7 @@ CHECKS: Mapping[CheckId, Check] = {
     CheckId.VM_SUPERVISOR: _check_supervisor,
     CheckId.VM_MADE: _check_made,
     CheckId.VM_WINDOW: _check_window,
+    CheckId.VM_VCPUS: _check_vcpus,
     CheckId.VM_PMU_ONLINE: _check_pmu_online,
     CheckId.VM_BLOCKED: _check_blocked,
     CheckId.VM_ALIGNED: _check_aligned,

@@ -169,7 +169,7 @@ def _add_threads(vm: Vm, found: Vm) -> Vm:
 
 
 def _add_thread(vcpu: VmVcpu, found: VmVcpu | None) -> VmVcpu:
-    if vcpu.tid is not None or found is None:
+    if vcpu.tid is not None or vcpu.is_dead or found is None:
         return vcpu
     return replace(vcpu, tid=found.tid, evidence=found.evidence)
 

@@ -115,6 +115,12 @@ def _make_answered_vm(socket: ControlSocket, reply: VmReply, procs: Procfs) -> V
             initialised=vcpu["initialised"],
             has_run=vcpu["has-run"],
             evidence=Evidence.SOCKET if vcpu["tid"] in threads else None,
+            # a supervisor has seen the thread run; a VMM may number its threads as it likes
+            is_dead=vmm.is_supervised
+            and vcpu["has-run"]
+            and vcpu["tid"] is not None
+            and bool(threads)
+            and vcpu["tid"] not in threads,
         )
         for vcpu in (answer["vcpus"] if is_made else ())
     )

@@ -60,8 +60,12 @@ def kvmtool(plan: Plan, course: Course, started: Started) -> None:
             _die(f"PMU KVM_SET_DEVICE_ATTR: {os.strerror(error.errno or 0)}", 1)
         return vm
 
-    def failed(_vcpu: int, _exit: FailEntry) -> None:
-        _die('  Error: KVM exit reason: 9 ("KVM_EXIT_FAIL_ENTRY")', 0)
+    def failed(vcpu: int, _exit: FailEntry) -> None:
+        # kvm_cpu_thread() ends that thread; kvm_cmd_run_work() waits for the one of vCPU 0
+        text = '  Error: KVM exit reason: 9 ("KVM_EXIT_FAIL_ENTRY")'
+        if vcpu == 0:
+            _die(text, 0)
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
     for vm in _vms(make, course):
         vm.start("kvm-vcpu-%d", failed)

@@ -16,7 +16,7 @@ from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
 from pmuctl.model.vmm_identity import VmmIdentity, VmmKind
 from pmuctl.value import replace
 
-STAYS, LEAVES, STRANDED, UNKNOWN = AlignmentState
+STAYS, LEAVES, STRANDED, DEAD, UNKNOWN = AlignmentState
 ONLINE = CpuSet.parse("0-3")
 A53, A72 = CpuSet.parse("0-1"), CpuSet.parse("2-3")
 SET = EffectivePmu(
@@ -62,7 +62,7 @@ def test_a_vcpu_stays_if_it_does_so_for_every_pmu_it_can_have(
 
 
 def test_aligned_is_yes_no_or_not_known() -> None:
-    assert [its.aligned for its in AlignmentState] == [True, False, False, None]
+    assert [its.aligned for its in AlignmentState] == [True, False, False, False, None]
 
 
 def test_outside_is_told_for_each_pmu_that_it_can_be() -> None:

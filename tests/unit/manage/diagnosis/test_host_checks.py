@@ -53,8 +53,8 @@ def test_the_ids_of_checks_are_stable() -> None:
     assert list(CheckId) == [
         *("host.kvm", "host.vpmu", "host.attributes", "host.pmus", "host.pmu-online"),
         *("host.runtime-dir", "host.processes", "host.debugfs"),
-        *("vm.socket", "vm.supervisor", "vm.made", "vm.window", "vm.pmu-online", "vm.blocked"),
-        *("vm.aligned", "vm.spinning"),
+        *("vm.socket", "vm.supervisor", "vm.made", "vm.window", "vm.vcpus", "vm.pmu-online"),
+        *("vm.blocked", "vm.aligned", "vm.spinning"),
     ]
     assert [*host_checks.CHECKS, *vm_checks.CHECKS] == list(CheckId)
 
