@@ -184,6 +184,7 @@ _pmuctl_tree() {
             WINDOW
             ALIGNED
             MEANS
+            HAS-PMU
             CANDIDATES
             SOURCE
             SEALED-BY
@@ -234,6 +235,7 @@ _pmuctl_tree() {
             WINDOW
             ALIGNED
             MEANS
+            HAS-PMU
             CANDIDATES
             SOURCE
             SEALED-BY
@@ -282,6 +284,7 @@ _pmuctl_tree() {
             AFFINITY
             PMU-CPUS
             ALIGNED
+            HAS-PMU
             EVIDENCE
         )
         options=(
@@ -434,8 +437,11 @@ _pmuctl_tree() {
             OUTSIDE
             ALIGNED
             VM-ALIGNED
+            HAS-PMU
         )
         options=(
+            '--strict'
+            '--managed'
             '-o|--output:columns'
             '-O|--output-all'
             '-J|--json'

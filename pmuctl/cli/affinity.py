@@ -20,7 +20,7 @@ from pmuctl.cli.session import (
 )
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.manage.affinity.align_many import align_all, align_named
-from pmuctl.manage.affinity.assess import assess, check_rows
+from pmuctl.manage.affinity.assess import assess, check_rows, has_settings
 from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
@@ -115,12 +115,25 @@ def affinity_align(
 
 
 @command(app, "check", OUTPUT, CONNECTION, SYSROOT, KEEP_GOING)
-def affinity_check(context: Context, vm: VmNames = None) -> int:
+def affinity_check(
+    context: Context,
+    vm: VmNames = None,
+    *,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit with status 1 also if it is not known of a vCPU."),
+    ] = False,
+    managed: Annotated[
+        bool, typer.Option("--managed", help="Leave out VMs without settings of pmuctl.")
+    ] = False,
+) -> int:
     """Check whether vCPUs can leave the CPUs of their PMU.
 
     For each vCPU that can, print what happens then and what prevents aligning it. Exit with
     status 1 if a vCPU can leave its PMU, or its thread has ended.
     """
+    if managed and vm:
+        raise UsageError("VMs and --managed cannot be combined", fix="omit --managed")
     context.check_columns(CHECK_COLUMNS)
     check_one_host(context)
     session = open_session(context)
@@ -138,9 +151,14 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
     for failure in found.failed:
         context.fail(failure)
     vms = _drop_duplicates(found.done)
+    if managed:
+        vms = [vm for vm in vms if has_settings(vm, host_state)]
     alignments = [assess(vm, host_state) for vm in vms]
     rows = [row for alignment in alignments for row in check_rows(alignment, host_state)]
-    context.write_rows("vcpus", CHECK_COLUMNS, rows, empty="no vCPU is known")
+    unknown_vms = [alignment for alignment in alignments if alignment.is_unknown]
+    more = {"unknown": [alignment.vm.name for alignment in unknown_vms]}
+    empty = "no VM has settings" if managed and not vms else "no vCPU is known"
+    context.write_rows("vcpus", CHECK_COLUMNS, rows, empty=empty, more=more)
     for named in vms:
         if named.problem is not None:
             context.warn(named.problem)
@@ -167,7 +185,8 @@ def affinity_check(context: Context, vm: VmNames = None) -> int:
         if alignment.is_split:
             context.note(f"{alignment.vm.name}: {alignment.explanation}")
     has_dead = any(alignment.vm.dead_vcpus for alignment in alignments)
-    return found.status(ExitStatus.NO if misplaced or has_dead else ExitStatus.OK)
+    is_no = bool(misplaced) or has_dead or (strict and bool(unknown_vms))
+    return found.status(ExitStatus.NO if is_no else ExitStatus.OK)
 
 
 def _parse_vcpus(text: str) -> CpuSet:

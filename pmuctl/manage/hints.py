@@ -9,6 +9,11 @@ from pmuctl.host.sysfs import PATH_CPU
 from pmuctl.model.cpuset import CpuSet
 
 MOUNT_DEBUGFS = "mount -t debugfs none /sys/kernel/debug"
+FIND_OUT_PMU = (
+    "in the guest: perf stat -e cycles true; 0 or <not counted> means that the CPUs it is on are "
+    "not those of its PMU"
+)
+"""How to find out which PMU KVM chose for a VM: its counters stop on the CPUs of any other."""
 
 
 def pin_commands(vm: str, choices: Iterable[CpuSet | None]) -> str:

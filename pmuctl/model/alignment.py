@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alignment of vCPU threads with the CPUs of their VM's PMU: its state, meaning and repair."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from pmuctl.model.cpuset import CpuSet
@@ -148,6 +148,12 @@ def explain_alignment(
     return f"{vcpus} may run {where}: {consequence}"
 
 
+def format_vcpus(numbers: Iterable[int]) -> str:
+    """Return "vCPU 1" or "vCPUs 0-1"."""
+    vcpus = CpuSet.of(numbers)
+    return f"vCPUs {vcpus}" if len(vcpus) > 1 else f"vCPU {vcpus}"
+
+
 def _format_cpus(cpus: CpuSet) -> str:
     return f"CPUs {cpus}" if len(cpus) > 1 else f"CPU {cpus}"
 
@@ -215,6 +221,13 @@ class VmAlignment:
         return self.alignment.state in _MISPLACED
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether it is not known if its vCPUs stay on a PMU that it has, or may have."""
+        return self.aligned is None and (
+            bool(self.effective_pmu.names) or not self.effective_pmu.is_known
+        )
+
+    @property
     def misplaced(self) -> tuple[VcpuAlignment, ...]:
         """The vCPUs that can leave the VM's PMU, whichever it is."""
         return tuple(vcpu for vcpu in self.vcpus if vcpu.alignment.state in _MISPLACED)
@@ -240,7 +253,7 @@ class VmAlignment:
     @property
     def explanation(self) -> str | None:
         """What the placement of the vCPUs means for the guest; None if the VM has no PMU."""
-        vcpus = f"vCPU {CpuSet.of(vcpu.index for vcpu in self.offenders)}"
+        vcpus = format_vcpus(vcpu.index for vcpu in self.offenders)
         kind = self.vm.identity.kind
         living = explain_alignment(self.alignment, self.effective_pmu, vcpus, kind)
         return "; ".join(filter(None, (self.explain_dead(), living))) or None
@@ -252,8 +265,10 @@ class VmAlignment:
         cause = ""
         if self.effective_pmu.is_explicit and self.vm.identity.kind is VmmKind.KVMTOOL:
             cause = ", as kvmtool has it where KVM_RUN fails with KVM_EXIT_FAIL_ENTRY"
-        vcpus = CpuSet.of(self.vm.dead_vcpus)
-        return f"vCPU {vcpus} is dead: it has run, and its thread has ended{cause}"
+        dead = format_vcpus(self.vm.dead_vcpus)
+        if len(self.vm.dead_vcpus) > 1:
+            return f"{dead} are dead: they have run, and their threads have ended{cause}"
+        return f"{dead} is dead: it has run, and its thread has ended{cause}"
 
 
 def aligned_mask(

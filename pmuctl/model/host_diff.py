@@ -4,7 +4,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
-from pmuctl.model.alignment import VcpuAlignment, VmAlignment, explain_alignment
+from pmuctl.model.alignment import (
+    VcpuAlignment,
+    VmAlignment,
+    explain_alignment,
+    format_vcpus,
+)
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import field, replace, value
 
@@ -234,7 +239,7 @@ def _find_vcpu_changes(before: ObservedVm | None, vm: ObservedVm) -> Iterator[Ho
     if vm.alignment.is_split and not (before and before.alignment.is_split):
         yield _make_vm_event(vm, ChangeKind.VCPU_LEFT, vm.alignment.explanation or "")
     if unknown:
-        what = f"not known any more of vCPU {CpuSet.of(unknown)}: whether it can leave its PMU"
+        what = f"not known any more of {format_vcpus(unknown)}: whether it can leave its PMU"
         yield _make_vm_event(vm, ChangeKind.LOST, what)
 
 

@@ -10,6 +10,7 @@ from pmuctl.render.vcpu import (
     AFFINITY_COLUMN,
     CANDIDATES_SHAPE,
     CPU_COLUMN,
+    HAS_PMU_COLUMN,
     TID_COLUMN,
     VCPU_COLUMN,
     VM_COLUMN,
@@ -77,6 +78,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
         shown=False,
         in_json=True,
     ),
+    HAS_PMU_COLUMN,
 )
 
 AFFINITY_COLUMNS: Sequence[Column[AffinityResult]] = (

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 
 from pmuctl.manage.affinity.assess import VcpuRow
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import VmVcpu
 from pmuctl.render.columns import UNKNOWN, Column, Shape, cell, known, plain
 from pmuctl.value import value
@@ -65,6 +66,12 @@ def if_has_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
     return get_value
 
 
+def get_has_pmu(alignment: VmAlignment) -> object:
+    """Return whether a VM has a PMU; UNKNOWN if that is not known."""
+    effective = alignment.effective_pmu
+    return bool(effective.names) if effective.is_known else UNKNOWN
+
+
 VM_COLUMN: Column[VcpuRow] = Column(
     name="VM", help="the VM", value=lambda row: row.alignment.vm.name
 )
@@ -79,6 +86,13 @@ CPU_COLUMN: Column[VcpuRow] = Column(
 )
 AFFINITY_COLUMN: Column[VcpuRow] = Column(
     name="AFFINITY", help="the CPUs it may be on", value=lambda row: known(row.vcpu.affinity)
+)
+HAS_PMU_COLUMN: Column[VcpuRow] = Column(
+    name="HAS-PMU",
+    help="whether its VM has a PMU",
+    value=lambda row: get_has_pmu(row.alignment),
+    shown=False,
+    in_json=True,
 )
 
 
@@ -99,6 +113,7 @@ VCPU_COLUMNS: Sequence[Column[VcpuRow]] = (
         help="whether it cannot leave its PMU",
         value=if_has_pmu(lambda row: row.vcpu.alignment.aligned),
     ),
+    HAS_PMU_COLUMN,
     Column(
         name="EVIDENCE",
         help="who tells which thread it is: socket, qmp, debugfs, kvm-run, name",

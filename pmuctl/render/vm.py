@@ -9,7 +9,7 @@ from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.render.columns import UNKNOWN, Column, Shape, known
 from pmuctl.render.text import printable
-from pmuctl.render.vcpu import CANDIDATES_SHAPE, NESTED_COLUMNS, Candidates
+from pmuctl.render.vcpu import CANDIDATES_SHAPE, NESTED_COLUMNS, Candidates, get_has_pmu
 
 
 def filter_summary(event_filter: EventFilter) -> str:
@@ -99,7 +99,9 @@ def _get_pmu_name(alignment: VmAlignment) -> object:
 
 def _get_pmu_type(alignment: VmAlignment) -> object:
     effective = alignment.effective_pmu
-    return (effective.pmu and effective.pmu.type) if effective.is_known else UNKNOWN
+    if effective.candidates or not effective.is_known:
+        return UNKNOWN
+    return effective.pmu and effective.pmu.type
 
 
 def _get_pmu_origin(alignment: VmAlignment) -> object:
@@ -107,6 +109,10 @@ def _get_pmu_origin(alignment: VmAlignment) -> object:
     if effective.candidates or not effective.is_known:
         return UNKNOWN
     return effective.pmu and effective.pmu.origin
+
+
+def _get_has_pmu(alignment: VmAlignment) -> object:
+    return UNKNOWN if _get_pmu_name(alignment) is UNKNOWN else get_has_pmu(alignment)
 
 
 def _get_candidates(alignment: VmAlignment) -> object:
@@ -184,6 +190,13 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         help="what it means where its vCPUs may be",
         value=_unless_blank(_explain),
         shown=False,
+    ),
+    Column(
+        name="HAS-PMU",
+        help="whether it has a PMU",
+        value=_unless_blank(_get_has_pmu),
+        shown=False,
+        in_json=True,
     ),
     Column(
         name="CANDIDATES",

@@ -109,7 +109,7 @@ def test_vcpus_on_two_pmus_are_no_everywhere(machine: Machine) -> None:
     running(machine, None)
     set_masks(machine, "0-1", "2-3")
     means = (
-        f"vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
+        f"vCPUs 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
         f"{A72}: the guest's counters stop there silently"
     )
     ran = machine.run("affinity", "check", "-J", "-O")
@@ -136,6 +136,71 @@ def test_outside_is_told_for_each_pmu_it_can_be(machine: Machine) -> None:
     assert [line.split() for line in lines[1:]] == [["0", "2", "or", "1?", "no"], ["1", "?", "no"]]
     rows = checked(machine, status=1)
     assert [its["outside"] for its in rows] == [None, None]
+
+
+def test_strict_takes_what_is_not_known_for_a_no(machine: Machine) -> None:
+    running(machine, None)
+    set_masks(machine, "2-3", "2-3")
+    assert machine.run("affinity", "check").status == 0
+    for words in ((), ("web1",)):
+        ran = machine.run("affinity", "check", "--strict", *words, "-J")
+        assert (ran.status, json.loads(ran.stdout)["unknown"]) == (1, ["web1"])
+
+
+def test_strict_has_nothing_against_a_vm_that_stays_or_has_no_pmu(machine: Machine) -> None:
+    new_vm(machine, "open")
+    running(machine)
+    ran = machine.run("affinity", "check", "--strict", "-J")
+    assert (ran.status, json.loads(ran.stdout)["unknown"]) == (0, [])
+
+
+def test_managed_leaves_out_vms_without_settings(machine: Machine) -> None:
+    fake_vmm(machine.proc, 5120, ("qemu-system-aarch64", "-name", "db1"))
+    running(machine)
+    threads_of(machine).masks |= dict.fromkeys((5121, 5122), CpuSet.parse("0-3"))
+    assert {row["vm"] for row in checked(machine, status=1)} == {"web1", "db1"}
+    assert {row["vm"] for row in checked(machine, "--managed", "--strict")} == {"web1"}
+    # that pmuctl itself pinned it is a setting, too
+    assert machine.run("affinity", "set", "db1", "2-3").status == 0
+    assert {row["vm"] for row in checked(machine, "--managed")} == {"web1", "db1"}
+    ran = machine.run("affinity", "check", "--managed", "web1")
+    refused(ran, 2, "--managed", "fix: omit --managed")
+
+
+def test_managed_leaves_out_a_vm_with_a_control_socket_that_was_given_nothing(
+    machine: Machine,
+) -> None:
+    running(machine, None)
+    set_masks(machine, "1-2", "1-2")
+    checked(machine, status=1)
+    assert checked(machine, "--managed") == []
+    assert machine.run("affinity", "check", "--managed").stderr == "no VM has settings\n"
+
+
+def test_json_tells_no_pmu_from_a_pmu_that_is_not_known(machine: Machine) -> None:
+    new_vm(machine)
+    for words, key in (("affinity check", "vcpus"), ("vm vcpus", "vcpus"), ("vm list", "vms")):
+        rows = json.loads(machine.run(*words.split(), "-J").stdout)[key]
+        assert {row["has_pmu"] for row in rows} == {False}, words
+    running(machine, None, "web2")
+    for words, key in (("affinity check", "vcpus"), ("vm vcpus", "vcpus"), ("vm list", "vms")):
+        rows = json.loads(machine.run(*words.split(), "web2", "-J").stdout)[key]
+        assert {(row["has_pmu"], row.get("pmu")) for row in rows} == {(True, None)}, words
+
+
+@pytest.mark.parametrize("cpus", ["0-1", "2-3", "2"])
+def test_a_pin_on_a_pmu_that_is_not_known_to_be_its_own_is_no_success_in_silence(
+    machine: Machine, cpus: str
+) -> None:
+    running(machine, None)
+    ran = machine.run("affinity", "set", "web1", cpus)
+    assert ran.status == 0
+    assert ran.stderr.startswith("warning: web1: it is not known whether these CPUs are")
+    assert "fix: in the guest: perf stat -e cycles true" in ran.stderr
+    assert machine.run("vm", "list").lines[1].split()[-1] == "?"
+    found = json.loads(machine.run("doctor", "web1", "-J").stdout)["findings"]
+    (aligned,) = [finding for finding in found if finding["id"] == "vm.aligned"]
+    assert (aligned["result"], "perf stat" in aligned["fix"]) == ("WARN", True)
 
 
 def test_a_vm_without_a_pmu_has_nothing_to_leave(machine: Machine) -> None:

@@ -264,7 +264,7 @@ def test_what_a_probe_finds_is_known_of_vms_too(machine: Machine, tmp_path: Path
         out.seek(0)
         found = {its["id"]: its for its in map(json.loads, out)}
     assert found["vm.aligned"]["why"].startswith(
-        f"vCPU 0-1 may run on CPUs 2-3, outside {A53} (0-1): "
+        f"vCPUs 0-1 may run on CPUs 2-3, outside {A53} (0-1): "
     )
 
 

@@ -90,9 +90,12 @@ def the_value(document: dict[str, Any]) -> Any:
     return value
 
 
+ADDITIONS = ("candidates", "has_pmu", "midr")
+
+
 def without_additions(its: dict[str, Any]) -> dict[str, Any]:
     """An object as its columns, without those that are in JSON whether asked for or not."""
-    return {key: value for key, value in its.items() if key not in ("candidates", "midr")}
+    return {key: value for key, value in its.items() if key not in ADDITIONS}
 
 
 @each([("-J",)])
@@ -147,7 +150,7 @@ def test_every_format_has_the_same_values(hosting: Machine, words: tuple[str, ..
     assert [from_raw(line) for line in run("raw").splitlines()] == rows
     objects = [without_additions(json.loads(line)) for line in run("jsonl").splitlines()]
     keys = [name.lower().replace("-", "_") for name in rows[0]]
-    keys = [key for key in keys if key not in ("candidates", "midr")]
+    keys = [key for key in keys if key not in ADDITIONS]
     assert [list(its) for its in objects] == [keys] * (len(rows) - 1)
     document = json.loads(run("json"))
     value = the_value(document)

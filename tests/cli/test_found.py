@@ -89,7 +89,7 @@ def test_all_that_is_known_of_it(host: Machine) -> None:
         for n in range(2)
     ]
     assert its["means"] == (
-        f"vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
+        f"vCPUs 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
         f"{A72}: the guest's counters stop there silently"
     )
 
@@ -236,7 +236,7 @@ def test_kvmtool_sets_a_pmu_by_itself(machine: Machine) -> None:
     with_vmm(machine, 6000, "lkvm", "run", "--pmu", "--name", "k1")
     (its,) = listed(machine)
     assert its["means"] == (
-        f"vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
+        f"vCPUs 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
         f"{A72}: KVM_RUN fails there with KVM_EXIT_FAIL_ENTRY: kvmtool ends that vCPU's thread, "
         "and with vCPU 0 the VM"
     )

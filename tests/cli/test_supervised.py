@@ -101,7 +101,7 @@ def test_what_a_vmm_sets_by_itself_its_supervisor_does_not_see(
     vm.run()
     its = shown(host)
     assert (its["pmu"], len(its["candidates"])) == (None, 2)
-    assert its["means"].startswith("vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is ")
+    assert its["means"].startswith("vCPUs 0-1 may run outside its PMU, on CPUs 2-3 if that is ")
     assert means in its["means"]
 
 

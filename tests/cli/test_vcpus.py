@@ -43,6 +43,7 @@ def test_a_vm_without_a_pmu_has_no_cpus_to_be_aligned_to(machine: Machine) -> No
             "affinity": [0, 1, 2, 3],
             "pmu_cpus": None,
             "aligned": None,
+            "has_pmu": False,
         }
         for n in range(2)
     ]

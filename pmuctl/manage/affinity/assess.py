@@ -131,6 +131,18 @@ def read_vm_affinity_record(vm: Vm, host_state: HostState) -> VmAffinityRecord:
     return VmAffinityRecord(cpus=masks, is_left_alone=is_left_alone)
 
 
+def has_settings(vm: Vm, host_state: HostState) -> bool:
+    """Return whether a VM was given a PMU, counters, a filter or CPUs, as far as pmuctl can know.
+
+    Return True if it has a control socket that cannot be queried: it may have been given some.
+    """
+    if vm.is_managed and vm.problem is not None:
+        return True
+    if vm.explicit_pmu or vm.counters is not None or vm.filter is not None:
+        return True
+    return bool(read_vm_affinity_record(vm, host_state).cpus)
+
+
 def _read_last_cpu(vm: Vm, vcpu: VcpuAlignment, host_state: HostState) -> int | None:
     if vm.pid is None or vcpu.tid is None:
         return None

@@ -21,13 +21,14 @@ from pmuctl.manage.affinity.vcpu_threads import (
     no_threads,
     unknown_threads,
 )
-from pmuctl.manage.hints import describe_cpus, pin_commands
+from pmuctl.manage.hints import FIND_OUT_PMU, describe_cpus, pin_commands
 from pmuctl.manage.resolve import resolve_cpus
-from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask
+from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask, format_vcpus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu, effective_pmu
 from pmuctl.model.plan import SetAffinity, make_pinned_error, no_vpmu
 from pmuctl.model.vm import Vm, Window
+from pmuctl.value import replace
 
 
 def set_affinity(
@@ -44,7 +45,13 @@ def set_affinity(
         raise
     vcpu_threads = VcpuThreads.of(vm, host_state, only=vcpus)
     wanted = dict.fromkeys(vcpu_threads.tids, cpus)
-    return apply_affinity(vcpu_threads, wanted, host_state, record_unchanged=True, dry_run=dry_run)
+    result = apply_affinity(
+        vcpu_threads, wanted, host_state, record_unchanged=True, dry_run=dry_run
+    )
+    pmu = effective_pmu(vm, host_state.host_pmus)
+    if not pmu.candidates and pmu.is_known:
+        return result
+    return replace(result, warnings=(*result.warnings, _make_unknown_pmu_warning(vm, pmu)))
 
 
 def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
@@ -101,6 +108,17 @@ def align_vm(vm: Vm, host_state: HostState, *, dry_run: bool) -> VmAffinityResul
     )
 
 
+def _make_unknown_pmu_warning(vm: Vm, pmu: EffectivePmu) -> RefusedError:
+    """Return the warning that its threads may be on CPUs of a PMU that the VM does not have."""
+    which = f": {pmu}" if pmu.candidates else ""
+    return RefusedError(
+        "it is not known whether these CPUs are those of its PMU",
+        subject=vm.name,
+        why=f"which PMU it has is not known{which}; on other CPUs {pmu.consequence.explain()}",
+        fix=FIND_OUT_PMU,
+    )
+
+
 def _make_no_pmu_error(vm: Vm, pmu: EffectivePmu, host_state: HostState) -> PmuctlError:
     error: PmuctlError
     if vm.query_error is not None:
@@ -154,7 +172,7 @@ def _make_pinned_error(vm: Vm, pmu: EffectivePmu, pinned: dict[int, CpuSet]) -> 
     only = () if len(pinned) == len(vm.vcpus or ()) else ("--vcpu", vcpus)
     cause = f"pmuctl did not make this pin to {masks}"
     cpus = pmu.only_cpus or CpuSet()
-    error = make_pinned_error(f"vCPU {vcpus}", cause, cpus, pmu.only)
+    error = make_pinned_error(format_vcpus(vcpus), cause, cpus, pmu.only)
     error.subject, error.now = vm.name, NOTHING_CHANGED
     error.fix = command("affinity", "set", vm.address, cpus, *only)
     return error

@@ -19,6 +19,7 @@ from pmuctl.host.thread_affinity import NO_USABLE_CPU
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.hints import describe_cpus
+from pmuctl.model.alignment import format_vcpus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence
 from pmuctl.model.plan import SetAffinity
@@ -147,7 +148,7 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
         if vm.identity.kind is VmmKind.QEMU:
             fix = f"start QEMU with -name NAME,debug-threads=on, or {fix}"
     return UnknownThreadsError(
-        f"which threads run {f'vCPU {vcpus}' if vcpus else 'its vCPUs'} is not known",
+        f"which threads run {format_vcpus(vcpus) if vcpus else 'its vCPUs'} is not known",
         subject=vm.name,
         why=why,
         now=NOTHING_CHANGED,
@@ -259,8 +260,8 @@ def _undo_step(step: SetAffinity, vcpu_threads: VcpuThreads, host_state: HostSta
 
 
 def _describe_undone(done: Sequence[SetAffinity]) -> str:
-    vcpus = CpuSet.of(step.vcpu for step in done)
-    return f"vCPU {vcpus} put back; nothing else was changed" if done else NOTHING_CHANGED
+    vcpus = format_vcpus(step.vcpu for step in done)
+    return f"{vcpus} put back; nothing else was changed" if done else NOTHING_CHANGED
 
 
 def _make_gone_error(vm: Vm, vcpu: int, tid: int) -> GoneError:

@@ -11,8 +11,8 @@ from pmuctl.manage.affinity.vcpu_threads import (
     make_dead_error,
     no_threads,
 )
-from pmuctl.manage.hints import bring_online, pin_commands
-from pmuctl.model.alignment import AlignmentState, VmAlignment, aligned_mask
+from pmuctl.manage.hints import FIND_OUT_PMU, bring_online, pin_commands
+from pmuctl.model.alignment import AlignmentState, VmAlignment, aligned_mask, format_vcpus
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence
@@ -137,7 +137,7 @@ def _check_blocked(facts: VmFacts) -> Iterator[Outcome]:
     if cpus and facts.online is not None and not cpus & facts.online:  # vm.pmu-online reports it
         return
     first = next(iter(facts.blockers.values()))
-    why = f"vCPU {CpuSet.of(facts.blockers)} cannot be put on its PMU: {first.why}"
+    why = f"{format_vcpus(facts.blockers)} cannot be put on its PMU: {first.why}"
     yield Outcome(Result.FAIL, why, fix=first.fix)
 
 
@@ -158,7 +158,7 @@ def _check_aligned(facts: VmFacts) -> Iterator[Outcome]:
         error = no_threads(facts.alignment.vm)
         yield Outcome(Result.WARN, f"{error.message}: {why}", fix=error.fix)
     elif facts.alignment.vcpus:
-        yield Outcome(Result.WARN, why, command("vm", "vcpus", facts.alignment.vm.address))
+        yield Outcome(Result.WARN, why, FIND_OUT_PMU)
 
 
 def _fix_alignment(facts: VmFacts) -> str:
@@ -192,9 +192,10 @@ def _check_spinning(facts: VmFacts) -> Iterator[Outcome]:
         yield Outcome(Result.PASS, why)
         return
     share = max(spins.values())
+    takes, runs = ("takes", "runs") if len(spins) == 1 else ("take up to", "run")
     who = "QEMU" if facts.alignment.vm.identity.kind is VmmKind.QEMU else "its VMM"
     why = (
-        f"vCPU {CpuSet.of(spins)} takes {share:.0%} of a CPU and runs no guest: {who} makes "
+        f"{format_vcpus(spins)} {takes} {share:.0%} of a CPU and {runs} no guest: {who} makes "
         "KVM_RUN again and again, and KVM answers KVM_EXIT_FAIL_ENTRY"
     )
     yield Outcome(Result.FAIL, why, fix=_fix_alignment(facts))

@@ -170,7 +170,7 @@ STOP = "the guest's counters stop there silently"
         ),
         (
             held(EITHER, "0-1", "2-3"),
-            "vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is a53 or CPUs 0-1 if that is "
+            "vCPUs 0-1 may run outside its PMU, on CPUs 2-3 if that is a53 or CPUs 0-1 if that is "
             f"a72: {STOP}",
         ),
         (

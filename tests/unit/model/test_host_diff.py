@@ -147,7 +147,7 @@ def test_vcpus_on_two_pmus_have_left_whichever_it_is() -> None:
     one, torn = host(web1("0", "0", chosen=EITHER)), host(web1("0", "3", chosen=EITHER))
     assert told(one, torn) == [("vcpu-left", "web1", None)]
     assert words(one, torn) == (
-        f"vCPU 0-1 may run outside its PMU, on CPU 3 if that is {A53} or CPU 0 if that is {A72}: "
+        f"vCPUs 0-1 may run outside its PMU, on CPU 3 if that is {A53} or CPU 0 if that is {A72}: "
         f"{Consequence.COUNTERS_STOP.explain()}"
     )
     assert (find_misplaced(one), len(find_misplaced(torn))) == ([], 1)
@@ -158,7 +158,7 @@ def test_what_is_not_known_any_more_is_lost() -> None:
     before = host(web1(ON, ON, ON))
     after = host(web1(ON, None, None))
     assert told(before, after) == [("lost", "web1", None)]
-    assert words(before, after) == "not known any more of vCPU 1-2: whether it can leave its PMU"
+    assert words(before, after) == "not known any more of vCPUs 1-2: whether it can leave its PMU"
     # it never was
     assert told(after, after) == []
     assert told(after, before) == []

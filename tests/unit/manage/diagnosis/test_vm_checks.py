@@ -9,6 +9,7 @@ from pmuctl.errors import UnreachableError
 from pmuctl.manage.affinity.blockers import Blocker
 from pmuctl.manage.diagnosis import vm_checks
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
+from pmuctl.manage.hints import FIND_OUT_PMU
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.check_result import Finding, Result
 from pmuctl.model.cpuset import CpuSet
@@ -105,12 +106,12 @@ def test_one_of_several_pmus() -> None:
     torn = of_vm("vm.aligned", facts("0-1", "2-3", chosen=EITHER))
     assert torn is not None
     assert torn.why == (
-        f"vCPU 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
+        f"vCPUs 0-1 may run outside its PMU, on CPUs 2-3 if that is {A53} or CPUs 0-1 if that is "
         f"{A72}: the guest's counters stop there silently"
     )
     unknown = of_vm("vm.aligned", facts("2-3", chosen=EITHER))
     assert unknown is not None
-    assert (unknown.result, unknown.fix) == (WARN, "pmuctl vm vcpus web1")
+    assert (unknown.result, unknown.fix) == (WARN, FIND_OUT_PMU)
 
 
 def test_nothing_is_put_on_cpus_that_are_all_offline() -> None:
