@@ -42,6 +42,14 @@ def command(*words: object) -> str:
     return join(["pmuctl", *map(str, words)])
 
 
+def forget_frames(error: BaseException) -> None:
+    """Take traceback, cause and context from an error that is kept.
+
+    They would keep what is in the frames it came through, such as the message of a peer.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+
+
 class PmuctlError(Exception):
     """What failed, why, and what to do next; `main()` prints it and exits with `status`.
 

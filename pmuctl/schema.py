@@ -51,6 +51,10 @@ class Kind(ABC):
         """Return the JSON value of a Python value; the inverse of `parse`."""
         return value
 
+    def select(self, value: Any) -> Any:
+        """Return a checked value without the members of objects that are not known here."""
+        return value
+
     def read(self, value: object, where: str) -> Any:
         """Check a JSON value and parse it; raise ValueError."""
         self.check(value, where)
@@ -175,6 +179,10 @@ class List(Convertible):
         for index, item in enumerate(value):
             self.of.check(item, f"{where}[{index}]")
 
+    def select(self, value: Any) -> Any:
+        """See Kind."""
+        return [*map(self.of.select, value)]
+
     def parse(self, value: Any) -> Any:
         """See Kind."""
         return self.make([*map(self.of.parse, value)])
@@ -202,6 +210,10 @@ class Tuple(Convertible):
         for index, (kind, item) in enumerate(zip(self.of, value, strict=True)):
             kind.check(item, f"{where}[{index}]")
 
+    def select(self, value: Any) -> Any:
+        """See Kind."""
+        return [kind.select(item) for kind, item in zip(self.of, value, strict=True)]
+
     def parse(self, value: Any) -> Any:
         """See Kind."""
         return self.make([kind.parse(item) for kind, item in zip(self.of, value, strict=True)])
@@ -228,6 +240,10 @@ class Nullable(Kind):
         """See Kind."""
         if value is not None:
             self.of.check(value, where)
+
+    def select(self, value: Any) -> Any:
+        """See Kind."""
+        return None if value is None else self.of.select(value)
 
     def parse(self, value: Any) -> Any:
         """See Kind."""
@@ -272,6 +288,14 @@ class Obj(Convertible):
                 raise SchemaError(f"{where}.{name}: is missing")
         if not self.is_open and (unknown := sorted(set(value) - set(self.members))):
             raise SchemaError(f"{where}.{unknown[0]:.64}: is not known here")
+
+    def select(self, value: Any) -> Any:
+        """See Kind."""
+        return {
+            name: _find_kind(member).select(value[name])
+            for name, member in self.members.items()
+            if name in value
+        }
 
     def parse(self, value: Any) -> Any:
         """See Kind."""

@@ -482,13 +482,14 @@ def test_the_limits_of_the_protocol_are_those_of_the_code() -> None:
         for name in (
             *("schema", "control.protocol.qmp_codec", "control.runtime.sockets"),
             *("control.server.connection", "control.server.commands", "control.server.server"),
+            *("conformance.peer", "manage.inventory.poller"),
         )
     ]
     limits = {
         name: int(value)
         for module in modules
         for name, value in vars(module).items()
-        if re.fullmatch(r"[A-Z_]+_MAX|STALL_SECONDS|STEPS_TOLD", name)
+        if re.fullmatch(r"[A-Z_]+_MAX|STALL_SECONDS|STEPS_TOLD|OWN_BYTES|OTHERS_BYTES", name)
     }
     lines = sections(PROTOCOL)["TRUST AND LIMITS"]
     found = [re.fullmatch(r"\.It (\d+) Pq Dv ([A-Z_]+)", line) for line in lines]

@@ -13,13 +13,16 @@ from types import TracebackType
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS, EVENTS
 from pmuctl.control.protocol.qmp_codec import Message
-from pmuctl.control.protocol.stream import Deadline, MessageStream
+from pmuctl.control.protocol.stream import ByteBudget, Deadline, MessageStream
 from pmuctl.errors import DeniedError, NotFoundError, UnreachableError, UsageError
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.schema import Kind, Obj, SchemaError, Str
 
 EVENTS_MAX = 100
 """Events to accept before an answer: more are a flood."""
+
+RECEIVED_MAX = 1 << 20
+"""Bytes that a server may send in one check: the answers of a VM of 1,000 vCPUs need a quarter."""
 
 ERROR = Obj({"class": Str(), "desc": Str()}, is_open=True)
 
@@ -46,10 +49,12 @@ class ServerUnderTest:
         self.dry_run_args: Message = {"type": 0, "name": "none", "dry-run": True}
         """Arguments with which pmu-apply changes nothing."""
         self._clock = Deadline.after(deadline)
+        self._budget = ByteBudget(RECEIVED_MAX)
 
     def begin(self) -> None:
-        """Restart the deadline, for the next check and all connections."""
+        """Restart the deadline and the budget, for the next check and all connections."""
         self._clock.restart(self.deadline)
+        self._budget.restart()
 
     def time_left(self) -> float:
         """Return the seconds until the deadline. Raise TimeoutError after it."""
@@ -65,7 +70,7 @@ class ServerUnderTest:
 
         If not `patient`, raise BlockingIOError if too many others wait to be accepted.
         """
-        stream = MessageStream(self._clock)
+        stream = MessageStream(self._clock, self._budget)
         try:
             stream.connect(str(self.path), patient=patient)
         except BaseException:
@@ -135,7 +140,7 @@ class ServerConnection:
     def read(self) -> Message:
         """Return the next message; a reset connection is the end of the stream."""
         try:
-            return self._stream.next_message()
+            return self._stream.next_message(_keep_message)
         except ConnectionResetError:
             raise EOFError from None
 
@@ -218,6 +223,10 @@ class ServerConnection:
             if message.get("event") == name:
                 data = message.get("data")
                 return data if isinstance(data, dict) else {}
+
+
+def _keep_message(message: Message) -> Message:
+    return message
 
 
 def describe_error(error: object) -> str:

@@ -4,8 +4,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
-from pmuctl.conformance.peer import CheckFailed, CheckSkipped, ServerUnderTest
+from pmuctl.conformance.peer import RECEIVED_MAX, CheckFailed, CheckSkipped, ServerUnderTest
 from pmuctl.control.protocol.qmp_codec import PEER_TEXT_MAX, WireError
+from pmuctl.control.protocol.stream import OverBudgetError
 from pmuctl.value import value
 
 
@@ -71,6 +72,8 @@ def _run_check(server: ServerUnderTest, check: ConformanceCheck) -> tuple[Verdic
         return Verdict.FAIL, "the connection was closed"
     except WireError as error:
         return Verdict.FAIL, f"what it sends is no message: {error}"
+    except OverBudgetError:
+        return Verdict.FAIL, f"it sends more than {RECEIVED_MAX} bytes"
     except OSError as error:
         return Verdict.FAIL, error.strerror or str(error)
     return Verdict.PASS, None

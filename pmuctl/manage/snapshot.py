@@ -4,14 +4,16 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
+from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.host.captured_procfs import capture_probed, scan_captured_vms
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.snapshot_files import Captured, scan_captured
 from pmuctl.manage.host_info import read_host_kvm_caps
-from pmuctl.manage.inventory.captured_replies import capture_replies
+from pmuctl.manage.inventory.captured_replies import capture_replies, to_text
 from pmuctl.manage.inventory.poller import ask_sockets
-from pmuctl.manage.inventory.replies import VmReply
+from pmuctl.manage.inventory.replies import Reply, VmReply
 from pmuctl.manage.inventory.session import Session
+from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import replace
 
 
@@ -24,14 +26,10 @@ def scan_snapshot(session: Session) -> Iterator[Captured]:
     """
     host, sysfs = session.host, session.host.sysfs
     sockets = session.scan_sockets()
-    replies = ask_sockets(session, sockets.sockets)
+    replies = ask_sockets(session, sockets.sockets, _capture_reply)
     yield from scan_captured(sysfs)
-    entries = [
-        replace(entry, owner=None) if session.is_own(entry) else entry for entry in sockets.sockets
-    ]
-    yield from capture_replies(list(zip(entries, replies, strict=True)), sockets.left_out)
-    vmms = (reply.vmm.process for reply in replies if isinstance(reply, VmReply))
-    yield from scan_captured_vms(host.procs, sysfs, filter(None, vmms))
+    yield from capture_replies((text for text, _ in replies), sockets.left_out)
+    yield from scan_captured_vms(host.procs, sysfs, filter(None, (vmm for _, vmm in replies)))
     pmus = scan_pmus(sysfs)
     caps = None
     with suppress(OSError):
@@ -39,3 +37,12 @@ def scan_snapshot(session: Session) -> Iterator[Captured]:
         caps = read_host_kvm_caps(host, pmus, access)
     if caps is not None:
         yield capture_probed(caps, pmus)
+
+
+def _capture_reply(
+    session: Session, socket: ControlSocket, reply: Reply
+) -> tuple[str, ProcessId | None]:
+    """Return the text of a reply's file, and the process of the VMM that gave it."""
+    socket = replace(socket, owner=None) if session.is_own(socket) else socket
+    vmm = reply.vmm.process if isinstance(reply, VmReply) else None
+    return to_text(socket, reply), vmm

@@ -17,7 +17,12 @@ from pmuctl.control.client.peer_auth import (
 from pmuctl.control.protocol import qmp_codec
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.protocol.qmp_codec import Message, WireError
-from pmuctl.control.protocol.stream import Deadline, MessageStream
+from pmuctl.control.protocol.stream import (
+    ByteBudget,
+    Deadline,
+    MessageStream,
+    OverBudgetError,
+)
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import (
     DeniedError,
@@ -50,10 +55,11 @@ class Client:
         deadline: float,
         procs: Procfs,
         trace: Callable[[str], None] | None = None,
+        budget: ByteBudget | None = None,
     ) -> None:
         """`deadline` is in seconds from now, for the whole exchange.
 
-        `trace` gets the text of each request before it is sent.
+        `trace` gets the text of each request before it is sent. `budget` bounds what is received.
         """
         self.control_socket = control_socket
         self.subject = control_socket.name or str(control_socket.path)
@@ -62,12 +68,13 @@ class Client:
         self._procs = procs
         self._tags = itertools.count(1)
         self._trace = trace
+        self._budget = budget
         self._address: tuple[str, ...] = (self.subject,)
         self.peer: PeerCred | None = None
         """The process that listens at the socket; None before the connection."""
 
     def __enter__(self) -> "Client":
-        self._stream = MessageStream(self._deadline)
+        self._stream = MessageStream(self._deadline, self._budget)
         try:
             self._connect_socket()
             self.peer = self._read_peer()
@@ -113,7 +120,7 @@ class Client:
             why = f"{name} could not be sent ({error.strerror or error})"
             raise self._make_unreachable_error(why) from error
         try:
-            reply = self._read_reply(request["id"])
+            reply = self._read_reply(name, request["id"])
         except Stopped as stop:
             if changes:
                 stop.lost = self._make_outcome_error(name, "pmuctl was stopped before an answer")
@@ -126,15 +133,13 @@ class Client:
                 f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
             )
             raise self._make_lost_error(name, why, changes=changes) from error
-        except WireError as error:
+        except (WireError, SchemaError) as error:
             raise self._make_malformed_error(name, str(error), changes=changes) from error
-        if isinstance(peer_error := reply.get("error"), dict):
-            raise self._make_peer_error(name, peer_error)
-        try:
-            command.result.check(reply.get("return"), "return")
-        except SchemaError as error:
-            raise self._make_malformed_error(name, str(error), changes=changes) from error
-        return reply["return"]
+        except OverBudgetError:
+            raise self._make_over_budget_error() from None
+        if isinstance(reply, PmuctlError):
+            raise reply
+        return reply
 
     def _connect_socket(self) -> None:
         """Connect to the socket. Raise a PmuctlError with the reason if that fails."""
@@ -212,7 +217,7 @@ class Client:
 
     def _read_greeting(self) -> None:
         try:
-            greeting = self._stream.next_message()
+            refusal = self._stream.next_message(_check_greeting)
         except TimeoutError:
             raise self._make_unreachable_error(f"no greeting in {self._waited} s") from None
         except (OSError, EOFError):
@@ -221,11 +226,10 @@ class Client:
         except WireError as error:
             why = f"it does not speak the protocol: {error}"
             raise self._make_unreachable_error(why) from None
-        if isinstance(peer_error := greeting.get("error"), dict):
-            desc = qmp_codec.peer_text(peer_error.get("desc"))
-            raise self._make_unreachable_error(f"it answers: {desc}")
-        if not isinstance(greeting.get("QMP"), dict):
-            raise self._make_unreachable_error("it does not speak the protocol: no QMP greeting")
+        except OverBudgetError:
+            raise self._make_over_budget_error() from None
+        if refusal is not None:
+            raise self._make_unreachable_error(refusal)
         self.execute("qmp_capabilities")
 
     def _make_unreachable_error(self, why: str) -> UnreachableError:
@@ -234,6 +238,16 @@ class Client:
             subject=self.subject,
             why=f"{self.control_socket.path}: {why}",
             fix="check its VMM; --deadline SEC waits longer",
+        )
+
+    def _make_over_budget_error(self) -> UnreachableError:
+        limit = self._budget.limit if self._budget else 0
+        whose = "the VMs" if self.control_socket.owner is None else "one user's VMs"
+        return UnreachableError(
+            "its answer was left out",
+            subject=self.subject,
+            why=f"{whose} answer with more than {limit >> 10} KiB together",
+            fix=command("vm", "show", "--socket", self.control_socket.path),
         )
 
     def _make_lost_error(self, name: str, why: str, *, changes: bool) -> PmuctlError:
@@ -259,7 +273,7 @@ class Client:
             fix=f"{command('vm', 'show', *self._address)} tells what holds now",
         )
 
-    def _make_peer_error(self, name: str, peer_error: Message) -> Exception:
+    def _make_peer_error(self, name: str, peer_error: Message) -> PmuctlError:
         if peer_error.get("class") == "CommandNotFound":
             return UnsupportedError(
                 f"its VMM does not know {name}",
@@ -268,15 +282,37 @@ class Client:
             )
         return qmp_codec.error_from(peer_error, subject=self.subject)
 
-    def _read_reply(self, tag: object) -> Message:
-        """Return the answer with this id; events and other answers are ignored."""
-        while True:
-            message = self._stream.next_message()
+    def _read_reply(self, name: str, tag: object) -> object:
+        """Return the members of the answer with this id that are known, or the peer's error.
+
+        Events and other answers are ignored.
+        """
+
+        result = COMMANDS[name].result
+
+        def select_reply(message: Message) -> object:
             if "event" in message:
-                continue
+                return None
             # a server that cannot parse a request answers with an error without an id
-            if message.get("id") == tag or ("error" in message and "id" not in message):
-                return message
+            if message.get("id") != tag and ("error" not in message or "id" in message):
+                return None
+            if isinstance(peer_error := message.get("error"), dict):
+                return self._make_peer_error(name, peer_error)
+            result.check(message.get("return"), "return")
+            return result.select(message["return"])
+
+        while (reply := self._stream.next_message(select_reply)) is None:
+            pass
+        return reply
+
+
+def _check_greeting(message: Message) -> str | None:
+    """Return why a message is no greeting, None if it is one."""
+    if isinstance(peer_error := message.get("error"), dict):
+        return f"it answers: {qmp_codec.peer_text(peer_error.get('desc'))}"
+    if not isinstance(message.get("QMP"), dict):
+        return "it does not speak the protocol: no QMP greeting"
+    return None
 
 
 def socket_at(path: Path) -> ControlSocket:

@@ -11,12 +11,20 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pmuctl.control.protocol import qmp_codec
-from pmuctl.control.protocol.qmp_codec import WireError
-from pmuctl.control.protocol.stream import Deadline, MessageStream
-from pmuctl.value import field, value
+from pmuctl.control.protocol.qmp_codec import Message, WireError
+from pmuctl.control.protocol.stream import (
+    ByteBudget,
+    Deadline,
+    MessageStream,
+    OverBudgetError,
+)
+from pmuctl.schema import LIST_MAX
+from pmuctl.value import field, replace, value
 
 DEADLINE = 0.5
 """Seconds for all monitors of one process: a monitor that has a client lets others wait without an
@@ -35,7 +43,16 @@ SO_ACCEPTCON = b"00010000"
 MANAGERS = ("libvirtd", "virtqemud")
 """Thread names of parent processes whose monitors pmuctl does not use."""
 
-_COMMANDS = ("query-name", "query-uuid", "query-status", "query-cpus-fast")
+ANSWERS_MAX = 1 << 20
+"""Bytes of all answers of one monitor: some 4,000 vCPUs."""
+
+_COMMANDS = {
+    "query-name": "name",
+    "query-uuid": "UUID",
+    "query-status": "status",
+    "query-cpus-fast": "",
+}
+"""The commands and the member of each answer that is a text of QemuMonitor."""
 
 
 @value(kw_only=True)
@@ -89,14 +106,14 @@ def query_qemu(
         status = os.fstat(fd)
         if not stat.S_ISSOCK(status.st_mode) or uid is None or status.st_uid != uid:
             return None
-        with closing(MessageStream(Deadline(until))) as stream:
+        with closing(MessageStream(Deadline(until), ByteBudget(ANSWERS_MAX))) as stream:
             # by descriptor: the socket that was checked is the one to connect to, and its path may
             # be too long
             stream.connect(f"/proc/self/fd/{fd}", patient=False)
             if stream.peer_credentials()[0] != pid:
                 return None
             return _query_stream(stream)
-    except (OSError, EOFError, WireError):
+    except (OSError, EOFError, WireError, OverBudgetError):
         return None
     finally:
         os.close(fd)
@@ -147,23 +164,34 @@ def _has_socket(process: Path, inodes: Collection[bytes]) -> bool:
 
 def _query_stream(stream: MessageStream) -> QemuMonitor | None:
     """Return the answers to _COMMANDS; None if the peer does not greet as QMP."""
-    if "QMP" not in stream.next_message():
+    if not stream.next_message(_is_greeting):
         return None
     requests = [{"execute": "qmp_capabilities"}]
     requests += [{"execute": name, "id": name} for name in _COMMANDS]
     stream.send(b"".join(qmp_codec.encode(dict(request)) for request in requests))
-    answers: dict[object, object] = {}
-    while len(answers) < len(_COMMANDS):
-        message = stream.next_message()
-        tag = message.get("id")
-        if isinstance(tag, str) and tag in _COMMANDS:
-            answers[tag] = message.get("return")  # None if it does not know the command
-    return QemuMonitor(
-        name=_find_text(answers["query-name"], "name"),
-        uuid=_find_text(answers["query-uuid"], "UUID"),
-        status=_find_text(answers["query-status"], "status"),
-        threads=dict(_iter_threads(answers["query-cpus-fast"])),
-    )
+    monitor, missing = QemuMonitor(), set(_COMMANDS)
+    while missing:
+        tag, members = stream.next_message(_read_answer)
+        if tag in missing:
+            missing.remove(tag)
+            monitor = replace(monitor, **members)
+    return monitor
+
+
+def _is_greeting(message: Message) -> bool:
+    return "QMP" in message
+
+
+def _read_answer(message: Message) -> tuple[str, dict[str, Any]]:
+    """Return the id of an answer to one of _COMMANDS, and what it tells; else an empty id."""
+    tag = message.get("id")
+    if not isinstance(tag, str) or tag not in _COMMANDS:
+        return "", {}
+    answer = message.get("return")  # None if it does not know the command
+    if tag == "query-cpus-fast":
+        return tag, {"threads": dict(islice(_iter_threads(answer), LIST_MAX))}
+    key = _COMMANDS[tag]
+    return tag, {key.lower(): _find_text(answer, key)}
 
 
 def _find_text(answer: object, key: str) -> str | None:

@@ -3,12 +3,47 @@
 
 import socket
 import struct
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from pmuctl.control.protocol.qmp_codec import Decoder, Message
+from pmuctl.errors import forget_frames
 
 RETRY_SECONDS = 0.01
 """Seconds between two attempts to connect to a socket whose queue is full."""
+
+_DECODING = threading.Lock()
+"""Held while a message is decoded and reduced: 1 MiB of JSON becomes up to 30 MiB of objects."""
+
+T = TypeVar("T")
+
+
+class OverBudgetError(Exception):
+    """More was received than the connections that share a budget may receive together."""
+
+
+class ByteBudget:
+    """The bytes that connections, of any threads, may receive together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._left = limit
+        self._lock = threading.Lock()
+
+    def restart(self) -> None:
+        """Make all of it available again."""
+        with self._lock:
+            self._left = self.limit
+
+    def spend(self, count: int) -> None:
+        """Take that many bytes. Raise OverBudgetError if there are not so many left."""
+        with self._lock:
+            self._left -= count
+            if self._left < 0:
+                raise OverBudgetError
 
 
 class Deadline:
@@ -37,12 +72,14 @@ class Deadline:
 class MessageStream:
     """A connection to a unix socket that speaks QMP.
 
-    Its methods raise TimeoutError after the deadline, and OSError if the connection fails.
+    Its methods raise TimeoutError after the deadline, and OSError if the connection fails. What is
+    received is spent of the `budget`.
     """
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, budget: ByteBudget | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._deadline = deadline
+        self._budget = budget
         self._decoder = Decoder()
 
     def close(self) -> None:
@@ -73,18 +110,42 @@ class MessageStream:
         self._socket.settimeout(self._deadline.time_left())
         self._socket.sendall(data, socket.MSG_NOSIGNAL)
 
-    def next_message(self) -> Message:
-        """Return the next message.
+    def next_message(self, reduce: Callable[[Message], T]) -> T:
+        """Return what `reduce` makes of the next message: all that is kept of it.
 
-        Raise EOFError at the end of the stream, and WireError for input that is not a message.
+        No two messages of a process are decoded and reduced at the same time. Raise EOFError at
+        the end of the stream, WireError for input that is not a message, OverBudgetError, and
+        ValueError if `reduce` does.
         """
-        while (message := self._decoder.next()) is None:
-            self._socket.settimeout(self._deadline.time_left())
-            data = self._socket.recv(1 << 16)
-            if not data:
-                raise EOFError
-            self._decoder.feed(data)
-        return message
+        while True:
+            with self._decoding():
+                try:
+                    if (message := self._decoder.next()) is not None:
+                        return reduce(message)
+                except ValueError as error:
+                    forget_frames(error)
+                    raise
+                finally:
+                    message = None
+            self._receive()
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        if not _DECODING.acquire(timeout=self._deadline.time_left()):
+            raise TimeoutError
+        try:
+            yield
+        finally:
+            _DECODING.release()
+
+    def _receive(self) -> None:
+        self._socket.settimeout(self._deadline.time_left())
+        data = self._socket.recv(1 << 16)
+        if not data:
+            raise EOFError
+        if self._budget is not None:
+            self._budget.spend(len(data))
+        self._decoder.feed(data)
 
 
 def read_peer_credentials(connection: socket.socket) -> tuple[int, int, int]:

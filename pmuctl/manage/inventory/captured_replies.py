@@ -7,7 +7,7 @@ record; their words are shown and never followed, and no socket is queried.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,13 @@ _FORM = Obj(
 `untold` is why another one gave no reply."""
 
 
-def capture_replies(
-    replies: Sequence[tuple[ControlSocket, Reply]], left_out: int
-) -> Iterator[Captured]:
-    """Yield the files of these sockets, as `read_captured_sockets` reads them.
+def capture_replies(texts: Iterable[str], left_out: int) -> Iterator[Captured]:
+    """Yield the files of sockets, as `read_captured_sockets` reads them, with these texts.
 
-    The `owner` of a socket is to be None if only root or the user who makes the capture can have
-    made it. `left_out` is how many sockets were not queried.
+    `left_out` is how many sockets were not queried.
     """
-    for number, (socket, reply) in enumerate(replies):
-        yield Captured(path=f"{PATH_REPLIES}/{number}.json", text=to_text(socket, reply))
+    for number, text in enumerate(texts):
+        yield Captured(path=f"{PATH_REPLIES}/{number}.json", text=text)
     if left_out:
         yield Captured(path=f"{PATH_REPLIES}/{LEFT_OUT}", text=f"{left_out}\n")
 
@@ -133,7 +130,11 @@ def read_captured_sockets(host: Host) -> SocketScan:
 
 
 def to_text(socket: ControlSocket, reply: Reply) -> str:
-    """Return the text of the file of a socket and its reply."""
+    """Return the text of the file of a socket and its reply.
+
+    The `owner` of the socket is to be None if only root or the user who makes the capture can have
+    made it.
+    """
     document: dict[str, object] = {
         "format": FORMAT,
         "name": socket.name,

@@ -2,17 +2,18 @@
 """Queries of many control sockets at once, under one deadline that no socket can lengthen."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from pmuctl.control.protocol.stream import ByteBudget
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import UnreachableError
 from pmuctl.host.parallel import AT_ONCE, run_parallel
 from pmuctl.host.signals import defer_signals
-from pmuctl.manage.inventory.query import ask_socket, make_no_reply, make_vm, try_read
+from pmuctl.manage.inventory.query import ask_socket, make_no_reply, make_vm
 from pmuctl.manage.inventory.replies import Reply
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmState
@@ -24,46 +25,84 @@ if TYPE_CHECKING:
 REST_SECONDS = 60.0
 """The longest pause after which SocketPoller queries a mute socket again."""
 
+OWN_BYTES = 4 << 20
+"""Bytes of all answers of root's and the caller's own VMs: 1,000 VMs of 8 vCPUs need a quarter."""
+OTHERS_BYTES = 4 << 20
+"""Bytes of all answers of other users' VMs."""
+
+SLOW_BYTES = 64 << 10
+"""Bytes of the answer of a socket that SocketPoller does not wait for."""
+
+T = TypeVar("T")
+
+MakeResult = Callable[[Session, ControlSocket, Reply], T]
+"""A function that makes of a socket's reply what is kept of it."""
+
 SocketKey = tuple[Path, int, int]
 """A socket's path, inode and mtime (ns): a new socket at the same path is queried at once."""
 
 
 def ask_all(session: Session, sockets: Sequence[ControlSocket]) -> list[Vm]:
     """Return the VM of each of these sockets, in their order; see `ask_sockets`."""
-    replies = ask_sockets(session, sockets)
-    return [
-        make_vm(session, socket, reply) for socket, reply in zip(sockets, replies, strict=True)
-    ]
+    return ask_sockets(session, sockets, make_vm)
 
 
-def ask_sockets(session: Session, sockets: Sequence[ControlSocket]) -> list[Reply]:
-    """Return the reply of each of these sockets, in their order; they share one deadline.
+def ask_sockets(
+    session: Session, sockets: Sequence[ControlSocket], make: MakeResult[T]
+) -> list[T]:
+    """Return what `make` makes of the reply of each of these sockets; they share one deadline.
 
     They are queried concurrently: the user's own and root's first, then those of each other user
     in turn, so that no user's mute sockets delay those of others. A socket that is not reached
-    before the deadline counts as silent.
+    before the deadline counts as silent, and so does one whose answer is past its user's budget.
+    Nothing is kept of a reply but what `make` returns.
     """
-    replies = _query_sockets(session, sockets)
+    results = _query_sockets(session, sockets, make)
     return [
-        reply or _make_unreached_reply(session, socket)
-        for socket, reply in zip(sockets, replies, strict=True)
+        make(session, socket, _make_unreached_reply(session, socket)) if result is None else result
+        for socket, result in zip(sockets, results, strict=True)
     ]
 
 
-def _query_sockets(session: Session, sockets: Sequence[ControlSocket]) -> list[Reply | None]:
+def _query_sockets(
+    session: Session, sockets: Sequence[ControlSocket], make: MakeResult[T]
+) -> list[T | None]:
     """Return the same; None for a socket that was not reached."""
     until = time.monotonic() + session.deadline
+    budgets = AnswerBudgets(sockets, session.host.uid)
 
-    def ask(socket: ControlSocket) -> Reply | None:
+    def ask(socket: ControlSocket) -> T | None:
         left = until - time.monotonic()
-        return ask_socket(replace(session, deadline=left), socket) if left > 0 else None
+        if left <= 0:
+            return None
+        limited = replace(session, deadline=left)
+        return make(session, socket, ask_socket(limited, socket, budget=budgets.find(socket)))
 
     if not session.host.is_live:  # captured replies are read at once
-        return [ask_socket(session, socket) for socket in sockets]
+        return [make(session, socket, ask_socket(session, socket)) for socket in sockets]
     turns = _order_by_turns(sockets, session.host.uid)
-    replies = run_parallel([partial(ask, socket) for socket in turns])
-    by_path = {socket.path: reply for socket, reply in zip(turns, replies, strict=True)}
+    results = run_parallel([partial(ask, socket) for socket in turns])
+    by_path = {socket.path: result for socket, result in zip(turns, results, strict=True)}
     return [by_path[socket.path] for socket in sockets]
+
+
+class AnswerBudgets:
+    """The bytes that control sockets may answer with: each user has a budget of his own.
+
+    The sockets of root and user `uid` share one, and the other users share OTHERS_BYTES evenly, so
+    that nobody's answers crowd out those of another user, and all fit in memory.
+    """
+
+    def __init__(self, sockets: Sequence[ControlSocket], uid: int) -> None:
+        owners = {socket.owner for socket in sockets} - {None, uid}
+        share = OTHERS_BYTES // max(len(owners), 1)
+        own = ByteBudget(OWN_BYTES)
+        self._budgets = {None: own, uid: own}
+        self._budgets |= {owner: ByteBudget(share) for owner in owners}
+
+    def find(self, socket: ControlSocket) -> ByteBudget:
+        """Return the budget of the user whose socket it is."""
+        return self._budgets[socket.owner]
 
 
 def _order_by_turns(sockets: Sequence[ControlSocket], uid: int) -> Sequence[ControlSocket]:
@@ -135,12 +174,12 @@ class SocketPoller:
         prompt.sort(key=lambda socket: keys[socket.path] not in self._last_vms)
         vms: dict[Path, Vm] = {}
         pending: set[str] = set()
-        for socket, reply in zip(prompt, _query_sockets(session, prompt), strict=True):
+        for socket, vm in zip(prompt, _query_sockets(session, prompt, make_vm), strict=True):
             key = keys[socket.path]
-            vm = make_vm(session, socket, reply or _make_unreached_reply(session, socket))
-            if reply is None:  # others took the time, so the next look queries it again
+            if vm is None:  # others took the time, so the next look queries it again
                 pending.add(str(socket.path))
-                vms[socket.path] = self._get_last_vm(session, key) or vm
+                unreached = make_vm(session, socket, _make_unreached_reply(session, socket))
+                vms[socket.path] = self._get_last_vm(session, key) or unreached
             elif vm.state is VmState.SILENT:
                 self._slow[key] = SlowSocket(vm)
             else:
@@ -201,7 +240,8 @@ class SocketPoller:
 def _time_query(session: Session, socket: ControlSocket) -> tuple[Vm, float]:
     """Return the VM of a socket and the seconds that its query took."""
     began = time.monotonic()
-    return try_read(session, socket), time.monotonic() - began
+    reply = ask_socket(session, socket, budget=ByteBudget(SLOW_BYTES))
+    return make_vm(session, socket, reply), time.monotonic() - began
 
 
 def _read_key(socket: ControlSocket) -> SocketKey:

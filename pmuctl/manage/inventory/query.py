@@ -5,8 +5,9 @@ from typing import Any
 
 from pmuctl.control.client.client import Client
 from pmuctl.control.client.peer_auth import PeerCred
+from pmuctl.control.protocol.stream import ByteBudget
 from pmuctl.control.runtime.sockets import ControlSocket
-from pmuctl.errors import DeniedError, PmuctlError, UnreachableError
+from pmuctl.errors import DeniedError, PmuctlError, UnreachableError, forget_frames
 from pmuctl.manage.inventory.replies import (
     CapturedSocket,
     NoReply,
@@ -37,18 +38,25 @@ def ask_vm(client: Client, *, strictly: bool = False) -> VmReply:
     return VmReply(message=message, vmm=vmm, record=record)
 
 
-def ask_socket(session: Session, socket: ControlSocket, *, strictly: bool = False) -> Reply:
+def ask_socket(
+    session: Session,
+    socket: ControlSocket,
+    *,
+    strictly: bool = False,
+    budget: ByteBudget | None = None,
+) -> Reply:
     """Return the reply of a control socket: the VM's answer, its start record, or why neither.
 
-    Return the captured reply if the socket is of a captured tree.
+    Return the captured reply if the socket is of a captured tree. `budget` bounds the answer.
     """
     if isinstance(socket, CapturedSocket):
         return socket.reply
-    client = session.client(socket)
+    client = session.client(socket, budget)
     try:
         with client:
             return ask_vm(client, strictly=strictly)
     except PmuctlError as error:
+        forget_frames(error)
         if is_dead(error) and (orphan := find_orphan(socket, session.host.procs)):
             return orphan
         state = VmState.SILENT

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmuctl.control.client.client import Client, socket_at
+from pmuctl.control.protocol.stream import ByteBudget
 from pmuctl.control.runtime.sockets import ControlSocket, SocketScan, scan_sockets
 from pmuctl.host.host import Host
 from pmuctl.model.vm_ref import ProcessId
@@ -62,11 +63,18 @@ class Session:
         """
         return self.socket is None and socket.owner in (None, self.user)
 
-    def client(self, socket: ControlSocket) -> Client:
+    def client(self, socket: ControlSocket, budget: ByteBudget | None = None) -> Client:
         """Return a client for a VM's control socket; it connects when its context is entered.
 
+        `budget` bounds what is received.
         Raise ValueError in a captured tree, whose socket paths mean nothing on this machine.
         """
         if not self.host.is_live:
             raise ValueError("a captured tree has no socket to be asked")
-        return Client(socket, deadline=self.deadline, procs=self.host.procs, trace=self.trace)
+        return Client(
+            socket,
+            deadline=self.deadline,
+            procs=self.host.procs,
+            trace=self.trace,
+            budget=budget,
+        )

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No command takes more than 128 MiB, whatever peers answer and captured trees hold."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import flood
+
+MOST = 128 << 10
+"""KiB."""
+PATIENCE = 60.0
+"""Seconds after which a command that does not end fails its test."""
+
+_MEASURE = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, status)
+"""
+"""A child counts as its own what its parent had at the fork: so the parent is a small one."""
+
+
+def measure(*argv: str, environ: Mapping[str, str] = {}) -> tuple[int, int, str]:
+    """The largest resident set of a pmuctl command in KiB, its exit status and its stderr."""
+    pmuctl = str(Path(sys.executable).with_name("pmuctl"))
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _MEASURE, pmuctl, *argv],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    peak, status = map(int, ran.stdout.split())
+    return peak, status, ran.stderr
+
+
+@contextmanager
+def flooded(directory: Path, kind: str, count: int = 256) -> Iterator[None]:
+    """So many control sockets in a directory that answer with 1 MiB of that kind."""
+    directory.mkdir(exist_ok=True)
+    with subprocess.Popen(
+        [sys.executable, flood.__file__, str(directory), str(count), kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert b"listen" in server.stdout.readline()
+            yield
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("kind", ["objects", "known"])
+@pytest.mark.parametrize(
+    "command", ["vm list", "vm list --json", "affinity check", "doctor", "host snapshot {tree}"]
+)
+def test_answers_of_1_mib_take_no_memory(tmp_path: Path, command: str, kind: str) -> None:
+    words = command.format(tree=tmp_path / "tree").split()
+    with flooded(tmp_path / "run", kind):
+        peak, _, said = measure(*words, environ={"PMUCTL_RUNTIME_DIR": str(tmp_path / "run")})
+    assert peak < MOST
+    if command == "vm list":
+        assert "its answer was left out\n  why: the VMs answer with more than 4096 KiB" in said
+
+
+@pytest.mark.parametrize("kind", ["lists", "texts"])
+def test_one_answer_takes_no_memory(tmp_path: Path, kind: str) -> None:
+    with flooded(tmp_path / "run", kind, count=1):
+        environ = {"PMUCTL_RUNTIME_DIR": str(tmp_path / "run")}
+        peak, _, _ = measure("vm", "show", "flood0", environ=environ)
+    assert peak < MOST
+
+
+def test_a_server_under_test_takes_no_memory(tmp_path: Path) -> None:
+    with flooded(tmp_path / "run", "objects", count=1):
+        peak, status, _ = measure("conformance", str(tmp_path / "run/flood0.sock"))
+    assert status == 1
+    assert peak < MOST
