@@ -14,10 +14,11 @@ from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.process_end import kill_and_wait
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
-from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.vmm_stderr import VmmStderr, write_error
 
+MAY_HAVE_RUN = "the VMM was ended; its guest may have run for a moment"
 SEALED_BY_INIT = frozenset({0, errno.EINVAL})
 """Answers of KVM to the KVM_ARM_VCPU_INIT of a vCPU that is sealed. EINVAL: other vCPUs of its VM
 have other features, and either the settings of their window, or no vPMU."""
@@ -87,34 +88,44 @@ class Applier:
                 answer = thread.ioctl(fd, ioctl.request, ioctl.argument, ioctl.pointer)
                 if -answer not in harmless:
                     return False
-        except ProcessLookupError:
+        except (ProcessLookupError, StuckError):
             raise
         except OSError:  # the thread's memory may not be written
             return False
         return True
 
-    def fail(self, thread: Tracee, error: PmuctlError, *, is_final: bool = False) -> None:
+    def fail(
+        self,
+        thread: Tracee,
+        error: PmuctlError,
+        *,
+        is_final: bool = False,
+        may_have_run: bool = False,
+    ) -> None:
         """Write an error, and end the VMM unless it is to start all the same (best effort).
 
-        With `is_final` best effort does not count. While a process ends, its other threads stay
-        stopped, and nothing is written for them.
+        With `is_final` best effort does not count, nor where the thread cannot be stopped; with
+        `may_have_run` it is told that the guest may have run. While a process ends, its other
+        threads stay stopped, and nothing is written for them.
         """
         if thread.tgid in self._ending:
             thread.is_ending = thread.parked = True
             return
         error.subject = self._spec.name
-        if self._spec.best_effort and not is_final:
+        if self._spec.best_effort and not is_final and not thread.is_running:
             error.now = "the VM starts without it"
             self.vmm_stderr.write_error(error, thread.tgid, word="warning")
             return
-        error.now = "the VM was not started"
+        # KVM gives EBUSY for a VM that has run
+        may_have_run |= error.errno == "EBUSY" or thread.is_running
+        error.now = MAY_HAVE_RUN if may_have_run else "the VM was not started"
         if self._has_run(thread.tgid):
             error.now = "its VMM was ended, a VM of which had run; the new VM was not started"
         self._ending.add(thread.tgid)
         try:
             # that is said once it is true: the VMM's own seccomp filter may not let it exit
             with self.vmm_stderr.taken(thread.tgid) as fd:
-                if thread.call is not None:
+                if thread.call is not None and not thread.is_running:
                     thread.skip_call()
                 self._kill_sharing(thread.tgid)
                 self._tracer.end(thread, ExitStatus.ENDED)

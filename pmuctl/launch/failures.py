@@ -119,6 +119,15 @@ def no_vm(command: Sequence[str], why: str) -> PmuctlError:
     )
 
 
+def not_held() -> PmuctlError:
+    """Return the error for a VMM that runs a vCPU before it was held."""
+    return RefusedError(
+        "its VMM ran a vCPU before it could be held",
+        why="it was to be held at its first call for an attribute of a PMU, and none was seen",
+        fix="start it without --hold",
+    )
+
+
 def not_released(seconds: float) -> PmuctlError:
     """Return the error for a VMM that nobody released within this time (seconds)."""
     return UnreachableError(

@@ -17,11 +17,11 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.confinement import Confinement
-from pmuctl.launch.failures import memory_not_writable, not_released
+from pmuctl.launch.failures import memory_not_writable, not_held, not_released
 from pmuctl.launch.ioctls import IoctlCall, attr_ioctl, ioctl_of, lock, steps
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
-from pmuctl.launch.trace.tracee import ThreadGoneError, Tracee
+from pmuctl.launch.trace.tracee import StuckError, ThreadGoneError, Tracee
 from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.model.cpuset import CpuSet
@@ -252,6 +252,12 @@ class VmHold:
                 held.ending_signal = min(asked)
             self._observer.on_held(descriptions)
 
+    def on_run(self, thread: Tracee) -> None:
+        """Fail: a vCPU is to run, and its VM was not held. With best effort, none will be."""
+        if self.held is None:
+            self.vcpu_tracker.awaits_attribute = self.is_awaited = False
+            self._applier.fail(thread, not_held())
+
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
         """Make a call in the held thread; raise OSError with KVM's errno, ESRCH if it is gone."""
         if self.held is None:
@@ -287,6 +293,9 @@ class VmHold:
         cannot be read for want of descriptors or memory.
         """
         if held.thread.is_ending:
+            return
+        if held.thread.is_running:
+            self._applier.fail(held.thread, memory_not_writable(StuckError(held.thread.tid)))
             return
         if held.is_resumed:
             if time.monotonic() - self._resumed_since > RESUMED_SECONDS_MAX:

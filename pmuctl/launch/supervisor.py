@@ -12,6 +12,7 @@ from pmuctl.launch.apply import Applier
 from pmuctl.launch.confinement import Backoff, Confinement
 from pmuctl.launch.default_pmu import DefaultPmuTracker
 from pmuctl.launch.failures import (
+    memory_not_writable,
     no_vpmu,
     not_followable,
     not_stopped,
@@ -27,7 +28,7 @@ from pmuctl.launch.trace.address_space import PendingVcpu
 from pmuctl.launch.trace.arch import Arch
 from pmuctl.launch.trace.process_end import open_pidfd
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
-from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.launch.vcpu_table import VcpuTable
@@ -121,11 +122,13 @@ class Supervisor:
         self.vm_hold.poll()
         self.on_idle()
         now = time.monotonic()
+        due = self._vcpu_tracker.check_makers(now)
         for pid in [pid for pid, backoff in self._backoffs.items() if now >= backoff.due]:
             self._check_running_vcpus(pid)
         if has_more:
             return 0.0
-        times = [max(0.0, backoff.due - now) for backoff in self._backoffs.values()]
+        dues = [backoff.due for backoff in self._backoffs.values()]
+        times = [max(0.0, when - now) for when in (*dues, *([] if due is None else [due]))]
         if (seconds := self._first_vm.poll(now)) is not None:
             times.append(seconds)
         if self.vm_hold.held is not None:
@@ -198,10 +201,14 @@ class Supervisor:
                 self._applier.fail(thread, error)
         self._backoffs.setdefault(vcpu.tgid, Backoff())
 
-    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError | None) -> None:
+    def on_lost(self, thread: Tracee, error: ResourceExhaustedError | StuckError | None) -> None:
         """Fail: nobody could tell when a vCPU's window comes, nor where it is initialised."""
-        error = vcpu_moved() if shortage is None else not_followable(shortage)
-        self._applier.fail(thread, error)
+        if error is None:
+            self._applier.fail(thread, vcpu_moved(), may_have_run=True)
+        elif isinstance(error, StuckError):
+            self._applier.fail(thread, memory_not_writable(error), is_final=True)
+        else:
+            self._applier.fail(thread, not_followable(error))
 
     def on_init(self, tgid: int, tid: int | None) -> None:
         """Record that a vCPU is, or was just, initialised by this thread."""
@@ -246,10 +253,22 @@ class Supervisor:
             for sharing_pid in self._vcpu_tracker.spaces.sharing_processes(vcpu.tgid):
                 self._confinement_of(sharing_pid).release()
 
+    def on_silent_maker(self, vcpu: PendingVcpu) -> None:
+        """Follow all tasks with the memory of a thread that runs, and makes no call."""
+        thread = self.tracer.threads.get(vcpu.tid)
+        if thread is not None:
+            thread.is_running = not self._spec.best_effort
+            self._follow_all(thread)
+            thread.is_running &= thread.is_ending
+
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
         """Pass a call for an attribute on to the hold."""
         vcpu = self._vcpu_table.find(fd)
         self.vm_hold.on_attribute_call(thread, fd, fd if vcpu is None else self._fd_of(vcpu))
+
+    def on_run_unheld(self, thread: Tracee) -> None:
+        """Pass a vCPU that is run before the hold on to that."""
+        self.vm_hold.on_run(thread)
 
     def follows_all(self, tgids: Collection[int]) -> bool:
         """Return whether all threads of these processes are followed."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pmuctl run` misses no vCPU, whichever thread makes it and whichever initialises it."""
 
+import time
+
 import pytest
 
 from tests.lab.machine import Lab
@@ -19,6 +21,15 @@ def test_a_thread_that_is_not_followed_initialises_the_vcpu(lab: Lab) -> None:
     assert run["cycles"] > 0
     (status,) = [its for its in lines(ran.stdout) if its.get("event") == "status"]
     assert {its["TracerPid"] for its in status["threads"].values()} == {0}
+
+
+def test_a_vcpu_that_runs_while_its_maker_makes_no_call_is_found(lab: Lab) -> None:
+    """Its VMM is ended, and it is not told that nothing ran."""
+    began = time.monotonic()
+    ran = lab.run([*RUN, "--", "python3", "-m", "tests.lab.standins.hasty", "silent"], timeout=60)
+    assert ran.status == 125, ran
+    assert "\n  now: the VMM was ended; its guest may have run for a moment\n" in ran.stderr
+    assert time.monotonic() - began < 30, "it ran on"
 
 
 @pytest.mark.parametrize("way", [*WAYS, *HELPERS])

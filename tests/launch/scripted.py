@@ -13,7 +13,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.address_space import PendingVcpu
 from pmuctl.launch.trace.arch import ARCHES
-from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import KVM_ARM_VCPU_INIT, KVM_CREATE_VCPU
 from pmuctl.value import field, value
@@ -180,11 +180,18 @@ class Master:
         self.followed = not self.is_hindered
         self.told.append("spread")
 
+    def on_run_unheld(self, thread: Tracee) -> None:
+        self.told.append("unheld")
+
+    def on_silent_maker(self, vcpu: PendingVcpu) -> None:
+        self.followed = True
+        self.told.append(("silent", vcpu.index))
+
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
         self.told.append(("attribute", fd))
 
-    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError | None) -> None:
-        self.told.append(("lost", shortage and shortage.errno))
+    def on_lost(self, thread: Tracee, error: ResourceExhaustedError | StuckError | None) -> None:
+        self.told.append(("lost", error and error.errno))
         thread.is_ending = True
 
     def on_idle(self) -> None:

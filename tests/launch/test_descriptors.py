@@ -387,6 +387,23 @@ def test_nothing_is_asked_of_a_vcpu_that_runs() -> None:
     assert not vmm.windows.is_idle
 
 
+def test_nothing_is_asked_of_a_vcpu_that_runs_at_another_descriptor() -> None:
+    vmm = Vmm()
+    vmm.create(0, fd=FD)
+    vmm.init(FD)
+    vmm.duplicate(FD, 801)
+    vmm.create(0, fd=COPY, vm_fd=5)
+    other = vmm.beside(2, table=dict(vmm.table))
+    vmm.call(FUTEX, ADDRESS)
+    vmm.close(801)
+    other.enter(ARM64.nr_ioctl, (801, KVM_RUN, 0, 0, 0, 0))
+    del other.table[FD]
+    asked = vmm.thread.asked
+    vmm.close(FD)
+    assert vmm.thread.asked == asked
+    assert not vmm.windows.is_idle
+
+
 def test_one_that_is_closed_with_others(vmm: Vmm) -> None:
     vmm.create(0, fd=FD)
     vmm.call(CLOSE_RANGE, FD, COPY, CLOSE_RANGE_CLOEXEC)

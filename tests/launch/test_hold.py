@@ -245,6 +245,25 @@ def test_a_thread_whose_process_cannot_be_told_ends_it(kvm: Start) -> None:
     assert its.events("failed") == its.events("held") == []
 
 
+def test_a_vmm_that_runs_a_vcpu_before_it_was_held_is_ended(kvm: Start) -> None:
+    its = kvm(*vmm("--run"), orders=HOLD)
+    assert its.status() == 125
+    assert its.all_said("ran") == []
+    assert its.complaint().startswith(
+        f"error: {its.name}: its VMM ran a vCPU before it could be held\n"
+    )
+    its.is_left_alone()
+    assert its.events("held") == its.events("failed") == []
+
+
+def test_a_vmm_that_runs_a_vcpu_before_it_was_held_starts_at_best_effort(kvm: Start) -> None:
+    its = kvm(*vmm("--run", "--vcpus", "2"), orders=HOLD | {"best_effort": True})
+    assert [ran["result"] for ran in its.all_said("ran")] == [0, 0]
+    assert its.status() == 0
+    assert its.complaint().count("warning: ") == 1
+    its.is_left_alone()
+
+
 def test_nobody_releases_it_in_time(kvm: Start) -> None:
     its = kvm(*HELD, orders=HOLD | {"timeout": 0.1})
     assert its.status() == 125

@@ -3,6 +3,7 @@
 
 import os
 import struct
+import time
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,7 @@ from pmuctl.uapi.kvm import (
     KVM_RUN,
     KVM_SET_DEVICE_ATTR,
 )
+from tests.fakes.peers import PATIENCE
 from tests.fakes.shortage import no_descriptors
 from tests.launch.scripted import (
     ADDRESS,
@@ -93,6 +95,40 @@ def test_one_that_was_moved_before_all_were_followed_is_told_as_lost(vmm: Vmm) -
     vmm.table[20] = vmm.table.pop(10)
     vmm.call(FUTEX, ADDRESS)
     assert vmm.master.told == ["spread", ("lost", None)]
+
+
+def test_others_are_followed_where_its_maker_makes_no_call(vmm: Vmm) -> None:
+    """They may use it meanwhile: what they run by then is looked at."""
+    began = time.monotonic()
+    other = vmm.beside(2)
+    vmm.create(0)
+    assert vmm.windows.check_makers(began) is not None
+    assert vmm.master.told == []
+    assert vmm.windows.check_makers(began + PATIENCE) is None
+    assert vmm.master.told == [("silent", 0)]
+    other.ioctl(10, KVM_RUN)
+    assert vmm.master.told == [("silent", 0)]  # KVM refuses that
+
+
+def test_one_that_another_has_initialised_and_runs_is_seen_there(vmm: Vmm) -> None:
+    other = vmm.beside(2)
+    vmm.create(0)
+    vmm.table[10].has_vpmu = True
+    vmm.table[20] = vmm.table[10]
+    vmm.windows.check_makers(time.monotonic() + PATIENCE)
+    other.ioctl(20, KVM_RUN)
+    assert vmm.master.told == [("silent", 0), ("opened", 0), "settled"]
+
+
+def test_another_vcpu_may_run_meanwhile(vmm: Vmm) -> None:
+    other = vmm.beside(2)
+    vmm.create(0)
+    vmm.init(10)
+    vmm.create(0, fd=20, vm_fd=5)
+    vmm.windows.check_makers(time.monotonic() + PATIENCE)
+    del vmm.master.told[:]
+    other.ioctl(10, KVM_RUN)
+    assert vmm.master.told == []
 
 
 def test_a_vcpu_that_is_refused_where_it_is_made_is_not_waited_for(vmm: Vmm) -> None:
@@ -243,6 +279,17 @@ def test_a_hold_is_past_the_windows(vmm: Vmm) -> None:
         vmm.thread.memory = struct.pack("<IIQQ", 0, group, 0, 0)
         vmm.ioctl(10, request)
     assert vmm.master.told == [("opened", 0), ("attribute", 10)]
+
+
+def test_a_vcpu_that_is_run_before_the_hold_is_told(vmm: Vmm) -> None:
+    """Another thread has changed the group of attributes once it was read here."""
+    vmm.windows.awaits_attribute = True
+    vmm.create(0)
+    vmm.init(10)
+    vmm.thread.memory = struct.pack("<IIQQ", 0, 1, 0, 0)
+    vmm.ioctl(10, KVM_SET_DEVICE_ATTR)
+    vmm.ioctl(10, KVM_RUN)
+    assert vmm.master.told == [("opened", 0), "unheld"]
 
 
 def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:

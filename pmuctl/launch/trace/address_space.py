@@ -6,7 +6,12 @@ threads, and children made by clone(CLONE_VM). So a vCPU is initialised where it
 never.
 """
 
+import time
+
 from pmuctl.host.procfs import Procfs
+
+ALONE_SECONDS = 0.05
+"""How long the maker of a vCPU may make no call before others are followed (seconds)."""
 
 
 class PendingVcpu:
@@ -16,7 +21,9 @@ class PendingVcpu:
     at which it was last seen, -1 if that is closed. `has_vpmu` is None until the vCPU is
     initialised, `wants_vpmu` whether the KVM_ARM_VCPU_INIT under way asks for a vPMU. `is_mapped`
     says that its kvm_run page is mapped: a VMM that only asks KVM for its features, as QEMU does
-    first, does not map it. `is_shared` says that other threads may know of it.
+    first, does not map it. `is_shared` says that other threads may know of it, `due` when its
+    maker has made no call for so long that others may use it (time.monotonic()), and
+    `is_overdue` that all are followed since then: it may have been initialised, and have run.
     """
 
     def __init__(self, *, tgid: int, tid: int, vm_fd: int, fd: int, index: int) -> None:
@@ -29,6 +36,8 @@ class PendingVcpu:
         self.wants_vpmu = False
         self.is_mapped = False
         self.is_shared = False
+        self.is_overdue = False
+        self.due = time.monotonic() + ALONE_SECONDS
 
 
 class AddressSpace:
@@ -110,6 +119,15 @@ class AddressSpaces:
     def has_pending(self) -> bool:
         """Return whether any vCPU waits for its window."""
         return any(space.vcpus for space in self._spaces)
+
+    def vcpus_of_makers(self) -> list[PendingVcpu]:
+        """Return the vCPUs that only their makers know of, as far as that can be told."""
+        return [
+            vcpu
+            for space in self._spaces
+            for vcpu in space.vcpus
+            if vcpu.has_vpmu is None and not vcpu.is_shared and not vcpu.is_overdue
+        ]
 
     def pending_processes(self) -> set[int]:
         """Return the processes that have a window to come."""

@@ -52,6 +52,31 @@ def has_stopped(tid: int) -> bool:
     return _peek(tid, os.WSTOPPED) is not None
 
 
+def wait_for_stop(tid: int, seconds: float) -> bool:
+    """Return whether a traced thread stops or ends within this time; it is to be reported yet.
+
+    For the main thread only: it uses SIGALRM, as waitid(2) knows no time limit.
+    """
+    is_waiting = True
+
+    def expire(*_: object) -> None:
+        if is_waiting:
+            raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, tid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | WALL)
+        is_waiting = False
+    except TimeoutError:
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return True
+
+
 def has_ended(tid: int) -> bool:
     """Return whether a traced thread has ended; that is left to be reported later."""
     return _peek(tid, os.WEXITED) is not None

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.arch import Arch
-from pmuctl.launch.trace.process_end import WALL, kill_process
+from pmuctl.launch.trace.process_end import WALL, kill_process, wait_for_stop
 from pmuctl.uapi.ptrace import (
     NT_ARM_SYSTEM_CALL,
     NT_PRSTATUS,
@@ -39,6 +39,8 @@ from pmuctl.uapi.ptrace import (
 
 SYSCALL_STOP = signal.SIGTRAP | 0x80
 """The stop signal of system calls under PTRACE_O_TRACESYSGOOD."""
+STOP_SECONDS = 5.0
+"""How long a thread may take to stop (seconds): it may be stuck in the kernel."""
 ALL_SIGNALS = b"\xff" * 8
 BELOW_STACK = 256
 """Bytes below the stack pointer that a function may use without moving it (128 on x86-64)."""
@@ -48,16 +50,28 @@ class ThreadGoneError(Exception):
     """The traced thread ended while it was worked on."""
 
 
+class StuckError(OSError):
+    """A call put into a thread does not return: another runs the vCPU it is for, say.
+
+    The thread cannot be worked on any more: it does not stop.
+    """
+
+    def __init__(self, tid: int) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO), f"thread {tid}")
+
+
 class Tracee:
     """A seized thread. `call` is the system call it is in, as (number, arguments).
 
     `followed` says that it stops at system calls, `leaving` that it is detached at the next stop
     where that does no harm, `parked` that it is kept stopped, `is_entering` that it is on its way
-    through the gate, `is_ending` that it is to end its process; `stops` counts its stops.
-    `shortage` is why the process it belongs to could not be read.
+    through the gate, `is_ending` that it is to end its process, `is_running` that it cannot be
+    stopped to do that; `stops` counts its stops.
+    `shortage` is why the process it belongs to could not be read. `patience` is how long a call
+    that is put into it may take (seconds).
     """
 
-    def __init__(self, tid: int, tgid: int, arch: Arch) -> None:
+    def __init__(self, tid: int, tgid: int, arch: Arch, *, patience: float = STOP_SECONDS) -> None:
         self.tid = tid
         self.tgid = tgid
         self.followed = False
@@ -65,10 +79,12 @@ class Tracee:
         self.parked = False
         self.is_entering = False
         self.is_ending = False
+        self.is_running = False
         self.stops = 0
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.shortage: ResourceExhaustedError | None = None
         self._arch = arch
+        self._patience = patience
         self._mask: bytes | None = None
 
     def seize(self, options: int) -> None:
@@ -173,7 +189,7 @@ class Tracee:
         replaced = list(registers)
         replaced[self._arch.args[1]], replaced[self._arch.args[2]] = request, address
         self.set_registers(replaced)
-        self._step_to_syscall_stop()
+        self._step_to_syscall_stop(seconds=self._patience)
         self.call = None
         result: int = self.syscall_info().exit.rval
         self.set_registers(self._arch.restart_call(registers))
@@ -234,7 +250,7 @@ class Tracee:
         args = (fd, request, address)
         self.set_registers(self._arch.inject_call(saved, self._arch.nr_ioctl, args))
         self._step_to_syscall_stop()
-        self._step_to_syscall_stop()
+        self._step_to_syscall_stop(seconds=self._patience)
         info = self.syscall_info()
         if info.op != PTRACE_SYSCALL_INFO_EXIT:
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"thread {self.tid}")
@@ -242,11 +258,17 @@ class Tracee:
         return result
 
     def exit_group(self, status: int) -> None:
-        """Make the process end with this status; the thread is stopped at a call's exit."""
+        """Make the process end with this status; the thread is stopped at a call's exit.
+
+        If it cannot be stopped, kill the process.
+        """
+        self.followed = self.parked = self.is_ending = True  # nobody else resumes it on its way
+        if self.is_running:
+            kill_process(self.tgid)
+            return
         args = (status,)
         registers = self._arch.inject_call(self.registers(), self._arch.nr_exit_group, args)
         self.set_registers(registers)
-        self.followed = self.parked = self.is_ending = True  # nobody else resumes it on its way
         self.resume()
 
     def go_on_ending(self, status: int) -> None:
@@ -261,12 +283,18 @@ class Tracee:
         else:
             self.resume()  # at the call's entry, or a signal came before that
 
-    def _step_to_syscall_stop(self) -> None:
-        """Run to the next stop at a system call, whatever is between; raise ThreadGoneError."""
+    def _step_to_syscall_stop(self, seconds: float | None = None) -> None:
+        """Run to the next stop at a system call, whatever is between; raise ThreadGoneError.
+
+        Raise StuckError if there is no stop for so long.
+        """
         signum = 0
         while True:
             try:
                 ptrace(PTRACE_SYSCALL, self.tid, 0, signum)
+                if seconds is not None and not wait_for_stop(self.tid, seconds):
+                    self.is_running = True
+                    raise StuckError(self.tid)
                 _, status = os.waitpid(self.tid, WALL)
             except (ProcessLookupError, ChildProcessError):
                 raise ThreadGoneError from None

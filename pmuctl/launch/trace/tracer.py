@@ -20,7 +20,13 @@ from pmuctl.launch.trace.process_end import (
     kill_process,
     open_pidfd,
 )
-from pmuctl.launch.trace.tracee import SYSCALL_STOP, ThreadGoneError, Tracee, is_group_stop
+from pmuctl.launch.trace.tracee import (
+    STOP_SECONDS,
+    SYSCALL_STOP,
+    ThreadGoneError,
+    Tracee,
+    is_group_stop,
+)
 from pmuctl.launch.trace.tracer_events import SignalEvents, SyscallEvents
 from pmuctl.uapi.ptrace import (
     PTRACE_EVENT_EXEC,
@@ -47,11 +53,7 @@ OPTIONS = (
 )
 """With EXITKILL the end of the tracer kills all that it traces: no VM starts half prepared."""
 STOPS_AT_ONCE = 64
-"""Stops handled in one turn: threads that come and go all the time would leave no turn to
-others."""
-FOLLOW_SECONDS = 5.0
-"""How long threads may take to stop (seconds): one may be stuck in the kernel, or they are too
-many."""
+"""Stops handled in one turn: threads that come and go all the time leave turns to others."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.005
 """Seconds between two looks whether threads have stopped."""
 
@@ -67,7 +69,7 @@ class Tracer:
     syscall_events: SyscallEvents
     signal_events: SignalEvents
 
-    def __init__(self, arch: Arch, procs: Procfs, *, patience: float = FOLLOW_SECONDS) -> None:
+    def __init__(self, arch: Arch, procs: Procfs, *, patience: float = STOP_SECONDS) -> None:
         self._patience = patience
         self.threads: dict[int, Tracee] = {}
         self.stops = 0
@@ -88,7 +90,7 @@ class Tracer:
 
     def seize(self, tid: int, tgid: int) -> Tracee:
         """Begin to trace one thread, which runs on; raise OSError."""
-        thread = Tracee(tid, tgid, self._arch)
+        thread = Tracee(tid, tgid, self._arch, patience=self._patience)
         thread.seize(OPTIONS)
         self._add_thread(thread)
         return thread
@@ -357,9 +359,9 @@ class Tracer:
     def _add_new_thread(self, tid: int) -> Tracee:
         """Add a thread that a traced one has made."""
         try:
-            thread = Tracee(tid, self._procs.tgid(tid) or tid, self._arch)
+            thread = Tracee(tid, self._procs.tgid(tid) or tid, self._arch, patience=self._patience)
         except ResourceExhaustedError as error:  # it is reported at the thread's next call
-            thread = Tracee(tid, tid, self._arch)
+            thread = Tracee(tid, tid, self._arch, patience=self._patience)
             thread.shortage = error
         is_new_process = thread.shortage is None and not self._thread_counts[thread.tgid]
         if is_new_process and self.syscall_events.on_new_process(thread.tgid):

@@ -275,6 +275,17 @@ class VcpuDescriptors:
         for vcpu in closing.vcpus:
             space.remove(vcpu)
 
+    def is_at(self, thread: Tracee, fd: int, vcpu: PendingVcpu) -> bool:
+        """Return whether a thread's descriptor is of this vCPU, or may be as it was moved."""
+        is_same = self._procs.is_same_file(thread.tid, fd, vcpu.tid, vcpu.fd)
+        if is_same is not None:
+            return is_same
+        try:
+            is_moved = self._procs.vcpu_fds(vcpu.tgid, vcpu.tid).get(vcpu.fd) != vcpu.index
+        except PermissionError:
+            is_moved = True
+        return is_moved and self.read_fds(thread).get(fd) == vcpu.index
+
     def is_same_vcpu(self, thread: Tracee, fd: int, other: Tracee, other_fd: int) -> bool:
         """Return whether descriptors of two threads are of one vCPU, as far as can be told."""
         is_same = self._procs.is_same_file(thread.tid, fd, other.tid, other_fd)

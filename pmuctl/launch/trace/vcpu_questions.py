@@ -6,7 +6,7 @@ KVM answers once the vCPU does not run: each is asked only where nobody runs it.
 
 import errno
 
-from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.uapi.kvm import KVM_GET_ONE_REG, KVM_HAS_DEVICE_ATTR, pack_device_attr
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_SET_PMU
 
@@ -45,7 +45,7 @@ def has_vpmu(thread: Tracee, fd: int) -> bool:
     """
     try:
         return thread.ioctl(fd, KVM_HAS_DEVICE_ATTR, HAS_VPMU) == 0
-    except ProcessLookupError:
+    except (ProcessLookupError, StuckError):
         raise
     except OSError:
         return True

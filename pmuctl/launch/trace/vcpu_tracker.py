@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """vCPUs from their making to their window: which system calls are followed, and for how long."""
 
-from collections.abc import Collection
-from typing import Protocol
-
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.address_space import AddressSpace, AddressSpaces, PendingVcpu
 from pmuctl.launch.trace.arch import LOW_32_BITS, Arch
 from pmuctl.launch.trace.descriptor_calls import have_child_traced
-from pmuctl.launch.trace.tracee import Tracee
+from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.launch.trace.vcpu_descriptors import VcpuDescriptors
+from pmuctl.launch.trace.vcpu_events import VcpuEvents
 from pmuctl.launch.trace.vcpu_questions import (
     NO_ADDRESS,
     has_vpmu,
@@ -31,62 +29,6 @@ from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_CTRL,
     KVM_ARM_VCPU_PMU_V3_STRICT,
 )
-
-
-class VcpuEvents(Protocol):
-    """What is done as a vCPU gets to its window, while its thread is stopped.
-
-    It is stopped at the exit of a call, where calls can be made in it, if a vCPU was created or
-    its window is open; at the entry of a call for `on_sharing_call` and `on_attribute_call`; at
-    either for `on_no_vpmu` and `on_lost`.
-    """
-
-    def on_created(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Handle a vCPU that was made, before its thread goes on."""
-
-    def on_init(self, tgid: int, tid: int | None) -> None:
-        """Handle that this thread initialises a vCPU with a vPMU; called before and after.
-
-        KVM may choose the VM's PMU by where the thread is. `tid` is None for what was not
-        observed, and for a vCPU that asks for no choice (KVM_ARM_VCPU_PMU_V3_STRICT).
-        """
-
-    def on_window_open(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Handle that a vCPU's window is open."""
-
-    def on_reset(self, thread: Tracee, fd: int) -> None:
-        """Handle that a vCPU was initialised again, while another waits for its window."""
-
-    def on_closing(self, thread: Tracee, vcpu: PendingVcpu) -> bool:
-        """Seal a vCPU never initialised, whose last descriptor that can be seen is to be closed.
-
-        The thread is stopped at a call's exit. Return False if that failed: whoever kept another
-        descriptor could run the vCPU without its settings.
-        """
-
-    def on_no_vpmu(self, thread: Tracee, vcpu: PendingVcpu) -> None:
-        """Handle a vCPU that was made to run without a vPMU: there will be no window."""
-
-    def follows_all(self, tgids: Collection[int]) -> bool:
-        """Return whether all threads of these processes are followed."""
-
-    def on_sharing_call(self, thread: Tracee) -> None:
-        """Handle the entry of a call by which other tasks could learn of a new vCPU.
-
-        From here on all that could have to be followed.
-        """
-
-    def on_attribute_call(self, thread: Tracee, fd: int) -> None:
-        """Handle the entry of a call for an attribute: one of a vCPU's PMU if `fd` is a vCPU."""
-
-    def on_lost(self, thread: Tracee, shortage: ResourceExhaustedError | None) -> None:
-        """Handle that a vCPU could not be followed, for want of descriptors or memory.
-
-        Without a shortage, another task has moved its descriptor before all were followed.
-        """
-
-    def on_idle(self) -> None:
-        """Handle that no vCPU waits for its window any more."""
 
 
 class VcpuTracker:
@@ -119,7 +61,7 @@ class VcpuTracker:
             return
         try:
             self._handle_enter(thread, nr, args)
-        except ResourceExhaustedError as error:
+        except (ResourceExhaustedError, StuckError) as error:
             self._events.on_lost(thread, error)
 
     def _handle_enter(self, thread: Tracee, nr: int, args: tuple[int, ...]) -> None:
@@ -245,10 +187,19 @@ class VcpuTracker:
         return vcpu
 
     def _handle_run_enter(self, thread: Tracee, space: AddressSpace, fd: int) -> None:
-        """Report a vCPU that is to run without a vPMU; KVM refuses one that is not initialised."""
+        """Report a vCPU that is to run without a vPMU, or before its VM was held.
+
+        KVM refuses one that is not initialised.
+        """
+        for overdue in [vcpu for vcpu in space.vcpus if vcpu.is_overdue]:
+            if self._descriptors.is_at(thread, fd, overdue):
+                self._ask_overdue(thread, space, overdue, fd)
+                return
         may_run = self._answers.pop(thread, False)
         without = [vcpu for vcpu in space.vcpus if vcpu.has_vpmu is False]
         if may_run or not without:
+            if self.awaits_attribute:
+                self._events.on_run_unheld(thread)
             return
         vcpu = next((vcpu for vcpu in without if vcpu.fd == fd), None)
         if vcpu is None:
@@ -262,6 +213,17 @@ class VcpuTracker:
         if vcpu is not None:
             space.remove(vcpu)
             self._events.on_no_vpmu(thread, vcpu)
+
+    def _ask_overdue(
+        self, thread: Tracee, space: AddressSpace, vcpu: PendingVcpu, fd: int
+    ) -> None:
+        """Open the window of a vCPU that is to run, if it was initialised unseen."""
+        thread.block_signals()
+        registers = thread.skip_call()
+        vcpu.fd, vcpu.is_shared, vcpu.is_overdue = fd, True, False
+        self._open_if_initialised(thread, space, vcpu)
+        if not thread.is_ending:
+            thread.set_registers(registers)  # the call comes again
 
     def _handle_mmap_enter(self, thread: Tracee, space: AddressSpace, fd: int) -> None:
         """Take note that a vCPU's kvm_run page is mapped: it is to run."""
@@ -277,7 +239,7 @@ class VcpuTracker:
         """Handle the exit of that call."""
         try:
             self._handle_exit(thread, nr, args, result)
-        except ResourceExhaustedError as error:
+        except (ResourceExhaustedError, StuckError) as error:
             self._events.on_lost(thread, error)
 
     def _handle_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
@@ -334,6 +296,20 @@ class VcpuTracker:
         elif vcpu.is_mapped:
             space.remove(vcpu)
             self._events.on_no_vpmu(thread, vcpu)
+
+    # --- turns ---------------------------------------------------------------------------------
+
+    def check_makers(self, now: float) -> float | None:
+        """Have all tasks followed where the maker of a vCPU makes no call; return the next time.
+
+        Others could guess the descriptor meanwhile, and run the vCPU. `now` and the time are of
+        time.monotonic().
+        """
+        for vcpu in self.spaces.vcpus_of_makers():
+            if now >= vcpu.due:
+                vcpu.is_overdue = True
+                self._events.on_silent_maker(vcpu)
+        return min((vcpu.due for vcpu in self.spaces.vcpus_of_makers()), default=None)
 
     # --- processes -----------------------------------------------------------------------------
 
