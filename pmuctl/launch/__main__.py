@@ -17,14 +17,16 @@ if __name__ == "__main__":
 import os
 import signal
 import socket
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.launch import handshake
 from pmuctl.launch.event_loop import EventLoop
-from pmuctl.launch.failures import may_trace_all, not_traceable, yama_scope
+from pmuctl.launch.failures import may_trace_all, no_supervisor, not_traceable, yama_scope
 from pmuctl.launch.ioctls import ioctl_of, steps
 from pmuctl.launch.serve.control_service import ControlService
 from pmuctl.launch.spec import LaunchSpec
@@ -50,58 +52,63 @@ with the VMM, not before it."""
 def main(fd: int) -> None:
     """Supervise the process that sends its launch spec over this socket."""
     ignore_signals()
-    with take_launcher_socket(fd) as launcher, suppress(EOFError, ConnectionError):
-        handshake.send_message(launcher, str(os.getpid()).encode())
-        text, stderr = handshake.recv_message(launcher)
-        supervise(
-            launcher, *text.split(b"\n", 1), vmm_stderr=VmmStderr(-1 if stderr is None else stderr)
-        )
-
-
-def supervise(
-    launcher: socket.socket, pid: bytes, spec_text: bytes, *, vmm_stderr: VmmStderr
-) -> None:
-    """Prepare for the process `pid`, take over its gate, and stay as long as it is in use."""
-    event_loop = EventLoop()
-    spec = LaunchSpec.decode(spec_text)
-    procs = Procfs()
-    must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
-    try:
-        service = ControlService(
-            spec,
-            int(pid),
-            procs=procs,
-            wake=event_loop.wake,
-            warn=lambda error: vmm_stderr.write_error(error, service.pid, word="warning"),
-        )
-        supervisor = Supervisor(
-            spec,
-            [ioctl_of(step) for step in steps(spec)],
-            service,
-            vmm_stderr,
-            native_arch(),
-            pid=int(pid),
-            procs=procs,
-            threads=ThreadAffinity(),
-            must_stay=must_stay,
-        )
-        try_to_trace(supervisor, int(pid), procs, stay=must_stay)
-        vm_hold = supervisor.vm_hold
-        service.open(vm_hold.set_attr, vm_hold.check_cpus, lambda: supervisor.tracer.stops)
-    except PmuctlError as error:
-        handshake.send_message(launcher, handshake.encode_error(error))
-        return
-    try:
-        handshake.send_message(launcher, b"")
-        _, listener = handshake.recv_message(launcher)
-        if listener is not None:
-            handshake.send_message(launcher, b"")
-            launcher.close()
+    with ExitStack() as at_end:
+        run: Callable[[], None] | None = None
+        with take_launcher_socket(fd) as launcher, suppress(EOFError, ConnectionError):
+            try:
+                run = prepare(launcher, at_end)
+            except PmuctlError as error:
+                handshake.send_message(launcher, handshake.encode_error(error))
+            except (OSError, ImportError) as error:
+                handshake.send_message(launcher, handshake.encode_error(no_supervisor(error)))
+        if run is not None:
             gc.freeze()  # these objects stay: no VMM is to wait while the GC walks them
             gc.enable()
-            event_loop.run(supervisor, Listener(listener), service)
-    finally:
-        service.on_vmm_exit()
+            run()
+
+
+def prepare(launcher: socket.socket, at_end: ExitStack) -> Callable[[], None] | None:
+    """Prepare for the launcher's process, take over its gate, and return how to supervise it.
+
+    Return None if it has put up no gate. Raise PmuctlError, OSError and ImportError, which the
+    launcher is to be told, and EOFError if it is gone. `at_end` is closed at the end of all.
+    """
+    handshake.send_message(launcher, str(os.getpid()).encode())
+    text, stderr = handshake.recv_message(launcher)
+    vmm_stderr = VmmStderr(-1 if stderr is None else stderr)
+    words = text.split(b"\n", 1)
+    pid, spec = int(words[0]), LaunchSpec.decode(words[1])
+    event_loop = EventLoop()
+    procs = Procfs()
+    must_stay = yama_scope(procs) == 1 and not may_trace_all(procs)
+    service = ControlService(
+        spec,
+        pid,
+        procs=procs,
+        wake=event_loop.wake,
+        warn=lambda error: vmm_stderr.write_error(error, service.pid, word="warning"),
+    )
+    supervisor = Supervisor(
+        spec,
+        [ioctl_of(step) for step in steps(spec)],
+        service,
+        vmm_stderr,
+        native_arch(),
+        pid=pid,
+        procs=procs,
+        threads=ThreadAffinity(),
+        must_stay=must_stay,
+    )
+    try_to_trace(supervisor, pid, procs, stay=must_stay)
+    vm_hold = supervisor.vm_hold
+    service.open(vm_hold.set_attr, vm_hold.check_cpus, lambda: supervisor.tracer.stops)
+    at_end.callback(service.on_vmm_exit)
+    handshake.send_message(launcher, b"")
+    _, listener = handshake.recv_message(launcher)
+    if listener is None:
+        return None
+    handshake.send_message(launcher, b"")
+    return partial(event_loop.run, supervisor, Listener(listener), service)
 
 
 def ignore_signals() -> None:

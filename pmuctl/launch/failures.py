@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -95,6 +96,21 @@ def no_gate(error: OSError) -> PmuctlError:
         "the gate cannot be put up",
         why=f"seccomp with a listener gives {name}: {error.strerror}",
         fix="pmuctl run needs Linux 5.5 or newer and the right to use seccomp",
+        errno=name,
+    )
+
+
+def no_supervisor(error: OSError | ImportError) -> PmuctlError:
+    """Return the error for a supervisor that could not be started, or prepare itself."""
+    number = error.errno if isinstance(error, OSError) else None
+    if os.strerror(errno.EMFILE) in str(error):  # of a module there is only the text
+        number = errno.EMFILE
+    name = errno.errorcode.get(number or 0)
+    shortage = find_exhaustion(OSError(number, str(error)))
+    return RefusedError(
+        "the supervisor cannot be started",
+        why=re.sub(r"^\[Errno [0-9]+\] ", "", str(error)),
+        fix=None if shortage is None else shortage.fix,
         errno=name,
     )
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages between launcher and supervisor: texts of any length, and descriptors."""
 
+import errno
 import json
+import os
 import socket
 import struct
 
@@ -18,10 +20,15 @@ def send_message(sock: socket.socket, text: bytes, fd: int | None = None) -> Non
 
 
 def recv_message(sock: socket.socket) -> tuple[bytes, int | None]:
-    """Return the next text and its descriptor; raise EOFError if the other end is gone."""
-    head, fds, _, _ = socket.recv_fds(sock, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
+    """Return the next text and its descriptor.
+
+    Raise EOFError if the other end is gone, OSError (EMFILE) if a descriptor was lost on the way.
+    """
+    head, fds, flags, _ = socket.recv_fds(sock, LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
     if len(head) < LENGTH.size:
         raise EOFError
+    if flags & socket.MSG_CTRUNC:  # recvmsg(2) itself does not fail
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     left = LENGTH.unpack(head)[0]
     parts = []
     while left:

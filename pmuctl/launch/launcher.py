@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from pmuctl.errors import RefusedError, UnreachableError
 from pmuctl.launch import handshake
-from pmuctl.launch.failures import no_gate
+from pmuctl.launch.failures import no_gate, no_supervisor
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.arch import Arch, native_arch
 from pmuctl.launch.trace.seccomp_gate import install
@@ -52,17 +52,15 @@ def launch(
                 raise RefusedError(message, why=why) from None
             _install_gate(arch, ours, supervisor)
     except OSError as error:
-        raise RefusedError(
-            "the supervisor cannot be started", why=error.strerror or str(error)
-        ) from error
+        raise no_supervisor(error) from error
     execute(executable, argv, environ)
 
 
 def _install_gate(arch: Arch, ours: socket.socket, supervisor: Path) -> None:
     """Install the gate and hand its listener to the supervisor.
 
-    Raise UnreachableError if the supervisor does not take it: the gate is installed then, and no
-    vCPU can be made behind it any more.
+    Raise UnreachableError, or the error that the supervisor answers with, if it does not take it:
+    the gate is installed then, and no vCPU can be made behind it any more.
     """
     try:
         listener = install(arch)
@@ -71,10 +69,12 @@ def _install_gate(arch: Arch, ours: socket.socket, supervisor: Path) -> None:
     try:
         handshake.send_message(ours, b"", listener)
         os.close(listener)
-        handshake.recv_message(ours)
+        answer, _ = handshake.recv_message(ours)
     except (EOFError, OSError):
         message, why = _describe_supervisor_exit(supervisor)
         raise UnreachableError(message, why=why) from None
+    if answer:
+        raise handshake.decode_error(answer)
 
 
 def _describe_supervisor_exit(supervisor: Path) -> tuple[str, str]:

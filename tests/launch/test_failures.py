@@ -16,6 +16,7 @@ from pmuctl.launch.failures import (
     may_trace_all,
     memory_not_writable,
     no_gate,
+    no_supervisor,
     not_followable,
     not_traceable,
     yama_scope,
@@ -261,6 +262,15 @@ def test_a_stack_pointer_with_no_room_below_it_is_told_as_such() -> None:
     error = memory_not_writable(raised.value)
     assert error.message == "no call can be put into the VMM"
     assert error.why == "there is no room below the stack pointer of its thread (EFAULT)"
+
+
+def test_a_supervisor_that_finds_no_descriptors_says_so() -> None:
+    """Each limit falls into another step of its start, and one into the import of a module."""
+    error = no_supervisor(OSError(errno.EMFILE, "Too many open files"))
+    assert (error.why, error.errno) == ("Too many open files", "EMFILE")
+    error = no_supervisor(ImportError("/lib/grp.so: cannot open: Too many open files"))
+    assert (error.errno, error.fix) == ("EMFILE", "allow this process more open files (ulimit -n)")
+    assert no_supervisor(OSError(errno.EACCES, "Permission denied", "/run")).fix is None
 
 
 def test_descriptors_are_closed_however_high_the_limit_is() -> None:

@@ -2,6 +2,7 @@
 """A user without privileges: what works behind the gate, and what is named when it does not."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -142,3 +143,19 @@ def test_root_may_trace_what_is_not_dumpable(kvm: Start) -> None:
     assert [ran["result"] for ran in its.all_said("ran")] == [0]
     its.is_left_alone()
     assert len(its.events("applied")) == 1
+
+
+@pytest.mark.parametrize("limit", range(4, 16))
+def test_with_few_descriptors_it_starts_or_says_that_these_are_too_few(
+    gate: Start, limit: int
+) -> None:
+    """`ulimit -n`: each falls into another step of the supervisor's start."""
+    its = gate(
+        "true",
+        supervisor=None,
+        preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+    )
+    status, complaint = its.status(), its.complaint()
+    assert (status == 0) or (status == 9 and "Too many open files" in complaint), complaint
+    assert "check that this user can run it" not in complaint
+    its.is_left_alone()
