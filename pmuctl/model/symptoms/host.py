@@ -12,6 +12,9 @@ EMULATED_CCSIDR = (6, 3)
 SET_PMU = (5, 18)
 """The first Linux with the attribute SET_PMU (6ee7fca2a4a0)."""
 
+APPLE_VPMU = (6, 15)
+"""The first Linux whose KVM gives guests a PMU on Apple's cores."""
+
 
 class HostTrait(Enum):
     """A fact of a host that a cause depends on. A trait that is not known is not there."""
@@ -59,6 +62,12 @@ class SymptomHost:
             yield HostTrait.EMULATED_CCSIDR if is_emulated else HostTrait.HOST_CCSIDR
         if self.has_vpmu is not None:
             yield HostTrait.HAS_VPMU if self.has_vpmu else HostTrait.NO_VPMU
+        elif self._is_apple and self.kernel is not None and self.kernel < APPLE_VPMU:
+            yield HostTrait.NO_VPMU
+
+    @property
+    def _is_apple(self) -> bool:
+        return bool(self.pmus) and all(name.startswith("apple_") for name, _ in self.pmus)
 
     @property
     def may_set_pmu(self) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.symptoms.host import SymptomHost
 from pmuctl.model.symptoms.matcher import match_symptoms
 
@@ -150,6 +151,17 @@ def test_the_line_before_proxmox_own_comes_first() -> None:
 def test_qemu_asks_for_no_pmu_that_kvm_has_not(text: str) -> None:
     """kvm_arm_pmu_supported() comes first: without a vPMU another cause is behind it."""
     assert "no-vpmu" not in ids(text, NO_VPMU)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "first"), [((6, 12), "no-vpmu"), ((6, 15), "guest-has-no-pmu")]
+)
+def test_kvm_has_no_pmu_for_guests_on_apples_cores_before_linux_6_15(
+    kernel: tuple[int, int], first: str
+) -> None:
+    cpus = CpuSet.parse("0-3")
+    apple = SymptomHost(core_kinds=1, kernel=kernel, pmus=(("apple_icestorm_pmu", cpus),))
+    assert ids("<not supported> cycles", apple)[0] == first
 
 
 def test_a_vmm_is_told_by_its_own_words_only_if_none_is_named() -> None:
