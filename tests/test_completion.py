@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,8 +29,8 @@ from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.control.server.server import Server
 from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.sysfs import Sysfs
-from pmuctl.model.pmu_selector import select_pmu
-from tests.fakes.vmm import FakeVm
+from pmuctl.model.pmu_selector import match_pmus, select_pmu
+from tests.fakes.vmm import FakeVm, fake_vmm
 from tests.shells import COMPLETIONS, LiveShell
 from tests.skips import skip
 
@@ -299,6 +300,36 @@ def test_what_core_takes_is_offered(host: Host, shell: LiveShell) -> None:
     assert shell.type("pmuctl pmu show core/C").rstrip() == "pmuctl pmu show core/cortex-a53"
 
 
+def make_tree(host: Host) -> Path:
+    """Make the tree of another host, with the same PMUs but CPUs 0-1 and 4-5, and two VMs."""
+    tree = host.home / "tree"
+    shutil.copytree(host.root / "sys", tree / "sys", symlinks=True)
+    (tree / f"sys/bus/event_source/devices/{A72}/cpus").write_text("4-5\n")
+    for pid, name in ((6000, "far1"), (6001, "far2"), (6002, "$(touch pwned)")):
+        argv = ["qemu-system-aarch64", "-name", name, "-uuid", str(uuid.UUID(int=pid))]
+        fake_vmm(tree / "proc", pid, argv)
+    return tree
+
+
+def test_with_sysroot_the_vms_and_cpus_of_that_host_are_offered(
+    host: Host, shell: LiveShell
+) -> None:
+    given = f"--sysroot {make_tree(host)}"
+    uuids = [f"uuid/{uuid.UUID(int=pid)}" for pid in (6000, 6001, 6002)]
+    offered: dict[str, list[str]] = {
+        f"pmuctl vm show {given} ": ["far1", "far2"],
+        f"pmuctl vm list {given} far1 f": ["far2"],
+        f"pmuctl vm show {given} pid/": ["pid/6000", "pid/6001", "pid/6002"],
+        f"pmuctl vm show {given} u": uuids,
+        f"pmuctl pmu cpus {given} p": [f"pmu/{A53}", f"pmu/{A72}"],
+        f"pmuctl pmu cpus {given} 4": ["4", "4-5"],
+        f"pmuctl pmu show {given} cp": ["cpus/"],
+        f"pmuctl pmu show {given} cpus/4": ["cpus/4", "cpus/4-5"],
+        "pmuctl vm show --sysroot /none ": [],
+    }
+    assert {text: shell.offers(text) for text in offered} == offered
+
+
 def test_an_option_is_offered_once(shell: LiveShell) -> None:
     first = set(shell.offers("pmuctl pmu list -"))
     assert {"-J", "--json", "-o", "--output", "-v", "--sysroot"} <= first
@@ -555,15 +586,23 @@ def answered(
         thread.join()
 
 
-def test_cores_are_those_that_select_one_pmu(host: Host) -> None:
-    assert host.complete("cores", "--sysroot=") == []  # both PMUs have cores of the same model
+def test_a_core_model_of_two_pmus_is_offered_too(host: Host) -> None:
+    (line,) = host.complete("pmus", "--sysroot=", "core")
+    core, what = line.split("\t")
+    assert what == "PMUs"
+    assert {pmu.name for pmu in match_pmus(core, scan_pmus(Sysfs(host.root)))} == {A53, A72}
+
+
+def test_cores_are_those_that_select_pmus(host: Host) -> None:
     give_cores(host)
-    assert host.complete("cores", "--sysroot=") == [
+    assert host.complete("pmus", "--sysroot=", "core") == [
         f"core/cortex-a53\t{A53}",
         f"core/a53\t{A53}",
         f"core/0x48:0xd42\t{A72}",
     ]
-    taken = [line.split("\t")[0] for line in host.complete("cores", f"--sysroot={host.root}")]
+    taken = [
+        line.split("\t")[0] for line in host.complete("pmus", f"--sysroot={host.root}", "core")
+    ]
     pmus = scan_pmus(Sysfs(host.root))
     assert {select_pmu(text, pmus).name for text in taken} == {A53, A72}
 

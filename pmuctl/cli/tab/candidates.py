@@ -29,7 +29,12 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 def run() -> None:
     """Print the candidates for argv, nothing if that fails, and end the process."""
     try:
-        kinds = {"events": complete_events, "cpus": complete_cpus, "cores": complete_cores}
+        kinds = {
+            "events": complete_events,
+            "cpus": complete_cpus,
+            "pmus": complete_pmus,
+            "vms": complete_vms,
+        }
         lines = kinds[sys.argv[2]](sys.argv[3:])
         sys.stdout.write("".join(f"{name}\t{what}\n" for name, what in lines))
         sys.stdout.flush()
@@ -54,12 +59,22 @@ def complete_cpus(words: list[str]) -> list[tuple[str, str]]:
     """Return CPU lists inside the VM's PMU, each with its PMU.
 
     `words` are as in `complete_events`. If they name no VM, or its PMU is not known, the lists of
-    all CPU PMUs are returned. The value of the setting `affinity` can also be auto or none.
+    all CPU PMUs are returned. The value of the setting `affinity` can also be auto or none. If
+    the first word is --sysroot=DIR, the PMUs are those of that host.
     """
+    if words[0].startswith("--sysroot="):
+        devices = words[0].removeprefix("--sysroot=") + DEVICES
+        return _list_cpus(devices, _list_names(devices))
     socket, vm, *settings = [*words, ""][: max(len(words), 2)]
     found = [("auto", "the CPUs of its PMU"), ("none", "do not change")] if settings else []
-    for name in _pmus_of(vm, socket, settings):
-        cpus = _read_line(f"{DEVICES}/{name}/cpus")
+    return found + _list_cpus(DEVICES, _pmus_of(vm, socket, settings))
+
+
+def _list_cpus(devices: str, pmus: list[str]) -> list[tuple[str, str]]:
+    """Return pmu/NAME, the CPU list and each CPU of these PMUs in a folder of event sources."""
+    found: list[tuple[str, str]] = []
+    for name in pmus:
+        cpus = _read_line(f"{devices}/{name}/cpus")
         if not cpus or set(cpus) - set("0123456789,-"):
             continue
         found += [(f"pmu/{name}", f"CPUs {cpus}"), (cpus, name)]
@@ -70,12 +85,15 @@ def complete_cpus(words: list[str]) -> list[tuple[str, str]]:
     return list(dict(found).items())
 
 
-def complete_cores(words: list[str]) -> list[tuple[str, str]]:
-    """Return each `core/MODEL` that selects one PMU of a host, with that PMU.
+def complete_pmus(words: list[str]) -> list[tuple[str, str]]:
+    """Return each `core/MODEL` or `cpus/LIST` that selects PMUs of a host, with these.
 
-    `words` are --sysroot=DIR. Names are in lower case and come with their short forms; a core
-    model without a name has its MIDR. Rare, so it may import more.
+    `words` are --sysroot=DIR, and core or cpus. Names of core models are in lower case and come
+    with their short forms; one without a name has its MIDR. Rare, so it may import more.
     """
+    if words[1] == "cpus":
+        found = complete_cpus([words[0]])
+        return [(f"cpus/{cpus}", name) for cpus, name in found if not cpus.startswith("pmu/")]
     from pathlib import Path
 
     from pmuctl.host.pmus import scan_pmus
@@ -90,10 +108,46 @@ def complete_cores(words: list[str]) -> list[tuple[str, str]]:
         names |= dict.fromkeys([str(core).lower(), *short_names(core)])
     selected = ((f"core/{name}", match_pmus(f"core/{name}", pmus)) for name in names)
     return [
-        (text, found[0].name if is_name(found[0].name) else "a PMU")
+        (text, found[0].name if len(found) == 1 and is_name(found[0].name) else "PMUs")
         for text, found in selected
-        if len(found) == 1
+        if found
     ]
+
+
+def complete_vms(words: list[str]) -> list[tuple[str, str]]:
+    """Return the names of the VMs of a host, or their `pid/PID` or `uuid/UUID`, each with its VMM.
+
+    `words` are --sysroot=DIR and the beginning of the word to complete. VMs are those that
+    processes show: no control socket is asked. Rare, so it may import more.
+    """
+    from pathlib import Path
+
+    from pmuctl.host.host import Host
+    from pmuctl.manage.inventory.inventory import Inventory
+    from pmuctl.manage.inventory.processes import scan_processes
+    from pmuctl.manage.inventory.session import Session
+
+    root, begun = words[0].removeprefix("--sysroot="), words[1]
+    host = Host(environ=os.environ, uid=os.getuid())
+    its: list[tuple[str | None, int | None, str | None, str | None]]
+    if root:
+        host = host.captured(Path(root))
+        vms = Inventory(Session(host=host, deadline=QUERY_SECONDS)).vms
+        its = [(vm.name, vm.process.pid if vm.process else None, vm.uuid, vm.vmm) for vm in vms]
+    else:
+        scanned = scan_processes(host).processes
+        its = [
+            (its.identity.name, its.pid, its.identity.uuid, its.identity.kind) for its in scanned
+        ]
+    found: dict[str, str] = {}
+    for name, pid, uuid, vmm in its:
+        names = [name] if name and is_name(name) else []
+        if pid is not None and begun[:4] and "pid/".startswith(begun[:4]):
+            names.append(f"pid/{pid}")
+        if uuid is not None and begun[:5] and "uuid/".startswith(begun[:5]):
+            names.append(f"uuid/{uuid}")
+        found |= dict.fromkeys(names, str(vmm) if vmm and is_name(vmm) else "a VM")
+    return list(found.items())
 
 
 def _pmus_of(vm: str, socket: str, settings: list[str]) -> list[str]:

@@ -182,25 +182,40 @@ _pmuctl_value() {
         _pmuctl_offer_list "$prefix" "${cur^^}" "${columns[@]}"
         ;;
     pmu)
-        if [[ $cur == core/* ]]; then
-            mapfile -t names < <(command pmuctl __complete cores "--sysroot=$sysroot" 2>/dev/null)
+        if [[ $cur == core/* || $cur == cpus/* ]]; then
+            mapfile -t names < <(
+                command pmuctl __complete pmus "--sysroot=$sysroot" "${cur%%/*}" 2>/dev/null
+            )
             _pmuctl_offer "$prefix" "${cur,,}" "${names[@]%%$'\t'*}"
             return
         fi
         _pmuctl_pmus
         _pmuctl_offer "$prefix" "$cur" "${names[@]}"
-        if [[ $cur && core/ == "$cur"* ]]; then
-            _pmuctl_offer "$prefix" "$cur" core/
+        if [[ $cur && (core/ == "$cur"* || cpus/ == "$cur"*) ]]; then
+            _pmuctl_offer "$prefix" "$cur" core/ cpus/
             compopt -o nospace
         fi
         ;;
     vm)
+        if [[ $sysroot || $cur == pid/* || $cur == uuid/* ]]; then
+            mapfile -t names < <(
+                command pmuctl __complete vms "--sysroot=$sysroot" "$cur" 2>/dev/null
+            )
+            for word in "${names[@]%%$'\t'*}"; do
+                [[ " ${taken[*]} " == *" $word "* ]] || _pmuctl_offer "$prefix" "$cur" "$word"
+            done
+            return
+        fi
         _pmuctl_vms
         _pmuctl_offer "$prefix" "$cur" "${names[@]}"
         ;;
     cpus)
         mapfile -t names < <(
-            command pmuctl __complete cpus "--socket=$socket" "${taken[@]}" 2>/dev/null
+            if [[ $sysroot ]]; then
+                command pmuctl __complete cpus "--sysroot=$sysroot" 2>/dev/null
+            else
+                command pmuctl __complete cpus "--socket=$socket" "${taken[@]}" 2>/dev/null
+            fi
         )
         _pmuctl_offer_list "$prefix" "$cur" "${names[@]%%$'\t'*}"
         ;;

@@ -121,11 +121,12 @@ end
 function __pmuctl_pmus
     __pmuctl_read
     set -l token (string replace -r '^--[^=]*=' '' -- (commandline -ct))
-    if string match -q -i -- 'core/*' $token
-        command pmuctl __complete cores --sysroot=$__pmuctl_sysroot 2>/dev/null
+    if set -l kind (string match -r -i -- '^(core|cpus)/' $token)
+        command pmuctl __complete pmus --sysroot=$__pmuctl_sysroot (string lower $kind[2]) 2>/dev/null
         return
     end
     string match -q -r '^(c|co|cor|core)$' -- $token; and echo core/
+    string match -q -r '^(c|cp|cpu|cpus)$' -- $token; and echo cpus/
     for file in $__pmuctl_sysroot/sys/bus/event_source/devices/*/cpus
         set -l name (string split / -- $file)[-2]
         test -f $file -a -r $file; and __pmuctl_is_name $name; or continue
@@ -141,6 +142,13 @@ end
 
 function __pmuctl_vms
     __pmuctl_read
+    set -l token (commandline -ct)
+    if test -n "$__pmuctl_sysroot"; or string match -q -r '^(pid|uuid)/' -- $token
+        for line in (command pmuctl __complete vms --sysroot=$__pmuctl_sysroot "$token" 2>/dev/null)
+            contains -- (string split \t -- $line)[1] $__pmuctl_words; or echo $line
+        end
+        return
+    end
     set -l directories /run/pmuctl
     if test -n "$PMUCTL_RUNTIME_DIR"
         set directories $PMUCTL_RUNTIME_DIR
@@ -167,8 +175,9 @@ end
 
 function __pmuctl_cpus
     __pmuctl_read
-    __pmuctl_list (command pmuctl __complete cpus --socket=$__pmuctl_socket \
-        $__pmuctl_words[3..-1] 2>/dev/null | string split \t)
+    set -l of --socket=$__pmuctl_socket $__pmuctl_words[3..-1]
+    test -n "$__pmuctl_sysroot"; and set of --sysroot=$__pmuctl_sysroot
+    __pmuctl_list (command pmuctl __complete cpus $of 2>/dev/null | string split \t)
 end
 
 function __pmuctl_where
