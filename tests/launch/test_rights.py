@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user without privileges: what works behind the gate, and what is named when it does not."""
 
+import ctypes
+import errno
 import os
 import resource
 import shutil
@@ -9,16 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.failures import yama_scope
 from tests.launch.conftest import Start
-from tests.launch.native import HERE, tracers, vmm, wait_for
+from tests.launch.native import HERE, PATIENCE, tracers, vmm, wait_for
 from tests.skips import skip
 
 NOBODY = 65534
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,3 +163,58 @@ def test_with_few_descriptors_it_starts_or_says_that_these_are_too_few(
     assert (status == 0) or (status == 9 and "Too many open files" in complaint), complaint
     assert "check that this user can run it" not in complaint
     its.is_left_alone()
+
+
+def hide_processes() -> None:
+    """Give this process a /proc of its own that shows a user only what that user may trace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    made = [
+        libc.unshare(CLONE_NEWNS),
+        libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None),
+        libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2"),
+    ]
+    if any(made):
+        os._exit(ctypes.get_errno())
+
+
+@pytest.mark.parametrize("best_effort", [False, True])
+def test_a_vmm_that_hidepid_hides_from_its_supervisor_gets_an_answer(
+    kvm: Start, user: User, *, best_effort: bool
+) -> None:
+    """It is not dumpable, so that its own user does not see it."""
+    if os.geteuid() != 0:
+        skip("this is not root", runs="as root, who may mount a /proc")
+
+    def become_without_sight() -> None:
+        hide_processes()
+        user.become()
+
+    its = kvm(
+        *user.vmm("--nodump", "--run"),
+        executable=user.python,
+        preexec=become_without_sight,
+        pass_fds=[user.kvm],
+        orders={"best_effort": best_effort},
+    )
+    vcpu = its.hear("vcpu")
+    assert (vcpu["result"] >= 0) is best_effort, vcpu
+    assert vcpu["result"] >= 0 or vcpu["result"] == -errno.EPERM
+    assert len(its.all_said("ran")) == int(best_effort)
+    its.is_left_alone()
+    complaint = its.complaint()
+    assert "a thread that makes a vCPU is not in /proc: another pid namespace, or hidepid" in (
+        complaint
+    ), complaint
+    assert its.events("failed") == its.events("applied") == []
+
+
+def test_nothing_is_started_in_a_pid_namespace_without_a_proc_of_its_own(room: Path) -> None:
+    if os.geteuid() != 0:
+        skip("this is not root", runs="as root, who may make a pid namespace")
+    code = "from pmuctl.cli.entry import run; run()"
+    run = ["run", "--affinity", "0", "--best-effort", "--", "touch", str(room / "started")]
+    inside = ("unshare", "--pid", "--fork", sys.executable, "-P", "-c", code, *run)
+    ran = subprocess.run(inside, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ran.returncode == 9, ran
+    assert ran.stderr.startswith("error: /proc is not that of this pid namespace\n"), ran
+    assert list(room.iterdir()) == []
