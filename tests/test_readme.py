@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's second terminal session is what pmuctl says of a host like the one in the text.
+"""The README: its commands are real, and its second session is what pmuctl says of such a host.
 
 The first one is held by tests/lab/test_readme.py.
 """
@@ -11,8 +11,11 @@ import shlex
 from pmuctl.cli.main import main
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, machine  # noqa: F401
+from tests.command_tree import parse_words
 from tests.fakes.vmm import FakeVm, fake_vmm
-from tests.sessions import read_sessions, shape
+from tests.lab.__main__ import parser
+from tests.lab.layers import all_layers
+from tests.sessions import README, read_sessions, shape
 
 
 def test_the_session_of_a_host_that_is_looked_after(machine: Machine) -> None:  # noqa: F811
@@ -34,3 +37,36 @@ def test_the_session_of_a_host_that_is_looked_after(machine: Machine) -> None:  
         said += f"$ pmuctl {words}\n{out.getvalue()}"
         said += f"(exit status {status})\n\n" if status else "\n"
     assert shape(said.rstrip("\n")) == shape(second.rstrip("\n")), said
+
+
+def read_commands() -> list[str]:
+    """Return the shell command lines of the README that call pmuctl, but for the sessions."""
+    text = README.read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    blocks += re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = (re.sub(r"\s+(?:#|>\S|2>).*$", "", line.strip()) for line in lines)
+    return [line for line in found if line.startswith("pmuctl ")]
+
+
+def test_the_commands_of_the_readme_are_those_of_pmuctl() -> None:
+    commands = read_commands()
+    assert {shlex.split(line)[1] for line in commands} >= {"pmu", "run", "vm", "doctor", "monitor"}
+    for line in commands:
+        parse_words(shlex.split(line)[1:])
+
+
+def test_the_layers_that_the_readme_names_are_those_of_the_lab() -> None:
+    (line,) = re.findall(r"tests/lab/run (.*--layer.*)", README.read_text(encoding="utf-8"))
+    args = parser().parse_args(shlex.split(line))
+    assert set(args.layer) <= set(all_layers("newest"))
+
+
+def test_the_readme_tells_early_what_it_is_and_explains_its_words() -> None:
+    text = README.read_text(encoding="utf-8")
+    first = text.split("\n\n")[1]
+    assert len(first.splitlines()) == 2
+    start, _, rest = text.partition("## Quick start")
+    assert max(map(len, re.findall(r"```text\n(.*?)```", start, re.DOTALL)[0].splitlines())) < 80
+    for word in ("window", "sealed", "hold", "derived", "aligned"):
+        assert f"| {word} |" in rest

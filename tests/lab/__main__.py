@@ -29,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--kernel", default="newest", help="a series such as 6.12, or `newest` (%(default)s)")
     add("--host", default="two", choices=HOSTS, help="which PMUs there are (%(default)s)")
+    add(
+        "--layer",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="more to put in: qemu-7.2, qemu-10.0, qemu-11, guest-linux; can be repeated",
+    )
     add("--mem", default="2G", metavar="SIZE", help="the host's memory (%(default)s)")
     add("--out", type=Path, metavar="DIR", help="bring what is written to /out back to DIR")
     add("--timeout", type=float, default=300, metavar="SECONDS", help="for the command (300)")
@@ -41,7 +48,13 @@ def parser() -> argparse.ArgumentParser:
 def run_command(args: argparse.Namespace) -> int:
     """Boot, run the command with its output on ours, fetch its files."""
     started = time.monotonic()
-    with boot(args.kernel, args.host, args.mem, echo=say if args.verbose else None) as lab:
+    with boot(
+        args.kernel,
+        args.host,
+        args.mem,
+        layers=args.layer,
+        echo=say if args.verbose else None,
+    ) as lab:
         booted = time.monotonic()
         try:
             job = lab.start(args.command)
@@ -75,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, terminate)
     try:
         if args.shell:
-            return shell(args.kernel, args.host, args.mem)
+            return shell(args.kernel, args.host, args.mem, args.layer)
         return run_command(args)
     except CommandTimeoutError:
         say(f"lab: {args.command[0]}: still running after {args.timeout:g} s")

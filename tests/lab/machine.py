@@ -227,11 +227,11 @@ def boot(
             raise
 
 
-def shell(kernel: str, host: str, mem: str) -> int:
+def shell(kernel: str, host: str, mem: str, layers: Sequence[str] = ()) -> int:
     """An interactive lab on this terminal; QEMU's exit status."""
     builder = Builder(Cache.from_environment(os.environ), os.environ)
     with ExitStack() as stack:
-        command, fds = prepare(stack, builder, kernel, host, mem, {})
+        command, fds = prepare(stack, builder, kernel, host, mem, {}, layers)
         command += ["-nographic", "-append", "console=ttyAMA0 panic=-1 quiet lab.shell"]
         return subprocess.call(["setpriv", "--pdeathsig", "KILL", *command], pass_fds=fds)
 

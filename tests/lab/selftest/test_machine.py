@@ -233,6 +233,16 @@ def test_run_exits_as_the_command(script: str, status: int, tmp_path: Path) -> N
     assert (tmp_path / "file").exists() == (status != 124)
 
 
+def test_run_puts_in_the_layers_that_are_named() -> None:
+    """QEMU of Debian 12 is there, and what no layer has is told."""
+    with start_runner("--layer", "qemu-7.2", "--", "qemu-7.2", "--version") as runner:
+        stdout, _ = runner.communicate()
+    assert (runner.returncode, b" version 7.2." in stdout) == (0, True)
+    with start_runner("--layer", "qemu-1", "--", "true") as runner:
+        _, stderr = runner.communicate()
+    assert (runner.returncode, b"qemu-1: no such layer; there are" in stderr) == (125, True)
+
+
 def test_run_says_why_the_lab_failed() -> None:
     """With a status of its own."""
     with start_runner("--kernel=nonsense", "--", "true") as runner:
