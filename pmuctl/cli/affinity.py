@@ -26,8 +26,9 @@ from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
 from pmuctl.manage.affinity.vcpu_threads import has_unknown_threads, no_threads
 from pmuctl.manage.batch import BatchResult, run_each
-from pmuctl.manage.inventory.inventory import Inventory
+from pmuctl.manage.inventory.inventory import Inventory, VmList
 from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
+from pmuctl.manage.inventory.processes import make_unscanned_error
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.cpuset import CpuSet
@@ -35,6 +36,7 @@ from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmRef, parse_ref
 from pmuctl.render.affinity import AFFINITY_COLUMNS, CHECK_COLUMNS
 from pmuctl.render.formats import Format
+from pmuctl.value import replace
 
 app = Noun(NOUNS["affinity"])
 
@@ -144,9 +146,7 @@ def affinity_check(
             vm_list = hide_unbacked_in_table(context, session, select_vms(inventory))
         refs = [parse_ref(name) for name in vm or ()]
         found = (
-            _collect_vms(vm_list.vms, session)
-            if vm_list
-            else _select_named(context, inventory, refs)
+            _collect_vms(vm_list, session) if vm_list else _select_named(context, inventory, refs)
         )
     for failure in found.failed:
         context.fail(failure)
@@ -163,7 +163,8 @@ def affinity_check(
         if named.problem is not None:
             context.warn(named.problem)
     if vm_list:
-        note_missing(context, vm_list)
+        # that not all processes were looked at is a failure here, which has been told
+        note_missing(context, replace(vm_list, unscanned={}))
     for alignment in alignments:
         is_listed = bool(alignment.vcpus) or not alignment.effective_pmu.names
         if not is_listed and has_unknown_threads(alignment.vm):
@@ -222,11 +223,13 @@ def _select_named(
     return found
 
 
-def _collect_vms(vms: Sequence[Vm], session: Session) -> BatchResult[list[Vm]]:
-    """Return all VMs that answer, and the errors of those that do not."""
+def _collect_vms(vm_list: VmList, session: Session) -> BatchResult[list[Vm]]:
+    """Return all VMs that answer, the errors of those that do not, and of an unfinished scan."""
     done: list[list[Vm]] = []
     failed: list[PmuctlError] = []
-    for vm in vms:
+    if vm_list.unscanned:
+        failed.append(make_unscanned_error(vm_list.unscanned))
+    for vm in vm_list.vms:
         if (failure := failure_of(vm, session)) is not None:
             failed.append(failure)
         else:

@@ -7,6 +7,7 @@ from pmuctl.cli.context import Context
 from pmuctl.control.runtime.sockets import SOCKETS_MAX
 from pmuctl.errors import UsageError
 from pmuctl.manage.inventory.inventory import VmList
+from pmuctl.manage.inventory.processes import WAIT_LONGER, explain_unscanned
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import hide_unbacked
 from pmuctl.model.alignment import VmAlignment
@@ -59,6 +60,8 @@ def note_missing(context: Context, vms: VmList) -> None:
             else "processes cannot be read: their"
         )
         context.note(f"{vms.unreadable} {what} VMs are not listed")
+    if vms.unscanned:
+        context.note(f"{explain_unscanned(vms.unscanned)}; {WAIT_LONGER}")
     if vms.left_out:
         what = "socket of another user was" if vms.left_out == 1 else "sockets of other users were"
         context.note(

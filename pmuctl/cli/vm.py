@@ -205,6 +205,7 @@ def _count_missing(vms: VmList) -> dict[str, object]:
         "partial": vms.is_partial,
         "left_out": vms.left_out,
         "scratch": vms.scratch,
+        "unscanned": sum(vms.unscanned.values()),
     }
 
 

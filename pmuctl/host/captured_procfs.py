@@ -8,13 +8,12 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from pmuctl.host.cpuset_cgroup import PATH_MOUNTS, Cpusets, cpuset_mounts
 from pmuctl.host.kvm.cache import to_captured
-from pmuctl.host.kvm.fds import KvmScan
 from pmuctl.host.kvm.owners import scan_owners
-from pmuctl.host.proc_files import read_all
+from pmuctl.host.proc_files import check_count, read_all
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.snapshot_files import Captured
@@ -23,7 +22,7 @@ from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.kvm import KVM_RUN
-from pmuctl.value import replace, value
+from pmuctl.value import value
 
 UNREADABLE = "pmuctl-unreadable"
 """In a captured /proc: how many processes could not be read when it was made, and whether others
@@ -39,21 +38,17 @@ _UNREADABLE = re.compile(rb"([0-9]{1,9})( hidden)?\n?")
 class CapturedProcfs(Procfs):
     """A captured /proc at `root`, which must not be a link either."""
 
-    def scan_kvm(self) -> KvmScan:
-        """Return the scan as it was when the capture was made.
+    def count_hidden(self, pids: Collection[int]) -> tuple[int, bool]:
+        """Return what it was when the capture was made.
 
-        It is partial if it was so then, and if the tree does not tell: it was made by hand or by
-        another program, which need not have looked for VMs.
+        Others may be hidden if the tree does not tell: it was made by hand or by another program,
+        which need not have looked for VMs.
         """
-        scan = super().scan_kvm()
         try:
             told = _UNREADABLE.fullmatch(self._read_file(UNREADABLE))
         except OSError:
             told = None
-        if told is None:
-            return replace(scan, is_partial=True)
-        unreadable = scan.unreadable + int(told[1])
-        return replace(scan, unreadable=unreadable, is_partial=bool(told[2]))
+        return (int(told[1]), bool(told[2])) if told else (0, True)
 
     def _read_file(self, path: str) -> bytes:
         directory, name = self._open_parent(path)
@@ -81,18 +76,18 @@ class CapturedProcfs(Procfs):
         """Return 0: a capture does not change, and its file system may count otherwise."""
         return 0
 
-    def _read_links(self, path: str) -> dict[int, str]:
-        targets = {}
+    def iter_links(self, path: str, *, most: int | None = None) -> Iterator[tuple[int, str]]:
         fd = self._open_directory(path)
         try:
-            for name in os.listdir(fd):
+            names = os.listdir(fd)
+            for name in names if most is None else check_count(names, most):
                 try:
-                    targets[int(name)] = os.readlink(name, dir_fd=fd)
+                    link = int(name), os.readlink(name, dir_fd=fd)
                 except (OSError, ValueError):
                     continue
+                yield link
         finally:
             os.close(fd)
-        return targets
 
     def _open_directory(self, path: str) -> int:
         directory, name = self._open_parent(path)
@@ -164,8 +159,9 @@ def scan_captured_vms(
     uptime = procs.read_text("uptime")
     if uptime is not None:
         yield Captured(path="proc/uptime", text=uptime)
+    unseen = scan.unreadable + sum(scan.left_out.values())
     hidden = " hidden" if scan.is_partial else ""
-    yield Captured(path=f"proc/{UNREADABLE}", text=f"{scan.unreadable}{hidden}\n")
+    yield Captured(path=f"proc/{UNREADABLE}", text=f"{unseen}{hidden}\n")
 
 
 def _capture_process(procs: Procfs, pid: int) -> Iterator[Captured]:

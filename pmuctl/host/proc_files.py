@@ -2,15 +2,24 @@
 """Readers of the files of a mounted procfs, which may be the capture of another machine."""
 
 import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.value import value
+
+T = TypeVar("T")
 
 READ_LIMIT = 1 << 20
 """Bytes read of one file at most; only command lines can have more."""
 PAGE = 4096
 """Bytes of the smallest page that Linux has."""
+
+
+class TooManyLinksError(Exception):
+    """A directory has more links than are to be read."""
 
 
 @value
@@ -75,16 +84,36 @@ class ProcFiles:
         """Return how many directories a directory has, by its link count; raise OSError."""
         return os.stat(f"{self.root}/{path}").st_nlink - 2
 
+    def iter_links(self, path: str, *, most: int | None = None) -> Iterator[tuple[int, str]]:
+        """Yield the descriptors in a directory of them, and their targets; raise OSError.
+
+        They are read one by one, because a table can have a million. If there are more than
+        `most`, raise TooManyLinksError before any is read.
+        """
+        try:
+            files = os.scandir(f"{self.root}/{path}")
+        except OSError as error:
+            raise_if_exhausted(error)
+            raise
+        with files:
+            for file in files if most is None else check_count(files, most):
+                try:
+                    link = int(file.name), os.readlink(file.path)
+                except (OSError, ValueError):
+                    continue
+                yield link
+
     def _read_links(self, path: str) -> dict[int, str]:
         """Return the targets of the links in a directory of descriptors; raise OSError."""
-        folder = f"{self.root}/{path}"
-        targets = {}
-        for name in self._list_names(path):
-            try:
-                targets[int(name)] = os.readlink(f"{folder}/{name}")
-            except (OSError, ValueError):
-                continue
-        return targets
+        return dict(self.iter_links(path))
+
+
+def check_count(files: Iterable[T], most: int) -> list[T]:
+    """Return the files of a directory; raise TooManyLinksError if there are more than `most`."""
+    found = list(islice(files, most + 1))
+    if len(found) > most:
+        raise TooManyLinksError
+    return found
 
 
 def read_all(fd: int) -> bytes:

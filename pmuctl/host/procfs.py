@@ -3,10 +3,11 @@
 
 import os
 import re
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, make_kvm_process, vcpus_of
+from pmuctl.host.kvm.fds import KVM_LINK, has_kvm, vcpus_of
 from pmuctl.host.proc_files import parse_stat_number
 from pmuctl.host.task_files import TaskFiles
 from pmuctl.model.cpuset import CpuSet
@@ -21,6 +22,8 @@ PF_KTHREAD = 0x00200000
 """The flag of kernel threads (proc_pid_stat(5), field 9; include/linux/sched.h)."""
 LISTINGS_MAX = 16
 """Listings of a process's threads at most: some of them always end while it is listed."""
+FDS_MAX = 1 << 13
+"""Descriptors of a process in which a VM is looked for, at most: a VMM makes it early."""
 ID = re.compile(r"[1-9][0-9]{0,9}")
 """The directory name of a process or thread."""
 
@@ -74,70 +77,32 @@ class Procfs(TaskFiles):
     If descriptors or memory run out, the readers raise ResourceExhaustedError.
     """
 
-    def scan_kvm(self) -> KvmScan:
-        """Return the processes that have KVM VMs open, found in one pass over /proc.
+    def count_hidden(self, pids: Collection[int]) -> tuple[int, bool]:
+        """Return how many processes beside these may not be read, and if others are hidden.
 
-        Of other processes only the lists of descriptors are read; of those whose list may not be
-        read, also the flags, because kernel threads do not count as unreadable.
+        Only a capture knows the former of processes that it does not have.
         """
-        try:
-            names = self._list_names("")
-        except OSError:
-            return KvmScan(processes=(), is_partial=True)
-        holders, unreadable = [], 0
-        for name in names:
-            if not ID.fullmatch(name):
-                continue
-            try:
-                if not has_kvm(self._read_fds(name)):
-                    continue
-                # equal start times before and after show that it was one process throughout
-                start = self.start_time(int(name))
-                links = self._read_fds(name)
-            except PermissionError:
-                unreadable += not self._is_kernel_thread(int(name))
-                continue
-            except OSError:
-                continue
-            if start is not None and self.start_time(int(name)) == start and has_kvm(links):
-                holders.append(make_kvm_process(ProcessId(int(name), start), links))
         # a mount with hidepid also hides process 1 from other users
-        is_partial = self.root == Path("/proc") and (
-            "1" not in names or not _is_outermost_pid_ns()
-        )
-        return KvmScan(
-            processes=tuple(sorted(holders, key=lambda process: process.pid)),
-            unreadable=unreadable,
-            is_partial=is_partial,
-        )
-
-    def find_thread_process(self, tid: int) -> KvmProcess | None:
-        """Return the process of a thread with the KVM VMs and vCPUs that this thread has open.
-
-        The thread may have left the descriptor table of the others (unshare(2)). Return None if
-        it has no VM or vCPU open.
-        """
-        pid = self.tgid(tid)
-        start = self.start_time(pid) if pid else None
-        try:
-            links = self._read_links(f"{pid}/task/{tid}/fd") if start is not None else {}
-        except OSError:
-            return None
-        if pid is None or start is None or self.start_time(pid) != start or not has_kvm(links):
-            return None
-        return make_kvm_process(ProcessId(pid, start), links)
+        is_live = self.root == Path("/proc")
+        return 0, is_live and (1 not in pids or not _is_outermost_pid_ns())
 
     def holds_kvm(self, pid: int) -> bool | None:
         """Return whether a process has a KVM VM, or a vCPU of one, open.
 
-        Return None if this user may not look, False if the process does not exist (any more).
+        Return None if this user may not look, or it has too many descriptors to look at; False if
+        the process does not exist (any more).
         """
         try:
-            return has_kvm(self._read_fds(str(pid)))
+            for count, (fd, link) in enumerate(self._iter_fds(pid)):
+                if has_kvm({fd: link}):
+                    return True
+                if count >= FDS_MAX:
+                    return None
         except PermissionError:
             return None
         except OSError:
-            return False
+            pass
+        return False
 
     def namespace_pid(self, pid: int) -> int:
         """Return the pid that a process has in its own pid namespace (proc_pid_status(5), NSpid).
@@ -248,10 +213,9 @@ class Procfs(TaskFiles):
         Return an empty dict if the process is gone or may not be read.
         """
         try:
-            links = self._read_fds(str(pid))
+            return {fd: link for fd, link in self._iter_fds(pid) if link.startswith(KVM_LINK)}
         except OSError:
             return {}
-        return {fd: link for fd, link in links.items() if link.startswith("anon_inode:kvm-")}
 
     def threads(self, pid: int) -> frozenset[int]:
         """Return the thread ids of a process, an empty set if it is gone."""
@@ -367,23 +331,23 @@ class Procfs(TaskFiles):
             signals[name.decode()] = frozenset(n + 1 for n in range(64) if bits >> n & 1)
         return signals
 
-    def _is_kernel_thread(self, pid: int) -> bool:
+    def is_kernel_thread(self, pid: int) -> bool:
+        """Return whether a process is a thread of the kernel, which has no descriptors."""
         return bool((parse_stat_number(self._read_stat(f"{pid}/stat"), 6) or 0) & PF_KTHREAD)
 
-    def _read_fds(self, pid: str) -> dict[int, str]:
-        """Return the file descriptors of a process and their targets; raise OSError.
+    def _iter_fds(self, pid: int) -> Iterator[tuple[int, str]]:
+        """Yield the file descriptors of a process and their targets; raise OSError.
 
-        If its first thread has none, because it has ended, return those of the first other thread
-        that has KVM descriptors.
+        If its first thread has none, because it has ended, yield those of each other thread.
         """
-        links = self._read_links(f"{pid}/fd")
-        for tid in () if links else self._list_names(f"{pid}/task"):
-            if tid != pid and ID.fullmatch(tid):
+        has_fds = False
+        for link in self.iter_links(f"{pid}/fd"):
+            has_fds = True
+            yield link
+        for name in () if has_fds else self._list_names(f"{pid}/task"):
+            if ID.fullmatch(name) and name != str(pid):
                 with suppress(OSError):
-                    thread_links = self._read_links(f"{pid}/task/{tid}/fd")
-                    if has_kvm(thread_links):
-                        return thread_links
-        return links
+                    yield from self.iter_links(f"{pid}/task/{name}/fd")
 
 
 def _is_outermost_pid_ns() -> bool:

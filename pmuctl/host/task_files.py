@@ -34,6 +34,17 @@ class TaskFiles(ProcFiles):
 
         return kcmp_memory(pid, other_pid)
 
+    def order_tables(self, tid: int, other_tid: int) -> int | None:
+        """Return how the kernel orders the descriptor tables of two tasks; None if unknown.
+
+        That is 0 if it is one table, 1 if the first comes before the second, 2 if it comes after.
+        """
+        if not self._is_running_kernel:
+            return None
+        from pmuctl.uapi.pidfd import kcmp_descriptors_order
+
+        return kcmp_descriptors_order(tid, other_tid)
+
     def shares_fds(self, tid: int, other_tid: int) -> bool | None:
         """Return whether two tasks share their descriptors; None if that cannot be told."""
         if not self._is_running_kernel:

@@ -52,10 +52,25 @@ def kcmp_descriptors(tid: int, other_tid: int) -> bool | None:
     return _kcmp(tid, other_tid, KCMP_FILES)
 
 
+def kcmp_descriptors_order(tid: int, other_tid: int) -> int | None:
+    """Return how the kernel orders the descriptor tables of two tasks (kcmp(2)).
+
+    That is 0 if it is one table, 1 if the first comes before the second, 2 if it comes after it;
+    None if unknown.
+    """
+    order = _call_kcmp(tid, other_tid, KCMP_FILES)
+    return order if order in (0, 1, 2) else None
+
+
 def _kcmp(pid: int, other_pid: int, kind: int, fd: int = 0, other_fd: int = 0) -> bool | None:
+    result = _call_kcmp(pid, other_pid, kind, fd, other_fd)
+    return None if result is None else result == 0
+
+
+def _call_kcmp(pid: int, other_pid: int, kind: int, fd: int = 0, other_fd: int = 0) -> int | None:
     number = __NR_kcmp.get(os.uname().machine)
     if number is None:
         return None
     args = (pid, other_pid, kind, fd, other_fd)
     result: int = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, args))
-    return None if result == -1 else result == 0
+    return None if result == -1 else result

@@ -39,7 +39,7 @@ class Machine:
     """A captured machine with a runtime directory of its own.
 
     `masks` are those of threads that no fake VM has, `unreadable` the processes that may not be
-    looked at; `inherited` and `before` as in `ClosedProcfs`.
+    looked at; `inherited`, `before` and `endless` as in `ClosedProcfs`.
     """
 
     root: Path
@@ -52,6 +52,7 @@ class Machine:
     unreadable: set[int] = field(default_factory=set)
     inherited: dict[int, int] = field(default_factory=dict)
     before: Callable[[], None] = field(default=lambda: None)
+    endless: set[int] = field(default_factory=set)
     threads: FakeThreads | None = None
     """What pmuctl itself sees of the threads; by default a copy of what the VMs have."""
 
@@ -75,7 +76,13 @@ class Machine:
         threads = self.threads or FakeThreads(
             self.masks | {tid: mask for vm in self.vms for tid, mask in vm.threads.masks.items()}
         )
-        procs = ClosedProcfs(self.proc, frozenset(self.unreadable), self.inherited, self.before)
+        procs = ClosedProcfs(
+            self.proc,
+            frozenset(self.unreadable),
+            self.inherited,
+            self.before,
+            frozenset(self.endless),
+        )
         parts: dict[str, Any] = {
             "uid": 0,
             "sysfs": Sysfs(self.root),

@@ -78,7 +78,9 @@ def test_every_command_that_reads_is_here() -> None:
 
 
 BESIDE = {
-    **dict.fromkeys(("vm list", "vm vcpus"), ("unreadable", "partial", "left_out", "scratch")),
+    **dict.fromkeys(
+        ("vm list", "vm vcpus"), ("unreadable", "partial", "left_out", "scratch", "unscanned")
+    ),
     "pmu list": ("partial",),
 }
 """What JSON has besides the rows: whether processes or PMUs are missing among them."""

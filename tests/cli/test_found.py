@@ -615,7 +615,9 @@ def test_processes_that_may_not_be_read_are_counted(host: Machine) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom pmuctl.host.procfs import Procfs\n"
         "os.setgroups([])\nos.setresgid(4321, 4321, 4321)\nos.setresuid(4321, 4321, 4321)\n"
-        "its = Procfs(Path(sys.argv[1])).scan_kvm()\nprint(len(its.processes), its.unreadable)"
+        "from pmuctl.host.kvm.process_scan import KvmScanner\n"
+        "its = KvmScanner(Procfs(Path(sys.argv[1]))).scan()\n"
+        "print(len(its.processes), its.unreadable)"
     )
     root = host.proc
     for folder in list(root.parents)[:-2]:
@@ -625,6 +627,25 @@ def test_processes_that_may_not_be_read_are_counted(host: Machine) -> None:
     argv = [sys.executable, "-P", "-c", code, str(root)]
     ran = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ran.stdout == "0 1\n", ran
+
+
+def test_what_there_was_no_time_for_is_told(host: Machine) -> None:
+    fake_proc(host.proc, 7000, uid=1234)
+    host.endless.add(7000)
+    ran = host.run("vm", "list", "--deadline", "1")
+    assert (ran.status, "db1" in ran.stdout) == (0, True)
+    why = "for 1 process of uid 1234 there was no time: VMs of theirs are not seen"
+    assert ran.stderr == f"{why}; --deadline SEC waits longer\n"
+    assert json.loads(host.run("vm", "list", "-J", "--deadline", "1").stdout)["unscanned"] == 1
+    # a check of all VMs has not been made of those
+    ran = host.run("affinity", "check", "--deadline", "1")
+    assert ran.status == 64
+    assert ran.stderr.count(why) == 1
+    assert f"  why: {why}\n  fix: --deadline SEC waits longer\n" in ran.stderr
+    assert "WARN    for 1 process" in host.run("doctor", "--deadline", "1").stdout
+    ran = host.run("vm", "wait", "x", "--for", "stopped", "--timeout", "0", "--deadline", "1")
+    assert (ran.status, why in ran.stderr) == (3, True)
+    assert host.run("vm", "show", "pid/5120", "--deadline", "1").status == 0
 
 
 def test_a_user_is_told_what_is_missing(host: Machine) -> None:

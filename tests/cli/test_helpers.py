@@ -133,7 +133,7 @@ def running(*words: str) -> Iterator[tuple[int, int, IO[bytes]]]:
 def seen(*among: int) -> dict[int, VmState]:
     """Those of these processes that are VMs, and their state."""
     session = Session(host=Host(environ={}, uid=NOBODY), deadline=1)
-    found = vms_of_processes(scan_processes(session.host).processes, session)
+    found = vms_of_processes(scan_processes(session).processes, session)
     return {vm.pid: vm.state for vm in found if vm.pid in among}
 
 

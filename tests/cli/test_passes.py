@@ -7,7 +7,6 @@ import os
 import pytest
 
 from pmuctl.cli.main import main
-from pmuctl.host.kvm.fds import KvmScan
 from pmuctl.host.procfs import Procfs
 from pmuctl.value import field, value
 from tests.cli.conftest import Machine
@@ -23,9 +22,9 @@ class CountingProcfs(Procfs):
 
     passes: list[str] = field(default_factory=list)
 
-    def scan_kvm(self) -> KvmScan:
+    def pids(self) -> list[int]:
         self.passes.append("pass")
-        return Procfs(self.root).scan_kvm()
+        return super().pids()
 
 
 @pytest.mark.parametrize(

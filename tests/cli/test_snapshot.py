@@ -18,7 +18,6 @@ from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
-from pmuctl.value import replace
 from tests.cli.conftest import Machine
 from tests.fakes.vmm import fake_vmm
 
@@ -141,8 +140,7 @@ def test_processes_that_could_not_be_looked_at_want_another_snapshot(
 def test_processes_that_were_hidden_want_another_snapshot(
     host: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = Procfs.scan_kvm
-    monkeypatch.setattr(Procfs, "scan_kvm", lambda procs: replace(scan(procs), is_partial=True))
+    monkeypatch.setattr(Procfs, "count_hidden", lambda _procs, _pids: (0, True))
     assert host.run("host", "snapshot", str(tmp_path / "out")).status == 0
     monkeypatch.undo()
     out, again = tmp_path / "out", tmp_path / "again"

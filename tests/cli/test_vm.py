@@ -350,6 +350,7 @@ def test_an_empty_list_is_still_one_object(machine: Machine) -> None:
         "pmuctl": {"schema": 1, "command": "vm list"},
         "vms": [],
         "unreadable": 0,
+        "unscanned": 0,
         "partial": False,
         "left_out": 0,
         "scratch": 0,

@@ -5,10 +5,12 @@ import errno
 import os
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 from pmuctl.control.server.server import VcpuStatus
+from pmuctl.host.proc_files import TooManyLinksError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
@@ -206,12 +208,13 @@ class ClosedProcfs(Procfs):
     """A procfs in which nobody may look at the descriptors of some processes.
 
     `inherited` maps a process to the one whose descriptors it has as copies. `before` is called
-    before each access.
+    before each access. The tables of the processes `endless` have no end.
     """
 
     unreadable: frozenset[int] = frozenset()
     inherited: Mapping[int, int] = value_field(default_factory=dict)
     before: Callable[[], None] = value_field(default=lambda: None)
+    endless: frozenset[int] = frozenset()
 
     def is_same_file(self, pid: int, fd: int, other_pid: int, other_fd: int) -> bool | None:
         self.before()
@@ -225,11 +228,15 @@ class ClosedProcfs(Procfs):
         self.before()
         return super()._list_names(path)
 
-    def _read_links(self, path: str) -> dict[int, str]:
+    def iter_links(self, path: str, *, most: int | None = None) -> Iterator[tuple[int, str]]:
         self.before()
         if int(path.partition("/")[0]) in self.unreadable:
             raise PermissionError
-        return super()._read_links(path)
+        if int(path.partition("/")[0]) in self.endless:
+            if most is not None:
+                raise TooManyLinksError
+            return ((fd, "/dev/null") for fd in count())
+        return super().iter_links(path, most=most)
 
 
 def fake_proc(

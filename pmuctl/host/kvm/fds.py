@@ -5,13 +5,16 @@ import re
 from collections.abc import Mapping
 
 from pmuctl.model.vm_ref import ProcessId
-from pmuctl.value import value
+from pmuctl.value import field, value
 
 KVM_VM_LINK = "anon_inode:kvm-vm"
 """The target of /proc/PID/fd/N of a VM's file descriptor (virt/kvm/kvm_main.c)."""
 KVM_VCPU_LINK = "anon_inode:kvm-vcpu"
 """A vCPU descriptor's target; a colon and its number follow from Linux 4.16 on (create_vcpu_fd()
 there)."""
+
+KVM_LINK = "anon_inode:kvm-v"
+"""What both begin with."""
 
 _VCPU = re.compile(rf"{KVM_VCPU_LINK}:([0-9]{{1,9}})")
 
@@ -52,12 +55,14 @@ class KvmScan:
 
     Kernel threads, which have no descriptors, do not count as unreadable. `is_partial` is True if
     /proc does not show all processes: other users' are hidden (hidepid), some are outside this
-    pid namespace, or a captured tree does not tell which there were.
+    pid namespace, or a captured tree does not tell which there were. `left_out` is how many tasks
+    were not looked at for want of time, by user (None: of none alone, as a setuid program).
     """
 
     processes: tuple[KvmProcess, ...]
     unreadable: int = 0
     is_partial: bool = False
+    left_out: Mapping[int | None, int] = field(default_factory=dict)
 
 
 def has_kvm(links: Mapping[int, str]) -> bool:

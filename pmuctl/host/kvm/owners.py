@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pmuctl.host import debugfs
 from pmuctl.host.kvm.fds import KvmProcess, KvmScan
+from pmuctl.host.kvm.process_scan import KvmScanner, ScanLimits
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.uapi.kvm import KVM_RUN
@@ -18,16 +19,17 @@ NR_IOCTL = (29, 16)
 """System call numbers of ioctl(2): arm64's (asm-generic/unistd.h) and x86-64's."""
 
 
-def scan_owners(procs: Procfs, sysfs: Sysfs) -> KvmScan:
+def scan_owners(procs: Procfs, sysfs: Sysfs, limits: ScanLimits | None = None) -> KvmScan:
     """Return the processes that have KVM VMs open, without helpers.
 
     A helper has only VMs that certainly belong to another process; if that is not certain, both
     processes stay. VMs in a descriptor table of their maker's thread alone, which only debugfs
     shows, are found by that thread.
     """
-    scan, names = procs.scan_kvm(), debugfs.scan_names(sysfs)
+    scanner = KvmScanner(procs, limits)
+    scan, names = scanner.scan(), debugfs.scan_names(sysfs)
     by_pid = {process.pid: process for process in scan.processes}
-    for process in _scan_unshared(names, by_pid, procs):
+    for process in _scan_unshared(names, by_pid, scanner):
         known = by_pid.get(process.pid)
         by_pid[process.pid] = process if known is None else _merge_fds(known, process)
     holders = tuple(process for _, process in sorted(by_pid.items()))
@@ -36,18 +38,26 @@ def scan_owners(procs: Procfs, sysfs: Sysfs) -> KvmScan:
         holders = tuple(
             process for process in holders if not _is_helper(process, by_pid, made, procs)
         )
-    return replace(scan, processes=holders)
+    return replace(scan, processes=holders, left_out=dict(scanner.left_out))
 
 
 def _scan_unshared(
-    names: debugfs.Names, by_pid: Mapping[int, KvmProcess], procs: Procfs
+    names: debugfs.Names, by_pid: Mapping[int, KvmProcess], scanner: KvmScanner
 ) -> Iterator[KvmProcess]:
     """Yield what makers of VMs have open in threads with a descriptor table of their own."""
-    for tid, fd in names:
-        if tid not in by_pid or fd not in by_pid[tid].vms:
-            process = procs.find_thread_process(tid)
-            if process and not (process.pid in by_pid and fd in by_pid[process.pid].vms):
+    for tid, fds in _group_by_thread(names).items():
+        if tid not in by_pid or not fds <= set(by_pid[tid].vms):
+            process = scanner.read_thread(tid)
+            if process and not (process.pid in by_pid and fds <= set(by_pid[process.pid].vms)):
                 yield process
+
+
+def _group_by_thread(names: debugfs.Names) -> dict[int, set[int]]:
+    """Return the descriptors of VMs by the thread that made them."""
+    grouped: dict[int, set[int]] = {}
+    for tid, fd in names:
+        grouped.setdefault(tid, set()).add(fd)
+    return grouped
 
 
 def _merge_fds(process: KvmProcess, unshared: KvmProcess) -> KvmProcess:

@@ -20,6 +20,7 @@ from pmuctl.manage.diagnosis.spinning import ThreadId, measure_spin_shares, slee
 from pmuctl.manage.diagnosis.vm_checks import VmFacts, check_vm
 from pmuctl.manage.host_info import read_host_kvm_caps
 from pmuctl.manage.inventory.inventory import VmList
+from pmuctl.manage.inventory.processes import explain_unscanned
 from pmuctl.manage.inventory.replies import make_problem_error
 from pmuctl.manage.inventory.start_records import starts_without_vm
 from pmuctl.model.alignment import VmAlignment
@@ -110,6 +111,7 @@ def _read_host_facts(
         else (),
         unreadable_processes=vm_list.unreadable,
         is_partial=vm_list.is_partial,
+        unscanned=explain_unscanned(vm_list.unscanned) if vm_list.unscanned else None,
         # a capture without it tells nothing: maybe there was no VM
         has_debugfs=bool(host_state.host.sysfs.entries(PATH_KVM))
         or (None if access is None else False),

@@ -43,8 +43,9 @@ class HostFacts:
 
     `are_pmus_complete` is False if there may be other CPU PMUs, `present` are the CPUs that were
     seen. `kvm_group` is the group that may open /dev/kvm, `unreadable_processes` the number of
-    those that could not be read. `is_partial` is True if others are hidden or may not be
-    captured, `is_live` if the host is this machine.
+    those that could not be read; `unscanned` tells of those for which there was no time.
+    `is_partial` is True if others are hidden or may not be captured, `is_live` if the host is
+    this machine.
     """
 
     uid: int
@@ -58,6 +59,7 @@ class HostFacts:
     directories: Sequence[RuntimeDir] = ()
     unreadable_processes: int = 0
     is_partial: bool = False
+    unscanned: str | None = None
     has_debugfs: bool | None = None
     is_live: bool = True
 
@@ -209,6 +211,8 @@ def _check_processes(facts: HostFacts) -> Iterator[Outcome]:
     if facts.is_partial and not facts.is_live:
         why = "not known whether all processes are captured: there may be other VMs"
         yield _make_warning(why, fix=CAPTURE_ANEW)
+    elif facts.unscanned:
+        yield _make_warning(facts.unscanned, fix="pmuctl doctor --deadline 60")
     elif facts.unreadable_processes or facts.is_partial:
         what = f"{facts.unreadable_processes} processes may not be read"
         if facts.is_partial:

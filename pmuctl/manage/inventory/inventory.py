@@ -25,6 +25,7 @@ class VmList:
     `is_partial` is True if other users' processes are hidden altogether. `left_out` is how many
     control sockets of other users are too many to be queried, `scratch` how many VMs of pmuctl's
     own probes are left out, and `unbacked` how many VMs were hidden, by user (`hide_unbacked`).
+    `unscanned` is as in ProcessScan.
     """
 
     vms: list[Vm]
@@ -33,6 +34,7 @@ class VmList:
     left_out: int = 0
     scratch: int = 0
     unbacked: Mapping[int, int] = field(default_factory=dict)
+    unscanned: Mapping[int | None, int] = field(default_factory=dict)
 
 
 Ask = Callable[[Session, Sequence[ControlSocket]], Sequence[Vm]]
@@ -51,6 +53,7 @@ class Inventory:
         self.session = session
         self._ask_all = ask
         self._asked: dict[tuple[ControlSocket, bool], Vm] = {}
+        self._named: list[int] = []
 
     @cached_property
     def socket_scan(self) -> SocketScan:
@@ -65,9 +68,14 @@ class Inventory:
     @cached_property
     def process_scan(self) -> ProcessScan:
         """The processes that have VMs."""
-        return (
-            ProcessScan() if self.session.socket is not None else scan_processes(self.session.host)
-        )
+        if self.session.socket is not None:
+            return ProcessScan()
+        return scan_processes(self.session, named=self._named)
+
+    def name_process(self, pid: int | None) -> None:
+        """Have this process looked at before all others, if none was looked at so far."""
+        if pid is not None:
+            self._named.append(pid)
 
     @property
     def vms(self) -> list[Vm]:
@@ -99,6 +107,7 @@ class Inventory:
 
     def complete(self, vm: Vm) -> Vm:
         """Return the VM of a control socket, completed with what its process shows of it."""
+        self.name_process(vm.pid)
         processes = [
             process
             for process in self.process_scan.processes

@@ -11,7 +11,7 @@ from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
 from pmuctl.manage.inventory.inventory import Ask, Inventory, VmList
 from pmuctl.manage.inventory.poller import ask_all
-from pmuctl.manage.inventory.processes import VmProcess
+from pmuctl.manage.inventory.processes import VmProcess, explain_unscanned
 from pmuctl.manage.inventory.query import ask_vm, is_dead, make_vm
 from pmuctl.manage.inventory.replies import CapturedSocket, Reply
 from pmuctl.manage.inventory.session import Session
@@ -34,6 +34,9 @@ def list_vms(session: Session, refs: Sequence[VmRef] = (), *, ask: Ask = ask_all
 
 def select_vms(inventory: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
     """Return the VMs of an inventory that are meant, as `list_vms`."""
+    for ref in refs:
+        if isinstance(ref, ByPid):
+            inventory.name_process(ref.pid)
     vms = inventory.vms
     for ref in refs:
         if not any(vm.is_meant(ref) for vm in vms):
@@ -47,6 +50,7 @@ def select_vms(inventory: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
         is_partial=scan.is_partial,
         left_out=inventory.socket_scan.left_out,
         scratch=0 if refs else inventory.scratch,
+        unscanned=scan.unscanned,
     )
 
 
@@ -136,14 +140,19 @@ def _check_vm(inventory: Inventory, ref: VmRef, socket: ControlSocket, vm: Vm) -
 
 def _find_candidate(inventory: Inventory, ref: VmRef, *, strictly: bool) -> Candidate:
     """Return the control socket of the VM that is meant, or the VM if it has none."""
-    session, sockets, scan = inventory.session, inventory.sockets, inventory.process_scan
+    session, sockets = inventory.session, inventory.sockets
     if session.socket is not None:
         return sockets[0]
     name = ref.name if isinstance(ref, ByName) else None
     candidates: list[Candidate] = [socket for socket in sockets if socket.name == name]
+    if candidates:
+        return choose_candidate(candidates, ref, uid=session.user, strictly=strictly)
+    if isinstance(ref, ByPid):
+        inventory.name_process(ref.pid)
+    processes = inventory.process_scan.processes
     # a process gives its VM's name; if it does not, QEMU's monitor may
-    is_named = (process.identity.name == name or _may_reply(process) for process in scan.processes)
-    if not candidates and (name is None or any(is_named)):
+    is_named = (process.identity.name == name or _may_reply(process) for process in processes)
+    if name is None or any(is_named):
         vms = [vm for vm in inventory.vms if vm.is_meant(ref)]
         paths = {vm.socket for vm in vms}
         candidates += [socket for socket in sockets if name is None and str(socket.path) in paths]
@@ -152,7 +161,7 @@ def _find_candidate(inventory: Inventory, ref: VmRef, *, strictly: bool) -> Cand
         if name is None:
             _refuse_unasked(inventory, ref)
         names = [socket.name for socket in sockets if socket.name]
-        names += [process.identity.name or f"pid/{process.pid}" for process in scan.processes]
+        names += [process.identity.name or f"pid/{process.pid}" for process in processes]
         raise _make_not_found_error(inventory, ref, names)
     return choose_candidate(candidates, ref, uid=session.user, strictly=strictly)
 
@@ -256,4 +265,6 @@ def _make_not_found_error(inventory: Inventory, ref: VmRef, names: Sequence[str]
         why += "; not all processes of that host may be captured"
     elif scan.unreadable or scan.is_partial:
         why += "; other users' processes may not be read"
+    if scan.unscanned:
+        why += f"; {explain_unscanned(scan.unscanned)}"
     return NotFoundError("there is no such VM", subject=str(ref), why=why, fix="pmuctl vm list")

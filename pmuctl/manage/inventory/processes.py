@@ -3,14 +3,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from pmuctl.control.client.qemu_monitor import DEADLINE, QemuMonitor, may_query, query_qemu
+from pmuctl.errors import PmuctlError, UnreachableError
 from pmuctl.host import debugfs
 from pmuctl.host.host import Host
 from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
+from pmuctl.host.kvm.process_scan import ScanLimits
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
 from pmuctl.manage.inventory.program import identify_program, read_program
@@ -24,12 +26,17 @@ from pmuctl.model.vmm_identity import (
     vm_name,
     vm_uuid,
 )
-from pmuctl.value import replace, value
+from pmuctl.value import field, replace, value
 
 MONITORS_MAX = 4
 """Monitors that are tried for a process: its command line is untrusted and may name thousands."""
 ALL_MONITORS = 2.0
 """Seconds for the monitors of all processes together; the rest of them is not queried."""
+SCAN_LEAST = 2.0
+"""Seconds that the scan of all processes may take, however short the deadline of a VM is."""
+USERS_SHOWN = 3
+"""Users that a message about processes names, at most."""
+WAIT_LONGER = "--deadline SEC waits longer"
 STOPPED = "T"
 """The state of a process that a signal has stopped (proc_pid_stat(5))."""
 
@@ -55,21 +62,31 @@ class VmProcess:
 class ProcessScan:
     """The processes of a host that have VMs open, and how many others are `unreadable`.
 
-    `is_partial` is True if other users' processes are hidden altogether.
+    `is_partial` is True if other users' processes are hidden altogether. `unscanned` is how many
+    tasks were not looked at for want of time, by user (None: of none alone).
     """
 
     processes: tuple[VmProcess, ...] = ()
     unreadable: int = 0
     is_partial: bool = False
+    unscanned: Mapping[int | None, int] = field(default_factory=dict)
 
 
-def scan_processes(host: Host) -> ProcessScan:
+def scan_processes(session: Session, *, named: Iterable[int] = ()) -> ProcessScan:
     """Scan all processes once; command line and name are read only of those that have a VM.
 
-    A helper that has only a VMM's descriptors does not count as a process with a VM.
+    A helper that has only a VMM's descriptors does not count as a process with a VM. The processes
+    `named` are looked at first, and those that had VMs at an earlier look with this session.
     """
-    procs, processes = host.procs, []
-    scan = scan_owners(procs, host.sysfs)
+    host, processes = session.host, []
+    procs = host.procs
+    limits = ScanLimits(
+        seconds=max(session.deadline, SCAN_LEAST),
+        first=dict.fromkeys((*named, *session.vm_pids)),
+        uid=session.user,
+    )
+    scan = scan_owners(procs, host.sysfs, limits)
+    session.vm_pids[:] = [kvm_process.pid for kvm_process in scan.processes]
     for kvm_process in scan.processes:
         argv, comm = read_program(procs, kvm_process.pid)
         processes.append(
@@ -80,7 +97,29 @@ def scan_processes(host: Host) -> ProcessScan:
             )
         )
     return ProcessScan(
-        processes=tuple(processes), unreadable=scan.unreadable, is_partial=scan.is_partial
+        processes=tuple(processes),
+        unreadable=scan.unreadable,
+        is_partial=scan.is_partial,
+        unscanned=scan.left_out,
+    )
+
+
+def explain_unscanned(unscanned: Mapping[int | None, int]) -> str:
+    """Return how many processes were not looked at, and whose they are."""
+    count = sum(unscanned.values())
+    users = ", ".join(f"uid {user}" for user in sorted(filter(None, unscanned))[:USERS_SHOWN])
+    more = "" if len(unscanned) <= USERS_SHOWN else " and others"
+    whose = f" of {users}{more}" if users else ""
+    what = "process" if count == 1 else "processes"
+    return f"for {count} {what}{whose} there was no time: VMs of theirs are not seen"
+
+
+def make_unscanned_error(unscanned: Mapping[int | None, int]) -> PmuctlError:
+    """Return the error of a command on all VMs that has not seen all processes."""
+    return UnreachableError(
+        "not all processes were looked at",
+        why=explain_unscanned(unscanned),
+        fix=WAIT_LONGER,
     )
 
 

@@ -28,7 +28,7 @@ class Session:
 
     If `socket` is given, only its VM is queried. `trace` is called with every request that is
     sent. `monitor_answers` keeps the replies of QEMU monitors, so that a later look with the same
-    session does not query them again.
+    session does not query them again, and `vm_pids` the processes that had VMs at the last look.
     """
 
     host: Host
@@ -36,6 +36,7 @@ class Session:
     socket: Path | None = None
     trace: Callable[[str], None] | None = None
     monitor_answers: MonitorAnswers = field(default_factory=dict)
+    vm_pids: list[int] = field(default_factory=list)
 
     def scan_sockets(self) -> SocketScan:
         """Return the sockets to query: the named one, or all of the host.

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pmuctl.errors import DeniedError, NotFoundError, NoVmError, UnreachableError, command
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm
+from pmuctl.manage.inventory.processes import make_unscanned_error
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import RefusedStartError
 from pmuctl.model.alignment import VmAlignment
@@ -47,7 +48,8 @@ def wait_for(
 
     A VM that does not exist yet, or does not answer, is queried again; a silent one takes no
     longer than the time that is left, or ANSWER_SECONDS. Raise what `lookup_vm` raises otherwise,
-    and DeniedError if STOPPED is awaited of a VM that may go on where this user cannot look.
+    and DeniedError if STOPPED is awaited of a VM that may go on where this user cannot look,
+    UnreachableError where there was no time to look.
     """
     traced = ""
     last: ProcessId | None = None
@@ -106,12 +108,15 @@ def _query_vm(inventory: Inventory, ref: VmRef) -> tuple[Vm | None, str]:
 def _refuse_hidden(inventory: Inventory, ref: VmRef, last: ProcessId | None) -> None:
     """Raise DeniedError if a VM that is not found may go on in a process this user cannot read.
 
+    Raise UnreachableError if it may go on in one that there was no time to look at.
     `last` is the process it was found in before: if that has ended, so has the VM.
     """
     procs, scan = inventory.session.host.procs, inventory.process_scan
     if last is not None and not procs.is_there(last):
         return
     # only processes outside of its own pid namespace are hidden from root
+    if scan.unscanned and not isinstance(ref, ByPid):
+        raise make_unscanned_error(scan.unscanned)
     is_hidden = scan.is_partial and inventory.session.host.uid != 0
     if not isinstance(ref, ByPid):
         why = "processes may not be read by this user, and it may be in one of them"

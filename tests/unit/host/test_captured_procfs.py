@@ -8,6 +8,7 @@ import pytest
 
 from pmuctl.host.captured_procfs import CapturedProcfs, scan_captured_vms
 from pmuctl.host.kvm.fds import KvmProcess
+from pmuctl.host.kvm.process_scan import KvmScanner
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.snapshot_files import write_capture
 from pmuctl.host.sysfs import Sysfs
@@ -35,7 +36,7 @@ HOLDER = KvmProcess(process=ProcessId(5120, 100), vms=(9,), vcpus={20: 0, 21: 1}
 @pytest.mark.parametrize("kind", [Procfs, CapturedProcfs])
 def test_who_holds_vms(proc: Path, kind: type[Procfs]) -> None:
     its = kind(proc)
-    scan = its.scan_kvm()
+    scan = KvmScanner(its).scan()
     assert (scan.processes, scan.unreadable, scan.is_partial) == ((HOLDER,), 0, False)
     assert its.command_line(5120) == QEMU
     assert its.comm(5120, 5121) == "CPU 0/KVM"
@@ -50,7 +51,7 @@ def test_who_holds_vms(proc: Path, kind: type[Procfs]) -> None:
 @pytest.mark.parametrize("kind", [Procfs, CapturedProcfs])
 def test_without_anything_there_is_nothing(tmp_path: Path, kind: type[Procfs]) -> None:
     its = kind(tmp_path / "none")
-    assert its.scan_kvm().processes == ()
+    assert KvmScanner(its).scan().processes == ()
     assert its.command_line(1) == ()
     assert its.affinity(1, 1) is None
     assert its.thread_stat(1, 1) is None
@@ -66,7 +67,7 @@ def test_files_are_read_of_vms_only(proc: Path) -> None:
             read.append(path)
             return super()._read_file(path)
 
-    Watched(proc).scan_kvm()
+    KvmScanner(Watched(proc)).scan()
     assert {path.partition("/")[0] for path in read} == {"5120"}
 
 
@@ -77,13 +78,13 @@ def test_a_reused_pid_is_not_taken_for_the_vm(proc: Path) -> None:
         def _read_file(self, path: str) -> bytes:
             return super()._read_file(path).replace(b" 100 ", f" {next(starts)} ".encode())
 
-    assert Reused(proc).scan_kvm().processes == ()
+    assert KvmScanner(Reused(proc)).scan().processes == ()
 
 
 def test_a_capture_holds_what_is_read(proc: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_capture(scan_captured_vms(Procfs(proc), Sysfs(proc.parent)), out)
-    assert CapturedProcfs(out / "proc").scan_kvm().processes == (HOLDER,)
+    assert KvmScanner(CapturedProcfs(out / "proc")).scan().processes == (HOLDER,)
     assert sorted(os.listdir(out / "proc")) == ["5120", "pmuctl-unreadable", "uptime"]
     assert sorted(os.listdir(out / "proc/5120/fd")) == ["20", "21", "50", "51", "9", "90"]
     again = tmp_path / "again"
@@ -100,7 +101,7 @@ def test_a_capture_holds_a_process_of_which_it_is_not_known_what_it_has(
     vmms = [ProcessId(6000, 1), ProcessId(5120, 100), ProcessId(6000, 2), ProcessId(9, 1)]
     write_capture(scan_captured_vms(Procfs(proc), Sysfs(proc.parent), vmms), out)
     its = CapturedProcfs(out / "proc")
-    assert its.scan_kvm().processes == (HOLDER,)
+    assert KvmScanner(its).scan().processes == (HOLDER,)
     assert its.is_there(ProcessId(6000, 1))
     assert sorted(os.listdir(out / "proc")) == ["5120", "6000", "pmuctl-unreadable", "uptime"]
 
@@ -138,12 +139,12 @@ def test_a_capture_tells_how_many_could_not_be_looked_at(
     (tmp_path / "proc").mkdir()
     if text is not None:
         (tmp_path / "proc/pmuctl-unreadable").write_text(text)
-    scan = CapturedProcfs(tmp_path / "proc").scan_kvm()
+    scan = KvmScanner(CapturedProcfs(tmp_path / "proc")).scan()
     assert (scan.unreadable, scan.is_partial) == (unreadable, is_partial)
 
 
 def test_a_capture_of_nothing_is_partial(tmp_path: Path) -> None:
-    assert CapturedProcfs(tmp_path / "proc").scan_kvm().is_partial
+    assert KvmScanner(CapturedProcfs(tmp_path / "proc")).scan().is_partial
 
 
 def test_no_captured_link_is_followed(proc: Path, tmp_path: Path) -> None:
@@ -157,13 +158,13 @@ def test_no_captured_link_is_followed(proc: Path, tmp_path: Path) -> None:
         (task / name).symlink_to(secret / "7000/task/7001" / name)
     (task / "syscall").symlink_to("/proc/self/syscall")
     its = CapturedProcfs(proc)
-    assert its.scan_kvm().processes == (HOLDER,)
+    assert KvmScanner(its).scan().processes == (HOLDER,)
     assert its.comm(5120, 5121) == ""
     assert its.affinity(5120, 5121) is None
     assert its.last_cpu(5120, 5121) is None
     assert its.syscall(5120, 5121) == ()
     (tmp_path / "link").symlink_to(proc)
-    assert CapturedProcfs(tmp_path / "link").scan_kvm().processes == ()
+    assert KvmScanner(CapturedProcfs(tmp_path / "link")).scan().processes == ()
 
 
 def test_only_regular_files_are_opened(proc: Path) -> None:

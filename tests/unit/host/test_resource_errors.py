@@ -11,6 +11,7 @@ import pytest
 from pmuctl.control.runtime.sockets import scan_sockets
 from pmuctl.errors import ExitStatus
 from pmuctl.host import json_store
+from pmuctl.host.kvm.process_scan import KvmScanner
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError, raise_if_exhausted
@@ -59,7 +60,7 @@ def test_what_is_of_the_file_itself_passes(number: int) -> None:
         lambda root: Sysfs(root).read_text(PATH_CPU_ONLINE),
         lambda root: Sysfs(root).resolve(PATH_CPU_ONLINE),
         lambda _: Sysfs().entries("sys"),
-        lambda root: Procfs(root).scan_kvm(),
+        lambda root: KvmScanner(Procfs(root)).scan(),
         lambda root: Procfs(root).holds_kvm(PID),
         lambda root: Procfs(root).start_time(PID),
         lambda root: Procfs(root).threads(PID),
@@ -84,11 +85,11 @@ def test_no_reader_takes_a_shortage_for_an_absence(
 def test_a_vm_is_not_lost_between_the_list_and_its_process(tmp_path: Path) -> None:
     """The list of processes can be had, what one of them has open cannot."""
     fake_proc(tmp_path, PID, start=7)
-    assert [its.pid for its in Procfs(tmp_path).scan_kvm().processes] == [PID]
+    assert [its.pid for its in KvmScanner(Procfs(tmp_path)).scan().processes] == [PID]
 
     class Listed(Procfs):
         def _list_names(self, path: str) -> list[str]:
             return [str(PID)] if not path else super()._list_names(path)
 
     with no_descriptors(), pytest.raises(ResourceExhaustedError):
-        Listed(tmp_path).scan_kvm()
+        KvmScanner(Listed(tmp_path)).scan()

@@ -58,7 +58,11 @@ def test_a_proc_of_outside_is_noticed() -> None:
 
 
 def test_what_is_outside_of_a_pid_namespace_is_hidden() -> None:
-    code = "from pmuctl.host.procfs import Procfs\nprint(Procfs().scan_kvm().is_partial)"
+    code = (
+        "from pmuctl.host.kvm.process_scan import KvmScanner\n"
+        "from pmuctl.host.procfs import Procfs\n"
+        "print(KvmScanner(Procfs()).scan().is_partial)"
+    )
     assert inside("--mount-proc", code=code) == "True\n"
 
 
