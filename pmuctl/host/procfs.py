@@ -18,6 +18,8 @@ TICKS = 100
 """Clock ticks per second in /proc: USER_HZ (include/uapi/asm-generic/param.h)."""
 FIRST_NAMESPACE = 0xEFFFFFFC
 """The inode of the first pid namespace: PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
+PF_EXITING = 0x00000004
+"""The flag of threads that are ending (include/linux/sched.h); do_exit() sets it first."""
 PF_KTHREAD = 0x00200000
 """The flag of kernel threads (proc_pid_stat(5), field 9; include/linux/sched.h)."""
 LISTINGS_MAX = 16
@@ -195,6 +197,13 @@ class Procfs(TaskFiles):
     def is_there(self, process: ProcessId) -> bool:
         """Return whether a process still exists: its pid has not gone to another one."""
         return self.start_time(process.pid) == process.started
+
+    def is_ending(self, process: ProcessId) -> bool:
+        """Return whether a process has ended, or is about to: its files are closed before."""
+        fields = self._read_stat(f"{process.pid}/stat")
+        if parse_stat_number(fields, 19) != process.started:
+            return True
+        return bool((parse_stat_number(fields, 6) or 0) & PF_EXITING)
 
     def wall_time(self, ticks: int) -> float | None:
         """Convert clock ticks since boot to seconds since the epoch, None if that is not possible.

@@ -12,7 +12,7 @@ from pmuctl.manage.inventory.processes import (
     scan_processes,
     vms_of_processes,
 )
-from pmuctl.manage.inventory.query import try_read
+from pmuctl.manage.inventory.query import is_gone, try_read
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmVcpu
 from pmuctl.value import field, replace, value
@@ -93,6 +93,7 @@ class Inventory:
         for socket, vm in zip(todo, self._ask_all(self.session, todo), strict=True):
             self._asked[socket, False] = vm
         managed = [self._asked[socket, False] for socket in self.sockets]
+        managed = [vm for vm in managed if not is_gone(vm)]
         return merge(managed, self.process_scan.processes, self.session)
 
     def ask(self, socket: ControlSocket, *, strictly: bool = False) -> Vm:

@@ -57,12 +57,13 @@ def ask_socket(
             return ask_vm(client, strictly=strictly)
     except PmuctlError as error:
         forget_frames(error)
-        if is_dead(error) and (orphan := find_orphan(socket, session.host.procs)):
+        has_ended = is_dead(error) or _has_ended(session, socket, client.peer)
+        if has_ended and (orphan := find_orphan(socket, session.host.procs)):
             return orphan
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
-        elif is_dead(error):
+        elif has_ended:
             state = VmState.DEAD
         peer = client.peer
         owner = peer.uid if peer and socket.owner is None else socket.owner
@@ -114,6 +115,25 @@ def _find_listener(
     except OSError:
         return None
     return peer.process(session.host.procs, since)
+
+
+def _has_ended(session: Session, socket: ControlSocket, peer: PeerCred | None) -> bool:
+    """Return whether a VM has ended while it was queried: its socket or its process is gone."""
+    if peer is not None and peer.started is not None:
+        if session.host.procs.is_ending(ProcessId(peer.pid, peer.started)):
+            return True
+    try:
+        socket.path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def is_gone(vm: Vm) -> bool:
+    """Return whether a VM has ended while it was queried: it had answered the connection."""
+    return vm.state is VmState.DEAD and vm.problem is not None and not is_dead(vm.problem)
 
 
 def is_dead(error: PmuctlError) -> bool:
