@@ -129,13 +129,13 @@ def complete_vms(words: list[str]) -> list[tuple[str, str]]:
 
     root, begun = words[0].removeprefix("--sysroot="), words[1]
     host = Host(environ=os.environ, uid=os.getuid())
+    session = Session(host=host.captured(Path(root)) if root else host, deadline=QUERY_SECONDS)
     its: list[tuple[str | None, int | None, str | None, str | None]]
     if root:
-        host = host.captured(Path(root))
-        vms = Inventory(Session(host=host, deadline=QUERY_SECONDS)).vms
+        vms = Inventory(session).vms
         its = [(vm.name, vm.process.pid if vm.process else None, vm.uuid, vm.vmm) for vm in vms]
     else:
-        scanned = scan_processes(host).processes
+        scanned = scan_processes(session).processes
         its = [
             (its.identity.name, its.pid, its.identity.uuid, its.identity.kind) for its in scanned
         ]
