@@ -24,7 +24,7 @@ from pmuctl.launch.hold import HOLD_POLL_SECONDS, VmHold
 from pmuctl.launch.ioctls import IoctlCall, deny_all, ioctl_of
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
-from pmuctl.launch.trace.address_space import PendingVcpu
+from pmuctl.launch.trace.address_space import AddressSpaces, PendingVcpu
 from pmuctl.launch.trace.arch import Arch
 from pmuctl.launch.trace.process_end import open_pidfd
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
@@ -68,6 +68,7 @@ class Supervisor:
         self._spec = spec
         self._arch = arch
         self._threads = threads
+        self._spaces = AddressSpaces(procs)
         self._confinements: dict[int, Confinement] = {}
         self._backoffs: dict[int, Backoff] = {}
         self._applier = Applier(
@@ -89,7 +90,9 @@ class Supervisor:
             procs,
             self._on_released,
         )
-        self._vcpu_tracker = self.vm_hold.vcpu_tracker = VcpuTracker(arch, procs, self)
+        self._vcpu_tracker = self.vm_hold.vcpu_tracker = VcpuTracker(
+            arch, procs, self._spaces, self
+        )
         self.tracer.syscall_events, self.tracer.signal_events = self._vcpu_tracker, self.vm_hold
         self._vcpu_table = VcpuTable()
         self._default_pmu_tracker = DefaultPmuTracker(spec.defaults, procs, threads)
@@ -250,7 +253,7 @@ class Supervisor:
             vmm = identify(self._procs.command_line(pid), self._procs.comm(pid, pid))
             self._applier.fail(thread, no_vpmu(vmm))
         if self._spec.best_effort and not self._spec.names_cpus and not self._vcpu_table.has_vpmu:
-            for sharing_pid in self._vcpu_tracker.spaces.sharing_processes(vcpu.tgid):
+            for sharing_pid in self._spaces.sharing_processes(vcpu.tgid):
                 self._confinement_of(sharing_pid).release()
 
     def on_silent_maker(self, vcpu: PendingVcpu) -> None:
@@ -280,18 +283,17 @@ class Supervisor:
 
     def _find_sharing(self, pid: int) -> set[int]:
         """Return the processes that share the memory of one, or those known where all are not."""
-        spaces = self._vcpu_tracker.spaces
         try:
-            return spaces.scan_processes(pid)
+            return self._spaces.scan_processes(pid)
         except ResourceExhaustedError:
-            return spaces.sharing_processes(pid)
+            return self._spaces.sharing_processes(pid)
 
     def _follow_all(self, thread: Tracee) -> None:
         """Follow all tasks with the memory of this thread; its VMM ends if that fails."""
         tgid = thread.tgid
         try:
             followed: set[int] = set()
-            scan = self._vcpu_tracker.spaces.scan_processes
+            scan = self._spaces.scan_processes
             while new := scan(thread.tgid) - followed:  # they may have made others meanwhile
                 for tgid in new:
                     self.tracer.follow_all(tgid)
@@ -337,7 +339,7 @@ class Supervisor:
 
         Raise PinnedError.
         """
-        for sharing_pid in sorted(self._vcpu_tracker.spaces.sharing_processes(pid)):
+        for sharing_pid in sorted(self._spaces.sharing_processes(pid)):
             confinement = self._confinement_of(sharing_pid)
             confinement.cpus = self._confinement_of(pid).cpus
             confinement.confine()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
-from pmuctl.launch.trace.address_space import PendingVcpu
+from pmuctl.launch.trace.address_space import AddressSpaces, PendingVcpu
 from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
@@ -216,7 +216,8 @@ class Vmm:
         self.kernel = Kernel(NOWHERE) if kernel is None else kernel
         self.table = {} if table is None else table
         self.kernel.tables[tid], self.kernel.tgids[tid] = self.table, tgid
-        self.windows = windows or VcpuTracker(ARM64, self.kernel, self.master)
+        self.spaces = AddressSpaces(self.kernel)
+        self.windows = windows or VcpuTracker(ARM64, self.kernel, self.spaces, self.master)
         self.thread = FakeTracee(tid, tgid, self.kernel)
 
     def beside(self, tid: int, *, tgid: int | None = None, table: Table | None = None) -> "Vmm":
@@ -228,7 +229,7 @@ class Vmm:
             kernel=self.kernel,
             table=self.table if table is None else table,
         )
-        other.master = self.master
+        other.master, other.spaces = self.master, self.spaces
         return other
 
     def call(

@@ -294,7 +294,7 @@ def test_one_made_by_a_child_with_its_memory() -> None:
     child = vmm.beside(9, tgid=9)
     child.create(0, fd=FD)
     child.call(FUTEX, ADDRESS)
-    assert vmm.windows.spaces.scan_processes(9) == {1, 9}
+    assert vmm.spaces.scan_processes(9) == {1, 9}
     vmm.init(FD)
     assert opened(vmm) == [0]
 
@@ -305,7 +305,7 @@ def test_a_process_that_has_the_id_of_one_that_shared_memory_is_none_of_it() -> 
     vmm.kernel.memories[9] = 1
     vmm.beside(9, tgid=9)
     vmm.create(0, fd=FD)
-    spaces = vmm.windows.spaces
+    spaces = vmm.spaces
     assert spaces.scan_processes(1) == spaces.sharing_processes(1) == {1, 9}
     del vmm.kernel.memories[9]  # it ended unseen, and a stranger has its id
     assert spaces.sharing_processes(1) == {1}
@@ -334,6 +334,21 @@ def test_one_that_is_initialised_by_a_child_after_another_vmm_has_ended(vmm: Vmm
     assert vmm.windows.on_new_process(9)
     child.init(FD)
     assert opened(vmm) == [0, 0]
+
+
+def test_the_memory_of_processes_that_have_ended_is_not_kept() -> None:
+    """They were detached by then: nobody tells of their end. A gate may see very many."""
+    vmm = Vmm()
+    vmm.create(0)
+    vmm.init(10)
+    for tgid in (2, 3):
+        del vmm.kernel.tgids[tgid - 1]
+        vmm = vmm.beside(tgid, tgid=tgid, table={})
+        vmm.create(0)
+        assert vmm.spaces.find(tgid) is not None
+        assert vmm.spaces.find(tgid - 1) is None
+        vmm.init(10)
+    assert opened(vmm) == [0, 0, 0]
 
 
 # --- none is waited for for ever -----------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
+from pmuctl.launch.trace.address_space import AddressSpaces
 from pmuctl.launch.trace.arch import ARCHES
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.uapi.kvm import (
@@ -294,7 +295,8 @@ def test_a_vcpu_that_is_run_before_the_hold_is_told(vmm: Vmm) -> None:
 
 def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
     master = Master()
-    windows = VcpuTracker(ARCHES["x86_64"], Procfs(NOWHERE), master)
+    procs = Procfs(NOWHERE)
+    windows = VcpuTracker(ARCHES["x86_64"], procs, AddressSpaces(procs), master)
     args = (4, KVM_CREATE_VCPU, 2, 0, 0, 0)
     thread = FakeTracee()
     windows.on_enter(thread, 16, args)
@@ -307,7 +309,8 @@ def test_on_x86_the_window_opens_where_the_vcpu_is_made() -> None:
 )
 def test_what_cannot_be_read_for_want_of_descriptors_is_told(call: Callable[[Vmm], None]) -> None:
     """A duplicate of its descriptor, or none, and whether it is open still: the VMM's own tell."""
-    vmm = Vmm(VcpuTracker(ARM64, Procfs(), master := Master()), tgid=os.getpid())
+    procs, master = Procfs(), Master()
+    vmm = Vmm(VcpuTracker(ARM64, procs, AddressSpaces(procs), master), tgid=os.getpid())
     vmm.create(0)
     with no_descriptors():
         call(vmm)

@@ -112,9 +112,15 @@ class AddressSpaces:
             if any(self._procs.shares_memory(tgid, pid) for pid in space.tgids):
                 space.tgids.add(tgid)
                 return space
+        # of processes that were detached nobody tells the end
+        self._spaces = [space for space in self._spaces if space.vcpus or self._is_used(space)]
         space = AddressSpace(tgid)
         self._spaces.append(space)
         return space
+
+    def _is_used(self, space: AddressSpace) -> bool:
+        """Return whether any process of an address space is there, or another with its id."""
+        return any(self._procs.threads(pid) for pid in space.tgids)
 
     def has_pending(self) -> bool:
         """Return whether any vCPU waits for its window."""

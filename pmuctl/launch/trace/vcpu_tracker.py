@@ -38,16 +38,19 @@ class VcpuTracker:
     that could do that, or until no descriptor of it can be left anywhere.
     """
 
-    def __init__(self, arch: Arch, procs: Procfs, events: VcpuEvents) -> None:
+    def __init__(
+        self, arch: Arch, procs: Procfs, spaces: AddressSpaces, events: VcpuEvents
+    ) -> None:
         self.awaits_attribute = False
         """Whether to follow on to the first call for a PMU attribute, past the windows."""
-        self.spaces = AddressSpaces(procs)
+        self._spaces = spaces
         self._arch = arch
         self._events = events
         self._descriptors = VcpuDescriptors(arch, procs, events.on_closing)
-        self._answers: dict[Tracee, bool] = {}
-        """By thread that makes its call again: whether it is a vCPU's first KVM_ARM_VCPU_INIT, or
-        whether the vCPU may make its KVM_RUN."""
+        self._first_inits: dict[Tracee, bool] = {}
+        """By thread that makes its KVM_ARM_VCPU_INIT again: whether the vCPU never had one."""
+        self._may_run: set[Tracee] = set()
+        """The threads that make their KVM_RUN again, of a vCPU that is not without a vPMU."""
         self._initialising: dict[Tracee, tuple[PendingVcpu, int]] = {}
         """By thread in a KVM_ARM_VCPU_INIT: the vCPU it is counted as, and the descriptor."""
 
@@ -71,7 +74,7 @@ class VcpuTracker:
             thread.unblock_signals()
         if nr in self._arch.masking_calls:
             thread.unblock_signals()  # a thread that it makes would inherit the mask for good
-        space = self.spaces.find(thread.tgid)
+        space = self._spaces.find(thread.tgid)
         if space is not None and space.vcpus:
             if not have_child_traced(self._arch, thread, nr, args):
                 self._events.on_lost(thread, None)
@@ -170,10 +173,10 @@ class VcpuTracker:
 
         KVM is asked where that can be: then return None, and the thread makes its call again.
         """
-        is_first = self._answers.pop(thread, None)
+        is_first = self._first_inits.pop(thread, None)
         if is_first is None and space.has_initialised:
             answer = thread.ask_instead(KVM_GET_ONE_REG, NO_ADDRESS)
-            self._answers[thread] = is_first_answer(answer)
+            self._first_inits[thread] = is_first_answer(answer)
             return None
         if is_first is False:
             return None
@@ -195,7 +198,8 @@ class VcpuTracker:
             if self._descriptors.is_at(thread, fd, overdue):
                 self._ask_overdue(thread, space, overdue, fd)
                 return
-        may_run = self._answers.pop(thread, False)
+        may_run = thread in self._may_run
+        self._may_run.discard(thread)
         without = [vcpu for vcpu in space.vcpus if vcpu.has_vpmu is False]
         if may_run or not without:
             if self.awaits_attribute:
@@ -208,7 +212,7 @@ class VcpuTracker:
             if is_uninitialised(thread, fd) is not True and not has_vpmu(thread, fd):
                 vcpu = without[0]
             else:
-                self._answers[thread] = True
+                self._may_run.add(thread)
                 thread.set_registers(registers)  # the call comes again
         if vcpu is not None:
             space.remove(vcpu)
@@ -243,7 +247,7 @@ class VcpuTracker:
             self._events.on_lost(thread, error)
 
     def _handle_exit(self, thread: Tracee, nr: int, args: tuple[int, ...], result: int) -> None:
-        space = self.spaces.find(thread.tgid)
+        space = self._spaces.find(thread.tgid)
         if nr in self._arch.masking_calls and self._has_made_pending(thread):
             thread.block_signals()
         if space is not None and space.vcpus:
@@ -279,7 +283,7 @@ class VcpuTracker:
     def _add_vcpu(self, thread: Tracee, *, vm_fd: int, fd: int, index: int) -> None:
         """Add a vCPU that was made, unless its VMM is to end for it."""
         vcpu = PendingVcpu(tgid=thread.tgid, tid=thread.tid, vm_fd=vm_fd, fd=fd, index=index)
-        space = self.spaces.find_or_add(thread.tgid)
+        space = self._spaces.find_or_add(thread.tgid)
         vcpu.is_shared = self._events.follows_all(space.tgids)
         self._events.on_created(thread, vcpu)
         if thread.is_ending:
@@ -305,38 +309,39 @@ class VcpuTracker:
         Others could guess the descriptor meanwhile, and run the vCPU. `now` and the time are of
         time.monotonic().
         """
-        for vcpu in self.spaces.vcpus_of_makers():
+        for vcpu in self._spaces.vcpus_of_makers():
             if now >= vcpu.due:
                 vcpu.is_overdue = True
                 self._events.on_silent_maker(vcpu)
-        return min((vcpu.due for vcpu in self.spaces.vcpus_of_makers()), default=None)
+        return min((vcpu.due for vcpu in self._spaces.vcpus_of_makers()), default=None)
 
     # --- processes -----------------------------------------------------------------------------
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to follow any thread for."""
-        return not self.awaits_attribute and not self.spaces.has_pending()
+        return not self.awaits_attribute and not self._spaces.has_pending()
 
     def pending_processes(self) -> set[int]:
         """Return the processes that have a window to come."""
-        return self.spaces.pending_processes()
+        return self._spaces.pending_processes()
 
     def on_new_process(self, tgid: int) -> bool:
         """Return whether to follow a process that one behind the gate has just made."""
-        return self.spaces.add_child(tgid)
+        return self._spaces.add_child(tgid)
 
     def on_gone(self, tgid: int) -> None:
         """Drop the vCPUs of a process that is gone, or is another program now."""
-        for waiting in (self._answers, self._initialising):
+        for waiting in (self._first_inits, self._initialising):
             for thread in [thread for thread in waiting if thread.tgid == tgid]:
                 del waiting[thread]
+        self._may_run = {thread for thread in self._may_run if thread.tgid != tgid}
         self._descriptors.on_gone(tgid)
-        self.spaces.drop(tgid)
+        self._spaces.drop(tgid)
 
     def _has_made_pending(self, thread: Tracee) -> bool:
         """Return whether a vCPU that this thread has made, and still has open, is pending."""
-        space = self.spaces.find(thread.tgid)
+        space = self._spaces.find(thread.tgid)
         return space is not None and any(
             vcpu.tid == thread.tid and vcpu.fd >= 0 for vcpu in space.vcpus
         )
