@@ -10,7 +10,7 @@ import time
 
 from pmuctl.host.procfs import Procfs
 
-ALONE_SECONDS = 0.05
+ALONE_SECONDS = 0.25
 """How long the maker of a vCPU may make no call before others are followed (seconds)."""
 
 
