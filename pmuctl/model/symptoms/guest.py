@@ -13,7 +13,7 @@ from pmuctl.model.symptoms.symptom import AFFINITY_CHECK, ALIGN, ONE_CPU, Sympto
 _SHOW = "pmuctl vm show VM -o NAME,PMU,RULES"
 _NOT_THE_PMU = (
     *("sampling", "overflow", "kvm cpu type", "cpu model", "pmu feature"),
-    *("terminal", "option"),
+    *("terminal", "option", "NO_PMU_IRQ"),
 )
 _EVENT_REFUSED = (
     "PERF_SAYS NOT_SUPPORTED",
@@ -56,6 +56,7 @@ GUEST: Sequence[Symptom] = (
             "efi DIVIDE_BY_ZERO",
             "windows pmccntr|pmccntr_el0",
             "windows BLUE_SCREEN hal",
+            "hal_initialization_failed",
         ),
         may=("windows crash|reboot|gone|BLUE_SCREEN pin|big|little|cluster",),
         unless=("python", "sql"),
@@ -124,7 +125,8 @@ GUEST: Sequence[Symptom] = (
             *_EVENT_REFUSED,
         ),
         unless=(
-            *("sampling", "overflow", "kvm cpu type", "terminal", "option", "affinity property"),
+            *("sampling", "overflow", "kvm cpu type", "terminal", "option"),
+            *("affinity property", "NO_PMU_IRQ"),
             # QEMU asks for no PMU where KVM has none
             *("kvm_init_vcpu EINVAL", "kvm_arch_init_vcpu EINVAL", "qemu init vcpu EINVAL"),
         ),
@@ -141,6 +143,7 @@ GUEST: Sequence[Symptom] = (
         "No ACPI PMU IRQ for CPU0",
         words=(
             "no irq pmu",
+            "NO_PMU_IRQ",
             "sampling NOT_SUPPORTED pmu|perf|event|hardware",
             "sampling overflow NOT_SUPPORTED|no support",
             "perf record NOT_SUPPORTED|no|fail sampling|irq|overflow",

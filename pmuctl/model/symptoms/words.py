@@ -78,6 +78,13 @@ _ERROR_NUMBER = re.compile(
     r"-(\d{1,3})\b|\b(?:errno|os error|error code|error)\s*[:=]?\s*[(\[]?(\d{1,3})\b"
 )
 
+_FEW_COUNTERS = r"(?:\b1|\bpmu driver, 2) (?:\([0-9a-f,]+\) )?counters available\b"
+"""Linux' driver counts the cycle counter among them (armv8pmu_probe_pmu())."""
+_NO_PMU_IRQ = (
+    r"\bno (?:acpi )?(?:pmu (?:irqs?|interrupts?)\b"
+    r"|(?:irqs?|interrupts?) (?:for|of) (?:the )?pmu\b)"
+)
+
 _PHRASES: Sequence[tuple[str, str]] = (
     ("HUNDRED", r"(?<![\d.])(?:[1-9]\d\d|9[5-9])(?:\.\d+)?\s*(?:%|percent\b|per cent\b|pct\b)"),
     ("HUNDRED", r"\b(?:hundred|full) (?:percent|per cent|%|cpu|core)|\b(?:a|one) whole cpu\b"),
@@ -98,6 +105,7 @@ _PHRASES: Sequence[tuple[str, str]] = (
         "NOT_COUNTED",
         r"\b(?:not|never|no|without)[\s_-](?!hw |hardware )(?:\w+ )?count\w*"
         r"|\bcounts? nothing\b|\buncounted\b"
+        r"|\b(?:zeros?|zeroes|0) (?:for|in) (?:\w+ )?(?:cycles|instructions|counters?|events)\b"
         r"|\b(?:zero|0)[ \t]+(?:cpu[ _-])?(?:cycles|instructions|counts?|counters)\b"
         r"|\b(?:counters?|cycles|instructions|counts|pmccntr\w*)\b[^.;]{0,30}?\b"
         r"(?:zero|0|stop\w*|stuck|frozen|freeze|(?:stands?|stays?|is|are) still)(?![\w.])",
@@ -123,16 +131,20 @@ _PHRASES: Sequence[tuple[str, str]] = (
     ("EXIT_REASON_9", r"\bkvm exit reason\s*:?\s*9\b"),
     ("DEVICE_CPU", r"\bdevice\W{0,3}cpu\b"),
     ("OTHER_DEVICE", r"\bof device ['\"`](?!cpu['\"`])"),
-    ("FEW_COUNTERS", r"\b[12] (?:\([0-9a-f,]+\) )?counters? available\b"),
+    ("FEW_COUNTERS", _FEW_COUNTERS),
+    ("NO_PMU_IRQ", _NO_PMU_IRQ),
+    ("LOAD_OF_MIGRATION", r"\bload of migration failed\b"),
     (
         "QEMU_EXIT_9",
         r"\bkvm_arch_handle_exit: un-?handled exit reason 9\b|\bunknown exit, hardware reason 9\b",
     ),
     ("NO_TARGET", r"\bunable to find matching target\b(?! for| resource)"),
-    ("PMU_IRQ", r"\birq ?23\b"),  # PPI 7, which VMMs give to the PMU
+    # PPI 7, which VMMs give to the PMU
+    ("PMU_IRQ", r"\birq ?23\b(?! for (?!arm pmu))"),
     (
         "CPUS_OFFLINE",
         r"\boff-?line cpu\(s\) list\b|\bbrought up 1 node, 1 cpu\b"
+        r"|\btotal of 1 processors activated\b"
         r"|\bcpu\d*: failed in unknown state\b",
     ),
     ("BLUE_SCREEN", r"\bblue[\s_-]*screen\w*|\bbsod\w*|\bbug[\s_-]*check\w*|\bstop code\b"),
