@@ -9,7 +9,7 @@ _pmuctl_tree() {
     commands='' operands=() columns=() options=()
     case $1 in
     '')
-        commands='host pmu vm affinity completion conformance doctor monitor run'
+        commands='host pmu vm affinity completion conformance doctor help monitor run'
         options=(
             '--version'
             '-h|--help'
@@ -510,6 +510,10 @@ _pmuctl_tree() {
             '--sysroot:directory'
             '-h|--help'
         )
+        ;;
+    'help')
+        operands=('=host pmu vm affinity completion conformance doctor help monitor run' '=info capabilities snapshot list show cpus vcpus wait set release align check')
+        options=('-h|--help')
         ;;
     'monitor')
         operands=('vm...')

@@ -99,6 +99,22 @@ class UsageError(PmuctlError):
     status = ExitStatus.USAGE
 
 
+class WrongWordError(UsageError):
+    """Words that mean nothing here, but clearly stand for others, such as those of another tool.
+
+    `words` are consecutive words of the command line (one may also be a part of a comma list),
+    `right` is what to write in their place. The command line is not known where this is raised:
+    `main()` makes `fix` the whole line with the right words.
+    """
+
+    def __init__(
+        self, message: str, *, words: tuple[str, ...], right: tuple[str, ...], why: str | None
+    ) -> None:
+        super().__init__(message, why=why, fix=f"write {' '.join(right)}")
+        self.words = words
+        self.right = right
+
+
 class UnreachableError(PmuctlError):
     """The target exists but does not answer, and nothing was sent to it."""
 

@@ -252,7 +252,7 @@ def test_the_columns_of_a_command_are_those_of_its_page(path: Path_) -> None:
 
 
 def test_the_words_of_state_window_and_outcome_are_those_of_the_page() -> None:
-    from pmuctl.cli.settings_parser import KEYS
+    from pmuctl.cli.options import KEYS
     from pmuctl.manage.inventory import replies
     from pmuctl.manage.inventory.wait import Awaited
     from pmuctl.model.vm import VmState, Window

@@ -82,7 +82,8 @@ def test_an_argument_has_the_same_words_wherever_it_is_taken() -> None:
     for _, its in _parameters():
         if its.param_type_name == "argument":
             for word in re.findall(r"[A-Z]+", its.metavar):
-                meanings.setdefault(word, set()).add(its.help)
+                number = "one" if its.nargs == 1 else "several"
+                meanings.setdefault(f"{number} {word}", set()).add(its.help)
     assert {word: its for word, its in meanings.items() if len(its) > 1} == {}
 
 

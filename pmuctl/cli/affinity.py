@@ -12,6 +12,7 @@ from pmuctl.cli.options import CONNECTION, CPUSET_HELP, DRY_RUN, OUTPUT, SYSROOT
 from pmuctl.cli.session import (
     NOTHING_TO_DO,
     VM_HELP,
+    VMS_HELP,
     check_one_host,
     hide_unbacked_in_table,
     note_missing,
@@ -19,6 +20,7 @@ from pmuctl.cli.session import (
     warn_of_dead_vcpus,
 )
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
+from pmuctl.errors import command as shell_command
 from pmuctl.manage.affinity.align_many import align_all, align_named
 from pmuctl.manage.affinity.assess import assess, check_rows, has_settings
 from pmuctl.manage.affinity.host_state import read_host_state
@@ -31,16 +33,17 @@ from pmuctl.manage.inventory.lookup import lookup_vm, select_vms
 from pmuctl.manage.inventory.processes import make_unscanned_error
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
+from pmuctl.manage.resolve import AUTO, NONE
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
-from pmuctl.model.vm_ref import VmRef, parse_ref
+from pmuctl.model.vm_ref import VmRef, parse_ref, parse_refs
 from pmuctl.render.affinity import AFFINITY_COLUMNS, CHECK_COLUMNS
 from pmuctl.render.formats import Format
 from pmuctl.value import replace
 
 app = Noun(NOUNS["affinity"])
 
-VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)]
+VmNames = Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VMS_HELP)]
 KEEP_GOING = ("keep_going",)
 
 
@@ -61,6 +64,12 @@ def affinity_set(
     are refused: KVM does not run the VM there.
     """
     context.check_columns(AFFINITY_COLUMNS)
+    if cpuset.lower() in (AUTO, NONE):
+        raise UsageError(
+            f"{cpuset}: not a list of CPUs",
+            why=f"{cpuset.lower()} is a setting, which also holds when its PMU is set",
+            fix=shell_command("vm", "set", vm, "affinity", cpuset.lower()),
+        )
     only = None if vcpu is None else _parse_vcpus(vcpu)
     host_state = read_host_state(context.host)
     with context.waiting_for(vm):
@@ -90,7 +99,7 @@ def affinity_align(
         raise UsageError("a VM or --all is missing", fix="pmuctl affinity align VM")
     dry_run, keep_going = context.options.dry_run, context.options.keep_going
     session = open_session(context)
-    refs = [parse_ref(name) for name in vm or ()]
+    refs = parse_refs(vm or ())
     with context.waiting_for("control sockets"):
         host_state, inventory = read_host_state(context.host), Inventory(session)
         if every:
@@ -144,7 +153,7 @@ def affinity_check(
         vm_list = None
         if not vm:
             vm_list = hide_unbacked_in_table(context, session, select_vms(inventory))
-        refs = [parse_ref(name) for name in vm or ()]
+        refs = parse_refs(vm or ())
         found = (
             _collect_vms(vm_list, session) if vm_list else _select_named(context, inventory, refs)
         )

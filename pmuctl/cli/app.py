@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "completion": "Print a shell completion script.",
     "conformance": "Test whether a VMM's control socket follows the protocol.",
     "doctor": "Find problems of this host and its VMs, and print commands that fix them.",
+    "help": "Show the help of a command.",
     "monitor": "Print changes on this host as they happen.",
     "run": "Start an unmodified VMM with a PMU and an event filter.",
 }
@@ -61,6 +62,15 @@ class LazyGroup(TyperGroup):
             return None
         app = self.apps[cmd_name]()
         return app.make_group() if isinstance(app, Noun) else typer.main.get_command(app)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the first word names; raise UsageError if it is none."""
+        if args[0] not in self.apps and not args[0].startswith("-"):
+            # imported here, because only wrong words need it
+            from pmuctl.cli.near_commands import check_command
+
+            check_command(root(), ctx.command_path.partition(" ")[2], args)
+        return super().resolve_command(ctx, args)
 
 
 class RootGroup(LazyGroup):

@@ -10,7 +10,7 @@ from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, OUTPUT, SYSROOT
 from pmuctl.cli.session import (
-    VM_HELP,
+    VMS_HELP,
     check_one_host,
     hide_unbacked_in_table,
     note_unbacked,
@@ -18,7 +18,7 @@ from pmuctl.cli.session import (
 )
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
 from pmuctl.model.symptoms.table import SYMPTOMS
-from pmuctl.model.vm_ref import parse_ref
+from pmuctl.model.vm_ref import parse_refs
 from pmuctl.render.formats import Format
 from pmuctl.render.reports import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
 from pmuctl.render.table import write_record
@@ -32,7 +32,7 @@ app = make_app(VERBS["doctor"])
 @command(app, "doctor", OUTPUT, CONNECTION, SYSROOT)
 def doctor(
     context: Context,
-    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VMS_HELP)] = None,
     *,
     symptom: Annotated[
         str | None,
@@ -43,6 +43,9 @@ def doctor(
 
     If VMs are named, only they are checked. Exit with status 1 if a check fails.
     """
+    if symptom is not None and not symptom.strip():
+        fix = "give a message, such as --symptom 'kvm_init_vcpu failed'"
+        raise UsageError("--symptom: the message is empty", fix=fix)
     if symptom is not None:
         if vm:
             raise UsageError("--symptom cannot be combined with a VM", fix="omit the VM")
@@ -59,7 +62,7 @@ def doctor(
     session = open_session(context)
     with context.waiting_for("KVM and VMs"):
         host_state = read_host_state(context.host)
-        vms = list_vms(session, [parse_ref(name) for name in vm or ()])
+        vms = list_vms(session, parse_refs(vm or ()))
         vms = vms if vm else hide_unbacked_in_table(context, session, vms)
         findings, unchecked = diagnose(host_state, vms, is_whole=not vm)
     context.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to check")

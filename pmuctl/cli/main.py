@@ -3,6 +3,8 @@
 
 import gc
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError
+from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError, WrongWordError
 
 if TYPE_CHECKING:
     from pmuctl.cli.context import Context
@@ -111,13 +113,14 @@ def _run_command(argv: Sequence[str], context: "Context") -> int:
             with suppress(OSError):
                 context.stderr.write(error.format_message() + "\n")
             return ExitStatus.USAGE
-        raise _make_usage_error(error) from None
+        raise _make_usage_error(error, argv) from None
     except typer.Abort:
         raise KeyboardInterrupt from None
     return int(status or 0)
 
 
-def _make_usage_error(error: Any) -> PmuctlError:
+def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
+    """Return the error of the parser as one of pmuctl's; raise WrongWordError if one is near."""
     typer_context = getattr(error, "ctx", None)
     command = typer_context.command_path if typer_context else "pmuctl"
     fix = f"{command} --help"
@@ -125,12 +128,30 @@ def _make_usage_error(error: Any) -> PmuctlError:
     if type(error).__name__ == "NoSuchOption" and is_group:
         fix = f"options go after the command: pmuctl NOUN VERB {error.option_name}"
     message = " ".join(error.format_message().split())
+    if typer_context is not None and not is_group:
+        from pmuctl.cli.app import root
+        from pmuctl.cli.near_commands import check_extra, check_option
+
+        path, words = command.partition(" ")[2], own_words(argv)
+        if type(error).__name__ == "NoSuchOption":
+            check_option(root(), path, error.option_name, words)
+        elif match := re.fullmatch(
+            r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)\.?", message
+        ):
+            check_extra(root(), path, match[1].split(), words)
     return UsageError(message.rstrip("."), fix=fix)
 
 
 def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -> int:
     from pmuctl.render.error import write_error
 
+    if isinstance(error, WrongWordError):
+        from pmuctl.cli.near_commands import correct_line
+
+        words = own_words(argv)
+        line = correct_line(words, error)
+        more = argv[len(words) :]
+        error.fix = error.fix if line is None else f"{line} {shlex.join(more)}".rstrip()
     with suppress(OSError):  # the exit status still reports it
         write_error(error, context.stderr, as_json=_wants_json(argv))
         context.stderr.flush()

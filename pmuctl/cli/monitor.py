@@ -12,11 +12,11 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import CONNECTION, OUTPUT, Timeout
-from pmuctl.cli.session import VM_HELP, note_missing, open_session
+from pmuctl.cli.session import VMS_HELP, note_missing, open_session
 from pmuctl.errors import UsageError
 from pmuctl.manage.diagnosis.monitor import Event, HostMonitor, describe_scope, find_absent
 from pmuctl.model.host_diff import ChangeKind
-from pmuctl.model.vm_ref import parse_ref
+from pmuctl.model.vm_ref import parse_refs
 from pmuctl.render.columns import Column, choose
 from pmuctl.render.events import EVENT_COLUMNS, write_event, write_head
 from pmuctl.render.formats import Format
@@ -36,7 +36,7 @@ def checked_interval(value: float) -> float:
 @command(app, "monitor", OUTPUT, CONNECTION)
 def monitor(
     context: Context,
-    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VMS_HELP)] = None,
     *,
     kinds: Annotated[
         list[ChangeKind] | None,
@@ -73,7 +73,7 @@ def monitor(
     Event types are vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline,
     cpu-online, pmu-offline, repaired, repair-failed and lost.
     """
-    refs = tuple(parse_ref(name) for name in vm or ())
+    refs = tuple(parse_refs(vm or ()))
     if context.format is Format.JSON:
         raise UsageError(
             "monitor has no end and so cannot print one JSON object",

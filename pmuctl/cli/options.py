@@ -159,6 +159,9 @@ SYSROOT = ("sysroot",)
 CONNECTION = ("socket", "deadline")
 DRY_RUN = ("dry_run",)
 
+KEYS = ("pmu", "counters", "affinity", "filter")
+"""The settings of `vm set`; `filter` is the last on a line."""
+
 SETTINGS = (
     "pmu PMU | counters N | affinity auto|none|CPUSET | "
     "filter default allow|deny [allow|deny EVENTS]..."

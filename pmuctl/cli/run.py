@@ -9,7 +9,7 @@ import typer
 from pmuctl.cli.app import VERBS, command, make_app
 from pmuctl.cli.context import Context
 from pmuctl.cli.options import DRY_RUN, VERBOSITY, timeout_option
-from pmuctl.cli.settings_parser import parse_filter
+from pmuctl.cli.settings_parser import parse_filter_option
 from pmuctl.manage.resolve import AUTO
 from pmuctl.manage.start.exec import read_own_environ, start
 from pmuctl.manage.start.prepare import PreparedStart, StartRequest, check_words, prepare
@@ -82,7 +82,7 @@ def run(
         command=tuple(vmm),
         name=name,
         pmu=pmu,
-        filter=None if filter is None else parse_filter(filter.split(), is_option=True),
+        filter=None if filter is None else parse_filter_option(filter),
         affinity=affinity,
         hold=hold,
         timeout=timeout,

@@ -15,6 +15,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.render.formats import Format
 
 VM_HELP = "VM name, uuid/UUID or pid/PID."
+VMS_HELP = "VM name, quoted glob over names, uuid/UUID or pid/PID."
 NOTHING_TO_DO = "nothing to do: already as requested"
 
 

@@ -4,20 +4,40 @@
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from pmuctl.cli.options import SETTINGS
-from pmuctl.errors import UsageError
+from pmuctl.cli.near_settings import correct_filter, correct_settings, correct_value
+from pmuctl.cli.options import KEYS, SETTINGS
+from pmuctl.errors import UsageError, WrongWordError
 from pmuctl.manage.resolve import FilterWords, SettingsRequest
 from pmuctl.model.event_filter import Action
 
-KEYS = ("pmu", "counters", "affinity", "filter")
 COUNTERS_MAX = 31
 
 
 def parse_settings(words: Sequence[str]) -> SettingsRequest:
     """Parse `pmu P counters N filter default deny allow EVENTS …`, each key at most once.
 
-    Raise UsageError, which names the wrong word.
+    Raise UsageError, which names the wrong word; WrongWordError if it is clear what is meant.
     """
+    try:
+        return _parse_strictly(words)
+    except UsageError as error:
+        right = correct_settings(words)
+        if right is None or right == list(words) or not _is_parsed(right):
+            raise
+        raise WrongWordError(
+            error.message, words=tuple(words), right=tuple(right), why=error.why
+        ) from None
+
+
+def _is_parsed(words: Sequence[str]) -> bool:
+    try:
+        _parse_strictly(words)
+    except UsageError:
+        return False
+    return True
+
+
+def _parse_strictly(words: Sequence[str]) -> SettingsRequest:
     found: dict[str, str] = {}
     event_filter: FilterWords | None = None
     rest = iter(words)
@@ -33,7 +53,7 @@ def parse_settings(words: Sequence[str]) -> SettingsRequest:
             filter_words = list(rest)
             for word in filter_words:
                 _check_quotes(word)
-            event_filter = parse_filter(filter_words)
+            event_filter = _parse_filter(filter_words)
         else:
             found[key] = _take_value(key, rest)
     if not found and event_filter is None:
@@ -50,6 +70,8 @@ def _take_value(key: str, rest: Iterator[str]) -> str:
     value = next(rest, None)
     if not value:
         raise UsageError(f"{key}: the value is missing", fix=SETTINGS)
+    if correct_value(key, value) != value:
+        raise UsageError(f"{key} {value}: not a value of this setting", fix=SETTINGS)
     return value
 
 
@@ -71,11 +93,24 @@ def _parse_counters(text: str | None) -> int | None:
     return int(text)
 
 
-def parse_filter(words: Sequence[str], *, is_option: bool = False) -> FilterWords:
-    """Parse `default deny allow EVENTS …`: all words after `filter`, or the value of an option.
+def parse_filter_option(text: str) -> FilterWords:
+    """Parse the value of --filter, `default deny allow EVENTS …`.
 
-    The events are not parsed here. Raise UsageError, which names the wrong word.
+    The events are not parsed here. Raise as `parse_settings` does.
     """
+    try:
+        return _parse_filter(text.split(), is_option=True)
+    except UsageError as error:
+        right = correct_filter(text.split())
+        if right is None or right == text.split():
+            raise
+        raise WrongWordError(
+            error.message, words=(text,), right=(" ".join(right),), why=error.why
+        ) from None
+
+
+def _parse_filter(words: Sequence[str], *, is_option: bool = False) -> FilterWords:
+    """Parse all words after `filter`; raise UsageError, which names the wrong word."""
     form = "default allow|deny [allow EVENTS|deny EVENTS]..."
     fix = f"--filter '{form}'" if is_option else f"filter {form}"
     if words[:1] != ["default"]:
@@ -105,6 +140,6 @@ def _parse_action(word: Sequence[str], keys: Sequence[str], fix: str) -> Action:
         hint = (
             "the filter comes last: put other settings before it"
             if word[0] in keys
-            else "events are one comma-separated list without spaces"
+            else "a rule is allow EVENTS or deny EVENTS, and EVENTS one list without spaces"
         )
         raise UsageError(f"{word[0]}: expected allow or deny", why=hint, fix=fix) from None

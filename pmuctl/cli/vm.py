@@ -12,6 +12,7 @@ from pmuctl.cli.options import CONNECTION, DRY_RUN, OUTPUT, SETTINGS, SYSROOT, V
 from pmuctl.cli.session import (
     NOTHING_TO_DO,
     VM_HELP,
+    VMS_HELP,
     check_one_host,
     is_unbacked_hidden,
     note_missing,
@@ -31,7 +32,7 @@ from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.wait import Awaited, wait_for
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import Vm
-from pmuctl.model.vm_ref import parse_ref
+from pmuctl.model.vm_ref import parse_ref, parse_refs
 from pmuctl.render.formats import Format
 from pmuctl.render.vcpu import VCPU_COLUMNS
 from pmuctl.render.vm import VM_COLUMNS
@@ -47,7 +48,7 @@ VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 @command(app, "list", OUTPUT, CONNECTION, SYSROOT)
 def vm_list(
     context: Context,
-    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VMS_HELP)] = None,
 ) -> None:
     """List the VMs of this host, or only the named ones.
 
@@ -84,7 +85,7 @@ def vm_show(context: Context, vm: VmName) -> None:
 @command(app, "vcpus", OUTPUT, CONNECTION, SYSROOT)
 def vm_vcpus(
     context: Context,
-    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VM_HELP)] = None,
+    vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VMS_HELP)] = None,
 ) -> None:
     """List vCPUs, the CPU affinity of their threads, and whether they can leave their PMU."""
     context.check_columns(VCPU_COLUMNS)
@@ -193,7 +194,7 @@ def vm_release(context: Context, vm: VmName) -> None:
 def _assess_vms(context: Context, names: Sequence[str] | None) -> AssessedVms:
     """Read and assess the named VMs, or all there are to list."""
     check_one_host(context)
-    refs = [parse_ref(name) for name in names or ()]
+    refs = parse_refs(names or ())
     is_hidden = not refs and is_unbacked_hidden(context)
     with context.waiting_for("VMs"):
         return assess_vms(open_session(context), refs, are_unbacked_hidden=is_hidden)

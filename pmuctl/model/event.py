@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from pmuctl.errors import NotFoundError, UsageError
+from pmuctl.errors import NotFoundError, PmuctlError, UsageError, WrongWordError
 from pmuctl.model.pmu import format_code
 from pmuctl.value import value
 
@@ -112,25 +112,50 @@ def _parse_word(word: str, names: Mapping[str, int], bits: int) -> EventSet:
             raise _make_unknown_event_error(word, names)
         return EventSet.of_ranges((code, 1) for code in found)
     first, dash, last = word.partition("-")
-    if dash or _CODE.fullmatch(first):
-        return _make_event_range(
-            word, _parse_code(first, word), _parse_code(last if dash else first, word), bits
-        )
-    if word.isascii() and word.isdigit():
-        code = int(word[:10])
-        named = next((name for name, known in names.items() if known == code), None)
-        hint = f"write {code:#x}" + (f" or {named}" if named else "")
-        raise UsageError(f"{word}: an event code needs 0x", fix=hint)
-    raise _make_unknown_event_error(word, names)
+    if _CODE.fullmatch(first) and (not dash or _CODE.fullmatch(last)):
+        return _make_event_range(word, _parse_code(first), _parse_code(last or first), bits)
+    raise _explain_wrong_event(word, names, bits)
 
 
-def _parse_code(text: str, word: str) -> int:
-    match = _CODE.fullmatch(text)
-    if not match:
-        raise UsageError(
-            f"{word}: not a range of events", fix="write a range as 0x10-0x1f, names one by one"
-        )
-    return int(match[1], 16)
+def _parse_code(text: str) -> int:
+    return int(text, 16)
+
+
+def _explain_wrong_event(word: str, names: Mapping[str, int], bits: int) -> PmuctlError:
+    """Return the error for a word that is no event, with what it stands for if that is clear."""
+    # imported here, because only wrong words need it
+    from pmuctl.model.foreign.events import translate_event
+
+    right = [text for text in translate_event(word, names) if _is_event(text, names, bits)]
+    if word.lower() in ("all", "any"):
+        right = [f"{format_code(0)}-{format_code((1 << bits) - 1)}"]
+    if not right:
+        if "-" in word:
+            fix = "write a range as 0x10-0x1f, names one by one"
+            return UsageError(f"{word}: not a range of events", fix=fix)
+        return _make_unknown_event_error(word, names)
+    by_code = {code: name for name, code in names.items()}
+    meanings = [
+        f"{text} ({name})" if (name := by_code.get(_code_of(text))) else text for text in right
+    ]
+    if word.isdigit():
+        why = f"an event code needs 0x: {' in hexadecimal, '.join(meanings)}"
+        why += " in decimal" if len(right) > 1 else ""
+    else:
+        why = f"here it is {meanings[0]}"
+    return WrongWordError(f"{word}: not an event", words=(word,), right=(right[0],), why=why)
+
+
+def _is_event(text: str, names: Mapping[str, int], bits: int) -> bool:
+    try:
+        return bool(_parse_word(text, names, bits))
+    except PmuctlError:
+        return False
+
+
+def _code_of(text: str) -> int:
+    """Return the number that a text is, -1 for a name or a range."""
+    return int(text, 16) if _CODE.fullmatch(text) else -1
 
 
 def _make_event_range(word: str, first: int, last: int, bits: int) -> EventSet:

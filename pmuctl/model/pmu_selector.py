@@ -2,10 +2,11 @@
 """Selectors of a CPU PMU: name, glob, core model or CPUs, never a type number; and CPU lists."""
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from pmuctl.errors import NotFoundError, UsageError
+from pmuctl.errors import NotFoundError, UsageError, WrongWordError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import OtherPmu, Pmu
 
@@ -68,6 +69,14 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
             fix=f"choose one of: {have}",
             errno="ENXIO",
         )
+    if right := suggest_selector(text, pmus):
+        selects = f"{right} selects {match_pmus(right, pmus)[0].name}"
+        raise WrongWordError(
+            f"{text}: not the name of a PMU",
+            words=(text,),
+            right=(right,),
+            why="type numbers differ from boot to boot" if _TYPE.fullmatch(text) else selects,
+        )
     if text.startswith("cpus/"):
         covered = ", ".join(f"{pmu.name} covers {pmu.cpus}" for pmu in pmus)
         raise NotFoundError(
@@ -83,6 +92,41 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
         raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list")
     why = f"near: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
     raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list", errno="ENXIO")
+
+
+_TYPE = re.compile(r"(?:type[=/])?([0-9]{1,9})", re.IGNORECASE)
+_KIND = re.compile(r"(cores?|cpus?|pmu|name)[=/:](.+)", re.IGNORECASE)
+_CPU_LIST = re.compile(r"[0-9]{1,5}(?:[-,][0-9]{1,5})*")
+
+
+def suggest_selector(text: str, pmus: Sequence[Pmu]) -> str | None:
+    """Return the selector that a wrong one clearly stands for; None if that is not clear.
+
+    It may be a perf type number, CPUs or a core model by themselves, a part of a name, or a
+    selector in other letters.
+    """
+    match = _TYPE.fullmatch(text)
+    by_type = [pmu.name for pmu in pmus if match and pmu.type == int(match[1])]
+    kind, bare = "", text
+    if match := _KIND.fullmatch(text):
+        kind, bare = match[1].lower(), match[2]
+    folded = bare.lower().replace("-", "_")
+    candidates = by_type
+    if kind not in ("cpu", "cpus"):
+        candidates += [pmu.name for pmu in pmus if pmu.name.lower() == folded]
+        candidates.append(f"core/{bare.lower()}")
+    if kind not in ("core", "cores") and _CPU_LIST.fullmatch(bare):
+        candidates.append(f"cpus/{bare}")
+    named = [pmu.name for pmu in pmus if f"_{folded}_" in f"_{pmu.name.lower()}_"]
+    candidates += named if len(named) == 1 else []
+    return next((each for each in candidates if _is_selector(each, pmus)), None)
+
+
+def _is_selector(text: str, pmus: Sequence[Pmu]) -> bool:
+    try:
+        return len(match_pmus(text, pmus)) == 1
+    except UsageError:
+        return False
 
 
 def _offline_without_core(pmus: Sequence[Pmu]) -> str:
@@ -109,11 +153,52 @@ def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:
             else:
                 cpus |= _parse_cpu_range(word)
         except ValueError:
+            if right := _suggest_cpus(word, pmus, present):
+                raise WrongWordError(
+                    f"{word}: not a list of CPUs", words=(word,), right=(right,), why=None
+                ) from None
             raise UsageError(
                 f"{word or repr(word)}: not a list of CPUs",
                 fix="write 0-3,8, ^5 to leave one out, all or pmu/NAME",
             ) from None
     return cpus
+
+
+_MASK = re.compile(r"0[xX]([0-9a-fA-F]{1,64})")
+_SPAN = re.compile(r"([0-9]{1,5})(?:-|:|\.\.)([0-9]{1,5})(?::([1-9][0-9]{0,4}))?")
+_CPU = re.compile(r"cpus?[/=]?([0-9,-]+)", re.IGNORECASE)
+_WITHOUT = re.compile(r"[!~-]([0-9]{1,5}(?:-[0-9]{1,5})?)")
+
+
+def _parse_cpus_or_empty(text: str) -> CpuSet:
+    try:
+        return CpuSet.parse(text)
+    except ValueError:
+        return CpuSet()
+
+
+def _suggest_cpus(word: str, pmus: Sequence[Pmu], present: CpuSet) -> str | None:
+    """Return what a word of taskset, virsh or QEMU means as a CPU list; None if that is not clear.
+
+    It may be a mask (0x3), a span (2..3, 3-2, 0-6:2), cpu2, !2, or a PMU without `pmu/`.
+    """
+    if word.lower() in ("all", "any", "*", "online"):
+        return "all"
+    cpus = CpuSet()
+    if match := _MASK.fullmatch(word):
+        mask = int(match[1], 16)
+        cpus = CpuSet.of(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+    elif match := _SPAN.fullmatch(word):
+        first, last = sorted((int(match[1]), int(match[2])))
+        cpus = CpuSet.of(range(first, last + 1, int(match[3] or 1)))
+    elif match := _CPU.fullmatch(word):
+        cpus = _parse_cpus_or_empty(match[1])
+    elif match := _WITHOUT.fullmatch(word):
+        return f"^{match[1]}"
+    if cpus:
+        return str(cpus) if cpus <= present else None
+    selected = word if _is_selector(word, pmus) else suggest_selector(word, pmus)
+    return f"pmu/{selected}" if selected else None
 
 
 def check_present(cpus: CpuSet, present: CpuSet) -> None:

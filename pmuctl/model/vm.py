@@ -8,7 +8,7 @@ from pmuctl.errors import PmuctlError
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.settings_change import SettingsChange
-from pmuctl.model.vm_ref import ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
+from pmuctl.model.vm_ref import ByGlob, ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
 from pmuctl.model.vmm_identity import VmmIdentity
 from pmuctl.value import field, value
 
@@ -170,6 +170,8 @@ class Vm:
         match ref:
             case ByName(name):
                 return name == self.name
+            case ByGlob():
+                return ref.matches(self.name)
             case ByUuid(uuid):
                 return self.uuid is not None and self.uuid.lower() == uuid.lower()
             case ByPid(pid, fd):

@@ -5,6 +5,8 @@ A pid or a file descriptor alone identifies nothing, because it is reused; a nam
 """
 
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from pmuctl.errors import UsageError
 from pmuctl.value import value
@@ -69,8 +71,37 @@ class ByPid:
         return f"pid/{self.pid}" if self.fd is None else f"pid/{self.pid}/{self.fd}"
 
 
-VmRef = ByName | ByUuid | ByPid
-"""A user's reference to a VM."""
+@value
+class ByGlob:
+    """The VMs whose names match a glob, or the VM that is called exactly so."""
+
+    glob: str
+
+    def matches(self, name: str) -> bool:
+        """Return whether a VM of this name is meant."""
+        return name == self.glob or fnmatchcase(name, self.glob)
+
+    def __str__(self) -> str:
+        return self.glob
+
+
+VmRef = ByName | ByUuid | ByPid | ByGlob
+"""A user's reference to a VM; to several, if it is a glob."""
+
+
+def parse_refs(texts: Iterable[str]) -> list[VmRef]:
+    """Parse the references of a command that takes several VMs: those of `parse_ref`, and globs.
+
+    Raise what `parse_ref` raises.
+    """
+    return [
+        ByGlob(text) if is_glob(text) and "/" not in text else parse_ref(text) for text in texts
+    ]
+
+
+def is_glob(text: str) -> bool:
+    """Return whether a text has a character that is special in a glob."""
+    return any(char in text for char in "*?[")
 
 
 def parse_ref(text: str) -> VmRef:

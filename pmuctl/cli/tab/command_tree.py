@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from pmuctl.cli.app import root
+from pmuctl.cli.app import NOUNS, VERBS, root
+from pmuctl.cli.near_commands import find_commands
 from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.model.symptoms.table import SYMPTOMS
 from pmuctl.value import value
@@ -28,6 +29,8 @@ KINDS = {
 WORDS: Mapping[str, Sequence[str]] = {
     "ATTR": tuple(ATTR_NAMES.values()),
     "TEXT": tuple(symptom.id for symptom in SYMPTOMS),
+    "COMMAND": (*NOUNS, *VERBS),
+    "VERB": tuple(dict.fromkeys(verb for noun in NOUNS for verb in find_commands(root(), noun))),
 }
 """Metavar → words to offer, although the parser accepts others, too."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from pmuctl.cli.settings_parser import KEYS
+from pmuctl.cli.options import KEYS
 from pmuctl.cli.tab.command_tree import Node, Option, Value
 from pmuctl.model.event_filter import Action
 

@@ -12,7 +12,7 @@ from pmuctl.manage.affinity.set_and_align import align_vm
 from pmuctl.manage.affinity.vcpu_threads import no_threads
 from pmuctl.manage.batch import BatchResult, run_each
 from pmuctl.manage.inventory.inventory import Inventory
-from pmuctl.manage.inventory.lookup import lookup_vm
+from pmuctl.manage.inventory.lookup import expand_globs, lookup_vm
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.model.effective_pmu import effective_pmu
@@ -77,11 +77,12 @@ def align_named(
     keep_going: bool,
     dry_run: bool,
 ) -> AlignResult:
-    """Align the VMs that are named, one after the other.
+    """Align the VMs that are named, one after the other; a glob names those of `expand_globs`.
 
-    Without `keep_going`, no VM is changed if one of them is not found; raise what `lookup_vm`
-    raises. A later failure says what was done before it.
+    Without `keep_going`, no VM is changed if one of them is not found; raise what `expand_globs`
+    and `lookup_vm` raise. A later failure says what was done before it.
     """
+    refs = expand_globs(inventory, refs)
     found = run_each(refs, partial(lookup_vm, inventory, strictly=True), keep_going=keep_going)
     found.raise_first()
     aligned = _align_each(found.done, host_state, keep_going=keep_going, dry_run=dry_run)

@@ -8,7 +8,14 @@ from shlex import quote
 
 from pmuctl.control.client.client import Client
 from pmuctl.control.runtime.sockets import ControlSocket
-from pmuctl.errors import NotFoundError, UnreachableError, UnsupportedError, UsageError, command
+from pmuctl.errors import (
+    NotFoundError,
+    UnreachableError,
+    UnsupportedError,
+    UsageError,
+    WrongWordError,
+    command,
+)
 from pmuctl.manage.inventory.inventory import Ask, Inventory, VmList
 from pmuctl.manage.inventory.poller import ask_all
 from pmuctl.manage.inventory.processes import VmProcess, explain_unscanned
@@ -18,7 +25,7 @@ from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import find_orphan, refused_start
 from pmuctl.manage.inventory.unbacked_sockets import is_unbacked
 from pmuctl.model.vm import Vm, VmState
-from pmuctl.model.vm_ref import UUID, ByName, ByPid, VmRef
+from pmuctl.model.vm_ref import UUID, ByGlob, ByName, ByPid, VmRef, is_glob, parse_ref
 
 Candidate = ControlSocket | Vm
 """What a reference can mean: a control socket, before it is queried, or a VM that has none."""
@@ -52,6 +59,25 @@ def select_vms(inventory: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
         scratch=0 if refs else inventory.scratch,
         unscanned=scan.unscanned,
     )
+
+
+def expand_globs(inventory: Inventory, refs: Sequence[VmRef]) -> list[VmRef]:
+    """Return references to one VM each, in place of globs; to VMs of the user or root only.
+
+    Anybody can take a name, so another user's VM is meant by no glob. Raise NotFoundError for a
+    glob that matches no VM, UsageError if it matches another user's VMs only.
+    """
+    expanded: list[VmRef] = []
+    for ref in refs:
+        if not isinstance(ref, ByGlob):
+            expanded.append(ref)
+            continue
+        vms = select_vms(inventory, [ref]).vms
+        own = [vm for vm in vms if _is_own(vm, inventory.session.user)]
+        if not own:
+            raise _make_strangers_error(ref, f"{vms[0].name} is", "pid/N, from pmuctl vm list")
+        expanded += [parse_ref(vm.address) for vm in own]
+    return expanded
 
 
 def lookup_vm(inventory: Inventory, ref: VmRef, *, strictly: bool = False) -> Vm:
@@ -160,8 +186,7 @@ def _find_candidate(inventory: Inventory, ref: VmRef, *, strictly: bool) -> Cand
     if not candidates:
         if name is None:
             _refuse_unasked(inventory, ref)
-        names = [socket.name for socket in sockets if socket.name]
-        names += [process.identity.name or f"pid/{process.pid}" for process in processes]
+        names = [vm.name for vm in inventory.vms]
         raise _make_not_found_error(inventory, ref, names)
     return choose_candidate(candidates, ref, uid=session.user, strictly=strictly)
 
@@ -248,13 +273,42 @@ def _make_strangers_error(ref: VmRef, whose: str, address: str) -> UsageError:
     )
 
 
-def _make_not_found_error(inventory: Inventory, ref: VmRef, names: Sequence[str]) -> NotFoundError:
+def _make_glob_error(ref: VmRef, matching: Sequence[str]) -> UsageError:
+    """Return the refusal of a glob by a command that takes one VM."""
+    if len(matching) == 1:
+        return WrongWordError(
+            f"{ref}: not the name of a VM",
+            words=(str(ref),),
+            right=(matching[0],),
+            why="this command takes one VM, by its name",
+        )
+    return UsageError(
+        f"stands for {len(matching)} VMs",
+        subject=str(ref),
+        why=f"this command takes one VM: {', '.join(matching)}",
+        fix=command("vm", "list", ref),
+    )
+
+
+def _make_not_found_error(
+    inventory: Inventory, ref: VmRef, names: Sequence[str]
+) -> NotFoundError | UsageError:
     session, name, scan = inventory.session, str(ref), inventory.process_scan
     if session.host.is_live and session.socket is None:
         refused = refused_start(name, session.host.environ, session.host.uid)
         if refused is not None:
             return refused
     names = list(dict.fromkeys(other for other in names if other != name))
+    matching = [other for other in names if is_glob(name) and ByGlob(name).matches(other)]
+    if matching:
+        return _make_glob_error(ref, matching)
+    if isinstance(ref, ByName) and any(str(process.pid) == name for process in scan.processes):
+        return WrongWordError(
+            f"{name}: not the name of a VM",
+            words=(name,),
+            right=(f"pid/{name}",),
+            why="a process is named as pid/N",
+        )
     by_lower = {other.lower(): other for other in names}
     close = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     near = [other for other in names if other.lower() in close]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmuctl.cli.settings_parser import KEYS, parse_filter, parse_settings
+from pmuctl.cli.options import KEYS
+from pmuctl.cli.settings_parser import parse_filter_option, parse_settings
 from pmuctl.errors import UsageError
 from pmuctl.manage.resolve import FilterWords, SettingsRequest
 from pmuctl.model.event_filter import Action
@@ -54,24 +55,26 @@ def test_what_is_wrong_is_named(text: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["filter", "default deny allow 0x11"], "default deny allow 0x11"),
+        (["filter", "default deny allow 0x11"], "filter default deny allow 0x11"),
         (["filter default  deny"], "filter default deny"),
-        (["filter", "default", "deny allow", "0x11"], "deny allow"),
+        (["filter", "default", "deny allow", "0x11"], "filter default deny allow 0x11"),
     ],
 )
 def test_quotes_are_to_be_left_out(words: list[str], told: str) -> None:
     with pytest.raises(UsageError, match="several words in one") as caught:
         parse_settings(words)
-    assert caught.value.fix == f"omit the quotes: {told}"
+    assert caught.value.fix == f"write {told}"
 
 
 @pytest.mark.parametrize("text", ["", "basic", "default", "default deny allow", "default x"])
 def test_a_filter_is_mended_in_the_grammar_of_its_command(text: str) -> None:
     form = "default allow|deny [allow EVENTS|deny EVENTS]..."
-    for is_option, fix in (False, f"filter {form}"), (True, f"--filter '{form}'"):
-        with pytest.raises(UsageError) as caught:
-            parse_filter(text.split(), is_option=is_option)
-        assert caught.value.fix == fix
+    with pytest.raises(UsageError) as caught:
+        parse_settings(["filter", *text.split()])
+    assert caught.value.fix == f"filter {form}"
+    with pytest.raises(UsageError) as caught:
+        parse_filter_option(text)
+    assert caught.value.fix == f"--filter '{form}'"
 
 
 @given(st.lists(st.sampled_from([*KEYS, "default", "allow", "deny", "0x11", "4", ""]) | st.text()))

@@ -35,7 +35,10 @@ def test_words_and_what_they_mean(text: str, expected: list[tuple[int, int]]) ->
 def test_bare_digits_are_refused_with_the_code_and_the_name() -> None:
     with pytest.raises(UsageError) as error:
         runs("17")
-    assert error.value.fix == "write 0x11 or cpu_cycles"
+    assert error.value.fix == "write 0x17"
+    assert error.value.why == (
+        "an event code needs 0x: 0x17 in hexadecimal, 0x11 (cpu_cycles) in decimal"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "cpu_cycles,", "0x11-", "0x11-cpu", "0x20-0x10", "0xg"])

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands and options of virsh, taskset and perf users, in pmuctl's words: a line to type.
+
+All of them are refused; only typing errors of one letter are left to the parser's own hint.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pmuctl.errors import UsageError, WrongWordError, command
+
+_LIST_OR_SHOW = ("show", "info", "status", "state", "dominfo", "domstate", "inspect", "get")
+"""Words that show one VM if one is named, and else list all."""
+
+_COMMANDS: Mapping[str, Mapping[str, str]] = {
+    "": {
+        **dict.fromkeys(("list", "ls", "ps", "vms", "top"), "vm list"),
+        **dict.fromkeys(_LIST_OR_SHOW, "vm show"),
+        **dict.fromkeys(("vcpuinfo", "vcpucount", "vcpus", "threads"), "vm vcpus"),
+        **dict.fromkeys(("set", "config", "edit"), "vm set"),
+        **dict.fromkeys(("release", "resume", "continue", "cont", "unhold"), "vm release"),
+        "wait": "vm wait",
+        **dict.fromkeys(("pin", "taskset", "vcpupin", "emulatorpin"), "affinity set"),
+        **dict.fromkeys(("align", "repair"), "affinity align"),
+        "check": "affinity check",
+        "pmus": "pmu list",
+        **dict.fromkeys(("event", "events"), "pmu show"),
+        **dict.fromkeys(("cpu", "cpus", "lscpu"), "pmu cpus"),
+        **dict.fromkeys(("nodeinfo", "hostinfo"), "host info"),
+        **dict.fromkeys(("capabilities", "domcapabilities", "attributes"), "host capabilities"),
+        **dict.fromkeys(("snapshot", "capture"), "host snapshot"),
+        **dict.fromkeys(("start", "create", "launch", "exec"), "run"),
+        **dict.fromkeys(("watch", "log", "logs"), "monitor"),
+        **dict.fromkeys(("diagnose", "checkup", "health"), "doctor"),
+        **dict.fromkeys(("explain", "symptom"), "doctor --symptom"),
+        "filter": "vm set",
+        "version": "--version",
+        "man": "help",
+    },
+    "vm": {
+        **dict.fromkeys(("ls", "ps", "vms"), "vm list"),
+        **dict.fromkeys((*_LIST_OR_SHOW[1:], "describe"), "vm show"),
+        **dict.fromkeys(("vcpu", "vcpuinfo", "vcpucount", "cpus", "threads"), "vm vcpus"),
+        **dict.fromkeys(("config", "edit", "change", "modify", "update", "apply"), "vm set"),
+        **dict.fromkeys(("resume", "continue", "cont", "unpause", "unhold", "go"), "vm release"),
+        **dict.fromkeys(("pin", "vcpupin", "emulatorpin"), "affinity set"),
+        **dict.fromkeys(("align", "repair"), "affinity align"),
+        **dict.fromkeys(("check", "affinity"), "affinity check"),
+        **dict.fromkeys(("start", "create", "launch", "run"), "run"),
+        **dict.fromkeys(("monitor", "watch", "events", "event"), "monitor"),
+        "doctor": "doctor",
+    },
+    "pmu": {
+        "ls": "pmu list",
+        **dict.fromkeys(("info", "get", "inspect", "describe", "events", "event"), "pmu show"),
+        **dict.fromkeys(("cpu", "lscpu"), "pmu cpus"),
+    },
+    "host": {
+        **dict.fromkeys(("show", "list", "get", "status", "nodeinfo"), "host info"),
+        **dict.fromkeys(("caps", "features", "attributes"), "host capabilities"),
+        **dict.fromkeys(("capture", "save", "dump", "export"), "host snapshot"),
+        "cpus": "pmu cpus",
+        "pmus": "pmu list",
+    },
+    "affinity": {
+        **dict.fromkeys(
+            ("get", "show", "list", "ls", "status", "verify", "test"), "affinity check"
+        ),
+        **dict.fromkeys(("pin", "taskset", "vcpupin", "change"), "affinity set"),
+        **dict.fromkeys(("repair", "fix", "restore", "auto", "reset"), "affinity align"),
+    },
+}
+"""Group → word of another tool → what pmuctl calls that."""
+
+_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "vm set": {f"--{key}": key for key in ("pmu", "counters", "affinity", "filter")},
+    "vm list": dict.fromkeys(("--all", "-a", "--active"), ""),
+    "vm wait": dict.fromkeys(("--state", "--until"), "--for"),
+    "affinity set": {
+        **dict.fromkeys(("--cpu", "--cpus", "--cpu-list", "-c", "--cpuset"), ""),
+        **dict.fromkeys(("--vcpus",), "--vcpu"),
+    },
+    "affinity align": dict.fromkeys(("-a", "-A"), "--all"),
+    "affinity check": dict.fromkeys(("--all", "-a", "-A"), ""),
+    "run": {
+        **dict.fromkeys(("--vm", "--vm-name", "-n"), "--name"),
+        **dict.fromkeys(("--cpu", "--cpus", "--cpu-list", "--cpuset", "-c"), "--affinity"),
+        **dict.fromkeys(("--events", "--event", "-e"), "--filter"),
+    },
+}
+"""Command → option of another tool → what pmuctl calls that; empty if the word is to be left
+out."""
+
+_EVERYWHERE = {
+    **dict.fromkeys(("--no-headers", "--no-header", "--no-headings", "--no-legend"), "-n"),
+    **dict.fromkeys(("--nocolor", "--no-color"), "--color=never"),
+    **dict.fromkeys(("--debug", "--trace"), "-v"),
+    **dict.fromkeys(("--yaml", "--xml"), "--json"),
+    **dict.fromkeys(("--wide", "-w"), "--no-truncate"),
+    **dict.fromkeys(("--noop", "--what-if", "--simulate", "--check"), "--dry-run"),
+    **dict.fromkeys(("--root", "--prefix"), "--sysroot"),
+}
+
+
+def check_command(
+    root: Any, path: str, args: Sequence[str], *, prefix: Sequence[str] = ()
+) -> None:
+    """Raise UsageError for a command that pmuctl calls otherwise, with the line to type.
+
+    `path` is the group in which the first of `args` is no command, empty for the root; `prefix`
+    is what stands before the command.
+    """
+    word, rest = args[0].lower(), [*args[1:]]
+    right = _find_command(root, path, word, rest)
+    if right is None:
+        return
+    line = right.split()
+    if args[0].lower() in ("vcpupin",) and len(rest) == 3:  # DOMAIN VCPU CPULIST
+        rest = [rest[0], rest[2], "--vcpu", rest[1]]
+    elif right == "vm show" and not any(not other.startswith("-") for other in rest):
+        line = ["vm", "list"]
+    group = f"pmuctl {path}".strip()
+    raise UsageError(
+        f"{args[0]}: not a command of {group}",
+        fix=make_line(root, [*prefix, *line, *rest], len(line)),
+    )
+
+
+def _find_command(root: Any, path: str, word: str, rest: list[str]) -> str | None:
+    if path and word == "help":
+        return f"help {path}"
+    if word in find_commands(root, path):
+        return f"{path} {word}".strip()
+    if not path and word.endswith("s") and rest and rest[0] in find_commands(root, word[:-1]):
+        return f"{word[:-1]} {rest.pop(0)}"
+    if word in _COMMANDS.get(path, {}):
+        return _COMMANDS[path][word]
+    parts = word.split("-")
+    if not path and len(parts) == 2:  # virsh's noun-verb, and verb-noun
+        for noun, verb in (parts, reversed(parts)):
+            noun = noun if noun in find_commands(root, "") else noun.removesuffix("s")
+            if verb in find_commands(root, noun):
+                return f"{noun} {verb}"
+    return None
+
+
+def find_commands(root: Any, path: str) -> Sequence[str]:
+    """Return the commands of a group, none of a word that is no group."""
+    group = root
+    for name in path.split():
+        group = group.get_command(None, name)
+    return tuple(getattr(group, "apps", ()))
+
+
+def make_line(root: Any, words: Sequence[str], length: int) -> str:
+    """Return a command line if it can be parsed, else the help of its first `length` words.
+
+    What follows them may lack an argument, or have one too many.
+    """
+    return command(*words) if is_parsed(root, words) else command(*words[:length], "--help")
+
+
+def is_parsed(root: Any, words: Sequence[str]) -> bool:
+    """Return whether a command line can be parsed; it is not carried out."""
+    from typer import Exit
+
+    target, rest = root, [*words]
+    while rest and hasattr(target, "apps") and rest[0] in target.apps:
+        target = target.get_command(None, rest.pop(0))
+    if target is root:
+        return [*words] == ["--version"]
+    if hasattr(target, "apps"):
+        return False
+    try:
+        target.make_context("pmuctl", rest)
+    except Exit:
+        return True
+    except Exception as error:
+        if not any(cls.__name__ == "ClickException" for cls in type(error).__mro__):
+            raise
+        return False
+    return True
+
+
+def check_option(root: Any, path: str, option: str, words: Sequence[str]) -> None:
+    """Raise WrongWordError for an option that pmuctl calls otherwise.
+
+    `path` is the command that lacks the `option`, `words` the whole command line.
+    """
+    right = {**_EVERYWHERE, **_OPTIONS.get(path, {})}.get(option)
+    given = next((word for word in words if word.partition("=")[0] == option), None)
+    if right is None or given is None:
+        return
+    value = (given.partition("=")[2],) if "=" in given else ()
+    corrected = (*((right,) if right else ()), *value)
+    at = words.index(given)
+    if not is_parsed(root, [*words[:at], *corrected, *words[at + 1 :]]):
+        return
+    raise WrongWordError(
+        f"{option}: no option of pmuctl {path}", words=(given,), right=corrected, why=None
+    )
+
+
+def check_extra(root: Any, path: str, extra: Sequence[str], words: Sequence[str]) -> None:
+    """Raise WrongWordError for a list of CPUs that was written as several words, `extra` the last.
+
+    The rest is as in `check_option`.
+    """
+    at = next((i for i in range(len(words)) if [*words[i : i + len(extra)]] == [*extra]), 0)
+    wrong = (words[at - 1], *extra)
+    right = ",".join(word.strip(",") for word in wrong)
+    line = [*words[: at - 1], right, *words[at + len(extra) :]]
+    if path == "affinity set" and at > 1 and extra and is_parsed(root, line):
+        what = "CPUs are one list without spaces"
+        raise WrongWordError(f"{' '.join(wrong)}: {what}", words=wrong, right=(right,), why=None)
+
+
+def correct_line(words: Sequence[str], error: WrongWordError) -> str | None:
+    """Return a command line with the right words in place of wrong ones, quoted for a shell.
+
+    Return None if the wrong ones are not found in it. The last place counts: a VM may be called
+    like an event.
+    """
+    wrong, count = list(error.words), len(error.words)
+    for at in range(len(words) - count, -1, -1):
+        if [*words[at : at + count]] == wrong:
+            return command(*words[:at], *error.right, *words[at + count :])
+    if count != 1 or len(error.right) != 1:
+        return None
+    for at in range(len(words) - 1, -1, -1):
+        if (corrected := _replace_part(words[at], wrong[0], error.right[0])) is not None:
+            return command(*words[:at], corrected, *words[at + 1 :])
+    return None
+
+
+def _replace_part(text: str, wrong: str, right: str) -> str | None:
+    """Return a word with one of its parts replaced, such as an event of a list; None if it has
+    no such part."""
+    from re import split
+
+    parts = split(r"([\s,=])", text)
+    if wrong in parts:
+        parts[parts.index(wrong)] = right
+        return "".join(parts)
+    head, equals, value = text.partition("=")  # --pmu=cpus=2-3
+    return f"{head}={right}" if equals and value == wrong else None
