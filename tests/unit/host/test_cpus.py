@@ -57,3 +57,5 @@ def test_the_table_of_cores_is_sound() -> None:
     assert all(i < 1 << 8 and p < 1 << 12 for i, p in core_names())
     assert core_names()[0x41, 0xD0C] == ("Neoverse-N1",)
     assert core_names()[0xC0, 0xAC3] == ("Ampere-1", "AmpereOne")
+    assert core_names()[0xC0, 0xAC5] == ("Ampere-1b",)
+    assert core_names()[0x61, 0x049] == ("Everest-M3-Max",)
