@@ -68,6 +68,8 @@ def note_missing(context: Context, vms: VmList) -> None:
         context.note(
             f"{vms.left_out} control {what} not queried: the limit is {SOCKETS_MAX} per user"
         )
+    for path in vms.unsearched:
+        context.note(f"{path} is not searched: its file system may never answer (FUSE, network)")
     note_unbacked(context, vms)
     if vms.scratch:
         what = "1 scratch VM" if vms.scratch == 1 else f"{vms.scratch} scratch VMs"

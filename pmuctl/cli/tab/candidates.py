@@ -217,8 +217,11 @@ def _find_socket(vm: str, named: str) -> str | None:
     if own := os.environ.get("PMUCTL_RUNTIME_DIR"):
         directories = [own]
     elif os.geteuid() == 0:
+        from pmuctl.host.mounts import find_unanswered, read_mounts
+
         users = [f"{PATH_USERS}/{uid}/pmuctl" for uid in _list_names(PATH_USERS)]
-        directories = [PATH_RUN, *users]
+        unanswered = find_unanswered(users, read_mounts()) if users else set()
+        directories = [PATH_RUN, *(path for path in users if path not in unanswered)]
     else:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         directories = [PATH_RUN, *([f"{runtime}/pmuctl"] if runtime else [])]

@@ -14,6 +14,7 @@ from pathlib import Path
 from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.control.runtime.lock import LOCK_SECONDS, locked
 from pmuctl.errors import DeniedError, PmuctlError, RefusedError, UsageError
+from pmuctl.host.mounts import find_unanswered, read_mounts
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.host.runtime_dirs import PATH_RUN, PATH_USERS
@@ -50,10 +51,14 @@ class ControlSocket:
 
 @value
 class SocketScan:
-    """Control sockets, and the number of those of other users left out: see SOCKETS_MAX."""
+    """Control sockets, and the number of those of other users left out: see SOCKETS_MAX.
+
+    `unsearched` are directories of other users that a search could wait for, for ever.
+    """
 
     sockets: Sequence[ControlSocket] = ()
     left_out: int = 0
+    unsearched: Sequence[Path] = ()
 
 
 def own_dir(environ: Mapping[str, str], uid: int) -> Path:
@@ -90,16 +95,30 @@ def record_path(path: Path) -> Path:
 def runtime_dirs(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
 ) -> list[tuple[Path, int | None]]:
-    """Return the directories to search as this user, each with the `owner` of its sockets."""
+    """Return the directories to search as this user, each with the `owner` of its sockets.
+
+    Those of other users that may never answer are not among them.
+    """
     if named := environ.get("PMUCTL_RUNTIME_DIR"):
         return [(Path(named), None)]
     found: list[tuple[Path, int | None]] = [(run, None)]
     if uid == 0:
-        names = filter(_UID.fullmatch, _scan_names(users))
-        found += [(users / name / "pmuctl", int(name)) for name in names]
+        found += _split_dirs(users)[0]
     elif runtime := environ.get("XDG_RUNTIME_DIR"):
         found.append((Path(runtime) / "pmuctl", uid))
     return found
+
+
+def _split_dirs(users: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
+    """Return the directories of all users with their owners, and those that may never answer."""
+    paths = {
+        str(users / name / "pmuctl"): int(name)
+        for name in _scan_names(users)
+        if _UID.fullmatch(name)
+    }
+    unanswered = find_unanswered(paths, read_mounts()) if paths else set()
+    answered = [(Path(path), owner) for path, owner in paths.items() if path not in unanswered]
+    return answered, [Path(path) for path in sorted(unanswered)]
 
 
 def scan_sockets(
@@ -117,7 +136,8 @@ def scan_sockets(
         found += there[:most]
         left_out += len(there[most:])
     found.sort(key=lambda control_socket: (control_socket.name or "", str(control_socket.path)))
-    return SocketScan(found, left_out)
+    is_root = uid == 0 and not environ.get("PMUCTL_RUNTIME_DIR")
+    return SocketScan(found, left_out, _split_dirs(users)[1] if is_root else ())
 
 
 def scan_records(directory: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from pmuctl.control.runtime.sockets import ControlSocket, SocketScan
 from pmuctl.manage.inventory.poller import ask_all
@@ -25,7 +26,7 @@ class VmList:
     `is_partial` is True if other users' processes are hidden altogether. `left_out` is how many
     control sockets of other users are too many to be queried, `scratch` how many VMs of pmuctl's
     own probes are left out, and `unbacked` how many VMs were hidden, by user (`hide_unbacked`).
-    `unscanned` is as in ProcessScan.
+    `unscanned` is as in ProcessScan, `unsearched` as in SocketScan.
     """
 
     vms: list[Vm]
@@ -35,6 +36,7 @@ class VmList:
     scratch: int = 0
     unbacked: Mapping[int, int] = field(default_factory=dict)
     unscanned: Mapping[int | None, int] = field(default_factory=dict)
+    unsearched: Sequence[Path] = ()
 
 
 Ask = Callable[[Session, Sequence[ControlSocket]], Sequence[Vm]]

@@ -58,6 +58,7 @@ def select_vms(inventory: Inventory, refs: Sequence[VmRef] = ()) -> VmList:
         left_out=inventory.socket_scan.left_out,
         scratch=0 if refs else inventory.scratch,
         unscanned=scan.unscanned,
+        unsearched=inventory.socket_scan.unsearched,
     )
 
 
