@@ -130,6 +130,13 @@ class Procfs(TaskFiles):
         words = raw.removesuffix(b"\0").split(b"\0") if raw else []
         return tuple(word.decode(errors="surrogateescape") for word in words)
 
+    def working_directory(self, pid: int) -> str | None:
+        """Return the working directory of a process, None if it is gone or may not be read."""
+        try:
+            return os.readlink(self.root / f"{pid}/cwd")
+        except OSError:
+            return None
+
     def read_own_id(self) -> int | None:
         """Return the process that `self` leads to, which is this one; None if it leads nowhere.
 

@@ -379,6 +379,24 @@ def test_no_more_than_four_monitors_of_a_process_are_tried(
             mute.accept()
 
 
+@pytest.mark.parametrize(("kind", "is_asked"), [("tmpfs", True), ("fuse.sshfs", False)])
+def test_a_monitor_on_a_file_system_that_may_never_answer_is_left_alone(
+    machine: Machine, tmp_path: Path, kind: str, *, is_asked: bool
+) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "q"))
+        mute.listen()
+        mute.settimeout(0)
+        session = with_monitors(machine, [tmp_path / "q"])
+        line = f"30 1 0:30 / {tmp_path} rw - {kind} none rw\n"
+        (machine.proc / str(os.getpid()) / "mountinfo").write_text(line)
+        assert len(list_vms(session).vms) == 1
+        if is_asked:
+            mute.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            mute.accept()
+
+
 def test_all_monitors_together_are_waited_for_no_longer(machine: Machine) -> None:
     words = [word for n in range(4) for word in ("-qmp", f"unix:/q{n},server=on")]
     table = "Num RefCount Protocol Flags Type St Inode Path\n"

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from posixpath import join, normpath
 
 from pmuctl.control.client.qemu_monitor import DEADLINE, QemuMonitor, may_query, query_qemu
 from pmuctl.errors import PmuctlError, UnreachableError
@@ -13,6 +14,7 @@ from pmuctl.host.host import Host
 from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
 from pmuctl.host.kvm.process_scan import ScanLimits
+from pmuctl.host.mounts import find_unanswered
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
 from pmuctl.manage.inventory.program import identify_program, read_program
@@ -189,11 +191,17 @@ def _query_monitor(process: VmProcess, session: Session, until: float) -> QemuMo
     parent_comm = procs.comm(parent, parent) if parent else ""
     proc_dir = procs.root / str(pid)
     for path in process.identity.monitors[:MONITORS_MAX]:
-        if reply is None and may_query(path, parent_comm):
+        if reply is None and may_query(path, parent_comm) and _is_answered(path, procs, pid):
             reply = query_qemu(path, proc_dir, pid=pid, uid=procs.uid(pid), until=until)
     # the status may change, the VM's name and threads do not
     session.monitor_answers[_make_monitor_key(process)] = reply and replace(reply, status=None)
     return reply
+
+
+def _is_answered(path: str, procs: Procfs, pid: int) -> bool:
+    """Return whether a path, as a process sees it, is on no mount that may never answer."""
+    place = normpath(join(procs.working_directory(pid) or "/", path))
+    return not find_unanswered([place], procs.read_text(f"{pid}/mountinfo") or "")
 
 
 def _iter_vms(
