@@ -14,6 +14,7 @@ from pmuctl.render.columns import Column, as_object, choose
 from pmuctl.render.error import write_error
 from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
 from pmuctl.render.streams import guarded
+from pmuctl.render.table import fits, wrap, write_records
 from pmuctl.render.text import printable
 from pmuctl.value import field, replace, value
 
@@ -87,19 +88,20 @@ class Context:
             When.NEVER: False,
             When.AUTO: is_terminal and not plain,
         }[self.options.colour]
+        is_fitted = is_terminal and not self.options.no_truncate
         return Layout(
             headings=not self.options.no_headings,
-            width=self._find_width() if is_terminal and not self.options.no_truncate else None,
+            width=self._find_width(self.stdout) if is_fitted else None,
             colour=colour,
         )
 
-    def _find_width(self) -> int:
+    def _find_width(self, stream: TextIO) -> int:
         """Return the width of the terminal in columns; COLUMNS takes precedence."""
         columns = self.host.environ.get("COLUMNS", "")
         if columns.isascii() and columns.isdigit() and 0 < int(columns[:9]):
             return int(columns[:9])
         with contextlib.suppress(OSError):
-            return os.get_terminal_size(self.stdout.fileno()).columns or USUAL_WIDTH
+            return os.get_terminal_size(stream.fileno()).columns or USUAL_WIDTH
         return USUAL_WIDTH
 
     def check_columns(self, columns: Sequence[Column[Row]]) -> None:
@@ -135,15 +137,37 @@ class Context:
             layout = self.layout
             if self.format is Format.TABLE and not headings:
                 layout = replace(layout, headings=False)
+            if self._shows_records(chosen, rows, layout.width):
+                write_records(chosen, rows, self.stdout, width=layout.width, colour=layout.colour)
+                self.stdout.flush()
+                return
             write_rows(chosen, rows, self.stdout, format=self.format, layout=layout)
         if not rows:
             self.note(empty)
         self.stdout.flush()
 
+    def _shows_records(
+        self, columns: Sequence[Column[Row]], rows: Sequence[Row], width: int | None
+    ) -> bool:
+        """Return whether `-O` has more columns than a line of the terminal."""
+        is_table = self.format is Format.TABLE and width is not None
+        return is_table and self.options.every_column and not fits(columns, rows, width or 0)
+
     def write_one(self, key: str, columns: Sequence[Column[Row]], row: Row) -> None:
-        """Write one object: all of its columns, or the requested ones."""
+        """Write one object: all of its columns, or the requested ones.
+
+        On a terminal details and what has no value are left out, unless they are requested: what
+        matters has to fit its first screen.
+        """
         every = self.options.every_column or self.options.columns is None
         chosen = choose(columns, self.options.columns, every=every)
+        is_brief = self.format is Format.TABLE and self.layout.width is not None
+        if is_brief and not self.options.every_column and self.options.columns is None:
+            chosen = [
+                column
+                for column in chosen
+                if column.shown or not (column.is_detail or column.text(row) == "-")
+            ]
         if self.format is Format.JSON:
             self.write_document({key: as_object(chosen, row)})
             return
@@ -161,6 +185,12 @@ class Context:
             self.stdout.write("".join(printable(line) + "\n" for line in lines))
         self.stdout.flush()
 
+    def write_prose(self, first: str, text: str) -> None:
+        """Write a text after `first`, wrapped to fit the terminal; nothing with `--quiet`."""
+        if not self.options.quiet:
+            self.stdout.write(wrap(printable(text), first, self.layout.width) + "\n")
+            self.stdout.flush()
+
     def note(self, text: str) -> None:
         """Print a note on stderr; nothing with `--quiet`."""
         if not self.options.quiet:
@@ -172,8 +202,9 @@ class Context:
             self._write_note(text)
 
     def _write_note(self, text: str) -> None:
+        width = self._find_width(self.stderr) if self.stderr.isatty() else None
         with contextlib.suppress(OSError):  # a lost note does not change the result
-            self.stderr.write(printable(text) + "\n")
+            self.stderr.write(wrap(printable(text), "", width) + "\n")
 
     def warn(self, problem: PmuctlError) -> None:
         """Print a warning on stderr; nothing with `--quiet`. The command goes on."""

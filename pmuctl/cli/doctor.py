@@ -21,7 +21,7 @@ from pmuctl.model.symptoms.table import SYMPTOMS
 from pmuctl.model.vm_ref import parse_refs
 from pmuctl.render.formats import Format
 from pmuctl.render.reports import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
-from pmuctl.render.table import write_record
+from pmuctl.render.table import write_records
 
 if TYPE_CHECKING:
     from pmuctl.model.check_result import Finding
@@ -86,7 +86,9 @@ def _write_fixes(context: Context, findings: "Sequence[Finding]") -> None:
     for finding in findings:
         if finding.fix is not None:
             head = f"{finding.result} {finding.id} {finding.subject}"
-            context.write_lines(["", head, f"  why: {finding.why}", f"  fix: {finding.fix}"])
+            context.write_lines(["", head])
+            context.write_prose("  why: ", finding.why)
+            context.write_prose("  fix: ", finding.fix)
 
 
 def _explain_message(context: Context, text: str) -> None:
@@ -110,8 +112,5 @@ def _explain_message(context: Context, text: str) -> None:
     if context.format is not Format.TABLE or context.options.columns is not None:
         context.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")
         return
-    for number, explanation in enumerate(found):
-        if number:
-            context.stdout.write("\n")
-        write_record(SYMPTOM_COLUMNS, explanation, context.stdout)
+    write_records(SYMPTOM_COLUMNS, found, context.stdout, width=context.layout.width)
     context.stdout.flush()

@@ -14,7 +14,7 @@ MIN_SECONDS, MAX_SECONDS = 0.001, 86400.0
 
 
 class When(StrEnum):
-    """When to print headings in bold."""
+    """When to print colours and bold headings."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -79,7 +79,9 @@ class Options:
     colour: Annotated[
         When,
         typer.Option(
-            "--color", metavar="WHEN", help="Print headings in bold: auto, always or never."
+            "--color",
+            metavar="WHEN",
+            help="Print colours and bold headings: auto, always or never.",
         ),
     ] = When.AUTO
     quiet: Annotated[

@@ -28,6 +28,7 @@ from pmuctl.manage.affinity.assess import (
     vcpu_rows,
 )
 from pmuctl.manage.affinity.host_state import read_host_state
+from pmuctl.manage.hints import describe_count
 from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.wait import Awaited, wait_for
 from pmuctl.model.alignment import VmAlignment
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from pmuctl.manage.settings.result import KeyResult
 
 app = Noun(NOUNS["vm"])
+
+EXPLAINED_MAX = 3
+"""How many VMs `vm list` explains on a terminal."""
 
 VmName = Annotated[str, typer.Argument(metavar="VM", help=VM_HELP)]
 
@@ -65,6 +69,8 @@ def vm_list(
         more=_count_missing(vm_list),
     )
     _warn_of_problems(context, vm_list.vms)
+    if context.format is Format.TABLE and context.layout.width is not None:
+        _explain_misplaced(context, assessed.alignments)
     warn_of_dead_vcpus(context, assessed.alignments)
     if not vm:
         note_missing(context, vm_list)
@@ -198,6 +204,15 @@ def _assess_vms(context: Context, names: Sequence[str] | None) -> AssessedVms:
     is_hidden = not refs and is_unbacked_hidden(context)
     with context.waiting_for("VMs"):
         return assess_vms(open_session(context), refs, are_unbacked_hidden=is_hidden)
+
+
+def _explain_misplaced(context: Context, alignments: Sequence[VmAlignment]) -> None:
+    """Note what `no` means for the first few VMs, because a terminal has no room for MEANS."""
+    misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
+    for alignment in misplaced[:EXPLAINED_MAX]:
+        context.note(f"{alignment.vm.name}: {alignment.explanation}")
+    if others := misplaced[EXPLAINED_MAX:]:
+        context.note(f"and {describe_count(len(others), 'other VM')}: pmuctl affinity check")
 
 
 def _count_missing(vms: VmList) -> dict[str, object]:

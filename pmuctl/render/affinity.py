@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from pmuctl.manage.affinity.assess import VcpuRow
 from pmuctl.manage.affinity.vcpu_threads import AffinityResult
-from pmuctl.render.columns import UNKNOWN, Column
+from pmuctl.model.effective_pmu import Consequence
+from pmuctl.render.columns import NO_IS_BAD, UNKNOWN, Column, Mark
 from pmuctl.render.vcpu import (
     AFFINITY_COLUMN,
     CANDIDATES_SHAPE,
@@ -46,6 +47,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
         name="CONSEQUENCE",
         help="what happens off its PMU, if it can leave it",
         value=_unless_unknown(lambda row: row.vcpu.alignment.consequence),
+        marks={"?": Mark.CAUTION, **dict.fromkeys(map(str, Consequence), Mark.BAD)},
     ),
     Column(
         name="BLOCKER",
@@ -69,12 +71,14 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
         name="ALIGNED",
         help="whether it cannot leave its PMU",
         value=if_has_pmu(lambda row: row.vcpu.alignment.aligned),
+        marks=NO_IS_BAD,
         shown=False,
     ),
     Column(
         name="VM-ALIGNED",
         help="whether no vCPU of the VM can leave its PMU",
         value=if_has_pmu(lambda row: row.alignment.aligned),
+        marks=NO_IS_BAD,
         shown=False,
         in_json=True,
     ),

@@ -7,8 +7,8 @@ from enum import Enum
 from typing import Any, Final, Generic, TypeVar
 
 from pmuctl.errors import UsageError
-from pmuctl.render.text import printable
-from pmuctl.value import value
+from pmuctl.render.text import format_time, printable
+from pmuctl.value import field, value
 
 Row = TypeVar("Row")
 
@@ -22,6 +22,18 @@ class Unknown(Enum):
 UNKNOWN: Final = Unknown.UNKNOWN
 
 
+class Mark(Enum):
+    """What a word in a table means for the reader; a terminal shows it in a colour, too."""
+
+    GOOD = "good"
+    CAUTION = "caution"
+    BAD = "bad"
+
+
+NO_IS_BAD: Final = {"no": Mark.BAD, "?": Mark.CAUTION}
+"""The marks of a column that says whether all is well."""
+
+
 @value(kw_only=True)
 class Column(Generic[Row]):
     """One column: its heading, and how to get its value from a row.
@@ -29,7 +41,10 @@ class Column(Generic[Row]):
     Its JSON key is the heading in lower case, with `_` for `-`. A column that is not `shown`
     appears only if it is asked for; if it is `in_json`, it is a default column of JSON. If the
     value is a list of rows, `nested` has the columns of those rows. If the type of the value has
-    a format of its own, `shape` converts it to text and to JSON.
+    a format of its own, `shape` converts it to text and to JSON. `marks` are the texts that
+    deserve a look. If it `is_detail`, a record on a terminal has it only with `-O`. If it
+    `is_time`, the value is in seconds since the epoch: a text has it as a local time (ISO 8601),
+    JSON as that number, and as the text under the key with `_iso`.
     """
 
     name: str
@@ -40,6 +55,9 @@ class Column(Generic[Row]):
     in_json: bool = False
     nested: "Sequence[Column[Any]] | None" = None
     shape: "Shape | None" = None
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    is_time: bool = False
+    is_detail: bool = False
 
     @property
     def key(self) -> str:
@@ -53,6 +71,8 @@ class Column(Generic[Row]):
             return ",".join(self.nested[0].text(item) for item in value) or "-"
         if self.shape and not _is_mark(value):
             return self.shape.text(value)
+        if self.is_time and isinstance(value, (int, float)):
+            return format_time(value)
         return cell(value)
 
     def plain(self, row: Row) -> Any:
@@ -79,7 +99,13 @@ def _is_mark(value: object) -> bool:
 
 def as_object(columns: Sequence[Column[Row]], row: Row) -> dict[str, Any]:
     """Return a row as a JSON object."""
-    return {column.key: column.plain(row) for column in columns}
+    found: dict[str, Any] = {}
+    for column in columns:
+        found[column.key] = column.plain(row)
+        if column.is_time:
+            seconds = found[column.key]
+            found[f"{column.key}_iso"] = None if seconds is None else format_time(seconds)
+    return found
 
 
 def choose(

@@ -35,7 +35,7 @@ class Format(StrEnum):
 
 @value(kw_only=True)
 class Layout:
-    """The layout of a table: whether it has headings, the width of the terminal, bold headings.
+    """The layout of a table: whether it has headings, the width of the terminal, colours.
 
     `width` is in characters. If it is None, the output is not a terminal: nothing is cut off.
     """
@@ -90,7 +90,7 @@ def write_one(
 ) -> None:
     """Write one row in full, in any format but JSON."""
     if format is Format.TABLE:
-        write_record(columns, row, out)
+        write_record(columns, row, out, width=layout.width, colour=layout.colour)
     else:
         write_rows(columns, [row], out, format=format, layout=layout)
 

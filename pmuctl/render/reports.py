@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pmuctl.render.columns import Column
+from pmuctl.render.columns import Column, Mark
 
 if TYPE_CHECKING:
     from pmuctl.conformance.runner import ConformanceResult
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 DOCTOR_COLUMNS: Sequence[Column["Finding"]] = (
     Column(name="ID", help="the check", value=lambda finding: finding.id),
     Column(name="SUBJECT", help="what was looked at", value=lambda finding: finding.subject),
-    Column(name="RESULT", help="PASS, WARN or FAIL", value=lambda finding: finding.result),
+    Column(
+        name="RESULT",
+        help="PASS, WARN or FAIL",
+        value=lambda finding: finding.result,
+        marks={"PASS": Mark.GOOD, "WARN": Mark.CAUTION, "FAIL": Mark.BAD},
+    ),
     Column(name="WHY", help="the reason", value=lambda finding: finding.why),
     Column(name="FIX", help="what mends it", value=lambda finding: finding.fix),
 )
@@ -42,7 +47,12 @@ CHANGE_COLUMNS: Sequence[Column["KeyResult"]] = (
 
 CONFORMANCE_COLUMNS: Sequence[Column["ConformanceResult"]] = (
     Column(name="CHECK", help="its name", value=lambda result: result.check.name),
-    Column(name="RESULT", help="pass, fail or skip", value=lambda result: str(result.verdict)),
+    Column(
+        name="RESULT",
+        help="pass, fail or skip",
+        value=lambda result: str(result.verdict),
+        marks={"pass": Mark.GOOD, "skip": Mark.CAUTION, "fail": Mark.BAD},
+    ),
     Column(name="DETAIL", help="why it did not pass", value=lambda result: result.detail),
     Column(
         name="RULE", help="what has to hold", value=lambda result: result.check.rule, shown=False

@@ -10,6 +10,12 @@ _INVISIBLE = frozenset(
 Unicode, and the empty Braille pattern."""
 
 
+_COMMANDS = frozenset(
+    ("pmuctl", "sudo", "echo", "mount", "rm", "chmod", "chown", "usermod", "setfacl")
+)
+"""The first words of the commands that fix lines tell to type."""
+
+
 def printable(text: str) -> str:
     """Return the text with every character that is not printable written as an escape.
 
@@ -20,6 +26,22 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_escape_invisible, _escape_surrogates(text)))
+
+
+def format_time(seconds: float) -> str:
+    """Return a time (seconds since the epoch) in the local time zone, as ISO 8601 has it."""
+    import time
+
+    try:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+    except (OverflowError, OSError, ValueError):
+        return str(seconds)  # a peer can tell any number
+    return f"{text[:-2]}:{text[-2:]}"
+
+
+def is_command(text: str) -> bool:
+    """Return whether a text is a command line to be copied, and no sentence."""
+    return text.partition(" ")[0] in _COMMANDS
 
 
 def to_json(value: object) -> str:

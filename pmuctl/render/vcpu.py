@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pmuctl.manage.affinity.assess import VcpuRow
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import VmVcpu
-from pmuctl.render.columns import UNKNOWN, Column, Shape, cell, known, plain
+from pmuctl.render.columns import NO_IS_BAD, UNKNOWN, Column, Shape, cell, known, plain
 from pmuctl.value import value
 
 NESTED_COLUMNS: Sequence[Column[VmVcpu]] = (
@@ -112,6 +112,7 @@ VCPU_COLUMNS: Sequence[Column[VcpuRow]] = (
         name="ALIGNED",
         help="whether it cannot leave its PMU",
         value=if_has_pmu(lambda row: row.vcpu.alignment.aligned),
+        marks=NO_IS_BAD,
     ),
     HAS_PMU_COLUMN,
     Column(

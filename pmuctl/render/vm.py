@@ -7,7 +7,7 @@ from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, Window
-from pmuctl.render.columns import UNKNOWN, Column, Shape, known
+from pmuctl.render.columns import NO_IS_BAD, UNKNOWN, Column, Mark, Shape, known
 from pmuctl.render.text import printable
 from pmuctl.render.vcpu import CANDIDATES_SHAPE, NESTED_COLUMNS, Candidates, get_has_pmu
 
@@ -150,6 +150,11 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         name="STATE",
         help="waiting, starting, running, paused, orphaned, dead, denied, silent",
         value=_from_vm(lambda vm: vm.state),
+        marks={
+            VmState.RUNNING: Mark.GOOD,
+            VmState.WAITING: Mark.CAUTION,
+            **dict.fromkeys((VmState.ORPHANED, *_NOT_QUERIED), Mark.BAD),
+        },
     ),
     Column(
         name="PID",
@@ -184,6 +189,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         name="ALIGNED",
         help="whether no vCPU can leave its PMU",
         value=_unless_blank(_get_aligned),
+        marks=NO_IS_BAD,
     ),
     Column(
         name="MEANS",
@@ -196,6 +202,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         help="whether it has a PMU",
         value=_unless_blank(_get_has_pmu),
         shown=False,
+        is_detail=True,
         in_json=True,
     ),
     Column(
@@ -205,7 +212,13 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         shown=False,
         in_json=True,
     ),
-    Column(name="SOURCE", help="who tells of it", value=_from_vm(_get_source), shown=False),
+    Column(
+        name="SOURCE",
+        help="who tells of it",
+        value=_from_vm(_get_source),
+        shown=False,
+        is_detail=True,
+    ),
     Column(
         name="SEALED-BY",
         help="what closed its window",
@@ -214,9 +227,9 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     ),
     Column(
         name="SINCE",
-        help="when its window was closed, in seconds since the epoch",
+        help="when its window was closed",
         value=_if_queried(lambda vm: vm.since),
-        is_number=True,
+        is_time=True,
         shown=False,
     ),
     Column(
@@ -225,6 +238,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         value=_unless_blank(_get_pmu_type),
         is_number=True,
         shown=False,
+        is_detail=True,
     ),
     Column(
         name="PMU-ORIGIN",
@@ -244,6 +258,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         help="who says how many counters it has",
         value=_if_queried(lambda vm: vm.counters_origin),
         shown=False,
+        is_detail=True,
     ),
     Column(
         name="RULES",
@@ -256,6 +271,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         help="who says which filter it has",
         value=_if_reported(lambda vm: vm.filter_origin),
         shown=False,
+        is_detail=True,
     ),
     Column(
         name="EVENT-BITS",
@@ -263,12 +279,14 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         value=_if_queried(lambda vm: known(vm.event_bits)),
         is_number=True,
         shown=False,
+        is_detail=True,
     ),
     Column(
         name="ATTRIBUTES",
         help="the PMU attributes its kernel has",
         value=_if_queried(lambda vm: vm.attributes),
         shown=False,
+        is_detail=True,
     ),
     Column(
         name="VMM",
@@ -283,7 +301,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         is_number=True,
         shown=False,
     ),
-    Column(name="UUID", help="its UUID", value=_from_vm(_get_uuid), shown=False),
+    Column(name="UUID", help="its UUID", value=_from_vm(_get_uuid), shown=False, is_detail=True),
     Column(
         name="SOCKET", help="its control socket", value=_from_vm(lambda vm: vm.socket), shown=False
     ),
@@ -302,9 +320,9 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     ),
     Column(
         name="APPLIED-AT",
-        help="when that was, in seconds since the epoch",
+        help="when that was",
         value=_if_known(lambda vm: vm.applied[-1].when if vm.applied else None),
-        is_number=True,
+        is_time=True,
         shown=False,
     ),
     Column(

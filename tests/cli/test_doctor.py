@@ -379,3 +379,11 @@ def test_a_message_that_nobody_knows(machine: Machine) -> None:
     assert all(its.id in ran.stderr for its in SYMPTOMS)
     assert machine.run("doctor", "--symptom", "").status == 4
     assert machine.run("doctor", "web1", "--symptom", "qemu").status == 2
+
+
+def test_two_vms_of_one_name_are_two_subjects(machine: Machine) -> None:
+    for pid in (5120, 6120):
+        fake_vmm(machine.proc, pid, ("qemu-system-aarch64", "-name", "dup"))
+    rows = json.loads(machine.run("doctor", "-J").stdout)["findings"]
+    subjects = {row["subject"] for row in rows if row["id"].startswith("vm.")}
+    assert subjects == {"dup (pid/5120)", "dup (pid/6120)"}

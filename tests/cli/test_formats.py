@@ -92,7 +92,7 @@ def the_value(document: dict[str, Any]) -> Any:
     return value
 
 
-ADDITIONS = ("candidates", "has_pmu", "midr")
+ADDITIONS = ("candidates", "has_pmu", "midr", "since_iso", "applied_at_iso")
 
 
 def without_additions(its: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,8 +52,14 @@ def diagnose(
         findings += _find_unmade_vms(host_state)
     unchecked: list[str] = []
     facts = [_read_vm_facts(assess(vm, host_state), host_state) for vm in vm_list.vms]
+    counts = Counter(vm.name for vm in vm_list.vms)
     for vm_facts in _add_spin_shares(facts, host_state, sleep):
+        vm = vm_facts.alignment.vm
         found = check_vm(vm_facts)
+        if counts[vm.name] > 1:
+            # two rows about two VMs must not read as two about one
+            subject = f"{vm.name} (pid/{vm.pid})" if vm.pid else f"{vm.name} ({vm.socket})"
+            found = [replace(finding, subject=subject) for finding in found]
         findings += found
         if not is_whole and not found:
             why = _explain_unchecked(vm_facts.alignment, host_state)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a terminal of 80 by 24 shows first: what matters, each line whole, colour never alone."""
+
+import io
+import re
+
+import pytest
+
+from pmuctl.cli.main import main
+from pmuctl.model.cpuset import CpuSet
+from tests.cli.conftest import Machine
+from tests.fakes.vmm import FakeVm, fake_vmm
+
+A72 = "armv8_cortex_a72"
+COLUMNS, LINES = 80, 24
+
+
+class Terminal(io.StringIO):
+    """A text that takes itself for a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True: it shall be one."""
+        return True
+
+
+def show(machine: Machine, *words: str, **environ: str) -> str:
+    """Return what a command shows on a terminal of 80 columns, notes last."""
+    out, err = Terminal(), Terminal()
+    main(list(words), machine.env(out, err, environ={"COLUMNS": str(COLUMNS), **environ}))
+    return out.getvalue() + err.getvalue()
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9]*m", "", text)
+
+
+@pytest.fixture
+def host(machine: Machine) -> Machine:
+    """A VM that was released, one thread of which may leave its PMU."""
+    vm = machine.start(FakeVm("web1"))
+    machine.threads = vm.threads
+    assert machine.run("vm", "set", "web1", "pmu", A72).status == 0
+    assert machine.run("vm", "release", "web1").status == 0
+    vm.initialise()
+    vm.run()
+    vm.threads.masks[1002] = CpuSet.parse("0-3")
+    return machine
+
+
+@pytest.mark.parametrize("words", ["vm show web1", "vm list", "doctor web1", "affinity check"])
+def test_the_first_screen_has_what_matters_and_no_line_is_too_long(
+    host: Machine, words: str
+) -> None:
+    lines = plain(show(host, *words.split())).splitlines()
+    long = [line for line in lines if len(line) > COLUMNS and " " in line.strip()]
+    # a path or a note's command is one word, and stays whole
+    assert [line for line in long if "SOCKET" not in line] == []
+    screen = "\n".join(lines[:LINES])
+    for word in ("web1", "may run on CPUs 0-1" if words != "affinity check" else "fail-entry"):
+        assert word in re.sub(r"\s+", " ", screen)
+    if words == "vm show web1":
+        assert len(lines) <= LINES, lines
+        for word in ("running", A72, "sealed", "SINCE"):
+            assert word in screen
+
+
+def test_all_columns_of_one_vm_are_a_record(host: Machine) -> None:
+    text = plain(show(host, "vm", "list", "web1", "-O"))
+    assert re.search(r"^NAME +web1\nSTATE +running\n", text)
+    assert re.search(r"^ATTRIBUTES +", text, re.MULTILINE)
+    # not on a pipe
+    assert len(host.run("vm", "list", "web1", "-O").stdout.splitlines()) == 2
+
+
+def test_a_long_name_does_not_make_the_rest_of_its_row_wrap(host: Machine) -> None:
+    name = "a-name-that-somebody-gave-to-a-virtual-machine-of-a-cluster-in-2026"
+    fake_vmm(host.proc, 5120, ("qemu-system-aarch64", "-name", name))
+    lines = plain(show(host, "vm", "list")).splitlines()
+    assert name in lines
+    assert all(len(line) <= COLUMNS for line in lines[: lines.index(name) + 3])
+
+
+def test_colour_is_only_on_a_terminal_that_may_have_it_and_never_alone(host: Machine) -> None:
+    coloured = show(host, "vm", "list", TERM="xterm")
+    assert "\x1b[31mno\x1b[0m" in coloured
+    assert "\x1b[32mrunning\x1b[0m" in coloured
+    for environ in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert show(host, "vm", "list", **environ) == plain(coloured)
+    assert "\x1b" not in host.run("vm", "list").stdout
+    assert "\x1b[31mFAIL\x1b[0m" in show(host, "doctor", "web1", TERM="xterm")
+
+
+def test_times_are_local_in_text_and_both_in_json(
+    host: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+    import time
+
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        vm = json.loads(host.run("vm", "show", "web1", "-J").stdout)["vm"]
+        text = host.run("vm", "show", "web1", "-o", "SINCE").stdout
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert isinstance(vm["since"], int)
+    assert vm["since_iso"].endswith("+09:00")
+    assert text.split() == ["SINCE", vm["since_iso"]]
