@@ -129,9 +129,10 @@ def every_column(columns: Sequence[Column[Any]]) -> Iterator[str]:
 
 
 def normal(text: str) -> list[str]:
-    """Lines with the numbers of processes, threads and moments, and runs of spaces, made equal."""
-    lines = (re.sub(r"\b\d{3,}\b", "N", line).rstrip() for line in text.splitlines())
-    return [re.sub(r" +", " ", line) for line in lines if line]
+    """Lines with the numbers of processes, threads, moments and who runs the tests, and runs of
+    spaces, made equal."""
+    lines = (re.sub(r"\b\d{3,}\b|(?<=^OWNER) +\d+", " N", line) for line in text.splitlines())
+    return [re.sub(r" +", " ", line).rstrip() for line in lines if line]
 
 
 def test_there_are_pages() -> None:

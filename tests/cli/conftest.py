@@ -20,6 +20,8 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.render.streams import guarded
 from tests.fakes.vmm import ClosedProcfs, FakeThreads, FakeVm, fake_proc
 
+ME = os.geteuid()
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -56,7 +58,7 @@ class Machine:
     threads: FakeThreads | None = None
     """What pmuctl itself sees of the threads; by default a copy of what the VMs have."""
 
-    def run(self, *argv: str, uid: int = 0) -> Ran:
+    def run(self, *argv: str, uid: int = ME) -> Ran:
         """One command line on this machine."""
         stdout, stderr = io.StringIO(), io.StringIO()
         status = main(argv, self.env(stdout, stderr, uid=uid))
@@ -72,7 +74,7 @@ class Machine:
         )
 
     def host(self, *, environ: Mapping[str, str] = {}, **changes: Any) -> Host:
-        """This machine as pmuctl sees it, as root unless `changes` say otherwise."""
+        """This machine as the tests' user sees it, unless `changes` say otherwise."""
         threads = self.threads or FakeThreads(
             self.masks | {tid: mask for vm in self.vms for tid, mask in vm.threads.masks.items()}
         )
@@ -84,7 +86,7 @@ class Machine:
             frozenset(self.endless),
         )
         parts: dict[str, Any] = {
-            "uid": 0,
+            "uid": ME,
             "sysfs": Sysfs(self.root),
             "procs": procs,
             "threads": threads,

@@ -93,13 +93,13 @@ def terminal(width: int) -> Iterator[tuple[io.TextIOWrapper, Callable[[], str]]]
 def on_terminal(machine: Machine, words: Sequence[str]) -> tuple[int, str, str]:
     stderr = io.StringIO()
     with terminal(WIDTH) as (out, written):
-        env = machine.env(out, stderr, environ={"TERM": "xterm"})
+        env = machine.env(out, stderr, environ={"TERM": "xterm"}, uid=0)
         status = main(words, env)
         return status, written(), stderr.getvalue()
 
 
 def piped(machine: Machine, words: Sequence[str]) -> tuple[int, str, str]:
-    ran = machine.run(*words)
+    ran = machine.run(*words, uid=0)
     return ran.status, ran.stdout, ran.stderr
 
 
@@ -214,7 +214,7 @@ def vms(
             stat.write_text(f"{tid} (a ) b) {' '.join(fields)}\n")
         # one that has no control socket, and is not kept to a PMU
         argv = ("qemu-system-aarch64", "-name", "guest=db1", "-cpu", "host")
-        fake_vmm(machine.proc, 5120, argv)
+        fake_vmm(machine.proc, 5120, argv, uid=0)
         machine.masks = dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
         build = Vm("build", 5001, machine)
         for vm in (build, Vm("new-1", 5003, machine), Vm("no-vpmu", 5005, machine, has_pmu=False)):

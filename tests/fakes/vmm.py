@@ -203,6 +203,9 @@ class SupervisedVm(FakeVm):
         return [vcpu if vcpu.has_run else replace(vcpu, tid=None) for vcpu in its]
 
 
+ME = os.geteuid()
+
+
 @value
 class ClosedProcfs(Procfs):
     """A procfs in which nobody may look at the descriptors of some processes.
@@ -250,8 +253,11 @@ def fake_proc(
 ) -> Path:
     """A procfs in which `pid` has a KVM VM open, or has not, and these threads.
 
-    Its user and start time (clock ticks since boot) cannot be told unless they are given.
+    Its user and start time (clock ticks since boot) cannot be told unless they are given, but for
+    the user of this process, which serves for it.
     """
+    if uid is None and pid == os.getpid():
+        uid = ME
     fds = root / str(pid) / "fd"
     fds.mkdir(parents=True, exist_ok=True)
     for old in fds.iterdir():
@@ -279,7 +285,7 @@ def fake_vmm(
     masks: str = "0-3",
     ran: int = 7,
     state: str = "S",
-    uid: int = 0,
+    uid: int = ME,
     start: int = 100,
     has_names: bool = True,
     thread_name: str = "CPU {}/KVM",

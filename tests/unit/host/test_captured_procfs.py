@@ -42,7 +42,7 @@ def test_who_holds_vms(proc: Path, kind: type[Procfs]) -> None:
     assert its.comm(5120, 5121) == "CPU 0/KVM"
     assert its.threads(5120) == {5120, 5121, 5122, 5123}
     assert its.affinity(5120, 5122) == CpuSet.parse("2-3")
-    assert (its.uid(5120), its.parent(5120), its.start_time(5120)) == (0, 1, 100)
+    assert (its.uid(5120), its.parent(5120), its.start_time(5120)) == (os.geteuid(), 1, 100)
     assert (its.guest_time(5120, 5121), its.last_cpu(5120, 5121)) == (7, 1)
     assert its.holds_kvm(5120) is True
     assert its.holds_kvm(6000) is its.holds_kvm(1) is False

@@ -515,6 +515,7 @@ def test_a_process_that_took_over_the_pid_is_not_the_peer(path: Path, procs: Pro
 @pytest.mark.usefixtures("vm")
 @only_users("what root began is believed under any user")
 def test_a_pid_that_is_another_users_by_now_is_not_believed(path: Path, procs: Procfs) -> None:
+    started(procs, 5)
     told(procs, "status", f"Name:\tx\nUid:\t{ME}\t{ME + 1}\t{ME}\t{ME}\n")
     with client(path, procs=procs) as its:
         with pytest.raises(RefusedError, match="not believed"):
