@@ -116,10 +116,11 @@ class Applier:
             error.now = "the VM starts without it"
             self.vmm_stderr.write_error(error, thread.tgid, word="warning")
             return
+        error.now = "the VM was not started"
         # KVM gives EBUSY for a VM that has run
-        may_have_run |= error.errno == "EBUSY" or thread.is_running
-        error.now = MAY_HAVE_RUN if may_have_run else "the VM was not started"
-        if self._has_run(thread.tgid):
+        if may_have_run or error.errno == "EBUSY" or thread.is_running:
+            error.now = MAY_HAVE_RUN
+        elif self._has_run(thread.tgid):
             error.now = "its VMM was ended, a VM of which had run; the new VM was not started"
         self._ending.add(thread.tgid)
         try:
