@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From argv to the exit status: the one place where errors become messages and statuses."""
 
+import errno
 import gc
 import os
 import re
@@ -35,16 +36,26 @@ def run() -> NoReturn:
     # cleanup: together a quarter of the time of a short command.
     gc.disable()
     try:
-        for number, status in ENDING.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it
-                signal.signal(number, partial(_raise_stopped, status))
+        handle_signals()
         context = _live_context()
         ended = main(sys.argv[1:], context)
         with suppress(OSError):
             context.stderr.flush()
     except Stopped as stop:
         ended = stop.status
+    except OSError as error:  # not even what reports errors could be loaded
+        with suppress(OSError, AttributeError):
+            sys.stderr.write(f"error: pmuctl cannot be started\n  why: {error}\n")
+            sys.stderr.flush()
+        ended = ExitStatus.REFUSED
     os._exit(ended)
+
+
+def handle_signals() -> None:
+    """Have SIGINT, SIGTERM and SIGHUP raise Stopped, unless they are ignored."""
+    for number, status in ENDING.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it
+            signal.signal(number, partial(_raise_stopped, status))
 
 
 def _live_context() -> "Context":
@@ -67,17 +78,14 @@ def main(argv: Sequence[str], context: "Context") -> int:
     except PipeClosed:
         return ExitStatus.PIPE
     except Stopped as stop:
-        if stop.lost:
-            _report_error(stop.lost, argv, context)
-        return stop.status
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
+        return _report_stop(stop, argv, context)
     except PmuctlError as error:
         return _report_error(error, argv, context)
     except Exception as bug:
-        stopped = _find_stop_behind(bug)
-        if stopped is not None:
-            return stopped.status
+        if (hidden := _find_stop_behind(bug)) is not None:
+            return _report_stop(hidden, argv, context)
+        if (shortage := _find_shortage_behind(bug)) is not None:
+            return _report_error(shortage, argv, context)
         return _report_bug(bug, argv, context)
 
 
@@ -89,6 +97,22 @@ def _find_stop_behind(bug: BaseException | None) -> Stopped | None:
     while bug is not None and not isinstance(bug, Stopped):
         bug = bug.__cause__ or bug.__context__
     return bug
+
+
+def _find_shortage_behind(bug: BaseException | None) -> PmuctlError | None:
+    """Return the error for descriptors or memory that ran out anywhere, such as in an import.
+
+    Return None if an exception has another cause.
+    """
+    from pmuctl.host.resource_errors import find_exhaustion
+
+    while bug is not None:
+        if isinstance(bug, MemoryError):
+            bug = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        if isinstance(bug, OSError) and (shortage := find_exhaustion(bug)) is not None:
+            return shortage
+        bug = bug.__cause__ or bug.__context__
+    return None
 
 
 def _run_command(argv: Sequence[str], context: "Context") -> int:
@@ -115,7 +139,9 @@ def _run_command(argv: Sequence[str], context: "Context") -> int:
             return ExitStatus.USAGE
         raise _make_usage_error(error, argv) from None
     except typer.Abort:
-        raise KeyboardInterrupt from None
+        raise Stopped(ExitStatus.INTERRUPTED) from None
+    if status == ExitStatus.INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+        raise Stopped(ExitStatus.INTERRUPTED)
     return int(status or 0)
 
 
@@ -142,6 +168,15 @@ def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
     return UsageError(message.rstrip("."), fix=fix)
 
 
+def _report_stop(stop: Stopped, argv: Sequence[str], context: "Context") -> int:
+    """Report what a signal left unanswered or untold, if anything."""
+    if (error := context.host.changes.complete(stop.lost)) is not None:
+        if stop.lost is None:
+            error.status = stop.status
+        _report_error(error, argv, context)
+    return stop.status
+
+
 def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -> int:
     from pmuctl.render.error import write_error
 
@@ -152,6 +187,7 @@ def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -
         line = correct_line(words, error)
         more = argv[len(words) :]
         error.fix = error.fix if line is None else f"{line} {shlex.join(more)}".rstrip()
+    context.host.changes.complete(error)
     with suppress(OSError):  # the exit status still reports it
         write_error(error, context.stderr, as_json=_wants_json(argv))
         context.stderr.flush()

@@ -2,6 +2,9 @@
 """Resource exhaustion (EMFILE, ENFILE, ENOMEM), kept apart from "file not found"."""
 
 import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from pmuctl.errors import RefusedError
 
@@ -37,3 +40,19 @@ def find_exhaustion(error: OSError, path: str | None = None) -> ResourceExhauste
         fix=_FIXES[error.errno],
         errno=name,
     )
+
+
+@contextmanager
+def spare_descriptor() -> Iterator[Callable[[], None]]:
+    """Keep a file descriptor for what undoes the body; the context gives the call that frees it.
+
+    After that call a file can be opened although the body has used up all descriptors of this
+    process. Raise ResourceExhaustedError if there is none to keep.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            raise_if_exhausted(error)
+            raise
+        yield stack.close

@@ -11,6 +11,9 @@ from pmuctl.errors import PmuctlError, Stopped
 
 TERMINATING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_deferred: list[int] | None = None
+"""The signals received inside the outermost `defer_signals`; None outside."""
+
 
 @contextmanager
 def defer_signals() -> Iterator[Sequence[int]]:
@@ -18,10 +21,15 @@ def defer_signals() -> Iterator[Sequence[int]]:
 
     The body must take no time, or look at the signals received so far, which the context gives
     it. If the body fails, the Stopped that the signal raises carries its error (Stopped.lost).
+    Inside another body, signals wait for the end of that.
     """
+    global _deferred
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python runs signal handlers in the main thread only
+        return
+    if _deferred is not None:
+        yield _deferred
         return
 
     def record_signal(number: int, _: FrameType | None) -> None:
@@ -35,6 +43,7 @@ def defer_signals() -> Iterator[Sequence[int]]:
     }
     problem: PmuctlError | None = None
     try:
+        _deferred = received
         for number in handlers:
             signal.signal(number, record_signal)
         try:
@@ -42,6 +51,7 @@ def defer_signals() -> Iterator[Sequence[int]]:
         except PmuctlError as error:
             problem = error
     finally:
+        _deferred = None
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if received:

@@ -3,6 +3,7 @@
 
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 import pytest
 
 from pmuctl.cli.context import Context
-from pmuctl.cli.main import main
+from pmuctl.cli.main import ENDING, handle_signals, main
 from pmuctl.control.server.server import Server
 from pmuctl.host.host import Host
 from pmuctl.host.sysfs import Sysfs
@@ -116,3 +117,13 @@ def machine(tmp_path: Path, dump: Callable[[str], Path]) -> Iterator[Machine]:
     proc = fake_proc(tmp_path / "proc", os.getpid(), tids=[1001, 1002])
     with ExitStack() as stack:
         yield Machine(dump("two-pmus-6.12"), tmp_path / "run", proc, stack)
+
+
+@pytest.fixture
+def with_signals() -> Iterator[None]:
+    """Signals as the console script has them."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    handle_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

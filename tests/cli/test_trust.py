@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other users and false VMMs can make of root's commands: words on a screen, no more."""
 
+import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from pmuctl.control.runtime.sockets import ControlSocket
-from pmuctl.errors import ExitStatus, Stopped, UsageError
+from pmuctl.errors import UsageError
 from pmuctl.manage.inventory.lookup import choose_candidate
 from pmuctl.model.vm_ref import ByName, ByPid, parse_ref
 from tests.cli.conftest import Machine
-from tests.fakes.peers import EVIL, SILENCE, RawClient, answering, bad_server, query
+from tests.fakes.peers import EVIL, GREETING, RawClient, answering, bad_server, query
 
 A72 = "armv8_cortex_a72"
 
@@ -58,23 +60,21 @@ def test_a_failure_without_an_account_is_an_unknown_outcome(
     assert "pmuctl vm show web1" in told.stderr
 
 
+@pytest.mark.usefixtures("with_signals")
 def test_a_signal_while_a_change_is_unanswered_says_so(machine: Machine) -> None:
     machine.runtime.mkdir()
 
-    def stop(*_: object) -> None:
-        raise Stopped(ExitStatus.TERMINATED)
-
     def serve(client: RawClient) -> None:
-        answering({"query-pmu": query(), "pmu-release": SILENCE})(client)
+        client.send(GREETING)
+        for answer in ({}, query()):
+            request = client.read()
+            client.send(json.dumps({"return": answer, "id": request["id"]}).encode())
+        client.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert client.is_closed()
 
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        with bad_server(machine.runtime / "web1.sock", serve):
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
-            told = machine.run("vm", "release", "web1")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with bad_server(machine.runtime / "web1.sock", serve):
+        told = machine.run("vm", "release", "web1")
     assert told.status == 143
     assert "pmu-release was sent, its outcome is not known" in told.stderr
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Within, whatever would open a file gets EMFILE."""
+def no_descriptors(spare: int = 0) -> Iterator[None]:
+    """Within, whatever would open a file gets EMFILE, but for `spare` ones at a time."""
     free = os.dup(2)
     os.close(free)  # the lowest that is free, and so the next one
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, hard))
     try:
         yield
     finally:

@@ -25,11 +25,11 @@ from pmuctl.control.protocol.stream import (
 )
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import (
+    NOTHING_CHANGED,
     DeniedError,
     NotFoundError,
     PmuctlError,
     RefusedError,
-    Stopped,
     UnknownOutcomeError,
     UnreachableError,
     UnsupportedError,
@@ -37,6 +37,7 @@ from pmuctl.errors import (
     command,
 )
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.signals import defer_signals
 from pmuctl.schema import SchemaError
 
 
@@ -99,11 +100,22 @@ class Client:
         Raise the exception of the peer's error class, and UnsupportedError if the peer does not
         know the command. If a command was sent and no answer comes, or a malformed one, raise
         UnknownOutcomeError for a command that changes something, else UnreachableError or
-        RefusedError. If a signal ends the wait for the answer to a change, Stopped carries the
-        UnknownOutcomeError.
+        RefusedError. A signal that comes before the answer to a change ends the wait: Stopped
+        carries the error then. One that comes with the answer is raised once that is read, so
+        who must record the answer defers signals, too.
         """
-        command = COMMANDS[name]
-        changes = command.changes and not (arguments or {}).get("dry-run")
+        changes = COMMANDS[name].changes and not (arguments or {}).get("dry-run")
+        if not changes:
+            return self._exchange(name, arguments, changes=False)
+        with defer_signals() as received:
+            self._stream.signals = received
+            try:
+                return self._exchange(name, arguments, changes=True)
+            finally:
+                self._stream.signals = None
+
+    def _exchange(self, name: str, arguments: Message | None, *, changes: bool) -> object:
+        """Send one command and return its result; raise what `execute` does, but for Stopped."""
         request: Message = {"execute": name, "id": f"pmuctl-{os.getpid()}-{next(self._tags)}"}
         if arguments:
             request["arguments"] = arguments
@@ -113,20 +125,17 @@ class Client:
             )
         try:
             self._stream.send(qmp_codec.encode(request))
-        except TimeoutError:  # half a request has no effect
-            why = f"{name} could not be sent in {self._waited} s"
-            raise self._make_unreachable_error(why) from None
+        except TimeoutError:
+            raise self._make_unsent_error(name, f"in {self._waited} s", changes=changes) from None
         except OSError as error:
-            why = f"{name} could not be sent ({error.strerror or error})"
-            raise self._make_unreachable_error(why) from error
+            how = f"({error.strerror or error})"
+            raise self._make_unsent_error(name, how, changes=changes) from error
         try:
             reply = self._read_reply(name, request["id"])
-        except Stopped as stop:
-            if changes:
-                stop.lost = self._make_outcome_error(name, "pmuctl was stopped before an answer")
-            raise
         except TimeoutError:
             why = f"no answer in {self._waited} s"
+            if self._stream.signals:
+                why = "pmuctl was stopped before an answer"
             raise self._make_lost_error(name, why, changes=changes) from None
         except (OSError, EOFError) as error:
             why = "the connection was closed before an answer" + (
@@ -136,6 +145,8 @@ class Client:
         except (WireError, SchemaError) as error:
             raise self._make_malformed_error(name, str(error), changes=changes) from error
         except OverBudgetError:
+            if changes:
+                raise self._make_outcome_error(name, "the answer was left out") from None
             raise self._make_over_budget_error() from None
         if isinstance(reply, PmuctlError):
             raise reply
@@ -249,6 +260,20 @@ class Client:
             why=f"{whose} answer with more than {limit >> 10} KiB together",
             fix=command("vm", "show", "--socket", self.control_socket.path),
         )
+
+    def _make_unsent_error(self, name: str, how: str, *, changes: bool) -> PmuctlError:
+        """Return the error for a request of which not all could be sent."""
+        if changes and self._stream.unsent <= len(qmp_codec.END):  # the object is whole
+            return self._make_outcome_error(name, f"it could not be sent to its end {how}")
+        if self._stream.signals:
+            return UnreachableError(
+                f"pmuctl was stopped before {name} was sent",
+                subject=self.subject,
+                now=NOTHING_CHANGED,
+            )
+        error = self._make_unreachable_error(f"{name} could not be sent {how}")
+        error.now = NOTHING_CHANGED if changes else None
+        return error
 
     def _make_lost_error(self, name: str, why: str, *, changes: bool) -> PmuctlError:
         if changes:

@@ -23,6 +23,8 @@ from pmuctl.errors import (
 
 MESSAGE_MAX = 1 << 20
 NESTING_MAX = 32
+END = b"\r\n"
+"""What the encoder puts after each object; the object has taken effect without it."""
 PEER_TEXT_MAX = 1000
 """Characters of a text from a peer that are passed on."""
 
@@ -159,7 +161,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> Message:
 
 def encode(message: Message) -> bytes:
     """Return the wire form of a message: ASCII JSON on one line."""
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\r\n"
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii") + END
 
 
 def error_message(error: PmuctlError, data: Message) -> Message:

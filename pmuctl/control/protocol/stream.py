@@ -5,8 +5,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from pmuctl.control.protocol.qmp_codec import Decoder, Message
@@ -46,6 +46,10 @@ class ByteBudget:
                 raise OverBudgetError
 
 
+SIGNAL_SECONDS = 0.05
+"""Seconds that a deferred signal waits at most for an answer that may be there already."""
+
+
 class Deadline:
     """A time of the monotonic clock, in seconds, until which its users wait."""
 
@@ -60,6 +64,10 @@ class Deadline:
     def restart(self, seconds: float) -> None:
         """Set the deadline to that many seconds from now."""
         self._until = time.monotonic() + seconds
+
+    def shorten(self, seconds: float) -> None:
+        """Set the deadline to that many seconds from now, unless it is earlier."""
+        self._until = min(self._until, time.monotonic() + seconds)
 
     def time_left(self) -> float:
         """Return the seconds that are left. Raise TimeoutError if there are none."""
@@ -81,6 +89,11 @@ class MessageStream:
         self._deadline = deadline
         self._budget = budget
         self._decoder = Decoder()
+        self.signals: Sequence[int] | None = None
+        """The signals received so far while they are deferred: the first ends all sending and
+        waiting, with a TimeoutError."""
+        self.unsent = 0
+        """The bytes of the last message that were not sent."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -107,8 +120,13 @@ class MessageStream:
 
     def send(self, data: bytes) -> None:
         """Send all of the data; a closed connection raises no SIGPIPE."""
-        self._socket.settimeout(self._deadline.time_left())
-        self._socket.sendall(data, socket.MSG_NOSIGNAL)
+        self.unsent = len(data)
+        while self.unsent:
+            if self.signals:
+                raise TimeoutError
+            self._set_timeout()
+            with suppress(TimeoutError):
+                self.unsent -= self._socket.send(data[-self.unsent :], socket.MSG_NOSIGNAL)
 
     def next_message(self, reduce: Callable[[Message], T]) -> T:
         """Return what `reduce` makes of the next message: all that is kept of it.
@@ -139,13 +157,24 @@ class MessageStream:
             _DECODING.release()
 
     def _receive(self) -> None:
-        self._socket.settimeout(self._deadline.time_left())
-        data = self._socket.recv(1 << 16)
+        """Feed the decoder with what comes next; raise TimeoutError after the deadline."""
+        data = None
+        while data is None:
+            self._set_timeout()
+            with suppress(TimeoutError):
+                data = self._socket.recv(1 << 16)
         if not data:
             raise EOFError
         if self._budget is not None:
             self._budget.spend(len(data))
         self._decoder.feed(data)
+
+    def _set_timeout(self) -> None:
+        """Set how long the next call may wait. Raise TimeoutError after the deadline."""
+        if self.signals:
+            self._deadline.shorten(SIGNAL_SECONDS)
+        left = self._deadline.time_left()
+        self._socket.settimeout(left if self.signals is None else min(left, SIGNAL_SECONDS))
 
 
 def read_peer_credentials(connection: socket.socket) -> tuple[int, int, int]:

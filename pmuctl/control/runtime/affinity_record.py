@@ -10,15 +10,16 @@ import errno
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from pmuctl.control.runtime.sockets import own_dir, runtime_dirs
-from pmuctl.errors import PmuctlError, RefusedError, UsageError
+from pmuctl.errors import RefusedError, UsageError
 from pmuctl.host import json_store
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ResourceExhaustedError, find_exhaustion
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm_ref import ProcessId, VmId
 from pmuctl.schema import Constant, Int, List, Obj, Str, Struct
@@ -139,19 +140,15 @@ def write_affinity_record(
     `affinities` maps thread ids to CPUs. Raise RefusedError if the record cannot be written: the
     next `affinity align` would take the pins for those of others.
     """
-    before = read_affinity_record(environ, uid, vm.process, owner=owner)
-    left = frozenset() if vm.fd is None else before.left_alone - {vm.fd, ANY}
-    after = AffinityRecord(cpus={**before.cpus, **affinities}, left_alone=left)
-    if after == before or not procs.is_there(vm.process):
-        return
-    try:
-        _save_record(environ, uid, vm.process, after, procs)
-    except (OSError, UsageError) as error:
-        raise _make_record_error(
-            "where its vCPU threads were put could not be recorded",
-            error,
-            "later on affinity align takes that for a pin of somebody else's",
-        ) from error
+    with _explain_failure(
+        "where its vCPU threads were put could not be recorded",
+        "later on affinity align takes that for a pin of somebody else's",
+    ):
+        before = read_affinity_record(environ, uid, vm.process, owner=owner)
+        left = frozenset() if vm.fd is None else before.left_alone - {vm.fd, ANY}
+        after = AffinityRecord(cpus={**before.cpus, **affinities}, left_alone=left)
+        if after != before and procs.is_there(vm.process):
+            _save_record(environ, uid, vm.process, after, procs)
 
 
 def write_unmanaged(
@@ -167,25 +164,22 @@ def write_unmanaged(
 
     Raise RefusedError if the record cannot be written: `affinity align` would change them.
     """
-    before = read_affinity_record(environ, uid, vm.process, owner=owner)
-    after = AffinityRecord(
-        cpus={tid: cpus for tid, cpus in before.cpus.items() if tid not in tids},
-        left_alone=before.left_alone | {ANY if vm.fd is None else vm.fd},
-    )
-    if after == before:
-        return
-    try:
+    with _explain_failure(
+        "that its vCPU threads are to be left alone could not be recorded",
+        "affinity align --all and monitor --repair will not know",
+    ):
+        before = read_affinity_record(environ, uid, vm.process, owner=owner)
+        after = AffinityRecord(
+            cpus={tid: cpus for tid, cpus in before.cpus.items() if tid not in tids},
+            left_alone=before.left_alone | {ANY if vm.fd is None else vm.fd},
+        )
+        if after == before:
+            return
         if not procs.is_there(vm.process):
             raise ProcessLookupError(
                 errno.ESRCH, os.strerror(errno.ESRCH), f"process {vm.process.pid}"
             )
         _save_record(environ, uid, vm.process, after, procs)
-    except (OSError, UsageError) as error:
-        raise _make_record_error(
-            "that its vCPU threads are to be left alone could not be recorded",
-            error,
-            "affinity align --all and monitor --repair will not know",
-        ) from error
 
 
 def _save_record(
@@ -204,15 +198,23 @@ def _save_record(
     json_store.save(directory, name, document, owners={0, uid}, limit=SIZE_LIMIT)
 
 
-def _make_record_error(message: str, error: OSError | UsageError, then: str) -> PmuctlError:
-    why = error.message if isinstance(error, UsageError) else error.strerror or str(error)
-    if isinstance(error, OSError) and error.filename:
-        why = f"{os.fsdecode(error.filename)}: {why}"
-    return RefusedError(
-        message,
-        why=f"{why}; {then}",
-        fix="make the runtime directory writable for its owner only, or set PMUCTL_RUNTIME_DIR",
-    )
+@contextmanager
+def _explain_failure(message: str, then: str) -> Iterator[None]:
+    """Raise RefusedError with this message if the body fails; `then` is what that leads to."""
+    fix = "make the runtime directory writable for its owner only, or set PMUCTL_RUNTIME_DIR"
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.filename:
+            why = f"{os.fsdecode(error.filename)}: {why}"
+        if (shortage := find_exhaustion(error)) is not None:
+            fix = shortage.fix or fix
+        raise RefusedError(message, why=f"{why}; {then}", fix=fix) from error
+    except UsageError as error:
+        raise RefusedError(message, why=f"{error.message}; {then}", fix=fix) from error
+    except ResourceExhaustedError as error:
+        raise RefusedError(message, why=f"{error.why}; {then}", fix=error.fix) from error
 
 
 def _read_clock() -> int:

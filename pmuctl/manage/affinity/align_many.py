@@ -4,10 +4,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from pmuctl.errors import NOTHING_CHANGED, GoneError, PmuctlError, Stopped, UnknownThreadsError
+from pmuctl.errors import NOTHING_CHANGED, GoneError, PmuctlError, UnknownThreadsError
 from pmuctl.manage.affinity.assess import read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.affinity.pin import VmAffinityResult, stopped_after
+from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import align_vm
 from pmuctl.manage.affinity.vcpu_threads import no_threads
 from pmuctl.manage.batch import BatchResult, run_each
@@ -103,21 +103,9 @@ def _align_each(
             if before and error.now == NOTHING_CHANGED:
                 error.now = f"{NOTHING_CHANGED} of it; aligned before: {', '.join(before)}"
             raise
-        except Stopped as stop:
-            _add_changes(stop, done if not dry_run else ())
-            raise
         return done[-1]
 
     return run_each(vms, align, keep_going=keep_going)
-
-
-def _add_changes(stop: Stopped, done: Sequence[VmAffinityResult]) -> None:
-    """Add what was done before a signal to what it reports as lost."""
-    before = stopped_after(done)
-    if stop.lost is None or before is None:
-        stop.lost = stop.lost or before
-    else:
-        stop.lost.now = "; ".join(filter(None, (before.now, stop.lost.now)))
 
 
 def _collect_warnings(batch: BatchResult[VmAffinityResult]) -> list[PmuctlError]:

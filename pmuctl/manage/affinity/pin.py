@@ -2,9 +2,11 @@
 """Setting and recording the affinity of a VM's vCPU threads, which no signal interrupts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from pmuctl.control.runtime.affinity_record import write_affinity_record
-from pmuctl.errors import PmuctlError, RefusedError, Stopped
+from pmuctl.errors import PmuctlError, RefusedError
+from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.host.signals import defer_signals
 from pmuctl.manage.affinity.blockers import describe_cpuset
 from pmuctl.manage.affinity.host_state import HostState
@@ -43,35 +45,22 @@ def apply_affinity(
     """Put each vCPU's thread on the CPUs that are wanted, and record it: all, or nothing.
 
     Record what was set, and with `record_unchanged` also masks that were so already. A signal
-    that ends pmuctl waits for that; Stopped then says what was done. Raise what `set_affinities`
-    raises.
+    that ends pmuctl waits for that. Raise what `set_affinities` raises; whatever is raised once
+    all threads are set, the host's `changes` tells so.
     """
-    results: list[AffinityResult] = []
     warnings: list[PmuctlError] = []
-    try:
-        with defer_signals():
-            results += set_affinities(vcpu_threads, wanted, host_state, dry_run=dry_run)
-            masks = {
-                result.tid: result.wanted
-                for result in results
-                if record_unchanged or result.outcome == "set"
-            }
-            if not dry_run:
-                warnings += _record_affinity(vcpu_threads, masks, host_state)
-    except Stopped as stop:
-        done = VmAffinityResult(vm=vcpu_threads.vm, results=tuple(results))
-        stop.lost = stop.lost or (stopped_after([done]) if not dry_run else None)
-        raise
-    warnings += _iter_reductions(results, vcpu_threads.pid, host_state)
+    with defer_signals():
+        results = set_affinities(vcpu_threads, wanted, host_state, dry_run=dry_run)
+        masks = {
+            result.tid: result.wanted
+            for result in results
+            if record_unchanged or result.outcome == "set"
+        }
+        if not dry_run:
+            warnings += _record_affinity(vcpu_threads, masks, host_state)
+    if not dry_run:
+        warnings += _iter_reductions(results, vcpu_threads.pid, host_state)
     return VmAffinityResult(vm=vcpu_threads.vm, results=tuple(results), warnings=tuple(warnings))
-
-
-def stopped_after(done: Sequence[VmAffinityResult]) -> PmuctlError | None:
-    """Return the error for a signal after these changes; None if nothing was changed."""
-    steps = [f"{result.vm.name}: {step}" for result in done for step in result.steps]
-    if not steps:
-        return None
-    return RefusedError("stopped once vCPU threads were placed", now=f"set: {'; '.join(steps)}")
 
 
 def _record_affinity(
@@ -102,12 +91,13 @@ def _iter_reductions(
         missing = result.wanted - result.cpus
         if host_state.online is not None:
             missing &= host_state.online
-        if not missing or result.outcome == "planned":
+        if not missing:
             continue
-        cpuset = host_state.cpusets.read(pid, result.tid)
         by = "the kernel left them out"
-        if cpuset is not None and not missing <= cpuset.cpus:
-            by = f"{describe_cpuset(cpuset)} allows only {cpuset.cpus}"
+        with suppress(ResourceExhaustedError):  # what was done is told without the reason, too
+            cpuset = host_state.cpusets.read(pid, result.tid)
+            if cpuset is not None and not missing <= cpuset.cpus:
+                by = f"{describe_cpuset(cpuset)} allows only {cpuset.cpus}"
         yield RefusedError(
             f"vCPU {result.vcpu} was put on {result.cpus} only",
             subject=result.vm,

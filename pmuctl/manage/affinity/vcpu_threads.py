@@ -15,6 +15,7 @@ from pmuctl.errors import (
     UnknownThreadsError,
     command,
 )
+from pmuctl.host.resource_errors import spare_descriptor
 from pmuctl.host.thread_affinity import NO_USABLE_CPU
 from pmuctl.manage.affinity.blockers import Blocker, find_blocker
 from pmuctl.manage.affinity.host_state import HostState
@@ -178,7 +179,8 @@ def set_affinities(
     """Put each vCPU's thread on the CPUs that are wanted, all or none.
 
     What is known to be in the way is refused before any thread is changed. Raise DeniedError,
-    GoneError or RefusedError; its `now` says which threads could not be put back.
+    GoneError or RefusedError; its `now` says which threads could not be put back. Whatever else
+    is raised, the threads are put back as well; the host's `changes` has those that could not be.
     """
     masks = current_masks(vcpu_threads, host_state)
     steps = [
@@ -194,24 +196,41 @@ def set_affinities(
     for step in (*todo, *stranded):
         if blocker := find_blocker(vcpu_threads.pid, step.tid, step.cpus, host_state):
             raise make_blocked_error(vcpu_threads.vm, step, blocker)
+    if dry_run:
+        return [_make_result(vcpu_threads, step, step.cpus, dry_run=True) for step in steps]
+    return _apply_steps(steps, vcpu_threads, host_state)
+
+
+def _apply_steps(
+    steps: Sequence[SetAffinity], vcpu_threads: VcpuThreads, host_state: HostState
+) -> list[AffinityResult]:
+    """Set the masks that differ, and read back what the kernel made of them: all or none."""
+    vm, host = vcpu_threads.vm, host_state.host
     done: list[SetAffinity] = []
-    for step in () if dry_run else todo:
+    with spare_descriptor() as free_descriptor:
         try:
-            vcpu_threads.check(host_state, step.vcpu)
-            host_state.host.threads.set(step.tid, step.cpus)
-        except (OSError, NotFoundError) as error:
-            problem: PmuctlError
-            if isinstance(error, OSError):
-                problem = _make_affinity_error(vcpu_threads, host_state, step, error)
-            else:
-                problem = error
-            left = [
-                undo.describe() for undo in done if not _undo_step(undo, vcpu_threads, host_state)
+            for step in steps:
+                if step.cpus == step.before:
+                    continue
+                vcpu_threads.check(host_state, step.vcpu)
+                host.changes.add(vm.name, [step.describe()])
+                done.append(step)
+                try:
+                    host.threads.set(step.tid, step.cpus)
+                except (OSError, PmuctlError):  # it was refused
+                    host.changes.remove(vm.name, done.pop().describe())
+                    raise
+            return [
+                _make_result(vcpu_threads, step, _read_back(step, host_state)) for step in steps
             ]
-            problem.now = f"left so: {'; '.join(left)}" if left else _describe_undone(done)
+        except BaseException as error:
+            free_descriptor()
+            left = [undo for undo in done if not _undo_step(undo, vcpu_threads, host_state)]
+            problem = _explain_error(error, vcpu_threads, host_state, step)
+            if isinstance(problem, PmuctlError):
+                problem.subject = vm.name
+                problem.now = _describe_state(done, left)
             raise problem from None
-        done.append(step)
-    return [_make_result(vcpu_threads, step, host_state, dry_run=dry_run) for step in steps]
 
 
 def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
@@ -226,15 +245,18 @@ def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
         )
 
 
+def _read_back(step: SetAffinity, host_state: HostState) -> CpuSet:
+    """Return the mask of a thread now, the wanted one if the thread has ended since."""
+    if step.cpus == step.before:
+        return step.before
+    with suppress(OSError):
+        return host_state.host.threads.get(step.tid)
+    return step.cpus
+
+
 def _make_result(
-    vcpu_threads: VcpuThreads, step: SetAffinity, host_state: HostState, *, dry_run: bool
+    vcpu_threads: VcpuThreads, step: SetAffinity, now: CpuSet, *, dry_run: bool = False
 ) -> AffinityResult:
-    now = step.before
-    if dry_run:
-        now = step.cpus
-    elif step.cpus != step.before:
-        with suppress(OSError):  # the thread may have ended since
-            now = host_state.host.threads.get(step.tid)
     outcome = "unchanged" if now == step.before else "planned" if dry_run else "set"
     return AffinityResult(
         vm=vcpu_threads.vm.name,
@@ -248,20 +270,40 @@ def _make_result(
 
 
 def _undo_step(step: SetAffinity, vcpu_threads: VcpuThreads, host_state: HostState) -> bool:
-    """Put a thread back on its mask; return False if that fails, True also if it has ended."""
+    """Put a thread back on its mask; return False if that fails, True also if it has ended.
+
+    Nothing is raised: the other threads are to be put back, too.
+    """
+    host = host_state.host
     try:
         vcpu_threads.check(host_state, step.vcpu)
-        host_state.host.threads.set(step.tid, step.before)
+        host.threads.set(step.tid, step.before)
     except (NotFoundError, ProcessLookupError):
-        return True
-    except OSError:
-        return False
+        pass
+    except BaseException:
+        # it may have been raised just after the call
+        if not _has_mask(step.tid, step.before, host_state):
+            return False
+    host.changes.remove(vcpu_threads.vm.name, step.describe())
     return True
 
 
-def _describe_undone(done: Sequence[SetAffinity]) -> str:
-    vcpus = format_vcpus(step.vcpu for step in done)
-    return f"{vcpus} put back; nothing else was changed" if done else NOTHING_CHANGED
+def _has_mask(tid: int, cpus: CpuSet, host_state: HostState) -> bool:
+    """Return whether a thread is known to have this mask. Nothing is raised."""
+    try:
+        return host_state.host.threads.get(tid) == cpus
+    except BaseException:
+        return False
+
+
+def _describe_state(done: Sequence[SetAffinity], left: Sequence[SetAffinity]) -> str:
+    """Return which threads were put back, and which were left with their new masks."""
+    parts = []
+    if left:
+        parts.append(f"left so: {'; '.join(step.describe() for step in left)}")
+    if back := [step.vcpu for step in done if step not in left]:
+        parts.append(f"{format_vcpus(back)} put back")
+    return "; ".join([*parts, "nothing else was changed"]) if parts else NOTHING_CHANGED
 
 
 def _make_gone_error(vm: Vm, vcpu: int, tid: int) -> GoneError:
@@ -284,6 +326,18 @@ def make_blocked_error(vm: Vm, step: SetAffinity, blocker: Blocker) -> RefusedEr
         fix=blocker.fix,
         errno="EINVAL",
     )
+
+
+def _explain_error(
+    error: BaseException, vcpu_threads: VcpuThreads, host_state: HostState, step: SetAffinity
+) -> BaseException:
+    """Return what explains an OSError of a step; any other exception as it is."""
+    if not isinstance(error, OSError):
+        return error
+    try:
+        return _make_affinity_error(vcpu_threads, host_state, step, error)
+    except PmuctlError as other:  # files are read for the reason
+        return other
 
 
 def _make_affinity_error(

@@ -8,6 +8,7 @@ from functools import partial
 from pmuctl.control.runtime.affinity_record import write_affinity_record, write_unmanaged
 from pmuctl.errors import PmuctlError, RefusedError, command
 from pmuctl.host.host import Host
+from pmuctl.host.signals import defer_signals
 from pmuctl.manage.affinity.assess import read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.affinity.set_and_align import align_vm, set_affinity
@@ -52,7 +53,9 @@ def _leave_alone(vm: Vm, host_state: HostState, *, dry_run: bool) -> SettingsRes
     """Leave the masks of vCPU threads alone from now on; raise what `record_unmanaged` does."""
     is_new = not read_vm_affinity_record(vm, host_state).is_left_alone
     if is_new and not dry_run:
-        record_unmanaged(vm, host_state.host)
+        with defer_signals():
+            record_unmanaged(vm, host_state.host)
+            host_state.host.changes.add(vm.name, ["affinity none recorded"])
     outcome = "unchanged" if not is_new else "planned" if dry_run else "set"
     changes = (_make_key_result(vm, outcome, "left alone"),)
     return SettingsResult(vm=vm.name, changes=changes, steps=())

@@ -18,7 +18,9 @@ from pmuctl.errors import (
     UsageError,
     command,
 )
+from pmuctl.host.host import Host
 from pmuctl.host.pmus import scan_event_sources
+from pmuctl.host.signals import defer_signals
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.affinity.vcpu_threads import check_inside
@@ -64,17 +66,19 @@ def change_settings(
     if request.affinity is not None and request.is_affinity_only:
         vm = lookup_vm(inventory, ref, strictly=True)
         return change_affinity(vm, request.affinity, host_state, dry_run=dry_run)
-    with open_vm(inventory, ref, strictly=True) as (client, vm):
-        result = _apply_request(client, vm, request, host_state, dry_run=dry_run)
     warnings: list[PmuctlError] = []
-    if not dry_run:
-        try:
-            if result.is_placed:
-                record_affinity(vm, host_state.host)
-            elif request.affinity == NONE:
-                record_unmanaged(vm, host_state.host)
-        except RefusedError as error:  # a warning only, for the settings have been applied
-            warnings.append(error)
+    # once the VMM has answered, a signal waits until the affinity is recorded
+    with open_vm(inventory, ref, strictly=True) as (client, vm), defer_signals():
+        result = _apply_request(client, vm, request, host_state, dry_run=dry_run)
+        if not dry_run:
+            session.host.changes.add(vm.name, result.steps)
+            try:
+                if result.is_placed:
+                    record_affinity(vm, host_state.host)
+                elif request.affinity == NONE:
+                    record_unmanaged(vm, host_state.host)
+            except RefusedError as error:  # a warning only, for the settings have been applied
+                warnings.append(error)
     if request.affinity == NONE:
         warnings.append(make_unkept_warning(vm))
     return replace(result, warnings=(*result.warnings, *warnings))
@@ -91,8 +95,11 @@ def release_vm(session: Session, ref: VmRef, *, dry_run: bool) -> KeyResult:
         elif dry_run:
             outcome = "planned" if vm.state is VmState.WAITING else "unchanged"
         else:
-            answer: Any = client.execute("pmu-release")
-            outcome = answer["outcome"]
+            with defer_signals():
+                answer = _execute(client, "pmu-release", None, vm, session.host)
+                outcome = answer["outcome"]
+                if outcome == "released":
+                    session.host.changes.add(vm.name, ["released"])
     return KeyResult(vm=vm.name, key="window", outcome=outcome, value="sealed")
 
 
@@ -126,10 +133,35 @@ def _apply_request(
     if cpus:
         arguments["cpus"] = list(cpus)
     try:
-        answer: Any = client.execute("pmu-apply", arguments)
+        answer = _execute(client, "pmu-apply", arguments, vm, host_state.host)
     except PmuctlError as error:
+        if error.applied and cpus:
+            with suppress(RefusedError):  # the error tells more
+                record_affinity(vm, host_state.host)
         raise _explain_apply_error(error, vm, pmu, host_state.host.threads) from error
     return _collect_results(vm, answer, request, pmu, event_filter, cpus)
+
+
+def _execute(
+    client: Client, name: str, arguments: dict[str, object] | None, vm: Vm, host: Host
+) -> Any:
+    """Send a command that changes the VM, and return the answer; raise what Client.execute does.
+
+    Until an answer or an error has come, the host's `changes` tells that it may have been sent.
+    """
+    is_dry = bool(arguments and arguments["dry-run"])
+    pending = f"{name}, whose outcome is not known"
+    if not is_dry:
+        host.changes.add(vm.name, [pending])
+    try:
+        answer = client.execute(name, arguments)
+    except PmuctlError:
+        if not is_dry:
+            host.changes.remove(vm.name, pending)
+        raise
+    if not is_dry:
+        host.changes.remove(vm.name, pending)
+    return answer
 
 
 def _resolve_wanted_cpus(
