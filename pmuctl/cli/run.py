@@ -12,7 +12,13 @@ from pmuctl.cli.options import DRY_RUN, VERBOSITY, timeout_option
 from pmuctl.cli.settings_parser import parse_filter_option
 from pmuctl.manage.resolve import AUTO
 from pmuctl.manage.start.exec import read_own_environ, start
-from pmuctl.manage.start.prepare import PreparedStart, StartRequest, check_words, prepare
+from pmuctl.manage.start.prepare import (
+    PreparedStart,
+    StartRequest,
+    check_words,
+    hold_commands,
+    prepare,
+)
 
 app = make_app(VERBS["run"])
 
@@ -95,6 +101,10 @@ def run(
         _write_steps(context, prepared)
         return
     _write_warnings(context, prepared)
+    if hold and prepared.obstacle is None and context.stderr.isatty():
+        context.note(f"{prepared.spec.name} will be held; in another terminal:")
+        for line in hold_commands(prepared.spec):
+            context.note(f"  {line}")
     for step in prepared.steps:
         context.trace(f"{prepared.spec.name}: {step}")
     context.stdout.flush()

@@ -48,7 +48,7 @@ class Confinement:
 
         A thread stays when it has ended: its vCPU is dead.
         """
-        self._has_run = False
+        self._has_run = self._is_released = False
         self._pid = pid
         self._arch = arch
         self._procs = procs
@@ -69,7 +69,7 @@ class Confinement:
         A mask that was narrowed to other CPUs here counts as it was before. Raise PinnedError if
         a thread may run on none of the CPUs: a mask is never widened.
         """
-        self.running = {}
+        self.running, self._is_released = {}, False
         if self.cpus is None:
             return
         seen: set[int] = set()
@@ -154,6 +154,7 @@ class Confinement:
 
     def release(self) -> None:
         """Give all threads their masks back, those of vCPUs, too; a changed mask stays."""
+        self._is_released = True
         seen: set[int] = set()
         # a thread may have made others before it got its mask back
         while more := self._procs.threads(self._pid) - seen:
@@ -169,6 +170,35 @@ class Confinement:
         with suppress(OSError):
             if before and self._threads.get(tid) == self._new_masks[known]:
                 self._threads.set(tid, before)
+
+    def repair(self) -> list[tuple[int, CpuSet, bool]]:
+        """Narrow the masks of vCPU threads that can leave the CPUs.
+
+        Return these threads with the masks they had, and whether they were narrowed: a mask that
+        has none of the CPUs is not.
+        """
+        found: list[tuple[int, CpuSet, bool]] = []
+        cpus = None if self._is_released else self.cpus
+        for tid in sorted(self._find_vcpu_threads()) if cpus else ():
+            with suppress(OSError):
+                mask = self._threads.get(tid)
+                if cpus and mask - cpus:
+                    if wanted := mask & cpus:
+                        self._threads.set(tid, wanted)
+                    found.append((tid, mask, bool(wanted)))
+        return found
+
+    def _find_vcpu_threads(self) -> frozenset[int]:
+        """Return the threads that run vCPUs, or will: seen to run, named so, or makers of one."""
+        tids = self._procs.threads(self._pid)
+        creators = [tid for tid in self._creators.values() if tid != self._pid]
+        # one that made several vCPUs runs none of them for that
+        made_one = {tid for tid in creators if creators.count(tid) == 1}
+        named = {
+            tid for tid in tids if vcpu_of_thread(self._procs.comm(self._pid, tid)) is not None
+        }
+        running = {tid for tid in tids if self._detect_vcpu_thread(tid) is not None}
+        return tids & (named | made_one | running)
 
     def has_run(self) -> bool:
         """Return whether a vCPU of this process was seen to run, now or before."""

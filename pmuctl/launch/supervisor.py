@@ -8,6 +8,7 @@ from pmuctl.errors import PinnedError, PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.launch.affinity_watch import AffinityWatch
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.confinement import Backoff, Confinement
 from pmuctl.launch.default_pmu import DefaultPmuTracker
@@ -96,6 +97,7 @@ class Supervisor:
         self.tracer.syscall_events, self.tracer.signal_events = self._vcpu_tracker, self.vm_hold
         self._vcpu_table = VcpuTable()
         self._default_pmu_tracker = DefaultPmuTracker(spec.defaults, procs, threads)
+        self._affinity_watch = AffinityWatch(self._warn)
         self._first_vm = FirstVm(spec, observer, vmm_stderr, pid=pid)
 
     @property
@@ -109,6 +111,7 @@ class Supervisor:
 
     def on_process_exit(self) -> None:
         """Take note that the process that makes VMs has ended, maybe before it made any."""
+        self._affinity_watch.stop(self._observer.pid)
         self._first_vm.on_exit()
         if not self._first_vm.is_to_be_reported:
             self.close_stderr()
@@ -132,8 +135,9 @@ class Supervisor:
             return 0.0
         dues = [backoff.due for backoff in self._backoffs.values()]
         times = [max(0.0, when - now) for when in (*dues, *([] if due is None else [due]))]
-        if (seconds := self._first_vm.poll(now)) is not None:
-            times.append(seconds)
+        for poll in (self._first_vm.poll, self._affinity_watch.poll):
+            if (seconds := poll(now)) is not None:
+                times.append(seconds)
         if self.vm_hold.held is not None:
             times.append(HOLD_POLL_SECONDS)
         return min(times, default=None)
@@ -192,6 +196,7 @@ class Supervisor:
 
         KVM may choose the PMU by where the vCPU is initialised.
         """
+        self._affinity_watch.stop(vcpu.tgid)
         confinement = self._confinement_of(vcpu.tgid)
         if self.vm_hold.is_awaited:
             confinement.cpus = self._spec.affinity
@@ -363,6 +368,10 @@ class Supervisor:
         self.close_stderr()
         self._backoffs[pid] = Backoff()
 
+    def _warn(self, pid: int, error: PmuctlError) -> None:
+        error.subject = self._spec.name
+        self._applier.vmm_stderr.write_error(error, pid, word="warning")
+
     def _check_running_vcpus(self, pid: int) -> None:
         """Check which vCPUs run; once all do, the other threads get their masks back."""
         try:
@@ -371,6 +380,10 @@ class Supervisor:
         except ResourceExhaustedError:  # a shortage passes, and nobody waits for this
             self._backoffs[pid] = self._backoffs[pid].next_backoff()
             return
+        if self.vm_hold.held is None:  # while it is held, clients may set other CPUs
+            self._affinity_watch.look(pid, confinement)
+        if confinement.running:
+            self._affinity_watch.start(pid, confinement, time.monotonic())
         if confinement.running and self._vcpu_table.pid == pid:
             self._observer.on_vcpus(self._vcpu_table.statuses(confinement.running))
         if not is_done:

@@ -96,6 +96,13 @@ PROBED = KvmCaps(
 )
 
 
+class Terminal(io.StringIO):
+    """Standard error on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @dataclass
 class Host:
     """The captured machine with a KVM that answers as `probed` says, and a VMM called vmm."""
@@ -113,9 +120,9 @@ class Host:
             raise self.probed
         return self.probed
 
-    def run(self, *words: str) -> Ran:
+    def run(self, *words: str, is_terminal: bool = False) -> Ran:
         """One command line; its status is -1 where the process has become another program."""
-        stdout, stderr = io.StringIO(), io.StringIO()
+        stdout, stderr = io.StringIO(), Terminal() if is_terminal else io.StringIO()
         env = self.machine.env(
             stdout,
             stderr,
@@ -556,6 +563,37 @@ def test_an_exec_that_fails_late_has_the_exit_status_of_env(
         ran = host.run(*words, *PMU, "vmm")
         assert (ran.status, host.starter.how) == (status, "")
         assert "vmm: " in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [((), "pmu PMU filter"), (PMU, "filter")], ids=["none", "pmu"]
+)
+def test_a_hold_on_a_terminal_prints_the_lines_to_type(
+    host: Host, options: tuple[str, ...], settings: str
+) -> None:
+    ran = host.run("--hold", "--name", "web1", *options, "vmm", is_terminal=True)
+    assert (ran.status, ran.stdout) == (-1, "")
+    assert ran.stderr.splitlines() == [
+        "web1 will be held; in another terminal:",
+        "  pmuctl vm wait web1 --for open",
+        f"  pmuctl vm set web1 {settings} default deny allow EVENTS",
+        "  pmuctl vm release web1",
+    ]
+    assert host.run("--hold", "vmm").stderr == ""
+    assert host.run("--hold", "-q", "vmm", is_terminal=True).stderr == ""
+
+
+def test_cpus_of_two_pmus_without_a_pmu_are_warned_of(host: Host) -> None:
+    ran = host.run("--affinity", "1-2", "vmm")
+    assert ran.status == -1
+    assert ran.stderr.splitlines() == [
+        "warning: --affinity 1-2: these CPUs are of 2 PMUs",
+        f"  why: KVM gives the VM one of {A53}, {A72}, and its counters stop silently on the CPUs "
+        "of the others",
+        f"  fix: --pmu {A53}, or --affinity with CPUs of one PMU",
+    ]
+    for options in (("--affinity", "2-3"), (*PMU, "--affinity", "2-3"), ("--hold",)):
+        assert host.run(*options, "vmm").stderr == ""
 
 
 def test_affinity_none_is_warned_of_once(host: Host) -> None:

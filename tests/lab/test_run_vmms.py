@@ -253,3 +253,16 @@ def test_kvmtool_goes_on_without_a_vcpu_that_fails_to_enter(lab: Lab) -> None:
         assert "vm.vcpus\tFAIL\tend dead and start it anew" in found.stdout
         before = len(runs(run.job.output()))
         until(lambda: len(runs(run.job.output())) > before, "vCPU 0 goes on")
+
+
+def test_vcpu_thread_that_is_widened_soon_is_put_back(qemu_lab: Lab) -> None:
+    """QEMU makes KVM_RUN again and again meanwhile; then its guest goes on."""
+    vmm = qemu("7.2", *put_bare_metal(qemu_lab, End.WFI))
+    with running(qemu_lab, "--pmu", A72, vmm=vmm, name="wide") as run:
+        run.wait("running")
+        until(lambda: all(its["tid"] for its in run.show()["vcpu_list"]), "threads are known")
+        tid = run.show()["vcpu_list"][1]["tid"]
+        shell(qemu_lab, f"taskset -p -c 0-3 {tid}")
+        run.job.wait_for(f"thread {tid} of a vCPU may run outside the CPUs 2-3")
+        assert {its.tid: its.cpus for its in run.threads()}[tid] == LISTED[A72]
+        assert pmuctl(qemu_lab, "affinity", "check", "wide").status == 0

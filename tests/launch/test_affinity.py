@@ -5,6 +5,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from tests.launch.conftest import Start
@@ -50,6 +52,34 @@ def test_vcpus_stay_where_they_belong_and_others_get_their_masks_back(
         "both vCPUs are seen to run",
     )[-1]
     assert [index for index, _, _ in last] == [0, 1]
+
+
+@pytest.mark.parametrize("is_widened", [True, False], ids=["widened", "pinned elsewhere"])
+def test_what_a_vmm_does_to_its_vcpu_soon_after_is_undone_or_told(
+    kvm: Start, two_cpus: tuple[int, int], *, is_widened: bool
+) -> None:
+    """As `lkvm --vcpu-affinity`, or libvirt's vcpupin: a wider mask is narrowed again."""
+    first, second = two_cpus
+    its = kvm(
+        *vmm("--vcpus", "1", "--sleep", "--pause", "last"),
+        orders={"affinity": CpuSet.of([second])},
+        preexec=lambda: os.sched_setaffinity(0, {first, second}),
+    )
+    vcpu = its.hear("running")["tid"]
+    wait_for(lambda: any(v[2] for has in its.events("has") for v in has["vcpus"]), "it is seen")
+    os.sched_setaffinity(vcpu, {first, second} if is_widened else {first})
+    assert its.process.stderr is not None
+    told = b"".join(its.process.stderr.readline() for _ in range(4)).decode().splitlines()
+    mask = CpuSet.of([first, second] if is_widened else [first])
+    assert told == [
+        f"warning: {its.name}: thread {vcpu} of a vCPU may run outside the CPUs {second}",
+        f"  why: its VMM, or somebody else, has set its affinity to {mask}",
+        f"  now: {f'it was put back on {second}' if is_widened else 'it stays there'}",
+        f"  fix: let nobody else set it, or let it be set within {second}"
+        if is_widened
+        else f"  fix: taskset -p -c {second} {vcpu}",
+    ]
+    assert os.sched_getaffinity(vcpu) == ({second} if is_widened else {first})
 
 
 def test_threads_that_make_their_own_vcpus_are_narrowed_as_well(

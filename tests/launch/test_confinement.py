@@ -217,6 +217,46 @@ def test_a_vcpu_whose_thread_has_ended_is_no_longer_waited_for(
     assert process.shown() == {100: "0-3", 101: "2-3"}
 
 
+@pytest.mark.parametrize("how", ["runs", "named", "made it"])
+def test_a_vcpu_thread_that_was_widened_is_narrowed_again(
+    process: Process, placement: Confinement, how: str
+) -> None:
+    """Known by its call, its name, or as the maker of one vCPU; all others stay where they are."""
+    placement.confine()
+    match how:
+        case "runs":
+            process.runs(101, fd=10)
+            placement.restore_masks()
+        case "named":
+            process.thread(101, name="kvm-vcpu-0")
+        case "made it":
+            placement.add(10, 0, 101)
+    process.masks |= {101: CpuSet.parse("1-2"), 102: CpuSet.parse("0-1")}
+    assert placement.repair() == [(101, CpuSet.parse("1-2"), True)]
+    assert placement.repair() == []
+    assert process.shown() == {100: "2-3", 101: "2", 102: "0-1"}
+
+
+def test_a_vcpu_thread_that_was_pinned_elsewhere_is_told_and_stays(
+    process: Process, placement: Confinement
+) -> None:
+    placement.confine()
+    process.thread(101, name="kvm-vcpu-0")
+    process.masks[101] = CpuSet.parse("0-1")
+    assert placement.repair() == [(101, CpuSet.parse("0-1"), False)]
+    assert process.masks[101] == CpuSet.parse("0-1")
+
+
+def test_nothing_is_narrowed_again_after_a_release(
+    process: Process, placement: Confinement
+) -> None:
+    placement.confine()
+    process.thread(101, name="kvm-vcpu-0")
+    placement.release()
+    assert placement.repair() == []
+    assert process.masks[101] == CpuSet.parse("0-3")
+
+
 def test_a_release_gives_all_their_masks_back(process: Process, placement: Confinement) -> None:
     """Those of vCPUs, of threads made since then, but none that somebody changed."""
     placement.confine()

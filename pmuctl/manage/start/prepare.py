@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmuctl.control.protocol.messages import NAME, VM_NAME
 from pmuctl.control.runtime.sockets import check_bindable, file_name, own_dir
-from pmuctl.errors import PmuctlError, RefusedError, UsageError
+from pmuctl.errors import PmuctlError, RefusedError, UsageError, command
 from pmuctl.host.host import Host
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.launch.ioctls import lock, steps
@@ -125,7 +125,7 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
         spec=spec,
         steps=tuple(_describe_steps(spec, executable, gated=obstacle is None)),
         obstacle=obstacle,
-        warnings=tuple(_iter_warnings(request, pmu)) if obstacle is None else (),
+        warnings=tuple(_iter_warnings(request, pmu, cpus, pmus)) if obstacle is None else (),
     )
 
 
@@ -187,8 +187,18 @@ def default_name(command: str, pid: int) -> str:
     return (allowed.lstrip("_.-") or "vm")[: NAME.most - len(suffix)] + suffix
 
 
-def _iter_warnings(request: StartRequest, pmu: Pmu | None) -> Iterator[PmuctlError]:
-    """Yield the warnings about settings that will be applied."""
+def _iter_warnings(
+    request: StartRequest, pmu: Pmu | None, cpus: CpuSet | None, pmus: Sequence[Pmu]
+) -> Iterator[PmuctlError]:
+    """Yield the warnings about settings that will be applied; `cpus` are the vCPU threads'."""
+    several = [other for other in pmus if cpus and other.cpus and cpus & other.cpus]
+    if pmu is None and not request.hold and len(several) > 1:
+        yield RefusedError(
+            f"--affinity {request.affinity}: these CPUs are of {len(several)} PMUs",
+            why=f"KVM gives the VM one of {', '.join(other.name for other in several)}, and its "
+            "counters stop silently on the CPUs of the others",
+            fix=f"--pmu {several[0].name}, or --affinity with CPUs of one PMU",
+        )
     if pmu is not None and request.affinity == NONE:
         yield RefusedError(
             "the VMM's threads are not kept on the PMU's CPUs (--affinity none)",
@@ -196,6 +206,16 @@ def _iter_warnings(request: StartRequest, pmu: Pmu | None) -> Iterator[PmuctlErr
             why="a vCPU off them fails to enter the guest, and QEMU then spins without a word",
             fix=f"keep the vCPU threads on {pmu.cpus or 'its CPUs'} by other means",
         )
+
+
+def hold_commands(spec: LaunchSpec) -> tuple[str, ...]:
+    """Return the commands for another terminal while the VMM is held, with words to replace."""
+    pmu = () if spec.pmu is not None else ("pmu", "PMU")
+    return (
+        command("vm", "wait", spec.name, "--for", "open"),
+        command(*("vm", "set", spec.name, *pmu, "filter", "default", "deny", "allow", "EVENTS")),
+        command("vm", "release", spec.name),
+    )
 
 
 def _describe_steps(spec: LaunchSpec, executable: str, *, gated: bool) -> Iterator[str]:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A watch over the masks of vCPU threads in the first seconds that they run.
+
+A VMM or its manager may set them itself, as `lkvm --vcpu-affinity` and libvirt's vcpupin do, and
+with that undo the confinement to the CPUs of a PMU. Later it is `pmuctl monitor` that sees it.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from pmuctl.errors import PinnedError, PmuctlError
+from pmuctl.host.resource_errors import ResourceExhaustedError
+from pmuctl.launch.confinement import Confinement
+from pmuctl.model.cpuset import CpuSet
+from pmuctl.value import value
+
+WATCH_SECONDS = 10.0
+"""How long masks are looked at from when a vCPU was first seen to run (seconds)."""
+LOOK_SECONDS = 0.5
+"""The time between two looks (seconds)."""
+
+
+@value
+class Watch:
+    """A process's confinement, when to look next, and when for the last time (monotonic)."""
+
+    confinement: Confinement
+    due: float
+    end: float
+
+
+class AffinityWatch:
+    """Brings vCPU threads back onto their CPUs; `warn` is told of each by process, once."""
+
+    def __init__(self, warn: Callable[[int, PmuctlError], None]) -> None:
+        self._warn = warn
+        self._watches: dict[int, Watch] = {}
+        self._warned: set[tuple[int, CpuSet]] = set()
+
+    def start(self, pid: int, confinement: Confinement, now: float) -> None:
+        """Watch a process whose first vCPU was just seen to run, unless it is watched already."""
+        if pid not in self._watches:
+            self._watches[pid] = Watch(confinement, now + LOOK_SECONDS, now + WATCH_SECONDS)
+
+    def stop(self, pid: int) -> None:
+        """Watch a process no more: it has ended, or another VM of it is to be watched anew."""
+        self._watches.pop(pid, None)
+
+    def poll(self, now: float) -> float | None:
+        """Look at what is due; return the seconds to the next look, None if there is none."""
+        for pid, watch in list(self._watches.items()):
+            if now >= watch.due and watch.due <= watch.end:
+                self.look(pid, watch.confinement)
+                self._watches[pid] = Watch(watch.confinement, now + LOOK_SECONDS, watch.end)
+        due = [watch.due for watch in self._watches.values() if watch.due <= watch.end]
+        return max(0.0, min(due) - now) if due else None
+
+    def look(self, pid: int, confinement: Confinement) -> None:
+        """Narrow the masks of vCPU threads that somebody has widened; a pin elsewhere stays."""
+        found: list[tuple[int, CpuSet, bool]] = []
+        with suppress(ResourceExhaustedError):  # a shortage passes
+            found = confinement.repair()
+        for tid, mask, is_repaired in found:
+            if (tid, mask) in self._warned:
+                continue
+            self._warned.add((tid, mask))
+            if is_repaired:
+                now = f"it was put back on {confinement.cpus}"
+                fix = f"let nobody else set it, or let it be set within {confinement.cpus}"
+            else:
+                now = "it stays there"
+                fix = f"taskset -p -c {confinement.cpus} {tid}"
+            error = PinnedError(
+                f"thread {tid} of a vCPU may run outside the CPUs {confinement.cpus}",
+                why=f"its VMM, or somebody else, has set its affinity to {mask}",
+                now=now,
+                fix=fix,
+            )
+            self._warn(pid, error)
