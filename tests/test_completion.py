@@ -23,7 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.cli.tab.command_tree import COLUMNS, Node, read_tree
+from pmuctl.cli.help_page import COLUMNS
+from pmuctl.cli.tab.command_tree import Node, read_tree
 from pmuctl.cli.tab.scripts import Shell, write_script
 from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.control.server.server import Server

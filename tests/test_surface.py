@@ -3,6 +3,7 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 
 import pmuctl.render
 from pmuctl.cli.app import NOUNS, VERBS, root
+from pmuctl.cli.help_page import COLUMNS, EXAMPLES
 from pmuctl.errors import ExitStatus
 from pmuctl.render.columns import Column
-from tests.command_tree import COMMAND_PATHS, TREE, Path_, leaf
+from tests.command_tree import COMMAND_PATHS, TREE, Path_, leaf, parse_words
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,3 +130,52 @@ def test_the_help_tells_every_exit_status() -> None:
     epilog = root().epilog or ""
     told = {int(number) for number in re.findall(r"\b(\d+) [a-zA-Z]", epilog)}
     assert told == {int(status) for status in ExitStatus}
+
+
+def _read_help(path: Path_) -> list[str]:
+    """Return the help of a command as a terminal of 80 columns has it."""
+    command = leaf(path)
+    context = command.make_context(
+        " ".join(("pmuctl", *path)), [], resilient_parsing=True, terminal_width=80
+    )
+    help: str = command.get_help(context)
+    return help.splitlines()
+
+
+@pytest.mark.parametrize("path", COMMAND_PATHS, ids=" ".join)
+def test_the_help_of_a_command_has_two_examples_that_it_takes(path: Path_) -> None:
+    name = " ".join(path)
+    lines = _read_help(path)
+    examples = EXAMPLES[name]
+    assert lines[-3].startswith("Examples")
+    assert lines[-2:] == [f"  {line}" for line in examples]
+    assert examples[0].startswith(f"pmuctl {name}")
+    for line in examples:
+        parse_words(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("path", COMMAND_PATHS, ids=" ".join)
+def test_the_help_of_a_command_names_its_columns_and_its_page(path: Path_) -> None:
+    name, text = " ".join(path), "\n".join(_read_help(path))
+    page = re.search(r"^Examples, more in (\S+)\((\d)\):$", text, re.MULTILINE)
+    assert page
+    assert (ROOT / f"man/{page[1]}.{page[2]}").is_file()
+    assert ("Columns, for -o:" in text) == (name in COLUMNS)
+    if name in COLUMNS:
+        module, _, table = COLUMNS[name].partition(".")
+        columns = getattr(import_module(f"pmuctl.render.{module}"), table)
+        assert {column.name for column in columns} <= set(text.split())
+
+
+LONG_HELP = {
+    *(("run",), ("monitor",), ("conformance",), ("vm", "set")),
+    *(("affinity", "set"), ("affinity", "align"), ("affinity", "check")),
+}
+"""Commands with more to say than a screen holds."""
+
+
+@pytest.mark.parametrize("path", sorted({*COMMAND_PATHS} - LONG_HELP), ids=" ".join)
+def test_the_help_of_a_command_fits_a_screen(path: Path_) -> None:
+    lines = _read_help(path)
+    assert len(lines) <= 24, "\n".join(lines)
+    assert max(map(len, lines)) <= 80

@@ -47,6 +47,14 @@ class Command(TyperCommand):
         """Return the words of the usage line, with `VM` instead of typer's `{VM}`."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write what the command takes, its columns, two examples and its manual page."""
+        # imported here, because only --help needs it
+        from pmuctl.cli.help_page import write_more, write_options
+
+        write_options(self.get_params(ctx), ctx, formatter)
+        write_more(ctx.command_path.partition(" ")[2], formatter)
+
 
 class LazyGroup(TyperGroup):
     """A group that builds the parser of a command when it is used, and of no other."""

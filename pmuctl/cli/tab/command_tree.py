@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from pmuctl.cli.app import NOUNS, VERBS, root
+from pmuctl.cli.help_page import COLUMNS
 from pmuctl.cli.near_commands import find_commands
 from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.model.symptoms.table import SYMPTOMS
@@ -33,26 +34,6 @@ WORDS: Mapping[str, Sequence[str]] = {
     "VERB": tuple(dict.fromkeys(verb for noun in NOUNS for verb in find_commands(root(), noun))),
 }
 """Metavar → words to offer, although the parser accepts others, too."""
-
-COLUMNS = {
-    "host info": "host.HOST_COLUMNS",
-    "host capabilities": "host.CAPABILITY_COLUMNS",
-    "pmu list": "pmu.PMU_COLUMNS",
-    "pmu show": "pmu.PMU_COLUMNS",
-    "pmu cpus": "pmu.CPU_COLUMNS",
-    "vm list": "vm.VM_COLUMNS",
-    "vm show": "vm.VM_COLUMNS",
-    "vm vcpus": "vcpu.VCPU_COLUMNS",
-    "vm set": "reports.CHANGE_COLUMNS",
-    "vm release": "reports.CHANGE_COLUMNS",
-    "affinity set": "affinity.AFFINITY_COLUMNS",
-    "affinity align": "affinity.AFFINITY_COLUMNS",
-    "affinity check": "affinity.CHECK_COLUMNS",
-    "conformance": "reports.CONFORMANCE_COLUMNS",
-    "doctor": "reports.DOCTOR_COLUMNS",
-    "monitor": "events.EVENT_COLUMNS",
-}
-"""Command → its columns, below pmuctl.render."""
 
 
 @value(kw_only=True)
