@@ -95,10 +95,11 @@ class ProcFiles:
         except OSError as error:
             raise_if_exhausted(error)
             raise
+        readlink = os.readlink
         with files:
             for file in files if most is None else check_count(files, most):
                 try:
-                    link = int(file.name), os.readlink(file.path)
+                    link = int(file.name), readlink(file.path)
                 except (OSError, ValueError):
                     continue
                 yield link

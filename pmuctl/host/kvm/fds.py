@@ -68,9 +68,9 @@ class KvmScan:
 def has_kvm(links: Mapping[int, str]) -> bool:
     """Return whether a VM, or a vCPU of one, is among these descriptors."""
     return any(
-        link in (KVM_VM_LINK, KVM_VCPU_LINK)
-        or (link.startswith(KVM_VCPU_LINK) and _VCPU.fullmatch(link))
+        link in (KVM_VM_LINK, KVM_VCPU_LINK) or _VCPU.fullmatch(link)
         for link in links.values()
+        if link.startswith(KVM_LINK)
     )
 
 

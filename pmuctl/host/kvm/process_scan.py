@@ -2,8 +2,8 @@
 """The scan of all processes for KVM VMs, whose time no user's descriptors can lengthen.
 
 Any user can have thousands of processes, a million descriptors in each, or one table of them in
-all. What most hosts have is read at once. Larger tables, and what is left after PROMPT_SECONDS,
-are read by users in turn, and no user's take more than a share of the time.
+all. What most hosts have is read at once. Larger tables, and what is left after a while, are
+read by users in turn, and no user's take more than a share of the time.
 """
 
 import time
@@ -11,16 +11,21 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 
 from pmuctl.host.kvm.descriptor_tables import DescriptorTables, Links, OutOfTimeError
-from pmuctl.host.kvm.fds import KVM_LINK, KvmProcess, KvmScan, has_kvm, make_kvm_process
+from pmuctl.host.kvm.fds import KvmProcess, KvmScan, has_kvm, make_kvm_process
 from pmuctl.host.proc_files import TooManyLinksError
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.value import value
 
+CLOCK_STEPS = 16
+"""Processes that are looked at between two looks at the clock."""
 SMALL = 512
 """Descriptors of a table that is read at once, at most."""
-PROMPT_SECONDS = 0.5
-"""Seconds for small tables, before it is asked whose they are."""
+PROMPT_CPU_SECONDS = 1.0
+"""CPU time for small tables, before it is asked whose they are: 10,000 processes take half of it,
+however busy the machine is."""
+PROMPT_SHARE = 0.5
+"""The part of all time for them, at most."""
 SHARE = 0.5
 """The part of all time that the processes of one user may take, other than root and the caller."""
 
@@ -63,11 +68,15 @@ class KvmScanner:
         first = [pid for pid in self._limits.first if pid in there]
         later = [pid for pid in first if not self._scan_small(pid)]
         asked = len(later)
-        until = min(time.monotonic() + PROMPT_SECONDS, self._end)
-        for pid in pids:
+        cpu_until = time.process_time() + PROMPT_CPU_SECONDS
+        until = time.monotonic() + self._limits.seconds * PROMPT_SHARE
+        is_prompt = True
+        for count, pid in enumerate(pids):
             if pid in first:
                 continue
-            if time.monotonic() >= until or not self._scan_small(pid):
+            if count % CLOCK_STEPS == 0:
+                is_prompt = time.monotonic() < until and time.process_time() < cpu_until
+            if not is_prompt or not self._scan_small(pid):
                 later.append(pid)
         self._scan_in_turns(later[:asked], later[asked:])
         return KvmScan(
@@ -108,19 +117,15 @@ class KvmScanner:
         return True
 
     def _read_small(self, pid: int) -> Links | None:
-        """Return KVM's descriptors of a process; raise OSError.
+        """Return the descriptors of a process; raise OSError.
 
         Return None if it has too many descriptors, or none and several threads.
         """
-        links, has_fds = {}, False
         try:
-            for fd, link in self._procs.iter_links(f"{pid}/fd", most=SMALL):
-                has_fds = True
-                if link.startswith(KVM_LINK):
-                    links[fd] = link
+            links = dict(self._procs.iter_links(f"{pid}/fd", most=SMALL))
         except TooManyLinksError:
             return None
-        return None if not has_fds and self._list_other_threads(pid) else links
+        return None if not links and self._list_other_threads(pid) else links
 
     def _list_other_threads(self, pid: int) -> Sequence[int]:
         return [tid for tid in self._procs.list_threads(pid)[0] if tid != pid]
