@@ -529,7 +529,7 @@ _pmuctl_tree() {
             CPUS
         )
         options=(
-            '--event*:=vm-started vm-ended vcpu-left vcpu-returned window cpu-offline cpu-online pmu-offline repaired repair-failed lost'
+            '--event*:=vm-started vm-ended vcpu-left vcpu-returned window settings released cpu-offline cpu-online pmu-offline repaired repair-failed lost'
             '--timeout:text'
             '--interval:text'
             '--repair'

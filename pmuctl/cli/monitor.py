@@ -70,8 +70,8 @@ def monitor(
     windows that change, until it is interrupted. If VMs are named, only they are watched; they
     need not exist yet.
 
-    Event types are vm-started, vm-ended, vcpu-left, vcpu-returned, window, cpu-offline,
-    cpu-online, pmu-offline, repaired, repair-failed and lost.
+    Event types are vm-started, vm-ended, vcpu-left, vcpu-returned, window, settings, released,
+    cpu-offline, cpu-online, pmu-offline, repaired, repair-failed and lost.
     """
     refs = tuple(parse_refs(vm or ()))
     if context.format is Format.JSON:
@@ -98,7 +98,13 @@ def monitor(
     with closing(watch):
         for event in chain(_begin_watch(context, watch, columns), watch.watch(until)):
             if event.change.kind in wanted:
-                write_event(columns, event, context.stdout, format=context.format)
+                write_event(
+                    columns,
+                    event,
+                    context.stdout,
+                    format=context.format,
+                    width=context.layout.width,
+                )
 
 
 def _begin_watch(
@@ -116,6 +122,6 @@ def _begin_watch(
     for problem in watch.problems():
         context.warn(problem)
     if not context.options.no_headings:
-        write_head(columns, context.stdout, format=context.format)
+        write_head(columns, context.stdout, format=context.format, width=context.layout.width)
         context.stdout.flush()
     return first

@@ -11,6 +11,7 @@ from pmuctl.model.alignment import (
     format_vcpus,
 )
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.value import field, replace, value
 
 
@@ -23,6 +24,10 @@ class ChangeKind(StrEnum):
     """a vCPU's thread may now be on CPUs that are not of the VM's PMU"""
     VCPU_RETURNED = "vcpu-returned"
     WINDOW = "window"
+    SETTINGS = "settings"
+    """the PMU, the counters or the filter that was set changed"""
+    RELEASED = "released"
+    """a VM that waited runs on, and its window is closed"""
     CPU_OFFLINE = "cpu-offline"
     CPU_ONLINE = "cpu-online"
     PMU_OFFLINE = "pmu-offline"
@@ -205,6 +210,7 @@ def _find_vm_changes(before: ObservedVm | None, vm: ObservedVm) -> Iterator[Host
         yield _make_vm_event(vm, ChangeKind.LOST, _explain_silence(vm))
     if vm.is_kept:
         return
+    yield from _find_settings_change(before, vm)
     yield from _find_window_change(before, vm)
     yield from _find_vcpu_changes(before, vm)
 
@@ -215,6 +221,35 @@ def _find_window_change(before: ObservedVm | None, vm: ObservedVm) -> Iterator[H
     if before and window is not None and window is not old_window:
         was = f", was {old_window}" if old_window else ""
         yield _make_vm_event(vm, ChangeKind.WINDOW, f"{window}{was}")
+
+    if before and before.alignment.vm.state is VmState.WAITING and window is Window.SEALED:
+        yield _make_vm_event(vm, ChangeKind.RELEASED, _describe_settings(vm.alignment.vm))
+
+
+def _find_settings_change(before: ObservedVm | None, vm: ObservedVm) -> Iterator[HostEvent]:
+    """Yield the event of settings that were made; a VM that cannot be asked has changed none."""
+    if before is None or before.alignment.vm.problem or vm.alignment.vm.problem:
+        return
+    was, is_now = _get_settings(before.alignment.vm), _get_settings(vm.alignment.vm)
+    if is_now and was != is_now:
+        yield _make_vm_event(vm, ChangeKind.SETTINGS, _describe_settings(vm.alignment.vm))
+
+
+def _get_settings(vm: Vm) -> dict[str, str]:
+    """Map each key of `vm set` that was set to its value."""
+    found: dict[str, str] = {}
+    if vm.explicit_pmu is not None:
+        found["pmu"] = vm.explicit_pmu.name
+    if vm.counters is not None:
+        found["counters"] = str(vm.counters)
+    if vm.filter is not None:
+        found["filter"] = vm.filter.describe(vm.event_names)
+    return found
+
+
+def _describe_settings(vm: Vm) -> str:
+    found = _get_settings(vm)
+    return ", ".join(f"{key} {value}" for key, value in found.items()) or "nothing was set"
 
 
 def _find_vcpu_changes(before: ObservedVm | None, vm: ObservedVm) -> Iterator[HostEvent]:

@@ -8,6 +8,7 @@ from pmuctl.manage.diagnosis.monitor import Event
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.render.columns import Column
 from pmuctl.render.formats import Format, Layout, write_rows
+from pmuctl.render.table import wrap
 
 EVENT_COLUMNS: Sequence[Column[Event]] = (
     Column(name="TIME", help="when it was seen", value=lambda event: event.time),
@@ -67,20 +68,37 @@ _WIDTHS = {
 """Fixed column widths: later rows are not known yet. A longer text pushes the rest of its line."""
 
 
-def write_head(columns: Sequence[Column[Event]], out: TextIO, *, format: Format) -> None:
+def write_head(
+    columns: Sequence[Column[Event]], out: TextIO, *, format: Format, width: int | None = None
+) -> None:
     """Write the header line, if the format has one."""
     if format is Format.TABLE:
-        _write_line(columns, [column.name for column in columns], out)
+        _write_line(columns, [column.name for column in columns], out, width=width)
     else:
         write_rows(columns, [], out, format=format, layout=Layout())
 
 
 def write_event(
-    columns: Sequence[Column[Event]], event: Event, out: TextIO, *, format: Format
+    columns: Sequence[Column[Event]],
+    event: Event,
+    out: TextIO,
+    *,
+    format: Format,
+    width: int | None = None,
 ) -> None:
-    """Write one event as one line, and flush it."""
+    """Write one event as one line, and flush it.
+
+    On a terminal of `width` characters the time is that of the day, and the last text is wrapped
+    below itself.
+    """
     if format is Format.TABLE:
-        _write_line(columns, [column.text(event) for column in columns], out)
+        texts = [column.text(event) for column in columns]
+        if width is not None:
+            texts = [
+                text[11:19] if column.name == "TIME" else text
+                for column, text in zip(columns, texts, strict=True)
+            ]
+        _write_line(columns, texts, out, width=width)
     else:
         write_rows(columns, [event], out, format=format, layout=_BARE)
     out.flush()
@@ -89,9 +107,16 @@ def write_event(
 _BARE = Layout(headings=False)
 
 
-def _write_line(columns: Sequence[Column[Event]], texts: Sequence[str], out: TextIO) -> None:
+def _write_line(
+    columns: Sequence[Column[Event]],
+    texts: Sequence[str],
+    out: TextIO,
+    *,
+    width: int | None = None,
+) -> None:
+    sizes = _WIDTHS if width is None else {**_WIDTHS, "TIME": len("03:04:05")}
     cells = [
-        text.ljust(_WIDTHS.get(column.name, 0))
-        for column, text in zip(columns, texts, strict=True)
+        text.ljust(sizes.get(column.name, 0)) for column, text in zip(columns, texts, strict=True)
     ]
-    out.write("  ".join(cells).rstrip() + "\n")
+    *first, last = cells
+    out.write(wrap(last.rstrip(), "".join(f"{cell}  " for cell in first), width).rstrip() + "\n")

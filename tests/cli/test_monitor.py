@@ -177,8 +177,30 @@ def test_windows_and_cpus(host: Machine) -> None:
     assert seen == [
         ("vm-started", "new1", None),
         ("window", "new1", None),
+        ("released", "new1", None),
         ("cpu-offline", None, None),
         ("cpu-online", None, None),
+    ]
+
+
+def test_settings_and_the_release_of_a_vm_are_told(host: Machine) -> None:
+    host.start(FakeVm("new1"))
+    settings = ("pmu", A72, "filter", "default", "deny", "allow", "0x11")
+
+    def change() -> None:
+        assert host.run("vm", "set", "new1", *settings).status == 0
+
+    def release() -> None:
+        assert host.run("vm", "release", "new1").status == 0
+
+    ear = Script(change, release)
+    seen = events(monitor(host, "new1", "--format", "jsonl", ear=ear, timeout="0.8"))
+    assert not ear.acts
+    what = f"pmu {A72}, filter default deny allow 0x0011"
+    assert [(event["event"], event["what"]) for event in seen] == [
+        ("settings", what),
+        ("window", "sealed, was open"),
+        ("released", what),
     ]
 
 

@@ -107,3 +107,15 @@ def test_times_are_local_in_text_and_both_in_json(
     assert isinstance(vm["since"], int)
     assert vm["since_iso"].endswith("+09:00")
     assert text.split() == ["SINCE", vm["since_iso"]]
+
+
+def test_an_event_of_monitor_is_whole_on_a_terminal(host: Machine) -> None:
+    """Its time is that of the day, and its text is wrapped between words, below itself."""
+    lines = show(host, "monitor", "web1", "--timeout", "0").splitlines()
+    start = next(number for number, line in enumerate(lines) if "vcpu-left" in line)
+    assert re.match(r"\d\d:\d\d:\d\d  vcpu-left +web1 ", lines[start])
+    what = lines[start].index("vCPU 1")
+    rest = [line for line in lines[start + 1 :] if line.startswith(" " * what)]
+    said = " ".join([lines[start][what:], *(line.strip() for line in rest)])
+    assert said.endswith("most VMMs end the VM, and QEMU spins at 100 %")
+    assert all(len(line) <= COLUMNS for line in (lines[start], *rest))

@@ -219,7 +219,15 @@ def test_a_socket_that_another_process_has_now_is_another_vm() -> None:
 
 def test_the_words_of_kinds_are_stable() -> None:
     assert list(ChangeKind) == [
-        *("vm-started", "vm-ended", "vcpu-left", "vcpu-returned", "window"),
+        *(
+            "vm-started",
+            "vm-ended",
+            "vcpu-left",
+            "vcpu-returned",
+            "window",
+            "settings",
+            "released",
+        ),
         *("cpu-offline", "cpu-online", "pmu-offline", "repaired", "repair-failed", "lost"),
     ]
 
