@@ -20,11 +20,17 @@ NOTHING_TO_DO = "nothing to do: already as requested"
 
 
 def open_session(context: Context) -> Session:
-    """Return the session by which this command queries the VMs of its host."""
+    """Return the session by which this command queries the VMs of its host.
+
+    Raise UsageError for a --socket that is a directory by its very name.
+    """
+    socket = context.options.socket
+    if socket is not None and not socket.name:
+        raise UsageError(f"{socket}: not a socket", fix="--socket takes a VMM's control socket")
     return Session(
         host=context.host,
         deadline=context.options.deadline,
-        socket=context.options.socket,
+        socket=socket,
         trace=context.trace if context.options.verbose else None,
     )
 

@@ -49,7 +49,7 @@ class ProcFiles:
             return None
         # any user may choose a thread's name, but the kernel escapes the line ends in it
         digits = status.partition(b"\n" + name + b":\t")[2].partition(b"\n")[0]
-        return int(digits) if digits.isdigit() else None
+        return parse_stat_number([digits], 0)
 
     def _read_stat(self, path: str) -> list[bytes]:
         """Return the fields of a stat file from the third on, an empty list if it is gone."""

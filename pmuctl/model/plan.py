@@ -159,7 +159,7 @@ def _check_settings(vpmu: Vpmu, wanted: TargetSettings) -> None:
             why="SET_PMU takes the type of a CPU PMU of this host (ENXIO)",
             errno="ENXIO",
         )
-    bits = vpmu.caps.most_event_bits
+    bits = vpmu.caps.event_bits_for(wanted.type)
     if wanted.filter and wanted.filter.exceptions - EventSet.space(bits):
         past = (wanted.filter.exceptions - EventSet.space(bits)).runs()[0][0]
         raise UsageError(
@@ -195,14 +195,14 @@ def _iter_attr_calls(current: CurrentState, wanted: TargetSettings) -> Iterator[
     if counters is not None and (pmu_changes or counters != vpmu.counters):
         yield SetAttr(index, KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters)
     if wanted.filter is not None:
-        for call in _plan_filter_calls(vpmu, wanted.filter):
+        for call in _plan_filter_calls(vpmu, wanted.filter, wanted.type):
             yield SetAttr(index, KVM_ARM_VCPU_PMU_V3_FILTER, call)
 
 
-def _plan_filter_calls(vpmu: Vpmu, wanted: EventFilter) -> tuple[FilterRange, ...]:
+def _plan_filter_calls(vpmu: Vpmu, wanted: EventFilter, pmu_type: int) -> tuple[FilterRange, ...]:
     if vpmu.allowed is None:
         return wanted.ranges()
-    return difference(vpmu.allowed, wanted.allowed(vpmu.caps.most_event_bits))
+    return difference(vpmu.allowed, wanted.allowed(vpmu.caps.event_bits_for(pmu_type)))
 
 
 def make_pinned_error(who: str, cause: str, cpus: CpuSet, pmu: str | None = None) -> PinnedError:

@@ -77,6 +77,8 @@ def _list_cpus(devices: str, pmus: list[str]) -> list[tuple[str, str]]:
         cpus = _read_line(f"{devices}/{name}/cpus")
         if not cpus or set(cpus) - set("0123456789,-"):
             continue
+        if any(len(number) > 5 for number in cpus.replace("-", ",").split(",")):
+            continue
         found += [(f"pmu/{name}", f"CPUs {cpus}"), (cpus, name)]
         for part in cpus.split(","):
             first, dash, last = part.partition("-")

@@ -121,7 +121,11 @@ def _apply_request(
         raise _refuse_unchanged(error, vm, _set_at_next_start(vm))
     _check_possible(request, vm)
     pmu = _resolve_pmu(request, vm, host_state)
+    probed = host_state.host_pmus.probed
+    # what the VMM tells is of the PMU that KVM would choose; that of this one may differ
     bits = vm.event_bits or WIDEST_BITS
+    if probed is not None and probed.event_bits is not None:
+        bits = probed.event_bits_for(pmu.type)
     rules = request.filter
     event_filter = None if rules is None else compile_filter(rules, pmu, bits)
     arguments: dict[str, object] = {"type": pmu.type, "name": pmu.name, "dry-run": dry_run}

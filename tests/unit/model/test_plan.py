@@ -135,3 +135,13 @@ def test_counters_are_set_again_after_another_pmu() -> None:
     its = current(replace(FRESH, pmu=A, pmu_is_set=True, counters=3))
     values = [(s.attribute, s.value) for s in plan(its, wanted()) if isinstance(s, SetAttr)]
     assert values == [("SET_PMU", B), ("SET_NR_COUNTERS", 3)]
+
+
+def test_a_filter_has_the_event_space_of_the_pmu_that_is_set_and_not_of_kvms_choice() -> None:
+    vpmu = replace(FRESH, caps=replace(FRESH.caps, event_bits=10, event_bits_of={B: 16}))
+    events = EventFilter(Action.ALLOW, EventSet.of_ranges([(0x4004, 1)]))
+    state = replace(current(), vpmu=vpmu)
+    steps = plan(state, wanted(type=B, filter=events))
+    assert [step.attribute for step in steps if isinstance(step, SetAttr)] == ["SET_PMU", "FILTER"]
+    with pytest.raises(UsageError):
+        plan(state, wanted(type=A, filter=events))

@@ -58,3 +58,9 @@ def test_the_threads_of_this_machine_are_not_those_of_a_captured_tree(
     with pytest.raises(ValueError, match="captured"):
         assert there.host.threads
     assert root
+
+
+def test_no_kvm_is_asked_for_a_captured_tree_even_if_that_is_the_root_of_this_machine() -> None:
+    host = Host(environ={}, uid=0)
+    assert host.kvm is not None
+    assert host.captured(Path("/")).kvm is None
