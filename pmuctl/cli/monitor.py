@@ -33,7 +33,13 @@ def checked_interval(value: float) -> float:
     return value
 
 
-@command(app, "monitor", OUTPUT, CONNECTION)
+@command(
+    app,
+    "monitor",
+    OUTPUT,
+    CONNECTION,
+    helps={"format": f"Output format: {', '.join(f for f in Format if f is not Format.JSON)}."},
+)
 def monitor(
     context: Context,
     vm: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help=VMS_HELP)] = None,

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pmuctl.host import udev
 from pmuctl.host.cpus import read_online, scan_cores, scan_present
-from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs, parse_number
+from pmuctl.host.sysfs import PATH_CPU, PATH_EVENT_SOURCE, Sysfs, parse_number
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.pmu import OtherPmu, Pmu
 from pmuctl.value import value
@@ -45,6 +45,24 @@ class EventSources:
 
     names: tuple[str, ...]
     source: Source
+
+
+def rank_pmus(pmus: Iterable[Pmu], sysfs: Sysfs) -> list[Pmu]:
+    """Return PMUs with the one to suggest first: of online CPUs, of big cores, of many, the last.
+
+    Big is what the scheduler's cpu_capacity says, and where the kernel has none, big cores mostly
+    have the higher numbers.
+    """
+    online = read_online(sysfs)
+
+    def weigh(pmu: Pmu) -> tuple[bool, int, int]:
+        cpus = pmu.cpus or CpuSet()
+        usable = cpus if online is None else cpus & online
+        paths = (f"{PATH_CPU}/cpu{cpu}/cpu_capacity" for cpu in (usable or cpus))
+        capacity = max((sysfs.read_int(path) or 0 for path in paths), default=0)
+        return bool(usable), capacity, len(usable)
+
+    return sorted(reversed([*pmus]), key=weigh, reverse=True)
 
 
 def scan_event_sources(sysfs: Sysfs) -> EventSources:

@@ -16,12 +16,14 @@ FIND_OUT_PMU = (
 """How to find out which PMU KVM chose for a VM: its counters stop on the CPUs of any other."""
 
 
-def pin_commands(vm: str, choices: Iterable[CpuSet | None]) -> str:
-    """Return the commands that pin a VM to the CPUs of a PMU, joined by "or".
+def pin_command(vm: str, choices: Iterable[CpuSet | None], online: CpuSet | None) -> str | None:
+    """Return the command that pins a VM to the CPUs of one of several PMUs, the likeliest first.
 
-    `choices` has the CPUs of each PMU that the VM can have; unknown ones (None) are left out.
+    No thread can be put on CPUs that are all offline, so such PMUs are passed over, and so are
+    those whose CPUs are not known (None). Return None if no PMU is left.
     """
-    return " or ".join(command("affinity", "set", vm, cpus) for cpus in choices if cpus)
+    usable = (cpus for cpus in choices if cpus and (online is None or cpus & online))
+    return next((command("affinity", "set", vm, cpus) for cpus in usable), None)
 
 
 def bring_online(cpus: CpuSet) -> str:

@@ -44,6 +44,18 @@ class SettingsRequest:
         return self.pmu is None and self.counters is None and self.filter is None
 
 
+def format_settings(request: SettingsRequest) -> list[str]:
+    """Return the words of a request, as the user would type them; the filter last."""
+    words: list[str] = []
+    for key in ("pmu", "counters", "affinity"):
+        if (value := getattr(request, key)) is not None:
+            words += [key, str(value)]
+    if request.filter is not None:
+        words += ["filter", "default", request.filter.default]
+        words += [word for rule in request.filter.rules for word in rule]
+    return words
+
+
 def choose_pmu(
     text: str | None, pmus: Sequence[Pmu], names: Sequence[str], sysfs: Sysfs, *, fix: str
 ) -> Pmu:

@@ -280,12 +280,15 @@ def aligned_mask(
 ) -> CpuSet | None:
     """Return the mask that brings a thread back onto the CPUs of its PMU; it never widens a pin.
 
-    That is the CPUs of `now` that belong to the PMU. An offline CPU stays in the mask, because it
-    can come back. If none of them is `online`, the mask is the CPUs of `recorded`, on which pmuctl
-    itself had put the thread, that belong to the PMU. Return None if there are none: the pin is
-    then somebody else's, and not pmuctl's to change.
+    That is the CPUs of `now` that belong to the PMU; if somebody has widened the mask past the
+    PMU, those of them on which pmuctl itself had put the thread (`recorded`). An offline CPU stays
+    in the mask, because it can come back. If none of them is `online`, the mask is the CPUs of
+    `recorded` that belong to the PMU. Return None if there are none: the pin is then somebody
+    else's, and not pmuctl's to change.
     """
-    masks = [mask for mask in (now & pmu, (recorded or CpuSet()) & pmu) if mask]
+    inside, before = now & pmu, (recorded or CpuSet()) & pmu
+    narrower = CpuSet() if now <= pmu else inside & before
+    masks = [mask for mask in (narrower, inside, before) if mask]
     usable = (mask for mask in masks if online is None or mask & online)
     return next(usable, masks[0] if masks else None)
 

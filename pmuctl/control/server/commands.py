@@ -87,7 +87,7 @@ class CommandHandler:
             result = function(arguments, client)
             command.result.check(result, "return")
         except ApplyError as refused:
-            self._notify_change(client, refused.applied)
+            self._notify_change(client, [step.describe() for step in refused.applied])
             return {"error": self._report_refusal(refused)}
         # an exception of the backend, SystemExit too, must not end the VM, so the client gets it
         except BaseException as fault:
@@ -105,9 +105,14 @@ class CommandHandler:
             cpus=CpuSet.of(cpus) if isinstance(cpus, list) else None,
         )
         dry_run = bool(arguments.get("dry-run"))
+        cpus_before = self._pmu_state.cpus
         done = self._pmu_state.apply(wanted, dry_run=dry_run)
         if not dry_run:
-            self._notify_change(client, done)
+            descriptions = [step.describe() for step in done]
+            if not done and self._pmu_state.cpus != cpus_before:
+                # threads that are not known yet are put there later
+                descriptions.append(f"vCPU threads to be kept on {self._pmu_state.cpus}")
+            self._notify_change(client, descriptions)
         steps = _step_messages(done, "planned" if dry_run else "done")
         if steps and not dry_run:
             self._send_event("PMU_APPLIED", {"steps": steps})
@@ -122,12 +127,12 @@ class CommandHandler:
             self._send_event("PMU_REFUSED", {"class": message["class"], "desc": message["desc"]})
         return message
 
-    def _notify_change(self, client: Connection, steps: Sequence[Step]) -> None:
-        if self._on_change is not None and steps:
+    def _notify_change(self, client: Connection, descriptions: Sequence[str]) -> None:
+        if self._on_change is not None and descriptions:
             by = f"uid {client.uid}, pid {client.pid}"
             # the change is done, whatever the callback raises
             with suppress(Exception):
-                self._on_change(by, tuple(step.describe() for step in steps))
+                self._on_change(by, tuple(descriptions))
 
     def _release_vm(self, *_: object) -> Message:
         return {"outcome": "released" if self._pmu_state.release() else "unchanged"}

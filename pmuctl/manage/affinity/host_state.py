@@ -7,10 +7,10 @@ from pmuctl.host.cpus import read_online
 from pmuctl.host.cpuset_cgroup import Cpusets
 from pmuctl.host.host import Host
 from pmuctl.host.kvm.cache import read_cached
-from pmuctl.host.pmus import look_for_pmus
+from pmuctl.host.pmus import look_for_pmus, rank_pmus
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.effective_pmu import HostPmus
+from pmuctl.model.effective_pmu import EffectivePmu, HostPmus
 from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import field, replace, value
@@ -33,6 +33,15 @@ class HostState:
     def online(self) -> CpuSet | None:
         """The online CPUs of the host; None if they are not known."""
         return self.host_pmus.online
+
+    def rank_pmus(self) -> Sequence[Pmu]:
+        """Return the CPU PMUs of the host, the one to suggest first."""
+        return rank_pmus(self.pmus, self.host.sysfs)
+
+    def rank_cpus(self, pmu: EffectivePmu) -> list[CpuSet]:
+        """Return the CPUs of the PMUs that a VM can have, of the one to suggest first."""
+        choices = (pmu.cpus.get(each.name) for each in self.rank_pmus())
+        return [cpus for cpus in choices if cpus]
 
     def read_mask(self, pid: int | None, tid: int | None) -> CpuSet | None:
         """Return the affinity mask of a thread; None if the thread is gone or not known."""

@@ -6,6 +6,7 @@ from pmuctl.errors import (
     PinnedError,
     PmuctlError,
     RefusedError,
+    UnknownThreadsError,
     UnsupportedError,
     command,
 )
@@ -21,7 +22,7 @@ from pmuctl.manage.affinity.vcpu_threads import (
     no_threads,
     unknown_threads,
 )
-from pmuctl.manage.hints import FIND_OUT_PMU, describe_cpus, pin_commands
+from pmuctl.manage.hints import FIND_OUT_PMU, describe_cpus, pin_command
 from pmuctl.manage.resolve import resolve_cpus
 from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask, format_vcpus
 from pmuctl.model.cpuset import CpuSet
@@ -40,10 +41,17 @@ def set_affinity(
     """
     try:
         cpus = choose_cpus(text, vm, host_state)
-    except RefusedError as error:
-        error.fix = f"{error.fix} --vcpu {vcpus}" if vcpus else error.fix
+        vcpu_threads = VcpuThreads.of(vm, host_state, only=vcpus)
+    except UnknownThreadsError as error:
+        error.fix = _set_with_pmu(vm, cpus, host_state) or error.fix
         raise
-    vcpu_threads = VcpuThreads.of(vm, host_state, only=vcpus)
+    except RefusedError as error:
+        if unknown_threads(vm):
+            named = resolve_cpus(text, host_state.pmus, host_state.host.sysfs)
+            error.fix = _set_with_pmu(vm, named, host_state) or error.fix
+        elif vcpus and error.fix:
+            error.fix = f"{error.fix} --vcpu {vcpus}"
+        raise
     wanted = dict.fromkeys(vcpu_threads.tids, cpus)
     result = apply_affinity(
         vcpu_threads, wanted, host_state, record_unchanged=True, dry_run=dry_run
@@ -52,6 +60,29 @@ def set_affinity(
     if not pmu.candidates and pmu.is_known:
         return result
     return replace(result, warnings=(*result.warnings, _make_unknown_pmu_warning(vm, pmu)))
+
+
+def _set_with_pmu(vm: Vm, cpus: CpuSet, host_state: HostState) -> str | None:
+    """Return the command that keeps a waiting VM on those of these CPUs that are of its PMU.
+
+    Which threads run its vCPUs is not known before they have run, but its supervisor keeps them
+    on the CPUs that were set together with a PMU. Return None for a VM that takes no PMU.
+    """
+    if vm.window is not Window.OPEN or not vm.supervised:
+        return None
+    is_open = vm.explicit_pmu is None
+    pmus = [
+        pmu
+        for pmu in host_state.rank_pmus()
+        if pmu.cpus and (is_open or pmu.name == effective_pmu(vm, host_state.host_pmus).only)
+    ]
+    chosen = next((pmu for pmu in pmus if pmu.cpus and pmu.cpus & cpus), None) or next(
+        iter(pmus), None
+    )
+    if chosen is None or chosen.cpus is None:
+        return None
+    inside = chosen.cpus & cpus or chosen.cpus
+    return command("vm", "set", vm.address, "pmu", chosen.name, "affinity", inside)
 
 
 def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
@@ -69,7 +100,7 @@ def choose_cpus(text: str, vm: Vm, host_state: HostState) -> CpuSet:
             subject=vm.name,
             why=f"its VMM has pmu {pmu}; " + Consequence.FAIL_ENTRY.explain(),
             now=NOTHING_CHANGED,
-            fix=pin_commands(vm.address, pmu.cpus.values()),
+            fix=pin_command(vm.address, host_state.rank_cpus(pmu), host_state.online),
         )
     return cpus
 
@@ -146,8 +177,8 @@ def _make_no_pmu_error(vm: Vm, pmu: EffectivePmu, host_state: HostState) -> Pmuc
     elif not pmu.cpus:
         error = RefusedError(
             "it has no PMU yet that its vCPUs could be aligned to",
-            why="its window is open, and none was pmu",
-            fix=command("vm", "set", vm.address, "pmu", "PMU"),
+            why="its window is open, and none was set",
+            fix=command("vm", "set", vm.address, "pmu", host_state.rank_pmus()[0].name),
         )
     elif pmu.only is not None:
         error = RefusedError(f"the CPUs of {pmu.only} cannot be read", fix="pmuctl pmu list")
@@ -158,9 +189,10 @@ def _make_no_pmu_error(vm: Vm, pmu: EffectivePmu, host_state: HostState) -> Pmuc
         who = "its VMM" if pmu.is_explicit else "KVM"
         error = RefusedError(
             "which PMU it has is not known",
-            why=f"{who} chose {pmu} by itself, and does not tell which",
-            fix=f"{pin_commands(vm.address, pmu.cpus.values()) or 'pmuctl pmu list'}, "
-            "whichever it counts with; or start it anew with pmuctl run --pmu PMU",
+            why=f"{who} chose {pmu} by itself, and does not tell which; "
+            "a start with pmuctl run --pmu makes it certain",
+            fix=pin_command(vm.address, host_state.rank_cpus(pmu), host_state.online)
+            or "pmuctl pmu list",
         )
     error.subject, error.now = vm.name, NOTHING_CHANGED
     return error

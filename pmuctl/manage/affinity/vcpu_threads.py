@@ -140,6 +140,8 @@ def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     if vm.state in (VmState.STARTING, VmState.WAITING):
         why = "its VMM does not tell, and no vCPU has run yet"
         fix = command("vm", "wait", vm.address, "--for", "running")
+        if vm.state is VmState.WAITING:  # it runs only once it is released
+            fix = command("vm", "release", vm.address)
     elif unknown and all(vcpu.has_run is False for vcpu in unknown):
         why = "its VMM does not tell, and such a vCPU has not run yet"
         fix = command("vm", "vcpus", vm.address)

@@ -193,6 +193,7 @@ def _read_vm_facts(alignment: VmAlignment, host_state: HostState) -> VmFacts:
     return VmFacts(
         alignment=alignment,
         online=host_state.online,
+        choices=host_state.rank_cpus(alignment.effective_pmu),
         recorded=masks,
         age=_read_process_age(host_state.host.procs, alignment.vm.pid),
         blockers={index: blocker for index, blocker in blockers.items() if blocker is not None},

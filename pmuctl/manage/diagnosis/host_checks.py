@@ -100,7 +100,7 @@ def _check_vpmu(facts: HostFacts) -> Iterator[Outcome]:
     else:
         cause = _explain_missing_vpmu(facts)
         why = f"KVM has no KVM_CAP_ARM_PMU_V3: guests have no PMU; {cause}"
-        yield _make_failure(why, fix="pmuctl host info")
+        yield _make_failure(why, fix="dmesg | grep -iE 'kvm|pmu'")
 
 
 def _explain_missing_vpmu(facts: HostFacts) -> str:

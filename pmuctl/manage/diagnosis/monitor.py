@@ -251,7 +251,8 @@ def describe_scope(monitor: HostMonitor) -> str:
 def find_absent(monitor: HostMonitor) -> list[str]:
     """Return the names that no VM has yet; call it after the first look."""
     vms = monitor.vm_list.vms
-    return [str(ref) for ref in monitor.refs if not any(vm.is_meant(ref) for vm in vms)]
+    refs = dict.fromkeys(monitor.refs)
+    return [str(ref) for ref in refs if not any(vm.is_meant(ref) for vm in vms)]
 
 
 def _explain_lost_uevents(uevents: NoUevents) -> str:

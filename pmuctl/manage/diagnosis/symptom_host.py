@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pmuctl.host.cpus import read_core, read_online, scan_cores, scan_present
 from pmuctl.host.host import Host
 from pmuctl.host.kvm.cache import read_cached
-from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.pmus import rank_pmus, scan_pmus
 from pmuctl.host.snapshot_files import PATH_OSRELEASE
 from pmuctl.host.sysfs import PATH_EVENT_SOURCE, Sysfs
 from pmuctl.model.cpuset import CpuSet
@@ -37,7 +37,7 @@ def read_symptom_host(host: Host) -> SymptomHost:
         if probed and has_vpmu
         else None,
         online=online,
-        pmus=tuple((pmu.name, _online_cpus(pmu, online)) for pmu in pmus),
+        pmus=tuple((pmu.name, _online_cpus(pmu, online)) for pmu in rank_pmus(pmus, sysfs)),
     )
 
 

@@ -2,7 +2,7 @@
 """The checks of a VM, which judge facts that were read before and read nothing themselves."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pmuctl.errors import command
 from pmuctl.manage.affinity.blockers import Blocker
@@ -11,7 +11,7 @@ from pmuctl.manage.affinity.vcpu_threads import (
     make_dead_error,
     no_threads,
 )
-from pmuctl.manage.hints import FIND_OUT_PMU, bring_online, pin_commands
+from pmuctl.manage.hints import FIND_OUT_PMU, bring_online, pin_command
 from pmuctl.model.alignment import AlignmentState, VmAlignment, aligned_mask, format_vcpus
 from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
@@ -30,7 +30,8 @@ SPIN_SHARE = 0.8
 class VmFacts:
     """The facts that the checks of a VM judge; None if a fact is not known.
 
-    `online` are the online CPUs of the host, `age` is the age of the VM's process in seconds. By
+    `online` are the online CPUs of the host, `choices` the CPUs of each PMU that the VM can have,
+    of the one to suggest first, `age` is the age of the VM's process in seconds. By
     vCPU number, `recorded` are the CPUs that pmuctl put it on, `blockers` is what keeps a
     misplaced vCPU off the CPUs of its PMU, and `spins` the share of a CPU that its thread took
     without running the guest.
@@ -38,6 +39,7 @@ class VmFacts:
 
     alignment: VmAlignment
     online: CpuSet | None = None
+    choices: Sequence[CpuSet] = ()
     recorded: Mapping[int, CpuSet] = field(default_factory=dict)
     age: float | None = None
     blockers: Mapping[int, Blocker] = field(default_factory=dict)
@@ -172,10 +174,9 @@ def _fix_placement(facts: VmFacts) -> str:
     alignment = facts.alignment
     pmu = alignment.effective_pmu
     if pmu.only is None:
-        choices = list(pmu.cpus.values())
-        if facts.online is not None:  # no thread can be put on CPUs that are all offline
-            choices = [cpus for cpus in choices if cpus and cpus & facts.online] or choices
-        return pin_commands(alignment.vm.address, choices)
+        choices = facts.choices or pmu.cpus.values()
+        pin = pin_command(alignment.vm.address, choices, facts.online)
+        return pin or command("vm", "show", alignment.vm.address)
     cpus = pmu.only_cpus or CpuSet()
     masks = [(vcpu.affinity, facts.recorded.get(vcpu.index)) for vcpu in alignment.misplaced]
     if all(now is None or aligned_mask(now, cpus, then) for now, then in masks):

@@ -23,16 +23,18 @@ from pmuctl.host.pmus import scan_event_sources
 from pmuctl.host.signals import defer_signals
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
-from pmuctl.manage.affinity.vcpu_threads import check_inside
+from pmuctl.manage.affinity.vcpu_threads import check_inside, unknown_threads
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, open_vm
 from pmuctl.manage.inventory.session import Session
+from pmuctl.manage.inventory.start_records import recorded_cpus
 from pmuctl.manage.resolve import (
     AUTO,
     NONE,
     SettingsRequest,
     choose_pmu,
     compile_filter,
+    format_settings,
     resolve_cpus,
 )
 from pmuctl.manage.settings.affinity_key import (
@@ -136,14 +138,25 @@ def _apply_request(
     cpus = _resolve_wanted_cpus(request, vm, pmu, host_state)
     if cpus:
         arguments["cpus"] = list(cpus)
+    kept = recorded_cpus(vm)
     try:
         answer = _execute(client, "pmu-apply", arguments, vm, host_state.host)
     except PmuctlError as error:
         if error.applied and cpus:
             with suppress(RefusedError):  # the error tells more
                 record_affinity(vm, host_state.host)
-        raise _explain_apply_error(error, vm, pmu, host_state.host.threads) from error
-    return _collect_results(vm, answer, request, pmu, event_filter, cpus)
+        wanted = cpus or pmu.cpus or CpuSet()
+        raise _explain_apply_error(error, vm, wanted, host_state.host.threads) from error
+    return _collect_results(
+        vm,
+        answer,
+        request,
+        pmu,
+        event_filter,
+        cpus,
+        is_kept_anew=bool(cpus) and bool(unknown_threads(vm)) and cpus != kept,
+        dry_run=dry_run,
+    )
 
 
 def _execute(
@@ -184,7 +197,18 @@ def _resolve_wanted_cpus(
             request.affinity or "", host_state.pmus, host_state.host.sysfs, subject=vm.name
         )
         if pmu.cpus is not None:
-            check_inside(cpus, pmu.cpus, vm, pmu.name)
+            try:
+                check_inside(cpus, pmu.cpus, vm, pmu.name)
+            except RefusedError as error:
+                is_same = vm.explicit_pmu is not None and vm.explicit_pmu.name == pmu.name
+                if vm.window is Window.SEALED and not is_same:
+                    refusal = sealed("SET_PMU", vm.by)
+                    raise _refuse_unchanged(refusal, vm, _set_at_next_start(vm)) from None
+                if not is_same or unknown_threads(vm):
+                    inside = str(cpus & pmu.cpus or pmu.cpus)
+                    right = replace(request, pmu=pmu.name, affinity=inside)
+                    error.fix = command("vm", "set", vm.address, *format_settings(right))
+                raise
         return cpus
     now = vm.explicit_pmu
     is_new = now is None or now.name != pmu.name
@@ -241,7 +265,11 @@ def _resolve_pmu(request: SettingsRequest, vm: Vm, host_state: HostState) -> Pmu
     if text is None and vm.explicit_pmu is not None:
         text = vm.explicit_pmu.name
     try:
-        fix = f"{command('vm', 'set', vm.address, 'pmu', 'PMU')} …"
+        ranked = host_state.rank_pmus()
+        fix = "pmuctl pmu list"
+        if ranked:
+            settings = format_settings(replace(request, pmu=ranked[0].name))
+            fix = command("vm", "set", vm.address, *settings)
         return choose_pmu(text, host_state.pmus, names, host_state.host.sysfs, fix=fix)
     except UsageError as error:
         error.subject = error.subject or vm.name
@@ -249,7 +277,7 @@ def _resolve_pmu(request: SettingsRequest, vm: Vm, host_state: HostState) -> Pmu
 
 
 def _explain_apply_error(
-    error: PmuctlError, vm: Vm, pmu: Pmu, threads: ThreadAffinity
+    error: PmuctlError, vm: Vm, cpus: CpuSet, threads: ThreadAffinity
 ) -> PmuctlError:
     """Return the error of `pmu-apply` with a `now` and a `fix`, which the VMM cannot know."""
     if error.applied is None:
@@ -269,7 +297,7 @@ def _explain_apply_error(
     elif isinstance(error, SealedError):
         error.fix = _set_at_next_start(vm)
     elif isinstance(error, PinnedError):
-        error.fix = "; ".join(_iter_unpin_commands(vm, pmu, threads)) or None
+        error.fix = "; ".join(_iter_unpin_commands(vm, cpus, threads)) or None
     return error
 
 
@@ -282,12 +310,12 @@ def _set_at_next_start(vm: Vm) -> str:
     return f"set it at the next start of {vm.name}, while its window is open (before vm release)"
 
 
-def _iter_unpin_commands(vm: Vm, pmu: Pmu, threads: ThreadAffinity) -> Iterator[str]:
-    """Yield the commands that put vCPU threads pinned off the PMU's CPUs onto them."""
+def _iter_unpin_commands(vm: Vm, cpus: CpuSet, threads: ThreadAffinity) -> Iterator[str]:
+    """Yield the commands that put vCPU threads pinned off the wanted CPUs onto them."""
     for vcpu in vm.vcpus or ():
         with suppress(OSError):
-            if vcpu.tid is not None and pmu.cpus and not threads.get(vcpu.tid) & pmu.cpus:
-                yield f"taskset -cp {pmu.cpus} {vcpu.tid}"
+            if vcpu.tid is not None and cpus and not threads.get(vcpu.tid) & cpus:
+                yield f"taskset -cp {cpus} {vcpu.tid}"
 
 
 _KEYS = {"SET_PMU": "pmu", "SET_NR_COUNTERS": "counters", "FILTER": "filter"}
@@ -300,10 +328,18 @@ def _collect_results(
     pmu: Pmu,
     event_filter: EventFilter | None,
     cpus: CpuSet | None,
+    *,
+    is_kept_anew: bool,
+    dry_run: bool,
 ) -> SettingsResult:
-    """Return the result of each key that was asked for, or was changed along with those."""
+    """Return the result of each key that was asked for, or was changed along with those.
+
+    `is_kept_anew` is True if threads that are not known yet are to be kept on other CPUs.
+    """
     changed = {_KEYS.get(step["attribute"], AFFINITY) for step in answer["steps"]}
-    outcome = "planned" if answer["outcome"] == "planned" else "set"
+    outcome = "planned" if answer["outcome"] == "planned" or dry_run else "set"
+    if is_kept_anew:
+        changed.add(AFFINITY)
     values = {
         "pmu": pmu.name,
         # shown even if not asked for: a new PMU is given the number that the VM had before

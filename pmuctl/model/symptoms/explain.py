@@ -64,15 +64,8 @@ def _explain_symptom(
 
 
 def _choose_pmu(host: SymptomHost) -> tuple[str, str]:
-    """Return the PMU with the most online CPUs, and these; placeholders if none is known.
-
-    Of several with as many the last is returned: big cores mostly have the higher numbers.
-    """
-    known = [(name, cpus) for name, cpus in host.pmus if cpus]
-    if not known:
-        return "PMU", "CPUS"
-    name, cpus = max(reversed(known), key=lambda pmu: len(pmu[1]))
-    return name, str(cpus)
+    """Return the PMU to suggest and its online CPUs; placeholders if none is known."""
+    return next(((name, str(cpus)) for name, cpus in host.pmus if cpus), ("PMU", "CPUS"))
 
 
 def _start_on_one_pmu(vmm: NamedVmm, manager: Manager | None, host: SymptomHost) -> str:

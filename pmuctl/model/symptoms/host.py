@@ -38,8 +38,8 @@ class SymptomHost:
     """What is known of a host; None, or an empty `pmus`, for what is not.
 
     `core_kinds` counts its kinds of core, `kernel` is major and minor version of its Linux,
-    `pmus` maps the names of its CPU PMUs to their online CPUs. `has_set_pmu` is whether KVM has
-    the attribute SET_PMU.
+    `pmus` maps the names of its CPU PMUs to their online CPUs, the one to suggest first.
+    `has_set_pmu` is whether KVM has the attribute SET_PMU.
     """
 
     core_kinds: int | None = None

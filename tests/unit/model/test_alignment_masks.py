@@ -20,6 +20,11 @@ def test_a_pin_is_not_widened_to_what_was_recorded() -> None:
     assert aligned_mask(cpus("1-2"), cpus("2-3"), cpus("2-3")) == cpus("2")
 
 
+def test_a_mask_that_somebody_widened_is_the_recorded_one_again() -> None:
+    assert aligned_mask(cpus("0-3"), cpus("2-3"), cpus("3")) == cpus("3")
+    assert aligned_mask(cpus("0-3"), cpus("2-3"), cpus("1-3")) == cpus("2-3")
+
+
 def test_where_they_do_not_meet_what_pmuctl_recorded_holds() -> None:
     assert aligned_mask(cpus("0-1"), cpus("2-3"), cpus("2-3")) == cpus("2-3")
     assert aligned_mask(cpus("0-1"), cpus("2-3"), cpus("1-2")) == cpus("2")

@@ -9,7 +9,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.symptoms.explain import explain
 from pmuctl.model.symptoms.host import SymptomHost
 
-PMUS = (("armv8_cortex_a55", CpuSet.parse("0-3")), ("armv8_cortex_a76", CpuSet.parse("4-7")))
+PMUS = (("armv8_cortex_a76", CpuSet.parse("4-7")), ("armv8_cortex_a55", CpuSet.parse("0-3")))
 ONLINE = CpuSet.parse("0-7")
 NEW = SymptomHost(core_kinds=2, kernel=(6, 12), online=ONLINE, pmus=PMUS)
 OLD = SymptomHost(core_kinds=2, kernel=(5, 10), online=ONLINE, pmus=PMUS)
