@@ -169,6 +169,8 @@ def is_parsed(root: Any, words: Sequence[str]) -> bool:
         target = target.get_command(None, rest.pop(0))
     if target is root:
         return [*words] == ["--version"]
+    if {"-h", "--help"} & {*rest}:  # parsing it would print the help
+        return True
     if hasattr(target, "apps"):
         return False
     try:
