@@ -78,6 +78,8 @@ def monitor(
 
     Event types are vm-started, vm-ended, vcpu-left, vcpu-returned, window, settings, released,
     cpu-offline, cpu-online, pmu-offline, repaired, repair-failed and lost.
+
+    Formats are table, jsonl, csv, tsv, raw and name; json would need an end.
     """
     refs = tuple(parse_refs(vm or ()))
     if context.format is Format.JSON:

@@ -261,4 +261,4 @@ def test_a_name_that_no_vm_has_is_told_once(machine: Machine) -> None:
 
 def test_the_help_of_monitor_lists_the_formats_it_has(machine: Machine) -> None:
     text = " ".join(machine.run("monitor", "--help").stdout.split())
-    assert "Output format: table, jsonl, csv, tsv, raw, name." in text
+    assert "Formats are table, jsonl, csv, tsv, raw and name; json would need an end." in text
