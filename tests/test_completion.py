@@ -33,7 +33,7 @@ from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.pmu_selector import match_pmus, select_pmu
 from tests.fakes.vmm import FakeVm, fake_vmm
 from tests.shells import COMPLETIONS, LiveShell
-from tests.skips import skip
+from tests.skips import only_root, skip
 
 ROOT = Path(__file__).parents[1]
 PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.entry import run; run()"]
@@ -611,6 +611,26 @@ def test_cores_are_those_that_select_pmus(host: Host) -> None:
 @pytest.mark.parametrize("words", [(), ("events",), ("nonsense", "x"), ("events", "x"), ("cpus",)])
 def test_errors_are_silent(host: Host, words: tuple[str, ...]) -> None:
     assert host.complete(*words) == []
+
+
+@only_root("only root looks in other users' directories")
+def test_nothing_is_sent_to_another_users_process_in_a_users_directory(
+    host: Host, tmp_path: Path
+) -> None:
+    runtime = tmp_path / "users/4242/pmuctl"
+    runtime.mkdir(parents=True)
+    wrapper = [*host.wrapper[:2], "sh", "-c", 'mount --bind "$0" /run/user && exec "$@"']
+    host.wrapper[:0] = [*wrapper, str(tmp_path / "users")]
+    del host.environ["PMUCTL_RUNTIME_DIR"]
+    host.runtime = runtime
+    listener = host.listen("web7")
+    for path in (runtime, runtime / "web7.sock"):
+        os.chown(path, 4242, 4242)
+    assert len(host.complete("events", "--socket=", "web7", "filter", "default")) > 0
+    listener.settimeout(0)
+    client, _ = listener.accept()
+    with client:
+        assert client.recv(1) == b""
 
 
 def test_it_imports_next_to_nothing(host: Host) -> None:

@@ -30,6 +30,9 @@ LINK_LIMIT = 40
 """Links followed in one path, as in the kernel (MAXSYMLINKS, include/linux/namei.h)."""
 
 _NUMBER = re.compile(r"0x[0-9a-fA-F]{1,16}|-?(?:0|[1-9][0-9]{0,18})")
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+StrPath = str | os.PathLike[str]
 
 
 def parse_number(text: str) -> int | None:
@@ -105,7 +108,7 @@ class Sysfs:
         try:
             if self.is_live:
                 return os.path.realpath(f"/{path}", strict=True)
-            with self._walk_path(path) as (directory, parts, name):
+            with walk_path(self.root, path) as (directory, parts, name):
                 if name is not None:
                     os.stat(name, dir_fd=directory, follow_symlinks=False)
                     parts = [*parts, name]
@@ -121,7 +124,7 @@ class Sysfs:
         if self.is_live:
             fd = os.open(f"/{path}", flags)
         else:
-            with self._walk_path(path) as (directory, _, name):
+            with walk_path(self.root, path) as (directory, _, name):
                 if name is not None:
                     mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
                     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -133,50 +136,61 @@ class Sysfs:
         finally:
             os.close(fd)
 
-    @contextmanager
-    def _walk_path(self, path: str) -> Iterator[tuple[int, list[str], str | None]]:
-        """Follow a path inside the root, one component at a time.
 
-        This does what openat2(2) does with RESOLVE_IN_ROOT, which sandboxes may refuse and Python
-        does not offer. The context gives the directory of the last component, as an O_PATH
-        descriptor and as names below the root, and that component: not a link, not known to
-        exist, or None for the directory itself.
-        """
-        directory = os.O_PATH | os.O_DIRECTORY
-        fds = [os.open(self.root, directory)]
-        parts: list[str] = []
-        todo = path.split("/")[::-1]
-        links = 0
-        try:
-            while todo:
-                name = todo.pop()
-                if name in ("", "."):
-                    continue
-                if name == "..":
-                    if parts:
-                        parts.pop()
-                        os.close(fds.pop())
-                    continue
-                target = _read_link(name, fds[-1])
-                if target is None and not any(todo):
-                    yield fds[-1], parts, name
-                    return
-                if target is None:
-                    fds.append(os.open(name, directory | os.O_NOFOLLOW, dir_fd=fds[-1]))
-                    parts.append(name)
-                    continue
-                links += 1
-                if links > LINK_LIMIT:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                if target.startswith("/"):
-                    while parts:
-                        parts.pop()
-                        os.close(fds.pop())
-                todo += target.split("/")[::-1]
-            yield fds[-1], parts, None
-        finally:
-            for fd in fds:
-                os.close(fd)
+@contextmanager
+def walk_path(
+    root: StrPath, path: str, *, cwd: StrPath | None = None
+) -> Iterator[tuple[int, list[str], str | None]]:
+    """Follow a path inside a root, one component at a time.
+
+    This does what openat2(2) does with RESOLVE_IN_ROOT, which sandboxes may refuse and Python does
+    not offer. A relative path begins at `cwd`, a directory in the root, by default at the root
+    itself. The context gives the directory of the last component, as an O_PATH descriptor and as
+    names below where the path begins, and that component: not a link, not known to exist, or None
+    for the directory itself. Raise OSError.
+    """
+    fds = [os.open(root, _DIRECTORY)]
+    parts: list[str] = []
+    todo = path.split("/")[::-1]
+    links = 0
+    try:
+        if cwd is not None and not path.startswith("/"):
+            fds.append(os.open(cwd, _DIRECTORY))
+        while todo:
+            name = todo.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                if parts:
+                    parts.pop()
+                    os.close(fds.pop())
+                elif not _is_same(fds[-1], fds[0]):  # what is above cwd is not known yet
+                    fds.append(os.open("..", _DIRECTORY, dir_fd=fds[-1]))
+                continue
+            target = _read_link(name, fds[-1])
+            if target is None and not any(todo):
+                yield fds[-1], parts, name
+                return
+            if target is None:
+                fds.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fds[-1]))
+                parts.append(name)
+                continue
+            links += 1
+            if links > LINK_LIMIT:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            if target.startswith("/"):
+                parts.clear()
+                while len(fds) > 1:
+                    os.close(fds.pop())
+            todo += target.split("/")[::-1]
+        yield fds[-1], parts, None
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _is_same(fd: int, other: int) -> bool:
+    return fd == other or os.path.samestat(os.fstat(fd), os.fstat(other))
 
 
 def _read_link(name: str, directory: int) -> str | None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tasks share: open files, tables of descriptors and memory, as kcmp(2) tells."""
+"""What tasks share: open files, tables of descriptors and memory, as kcmp(2) tells, and pids."""
 
+import re
 from pathlib import Path
 
 from pmuctl.host.proc_files import ProcFiles
 from pmuctl.value import value
+
+_SEVERAL_PIDS = re.compile(rb"^NSpid:(?:\t[0-9]{1,10}){2}", re.MULTILINE)
 
 
 @value
@@ -13,6 +16,18 @@ class TaskFiles(ProcFiles):
 
     They load ctypes, which few commands need.
     """
+
+    def shares_pids(self, pid: int) -> bool:
+        """Return whether a process knows others by the pids that they have in this procfs.
+
+        The kernel lists its pids in each namespace from that of the mount down (NSpid in
+        proc_pid_status(5)). Return False if they cannot be read, and True if the kernel has no
+        namespaces.
+        """
+        try:
+            return _SEVERAL_PIDS.search(self._read_file(f"{pid}/status")) is None
+        except OSError:
+            return False
 
     @property
     def _is_running_kernel(self) -> bool:

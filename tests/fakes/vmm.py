@@ -266,8 +266,10 @@ def fake_proc(
     (root / "stat").write_text("btime 1000000000\n")
     if holds_kvm:
         (fds / "9").symlink_to("anon_inode:kvm-vm")
-    if uid is not None:
-        (root / str(pid) / "status").write_text(f"Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
+    status = root / str(pid) / "status"
+    if uid is not None or not status.exists():
+        uids = "" if uid is None else f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n"
+        status.write_text(f"Name:\tx\n{uids}NSpid:\t{pid}\n")
     if start is not None:
         (root / str(pid) / "stat").write_text(f"{pid} (x) S {'0 ' * 18}{start} 0\n")
     for tid in tids:

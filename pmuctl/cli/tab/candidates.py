@@ -158,7 +158,7 @@ def _pmus_of(vm: str, socket: str, settings: list[str]) -> list[str]:
     chosen = _chosen_pmu(settings)
     if chosen is not None:
         return [chosen] if chosen in pmus else _select_pmu(chosen)
-    pmu = _query_pmu(_find_socket(vm, socket.removeprefix("--socket="))) if len(pmus) > 1 else None
+    pmu = _query_pmu(_open_socket(vm, socket.removeprefix("--socket="))) if len(pmus) > 1 else None
     return [pmu] if pmu in pmus else pmus
 
 
@@ -209,45 +209,66 @@ def _select_pmu(text: str) -> list[str]:
     return [select_pmu(text, scan_pmus(sysfs, sysfs.entries(PATH_EVENT_SOURCE))).name]
 
 
-def _find_socket(vm: str, named: str) -> str | None:
-    """Return the path of a VM's control socket, None if there is none.
+def _open_socket(vm: str, named: str) -> tuple[int, int | None] | None:
+    """Return an O_PATH descriptor of a VM's control socket, and the user who is to listen there.
 
-    It looks where `scan_sockets` in pmuctl.control.runtime.sockets does.
+    The user is None if that may be anyone: in root's directory, or at the path that is `named`.
+    It looks where `scan_sockets` in pmuctl.control.runtime.sockets does, and opens as
+    `open_socket` does: no user can lead it to another one's socket by a link.
     """
     if named:
-        return named
+        return os.open(named, os.O_PATH | os.O_CLOEXEC), None
+    directories: list[tuple[str, int | None]] = [(PATH_RUN, None)]
     if own := os.environ.get("PMUCTL_RUNTIME_DIR"):
-        directories = [own]
+        directories = [(own, None)]
     elif os.geteuid() == 0:
         from pmuctl.host.mounts import find_unanswered, read_mounts
 
-        users = [f"{PATH_USERS}/{uid}/pmuctl" for uid in _list_names(PATH_USERS)]
-        unanswered = find_unanswered(users, read_mounts()) if users else set()
-        directories = [PATH_RUN, *(path for path in users if path not in unanswered)]
-    else:
-        runtime = os.environ.get("XDG_RUNTIME_DIR")
-        directories = [PATH_RUN, *([f"{runtime}/pmuctl"] if runtime else [])]
-    paths = [f"{directory}/{vm}.sock" for directory in directories] if is_name(vm) else []
-    return next((path for path in paths if _is_socket_of_its_directory(path)), None)
+        users = {f"{PATH_USERS}/{uid}/pmuctl": uid for uid in _list_names(PATH_USERS)}
+        unanswered = find_unanswered(list(users), read_mounts()) if users else set()
+        directories += [
+            (path, int(uid))
+            for path, uid in users.items()
+            if path not in unanswered and uid.isdigit()
+        ]
+    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        directories.append((f"{runtime}/pmuctl", os.geteuid()))
+    for directory, owner in directories if is_name(vm) else ():
+        try:
+            return _open_below(directory, f"{vm}.sock", owner), owner
+        except OSError:
+            continue
+    return None
 
 
-def _is_socket_of_its_directory(path: str) -> bool:
-    """Return whether a path is a socket, not a link, in its user's own runtime directory."""
+def _open_below(directory: str, name: str, owner: int | None) -> int:
+    """Open a file by its directory's descriptor; raise OSError unless both are the owner's."""
+    flags = os.O_PATH | os.O_CLOEXEC
+    links = 0 if owner is None else os.O_NOFOLLOW
+    folder = os.open(directory, flags | os.O_DIRECTORY | links)
     try:
-        folder, status = os.lstat(os.path.dirname(path)), os.lstat(path)
-    except OSError:
-        return False
-    user = path.removeprefix(f"{PATH_USERS}/").partition("/")[0]
-    is_own = not path.startswith(PATH_USERS) or str(folder.st_uid) == user
-    return is_own and stat.S_ISDIR(folder.st_mode) and stat.S_ISSOCK(status.st_mode)
+        fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+        statuses = [os.fstat(folder), os.fstat(fd)]
+    finally:
+        os.close(folder)
+    is_own = owner is None or all(status.st_uid == owner for status in statuses)
+    if is_own and stat.S_ISSOCK(statuses[1].st_mode):
+        return fd
+    os.close(fd)
+    raise PermissionError
 
 
-def _query_pmu(path: str | None) -> str | None:
-    """Return the PMU that a VM reports as set, None if it reports none or does not answer."""
-    if path is None:
+def _query_pmu(found: tuple[int, int | None] | None) -> str | None:
+    """Return the PMU that a VM reports as set, None if it reports none or does not answer.
+
+    Nothing is sent to another user's process than the one who is to listen there.
+    """
+    if found is None:
         return None
+    fd, owner = found
     import json
     import socket
+    import struct
     import time
 
     until = time.monotonic() + QUERY_SECONDS
@@ -258,7 +279,12 @@ def _query_pmu(path: str | None) -> str | None:
 
         try:
             wait_no_longer()
-            peer.connect(path)
+            peer.connect(f"/proc/self/fd/{fd}")
+            _, uid, _ = struct.unpack(
+                "iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            )
+            if owner not in (None, uid):
+                return None
             wait_no_longer()
             peer.sendall(b'{"execute":"qmp_capabilities"}\n{"execute":"query-pmu","id":"pmu"}\n')
             data = b""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of a control socket: one connection under one deadline, and its peer."""
 
+import errno
 import itertools
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from pmuctl.control.protocol.stream import (
     MessageStream,
     OverBudgetError,
 )
-from pmuctl.control.runtime.sockets import ControlSocket
+from pmuctl.control.runtime.sockets import ControlSocket, open_socket
 from pmuctl.errors import (
     NOTHING_CHANGED,
     DeniedError,
@@ -161,7 +161,10 @@ class Client:
             raise self._make_unreachable_error(f"no connection in {self._waited} s") from None
         except FileNotFoundError:
             raise NotFoundError(f"there is no socket {path}", fix="pmuctl vm list") from None
-        except PermissionError:
+        except PermissionError as error:
+            if error.errno == errno.EPERM:
+                why = f"{error.filename}: {error.strerror}"
+                raise not_authenticated(self.control_socket, why) from None
             raise DeniedError(
                 "this user may not connect to its control socket",
                 subject=self.subject,
@@ -185,12 +188,20 @@ class Client:
             ) from None
 
     def _try_connect(self) -> None:
-        if not stat.S_ISSOCK(os.stat(self.control_socket.path).st_mode):
+        try:
+            fd = open_socket(self.control_socket)
+        except OSError as error:
+            if error.errno != errno.ENOTSOCK:
+                raise
             raise UsageError(
                 f"{self.control_socket.path}: not a socket",
                 fix="--socket takes a VMM's control socket",
-            )
-        self._stream.connect(os.fspath(self.control_socket.path))
+            ) from None
+        try:
+            # by descriptor: the socket that was checked is the one to connect to
+            self._stream.connect(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
 
     def _read_peer(self) -> PeerCred:
         pid, uid, gid = self._stream.peer_credentials()

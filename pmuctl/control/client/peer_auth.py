@@ -86,17 +86,19 @@ def authenticate(
             entry, f"uid {peer.uid} began to listen there, process {peer.pid} is {whose}"
         )
     if pid != peer.pid and not facts.has_vm:
-        return _authenticate_supervised(entry, peer, procs.read_facts(pid), strictly=strictly)
+        return _authenticate_supervised(entry, peer, pid, procs, strictly=strictly)
     if facts.has_vm is False:
         raise _make_no_vm_error(entry, f"process {peer.pid} that listens there has no VM open")
     if facts.has_vm is None and strictly:
         raise _make_denied_error(entry, peer.pid)
+    # a peer in a container knows its threads by other ids, which here may be other threads'
+    is_near = procs.shares_pids(peer.pid)
     return AuthenticatedVmm(
         pid=peer.pid,
         uid=peer.uid,
         started=peer.started,
         has_vm=facts.has_vm,
-        threads=facts.threads,
+        threads=facts.threads if is_near else frozenset(),
     )
 
 
@@ -111,11 +113,18 @@ def not_authenticated(entry: ControlSocket, why: str) -> RefusedError:
 
 
 def _authenticate_supervised(
-    entry: ControlSocket, peer: PeerCred, vmm: ProcessFacts, *, strictly: bool
+    entry: ControlSocket, peer: PeerCred, pid: int, procs: Procfs, *, strictly: bool
 ) -> AuthenticatedVmm:
+    vmm = procs.read_facts(pid)
     if vmm.started is None:
         raise _make_no_vm_error(
             entry, f"there is no process {vmm.pid}, which process {peer.pid} speaks for"
+        )
+    if not procs.shares_pids(peer.pid):
+        raise not_authenticated(
+            entry,
+            f"process {peer.pid} speaks for process {vmm.pid}, which is another one here if it is "
+            "in another pid namespace",
         )
     if vmm.uid is None or peer.uid not in (0, vmm.uid):
         whose = "several users'" if vmm.uid is None else f"uid {vmm.uid}"

@@ -23,6 +23,7 @@ from pmuctl.control.protocol.stream import (
     MessageStream,
     OverBudgetError,
 )
+from pmuctl.host.sysfs import walk_path
 from pmuctl.schema import LIST_MAX
 from pmuctl.value import field, replace, value
 
@@ -85,7 +86,8 @@ def query_qemu(
 ) -> QemuMonitor | None:
     """Return what the QEMU that listens at `path` says of itself; None without answers in time.
 
-    `process` is its directory in /proc; the path is resolved below it, as QEMU sees it.
+    `process` is its directory in /proc; the path is resolved as QEMU sees it: inside its root,
+    which no link leaves, or from its working directory.
     Connecting has side effects: it may start a socket-activated service, and a QEMU serves one
     client at a time, lets few others wait, and keeps those that have left in its queue. So before
     it connects this checks that QEMU's own user `uid` owns the socket, that one of the process's
@@ -97,9 +99,10 @@ def query_qemu(
         return None
     if not _wait_free(path, process, min(until, time.monotonic() + patience)):
         return None
-    inside = process / ("root" if path.startswith("/") else "cwd") / path.lstrip("/")
     try:
-        fd = os.open(inside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with walk_path(process / "root", path, cwd=process / "cwd") as (directory, _, name):
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name or ".", flags, dir_fd=directory)
     except (OSError, ValueError):
         return None
     try:

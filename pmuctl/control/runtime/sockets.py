@@ -146,7 +146,40 @@ def scan_records(directory: Path) -> list[Path]:
     return [directory / name for name in islice(names, RECORDS_READ)]
 
 
-def _scan_names(path: Path) -> list[str]:
+def open_socket(control_socket: ControlSocket) -> int:
+    """Return an O_PATH descriptor of a control socket, which no link can lead elsewhere.
+
+    In another user's directory that user may swap files at any time: the directory is opened
+    first, its owner checked, then the socket in it. The path that an admin named is followed.
+    Raise OSError: ENOTSOCK if it is no socket, EPERM if another user owns it.
+    """
+    path, owner, flags = control_socket.path, control_socket.owner, os.O_PATH | os.O_CLOEXEC
+    if owner is None:
+        fd = os.open(path, flags)
+    else:
+        directory = os.open(path.parent, flags | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _check_owner(directory, owner, path.parent)
+            fd = os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=directory)
+        finally:
+            os.close(directory)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(path))
+        if owner is not None:
+            _check_owner(fd, owner, path)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_owner(fd: int, owner: int, path: Path) -> None:
+    if (uid := os.fstat(fd).st_uid) != owner:
+        raise OSError(errno.EPERM, f"it is uid {uid}'s, not uid {owner}'s", str(path))
+
+
+def _scan_names(path: Path | int) -> list[str]:
     """Return at most NAMES_READ names of a directory, sorted.
 
     Return an empty list if it cannot be read; raise ResourceExhaustedError if this process or
@@ -161,20 +194,26 @@ def _scan_names(path: Path) -> list[str]:
 
 
 def _iter_sockets(directory: Path, owner: int | None = None) -> Iterator[ControlSocket]:
+    """Yield the sockets in a directory, which in another user's place must be that user's."""
+    flags = os.O_DIRECTORY | os.O_CLOEXEC | (0 if owner is None else os.O_NOFOLLOW)
     try:
-        status = directory.lstat()
-    except OSError:
+        fd = os.open(directory, flags)
+    except OSError as error:
+        raise_if_exhausted(error)
         return
-    # sockets in another user's directory could claim to control the VMs of `owner`
-    if owner is not None and (not stat.S_ISDIR(status.st_mode) or status.st_uid != owner):
-        return
-    for file in _scan_names(directory):
-        name = file.removesuffix(SUFFIX)
-        if name == file or not VM_NAME.fullmatch(name):
-            continue
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK((directory / file).lstat().st_mode):
-                yield ControlSocket(name=name, path=directory / file, owner=owner)
+    try:
+        # sockets in another user's directory could claim to control the VMs of `owner`
+        if owner is not None and os.fstat(fd).st_uid != owner:
+            return
+        for file in _scan_names(fd):
+            name = file.removesuffix(SUFFIX)
+            if name == file or not VM_NAME.fullmatch(name):
+                continue
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.stat(file, dir_fd=fd, follow_symlinks=False).st_mode):
+                    yield ControlSocket(name=name, path=directory / file, owner=owner)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

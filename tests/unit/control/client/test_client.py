@@ -457,9 +457,30 @@ def vm(path: Path, dump: Callable[[str], Path]) -> Iterator[FakeVm]:
 def test_a_peer_of_another_user_than_the_directorys_is_not_believed(path: Path) -> None:
     with pytest.raises(RefusedError, match="not believed") as caught, client(path, owner=ME + 1):
         pass
-    assert caught.value.why == f"its peer is uid {ME}, its directory is uid {ME + 1}'s"
+    assert caught.value.why == f"{path.parent}: it is uid {ME}'s, not uid {ME + 1}'s"
     with client(path, owner=ME):
         pass
+
+
+@pytest.mark.parametrize("what", ["socket", "directory"])
+def test_a_socket_that_was_swapped_for_a_link_is_not_connected_to(
+    path: Path, tmp_path: Path, what: str
+) -> None:
+    """Root would be led to what only root may connect to: the scan saw a socket there."""
+    found = tmp_path / "run" / path.name
+    if what == "socket":
+        found.parent.mkdir()
+        found.symlink_to(path)
+    else:
+        found.parent.symlink_to(path.parent)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(0)
+        with pytest.raises(PmuctlError), client(found, owner=ME):
+            pass
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 @pytest.mark.usefixtures("vm")

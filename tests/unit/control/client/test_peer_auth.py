@@ -71,6 +71,31 @@ def test_a_vmm_with_a_number_of_its_own_is_the_peer(procs: Procfs, *, strictly: 
         assert (vmm.pid, vmm.uid, vmm.is_supervised) == (SERVER, USER, False)
 
 
+def set_pids(procs: Procfs, pid: int, *pids: int) -> None:
+    """In its own pid namespace, `pid` has the last of these."""
+    status = procs.root / str(pid) / "status"
+    status.write_text(f"{status.read_text().partition('NSpid')[0]}NSpid:\t{pid}")
+    with status.open("a") as file:
+        file.writelines(f"\t{number}" for number in pids)
+        file.write("\n")
+
+
+def test_a_supervisor_in_another_pid_namespace_is_not_believed_about_pids(procs: Procfs) -> None:
+    set_pids(procs, SERVER, SERVER)  # its number may be the same there
+    doubts(RefusedError, f"process {SERVER} speaks for process {VMM}, which is another", procs)
+    (procs.root / str(SERVER) / "status").unlink()
+    doubts(
+        RefusedError, f"process {SERVER} speaks for process {VMM}, which is another", procs, uid=0
+    )
+
+
+def test_a_vmm_in_another_pid_namespace_is_not_believed_about_threads(procs: Procfs) -> None:
+    fake_proc(procs.root, SERVER, tids=[SERVER, 301])
+    assert ask(procs, SERVER).threads == {SERVER, 301}
+    set_pids(procs, SERVER, 1)
+    assert ask(procs, 1).threads == frozenset()
+
+
 def test_the_process_of_another_user_is_not_believed(procs: Procfs) -> None:
     fake_proc(procs.root, VMM, uid=OTHER)
     doubts(RefusedError, f"process {VMM}, which is uid {OTHER}", procs)

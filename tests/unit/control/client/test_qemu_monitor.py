@@ -3,10 +3,12 @@
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,37 @@ def test_libvirts_monitors_are_left_alone() -> None:
     assert not may_query("/run/q", "virtqemud")
     assert may_query("/run/q", "systemd")
     assert may_query("q", "")
+
+
+def test_no_link_leads_out_of_the_root_of_a_container(process: Path, tmp_path: Path) -> None:
+    """Its own root is `root`; an absolute link there means a directory of the container."""
+    root = tmp_path / "root"
+    (root / "inside/deep").mkdir(parents=True)
+    (root / "run").symlink_to("/inside")
+    (root / "inside/up").symlink_to("../../../..")
+    (tmp_path / "inside").mkdir()
+    for name, target in (("root", root), ("cwd", root / "inside/deep")):
+        (process / name).unlink()
+        (process / name).symlink_to(target)
+    for path in ("/run/q", "../q", "../up/run/q", "../../../run/q", f"{'../' * 20}run/q"):
+        with mapped_server(process, root / "inside/q", path):
+            assert ask(path, process) is not None, path
+    with mapped_server(process, tmp_path / "inside/q", "/../inside/q"):
+        assert ask("/../inside/q", process) is None
+
+
+@contextmanager
+def mapped_server(process: Path, where: Path, path: str) -> Iterator[None]:
+    """A QEMU that listens at `where`, which it calls `path`, as the kernel's table says."""
+    with bad_server(where, serve):
+        net = process / "net"
+        net.unlink()
+        net.mkdir()
+        table = Path("/proc/self/net/unix").read_text()
+        (net / "unix").write_text(table.replace(f" {where}\n", f" {path}\n"))
+        try:
+            yield
+        finally:
+            shutil.rmtree(net)
+            net.symlink_to("/proc/self/net")
+    where.unlink()

@@ -90,7 +90,7 @@ def test_no_user_is_in_the_way_of_another(place: Path, procs: Procfs, vm: FakeVm
     with mute(*paths):
         asked = [*(entry(path, ME) for path in paths), *others]
         found = ask_all(reach(procs, uid=ANOTHER), asked)
-    assert "its peer is uid" in str(found[-1].problem and found[-1].problem.why)
+    assert f"it is uid {ME}'s" in str(found[-1].problem and found[-1].problem.why)
 
 
 # Again and again
