@@ -230,15 +230,15 @@ def give_runtime_dir(lab: Lab) -> None:
     lab.run(["sh", "-c", script], check=True)
 
 
-def check_refused(lab: Lab, ran: Result, status: int, *words: str) -> None:
-    """The error has these words, and nothing was started or left."""
+def check_refused(lab: Lab, ran: Result, status: int, *words: str, record: bool = False) -> None:
+    """The error has these words, and nothing was started or left but perhaps a record."""
     assert (ran.status, ran.stdout) == (status, ""), ran
     assert ran.stderr.startswith("error: "), ran
     for word in (*words, "\n  why: ", "\n  fix: "):
         assert word in ran.stderr, ran
     assert "Traceback" not in ran.stderr
     assert not lab.exists("/tmp/obstacle.started")
-    check_left(lab)
+    check_left(lab, record=record)
 
 
 def check_left(lab: Lab, *, record: bool = False) -> None:
