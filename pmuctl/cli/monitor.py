@@ -2,7 +2,7 @@
 """pmuctl monitor: changes on this host as they happen."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import Annotated
@@ -117,10 +117,10 @@ def monitor(
 
 def _begin_watch(
     context: Context, watch: HostMonitor, columns: Sequence[Column[Event]]
-) -> list[Event]:
+) -> Iterator[Event]:
     """Return the events of the first scan; note what is watched, and write the header line."""
     with context.waiting_for("VMs"):
-        first = list(watch.look())
+        first = watch.look()
     context.note(describe_scope(watch))
     for name in find_absent(watch):
         context.note(f"{name}: no such VM yet")

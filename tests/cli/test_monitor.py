@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pmuctl monitor`: what changes, as it happens, on machines that change while it looks."""
 
+import errno
 import gc
 import io
 import json
@@ -47,6 +48,11 @@ class Script(NoUevents):
             return heard if isinstance(heard, UeventBatch) else UeventBatch()
         time.sleep(max(seconds, 0))
         return UeventBatch()
+
+
+def end() -> None:
+    """SIGTERM comes while nothing happens."""
+    raise Stopped(ExitStatus.TERMINATED)
 
 
 def monitor(
@@ -273,6 +279,70 @@ def test_a_failed_repair_is_told_once_and_tried_again(host: Machine) -> None:
     assert [its["vcpu"] for its in seen if its["event"] == "repaired"][:1] == [0]
 
 
+def test_a_failed_repair_tells_what_stands(host: Machine) -> None:
+    """The second thread refuses its mask, and the first one takes back its own, or does not."""
+
+    class Refusing(KernelThreads):
+        refused: tuple[tuple[int, str], ...] = ()
+
+        def set(self, tid: int, cpus: CpuSet) -> None:
+            if (tid, str(cpus)) in self.refused:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            super().set(tid, cpus)
+
+    assert isinstance(host.threads, KernelThreads)
+    threads = host.threads = Refusing(host.threads.masks)
+
+    def repair(*refused: tuple[int, str]) -> str:
+        """What is told of a repair in which threads refuse these masks."""
+        for tid in (1001, 1002):
+            put(host, tid, "1-3")()
+        threads.refused = refused
+        stdout, stderr = io.StringIO(), io.StringIO()
+        context = replace(host.env(stdout, stderr), uevents=Script(end))
+        assert main(["monitor", "--repair", "-q", "--format", "jsonl"], context) == 143
+        assert stderr.getvalue() == "", "it was told as an event already"
+        seen = map(json.loads, stdout.getvalue().splitlines())
+        (what,) = [event["what"] for event in seen if event["event"] == "repair-failed"]
+        return str(what)
+
+    assert "; now: vCPU 0 put back; nothing else was changed; " in repair((1002, "2-3"))
+    left = repair((1002, "2-3"), (1001, "1-3"))
+    assert (
+        "; now: left so: sched_setaffinity(1001, 2-3)  vCPU 0, was 1-3; nothing else was changed; "
+        "fix: " in left
+    )
+
+
+def test_a_signal_repeats_no_repair_that_was_told(host: Machine) -> None:
+    stray = put(host, 1001, "1-3")
+    stdout, stderr = io.StringIO(), io.StringIO()
+    context = replace(host.env(stdout, stderr), uevents=Script(*[stray] * 20, end))
+    words = ["monitor", "--interval", "0.1", "--event", "repaired", "--repair", "-q"]
+    assert main(words, context) == 143
+    assert stdout.getvalue().count("put on CPUs 2-3, was 1-3") == 20
+    assert stderr.getvalue() == ""
+
+
+def test_a_repair_that_could_not_be_written_is_told_on_stderr(host: Machine) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            if "repaired" in text:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(text)
+
+    put(host, 1001, "1-3")()
+    put(host, 1002, "1-3")()
+    stderr = io.StringIO()
+    context = replace(host.env(Full(), stderr), uevents=Script(end))
+    assert main(["monitor", "--repair", "-q"], context) == ExitStatus.OUTPUT
+    steps = "; ".join(
+        f"web1: sched_setaffinity({tid}, 2-3)  vCPU {vcpu}, was 1-3"
+        for vcpu, tid in ((0, 1001), (1, 1002))
+    )
+    assert f"  now: done: {steps}\n" in stderr.getvalue()
+
+
 def test_a_pin_of_others_is_left_alone(host: Machine) -> None:
     fake_vmm(host.proc, 6000, ("lkvm", "run", "--name", "kt1", "--pmu"), masks="0,2")
     for tid in range(6000, 6004):
@@ -333,9 +403,6 @@ def test_it_does_not_fill_the_memory(host: Machine) -> None:
     path = host.runtime / "dead.sock"
     with mute(path):  # nobody listens any more
         pass
-
-    def end() -> None:
-        raise Stopped(ExitStatus.TERMINATED)
 
     def frames() -> int:
         return sum(isinstance(its, FrameType | TracebackType) for its in gc.get_objects())

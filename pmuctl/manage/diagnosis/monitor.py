@@ -4,8 +4,9 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import chain
 
-from pmuctl.errors import PmuctlError
+from pmuctl.errors import NOTHING_CHANGED, PmuctlError
 from pmuctl.host.udev import NoUevents
 from pmuctl.manage.affinity.assess import assess, read_vm_affinity_record
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
@@ -108,14 +109,17 @@ class HostMonitor:
             took = time.monotonic() - began
 
     def look(self) -> Iterator[Event]:
-        """Yield what has changed since the last look, and what was repaired."""
+        """Look, and return an iterator of what has changed since the last look.
+
+        With `repairs`, it repairs as it goes on. An event counts as told once the next one is
+        asked for: the host's `changes` has the repairs that nobody was told of.
+        """
         self.vm_list, self.host_state, after = self._observe_host()
         after = with_silent(self._before, after)
         changes = find_changes(self._before, after)
         self._before = after
-        yield from map(self._make_event, changes)
-        if self.repairs:
-            yield from map(self._make_event, self._repair_vms(after, self.host_state))
+        repairs = self._repair_vms(after, self.host_state) if self.repairs else ()
+        return map(self._make_event, chain(changes, repairs))
 
     @property
     def count(self) -> int:
@@ -209,6 +213,7 @@ class HostMonitor:
             if not read_vm_affinity_record(self._vms[vm.key], host_state).is_left_alone
         }
         self._failed = {key: text for key, text in self._failed.items() if key in misplaced}
+        untold = host_state.host.changes
         for key, vm in misplaced.items():
             try:
                 result = align_vm(self._vms[key], host_state, dry_run=False)
@@ -217,6 +222,7 @@ class HostMonitor:
                 if self._failed.get(key) != text:
                     self._failed[key] = text
                     yield _make_vm_event(vm, ChangeKind.REPAIR_FAILED, text)
+                untold.clear()
                 continue
             self._failed.pop(key, None)
             for warning in result.warnings:
@@ -234,6 +240,8 @@ class HostMonitor:
                         pmu=vm.alignment.effective_pmu.only,
                         cpus=thread.cpus,
                     )
+                    untold.remove(result.vm.name, thread.describe())
+            untold.clear()  # steps that made no difference
 
 
 def describe_scope(monitor: HostMonitor) -> str:
@@ -268,6 +276,8 @@ def _make_vm_event(vm: ObservedVm, kind: ChangeKind, what: str) -> HostEvent:
 
 
 def _format_error(error: PmuctlError) -> str:
-    """Return an error in one line."""
-    parts: Sequence[str | None] = (error.message, error.why, error.fix and f"fix: {error.fix}")
+    """Return an error in one line, with what stands if anything was changed."""
+    now = error.now if error.now != NOTHING_CHANGED else None
+    labelled = (("now", now), ("fix", error.fix))
+    parts = (error.message, error.why, *(text and f"{label}: {text}" for label, text in labelled))
     return "; ".join(part for part in parts if part)
