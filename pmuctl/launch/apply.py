@@ -3,7 +3,6 @@
 
 import errno
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from functools import partial
 
 from pmuctl.errors import ExitStatus, PmuctlError
@@ -70,10 +69,14 @@ class Applier:
     def try_apply(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> None:
         """Make these ioctls on the descriptor of a vCPU that may have its settings already.
 
-        KVM refuses them for one whose PMU is initialised (EBUSY), and is to.
+        KVM refuses them for one whose PMU is initialised (EBUSY), and is to. The VMM ends if they
+        do not return: the vCPU runs, and nobody knows with which settings.
         """
-        with suppress(PmuctlError):
+        try:
             self.apply(thread, fd, ioctls)
+        except PmuctlError as error:
+            if thread.is_running:
+                self.fail(thread, error)
 
     def seal(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> bool:
         """Initialise a vCPU that its VMM is about to close, and make these ioctls on it.

@@ -18,6 +18,7 @@ from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
 from pmuctl.launch.apply import Applier
 from pmuctl.launch.failures import memory_not_writable
+from pmuctl.launch.ioctls import IoctlCall
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.arch import native_arch
@@ -69,9 +70,22 @@ class AtExit(NoEvents):
             self._applier.fail(thread, memory_not_writable(error))
 
 
+class AtReset(AtExit):
+    """Does so as at the reset of a vCPU, where a refusal by KVM is none."""
+
+    def on_exit(self, *args: object) -> None:
+        thread = cast(Tracee, args[0])
+        call = IoctlCall(
+            description="", request=SECCOMP_IOCTL_NOTIF_RECV, argument=bytes(80), pointer=None
+        )
+        self._applier.try_apply(thread, self._fd, [call])
+        self.raised = StuckError(thread.tid)
+
+
+@pytest.mark.parametrize("at", [AtExit, AtReset])
 @pytest.mark.parametrize("best_effort", [False, True])
 def test_a_vmm_with_a_call_that_does_not_return_is_ended_and_told_so(
-    vmm: "subprocess.Popen[str]", tmp_path: Path, *, best_effort: bool
+    vmm: "subprocess.Popen[str]", tmp_path: Path, at: type[AtExit], *, best_effort: bool
 ) -> None:
     assert vmm.stdout is not None
     fd = int(vmm.stdout.readline())
@@ -86,7 +100,7 @@ def test_a_vmm_with_a_call_that_does_not_return_is_ended_and_told_so(
         applier = Applier(
             spec, story, stderr, tracer, Procfs(), lambda pid: {pid}, lambda pid: False
         )
-        events = AtExit(fd, applier)
+        events = at(fd, applier)
         tracer.syscall_events = events
         tracer.signal_events = NoSignals()
         tracer.follow_all(vmm.pid)
