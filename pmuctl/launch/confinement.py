@@ -39,7 +39,10 @@ class Backoff:
 
 
 class Confinement:
-    """The threads of one process and the CPUs they are confined to; None confines none."""
+    """The threads of one process and the CPUs they are confined to; None confines none.
+
+    Once the process has ended nothing is done any more: its id may be another one's.
+    """
 
     def __init__(self, pid: int, arch: Arch, procs: Procfs, threads: ThreadAffinity) -> None:
         self.cpus: CpuSet | None = None
@@ -50,6 +53,7 @@ class Confinement:
         """
         self._has_run = self._is_released = False
         self._pid = pid
+        self._started = procs.start_time(pid)
         self._arch = arch
         self._procs = procs
         self._threads = threads
@@ -57,6 +61,14 @@ class Confinement:
         self._creators: dict[int, int] = {}
         self._old_masks: dict[int, CpuSet] = {}
         self._new_masks: dict[int, CpuSet] = {}
+
+    def is_there(self) -> bool:
+        """Return whether the process still exists: its pid has not gone to another one."""
+        return self._procs.start_time(self._pid) == self._started
+
+    def _list_threads(self) -> frozenset[int]:
+        """Return the thread ids of the process, an empty set if it is gone."""
+        return self._procs.threads(self._pid) if self.is_there() else frozenset()
 
     def add(self, fd: int, index: int, creator: int) -> None:
         """Add a vCPU that was made: its descriptor, its number, and the thread that made it."""
@@ -86,7 +98,7 @@ class Confinement:
 
     def check(self, cpus: CpuSet) -> None:
         """Raise PinnedError if a thread could not be confined to these CPUs."""
-        for tid in self._procs.threads(self._pid):
+        for tid in self._list_threads():
             with suppress(ProcessLookupError):
                 if not self._find_allowed_cpus(tid) & cpus:
                     raise _make_pinned_error(tid, self._find_allowed_cpus(tid), cpus)
@@ -134,7 +146,7 @@ class Confinement:
                 found |= self._procs.vcpu_fds(self._pid, tid)
         # a duplicate of a descriptor is not another vCPU
         fds = {fd: index for fd, index in found.items() if self._index_by_fd.get(fd) == index}
-        tids = self._procs.threads(self._pid)
+        tids = self._list_threads()
         if not tids:
             return True
         running = {
@@ -157,7 +169,7 @@ class Confinement:
         self._is_released = True
         seen: set[int] = set()
         # a thread may have made others before it got its mask back
-        while more := self._procs.threads(self._pid) - seen:
+        while more := self._list_threads() - seen:
             for tid in more:
                 self._restore_mask(tid)
             seen |= more
@@ -190,7 +202,7 @@ class Confinement:
 
     def _find_vcpu_threads(self) -> frozenset[int]:
         """Return the threads that run vCPUs, or will: seen to run, named so, or makers of one."""
-        tids = self._procs.threads(self._pid)
+        tids = self._list_threads()
         creators = [tid for tid in self._creators.values() if tid != self._pid]
         # one that made several vCPUs runs none of them for that
         made_one = {tid for tid in creators if creators.count(tid) == 1}
@@ -203,7 +215,7 @@ class Confinement:
     def has_run(self) -> bool:
         """Return whether a vCPU of this process was seen to run, now or before."""
         with suppress(ResourceExhaustedError):
-            tids = self._procs.threads(self._pid)
+            tids = self._list_threads()
             self._has_run |= any(self._detect_vcpu_thread(tid) is not None for tid in tids)
         return self._has_run
 

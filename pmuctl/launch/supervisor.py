@@ -266,7 +266,10 @@ class Supervisor:
         thread = self.tracer.threads.get(vcpu.tid)
         if thread is not None:
             thread.is_running = not self._spec.best_effort
-            self._follow_all(thread)
+            try:
+                self._follow_all(thread)
+            except ResourceExhaustedError as error:
+                self.on_lost(thread, error)
             thread.is_running &= thread.is_ending
 
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
@@ -331,13 +334,15 @@ class Supervisor:
 
     def _confinement_of(self, pid: int) -> Confinement:
         """Return the confinement of a process; those of processes that are gone are dropped."""
-        if pid not in self._confinements:
-            for gone in [known for known in self._confinements if not self._procs.threads(known)]:
-                del self._confinements[gone]
-            confinement = Confinement(pid, self._arch, self._procs, self._threads)
-            confinement.cpus = None if self._spec.hold else self._spec.affinity
-            self._confinements[pid] = confinement
-        return self._confinements[pid]
+        known = self._confinements.get(pid)
+        if known is None or not known.is_there():
+            for other, confinement in list(self._confinements.items()):
+                if other not in self._backoffs and not confinement.is_there():
+                    del self._confinements[other]
+            known = Confinement(pid, self._arch, self._procs, self._threads)
+            known.cpus = None if self._spec.hold else self._spec.affinity
+            self._confinements[pid] = known
+        return known
 
     def _confine(self, pid: int) -> None:
         """Confine the threads of a process, and of those that share its memory.
@@ -374,8 +379,8 @@ class Supervisor:
 
     def _check_running_vcpus(self, pid: int) -> None:
         """Check which vCPUs run; once all do, the other threads get their masks back."""
+        confinement = self._confinements[pid]
         try:
-            confinement = self._confinement_of(pid)
             is_done = confinement.restore_masks()
         except ResourceExhaustedError:  # a shortage passes, and nobody waits for this
             self._backoffs[pid] = self._backoffs[pid].next_backoff()

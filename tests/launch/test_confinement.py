@@ -55,6 +55,10 @@ class Process(FakeThreads):
         (its / "syscall").write_text(f"{call}\n")
         self.masks.setdefault(tid, CpuSet.parse(cpus))
 
+    def start(self, ticks: int) -> None:
+        """When it was started, which tells it from another process with its id."""
+        (self.root / str(PID) / "stat").write_text(f"{PID} (qemu) S {'0 ' * 18}{ticks} 0\n")
+
     def runs(self, tid: int, fd: int) -> None:
         """It sleeps in KVM_RUN of that descriptor."""
         self.thread(tid, call=RUN.format(fd=fd))
@@ -76,6 +80,8 @@ MADE = {10: 0, 11: 1}
 def process(tmp_path: Path) -> Process:
     """Of three threads: the main one, and two that will be vCPUs."""
     its = Process(tmp_path)
+    (tmp_path / str(PID)).mkdir()
+    its.start(7)
     for tid in (100, 101, 102):
         its.thread(tid)
     for index in range(2):
@@ -296,6 +302,21 @@ def test_a_process_that_has_gone_is_done_with(process: Process, placement: Confi
             file.unlink()
         path.rmdir()
     assert placement.restore_masks()
+
+
+def test_another_process_with_its_id_is_left_alone(
+    process: Process, placement: Confinement
+) -> None:
+    placement.confine()
+    for tid, index in ((101, 0), (102, 1)):
+        process.runs(tid, fd=10 + index)
+    process.start(8)
+    process.masks |= {101: CpuSet.parse("0-3"), 102: CpuSet.parse("2-3")}
+    assert not placement.is_there()
+    assert placement.repair() == []
+    assert placement.restore_masks()  # there is nothing to wait for
+    placement.release()
+    assert process.shown() == {100: "2-3", 101: "0-3", 102: "2-3"}
 
 
 def test_a_process_without_vcpus_waits(process: Process, placement: Confinement) -> None:
