@@ -39,7 +39,7 @@ from pmuctl.model.cpuset import CPU_LIMIT, CpuSet
 from pmuctl.model.event import format_events, parse_events
 from pmuctl.model.pmu import OtherPmu, Pmu
 from pmuctl.model.pmu_selector import match_pmus, select_pmu
-from pmuctl.model.vmm_identity import identify
+from pmuctl.model.vmm.identity import identify
 from pmuctl.render.streams import guarded
 from pmuctl.render.text import printable
 from pmuctl.schema import SchemaError

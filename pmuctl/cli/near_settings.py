@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pmuctl.cli.options import KEYS
 from pmuctl.model.event_filter import Action
-from pmuctl.model.foreign.events import translate_event
+from pmuctl.model.event_notations import translate_event
 
 _KEYS = {
     **{key: key for key in KEYS},

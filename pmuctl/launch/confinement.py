@@ -16,7 +16,7 @@ from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.host.thread_affinity import NO_USABLE_CPU, ThreadAffinity
 from pmuctl.launch.trace.arch import Arch
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.vmm_identity import vcpu_of_thread
+from pmuctl.model.vmm.identity import vcpu_of_thread
 from pmuctl.uapi.kvm import KVM_RUN
 from pmuctl.value import field, value
 

@@ -8,7 +8,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import default_by_cpu
-from pmuctl.model.vmm_identity import identify
+from pmuctl.model.vmm.identity import identify
 
 
 class DefaultPmuTracker:

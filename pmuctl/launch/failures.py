@@ -17,8 +17,8 @@ from pmuctl.errors import (
 )
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError, find_exhaustion
-from pmuctl.model.vmm_advice import ask_for_kvm, ask_for_vpmu
-from pmuctl.model.vmm_identity import VmmIdentity, identify
+from pmuctl.model.vmm.advice import ask_for_kvm, ask_for_vpmu
+from pmuctl.model.vmm.identity import VmmIdentity, identify
 
 PATH_YAMA = "sys/kernel/yama/ptrace_scope"
 CAP_SYS_PTRACE = 19

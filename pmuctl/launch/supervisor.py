@@ -34,7 +34,7 @@ from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.launch.vcpu_table import VcpuTable
 from pmuctl.launch.vmm_stderr import VmmStderr
-from pmuctl.model.vmm_identity import identify
+from pmuctl.model.vmm.identity import identify
 
 
 class Supervisor:

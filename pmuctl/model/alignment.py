@@ -7,7 +7,7 @@ from enum import StrEnum
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu
 from pmuctl.model.vm import Vm, VmVcpu
-from pmuctl.model.vmm_identity import VmmKind
+from pmuctl.model.vmm.identity import VmmKind
 from pmuctl.value import field, value
 
 

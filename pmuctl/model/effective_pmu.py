@@ -12,7 +12,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, Window
-from pmuctl.model.vmm_identity import VmmKind
+from pmuctl.model.vmm.identity import VmmKind
 from pmuctl.value import field, value
 
 _ON_FAIL_ENTRY = {

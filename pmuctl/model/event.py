@@ -124,7 +124,7 @@ def _parse_code(text: str) -> int:
 def _explain_wrong_event(word: str, names: Mapping[str, int], bits: int) -> PmuctlError:
     """Return the error for a word that is no event, with what it stands for if that is clear."""
     # imported here, because only wrong words need it
-    from pmuctl.model.foreign.events import translate_event
+    from pmuctl.model.event_notations import translate_event
 
     right = [text for text in translate_event(word, names) if _is_event(text, names, bits)]
     if word.lower() in ("all", "any"):

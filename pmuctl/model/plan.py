@@ -22,7 +22,7 @@ from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import EventFilter, FilterRange, difference
 from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.model.pmu import format_code
-from pmuctl.model.vmm_identity import VmmIdentity
+from pmuctl.model.vmm.identity import VmmIdentity
 from pmuctl.model.vpmu import Vpmu, is_sealed, set_attr
 from pmuctl.uapi.kvm_arm64 import (
     KVM_ARM_VCPU_PMU_V3_FILTER,

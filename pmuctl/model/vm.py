@@ -9,7 +9,7 @@ from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.settings_change import SettingsChange
 from pmuctl.model.vm_ref import ByGlob, ByName, ByPid, ByUuid, ProcessId, VmId, VmRef
-from pmuctl.model.vmm_identity import VmmIdentity
+from pmuctl.model.vmm.identity import VmmIdentity
 from pmuctl.value import field, value
 
 

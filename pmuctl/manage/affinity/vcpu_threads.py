@@ -26,7 +26,7 @@ from pmuctl.model.effective_pmu import Consequence
 from pmuctl.model.plan import SetAffinity
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ProcessId
-from pmuctl.model.vmm_identity import VmmKind
+from pmuctl.model.vmm.identity import VmmKind
 from pmuctl.value import value
 
 

@@ -17,7 +17,7 @@ from pmuctl.model.check_result import CheckId, Finding, Outcome, Result
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence
 from pmuctl.model.vm import VmState, Window
-from pmuctl.model.vmm_identity import VmmKind
+from pmuctl.model.vmm.identity import VmmKind
 from pmuctl.value import field, replace, value
 
 HELD_LONG = 300.0

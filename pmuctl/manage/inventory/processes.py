@@ -21,7 +21,7 @@ from pmuctl.manage.inventory.program import identify_program, read_program
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
-from pmuctl.model.vmm_identity import (
+from pmuctl.model.vmm.identity import (
     VmmIdentity,
     is_pmuctl,
     vcpu_of_thread,

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.model.vmm_identity import VmmIdentity, VmmKind, identify, kind_of_threads, names_vmm
+from pmuctl.model.vmm.identity import VmmIdentity, VmmKind, identify, kind_of_threads, names_vmm
 
 THREADS_MAX = 256
 """The threads whose names are read of a program that is not known."""

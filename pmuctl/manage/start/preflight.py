@@ -23,7 +23,7 @@ from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.plan import CurrentState, TargetSettings, make_pinned_error, no_attribute, plan
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.service_client import find_service_client
+from pmuctl.model.vmm.service_client import find_service_client
 from pmuctl.model.vpmu import Vpmu
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_SET_PMU
 

@@ -13,7 +13,7 @@ from pmuctl.model.alignment import (
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu
-from pmuctl.model.vmm_identity import VmmIdentity, VmmKind
+from pmuctl.model.vmm.identity import VmmIdentity, VmmKind
 from pmuctl.value import replace
 
 STAYS, LEAVES, STRANDED, DEAD, UNKNOWN = AlignmentState

@@ -8,7 +8,7 @@ from pmuctl.model.effective_pmu import EffectivePmu, HostPmus, effective_pmu
 from pmuctl.model.kvm_caps import DERIVED, DefaultPmu, KvmCaps, default_by_cpu
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
-from pmuctl.model.vmm_identity import VmmIdentity
+from pmuctl.model.vmm.identity import VmmIdentity
 from pmuctl.value import replace
 
 

@@ -16,7 +16,7 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import EffectivePmu
 from pmuctl.model.vm import Vm, VmPmu, VmState, VmVcpu, Window
 from pmuctl.model.vm_ref import ProcessId, VmId
-from pmuctl.model.vmm_identity import VmmIdentity, VmmKind
+from pmuctl.model.vmm.identity import VmmIdentity, VmmKind
 from pmuctl.value import replace
 from tests.unit.manage.diagnosis.two_pmus import A53, A72, ALL, FAIL, PASS, PMUS, WARN
 

@@ -7,7 +7,7 @@ import pytest
 
 from pmuctl.host.procfs import Procfs
 from pmuctl.manage.inventory.program import identify_program, read_program
-from pmuctl.model.vmm_identity import VmmKind
+from pmuctl.model.vmm.identity import VmmKind
 from tests.fakes.vmm import fake_vmm
 
 PID = 6000

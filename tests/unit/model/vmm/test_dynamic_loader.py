@@ -3,7 +3,7 @@
 
 import pytest
 
-from pmuctl.model.dynamic_loader import skip_loader
+from pmuctl.model.vmm.dynamic_loader import skip_loader
 
 VMM = ["/usr/bin/qemu-system-aarch64", "-name", "web1"]
 

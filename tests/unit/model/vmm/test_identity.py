@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pmuctl.model.vmm_identity import (
+from pmuctl.model.vmm.identity import (
     VmmKind,
     identify,
     is_pmuctl,

@@ -3,7 +3,7 @@
 
 import pytest
 
-from pmuctl.model.service_client import find_service_client
+from pmuctl.model.vmm.service_client import find_service_client
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pmuctl.model.vmm_identity import VmmIdentity, VmmKind
+from pmuctl.model.vmm.identity import VmmIdentity, VmmKind
 
 _ASK_FOR_VPMU: Mapping[VmmKind, str] = {
     VmmKind.QEMU: "give QEMU -cpu host,pmu=on",

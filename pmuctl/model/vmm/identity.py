@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
-from pmuctl.model.dynamic_loader import skip_loader
 from pmuctl.model.vm_ref import UUID
+from pmuctl.model.vmm.dynamic_loader import skip_loader
 from pmuctl.value import replace, value
 
 NAME_MAX = 255

@@ -3,8 +3,8 @@
 
 import pytest
 
-from pmuctl.model.vmm_advice import ask_for_kvm, ask_for_vpmu
-from pmuctl.model.vmm_identity import identify
+from pmuctl.model.vmm.advice import ask_for_kvm, ask_for_vpmu
+from pmuctl.model.vmm.identity import identify
 
 QEMU = "qemu-system-aarch64"
 
