@@ -69,7 +69,9 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
             fix=f"choose one of: {have}",
             errno="ENXIO",
         )
-    if right := suggest_selector(text, pmus):
+    # for a core model by itself, what is known of cores tells more than the names of PMUs
+    right = None if text.startswith("core/") else suggest_selector(text, pmus)
+    if right is not None:
         selects = f"{right} selects {match_pmus(right, pmus)[0].name}"
         raise WrongWordError(
             f"{text}: not the name of a PMU",
