@@ -72,6 +72,7 @@ def steps(spec: LaunchSpec) -> tuple[SetAttr, ...]:
         counters={number: None},
         attributes=spec.attributes,
         event_bits=spec.event_bits,
+        event_bits_of=spec.event_bits_of,
     )
     target = TargetSettings(type=number, name=name, filter=spec.filter)
     planned = plan(CurrentState(vpmu=_make_fresh_vpmu(caps), threads={}), target)

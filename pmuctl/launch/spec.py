@@ -8,7 +8,7 @@ from pathlib import Path
 from pmuctl.control.protocol.messages import FILTER, filter_from, filter_message
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event_filter import EventFilter
-from pmuctl.schema import AnyValue, Bool, Int, List, Nullable, Obj, Str, Struct, Tuple
+from pmuctl.schema import AnyValue, Bool, Int, List, Nullable, NumberMap, Obj, Str, Struct, Tuple
 from pmuctl.value import field, value
 
 
@@ -19,10 +19,11 @@ class LaunchSpec:
     `pmu` is a PMU's perf type and name, None if the VM is to keep what KVM chooses (then there is
     no filter either). `affinity` is the CPUs that the VMM's threads are confined to until its
     vCPUs run, and its vCPU threads for good; None leaves masks alone. `names_cpus` says that
-    the user named them, whether or not there is a PMU. `attributes` and `event_bits` are what
-    this kernel's KVM has. `defaults` maps the PMUs, by perf type and name,
-    to their CPUs if KVM gives a VM that keeps its choice the PMU of the CPU on which
-    KVM_ARM_VCPU_INIT is made; it is empty if KVM chooses otherwise, or if that is not known.
+    the user named them, whether or not there is a PMU. `attributes`, `event_bits`
+    and `event_bits_of` are what this kernel's KVM has, as in KvmCaps. `defaults` maps the PMUs,
+    by perf type and name, to their CPUs if KVM gives a VM that keeps its choice the PMU of the
+    CPU on which KVM_ARM_VCPU_INIT is made; it is empty if KVM chooses otherwise, or if that is
+    not known.
     `timeout` is how long a VMM is held before it is ended (seconds). With `best_effort` a VM
     starts even if the settings cannot be applied.
     """
@@ -36,6 +37,7 @@ class LaunchSpec:
     names_cpus: bool = False
     attributes: frozenset[int] = frozenset()
     event_bits: int | None = None
+    event_bits_of: Mapping[int, int] = field(default_factory=dict)
     defaults: Mapping[tuple[int, str], CpuSet] = field(default_factory=dict)
     hold: bool = False
     timeout: float | None = None
@@ -69,6 +71,7 @@ _FORM = Struct(
         "names-cpus": Bool(),
         "attributes": List(Int(), make=frozenset, unmake=sorted),
         "event-bits": Nullable(Int()),
+        "event-bits-of": NumberMap(Int()),
         "defaults": List(
             Tuple((Int(), Str(), Str(make=CpuSet.parse, unmake=str))),
             make=lambda rows: {(type, name): cpus for type, name, cpus in rows},

@@ -73,18 +73,13 @@ class KvmCaps:
         known = (self.event_bits, self.default, *self.counters.values())
         return self.has_vpmu is False or (bool(self.has_vpmu) and None not in known)
 
-    @property
-    def most_event_bits(self) -> int:
-        """The width of the event space; the widest there is if that is not known."""
-        return self.event_bits or WIDEST_BITS
-
     def event_bits_for(self, pmu_type: int | None) -> int:
         """Return the width of the event numbers that FILTER takes for a VM with this PMU.
 
         Return the widest there is if that is not known.
         """
         known = None if pmu_type is None else self.event_bits_of.get(pmu_type)
-        return known or self.most_event_bits
+        return known or self.event_bits or WIDEST_BITS
 
 
 def default_by_cpu(

@@ -26,6 +26,8 @@ from pmuctl.errors import (
     UnsupportedError,
 )
 from pmuctl.host.kvm.access import Kvm, KvmAccess
+from pmuctl.launch.ioctls import steps
+from pmuctl.launch.serve.vmm_backend import SupervisedBackend
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.manage.start.exec import Executor, find_program, make_exec_error, read_own_environ
 from pmuctl.manage.start.prepare import default_name
@@ -190,6 +192,7 @@ def test_the_orders_are_what_was_asked_for(host: Host, tmp_path: Path) -> None:
         affinity=CpuSet.parse("2-3"),
         attributes=frozenset(ATTR_NAMES),
         event_bits=16,
+        event_bits_of={10: 10},
         hold=True,
         timeout=30,
     )
@@ -246,11 +249,21 @@ def test_which_pmu_kvm_chooses_can_be_seen_where_it_takes_that_of_the_cpu(
 
 def test_event_numbers_are_held_to_the_space_of_the_pmu(host: Host) -> None:
     wide = "default deny allow 0x4000"
-    assert host.launched(*PMU, "--filter", wide, "--", "vmm").event_bits == 16
+    spec = host.launched(*PMU, "--filter", wide, "--", "vmm")
+    assert [step.attribute for step in steps(spec)] == ["SET_PMU", "FILTER"]
     for effort in ((), ("--best-effort",)):
         ran = host.run(*effort, "--pmu", A53, "--filter", wide, "--", "vmm")
         assert ran.status == 2
         assert "10 bits" in ran.stderr
+
+
+def test_a_held_vm_takes_a_filter_of_each_pmus_own_width(host: Host) -> None:
+    spec = host.launched("--hold", "--", "vmm")
+    backend = SupervisedBackend(spec, pid=1, wake=lambda: None)
+    assert [backend.event_bits(pmu) for pmu in (10, 11, None)] == [10, 16, None]
+    host.probed = replace(PROBED, event_bits_of={})
+    spec = host.launched("--hold", "--", "vmm")
+    assert SupervisedBackend(spec, pid=1, wake=lambda: None).event_bits(None) == 16
 
 
 def test_a_filter_alone_is_for_the_only_pmu_of_the_host(

@@ -182,6 +182,19 @@ def test_a_range_past_the_event_space(machine: Machine) -> None:
     assert vm.calls == []
 
 
+def test_a_filter_may_have_all_events_of_the_pmu_that_it_comes_with(machine: Machine) -> None:
+    """Whatever the width of the PMU is that KVM would choose."""
+    vm = machine.start(FakeVm(event_bits=10, event_bits_of={11: 16}))
+    wide = ("filter", "default", "deny", "allow", "0x4004")
+    status, text = refused(machine, "pmu", A53, *wide)
+    assert (status, vm.calls) == (2, [])
+    assert "10 bits" in text
+    assert machine.run("vm", "set", "web1", "pmu", A72, *wide).status == 0
+    assert [name for name, _ in vm.calls] == ["SET_PMU", "FILTER"]
+    # from now on the VM has that PMU, and needs no name of it
+    assert machine.run("vm", "set", "web1", *wide[:-1], "0x4004,0x4005").status == 0
+
+
 def test_another_pmu_once_a_filter_stands(machine: Machine) -> None:
     vm = machine.start(FakeVm())
     machine.run("vm", "set", "web1", "pmu", A72, *ONLY_CYCLES)

@@ -91,6 +91,7 @@ class FakeVm:
         has_pmu: bool = True,
         has_nr_counters: bool = True,
         event_bits: int = WIDEST_BITS,
+        event_bits_of: Mapping[int, int] | None = None,
         cpus: str = "0-3",
     ) -> None:
         self.name = name
@@ -103,6 +104,7 @@ class FakeVm:
             counters={10: 6, 11: 6} if counters is None else counters,
             attributes=attributes,
             event_bits=event_bits,
+            event_bits_of=event_bits_of or {},
         )
         self.kvm = KvmVm(vpmu=Vpmu(caps=caps, vcpus=(Vcpu(has_pmu=has_pmu),) * 2))
         self.threads = FakeThreads({1001: CpuSet.parse(cpus), 1002: CpuSet.parse(cpus)})
@@ -129,8 +131,9 @@ class FakeVm:
     def default_pmu(self) -> tuple[int, str] | None:
         return self.default
 
-    def event_bits(self) -> int | None:
-        return self.vpmu.caps.most_event_bits
+    def event_bits(self, pmu_type: int | None) -> int | None:
+        caps = self.vpmu.caps
+        return None if pmu_type is None and caps.event_bits_of else caps.event_bits_for(pmu_type)
 
     def counters_limit(self, pmu_type: int) -> int | None:
         return self.vpmu.caps.counters.get(pmu_type)

@@ -59,6 +59,7 @@ orders = st.builds(
         st.sets(st.integers(0, 4096), min_size=1).map(CpuSet.of),
     ),
     event_bits=st.none() | st.integers(10, 16),
+    event_bits_of=st.dictionaries(st.integers(0, 2**31 - 1), st.integers(10, 16), max_size=3),
     hold=st.booleans(),
     timeout=st.none() | st.floats(0, 1e9),
     best_effort=st.booleans(),
@@ -81,7 +82,7 @@ def test_the_text_of_a_spec() -> None:
     assert its.encode() == (
         b'{"name": "web1", "socket": "/x", "command": ["vmm"], "pmu": [11, "armv8_cortex_a72"], '
         b'"filter": {"default": "deny", "except": [[17, 1]]}, "affinity": null, '
-        b'"names-cpus": false, "attributes": [0, 1, 2, 3], "event-bits": 16, '
+        b'"names-cpus": false, "attributes": [0, 1, 2, 3], "event-bits": 16, "event-bits-of": {}, '
         b'"defaults": [[11, "armv8_cortex_a72", "2-3"]], "hold": false, "timeout": 2.5, '
         b'"best-effort": false}'
     )

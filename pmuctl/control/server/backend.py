@@ -47,8 +47,12 @@ class VmmBackend(Protocol):
         The server asks for it only if no PMU was set and the window is closed.
         """
 
-    def event_bits(self) -> int | None:
-        """Return the width of KVM's event space in bits, 10 or 16; None if it is not known."""
+    def event_bits(self, pmu_type: int | None) -> int | None:
+        """Return the width of KVM's event space with this PMU in bits, 10 or 16.
+
+        `pmu_type` is None if it is not certain which PMU the VM has: return None then, as for any
+        width that is not known, unless all PMUs have the same (before v6.6 they may differ).
+        """
 
     def counters_limit(self, pmu_type: int) -> int | None:
         """Return how many programmable counters KVM has with this PMU; None if not known."""

@@ -8,7 +8,7 @@ in the VMM, the only process from which KVM accepts them, or in the VMM's superv
 import errno
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from pmuctl.control.protocol.messages import filter_message
@@ -121,7 +121,7 @@ class PmuState:
                 self._counters = wanted.counters
             if wanted.filter is not None:
                 self._filter, self._default = wanted.filter, wanted.filter.default
-                bits = self._backend.event_bits() or WIDEST_BITS
+                bits = self._backend.event_bits(wanted.type) or WIDEST_BITS
                 # a filter that allows everything needs no call, so KVM has none then
                 self._allowed = wanted.filter.allowed(bits) if wanted.filter.ranges() else None
 
@@ -147,6 +147,7 @@ class PmuState:
             by = self._find_seal_reason(vpmu)
             window = "none" if not self._backend.has_vpmu() else "sealed" if by else "open"
             event_filter = self._filter or self._derive_filter() if window != "none" else None
+            pmu = None if window == "none" else self._find_pmu(is_closed=window == "sealed")
             return {
                 "name": self._backend.name,
                 "uuid": self._backend.uuid,
@@ -157,10 +158,8 @@ class PmuState:
                 "since": self._seal.since if self._seal else None,
                 "by": by,
                 "attributes": [ATTR_NAMES[attr] for attr in sorted(vpmu.caps.attributes)],
-                "event-bits": self._backend.event_bits(),
-                "pmu": None
-                if window == "none"
-                else self._describe_pmu(is_closed=window == "sealed"),
+                "event-bits": self._backend.event_bits(None if pmu is None else pmu[0]),
+                "pmu": pmu and self._describe_pmu(pmu),
                 "counters": None
                 if self._counters is None or window == "none"
                 else {"value": self._counters, "origin": "applied"},
@@ -176,12 +175,13 @@ class PmuState:
                 ],
             }
 
-    def _describe_pmu(self, *, is_closed: bool) -> Message | None:
+    def _find_pmu(self, *, is_closed: bool) -> tuple[int, str] | None:
         # while the window is open a client can still replace KVM's choice
-        default = self._backend.default_pmu() if is_closed and self._pmu is None else None
-        pmu = self._pmu or default
-        origin = "applied" if default is None else DERIVED
-        return pmu and {"name": pmu[1], "type": pmu[0], "origin": origin}
+        return self._backend.default_pmu() if is_closed and self._pmu is None else self._pmu
+
+    def _describe_pmu(self, pmu: tuple[int, str]) -> Message:
+        origin = DERIVED if self._pmu is None else "applied"
+        return {"name": pmu[1], "type": pmu[0], "origin": origin}
 
     def apply(self, wanted: TargetSettings, *, dry_run: bool) -> tuple[Step, ...]:
         """Apply the wanted settings, or plan that. Return the steps done or planned, in order.
@@ -224,13 +224,14 @@ class PmuState:
         limits: dict[int, int | None] = dict.fromkeys(self._pmus() if wanted else ())
         if wanted and wanted.counters is not None and wanted.type in limits:
             limits[wanted.type] = backend.counters_limit(wanted.type)
+        bits = {pmu: backend.event_bits(pmu) for pmu in self._iter_pmu_types(wanted)}
         caps = KvmCaps(
             has_vpmu=True,
             counters=limits,
             attributes=frozenset(
                 attr for attr in ATTR_NAMES if has_pmu and backend.has_attr(attr)
             ),
-            event_bits=backend.event_bits(),
+            event_bits_of={pmu: width for pmu, width in bits.items() if width is not None},
         )
         kvm_vcpus = [Vcpu(has_pmu=has_pmu, initialised=vcpu.initialised) for vcpu in vcpus]
         return Vpmu(
@@ -243,6 +244,13 @@ class PmuState:
             allowed=self._allowed,
             has_run=any(vcpu.has_run for vcpu in vcpus),
         )
+
+    def _iter_pmu_types(self, wanted: TargetSettings | None) -> Iterator[int]:
+        """Yield the perf types of the PMU that was set, and of the one that is wanted."""
+        if self._pmu is not None:
+            yield self._pmu[0]
+        if wanted is not None:
+            yield wanted.type
 
     def _find_seal_reason(self, vpmu: Vpmu) -> str | None:
         if self._seal is not None:
@@ -305,7 +313,8 @@ class PmuState:
             return None
         if self._default is Action.DENY:
             return EventFilter(Action.DENY, self._allowed)
-        space = EventSet.space(self._backend.event_bits() or WIDEST_BITS)
+        pmu_type = None if self._pmu is None else self._pmu[0]
+        space = EventSet.space(self._backend.event_bits(pmu_type) or WIDEST_BITS)
         return EventFilter(Action.ALLOW, space - self._allowed)
 
     def _undo_step(self, step: Step) -> bool:

@@ -64,9 +64,12 @@ class SupervisedBackend:
         """Return KVM's own choice as the supervisor observed it, None if it is not certain."""
         return self.known_default_pmu
 
-    def event_bits(self) -> int | None:
-        """Return the width of the event space that a probe found before the start."""
-        return self._spec.event_bits
+    def event_bits(self, pmu_type: int | None) -> int | None:
+        """Return the width of a PMU's event space that a probe found before the start."""
+        bits, bits_of = self._spec.event_bits, self._spec.event_bits_of
+        if pmu_type is None:
+            return None if bits_of else bits
+        return bits_of.get(pmu_type, bits)
 
     def counters_limit(self, pmu_type: int) -> int | None:
         """Return None, for not known: counters are not offered."""

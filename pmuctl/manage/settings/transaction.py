@@ -123,13 +123,9 @@ def _apply_request(
         raise _refuse_unchanged(error, vm, _set_at_next_start(vm))
     _check_possible(request, vm)
     pmu = _resolve_pmu(request, vm, host_state)
-    probed = host_state.host_pmus.probed
-    # what the VMM tells is of the PMU that KVM would choose; that of this one may differ
-    bits = vm.event_bits or WIDEST_BITS
-    if probed is not None and probed.event_bits is not None:
-        bits = probed.event_bits_for(pmu.type)
-    rules = request.filter
-    event_filter = None if rules is None else compile_filter(rules, pmu, bits)
+    event_filter = None
+    if request.filter is not None:
+        event_filter = compile_filter(request.filter, pmu, _find_event_bits(vm, pmu, host_state))
     arguments: dict[str, object] = {"type": pmu.type, "name": pmu.name, "dry-run": dry_run}
     if request.counters is not None:
         arguments["counters"] = request.counters
@@ -157,6 +153,17 @@ def _apply_request(
         is_kept_anew=bool(cpus) and bool(unknown_threads(vm)) and cpus != kept,
         dry_run=dry_run,
     )
+
+
+def _find_event_bits(vm: Vm, pmu: Pmu, host_state: HostState) -> int:
+    """Return the width of a VM's event space once it has this PMU.
+
+    Return the widest there is if that is not known here; its VMM checks the filter, too.
+    """
+    if vm.pmu is not None and vm.pmu.type == pmu.type and vm.event_bits is not None:
+        return vm.event_bits
+    probed = host_state.host_pmus.probed
+    return WIDEST_BITS if probed is None else probed.event_bits_for(pmu.type)
 
 
 def _execute(

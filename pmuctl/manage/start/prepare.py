@@ -114,7 +114,8 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
         affinity=cpus,
         names_cpus=request.affinity not in (AUTO, NONE),
         attributes=probed.attributes,
-        event_bits=_find_event_bits(probed, pmu),
+        event_bits=probed.event_bits,
+        event_bits_of=probed.event_bits_of,
         defaults=_find_default_pmus(probed, pmus) if pmu is None else {},
         hold=request.hold,
         timeout=request.timeout,
@@ -127,13 +128,6 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
         obstacle=obstacle,
         warnings=tuple(_iter_warnings(request, pmu, cpus, pmus)) if obstacle is None else (),
     )
-
-
-def _find_event_bits(probed: KvmCaps, pmu: Pmu | None) -> int | None:
-    """Return the width of the event space; None if it depends on a PMU that is still to be set."""
-    if pmu is not None:
-        return probed.event_bits_for(pmu.type)
-    return None if probed.event_bits_of else probed.event_bits
 
 
 def _find_default_pmus(probed: KvmCaps, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from pmuctl.control.server.backend import VcpuStatus
-from pmuctl.host.kvm.probes import probe_counters_limit, probe_default
+from pmuctl.host.kvm.probes import probe_counters_limit, probe_default, probe_event_bits
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.kvm_caps import DefaultPmu, default_by_cpu
@@ -15,7 +15,7 @@ from tests.lab.vmm.machine import Machine
 class MachineDoor:
     """The server's VmmBackend to a Machine; called from the server's own thread.
 
-    `event_bits` is what pmuctl.host.kvm.probes.probe_event_bits() said.
+    `event_bits` is what pmuctl.host.kvm.probes.probe_event_bits() said of the PMU KVM chooses.
     """
 
     vmm = "reference-vmm"
@@ -27,7 +27,7 @@ class MachineDoor:
         self.uuid = uuid
         self.pid = os.getpid()
         self._machine = machine
-        self._event_bits = event_bits
+        self._event_bits: dict[int | None, int | None] = {None: event_bits}
         self._default: tuple[int, str] | None = None
         self._is_asked = False
 
@@ -59,9 +59,11 @@ class MachineDoor:
                 self._default = default_by_cpu(self._machine.vcpus[0].init_masks, its)
         return self._default
 
-    def event_bits(self) -> int | None:
-        """Event numbers have 10 or 16 bits; None where that is not known."""
-        return self._event_bits
+    def event_bits(self, pmu_type: int | None) -> int | None:
+        """Event numbers have 10 or 16 bits with this PMU: tried out on another VM, once."""
+        if pmu_type not in self._event_bits:
+            self._event_bits[pmu_type] = probe_event_bits(pmu_type=pmu_type)
+        return self._event_bits[pmu_type]
 
     def has_attr(self, attr: int) -> bool:
         """Whether this kernel has the KVM_ARM_VCPU_PMU_V3_ attribute for these vCPUs."""

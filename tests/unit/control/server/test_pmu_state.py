@@ -8,7 +8,7 @@ import pytest
 
 from pmuctl.control.protocol.messages import COMMANDS
 from pmuctl.control.server.pmu_state import ApplyError, PmuState
-from pmuctl.errors import RefusedError, SealedError, UnsupportedError
+from pmuctl.errors import RefusedError, SealedError, UnsupportedError, UsageError
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import EventSet
 from pmuctl.model.event_filter import Action, EventFilter
@@ -42,6 +42,22 @@ def refused(settings: PmuState, wanted: TargetSettings) -> ApplyError:
 def test_the_pid_is_the_vmms() -> None:
     assert query(settings_of(FakeVm()))["pid"] == os.getpid()
     assert query(settings_of(SupervisedVm(4121)))["pid"] == 4121
+
+
+def test_a_filter_has_the_event_space_of_its_own_pmu() -> None:
+    """Before v6.6 that of the PMU which KVM would choose may be narrower, or wider."""
+    wide = EventFilter(Action.ALLOW, EventSet.of_ranges([(0x4004, 1)]))
+    vm = FakeVm(event_bits=10, event_bits_of={11: 16})
+    settings = settings_of(vm)
+    assert query(settings)["event-bits"] is None, "that depends on the PMU"
+    error = refused(settings, TargetSettings(type=10, name=PMUS[10], filter=wide)).__cause__
+    assert isinstance(error, UsageError)
+    assert "10 bits" in str(error.why)
+    settings.apply(TargetSettings(type=11, name=PMUS[11], filter=wide), dry_run=False)
+    assert query(settings)["event-bits"] == 16
+    # the difference to the standing one is planned in the same space
+    settings.apply(FILTERED, dry_run=False)
+    assert vm.vpmu.allowed == ONE_EVENT.allowed(16)
 
 
 def test_a_vm_without_vcpus_has_its_window() -> None:

@@ -430,11 +430,11 @@ def test_one_client_cannot_keep_the_server_to_itself(room: Room) -> None:
         is_in = threading.Event()
         may_go = threading.Event()
 
-        def event_bits(self) -> int | None:
+        def event_bits(self, pmu_type: int | None) -> int | None:
             self.asked += 1
             self.is_in.set()
             assert self.may_go.wait(PATIENCE)
-            return super().event_bits()
+            return super().event_bits(pmu_type)
 
         def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
             self.asked_before = self.asked
@@ -806,7 +806,7 @@ def test_a_fault_in_a_transaction_is_an_error_and_not_the_end(
         ("uuid", "x" * 65),
         ("vmm", b"bytes"),
         ("vmm", "\udcff"),
-        ("event_bits", lambda: 1e999),
+        ("event_bits", lambda _: 1e999),
         ("vcpus", lambda: [VcpuStatus(index=0, tid=0, initialised=False, has_run=False)]),
     ],
 )
