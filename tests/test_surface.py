@@ -56,6 +56,13 @@ def test_every_command_is_called_as_it_is_typed() -> None:
     assert [path for path in COMMAND_PATHS if leaf(path).name != path[-1]] == []
 
 
+@pytest.mark.parametrize("noun", NOUNS)
+def test_the_help_of_a_noun_has_whole_sentences(noun: str) -> None:
+    group = root().get_command(None, noun)
+    text = group.get_help(group.make_context(noun, [], resilient_parsing=True, terminal_width=80))
+    assert "..." not in text.partition("Commands:")[2]
+
+
 def test_the_table_of_nouns_is_the_help_of_their_groups() -> None:
     for name, help in {**NOUNS, **VERBS}.items():
         assert inspect.cleandoc(TREE[(name,)].help).split("\n\n")[0] == help

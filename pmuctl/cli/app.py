@@ -80,6 +80,14 @@ class LazyGroup(TyperGroup):
             check_command(root(), ctx.command_path.partition(" ")[2], args)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands in `--help`, each with the whole first line of its help."""
+        commands = {name: self.get_command(ctx, name) for name in self.apps}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, (verb.help or "").partition("\n")[0]) for name, verb in commands.items()]
+            )
+
 
 class RootGroup(LazyGroup):
     """The root group, which lists its commands from the tables and imports only the one used."""

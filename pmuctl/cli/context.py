@@ -95,6 +95,11 @@ class Context:
             colour=colour,
         )
 
+    @property
+    def stderr_width(self) -> int | None:
+        """The width in columns of the terminal that stderr is, None if it is none."""
+        return self._find_width(self.stderr) if self.stderr.isatty() else None
+
     def _find_width(self, stream: TextIO) -> int:
         """Return the width of the terminal in columns; COLUMNS takes precedence."""
         columns = self.host.environ.get("COLUMNS", "")
@@ -202,21 +207,22 @@ class Context:
             self._write_note(text)
 
     def _write_note(self, text: str) -> None:
-        width = self._find_width(self.stderr) if self.stderr.isatty() else None
         with contextlib.suppress(OSError):  # a lost note does not change the result
-            self.stderr.write(wrap(printable(text), "", width) + "\n")
+            self.stderr.write(wrap(printable(text), "", self.stderr_width) + "\n")
 
     def warn(self, problem: PmuctlError) -> None:
         """Print a warning on stderr; nothing with `--quiet`. The command goes on."""
-        if self.options.quiet:
-            return
-        with contextlib.suppress(OSError):
-            write_error(problem, self.stderr, as_json=self.format.is_json, word="warning")
+        if not self.options.quiet:
+            self._write_problem(problem, "warning")
 
     def fail(self, problem: PmuctlError) -> None:
         """Print the error of one of several targets on stderr. The command goes on."""
+        self._write_problem(problem, "error")
+
+    def _write_problem(self, problem: PmuctlError, word: str) -> None:
+        as_json, width = self.format.is_json, self.stderr_width
         with contextlib.suppress(OSError):
-            write_error(problem, self.stderr, as_json=self.format.is_json)
+            write_error(problem, self.stderr, as_json=as_json, word=word, width=width)
 
     def enable_gc(self) -> None:
         """Enable garbage collection, for a long-running command."""

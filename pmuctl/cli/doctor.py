@@ -65,7 +65,10 @@ def doctor(
         vms = list_vms(session, parse_refs(vm or ()))
         vms = vms if vm else hide_unbacked_in_table(context, session, vms)
         findings, unchecked = diagnose(host_state, vms, is_whole=not vm)
-    context.write_rows("findings", DOCTOR_COLUMNS, findings, empty="nothing to check")
+    are_fixes_below = context.format is Format.TABLE and context.layout.width is not None
+    is_default = context.options.columns is None and not context.options.every_column
+    columns = DOCTOR_COLUMNS[:-1] if are_fixes_below and is_default else DOCTOR_COLUMNS
+    context.write_rows("findings", columns, findings, empty="nothing to check")
     note_unbacked(context, vms)
     for reason in unchecked:
         context.note(reason)
@@ -75,7 +78,7 @@ def doctor(
         and any(finding.fix for finding in findings)
     ):
         context.note("fixes are for the host that was captured")
-    if context.format is Format.TABLE and context.layout.width is not None:
+    if are_fixes_below:
         _write_fixes(context, findings)
     failed = any(finding.result is Result.FAIL for finding in findings)
     return ExitStatus.NO if failed else ExitStatus.OK

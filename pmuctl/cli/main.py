@@ -189,7 +189,8 @@ def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -
         error.fix = error.fix if line is None else f"{line} {shlex.join(more)}".rstrip()
     context.host.changes.complete(error)
     with suppress(OSError):  # the exit status still reports it
-        write_error(error, context.stderr, as_json=_wants_json(argv))
+        as_json, width = _wants_json(argv), context.stderr_width
+        write_error(error, context.stderr, as_json=as_json, width=width)
         context.stderr.flush()
     return error.status
 

@@ -69,7 +69,10 @@ def vm_list(
         more=_count_missing(vm_list),
     )
     _warn_of_problems(context, vm_list.vms)
-    if context.format is Format.TABLE and context.layout.width is not None:
+    options = context.options
+    has_means = options.every_column or "MEANS" in (options.columns or "").upper()
+    is_on_terminal = context.format is Format.TABLE and context.layout.width is not None
+    if is_on_terminal and not has_means:
         _explain_misplaced(context, assessed.alignments)
     warn_of_dead_vcpus(context, assessed.alignments)
     if not vm:

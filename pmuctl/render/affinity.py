@@ -53,6 +53,7 @@ CHECK_COLUMNS: Sequence[Column[VcpuRow]] = (
         name="BLOCKER",
         help="what is in the way of affinity align",
         value=lambda row: row.blocker,
+        is_prose=True,
     ),
     Column(
         name="PMU",

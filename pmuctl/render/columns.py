@@ -43,8 +43,9 @@ class Column(Generic[Row]):
     value is a list of rows, `nested` has the columns of those rows. If the type of the value has
     a format of its own, `shape` converts it to text and to JSON. `marks` are the texts that
     deserve a look. If it `is_detail`, a record on a terminal has it only with `-O`. If it
-    `is_time`, the value is in seconds since the epoch: a text has it as a local time (ISO 8601),
-    JSON as that number, and as the text under the key with `_iso`.
+    `is_prose`, a terminal wraps it where it is the last column. If it `is_time`, the value is in
+    seconds since the epoch: a text has it as a local time (ISO 8601), JSON as that number, and as
+    the text under the key with `_iso`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Column(Generic[Row]):
     marks: Mapping[str, Mark] = field(default_factory=dict)
     is_time: bool = False
     is_detail: bool = False
+    is_prose: bool = False
 
     @property
     def key(self) -> str:

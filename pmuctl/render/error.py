@@ -4,15 +4,22 @@
 from typing import TextIO
 
 from pmuctl.errors import PmuctlError
+from pmuctl.render.table import wrap
 from pmuctl.render.text import printable, to_json
 
 
 def write_error(
-    error: PmuctlError, out: TextIO, *, as_json: bool = False, word: str = "error"
+    error: PmuctlError,
+    out: TextIO,
+    *,
+    as_json: bool = False,
+    word: str = "error",
+    width: int | None = None,
 ) -> None:
     """Write an error as text, one line for each part, or as one JSON object on one line.
 
-    `word` is the key of the object, and what the first line of the text begins with.
+    `word` is the key of the object, and what the first line of the text begins with. On a
+    terminal of `width` characters the parts are wrapped, but for commands.
     """
     if as_json:
         body = {
@@ -28,7 +35,7 @@ def write_error(
         out.write(to_json({word: body}) + "\n")
         return
     head = f"{error.subject}: {error.message}" if error.subject else error.message
-    out.write(f"{word}: {printable(head)}\n")
-    for name, text in (("why", error.why), ("now", error.now), ("fix", error.fix)):
+    parts = [("  why: ", error.why), ("  now: ", error.now), ("  fix: ", error.fix)]
+    for name, text in ((f"{word}: ", head), *parts):
         if text:
-            out.write(f"  {name}: {printable(text)}\n")
+            out.write(wrap(printable(text), name, width) + "\n")

@@ -8,7 +8,7 @@ from pmuctl.manage.diagnosis.monitor import Event
 from pmuctl.model.host_diff import ChangeKind
 from pmuctl.render.columns import Column
 from pmuctl.render.formats import Format, Layout, write_rows
-from pmuctl.render.table import wrap
+from pmuctl.render.table import GAP, count_cells, wrap
 
 EVENT_COLUMNS: Sequence[Column[Event]] = (
     Column(name="TIME", help="when it was seen", value=lambda event: event.time),
@@ -89,7 +89,7 @@ def write_event(
     """Write one event as one line, and flush it.
 
     On a terminal of `width` characters the time is that of the day, and the last text is wrapped
-    below itself.
+    below itself, or below a name that leaves no room beside it.
     """
     if format is Format.TABLE:
         texts = [column.text(event) for column in columns]
@@ -116,7 +116,7 @@ def _write_line(
 ) -> None:
     sizes = _WIDTHS if width is None else {**_WIDTHS, "TIME": len("03:04:05")}
     cells = [
-        text.ljust(sizes.get(column.name, 0)) for column, text in zip(columns, texts, strict=True)
+        text + " " * (sizes.get(column.name, 0) - count_cells(text)) + GAP
+        for column, text in zip(columns, texts, strict=True)
     ]
-    *first, last = cells
-    out.write(wrap(last.rstrip(), "".join(f"{cell}  " for cell in first), width).rstrip() + "\n")
+    out.write(wrap(texts[-1], "".join(cells[:-1]), width).rstrip() + "\n")

@@ -53,7 +53,12 @@ CONFORMANCE_COLUMNS: Sequence[Column["ConformanceResult"]] = (
         value=lambda result: str(result.verdict),
         marks={"pass": Mark.GOOD, "skip": Mark.CAUTION, "fail": Mark.BAD},
     ),
-    Column(name="DETAIL", help="why it did not pass", value=lambda result: result.detail),
+    Column(
+        name="DETAIL",
+        help="why it did not pass",
+        value=lambda result: result.detail,
+        is_prose=True,
+    ),
     Column(
         name="RULE", help="what has to hold", value=lambda result: result.check.rule, shown=False
     ),

@@ -40,8 +40,8 @@ def format_time(seconds: float) -> str:
 
 
 def is_command(text: str) -> bool:
-    """Return whether a text is a command line to be copied, and no sentence."""
-    return text.partition(" ")[0] in _COMMANDS
+    """Return whether a text is a command line to be copied, and no sentence or list of them."""
+    return text.partition(" ")[0] in _COMMANDS and "; " not in text
 
 
 def to_json(value: object) -> str:

@@ -196,6 +196,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         help="what it means where its vCPUs may be",
         value=_unless_blank(_explain),
         shown=False,
+        is_prose=True,
     ),
     Column(
         name="HAS-PMU",
@@ -337,5 +338,6 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         help="why it could not be asked",
         value=_from_vm(_get_problem),
         shown=False,
+        is_prose=True,
     ),
 )

@@ -21,7 +21,7 @@ import pytest
 from pmuctl import errors
 from pmuctl.cli.app import root
 from pmuctl.cli.main import main
-from pmuctl.errors import PmuctlError
+from pmuctl.errors import PmuctlError, WrongWordError
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.render.formats import Format
 from pmuctl.render.streams import guarded
@@ -443,8 +443,9 @@ def test_quiet_keeps_errors_and_drops_warnings(machine: Machine) -> None:
 CLASSES = [
     cls
     for _, cls in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(cls, PmuctlError) and cls is not PmuctlError
+    if issubclass(cls, PmuctlError) and cls not in (PmuctlError, WrongWordError)
 ]
+"""All but WrongWordError, which makes its own fix."""
 
 
 @pytest.mark.parametrize("cls", CLASSES)

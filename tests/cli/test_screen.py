@@ -119,3 +119,39 @@ def test_an_event_of_monitor_is_whole_on_a_terminal(host: Machine) -> None:
     said = " ".join([lines[start][what:], *(line.strip() for line in rest)])
     assert said.endswith("most VMMs end the VM, and QEMU spins at 100 %")
     assert all(len(line) <= COLUMNS for line in (lines[start], *rest))
+
+
+LONG = "a-name-for-a-virtual-machine-of-a-cluster-in-2026"
+
+
+def test_an_error_is_wrapped_between_words_and_its_command_is_left_whole(host: Machine) -> None:
+    text = show(host, "vm", "set", "web1", "pmu", "armv8_cortex_a53")
+    assert "  why: KVM takes PMU settings only before a VM first runs, through a vCPU" in text
+    assert all(len(line) <= COLUMNS for line in text.splitlines())
+    # not on a pipe, and not in JSON
+    piped = host.run("vm", "set", "web1", "pmu", "armv8_cortex_a53").stderr
+    assert " ".join(text.split()) == " ".join(piped.split())
+    assert len(piped.splitlines()) == 4
+    assert len(show(host, "vm", "set", "web1", "pmu", "armv8_cortex_a53", "-J").splitlines()) == 1
+    fix = next(line for line in show(host, "vm", "show", LONG).splitlines() if "fix:" in line)
+    assert fix == "  fix: pmuctl vm list"
+
+
+def test_an_event_of_a_vm_with_a_long_name_is_told_below_it(host: Machine) -> None:
+    fake_vmm(host.proc, 5120, ("qemu-system-aarch64", "-name", LONG))
+    assert host.threads
+    host.threads.masks |= dict.fromkeys(range(5120, 5124), CpuSet.parse("0-3"))
+    lines = show(host, "monitor", LONG, "--timeout", "0").splitlines()
+    assert all(len(line) <= COLUMNS for line in lines if LONG not in line)
+    heads = [line for line in lines if "  vcpu-left" in line]
+    assert heads
+    assert all(line.endswith(LONG) for line in heads)
+
+
+def test_what_a_terminal_shows_below_a_table_is_not_in_the_table_too(host: Machine) -> None:
+    text = plain(show(host, "doctor", "web1"))
+    assert text.splitlines()[0].split() == ["ID", "SUBJECT", "RESULT", "WHY"]
+    assert text.count("pmuctl affinity align web1") == 1
+    assert "FIX" in host.run("doctor", "web1").stdout.splitlines()[0].split()
+    for words in (("-o", "NAME,MEANS"), ("-O",)):
+        assert plain(show(host, "vm", "list", *words)).count("vCPU 1 may run on") == 1
