@@ -113,11 +113,13 @@ def walk_commands() -> Iterator[tuple[str, list[Step]]]:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         unpack(DUMPS / "two-pmus-6.12.txt", root / "host")
         vms = [FakeVm(name) for name in ("web1", "web2", "db1")]
+        proc = fake_proc(root / "proc", os.getpid(), tids=[1001, 1002])
+        (proc / "self").symlink_to(str(os.getpid()))  # what run starts is followed by its id there
         host = Host(
             environ={"PMUCTL_RUNTIME_DIR": str(root / "run"), "PATH": os.environ["PATH"]},
             uid=os.geteuid(),
             sysfs=Sysfs(root / "host"),
-            procs=Procfs(fake_proc(root / "proc", os.getpid(), tids=[1001, 1002])),
+            procs=Procfs(proc),
             threads=FakeThreads(vms[0].threads.masks | {os.getpid(): CpuSet.parse("0-3")}),
             kvm=Kvm(access=lambda: KvmAccess.USABLE, probe=lambda _: caps),
         )
