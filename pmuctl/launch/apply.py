@@ -15,6 +15,7 @@ from pmuctl.launch.trace.process_end import kill_and_wait
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
 from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.launch.trace.tracer import Tracer
+from pmuctl.launch.trace.vmm_end import end_process, kill_meant_process
 from pmuctl.launch.vmm_stderr import VmmStderr, write_error
 
 MAY_HAVE_RUN = "the VMM was ended; its guest may have run for a moment"
@@ -132,7 +133,7 @@ class Applier:
                 if thread.call is not None and not thread.is_running:
                     thread.skip_call()
                 self._kill_sharing(thread.tgid)
-                self._tracer.end(thread, ExitStatus.ENDED)
+                end_process(self._tracer, thread, ExitStatus.ENDED)
                 write_error(error, fd)
         finally:
             self._ending.discard(thread.tgid)
@@ -143,7 +144,7 @@ class Applier:
         killed = {tgid}
         while others := set(self._find_sharing(tgid)) - killed:  # they may make others
             for pid in others:
-                self._tracer.kill(pid, partial(self._shares_memory, tgid, pid))
+                kill_meant_process(self._tracer, pid, partial(self._shares_memory, tgid, pid))
             killed |= others
 
     def _shares_memory(self, tgid: int, pid: int) -> bool:

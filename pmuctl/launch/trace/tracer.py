@@ -11,15 +11,7 @@ from itertools import islice
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.trace.arch import Arch
-from pmuctl.launch.trace.process_end import (
-    END_SECONDS,
-    WALL,
-    has_ended,
-    has_stopped,
-    is_dead,
-    kill_process,
-    open_pidfd,
-)
+from pmuctl.launch.trace.process_end import WALL
 from pmuctl.launch.trace.tracee import (
     STOP_SECONDS,
     SYSCALL_STOP,
@@ -88,6 +80,10 @@ class Tracer:
             if thread.followed and not thread.leaving
         }
 
+    def threads_of(self, tgid: int) -> list[Tracee]:
+        """Return the threads of a process that are traced."""
+        return [thread for thread in self.threads.values() if thread.tgid == tgid]
+
     def seize(self, tid: int, tgid: int) -> Tracee:
         """Begin to trace one thread, which runs on; raise OSError."""
         thread = Tracee(tid, tgid, self._arch, patience=self._patience)
@@ -148,7 +144,7 @@ class Tracer:
                 self._seize_listed_thread(tid, tgid)
             tried = untraced  # one that was gone by then may have made another before
         stops: dict[Tracee, int] = {}
-        for thread in self._threads_of(tgid):
+        for thread in self.threads_of(tgid):
             thread.leaving = False
             if not thread.followed and not thread.parked:
                 thread.followed = True
@@ -206,7 +202,7 @@ class Tracer:
     def unfollow(self, tgid: int) -> None:
         """Keep tracing the threads of a process without stopping them at system calls."""
         self._fully_followed.discard(tgid)
-        for thread in self._threads_of(tgid):
+        for thread in self.threads_of(tgid):
             thread.followed = False
 
     def detach_all(self, keep: Collection[int] = ()) -> None:
@@ -228,55 +224,6 @@ class Tracer:
         if self.threads.pop(thread.tid, None) is not None:
             self._thread_counts[thread.tgid] -= 1
         thread.detach(signum)
-
-    def end(self, thread: Tracee, status: int) -> None:
-        """Have a thread that is stopped at a call's exit end its process; return once it is dead.
-
-        A process that is not dead after END_SECONDS is killed, and waited for as long again. Its
-        parent learns of its end afterwards: the main thread is traced then, and not reaped here.
-        """
-        with suppress(OSError):
-            if thread.tgid not in self.threads:
-                self.seize(thread.tgid, thread.tgid)
-        with open_pidfd(thread.tgid) as pidfd:
-            thread.exit_group(status)
-            now = time.monotonic()
-            for until in (now + END_SECONDS, now + 2 * END_SECONDS):
-                if self._wait_dead(thread.tgid, thread.tid, pidfd, until):
-                    return
-                kill_process(thread.tgid)
-
-    def kill(self, pid: int, is_meant: Callable[[], bool]) -> None:
-        """Kill a process, traced or not; return once it is dead, after END_SECONDS at most.
-
-        Leave it alone if it is another process by now: `is_meant` tells that once it is held.
-        """
-        with open_pidfd(pid) as pidfd:
-            if is_meant():
-                kill_process(pid)
-                self._wait_dead(pid, pid, pidfd, time.monotonic() + END_SECONDS)
-
-    def _wait_dead(self, tgid: int, tid: int, pidfd: int | None, until: float) -> bool:
-        """Return whether a process is dead by then; let its threads end meanwhile.
-
-        Without a pidfd, the end of thread `tid` counts.
-        """
-        pause = SHORTEST_PAUSE
-        while not self._is_dead(tid, pidfd):
-            if time.monotonic() > until:
-                return False
-            for other in self._threads_of(tgid):
-                if other.tid != tgid or has_stopped(other.tid):
-                    self.take_stop(other.tid, os.WNOHANG)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        return True
-
-    def _is_dead(self, tid: int, pidfd: int | None) -> bool:
-        """Return whether a process has ended; without a pidfd, whether this thread has."""
-        if pidfd is not None:
-            return is_dead(pidfd)
-        return tid not in self.threads or has_ended(tid)
 
     def take_stops(self) -> bool:
         """Handle threads that have stopped, or ended; return True if there may be more."""
@@ -308,9 +255,6 @@ class Tracer:
             self._forget_thread(tid)
         return True
 
-    def _threads_of(self, tgid: int) -> list[Tracee]:
-        return [thread for thread in self.threads.values() if thread.tgid == tgid]
-
     def _handle_stop(self, tid: int, status: int) -> None:
         """Handle what waitpid() reported of a thread; resume it unless it is parked or gone."""
         if not os.WIFSTOPPED(status):
@@ -339,7 +283,7 @@ class Tracer:
             return
         elif event == PTRACE_EVENT_EXEC:
             # the kernel has ended the other threads without reporting it
-            for other in self._threads_of(thread.tgid):
+            for other in self.threads_of(thread.tgid):
                 if other is not thread:
                     del self.threads[other.tid]
                     self._thread_counts[thread.tgid] -= 1
