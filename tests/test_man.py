@@ -482,6 +482,7 @@ def test_the_limits_of_the_protocol_are_those_of_the_code() -> None:
         import_module(f"pmuctl.{name}")
         for name in (
             *("schema", "control.protocol.qmp_codec", "control.runtime.sockets"),
+            "control.runtime.listener",
             *("control.server.connection", "control.server.commands", "control.server.server"),
             *("conformance.peer", "manage.inventory.poller"),
         )

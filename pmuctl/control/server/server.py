@@ -21,6 +21,7 @@ from types import TracebackType
 from pmuctl import __version__
 from pmuctl.control.protocol.qmp_codec import Message, WireError
 from pmuctl.control.runtime import sockets
+from pmuctl.control.runtime.listener import bind_control_socket
 from pmuctl.control.server.backend import VcpuStatus, VmmBackend
 from pmuctl.control.server.commands import CommandHandler, OnChange
 from pmuctl.control.server.connection import Connection
@@ -56,7 +57,7 @@ class Server:
         `stall` is how many seconds a client may leave a request half sent, or an answer unread.
         The server's thread calls `on_change` after each change by a client, also if only a part of
         it was done, and ignores its exceptions. Entering the context raises what
-        sockets.bind_control_socket() and sockets.own_dir() raise, and UsageError for an invalid VM
+        bind_control_socket() and sockets.own_dir() raise, and UsageError for an invalid VM
         name.
         """
         self._backend = backend
@@ -78,7 +79,7 @@ class Server:
         with contextlib.ExitStack() as stack:
             file = sockets.file_name(self._backend.name)
             path = self._path or sockets.own_dir(os.environ, os.geteuid()) / file
-            self._listener = stack.enter_context(sockets.bind_control_socket(path))
+            self._listener = stack.enter_context(bind_control_socket(path))
             self._listener.settimeout(0)
             self._selector = stack.enter_context(selectors.DefaultSelector())
             wake_read, self._wake_write = socket.socketpair()

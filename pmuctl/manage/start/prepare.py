@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pmuctl.control.protocol.messages import NAME, VM_NAME
-from pmuctl.control.runtime.sockets import check_bindable, file_name, own_dir
+from pmuctl.control.runtime.listener import check_bindable
+from pmuctl.control.runtime.sockets import file_name, own_dir
 from pmuctl.errors import PmuctlError, RefusedError, UsageError, command
 from pmuctl.host.host import Host
 from pmuctl.host.pmus import scan_event_sources, scan_pmus
