@@ -5,6 +5,7 @@ All of them are refused; only typing errors of one letter are left to the parser
 """
 
 from collections.abc import Mapping, Sequence
+from shlex import join
 from typing import Any
 
 from pmuctl.errors import UsageError, WrongWordError, command
@@ -41,7 +42,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("ls", "ps", "vms"), "vm list"),
         **dict.fromkeys((*_LIST_OR_SHOW[1:], "describe"), "vm show"),
         **dict.fromkeys(("vcpu", "vcpuinfo", "vcpucount", "cpus", "threads"), "vm vcpus"),
-        **dict.fromkeys(("config", "edit", "change", "modify", "update", "apply"), "vm set"),
+        **dict.fromkeys(("config", "edit", "change", "modify", "update", "apply", "unset"), "vm set"),
         **dict.fromkeys(("resume", "continue", "cont", "unpause", "unhold", "go"), "vm release"),
         **dict.fromkeys(("pin", "vcpupin", "emulatorpin"), "affinity set"),
         **dict.fromkeys(("align", "repair"), "affinity align"),
@@ -71,6 +72,15 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Group → word of another tool → what pmuctl calls that."""
+
+_NOT_HERE: Mapping[tuple[str, ...], str] = {
+    ("stop", "shutdown", "poweroff", "destroy", "kill", "reboot", "restart"): "ends or starts a VM",
+    ("pause", "suspend", "save", "migrate", "console", "attach"): "controls a VM as it runs",
+    ("define", "undefine", "delete", "remove", "rm", "rename", "clone"): "keeps a list of VMs",
+}
+"""Words of managers of VMs for what pmuctl leaves to them → what only they do."""
+_PERF = ("stat", "record", "report", "annotate", "script")
+"""Words of perf for what pmuctl leaves to it."""
 
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "vm set": {f"--{key}": key for key in ("pmu", "counters", "affinity", "filter")},
@@ -113,10 +123,20 @@ def check_command(
     word, rest = args[0].lower(), [*args[1:]]
     right = _find_command(root, path, word, rest)
     if right is None:
+        if not prefix:
+            _check_other_tool(path, word, rest)
         return
     line = right.split()
-    if args[0].lower() in ("vcpupin",) and len(rest) == 3:  # DOMAIN VCPU CPULIST
+    if word == "vcpupin" and len(rest) == 3:  # DOMAIN VCPU CPULIST
         rest = [rest[0], rest[2], "--vcpu", rest[1]]
+    elif not path and len(line) == 2 and rest[:1] in (["list"], ["ls"]):
+        rest = rest[1:]
+    elif right == "run" and len(rest) == 1 and not prefix:  # the name of a VM, as managers take it
+        raise UsageError(
+            f"{args[0]}: not a command of pmuctl",
+            why="pmuctl run starts a VM by the command line of its VMM: it knows none by name",
+            fix=command("run", "--name", rest[0], "--hold", "--", "VMM", "ARG..."),
+        )
     elif right == "vm show" and not any(not other.startswith("-") for other in rest):
         line = ["vm", "list"]
     group = f"pmuctl {path}".strip()
@@ -124,6 +144,26 @@ def check_command(
         f"{args[0]}: not a command of {group}",
         fix=make_line(root, [*prefix, *line, *rest], len(line)),
     )
+
+
+def _check_other_tool(path: str, word: str, rest: Sequence[str]) -> None:
+    """Raise UsageError for a command that only another tool has, with what to type instead."""
+    if path in ("", "vm"):
+        for others, what in _NOT_HERE.items():
+            if word in others:
+                vm = rest[:1] if rest and not rest[0].startswith("-") else ()
+                raise UsageError(
+                    f"{word}: not a command of pmuctl",
+                    why=f"only its VMM, or what manages that, {what}",
+                    fix=command("vm", *(("show", *vm) if vm else ("list", "-o", "NAME,PID,VMM"))),
+                )
+    words = rest if word == "perf" else (word, *rest)
+    if not path and (word == "perf" or word in _PERF):
+        raise UsageError(
+            f"{word}: not a command of pmuctl",
+            why="pmuctl counts no events: perf does, in the guest or on the host",
+            fix=join(["perf", *words]),
+        )
 
 
 def _find_command(root: Any, path: str, word: str, rest: list[str]) -> str | None:

@@ -134,6 +134,8 @@ COMMANDS = {
     "affinity show web1": "affinity check web1",
     "affinity pin web1 2-3": "affinity set web1 2-3",
     "cpus": "pmu cpus",
+    "cpu list": "pmu cpus",
+    "vcpus ls": "vm vcpus",
     f"events {A72}": f"pmu show {A72}",
     "pmu ls": "pmu list",
     "pmu cpu": "pmu cpus",
@@ -179,7 +181,7 @@ def test_a_near_miss_is_refused_with_the_line_to_type(
 
 
 UNCLEAR = (
-    "start web1",
+    "vm unset web1 filter",
     "set web1",
     "vm start",
     "create",
@@ -201,6 +203,27 @@ def test_what_lacks_a_word_leads_to_a_command_or_its_help(machine: Machine, type
     fix = ran.stderr.partition("  fix: pmuctl ")[2]
     assert (ran.status, ran.stdout) == (2, "")
     assert is_parsed(root(), shlex.split(fix)), ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "why", "fix"),
+    [
+        ("start web1", "pmuctl run starts a VM", "pmuctl run --name web1 --hold -- VMM ARG..."),
+        ("vm create web1", "it knows none by name", "pmuctl run --name web1 --hold -- VMM ARG..."),
+        ("stop web1", "what manages that", "pmuctl vm show web1"),
+        ("vm destroy web1", "what manages that", "pmuctl vm show web1"),
+        ("migrate", "controls a VM as it runs", "pmuctl vm list -o NAME,PID,VMM"),
+        ("stat -e cycles true", "pmuctl counts no events", "perf stat -e cycles true"),
+        ("perf list", "pmuctl counts no events", "perf list"),
+    ],
+)
+def test_what_only_another_tool_does_is_told_with_that_tool(
+    machine: Machine, typed: str, why: str, fix: str
+) -> None:
+    machine.start(FakeVm())
+    ran = machine.run(*typed.split())
+    assert (ran.status, ran.stdout) == (2, "")
+    assert why in ran.stderr and ran.stderr.endswith(f"  fix: {fix}\n"), ran.stderr
 
 
 def test_a_number_is_offered_in_both_bases(machine: Machine) -> None:
