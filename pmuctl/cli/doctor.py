@@ -17,7 +17,6 @@ from pmuctl.cli.session import (
     open_session,
 )
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
-from pmuctl.model.symptoms.table import SYMPTOMS
 from pmuctl.model.vm_ref import parse_refs
 from pmuctl.render.formats import Format
 from pmuctl.render.reports import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
@@ -106,11 +105,13 @@ def _explain_message(context: Context, text: str) -> None:
     context.check_columns(SYMPTOM_COLUMNS)
     found = explain(text, read_symptom_host(context.host))
     if not found:
+        flat = " ".join(text.split())
         raise NotFoundError(
             "no known symptom matches",
-            subject=text,
-            why=f"known symptoms are {', '.join(symptom.id for symptom in SYMPTOMS)}",
-            fix="give fewer words of the message, such as --symptom kvm_init_vcpu",
+            subject=flat if len(flat) <= 60 else f"{flat[:57]}...",
+            why="known are messages about PMUs and CPUs of vCPUs: SYMPTOMS in pmuctl-doctor(1) "
+            "lists them",
+            fix="pmuctl doctor",
         )
     if context.format is not Format.TABLE or context.options.columns is not None:
         context.write_rows("symptoms", SYMPTOM_COLUMNS, found, empty="")

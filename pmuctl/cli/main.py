@@ -14,7 +14,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError, WrongWordError
+from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError, WrongWordError, command
 
 if TYPE_CHECKING:
     from pmuctl.cli.context import Context
@@ -148,8 +148,8 @@ def _run_command(argv: Sequence[str], context: "Context") -> int:
 def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
     """Return the error of the parser as one of pmuctl's; raise WrongWordError if one is near."""
     typer_context = getattr(error, "ctx", None)
-    command = typer_context.command_path if typer_context else "pmuctl"
-    fix = f"{command} --help"
+    path = typer_context.command_path if typer_context else "pmuctl"
+    fix = f"{path} --help"
     is_group = typer_context is not None and hasattr(typer_context.command, "commands")
     if type(error).__name__ == "NoSuchOption" and is_group:
         fix = f"options go after the command: pmuctl NOUN VERB {error.option_name}"
@@ -158,13 +158,13 @@ def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
         from pmuctl.cli.app import root
         from pmuctl.cli.near_commands import check_extra, check_option
 
-        path, words = command.partition(" ")[2], own_words(argv)
+        own_path, words = path.partition(" ")[2], own_words(argv)
         if type(error).__name__ == "NoSuchOption":
-            check_option(root(), path, error.option_name, words)
+            check_option(root(), own_path, error.option_name, words)
         elif match := re.fullmatch(
             r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)\.?", message
         ):
-            check_extra(root(), path, match[1].split(), words)
+            check_extra(root(), own_path, match[1].split(), words)
     return UsageError(message.rstrip("."), fix=fix)
 
 
@@ -187,12 +187,39 @@ def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -
         line = correct_line(words, error)
         more = argv[len(words) :]
         error.fix = error.fix if line is None else f"{line} {shlex.join(more)}".rstrip()
+    if error.fix is not None and (tree := _find_sysroot(argv)) is not None:
+        error.fix = _keep_sysroot(error.fix, tree)
     context.host.changes.complete(error)
     with suppress(OSError):  # the exit status still reports it
         as_json, width = _wants_json(argv), context.stderr_width
         write_error(error, context.stderr, as_json=as_json, width=width)
         context.stderr.flush()
     return error.status
+
+
+def _find_sysroot(argv: Sequence[str]) -> str | None:
+    """Return the value of --sysroot, None if it is not given."""
+    words = own_words(argv)
+    for word, after in pairwise((*words, "")):
+        if word == "--sysroot" or word.startswith("--sysroot="):
+            return word.partition("=")[2] or after or None
+    return None
+
+
+def _keep_sysroot(fix: str, tree: str) -> str:
+    """Return a fix, with --sysroot if it is a command that takes that: it is for the same host."""
+    from pmuctl.cli.app import root
+    from pmuctl.cli.near_commands import is_parsed
+
+    try:
+        name, *words = shlex.split(fix)
+    except ValueError:  # prose with an apostrophe
+        return fix
+    line = (*words, "--sysroot", tree)
+    is_whole = _find_sysroot(words) is not None or "--help" in words
+    if name != "pmuctl" or is_whole or not is_parsed(root(), line):
+        return fix
+    return command(*line)
 
 
 def _report_bug(bug: Exception, argv: Sequence[str], context: "Context") -> int:

@@ -42,7 +42,9 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("ls", "ps", "vms"), "vm list"),
         **dict.fromkeys((*_LIST_OR_SHOW[1:], "describe"), "vm show"),
         **dict.fromkeys(("vcpu", "vcpuinfo", "vcpucount", "cpus", "threads"), "vm vcpus"),
-        **dict.fromkeys(("config", "edit", "change", "modify", "update", "apply", "unset"), "vm set"),
+        **dict.fromkeys(
+            ("config", "edit", "change", "modify", "update", "apply", "unset"), "vm set"
+        ),
         **dict.fromkeys(("resume", "continue", "cont", "unpause", "unhold", "go"), "vm release"),
         **dict.fromkeys(("pin", "vcpupin", "emulatorpin"), "affinity set"),
         **dict.fromkeys(("align", "repair"), "affinity align"),
@@ -74,7 +76,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
 """Group → word of another tool → what pmuctl calls that."""
 
 _NOT_HERE: Mapping[tuple[str, ...], str] = {
-    ("stop", "shutdown", "poweroff", "destroy", "kill", "reboot", "restart"): "ends or starts a VM",
+    ("stop", "shutdown", "destroy", "kill", "reboot", "restart"): "ends or starts a VM",
     ("pause", "suspend", "save", "migrate", "console", "attach"): "controls a VM as it runs",
     ("define", "undefine", "delete", "remove", "rm", "rename", "clone"): "keeps a list of VMs",
 }

@@ -175,7 +175,7 @@ def _make_unknown_event_error(word: str, names: Mapping[str, int]) -> NotFoundEr
 
     near = get_close_matches(word.lower(), names, n=3, cutoff=0.6)
     few = list(names) if len(names) <= FEW else []
-    hint = f"near: {', '.join(near)}" if near else f"they are {', '.join(few)}" if few else ""
+    hint = f"similar: {', '.join(near)}" if near else f"they are {', '.join(few)}" if few else ""
     return NotFoundError(
         f"{word}: no such event on this PMU",
         why=f"it has {len(names)} named events" + (f"; {hint}" if hint else ""),

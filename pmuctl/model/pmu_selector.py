@@ -72,7 +72,8 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
     # for a core model by itself, what is known of cores tells more than the names of PMUs
     right = None if text.startswith("core/") else suggest_selector(text, pmus)
     if right is not None:
-        selects = f"{right} selects {match_pmus(right, pmus)[0].name}"
+        name = match_pmus(right, pmus)[0].name
+        selects = f"its name is {name}" if right == name else f"{right} selects {name}"
         raise WrongWordError(
             f"{text}: not the name of a PMU",
             words=(text,),
@@ -92,7 +93,7 @@ def select_pmu(text: str, pmus: Sequence[Pmu], others: Sequence[OtherPmu] = ()) 
         if unseen := _offline_without_core(pmus):
             why += f"; not known of {unseen}, whose CPUs are offline"
         raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list")
-    why = f"near: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
+    why = f"similar names: {', '.join(near)}" if near else f"the CPU PMUs of this host: {have}"
     raise NotFoundError(f"{text}: no such PMU", why=why, fix="pmuctl pmu list", errno="ENXIO")
 
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar
 
-from pmuctl.errors import UsageError
+from pmuctl.errors import UsageError, WrongWordError
 from pmuctl.render.text import format_time, printable
 from pmuctl.value import field, value
 
@@ -140,14 +140,13 @@ def choose(
 
 def _make_no_column_error(word: str, names: Sequence[str]) -> UsageError:
     if word.lower() in ("table", "json", "jsonl", "csv", "tsv", "raw", "name"):
-        option = "-J" if word.lower() == "json" else f"--format {word.lower()}"
-        return UsageError(f"{word}: -o takes columns", fix=f"did you mean {option}?")
-    near = get_close_matches(word.upper(), names, n=1)
-    return UsageError(
-        f"{word}: no such column",
-        why=_list_columns(names),
-        fix=f"did you mean {near[0]}?" if near else None,
-    )
+        right = ("-J",) if word.lower() == "json" else ("--format", word.lower())
+        message = f"{word}: -o takes columns"
+        return WrongWordError(message, words=("-o", word), right=right, why=None)
+    message, why = f"{word}: no such column", _list_columns(names)
+    if near := get_close_matches(word.upper(), names, n=1):
+        return WrongWordError(message, words=(word,), right=(near[0],), why=why)
+    return UsageError(message, why=why, fix="choose some of these, or -O for all")
 
 
 def _list_columns(names: Sequence[str]) -> str:

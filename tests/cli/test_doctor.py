@@ -20,7 +20,6 @@ from pmuctl.host.kvm.access import Kvm, KvmAccess
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
-from pmuctl.model.symptoms.table import SYMPTOMS
 from tests.cli.conftest import Machine
 from tests.cli.host_cpus import put_cpuset, put_online
 from tests.fakes.vmm import FakeVm, KernelThreads, fake_vmm
@@ -373,10 +372,11 @@ def test_a_host_of_which_nothing_is_known_still_gets_an_answer(
 def test_a_message_that_nobody_knows(machine: Machine) -> None:
     ran = machine.run("doctor", "--symptom", "disk full")
     assert (ran.status, ran.stdout) == (4, "")
-    assert ran.stderr.startswith(
-        "error: disk full: no known symptom matches\n  why: known symptoms are "
-    )
-    assert all(its.id in ran.stderr for its in SYMPTOMS)
+    assert ran.stderr.startswith("error: disk full: no known symptom matches\n  why: ")
+    assert ran.stderr.endswith("  fix: pmuctl doctor\n")
+    log = machine.run("doctor", "--symptom", "Dec 01 host systemd[1]: a disk is full\n" * 40)
+    assert (log.status, len(log.stderr.splitlines())) == (4, 3)
+    assert all(len(line) < 120 for line in log.stderr.splitlines())
     assert machine.run("doctor", "--symptom", "").status == 2
     assert machine.run("doctor", "web1", "--symptom", "qemu").status == 2
 

@@ -5,6 +5,8 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -223,7 +225,32 @@ def test_what_only_another_tool_does_is_told_with_that_tool(
     machine.start(FakeVm())
     ran = machine.run(*typed.split())
     assert (ran.status, ran.stdout) == (2, "")
-    assert why in ran.stderr and ran.stderr.endswith(f"  fix: {fix}\n"), ran.stderr
+    assert why in ran.stderr
+    assert ran.stderr.endswith(f"  fix: {fix}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        ("pmu show nosuch", "pmu list --sysroot {}"),
+        ("pmu cpus 77", "pmu cpus --sysroot {}"),
+        ("pmu show cpus/0-3", "pmu cpus --sysroot {}"),
+        ("vm show nosuch", "vm list --sysroot {}"),
+        ("pmu show a53", "pmu show armv8_cortex_a53 --sysroot {}"),
+        ("pmu list -o core,nam", "pmu list -o core,NAME --sysroot {}"),
+        ("pmu list -o json", "pmu list -J --sysroot {}"),
+        ("pmu show", "pmu show --help"),
+    ],
+)
+def test_a_fix_is_for_the_captured_host_that_was_read(
+    machine: Machine, dump: Callable[[str], Path], words: str, fix: str
+) -> None:
+    tree = str(dump("two-pmus-7.3"))
+    for option in (("--sysroot", tree), (f"--sysroot={tree}",)):
+        ran = machine.run(*words.split(), *option)
+        assert ran.status in (2, 4)
+        line = ran.stderr.partition("  fix: pmuctl ")[2].replace("--sysroot=", "--sysroot ")
+        assert line == fix.format(tree) + "\n", ran.stderr
 
 
 def test_a_number_is_offered_in_both_bases(machine: Machine) -> None:

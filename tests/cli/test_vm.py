@@ -278,7 +278,7 @@ def test_no_such_vm(machine: Machine) -> None:
     machine.start(FakeVm())
     status, text = refused(machine, "pmu", A72, name="web2")
     assert status == 4
-    assert "near: web1" in text
+    assert "similar names: web1" in text
 
 
 def test_a_dead_socket(machine: Machine) -> None:

@@ -315,7 +315,7 @@ def _make_not_found_error(
     near = [other for other in names if other.lower() in close]
     if UUID.fullmatch(name):
         near = [f"uuid/{name}"]
-    why = f"near: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}"
+    why = f"similar names: {', '.join(near)}" if near else f"found: {', '.join(names) or 'none'}"
     if scan.is_partial and not session.host.is_live:
         why += "; not all processes of that host may be captured"
     elif scan.unreadable or scan.is_partial:
