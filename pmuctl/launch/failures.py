@@ -125,12 +125,18 @@ def no_vpmu(vmm: VmmIdentity) -> PmuctlError:
     )
 
 
-def no_vm(command: Sequence[str], why: str) -> PmuctlError:
-    """Return the error for a command that made no KVM VM, though there are settings for one."""
+def no_vm(command: Sequence[str], why: str, *, may_come: bool) -> PmuctlError:
+    """Return the error for a command that made no KVM VM, though there are settings for one.
+
+    `may_come` says that processes are left which can make one yet: one that fetches a disk image
+    first, or waits for orders at a socket, is no failure.
+    """
     return UnreachableError(
-        "no KVM VM was made",
+        "no KVM VM was made so far" if may_come else "no KVM VM was made",
         why=f"{why}: no process behind the gate asked KVM for a vCPU",
-        now="the settings reached no VM",
+        now="the settings wait for one that is made yet"
+        if may_come
+        else "the settings reached no VM",
         fix=ask_for_kvm(identify(command, ""), command),
     )
 

@@ -54,7 +54,7 @@ class FirstVm:
             return None
         if now < self._due:
             return self._due - now
-        self._report(is_final=True)
+        self._report(is_final=True, may_come=True)
         return None
 
     def on_exit(self) -> None:
@@ -69,11 +69,11 @@ class FirstVm:
         self._why, self._pid = "it ended without one", None
         self._report(is_final=True)
 
-    def _report(self, *, is_final: bool) -> None:
+    def _report(self, *, is_final: bool, may_come: bool = False) -> None:
         """Tell the observer; if `is_final`, write the warning, too, unless it is written."""
         if not self._is_awaited:
             return
-        error = no_vm(self._spec.command, self._why)
+        error = no_vm(self._spec.command, self._why, may_come=may_come)
         error.subject = self._spec.name
         self._observer.on_no_vm(error)
         if is_final and not self._is_written:

@@ -60,10 +60,21 @@ def test_a_command_that_goes_on_without_a_vm_is_told_once() -> None:
     why = [(error.why or "").partition(":")[0] for error in its.recorded]
     assert why == ["it has gone on for 30 s without one", *["it ended without one"] * 2]
     assert its.written()[:3] == [
-        "warning: web1: no KVM VM was made",
+        "warning: web1: no KVM VM was made so far",
         f"  why: {why[0]}: no process behind the gate asked KVM for a vCPU",
-        "  now: the settings reached no VM",
+        "  now: the settings wait for one that is made yet",
     ]
+
+
+def test_while_a_process_is_left_there_is_none_so_far() -> None:
+    """A command may fetch an image for a minute, or wait for orders, before it makes its VM."""
+    its = Awaited()
+    its.vm.poll(its.start + AWAITED_SECONDS + 1)
+    its.vm.on_exit()
+    message = "no KVM VM was made"
+    assert [error.message for error in its.recorded] == [f"{message} so far", message]
+    assert its.recorded[-1].now == "the settings reached no VM"
+    assert its.written()[0] == f"warning: web1: {message} so far"
 
 
 def test_what_it_leaves_behind_has_some_seconds_to_make_one() -> None:
@@ -74,7 +85,7 @@ def test_what_it_leaves_behind_has_some_seconds_to_make_one() -> None:
     assert seconds is not None
     assert seconds <= LEFT_BEHIND_SECONDS
     assert its.vm.poll(time.monotonic() + LEFT_BEHIND_SECONDS) is None
-    assert its.written()[0] == "warning: web1: no KVM VM was made"
+    assert its.written()[0] == "warning: web1: no KVM VM was made so far"
 
 
 def test_nothing_is_told_once_there_is_one() -> None:
@@ -149,7 +160,7 @@ def test_a_daemon_without_a_vm_is_told_where_the_command_has_ended(serve: Serve)
     daemon = int(its.line())
     try:
         assert its.status() == 0
-        assert its.complaint().startswith(f"warning: {its.name}: no KVM VM was made\n")
+        assert its.complaint().startswith(f"warning: {its.name}: no KVM VM was made so far\n")
         assert subprocess.run(["kill", "-0", str(daemon)], check=False).returncode == 0
     finally:
         os.kill(daemon, 9)
