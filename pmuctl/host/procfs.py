@@ -20,6 +20,9 @@ FIRST_NAMESPACE = 0xEFFFFFFC
 """The inode of the first pid namespace: PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 PF_EXITING = 0x00000004
 """The flag of threads that are ending (include/linux/sched.h); do_exit() sets it first."""
+PF_USER_WORKER = 0x00000010 | 0x00004000
+"""The flags of threads that the kernel runs in a process, PF_IO_WORKER of io_uring alone before
+Linux 6.4 (include/linux/sched.h)."""
 PF_KTHREAD = 0x00200000
 """The flag of kernel threads (proc_pid_stat(5), field 9; include/linux/sched.h)."""
 LISTINGS_MAX = 16
@@ -301,15 +304,18 @@ class Procfs(TaskFiles):
     def syscall(self, pid: int, tid: int) -> tuple[int, ...]:
         """Return number and arguments of the system call a thread sleeps in (proc_pid_syscall(5)).
 
-        Return an empty tuple if it runs or is gone, or this user may not look.
+        Return an empty tuple if it runs or is gone, or this user may not look; also for a worker
+        of the kernel, which shows the call in which it was made: KVM makes one in KVM_RUN.
         """
         try:
             words = self._read_file(f"{pid}/task/{tid}/syscall").split()
             if max(map(len, words[:7]), default=0) > 20:
                 return ()
-            return (int(words[0]), *(int(word, 16) for word in words[1:7]))
+            call = (int(words[0]), *(int(word, 16) for word in words[1:7]))
         except (OSError, ValueError, IndexError):
             return ()
+        flags = parse_stat_number(self._read_stat(f"{pid}/task/{tid}/stat"), 6)
+        return () if (flags or 0) & PF_USER_WORKER else call
 
     def comm(self, pid: int, tid: int) -> str:
         """Return the name of a thread, an empty string if it is gone."""

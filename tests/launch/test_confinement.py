@@ -46,11 +46,14 @@ class Process(FakeThreads):
         call: str = "running",
         guest_time: int = 0,
         name: str = "qemu",
+        flags: int = 0,
     ) -> None:
         """A thread that there is, or what it does now."""
         its = self.root / str(PID) / "task" / str(tid)
         its.mkdir(parents=True, exist_ok=True)
-        (its / "stat").write_text(f"{tid} ({name}) S {'0 ' * 39}{guest_time} 0\n")
+        (its / "stat").write_text(
+            f"{tid} ({name}) S {'0 ' * 5}{flags} {'0 ' * 33}{guest_time} 0\n"
+        )
         (its / "comm").write_text(f"{name}\n")
         (its / "syscall").write_text(f"{call}\n")
         self.masks.setdefault(tid, CpuSet.parse(cpus))
@@ -363,6 +366,21 @@ def test_the_call_it_sleeps_in_is_the_best_evidence(
     process.thread(102, call=RUN.format(fd=10), guest_time=7, name="CPU 1/KVM")
     assert give_back(placement, {0: 101, 1: 102})
     assert placement.running == {1: 101, 0: 102}
+
+
+@pytest.mark.parametrize("flags", [0x10, 0x4000])
+def test_a_worker_of_the_kernel_runs_no_vcpu(
+    process: Process, placement: Confinement, flags: int
+) -> None:
+    """It shows the call in which it was made, as those do that KVM makes at the first KVM_RUN."""
+    placement.confine()
+    process.runs(101, fd=10)
+    process.thread(103, "2-3", call=RUN.format(fd=10), flags=flags)
+    assert not placement.restore_masks()
+    assert placement.running == {0: 101}
+    process.runs(102, fd=11)
+    assert placement.restore_masks()
+    assert process.shown()[102] == "2-3"
 
 
 def test_another_call_is_no_evidence(process: Process, placement: Confinement) -> None:
