@@ -11,7 +11,7 @@ Unicode, and the empty Braille pattern."""
 
 
 _COMMANDS = frozenset(
-    ("pmuctl", "sudo", "echo", "mount", "rm", "chmod", "chown", "usermod", "setfacl")
+    ("pmuctl", "sudo", "taskset", "echo", "mount", "rm", "chmod", "chown", "usermod", "setfacl")
 )
 """The first words of the commands that fix lines tell to type."""
 
@@ -40,8 +40,8 @@ def format_time(seconds: float) -> str:
 
 
 def is_command(text: str) -> bool:
-    """Return whether a text is a command line to be copied, and no sentence or list of them."""
-    return text.partition(" ")[0] in _COMMANDS and "; " not in text
+    """Return whether a text is a command line to be copied, or several, and no sentence."""
+    return all(part.partition(" ")[0] in _COMMANDS for part in text.split("; "))
 
 
 def to_json(value: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pmuctl.control.runtime.start_record import Problem, Record, write_record
+from pmuctl.errors import PinnedError
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.settings_change import SettingsChange
@@ -64,6 +65,27 @@ def reached(host: Machine, state: str) -> bool:
 
 
 # With its supervisor
+
+
+def test_a_held_vm_whose_threads_are_pinned_elsewhere_is_refused_with_the_command_that_mends_it(
+    host: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = supervised(host)
+
+    def refuse(vcpu: int, attr: int, payload: bytes) -> None:
+        raise PinnedError(
+            "thread 1001 may not run on any of the CPUs 2-3", why="it is pinned to 0"
+        )
+
+    monkeypatch.setattr(vm, "set_attr", refuse)
+    ran = host.run("vm", "set", "web1", "pmu", A72)
+    assert ran.status == 9
+    assert ran.stderr.splitlines() == [
+        "error: web1: thread 1001 may not run on any of the CPUs 2-3",
+        "  why: it is pinned to 0",
+        "  now: nothing was changed",
+        f"  fix: taskset -acp 2-3 {VMM}",
+    ]
 
 
 def test_a_supervised_vm_is_shown_as_any_other(host: Machine) -> None:

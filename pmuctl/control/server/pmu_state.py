@@ -326,7 +326,12 @@ class PmuState:
 
 
 def refused(step: Step, error: Exception, state: Vpmu, current: CurrentState) -> PmuctlError:
-    """Return the error for a step that failed with `error` while KVM was in this state."""
+    """Return the error for a step that failed with `error` while KVM was in this state.
+
+    A PmuctlError is the backend's own refusal: it says all there is to say.
+    """
+    if isinstance(error, PmuctlError):
+        return error
     if not isinstance(error, OSError):
         return RefusedError(
             "the VMM failed at a step, which may have been done or not",

@@ -304,7 +304,9 @@ def _explain_apply_error(
     elif isinstance(error, SealedError):
         error.fix = _set_at_next_start(vm)
     elif isinstance(error, PinnedError):
-        error.fix = "; ".join(_iter_unpin_commands(vm, cpus, threads)) or None
+        # in a hold it may be any thread of the VMM, and the vCPUs have none yet
+        whole_vmm = f"taskset -acp {cpus} {vm.pid}" if vm.supervised and vm.pid and cpus else None
+        error.fix = "; ".join(_iter_unpin_commands(vm, cpus, threads)) or whole_vmm
     return error
 
 
