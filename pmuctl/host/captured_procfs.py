@@ -10,9 +10,10 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from pmuctl.host.cpuset_cgroup import PATH_MOUNTS, Cpusets, cpuset_mounts
+from pmuctl.host.cpuset_cgroup import Cpusets, cpuset_mounts
 from pmuctl.host.kvm.cache import to_captured
 from pmuctl.host.kvm.owners import scan_owners
+from pmuctl.host.mounts import PATH_MOUNTS
 from pmuctl.host.proc_files import check_count, read_all
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.runtime_dirs import PATH_CAPTURED

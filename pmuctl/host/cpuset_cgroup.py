@@ -7,24 +7,18 @@ single threads everywhere. Files are trusted no further than Sysfs trusts them: 
 the hierarchy is ignored.
 """
 
-import re
 from collections.abc import Iterator
 
+from pmuctl.host.mounts import MOUNTS_LIMIT, PATH_MOUNTS, parse_mount
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import value
 
 PATH_CGROUP = "proc/{pid}/task/{tid}/cgroup"
-PATH_MOUNTS = "proc/self/mountinfo"
-
-MOUNTS_LIMIT = 64 << 20
-"""Bytes: a mount namespace has up to 100,000 mounts (sysctl fs.mount-max), a line each."""
 DEPTH_LIMIT = 256
 """Groups in one path, far more than any has; /proc shows at most one page of it."""
 PATH_LIMIT = 4096
 """Characters of a group's path (PATH_MAX, include/uapi/linux/limits.h)."""
-
-_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @value(kw_only=True)
@@ -97,7 +91,7 @@ class Cpusets:
 
 def cpuset_mounts(text: str) -> str:
     """Return the lines of mountinfo about cpusets; the others name disks, paths, containers."""
-    return "".join(f"{line}\n" for line in text.split("\n") if _parse_mount(line))
+    return "".join(f"{line}\n" for line in text.split("\n") if _parse_cpuset_mount(line))
 
 
 def _parse_group(text: str) -> tuple[int, str] | None:
@@ -122,17 +116,16 @@ def _scan_mounts(sysfs: Sysfs) -> Iterator[_Mount]:
     """Yield the mounts in /proc/self/mountinfo (proc(5)) of hierarchies that can have cpusets."""
     text = sysfs.read_text(PATH_MOUNTS, limit=MOUNTS_LIMIT)
     for line in (text or "").split("\n"):
-        if mount := _parse_mount(line):
+        if mount := _parse_cpuset_mount(line):
             yield mount
 
 
-def _parse_mount(line: str) -> _Mount | None:
-    before, dash, after = line.partition(" - ")
-    fields, fs_fields = before.split(" "), after.split(" ")
-    if not dash or len(fields) < 6 or len(fs_fields) < 3:
+def _parse_cpuset_mount(line: str) -> _Mount | None:
+    """Return the mount of a hierarchy that can have cpusets, None for any other line."""
+    mount = parse_mount(line)
+    if mount is None:
         return None
-    root, point = _unescape_path(fields[3]), _unescape_path(fields[4])
-    fs_type, options = fs_fields[0], fs_fields[-1].split(",")
+    root, point, fs_type, options = mount
     if fs_type == "cgroup2":
         return _Mount(2, root, point)
     if (fs_type == "cgroup" and "cpuset" in options) or fs_type == "cpuset":
@@ -140,14 +133,6 @@ def _parse_mount(line: str) -> _Mount | None:
         bare = fs_type == "cpuset" or "noprefix" in options
         return _Mount(1, root, point, "" if bare else "cpuset.")
     return None
-
-
-def _unescape_path(text: str) -> str:
-    """Return a path of mountinfo with the octal escapes decoded.
-
-    The kernel escapes space, tab, newline and backslash (mangle()).
-    """
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def _split_group(mount: _Mount, group: str) -> list[str] | None:

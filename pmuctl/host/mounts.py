@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts at which a look can wait for ever: a process or another machine answers for their files.
+"""The table of mounts (mountinfo in proc(5)), and mounts at which a look can wait for ever.
 
-The thread that waits cannot be ended, not even by SIGKILL (request_wait_answer(), fs/fuse/dev.c),
-and with it no thread of its process. So what another user may have mounted is not looked at.
+At those a process or another machine answers for the files. The thread that waits cannot be ended,
+not even by SIGKILL (request_wait_answer(), fs/fuse/dev.c), and with it no thread of its process.
+So what another user may have mounted is not looked at.
 """
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-PATH_MOUNTS = "/proc/self/mountinfo"
-MOUNTS_LIMIT = 16 << 20
-"""Bytes read of the table of mounts at most: a mount has some two hundred."""
+PATH_MOUNTS = "proc/self/mountinfo"
+MOUNTS_LIMIT = 64 << 20
+"""Bytes: a mount namespace has up to 100,000 mounts (sysctl fs.mount-max), a line each."""
 
 _ASKS = re.compile(r"(?:fuse.*|nfs4?|cifs|smb3|9p|ceph|afs|coda|autofs)")
 """Types of file systems whose files somebody else answers for."""
@@ -24,7 +25,11 @@ def find_unanswered(directories: Iterable[str], mounts: str) -> set[str]:
     That is so of a directory on such a mount, and if there is one below it (proc(5)).
     """
     found = set()
-    table = [mount for line in mounts.split("\n") if (mount := _parse_mount(line))]
+    table = [
+        (mount[1], _ASKS.fullmatch(mount[2]) is not None)
+        for line in mounts.split("\n")
+        if (mount := parse_mount(line))
+    ]
     for directory in directories:
         above = [mount for mount in table if _is_below(directory, mount[0])]
         # of the mounts at one place, the last one is seen
@@ -38,20 +43,28 @@ def find_unanswered(directories: Iterable[str], mounts: str) -> set[str]:
 def read_mounts() -> str:
     """Return the text of this process's mountinfo, an empty string if it cannot be read."""
     try:
-        with open(PATH_MOUNTS, "rb") as file:
+        with open(f"/{PATH_MOUNTS}", "rb") as file:
             return os.fsdecode(file.read(MOUNTS_LIMIT))
     except OSError:
         return ""
 
 
-def _parse_mount(line: str) -> tuple[str, bool] | None:
-    """Return where a mount is, and whether somebody else answers for its files."""
+def parse_mount(line: str) -> tuple[str, str, str, Sequence[str]] | None:
+    """Return the root, mount point, type and super options that a line has; None if it is none."""
     before, dash, after = line.partition(" - ")
-    fields = before.split(" ")
-    if not dash or len(fields) < 6:
+    fields, fs_fields = before.split(" "), after.split(" ")
+    if not dash or len(fields) < 6 or len(fs_fields) < 3:
         return None
-    point = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), fields[4])
-    return point, _ASKS.fullmatch(after.partition(" ")[0]) is not None
+    root, point = map(_unescape_path, fields[3:5])
+    return root, point, fs_fields[0], fs_fields[-1].split(",")
+
+
+def _unescape_path(text: str) -> str:
+    """Return a path of mountinfo with the octal escapes decoded.
+
+    The kernel escapes space, tab, newline and backslash (mangle()).
+    """
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def _is_below(path: str, directory: str) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pmuctl.cli.main import main
-from pmuctl.host.cpuset_cgroup import PATH_MOUNTS
 from pmuctl.host.kvm.access import Kvm, KvmAccess
+from pmuctl.host.mounts import PATH_MOUNTS
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps

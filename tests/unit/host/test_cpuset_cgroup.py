@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pmuctl.host.cpuset_cgroup import PATH_MOUNTS, Cpuset, Cpusets
+from pmuctl.host.cpuset_cgroup import Cpuset, Cpusets
+from pmuctl.host.mounts import PATH_MOUNTS
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.value import replace
