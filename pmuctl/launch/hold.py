@@ -186,6 +186,10 @@ class VmHold:
         self._tracer = tracer
         self._procs = procs
         self._on_released = on_released
+        self._all_ioctls = ioctls
+        self._awaiting: set[int] = set()
+        """The processes whose windows opened before a VM was held: one of them is, the others get
+        their settings at their first call for an attribute, too."""
         self._resumed_since = 0.0
         self._ending_signals: dict[int, set[int]] = {}
         """By process: the signals that asked it to end, delivered on the way to its hold."""
@@ -194,6 +198,22 @@ class VmHold:
     def is_to_come(self) -> bool:
         """Whether the settings are yet to come: there will be a hold, or there is one."""
         return self.is_awaited or self.held is not None
+
+    def await_attribute(self, tgid: int) -> None:
+        """Take note that a window of this process has opened, and the hold is still to come."""
+        self._awaiting.add(tgid)
+        self.vcpu_tracker.awaits_attribute = True
+
+    def busy_processes(self) -> set[int]:
+        """Return the processes that are to be followed, or held."""
+        held = set() if self.held is None else {self.held.thread.tgid}
+        return self._awaiting | held
+
+    def _end_waiting(self, tgid: int) -> None:
+        """Take note that a process, with all that share its memory, need not be followed on."""
+        shares = self._procs.shares_memory
+        self._awaiting -= {pid for pid in self._awaiting if pid == tgid or shares(tgid, pid)}
+        self.vcpu_tracker.awaits_attribute = bool(self._awaiting)
 
     # --- signal events -------------------------------------------------------------------------
 
@@ -220,8 +240,10 @@ class VmHold:
         """
         if self.held is not None:
             if thread is self.held.thread and self.held.is_resumed:
-                self.vcpu_tracker.awaits_attribute = False
+                self.vcpu_tracker.awaits_attribute = bool(self._awaiting)
                 self.held.park()
+                return
+        if not self.is_awaited and thread.tgid not in self._awaiting:
             return
         try:
             vcpus = self._procs.vcpu_fds(thread.tgid, thread.tid)
@@ -230,18 +252,19 @@ class VmHold:
             return
         if fd not in vcpus:
             return
+        if not self.is_awaited:
+            self._set_beside(thread, vcpus, target)
+            return
         ignored = self._procs.signals(thread.tgid, thread.tid)["SigIgn"]
-        self.vcpu_tracker.awaits_attribute = self.is_awaited = False
+        self.is_awaited = False
+        self._end_waiting(thread.tgid)
         self._tracer.unfollow(thread.tgid)
         held = HeldThread(thread, vcpus, self._procs, timeout=self._spec.timeout)
         try:
             confinement = self._confinement_of(thread.tgid)
             confinement.cpus = self._spec.affinity
             confinement.confine()
-            descriptions = self._applier.apply(thread, target, self._ioctls)
-            # each of several VMs; to set the one of `target` again changes nothing
-            for other in held.vm_fds if len(held.vm_fds) > 1 else ():
-                self._applier.apply(thread, other, self._ioctls)
+            descriptions = self._apply_to_vms(held, target, self._ioctls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
             self._resume_vmm(held, [])
@@ -252,10 +275,37 @@ class VmHold:
                 held.ending_signal = min(asked)
             self._observer.on_held(descriptions)
 
+    def _apply_to_vms(
+        self, held: HeldThread, target: int, ioctls: Sequence[IoctlCall]
+    ) -> list[str]:
+        """Apply settings to the VM of `target`, and to others of its process."""
+        descriptions = self._applier.apply(held.thread, target, ioctls)
+        # each of several VMs; to set the one of `target` again changes nothing
+        for other in held.vm_fds if len(held.vm_fds) > 1 else ():
+            self._applier.apply(held.thread, other, ioctls)
+        return descriptions
+
+    def _set_beside(self, thread: Tracee, vcpus: Mapping[int, int], target: int) -> None:
+        """Apply the settings of the start to a VM beside the one that is, or was, held."""
+        self._end_waiting(thread.tgid)
+        beside = HeldThread(thread, vcpus, self._procs, timeout=None)
+        try:
+            confinement = self._confinement_of(thread.tgid)
+            confinement.cpus = self._spec.affinity
+            confinement.confine()
+            descriptions = self._apply_to_vms(beside, target, self._all_ioctls)
+        except PmuctlError as error:
+            self._applier.fail(thread, error)
+        else:
+            self._observer.on_applied(descriptions)
+        if not thread.is_ending:
+            beside.release()
+
     def on_run(self, thread: Tracee) -> None:
         """Fail: a vCPU is to run, and its VM was not held. With best effort, none will be."""
-        if self.held is None:
-            self.vcpu_tracker.awaits_attribute = self.is_awaited = False
+        if self.is_awaited or thread.tgid in self._awaiting:
+            self.is_awaited = False
+            self._end_waiting(thread.tgid)
             self._applier.fail(thread, not_held())
 
     def set_attr(self, vcpu: int, attr: int, payload: bytes) -> None:
@@ -276,6 +326,8 @@ class VmHold:
             self._ending_signals = {
                 tgid: asked for tgid, asked in self._ending_signals.items() if tgid in followed
             }
+        if self._awaiting and not self.is_awaited:
+            self._awaiting &= self._tracer.followed_processes()
         held = self.held
         if held is not None and held.thread.tid not in self._tracer.threads:
             self.held = held = None
@@ -340,6 +392,6 @@ class VmHold:
             return
         self.held = None
         held.release()
-        self._tracer.detach_all(keep=self.vcpu_tracker.pending_processes())
+        self._tracer.detach_all(keep=self.vcpu_tracker.pending_processes() | self._awaiting)
         self._tracer.detach(held.thread)
         self._on_released(ioctls, held.thread.tgid)

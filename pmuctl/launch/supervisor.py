@@ -226,7 +226,7 @@ class Supervisor:
         """Apply the settings in a vCPU's window, or go on to the call at which the VM is held."""
         self._report_vcpu(vcpu)
         if self.vm_hold.is_awaited:
-            self._vcpu_tracker.awaits_attribute = True
+            self.vm_hold.await_attribute(vcpu.tgid)
             self._follow_all(thread)
             return
         try:
@@ -316,9 +316,7 @@ class Supervisor:
         tracer, held = self.tracer, self.vm_hold.held
         if held is None and self._vcpu_tracker.awaits_attribute:
             return
-        busy = self._vcpu_tracker.pending_processes() | (
-            {held.thread.tgid} if held is not None else set()
-        )
+        busy = self._vcpu_tracker.pending_processes() | self.vm_hold.busy_processes()
         busy |= {thread.tgid for thread in tracer.threads.values() if thread.is_entering}
         if not (done := tracer.followed_processes() - busy):
             return

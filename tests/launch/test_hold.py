@@ -98,6 +98,47 @@ def test_one_that_comes_in_the_midst_of_a_look_does(kvm: Start) -> None:
     assert its.events("failed") == []
 
 
+def start_two(kvm: Start, room: Path, *words: str) -> Gated:
+    """A script with two VMMs: one pauses with its windows open until the other is held."""
+    first = " ".join(vmm("--vcpus", "1", "--run", "--pause", "windows", *words))
+    second = " ".join(vmm("--vcpus", "1", "--attribute", "--run"))
+    go = room / "go"
+    script = (
+        f"exec 3<&0; {first} <&3 & P=$!; until [ -e {go} ]; do sleep 0.01; done; "
+        f"{second} </dev/null >/dev/null; wait $P; exit $?"
+    )
+    its = kvm("sh", "-c", script, orders=HOLD)
+    its.hear("at", "windows")
+    go.touch()
+    its.event("held")
+    its.go_on()
+    return its
+
+
+def test_a_vm_of_another_process_that_came_first_gets_the_settings_as_well(
+    kvm: Start, room: Path
+) -> None:
+    """Only one VM is held; the other goes on from its own first call for an attribute."""
+    its = start_two(kvm, room, "--attribute")
+    assert its.hear("ran")["result"] == 0
+    assert len(its.events("applied")) == 2
+    release(its)
+    assert its.status() == 0
+    its.is_left_alone()
+    assert its.events("failed") == []
+
+
+def test_it_is_ended_if_it_runs_without_such_a_call(kvm: Start, room: Path) -> None:
+    its = start_two(kvm, room)
+    message = wait_for(lambda: its.events("refused"), "it is refused")[0]["message"]
+    assert message == "its VMM ran a vCPU before it could be held"
+    release(its)
+    assert its.all_said("ran") == []
+    assert its.status() == 125
+    its.is_left_alone()
+    assert its.events("failed") == []
+
+
 class Scripted(Tracee):
     """A thread that goes where it is sent."""
 

@@ -2,7 +2,8 @@
 """A VMM of a few calls for x86-64, to be run behind the gate; says what came of each.
 
 It prints a JSON object a line. At the points named by --pause it says {"at": POINT} and waits
-for a line: `before` it opens KVM, once its vCPUs are `made`, once they `ran` (or spin), `last`.
+for a line: `before` it opens KVM, when its `windows` are open, once its vCPUs are `made`, once
+they `ran` (or spin), `last`.
 """
 
 import _thread
@@ -146,6 +147,7 @@ def make_vm(options: argparse.Namespace) -> None:
         thread.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ready.wait()
+    pause(options, "windows")
     if options.attribute and made[0] is not None:  # of group 0, as those of a PMU are on arm64
         attribute = ctypes.create_string_buffer(24)
         if options.storm:
