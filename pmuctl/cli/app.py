@@ -75,7 +75,7 @@ class LazyGroup(TyperGroup):
         """Return the command that the first word names; raise UsageError if it is none."""
         if args[0] not in self.apps and not args[0].startswith("-"):
             # imported here, because only wrong words need it
-            from pmuctl.cli.near_commands import check_command
+            from pmuctl.cli.near_misses.commands import check_command
 
             check_command(root(), ctx.command_path.partition(" ")[2], args)
         return super().resolve_command(ctx, args)

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from pmuctl.cli.app import VERBS, command, make_app, root
+from pmuctl.cli.command_line import find_commands
 from pmuctl.cli.context import Context
-from pmuctl.cli.near_commands import check_command, find_commands
+from pmuctl.cli.near_misses.commands import check_command
 from pmuctl.errors import UsageError
 
 app = make_app(VERBS["help"])

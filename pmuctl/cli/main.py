@@ -11,10 +11,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError, WrongWordError, command
+from pmuctl.cli.command_line import (
+    correct_line,
+    find_sysroot,
+    keep_sysroot,
+    read_flags,
+    select_own_words,
+    wants_json,
+)
+from pmuctl.errors import ExitStatus, PmuctlError, Stopped, UsageError, WrongWordError
 
 if TYPE_CHECKING:
     from pmuctl.cli.context import Context
@@ -25,9 +32,6 @@ ENDING = {
     signal.SIGTERM: ExitStatus.TERMINATED,
     signal.SIGHUP: ExitStatus.TERMINATED,
 }
-
-RUN_VALUES = ("--name", "--pmu", "--filter", "--affinity", "--timeout")
-"""The options of `pmuctl run` that take the next word as their value."""
 
 
 def run() -> NoReturn:
@@ -156,9 +160,9 @@ def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
     message = " ".join(error.format_message().split())
     if typer_context is not None and not is_group:
         from pmuctl.cli.app import root
-        from pmuctl.cli.near_commands import check_extra, check_option
+        from pmuctl.cli.near_misses.commands import check_extra, check_option
 
-        own_path, words = path.partition(" ")[2], own_words(argv)
+        own_path, words = path.partition(" ")[2], select_own_words(argv)
         if type(error).__name__ == "NoSuchOption":
             check_option(root(), own_path, error.option_name, words)
         elif match := re.fullmatch(
@@ -181,49 +185,24 @@ def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -
     from pmuctl.render.error import write_error
 
     if isinstance(error, WrongWordError):
-        from pmuctl.cli.near_commands import correct_line
-
-        words = own_words(argv)
+        words = select_own_words(argv)
         line = correct_line(words, error)
         more = argv[len(words) :]
         error.fix = error.fix if line is None else f"{line} {shlex.join(more)}".rstrip()
-    if error.fix is not None and (tree := _find_sysroot(argv)) is not None:
-        error.fix = _keep_sysroot(error.fix, tree)
+    if error.fix is not None and (tree := find_sysroot(argv)) is not None:
+        from pmuctl.cli.app import root
+
+        error.fix = keep_sysroot(root(), error.fix, tree)
     context.host.changes.complete(error)
     with suppress(OSError):  # the exit status still reports it
-        as_json, width = _wants_json(argv), context.stderr_width
+        as_json, width = wants_json(argv), context.stderr_width
         write_error(error, context.stderr, as_json=as_json, width=width)
         context.stderr.flush()
     return error.status
 
 
-def _find_sysroot(argv: Sequence[str]) -> str | None:
-    """Return the value of --sysroot, None if it is not given."""
-    words = own_words(argv)
-    for word, after in pairwise((*words, "")):
-        if word == "--sysroot" or word.startswith("--sysroot="):
-            return word.partition("=")[2] or after or None
-    return None
-
-
-def _keep_sysroot(fix: str, tree: str) -> str:
-    """Return a fix, with --sysroot if it is a command that takes that: it is for the same host."""
-    from pmuctl.cli.app import root
-    from pmuctl.cli.near_commands import is_parsed
-
-    try:
-        name, *words = shlex.split(fix)
-    except ValueError:  # prose with an apostrophe
-        return fix
-    line = (*words, "--sysroot", tree)
-    is_whole = _find_sysroot(words) is not None or "--help" in words
-    if name != "pmuctl" or is_whole or not is_parsed(root(), line):
-        return fix
-    return command(*line)
-
-
 def _report_bug(bug: Exception, argv: Sequence[str], context: "Context") -> int:
-    if sum(word.count("v") for word in _read_flags(argv)) > 1:
+    if sum(word.count("v") for word in read_flags(argv)) > 1:
         import traceback
 
         with suppress(OSError):
@@ -234,37 +213,3 @@ def _report_bug(bug: Exception, argv: Sequence[str], context: "Context") -> int:
     )
     error.status = ExitStatus.BUG
     return _report_error(error, argv, context)
-
-
-def _read_flags(argv: Sequence[str]) -> list[str]:
-    """Return the letters of short options, and of --json and --verbose.
-
-    An error may occur before the options are parsed, or because they cannot be.
-    """
-    long = {"--json": "J", "--verbose": "v"}
-    return [
-        long.get(word, "") if word.startswith("--") else word[1:]
-        for word in own_words(argv)
-        if word.startswith("-")
-    ]
-
-
-def own_words(argv: Sequence[str]) -> Sequence[str]:
-    """Return the words that can be options of pmuctl: not those after `--`, nor those of a VMM."""
-    words = argv[: argv.index("--")] if "--" in argv else argv
-    if not words or words[0] != "run":
-        return words
-    end = 1
-    while end < len(words) and words[end].startswith("-"):
-        end += 2 if words[end] in RUN_VALUES else 1
-    return words[:end]
-
-
-def _wants_json(argv: Sequence[str]) -> bool:
-    if any("J" in flags for flags in _read_flags(argv)):
-        return True
-    words = [*own_words(argv), ""]
-    return any(
-        f"{word}={after}".startswith(("--format=json", "--format=json="))
-        for word, after in pairwise(words)
-    )

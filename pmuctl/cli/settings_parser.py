@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from pmuctl.cli.near_settings import correct_filter, correct_settings, correct_value
+from pmuctl.cli.near_misses.settings import correct_filter, correct_settings, correct_value
 from pmuctl.cli.options import KEYS, SETTINGS
 from pmuctl.errors import UsageError, WrongWordError
 from pmuctl.manage.resolve import FilterWords, SettingsRequest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pmuctl.cli.app import root
-from pmuctl.cli.near_commands import is_parsed
+from pmuctl.cli.command_line import is_parsed
 from pmuctl.errors import ExitStatus
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine, Ran

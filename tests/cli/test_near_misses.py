@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pmuctl.cli.app import root
-from pmuctl.cli.near_commands import is_parsed
+from pmuctl.cli.command_line import is_parsed
 from pmuctl.model.cpuset import CpuSet
 from tests.cli.conftest import Machine
 from tests.command_tree import COMMAND_PATHS

@@ -16,7 +16,8 @@ from typing import NoReturn
 
 import pytest
 
-from pmuctl.cli.main import RUN_VALUES, main, own_words
+from pmuctl.cli.command_line import RUN_VALUES, select_own_words
+from pmuctl.cli.main import main
 from pmuctl.control.protocol.messages import VM_NAME
 from pmuctl.errors import (
     DeniedError,
@@ -322,10 +323,10 @@ def test_the_options_with_values_are_known_before_they_are_parsed() -> None:
     options = [its for its in leaf(("run",)).params if its.param_type_name == "option"]
     taking = [name for its in options if not (its.is_flag or its.count) for name in its.opts]
     assert sorted(taking) == sorted(RUN_VALUES)
-    assert own_words(["run", "--pmu", "x", "--hold", "vmm", "-J"]) == [
+    assert select_own_words(["run", "--pmu", "x", "--hold", "vmm", "-J"]) == [
         *("run", "--pmu", "x", "--hold")
     ]
-    assert own_words(["pmu", "list", "x", "-J", "--", "-v"]) == ["pmu", "list", "x", "-J"]
+    assert select_own_words(["pmu", "list", "x", "-J", "--", "-v"]) == ["pmu", "list", "x", "-J"]
 
 
 SPAWNED = """

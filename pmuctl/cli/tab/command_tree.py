@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from pmuctl.cli.app import NOUNS, VERBS, root
+from pmuctl.cli.command_line import find_commands
 from pmuctl.cli.help_page import COLUMNS
-from pmuctl.cli.near_commands import find_commands
 from pmuctl.model.kvm_caps import ATTR_NAMES
 from pmuctl.model.symptoms.table import SYMPTOMS
 from pmuctl.value import value

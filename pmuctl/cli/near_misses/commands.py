@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from shlex import join
 from typing import Any
 
+from pmuctl.cli.command_line import find_commands, is_parsed, make_line
 from pmuctl.errors import UsageError, WrongWordError, command
 
 _LIST_OR_SHOW = ("show", "info", "status", "state", "dominfo", "domstate", "inspect", "get")
@@ -186,46 +187,6 @@ def _find_command(root: Any, path: str, word: str, rest: list[str]) -> str | Non
     return None
 
 
-def find_commands(root: Any, path: str) -> Sequence[str]:
-    """Return the commands of a group, none of a word that is no group."""
-    group = root
-    for name in path.split():
-        group = group.get_command(None, name)
-    return tuple(getattr(group, "apps", ()))
-
-
-def make_line(root: Any, words: Sequence[str], length: int) -> str:
-    """Return a command line if it can be parsed, else the help of its first `length` words.
-
-    What follows them may lack an argument, or have one too many.
-    """
-    return command(*words) if is_parsed(root, words) else command(*words[:length], "--help")
-
-
-def is_parsed(root: Any, words: Sequence[str]) -> bool:
-    """Return whether a command line can be parsed; it is not carried out."""
-    from typer import Exit
-
-    target, rest = root, [*words]
-    while rest and hasattr(target, "apps") and rest[0] in target.apps:
-        target = target.get_command(None, rest.pop(0))
-    if target is root:
-        return [*words] == ["--version"]
-    if {"-h", "--help"} & {*rest}:  # parsing it would print the help
-        return True
-    if hasattr(target, "apps"):
-        return False
-    try:
-        target.make_context("pmuctl", rest)
-    except Exit:
-        return True
-    except Exception as error:
-        if not any(cls.__name__ == "ClickException" for cls in type(error).__mro__):
-            raise
-        return False
-    return True
-
-
 def check_option(root: Any, path: str, option: str, words: Sequence[str]) -> None:
     """Raise WrongWordError for an option that pmuctl calls otherwise.
 
@@ -257,34 +218,3 @@ def check_extra(root: Any, path: str, extra: Sequence[str], words: Sequence[str]
     if path == "affinity set" and at > 1 and extra and is_parsed(root, line):
         what = "CPUs are one list without spaces"
         raise WrongWordError(f"{' '.join(wrong)}: {what}", words=wrong, right=(right,), why=None)
-
-
-def correct_line(words: Sequence[str], error: WrongWordError) -> str | None:
-    """Return a command line with the right words in place of wrong ones, quoted for a shell.
-
-    Return None if the wrong ones are not found in it. The last place counts: a VM may be called
-    like an event.
-    """
-    wrong, count = list(error.words), len(error.words)
-    for at in range(len(words) - count, -1, -1):
-        if [*words[at : at + count]] == wrong:
-            return command(*words[:at], *error.right, *words[at + count :])
-    if count != 1 or len(error.right) != 1:
-        return None
-    for at in range(len(words) - 1, -1, -1):
-        if (corrected := _replace_part(words[at], wrong[0], error.right[0])) is not None:
-            return command(*words[:at], corrected, *words[at + 1 :])
-    return None
-
-
-def _replace_part(text: str, wrong: str, right: str) -> str | None:
-    """Return a word with one of its parts replaced, such as an event of a list; None if it has
-    no such part."""
-    from re import split
-
-    parts = split(r"([\s,=])", text)
-    if wrong in parts:
-        parts[parts.index(wrong)] = right
-        return "".join(parts)
-    head, equals, value = text.partition("=")  # --pmu=cpus=2-3
-    return f"{head}={right}" if equals and value == wrong else None
