@@ -359,8 +359,17 @@ class SignalAt:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-def at_each_return(machine: Machine, begins: str, *words: str) -> Iterator[tuple[FakeVm, Ran]]:
-    """A new VM, and what a command left behind that got a signal at its n-th return."""
+@dataclass
+class Swept:
+    """What a command left behind that got a signal, and of its VM."""
+
+    ran: Ran
+    vm: FakeVm
+    is_released: bool
+
+
+def at_each_return(machine: Machine, begins: str, *words: str) -> Iterator[Swept]:
+    """What comes of a new VM if a signal comes at the n-th return of a command that changes it."""
     threads = KernelThreads(dict.fromkeys(TIDS, ALL))
     machine.threads = threads
     fake_proc(machine.proc, os.getpid(), tids=TIDS, uid=os.geteuid(), start=5)
@@ -372,7 +381,7 @@ def at_each_return(machine: Machine, begins: str, *words: str) -> Iterator[tuple
         vm.threads = threads
         path = machine.runtime / "web1.sock"
         at = SignalAt(number, begins)
-        with Server(vm, path, sysfs=Sysfs(machine.root), threads=threads):
+        with Server(vm, path, sysfs=Sysfs(machine.root), threads=threads) as server:
             sys.setprofile(at)
             try:
                 ran = machine.run(*words)
@@ -382,30 +391,66 @@ def at_each_return(machine: Machine, begins: str, *words: str) -> Iterator[tuple
             finally:
                 sys.setprofile(None)
         assert at.left < 0
-        yield vm, ran
+        yield Swept(ran, vm, server.settings.released.is_set())
 
 
 @pytest.mark.usefixtures("with_signals")
 def test_a_signal_at_any_moment_of_vm_set_hides_no_change(machine: Machine) -> None:
     told = set()
-    for vm, ran in at_each_return(machine, "_resolve_pmu", *SET):
+    for swept in at_each_return(machine, "_resolve_pmu", *SET):
+        ran = swept.ran
         is_recorded = bool(list(machine.runtime.glob(".placed-*")))
         is_told = ran.status == 0 or "KVM_SET_DEVICE_ATTR" in now_line(ran)
         is_unknown = "its outcome is not known" in ran.stderr
         is_printed = len(ran.lines) == 2
         told.add("told" if is_told else "unknown" if is_unknown else "nothing")
         assert ran.status in (0, 143), ran
-        assert not vm.calls or is_told or is_unknown or is_printed, ran
+        assert not swept.vm.calls or is_told or is_unknown or is_printed, ran
         assert is_recorded or not is_told, ran
     assert told >= {"told", "nothing"}
 
 
 @pytest.mark.usefixtures("with_signals")
 def test_a_signal_at_any_moment_of_affinity_set_hides_no_change(machine: Machine) -> None:
-    for _, ran in at_each_return(machine, "VcpuThreads.check", "affinity", "set", "web1", "2-3"):
+    words = ("affinity", "set", "web1", "2-3")
+    for swept in at_each_return(machine, "VcpuThreads.check", *words):
+        ran = swept.ran
         masks = [str(machine.host().threads.get(tid)) for tid in TIDS]
         is_told = all(f"sched_setaffinity({tid}, 2-3)" in now_line(ran) for tid in TIDS)
         assert masks == ["2-3", "2-3"], ran
         assert ran.status in (0, 143), ran
         assert ran.status == 0 or is_told, ran
         assert list(machine.runtime.glob(".placed-*")), ran
+
+
+@pytest.mark.usefixtures("with_signals")
+def test_a_signal_at_any_moment_of_vm_release_hides_no_release(machine: Machine) -> None:
+    told = set()
+    for swept in at_each_return(machine, "defer_signals", "vm", "release", "web1"):
+        ran = swept.ran
+        is_told = "done: web1: released" in now_line(ran)
+        is_unknown = "outcome is not known" in ran.stderr
+        assert ran.status in (0, 143), ran
+        assert swept.is_released or not (is_told or ran.status == 0), ran
+        assert not swept.is_released or is_told or is_unknown or len(ran.lines) == 1, ran
+        told.add("told" if is_told else "unknown" if is_unknown else "other")
+    assert "told" in told
+
+
+def test_a_refusal_after_a_part_was_applied_records_where_the_threads_are(host: Machine) -> None:
+    """They are on the CPUs of a PMU that the VM has: align is to know the pin as pmuctl's."""
+    threads = host.threads
+    assert isinstance(threads, FaultyThreads)
+    host.servers["web1"].__exit__(None, None, None)
+    vm = FakeVm("web2")
+    vm.threads = threads
+    vm.faults["FILTER"] = errno.EIO
+    host.start(vm)
+    ran = host.run("vm", "set", "web2", "pmu", A72, "affinity", "3", "filter", "default", "deny")
+    assert ran.status == 9
+    assert "KVM_ARM_VCPU_PMU_V3_SET_PMU, 11)" in now_line(ran)
+    assert [str(threads.masks[tid]) for tid in TIDS] == ["3", "3"]
+    assert host.run("vm", "release", "web2").status == 0
+    threads.masks.update(dict.fromkeys(TIDS, CpuSet.parse("0-1")))  # what the VMM does by itself
+    assert host.run("affinity", "align", "web2").status == 0
+    assert [str(threads.masks[tid]) for tid in TIDS] == ["3", "3"], "the mask that was recorded"
