@@ -43,6 +43,6 @@ def _capture_reply(
     session: Session, socket: ControlSocket, reply: Reply
 ) -> tuple[str, ProcessId | None]:
     """Return the text of a reply's file, and the process of the VMM that gave it."""
-    socket = replace(socket, owner=None) if session.is_own(socket) else socket
+    socket = replace(socket, speaks_for=None) if session.is_own(socket) else socket
     vmm = reply.vmm.process if isinstance(reply, VmReply) else None
     return to_text(socket, reply), vmm

@@ -74,6 +74,10 @@ class VmVcpu:
     is_dead: bool = False
 
 
+_NOT_SET = (DERIVED, "unknown")
+"""The origins of a PMU that nobody has set, or of which nobody knows who did."""
+
+
 @value(kw_only=True)
 class VmPmu:
     """The PMU of a VM: its name, its perf type, and the source of that (`origin`)."""
@@ -84,8 +88,8 @@ class VmPmu:
 
     @property
     def is_explicit(self) -> bool:
-        """Whether it was set, by SET_PMU; otherwise KVM chose it by itself."""
-        return self.origin != DERIVED
+        """Whether it is certain that it was set, by SET_PMU, and not chosen by KVM itself."""
+        return self.origin not in _NOT_SET
 
 
 @value(kw_only=True)
@@ -94,8 +98,8 @@ class Vm:
 
     `name` is for display: any process can claim a name. `socket` is the path of its control
     socket; a VM without one was found by its process. `id` is None if its process is not known.
-    `owner` is the user id its VMM runs as. `since` is when its window was sealed, in seconds since
-    the epoch, and `by` is what sealed it.
+    `owner` is the user id its VMM runs as, None if that is not known. `since` is when its window
+    was sealed, in seconds since the epoch, and `by` is what sealed it.
 
     `identity` is what the command line of its process says; all its fields are None if that was
     not read. `is_own` is True if its control socket is in a directory of root's or the caller's,

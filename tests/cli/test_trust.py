@@ -102,7 +102,7 @@ def test_a_path_that_is_no_socket_is_a_usage_error(machine: Machine, tmp_path: P
 
 
 def entry(owner: int | None, path: str = "/a") -> ControlSocket:
-    return ControlSocket(name="web1", path=Path(path), owner=owner)
+    return ControlSocket(name="web1", path=Path(path), speaks_for=owner)
 
 
 def test_ones_own_vm_goes_before_another_users() -> None:

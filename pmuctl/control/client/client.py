@@ -208,7 +208,7 @@ class Client:
         return PeerCred(pid, uid, gid, self._procs.start_time(pid) if pid > 0 else None)
 
     def _check_peer(self, peer: PeerCred) -> None:
-        owner = self.control_socket.owner
+        owner = self.control_socket.speaks_for
         if owner is not None and peer.uid != owner:
             raise not_authenticated(
                 self.control_socket, f"its peer is uid {peer.uid}, its directory is uid {owner}'s"
@@ -227,7 +227,7 @@ class Client:
         if self.control_socket.name is None:
             self._address = (f"pid/{vmm.pid}", "--socket", str(self.control_socket.path))
         elif (
-            self.control_socket.owner is not None
+            self.control_socket.speaks_for is not None
         ):  # a user can take any name in a directory of his own
             self._address = (f"pid/{vmm.pid}",)
         return vmm
@@ -264,7 +264,7 @@ class Client:
 
     def _make_over_budget_error(self) -> UnreachableError:
         limit = self._budget.limit if self._budget else 0
-        whose = "the VMs" if self.control_socket.owner is None else "one user's VMs"
+        whose = "the VMs" if self.control_socket.speaks_for is None else "one user's VMs"
         return UnreachableError(
             "its answer was left out",
             subject=self.subject,

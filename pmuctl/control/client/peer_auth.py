@@ -158,7 +158,7 @@ def _describe_socket(entry: ControlSocket) -> str:
 
 def _format_vm_ref(entry: ControlSocket, pid: int) -> str:
     """Return an unambiguous reference to a VM: a user can take any name in his own directory."""
-    return entry.name if entry.name and entry.owner is None else f"pid/{pid}"
+    return entry.name if entry.name and entry.speaks_for is None else f"pid/{pid}"
 
 
 def _make_no_vm_error(entry: ControlSocket, why: str) -> NoVmError:

@@ -33,13 +33,13 @@ _UID = re.compile(r"0|[1-9][0-9]{0,9}")
 class ControlSocket:
     """A control socket found in a runtime directory.
 
-    `owner` is the user whose VMs it may control; None if that may be any user's (root's own
+    It `speaks_for` the VMs of this user only; None if those may be any user's (root's own
     directory, or a path that the admin named).
     """
 
     name: str | None
     path: Path
-    owner: int | None = None
+    speaks_for: int | None = None
 
 
 @value
@@ -88,7 +88,7 @@ def record_path(path: Path) -> Path:
 def runtime_dirs(
     environ: Mapping[str, str], uid: int, *, run: Path = PATH_RUN, users: Path = PATH_USERS
 ) -> list[tuple[Path, int | None]]:
-    """Return the directories to search as this user, each with the `owner` of its sockets.
+    """Return the directories to search as this user, each with the user its sockets speak for.
 
     Those of other users that may never answer are not among them.
     """
@@ -146,7 +146,7 @@ def open_socket(control_socket: ControlSocket) -> int:
     first, its owner checked, then the socket in it. The path that an admin named is followed.
     Raise OSError: ENOTSOCK if it is no socket, EPERM if another user owns it.
     """
-    path, owner, flags = control_socket.path, control_socket.owner, os.O_PATH | os.O_CLOEXEC
+    path, owner, flags = control_socket.path, control_socket.speaks_for, os.O_PATH | os.O_CLOEXEC
     if owner is None:
         fd = os.open(path, flags)
     else:
@@ -204,6 +204,6 @@ def _iter_sockets(directory: Path, owner: int | None = None) -> Iterator[Control
                 continue
             with contextlib.suppress(OSError):
                 if stat.S_ISSOCK(os.stat(file, dir_fd=fd, follow_symlinks=False).st_mode):
-                    yield ControlSocket(name=name, path=directory / file, owner=owner)
+                    yield ControlSocket(name=name, path=directory / file, speaks_for=owner)
     finally:
         os.close(fd)

@@ -132,14 +132,14 @@ def read_captured_sockets(host: Host) -> SocketScan:
 def to_text(socket: ControlSocket, reply: Reply) -> str:
     """Return the text of the file of a socket and its reply.
 
-    The `owner` of the socket is to be None if only root or the user who makes the capture can have
-    made it.
+    `speaks_for` of the socket is to be None if only root or the user who makes the capture can
+    have made it.
     """
     document: dict[str, object] = {
         "format": FORMAT,
         "name": socket.name,
         "path": start_record.cut_text(str(socket.path.absolute()), PATH_CHARS),
-        "owner": socket.owner,
+        "owner": socket.speaks_for,
     }
     match reply:
         case VmReply(message=message, vmm=vmm):
@@ -174,7 +174,7 @@ def from_text(text: str, procs: Procfs) -> CapturedSocket:
     path = Path(document["path"])
     if path.name != document["name"] + SUFFIX:
         raise ValueError("file.path: is not a socket of that name")
-    socket = ControlSocket(name=document["name"], path=path, owner=document["owner"])
+    socket = ControlSocket(name=document["name"], path=path, speaks_for=document["owner"])
     reply: Reply
     if "answer" in document and "vmm" in document:
         reply = _parse_vm_reply(socket, document, procs)
@@ -184,7 +184,7 @@ def from_text(text: str, procs: Procfs) -> CapturedSocket:
         reply = _parse_no_reply(document["untold"], socket.name)
     else:
         raise ValueError("file: has neither answer nor record nor why there is none")
-    return CapturedSocket(name=socket.name, path=path, owner=socket.owner, reply=reply)
+    return CapturedSocket(name=socket.name, path=path, speaks_for=socket.speaks_for, reply=reply)
 
 
 def _parse_vm_reply(socket: ControlSocket, document: Mapping[str, Any], procs: Procfs) -> VmReply:

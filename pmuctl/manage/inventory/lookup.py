@@ -228,9 +228,9 @@ def choose_candidate(
     """
     own = [candidate for candidate in candidates if _is_own(candidate, uid)]
     found = own or candidates
-    vms = [candidate for candidate in found if isinstance(candidate, Vm)]
-    if strictly and not own and not vms and not isinstance(ref, ByPid):
-        whose = f"{_get_address(found[0])} is uid {found[0].owner}'s"
+    sockets = [candidate for candidate in found if not isinstance(candidate, Vm)]
+    if strictly and not own and sockets == found and not isinstance(ref, ByPid):
+        whose = f"{_get_address(found[0])} is uid {sockets[0].speaks_for}'s"
         raise _make_strangers_error(ref, whose, "pid/N, with N from pmuctl vm list")
     if len(found) > 1:
         raise _make_ambiguity_error(found, ref)
@@ -239,8 +239,9 @@ def choose_candidate(
 
 def _is_own(candidate: Candidate, uid: int) -> bool:
     """Return True if only root or user `uid` can have made it."""
-    root = 0 if isinstance(candidate, Vm) else None
-    return candidate.owner in (root, uid)
+    if isinstance(candidate, Vm):
+        return candidate.owner in (0, uid)
+    return candidate.speaks_for in (None, uid)
 
 
 def _get_address(candidate: Candidate) -> str:

@@ -94,7 +94,7 @@ class AnswerBudgets:
     """
 
     def __init__(self, sockets: Sequence[ControlSocket], uid: int) -> None:
-        owners = {socket.owner for socket in sockets} - {None, uid}
+        owners = {socket.speaks_for for socket in sockets} - {None, uid}
         share = OTHERS_BYTES // max(len(owners), 1)
         own = ByteBudget(OWN_BYTES)
         self._budgets = {None: own, uid: own}
@@ -102,16 +102,16 @@ class AnswerBudgets:
 
     def find(self, socket: ControlSocket) -> ByteBudget:
         """Return the budget of the user whose socket it is."""
-        return self._budgets[socket.owner]
+        return self._budgets[socket.speaks_for]
 
 
 def _order_by_turns(sockets: Sequence[ControlSocket], uid: int) -> Sequence[ControlSocket]:
     """Return the sockets of root and user `uid`, then one of each other user in turn."""
-    own = [socket for socket in sockets if socket.owner in (None, uid)]
+    own = [socket for socket in sockets if socket.speaks_for in (None, uid)]
     others: dict[int | None, list[ControlSocket]] = {}
     for socket in sockets:
-        if socket.owner not in (None, uid):
-            others.setdefault(socket.owner, []).append(socket)
+        if socket.speaks_for not in (None, uid):
+            others.setdefault(socket.speaks_for, []).append(socket)
     turns = chain.from_iterable(zip_longest(*others.values()))
     return [*own, *(socket for socket in turns if socket is not None)]
 

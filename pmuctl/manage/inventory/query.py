@@ -66,7 +66,7 @@ def ask_socket(
         elif has_ended:
             state = VmState.DEAD
         peer = client.peer
-        owner = peer.uid if peer and socket.owner is None else socket.owner
+        owner = peer.uid if peer and socket.speaks_for is None else socket.speaks_for
         process = _find_listener(session, socket, peer)
         return make_no_reply(session, socket, error, state=state, process=process, owner=owner)
 
@@ -97,7 +97,7 @@ def make_no_reply(
         problem=problem,
         state=state,
         process=recorded_process(socket, session.host.procs) or process,
-        owner=socket.owner if owner is None else owner,
+        owner=socket.speaks_for if owner is None else owner,
     )
 
 
@@ -108,7 +108,7 @@ def _find_listener(
 
     Return None if that pid may be another process by now, which may have a VM of its own.
     """
-    if peer is None or peer.pid <= 0 or socket.owner not in (None, peer.uid):
+    if peer is None or peer.pid <= 0 or socket.speaks_for not in (None, peer.uid):
         return None
     try:
         since = socket.path.lstat().st_mtime  # the time of bind(2): nobody writes to a socket file

@@ -44,7 +44,10 @@ class RecordedVm:
 
 @value(kw_only=True)
 class NoReply:
-    """The reason why there is no reply, and the VM's process and user as the socket shows them."""
+    """The reason why there is no reply, and the VM's process and user as the socket shows them.
+
+    `owner` is that user; None if it is not known.
+    """
 
     problem: PmuctlError
     state: VmState
@@ -59,7 +62,7 @@ Reply = VmReply | RecordedVm | NoReply
 class CapturedSocket(ControlSocket):
     """A control socket of another machine, and its captured reply; it cannot be queried.
 
-    `owner` is None if the socket's owner was root or the user who made the capture.
+    `speaks_for` is None if only root or the user who made the capture can have made it.
     """
 
     # a reply cannot be hashed, and the path alone tells sockets apart

@@ -62,7 +62,7 @@ class Session:
 
         In a captured tree, "this user" is the one who made the capture.
         """
-        return self.socket is None and socket.owner in (None, self.user)
+        return self.socket is None and socket.speaks_for in (None, self.user)
 
     def client(self, socket: ControlSocket, budget: ByteBudget | None = None) -> Client:
         """Return a client for a VM's control socket; it connects when its context is entered.

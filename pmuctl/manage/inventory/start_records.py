@@ -120,8 +120,8 @@ def starts_without_vm(environ: Mapping[str, str], uid: int, procs: Procfs) -> li
 
 def _find_owner(socket: ControlSocket) -> int | None:
     """Return the owner of the socket's directory; None if it cannot be read."""
-    if socket.owner is not None:
-        return socket.owner
+    if socket.speaks_for is not None:
+        return socket.speaks_for
     try:
         return socket.path.parent.lstat().st_uid
     except OSError:

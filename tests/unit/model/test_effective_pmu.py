@@ -51,9 +51,15 @@ def derived(its: EffectivePmu) -> tuple[str, str, bool]:
 
 
 def test_what_was_set_is_a_fact_and_strict() -> None:
-    for origin in ("applied", "vmm", "unknown", "recorded"):
+    for origin in ("applied", "vmm", "recorded"):
         its = replace(VM, pmu=VmPmu(name="a53", type=10, origin=origin))
         assert derived(effective_pmu(its, TWO)) == ("a53", origin, True)
+
+
+def test_a_pmu_that_nobody_is_known_to_have_set_is_a_fact_and_silent() -> None:
+    vm = replace(VM, pmu=VmPmu(name="a53", type=10, origin="unknown"))
+    assert derived(effective_pmu(vm, TWO)) == ("a53", "unknown", False)
+    assert vm.explicit_pmu is None
 
 
 def test_what_the_door_has_derived_is_a_fact_and_silent() -> None:

@@ -455,10 +455,13 @@ def vm(path: Path, dump: Callable[[str], Path]) -> Iterator[FakeVm]:
 
 @pytest.mark.usefixtures("vm")
 def test_a_peer_of_another_user_than_the_directorys_is_not_believed(path: Path) -> None:
-    with pytest.raises(RefusedError, match="not believed") as caught, client(path, owner=ME + 1):
+    with (
+        pytest.raises(RefusedError, match="not believed") as caught,
+        client(path, speaks_for=ME + 1),
+    ):
         pass
     assert caught.value.why == f"{path.parent}: it is uid {ME}'s, not uid {ME + 1}'s"
-    with client(path, owner=ME):
+    with client(path, speaks_for=ME):
         pass
 
 
@@ -477,7 +480,7 @@ def test_a_socket_that_was_swapped_for_a_link_is_not_connected_to(
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(0)
-        with pytest.raises(PmuctlError), client(found, owner=ME):
+        with pytest.raises(PmuctlError), client(found, speaks_for=ME):
             pass
         with pytest.raises(BlockingIOError):
             listener.accept()

@@ -176,7 +176,9 @@ def test_before_it_has_a_vm_it_is_asked_and_not_changed(procs: Procfs) -> None:
     with pytest.raises(NoVmError, match="not there to be changed") as caught:
         ask(procs)
     assert caught.value.fix == "pmuctl vm wait web1 --for open"
-    theirs = ControlSocket(name="web1", path=Path("/run/user/1000/pmuctl/web1.sock"), owner=USER)
+    theirs = ControlSocket(
+        name="web1", path=Path("/run/user/1000/pmuctl/web1.sock"), speaks_for=USER
+    )
     with pytest.raises(NoVmError) as caught:
         authenticate(theirs, PeerCred(SERVER, USER, USER, 50), VMM, procs, strictly=True)
     assert caught.value.fix == f"pmuctl vm wait pid/{VMM} --for open"

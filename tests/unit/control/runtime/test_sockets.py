@@ -90,7 +90,7 @@ def test_only_sockets_with_a_vms_name_are_found(place: Path) -> None:
     (place / "dangling.sock").symlink_to(place / "nothing")
     (place / "loop.sock").symlink_to(place / "loop.sock")
     found = scan_sockets({"PMUCTL_RUNTIME_DIR": str(place)}, ME).sockets
-    assert sorted((its.name, its.path, its.owner) for its in found) == [
+    assert sorted((its.name, its.path, its.speaks_for) for its in found) == [
         ("Z_9.x-", place / "Z_9.x-.sock", None),
         ("web1", place / "web1.sock", None),
     ]
@@ -118,7 +118,7 @@ def test_root_looks_into_the_directories_of_users_too(place: Path) -> None:
         leave_socket(directory / "web1.sock", uid=uid)
         os.chown(directory, uid, uid)
     found = scan_sockets({}, 0, run=run, users=users).sockets
-    assert {(its.name, its.owner) for its in found} == {
+    assert {(its.name, its.speaks_for) for its in found} == {
         ("web1", None),
         ("web1", 1000),
         ("web1", 1001),
@@ -141,7 +141,7 @@ def test_a_directory_in_another_users_name_is_not_looked_into(place: Path) -> No
     for name in ("x", "-1", "²", "٣", "01001", "1001 ", "99999999999"):
         shutil.copytree(users / "1003", users / name)
     found = scan_sockets({}, 0, run=place / "run", users=users)
-    assert [its.owner for its in found.sockets] == [1001]
+    assert [its.speaks_for for its in found.sockets] == [1001]
 
 
 @as_root
@@ -167,4 +167,4 @@ def test_a_user_sees_roots_vms_and_the_own(place: Path) -> None:
     uid = ME or 1000
     os.chown(own / "pmuctl", uid, -1)
     found = scan_sockets({"XDG_RUNTIME_DIR": str(own)}, uid, run=run, users=users).sockets
-    assert [(its.name, its.owner) for its in found] == [("web1", None), ("web2", uid)]
+    assert [(its.name, its.speaks_for) for its in found] == [("web1", None), ("web2", uid)]

@@ -50,7 +50,7 @@ def reach(procs: Procfs, *, uid: int = ME, deadline: float = DEADLINE) -> Sessio
 
 
 def entry(path: Path, owner: int | None = None) -> ControlSocket:
-    return ControlSocket(name=path.stem, path=path, owner=owner)
+    return ControlSocket(name=path.stem, path=path, speaks_for=owner)
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -63,7 +63,7 @@ def asked(session: Session, *entries: ControlSocket) -> list[Vm]:
 
 def entries(place: Path, count: int, owner: int | None = ME) -> list[ControlSocket]:
     paths = [place / f"a{n}.sock" for n in range(count)]
-    return [ControlSocket(name=path.stem, path=path, owner=owner) for path in paths]
+    return [ControlSocket(name=path.stem, path=path, speaks_for=owner) for path in paths]
 
 
 def mutes(session: Session, place: Path, count: int, owner: int | None = ME) -> list[Vm]:
