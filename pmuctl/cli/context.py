@@ -207,8 +207,11 @@ class Context:
             self._write_note(text)
 
     def _write_note(self, text: str) -> None:
+        indented = printable(text)
+        prose = indented.lstrip(" ")
+        indent = indented.removesuffix(prose)
         with contextlib.suppress(OSError):  # a lost note does not change the result
-            self.stderr.write(wrap(printable(text), "", self.stderr_width) + "\n")
+            self.stderr.write(wrap(prose, indent, self.stderr_width) + "\n")
 
     def warn(self, problem: PmuctlError) -> None:
         """Print a warning on stderr; nothing with `--quiet`. The command goes on."""
