@@ -30,7 +30,7 @@ def _keep_value(value: Any) -> Any:
 
 @value
 class Kind(ABC):
-    """A type of JSON value."""
+    """A type of JSON value; what its methods do is said here for all kinds."""
 
     @abstractmethod
     def check(self, value: object, where: str) -> None:
@@ -72,11 +72,9 @@ class Convertible(Kind):
     unmake: Callable[[Any], Any] = _keep_value
 
     def parse(self, value: Any) -> Any:
-        """See Kind."""
         return self.make(value)
 
     def format(self, value: Any) -> Any:
-        """See Kind."""
         return self.unmake(value)
 
 
@@ -90,10 +88,9 @@ class AnyValue(Kind):
     """Any JSON value."""
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
+        pass
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         yield _describe_field(path, "any")
 
 
@@ -105,7 +102,6 @@ class Int(Convertible):
     most: int = (1 << 63) - 1
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         # in Python the true of JSON is an int
         if not isinstance(value, int) or isinstance(value, bool):
             raise SchemaError(f"{where}: a whole number is expected")
@@ -113,7 +109,6 @@ class Int(Convertible):
             raise SchemaError(f"{where}: must be {self.least}-{self.most}")
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         yield _describe_field(path, "integer", least=self.least, most=self.most)
 
 
@@ -122,12 +117,10 @@ class Bool(Convertible):
     """true or false."""
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         if not isinstance(value, bool):
             raise SchemaError(f"{where}: true or false is expected")
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         yield _describe_field(path, "boolean")
 
 
@@ -140,7 +133,6 @@ class Str(Convertible):
     form: re.Pattern[str] | None = None
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         if not isinstance(value, str):
             raise SchemaError(f"{where}: a text is expected")
         if len(value) > self.most:
@@ -153,7 +145,6 @@ class Str(Convertible):
             raise SchemaError(f"{where}: not of the form {self.form.pattern}")
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         row = _describe_field(path, "string", most=self.most)
         if self.words:
             row["words"] = list(self.words)
@@ -171,7 +162,6 @@ class List(Convertible):
     most: int = LIST_MAX
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         if not isinstance(value, list):
             raise SchemaError(f"{where}: a list is expected")
         if not self.least <= len(value) <= self.most:
@@ -180,19 +170,15 @@ class List(Convertible):
             self.of.check(item, f"{where}[{index}]")
 
     def select(self, value: Any) -> Any:
-        """See Kind."""
         return [*map(self.of.select, value)]
 
     def parse(self, value: Any) -> Any:
-        """See Kind."""
         return self.make([*map(self.of.parse, value)])
 
     def format(self, value: Any) -> Any:
-        """See Kind."""
         return [*map(self.of.format, self.unmake(value))]
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         yield _describe_field(path, "list", least=self.least, most=self.most)
         yield from self.of.describe(f"{path}[]")
 
@@ -204,27 +190,22 @@ class Tuple(Convertible):
     of: tuple[Kind, ...]
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         if not isinstance(value, list) or len(value) != len(self.of):
             raise SchemaError(f"{where}: a list of {len(self.of)} is expected")
         for index, (kind, item) in enumerate(zip(self.of, value, strict=True)):
             kind.check(item, f"{where}[{index}]")
 
     def select(self, value: Any) -> Any:
-        """See Kind."""
         return [kind.select(item) for kind, item in zip(self.of, value, strict=True)]
 
     def parse(self, value: Any) -> Any:
-        """See Kind."""
         return self.make([kind.parse(item) for kind, item in zip(self.of, value, strict=True)])
 
     def format(self, value: Any) -> Any:
-        """See Kind."""
         items = self.unmake(value)
         return [kind.format(item) for kind, item in zip(self.of, items, strict=True)]
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         yield _describe_field(path, "list", least=len(self.of), most=len(self.of))
         for index, kind in enumerate(self.of):
             yield from kind.describe(f"{path}[{index}]")
@@ -237,24 +218,19 @@ class Nullable(Kind):
     of: Kind
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         if value is not None:
             self.of.check(value, where)
 
     def select(self, value: Any) -> Any:
-        """See Kind."""
         return None if value is None else self.of.select(value)
 
     def parse(self, value: Any) -> Any:
-        """See Kind."""
         return None if value is None else self.of.parse(value)
 
     def format(self, value: Any) -> Any:
-        """See Kind."""
         return None if value is None else self.of.format(value)
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         first, *inner = self.of.describe(path)
         yield from (first | {"null": True}, *inner)
 
@@ -278,7 +254,6 @@ class Obj(Convertible):
     is_open: bool = False
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         if not isinstance(value, dict):
             raise SchemaError(f"{where}: an object is expected")
         for name, member in self.members.items():
@@ -290,7 +265,6 @@ class Obj(Convertible):
             raise SchemaError(f"{where}.{unknown[0]:.64}: is not known here")
 
     def select(self, value: Any) -> Any:
-        """See Kind."""
         return {
             name: _find_kind(member).select(value[name])
             for name, member in self.members.items()
@@ -298,11 +272,9 @@ class Obj(Convertible):
         }
 
     def parse(self, value: Any) -> Any:
-        """See Kind."""
         return self.make({**value, **self._parse_members(value)})
 
     def format(self, value: Any) -> Any:
-        """See Kind."""
         values = self.unmake(value)
         return {
             name: _find_kind(self.members[name]).format(item) if name in self.members else item
@@ -318,7 +290,6 @@ class Obj(Convertible):
         }
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         yield _describe_field(path, "object", open=self.is_open)
         for name, member in self.members.items():
             member_path = f"{path}.{name}" if path else name
@@ -333,7 +304,6 @@ class NumberMap(Kind):
     of: Kind
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         if not isinstance(value, dict):
             raise SchemaError(f"{where}: an object is expected")
         for name, item in value.items():
@@ -341,16 +311,16 @@ class NumberMap(Kind):
                 raise SchemaError(f"{where}: {name:.64} is no number")
             self.of.check(item, f"{where}.{name}")
 
+    def select(self, value: Any) -> Any:
+        return {name: self.of.select(item) for name, item in value.items()}
+
     def parse(self, value: Any) -> Any:
-        """See Kind."""
         return {int(name): self.of.parse(item) for name, item in value.items()}
 
     def format(self, value: Any) -> Any:
-        """See Kind."""
         return {str(number): self.of.format(item) for number, item in value.items()}
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         yield _describe_field(path, "object", open=True)
         yield from self.of.describe(f"{path}.*")
 
@@ -362,11 +332,9 @@ class Constant(Kind):
     number: int
 
     def check(self, value: object, where: str) -> None:
-        """See Kind."""
         Int(self.number, self.number).check(value, where)
 
     def describe(self, path: str) -> Iterator[Row]:
-        """See Kind."""
         return Int(self.number, self.number).describe(path)
 
 
@@ -382,13 +350,11 @@ class Struct(Obj):
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def parse(self, value: Any) -> Any:
-        """See Kind."""
         given = self._parse_members(value)
         names = [name for name in given if not isinstance(self.members[name], Constant)]
         return self.cls(**{self._name_field(name): given[name] for name in names})
 
     def format(self, value: Any) -> dict[str, Any]:
-        """See Kind."""
         return {
             name: member.number
             if isinstance(member, Constant)

@@ -226,8 +226,20 @@ def test_a_member_that_is_no_field_is_a_fault_of_the_table() -> None:
 
 def test_members_that_are_not_known_are_dropped_at_every_depth() -> None:
     inner = Obj({"a": Maybe(Int())}, is_open=True)
-    kind = Obj({"list": List(inner), "pair": Tuple((inner, Int())), "none": Nullable(inner)})
-    document = {"list": [{"a": 1, "b": 2}, {}], "pair": [{"c": [3]}, 4], "none": {"d": 5}}
-    selected = {"list": [{"a": 1}, {}], "pair": [{}, 4], "none": {}}
+    kind = Obj(
+        {
+            "list": List(inner),
+            "pair": Tuple((inner, Int())),
+            "none": Nullable(inner),
+            "map": NumberMap(inner),
+        }
+    )
+    document = {
+        "list": [{"a": 1, "b": 2}, {}],
+        "pair": [{"c": [3]}, 4],
+        "none": {"d": 5},
+        "map": {"6": {"e": 7}},
+    }
+    selected = {"list": [{"a": 1}, {}], "pair": [{}, 4], "none": {}, "map": {"6": {}}}
     assert kind.select(document) == selected
     assert kind.select(selected | {"none": None}) == selected | {"none": None}
