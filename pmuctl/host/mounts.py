@@ -14,9 +14,8 @@ PATH_MOUNTS = "proc/self/mountinfo"
 MOUNTS_LIMIT = 64 << 20
 """Bytes: a mount namespace has up to 100,000 mounts (sysctl fs.mount-max), a line each."""
 
-_ASKS = re.compile(r"(?:fuse.*|nfs4?|cifs|smb3|9p|ceph|afs|coda|autofs)")
-"""Types of file systems whose files somebody else answers for."""
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+_ASKING = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "coda", "autofs"))
+"""Types of file systems whose files somebody else answers for; fuse has many types."""
 
 
 def find_unanswered(directories: Iterable[str], mounts: str) -> set[str]:
@@ -26,7 +25,7 @@ def find_unanswered(directories: Iterable[str], mounts: str) -> set[str]:
     """
     found = set()
     table = [
-        (mount[1], _ASKS.fullmatch(mount[2]) is not None)
+        (mount[1], mount[2] in _ASKING or mount[2].startswith("fuse"))
         for line in mounts.split("\n")
         if (mount := parse_mount(line))
     ]
@@ -64,7 +63,10 @@ def _unescape_path(text: str) -> str:
 
     The kernel escapes space, tab, newline and backslash (mangle()).
     """
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+    if "\\" not in text:
+        return text
+    # compiled here, because few paths need it
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def _is_below(path: str, directory: str) -> bool:

@@ -7,7 +7,7 @@ The options are those of glibc's elf/rtld.c (dl_main()) and of musl's ldso/dynli
 import re
 from collections.abc import Sequence
 
-_LOADER = re.compile(r"ld(?:\.so|-linux[-\w.]*\.so|-musl-[-\w]+\.so|-[0-9.]+\.so)(?:\.[0-9]+)*")
+_LOADER = r"ld(?:\.so|-linux[-\w.]*\.so|-musl-[-\w]+\.so|-[0-9.]+\.so)(?:\.[0-9]+)*"
 _WITH_WORD = frozenset(
     {
         *("--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0"),
@@ -22,7 +22,9 @@ def skip_loader(argv: Sequence[str]) -> Sequence[str]:
 
     Return it as it is, too, if the loader starts none.
     """
-    if not argv or not _LOADER.fullmatch(argv[0].rpartition("/")[2]):
+    program = argv[0].rpartition("/")[2] if argv else ""
+    # nearly no VMM needs the pattern, which takes longer to compile than the rest
+    if not program.startswith("ld") or not re.fullmatch(_LOADER, program):
         return argv
     position = 1
     while position < len(argv) and argv[position].startswith("--"):
