@@ -44,8 +44,8 @@ class Column(Generic[Row]):
     a format of its own, `shape` converts it to text and to JSON. `marks` are the texts that
     deserve a look. If it `is_detail`, a record on a terminal has it only with `-O`. If it
     `is_prose`, a terminal wraps it where it is the last column. If it `is_time`, the value is in
-    seconds since the epoch: a text has it as a local time (ISO 8601), JSON as that number, and as
-    the text under the key with `_iso`.
+    seconds since the epoch: a table has it as a local time (ISO 8601), other formats have that
+    number, and JSON has both: the text under the key with `_iso`.
     """
 
     name: str
@@ -76,6 +76,10 @@ class Column(Generic[Row]):
         if self.is_time and isinstance(value, (int, float)):
             return format_time(value)
         return cell(value)
+
+    def field(self, row: Row) -> str:
+        """Return the value of the row as text for programs, which calculate with times."""
+        return cell(self.value(row)) if self.is_time else self.text(row)
 
     def plain(self, row: Row) -> Any:
         """Return the value of the row as JSON has it."""

@@ -82,7 +82,7 @@ def write_rows(
     if layout.headings:
         write_line([column.name for column in columns], out)
     for row in rows:
-        write_line([column.text(row) for column in columns], out)
+        write_line([column.field(row) for column in columns], out)
 
 
 def write_one(

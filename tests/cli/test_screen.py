@@ -90,7 +90,7 @@ def test_colour_is_only_on_a_terminal_that_may_have_it_and_never_alone(host: Mac
     assert "\x1b[31mFAIL\x1b[0m" in show(host, "doctor", "web1", TERM="xterm")
 
 
-def test_times_are_local_in_text_and_both_in_json(
+def test_times_are_local_in_text_seconds_for_programs_and_both_in_json(
     host: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import json
@@ -101,12 +101,17 @@ def test_times_are_local_in_text_and_both_in_json(
     try:
         vm = json.loads(host.run("vm", "show", "web1", "-J").stdout)["vm"]
         text = host.run("vm", "show", "web1", "-o", "SINCE").stdout
+        programs = [
+            host.run("vm", "list", "web1", "-n", "-o", "SINCE", "--format", name).stdout.split()
+            for name in ("csv", "tsv", "raw")
+        ]
     finally:
         monkeypatch.undo()
         time.tzset()
     assert isinstance(vm["since"], int)
     assert vm["since_iso"].endswith("+09:00")
     assert text.split() == ["SINCE", vm["since_iso"]]
+    assert programs == [[str(vm["since"])]] * 3
 
 
 def test_an_event_of_monitor_is_whole_on_a_terminal(host: Machine) -> None:
