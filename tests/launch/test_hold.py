@@ -10,7 +10,8 @@ from unittest.mock import Mock
 import pytest
 
 from pmuctl.host.procfs import Procfs
-from pmuctl.launch.hold import HeldThread, VmHold
+from pmuctl.launch.held_thread import HeldThread
+from pmuctl.launch.hold import VmHold
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.tracee import Tracee
