@@ -42,7 +42,7 @@ class EventLoop:
                 return
             if not supervisor.is_busy:
                 observer.flush()
-            self._watch_vmm_exit(poll, observer)
+            self._watch_vmm_exit(poll, supervisor, observer)
             ready = dict(poll.poll(None if seconds is None else seconds * 1000))
             if self._read in ready:
                 os.read(self._read, 4096)
@@ -63,7 +63,9 @@ class EventLoop:
                 if notification is not None:
                     supervisor.on_notification(listener, notification)
 
-    def _watch_vmm_exit(self, poll: select.poll, observer: VmObserver) -> None:
+    def _watch_vmm_exit(
+        self, poll: select.poll, supervisor: Supervisor, observer: VmObserver
+    ) -> None:
         """Poll a pidfd of the process that makes VMs now, in place of the one before."""
         pid = observer.pid
         if pid == self._pid:
@@ -75,7 +77,8 @@ class EventLoop:
             self._pidfd = -1
         try:
             self._pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
+        except ProcessLookupError:  # its parent was quicker than this look
+            supervisor.on_process_exit()
             observer.on_vmm_exit()
         except OSError as error:
             if find_exhaustion(error) is None:

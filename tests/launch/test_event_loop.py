@@ -124,3 +124,27 @@ def test_an_end_is_heard_of_though_it_could_not_be_watched_for_at_first(watch: E
         watch.run(cast(Supervisor, its), cast(Listener, its), its)
     assert its.ends == 1
     os.close(its.fd)
+
+
+class Reaped(Behind):
+    """A VMM that has ended, and whose parent knows that already; nobody is behind the gate."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self.pid = pid
+        self.told: list[str] = []
+
+    def on_process_exit(self) -> None:
+        self.told.append("supervisor")
+
+    def on_vmm_exit(self) -> None:
+        self.told.append("observer")
+
+
+def test_an_end_before_the_first_look_is_told_to_both(watch: EventLoop) -> None:
+    with subprocess.Popen(("true",)) as vmm:
+        pass
+    its: Any = Reaped(vmm.pid)
+    watch.run(cast(Supervisor, its), cast(Listener, its), its)
+    assert its.told == ["supervisor", "observer"]
+    os.close(its.fd)
