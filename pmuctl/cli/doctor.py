@@ -17,6 +17,7 @@ from pmuctl.cli.session import (
     open_session,
 )
 from pmuctl.errors import ExitStatus, NotFoundError, UsageError
+from pmuctl.errors import command as make_line
 from pmuctl.model.vm_ref import parse_refs
 from pmuctl.render.formats import Format
 from pmuctl.render.reports import DOCTOR_COLUMNS, SYMPTOM_COLUMNS
@@ -47,7 +48,12 @@ def doctor(
         raise UsageError("--symptom: the message is empty", fix=fix)
     if symptom is not None:
         if vm:
-            raise UsageError("--symptom cannot be combined with a VM", fix="omit the VM")
+            line = _make_symptom_line([symptom, *vm])
+            raise UsageError(
+                "--symptom takes one TEXT, and no VM",
+                why="a text with spaces has to be quoted",
+                fix=line or "omit the VM",
+            )
         _explain_message(context, symptom)
         return ExitStatus.OK
     # imported here, because --symptom needs none of it
@@ -61,7 +67,11 @@ def doctor(
     session = open_session(context)
     with context.waiting_for("KVM and VMs"):
         host_state = read_host_state(context.host)
-        vms = list_vms(session, parse_refs(vm or ()))
+        try:
+            vms = list_vms(session, parse_refs(vm or ()))
+        except NotFoundError as error:  # it may be a message without its option
+            error.fix = _make_symptom_line(vm or ()) or error.fix
+            raise
         vms = vms if vm else hide_unbacked_in_table(context, session, vms)
         findings, unchecked = diagnose(host_state, vms, is_whole=not vm)
     are_fixes_below = context.format is Format.TABLE and context.layout.width is not None
@@ -93,6 +103,14 @@ def _write_fixes(context: Context, findings: "Sequence[Finding]") -> None:
             context.write_prose("  fix: ", finding.fix)
 
 
+def _make_symptom_line(words: "Sequence[str]") -> str | None:
+    """Return the command that explains these words as a message; None if they are no message."""
+    from pmuctl.model.symptoms.explain import explain
+
+    text = " ".join(words)
+    return make_line("doctor", "--symptom", text) if len(words) > 1 and explain(text) else None
+
+
 def _explain_message(context: Context, text: str) -> None:
     """Write what `text` means; as a table each answer in full, because they are sentences.
 
@@ -109,8 +127,7 @@ def _explain_message(context: Context, text: str) -> None:
         raise NotFoundError(
             "no known symptom matches",
             subject=flat if len(flat) <= 60 else f"{flat[:57]}...",
-            why="known are messages about PMUs and CPUs of vCPUs: SYMPTOMS in pmuctl-doctor(1) "
-            "lists them",
+            why="pmuctl knows messages about PMUs and the CPUs of VMs: pmuctl-doctor(1), SYMPTOMS",
             fix="pmuctl doctor",
         )
     if context.format is not Format.TABLE or context.options.columns is not None:

@@ -124,13 +124,16 @@ def _parse_code(text: str) -> int:
 def _explain_wrong_event(word: str, names: Mapping[str, int], bits: int) -> PmuctlError:
     """Return the error for a word that is no event, with what it stands for if that is clear."""
     # imported here, because only wrong words need it
-    from pmuctl.model.event_notations import translate_event
+    from pmuctl.model.event_notations import PERF_SOFTWARE_EVENTS, translate_event
 
     right = [text for text in translate_event(word, names) if _is_event(text, names, bits)]
     if word.lower() in ("all", "any"):
         right = [f"{format_code(0)}-{format_code((1 << bits) - 1)}"]
     if not right:
-        if "-" in word:
+        if word.lower() in PERF_SOFTWARE_EVENTS:
+            why = "it is a software event of perf: PMUs, and so filters, have hardware events only"
+            return UsageError(f"{word}: not an event of a PMU", why=why, fix="leave it out")
+        if "-" in word and word[0].isdigit():
             fix = "write a range as 0x10-0x1f, names one by one"
             return UsageError(f"{word}: not a range of events", fix=fix)
         return _make_unknown_event_error(word, names)
@@ -160,7 +163,9 @@ def _code_of(text: str) -> int:
 
 def _make_event_range(word: str, first: int, last: int, bits: int) -> EventSet:
     if last < first:
-        raise UsageError(f"{word}: the range ends before it begins")
+        right = f"{format_code(last)}-{format_code(first)}"
+        message = f"{word}: the range ends before it begins"
+        raise WrongWordError(message, words=(word,), right=(right,), why=None)
     if last >> bits:
         raise UsageError(
             f"{word}: past the event space of this PMU",

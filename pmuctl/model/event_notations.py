@@ -36,6 +36,12 @@ PERF_EVENTS: Mapping[str, tuple[str, int]] = {
 """Generic event of perf, in lower case → architected event (drivers/perf/arm_pmuv3.c,
 armv8_pmuv3_perf_map and armv8_pmuv3_perf_cache_map), its name in sysfs and its number."""
 
+PERF_SOFTWARE_EVENTS = frozenset(
+    "cpu-clock task-clock page-faults faults minor-faults major-faults context-switches cs "
+    "cpu-migrations migrations alignment-faults emulation-faults bpf-output dummy".split()
+)
+"""Events that perf counts in the kernel (event_symbols_sw, tools/perf/util/parse-events.c)."""
+
 _MODIFIERS = re.compile(r":[a-zA-Z]+")
 _TERM = re.compile(r"[^/]+/([^/]+)/[a-zA-Z]*")
 _NUMBER = r"(?:0[xX]|[rRxX$])?([0-9a-fA-F]{1,8})"

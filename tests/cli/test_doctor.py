@@ -381,6 +381,15 @@ def test_a_message_that_nobody_knows(machine: Machine) -> None:
     assert machine.run("doctor", "web1", "--symptom", "qemu").status == 2
 
 
+@pytest.mark.parametrize("option", [(), ("--symptom",)])
+def test_a_message_without_quotes_or_option_leads_to_the_option(
+    machine: Machine, option: tuple[str, ...]
+) -> None:
+    ran = machine.run("doctor", *option, "kvm_init_vcpu", "failed")
+    assert (ran.status, ran.stdout) == (2 if option else 4, "")
+    assert ran.stderr.endswith("  fix: pmuctl doctor --symptom 'kvm_init_vcpu failed'\n")
+
+
 def test_two_vms_of_one_name_are_two_subjects(machine: Machine) -> None:
     for pid in (5120, 6120):
         fake_vmm(machine.proc, pid, ("qemu-system-aarch64", "-name", "dup"))

@@ -42,6 +42,7 @@ EVENTS = {
     "CPU_CYCLES": "cpu_cycles",
     "Cpu-Cycles": "cpu_cycles",
     "0x10-1f": "0x10-0x1f",
+    "0x1f-0x10": "0x0010-0x001f",
     "0x10..0x1f": "0x10-0x1f",
     "0x10:0x1f": "0x10-0x1f",
     "r10-r1f": "0x10-0x1f",
@@ -152,6 +153,10 @@ COMMANDS = {
     "affinity set web1 NONE": "vm set web1 affinity none",
     "affinity set web1 2 3": "affinity set web1 2,3",
     "vm list --no-headers": "vm list -n",
+    "vm list --columns NAME,PMU": "vm list -o NAME,PMU",
+    "vm list -j": "vm list -J",
+    "monitor --follow --timeout 0": "monitor --timeout 0",
+    "affinity set web1 --cpulist 2-3": "affinity set web1 2-3",
 }
 LINES = {
     **{f"{ALLOW} {shlex.quote(word)}": f"{ALLOW} {right}" for word, right in EVENTS.items()},
@@ -251,6 +256,21 @@ def test_a_fix_is_for_the_captured_host_that_was_read(
         assert ran.status in (2, 4)
         line = ran.stderr.partition("  fix: pmuctl ")[2].replace("--sysroot=", "--sysroot ")
         assert line == fix.format(tree) + "\n", ran.stderr
+
+
+@pytest.mark.parametrize("event", ["task-clock", "page-faults", "cs"])
+def test_software_events_are_told_from_those_of_a_pmu(machine: Machine, event: str) -> None:
+    machine.start(FakeVm())
+    ran = machine.run(*ALLOW.split(), event)
+    assert (ran.status, ran.stdout) == (2, "")
+    assert f"{event}: not an event of a PMU\n  why: it is a software event of perf" in ran.stderr
+
+
+def test_a_name_with_a_hyphen_is_no_range(machine: Machine) -> None:
+    machine.start(FakeVm())
+    ran = machine.run(*ALLOW.split(), "uops-retired")
+    assert ran.status == 4
+    assert "uops-retired: no such event on this PMU" in ran.stderr
 
 
 def test_a_number_is_offered_in_both_bases(machine: Machine) -> None:

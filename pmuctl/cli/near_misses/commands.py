@@ -88,9 +88,10 @@ _PERF = ("stat", "record", "report", "annotate", "script")
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "vm set": {f"--{key}": key for key in ("pmu", "counters", "affinity", "filter")},
     "vm list": dict.fromkeys(("--all", "-a", "--active"), ""),
+    "monitor": dict.fromkeys(("--follow", "-f", "--watch"), ""),
     "vm wait": dict.fromkeys(("--state", "--until"), "--for"),
     "affinity set": {
-        **dict.fromkeys(("--cpu", "--cpus", "--cpu-list", "-c", "--cpuset"), ""),
+        **dict.fromkeys(("--cpu", "--cpus", "--cpu-list", "--cpulist", "-c", "--cpuset"), ""),
         **dict.fromkeys(("--vcpus",), "--vcpu"),
     },
     "affinity align": dict.fromkeys(("-a", "-A"), "--all"),
@@ -107,6 +108,8 @@ out."""
 _EVERYWHERE = {
     **dict.fromkeys(("--no-headers", "--no-header", "--no-headings", "--no-legend"), "-n"),
     **dict.fromkeys(("--nocolor", "--no-color"), "--color=never"),
+    **dict.fromkeys(("--columns", "--cols", "--fields"), "-o"),
+    "-j": "-J",
     **dict.fromkeys(("--debug", "--trace"), "-v"),
     **dict.fromkeys(("--yaml", "--xml"), "--json"),
     **dict.fromkeys(("--wide", "-w"), "--no-truncate"),

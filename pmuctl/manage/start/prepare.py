@@ -68,7 +68,6 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
     request with `best_effort` gets the latter as `obstacle` instead.
     """
     check_words(request)
-    check_is_no_client(request.command)
     check_own_process(host.procs, pid)
     name = request.name
     if name is None:
@@ -158,7 +157,8 @@ def _make_absolute(directory: Path) -> Path:
 
 
 def check_words(request: StartRequest) -> None:
-    """Raise UsageError for options that do not go together, and if there is nothing to set."""
+    """Raise UsageError for a client of a service, options that do not go together, and none."""
+    check_is_no_client(request.command)
     has_cpus = request.affinity not in (AUTO, NONE)
     if request.pmu is None and request.filter is None and not has_cpus and not request.hold:
         raise UsageError(

@@ -13,7 +13,7 @@ from pmuctl.model.symptoms.symptom import AFFINITY_CHECK, ALIGN, ONE_CPU, Sympto
 _SHOW = "pmuctl vm show VM -o NAME,PMU,RULES"
 _NOT_THE_PMU = (
     *("sampling", "overflow", "kvm cpu type", "cpu model", "pmu feature"),
-    *("terminal", "option", "NO_PMU_IRQ"),
+    *("terminal", "option", "NO_PMU_IRQ", "perf_event_paranoid"),
 )
 _EVENT_REFUSED = (
     "PERF_SAYS NOT_SUPPORTED",

@@ -147,6 +147,7 @@ VM_START: Sequence[Symptom] = (
             "fail find cpu model host",
             "host cpu type|model kvm hvf|only|require",
             "cpu mode host passthrough NOT_SUPPORTED",
+            "kvm invalid accelerator",
         ),
         vmm=QEMU,
         means="-cpu host is the core of this machine, which only KVM can give: QEMU runs without "
