@@ -77,6 +77,16 @@ def find_commands(root: Any, path: str) -> Sequence[str]:
     return tuple(getattr(group, "apps", ()))
 
 
+def find_path(root: Any, words: Sequence[str]) -> str:
+    """Return the commands that a command line begins with, "vm set", as far as they exist."""
+    path = ""
+    for word in words:
+        if word not in find_commands(root, path):
+            break
+        path = f"{path} {word}".strip()
+    return path
+
+
 def is_parsed(root: Any, words: Sequence[str]) -> bool:
     """Return whether a command line can be parsed; it is not carried out."""
     from typer import Exit

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pmuctl.cli.command_line import (
     correct_line,
+    find_path,
     find_sysroot,
     keep_sysroot,
     read_flags,
@@ -151,24 +152,25 @@ def _run_command(argv: Sequence[str], context: "Context") -> int:
 
 def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
     """Return the error of the parser as one of pmuctl's; raise WrongWordError if one is near."""
+    from pmuctl.cli.app import root
+
     typer_context = getattr(error, "ctx", None)
-    path = typer_context.command_path if typer_context else "pmuctl"
-    fix = f"{path} --help"
+    path = find_path(root(), argv)
+    fix = f"{f'pmuctl {path}'.strip()} --help"
     is_group = typer_context is not None and hasattr(typer_context.command, "commands")
     if type(error).__name__ == "NoSuchOption" and is_group:
         fix = f"options go after the command: pmuctl NOUN VERB {error.option_name}"
     message = " ".join(error.format_message().split())
     if typer_context is not None and not is_group:
-        from pmuctl.cli.app import root
         from pmuctl.cli.near_misses.commands import check_extra, check_option
 
-        own_path, words = path.partition(" ")[2], select_own_words(argv)
+        words = select_own_words(argv)
         if type(error).__name__ == "NoSuchOption":
-            check_option(root(), own_path, error.option_name, words)
+            check_option(root(), path, error.option_name, words, argv[len(words) :])
         elif match := re.fullmatch(
             r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)\.?", message
         ):
-            check_extra(root(), own_path, match[1].split(), words)
+            check_extra(root(), path, match[1].split(), words)
     return UsageError(message.rstrip("."), fix=fix)
 
 

@@ -196,8 +196,6 @@ UNCLEAR = (
     "watch x",
     "filter",
     "version",
-    "run --vm web1 --pmu a72 -- true",
-    "run --cpus 2-3 -- true",
     "run --filter 'allow cycles' -- true",
     "run --filter 'deny all' true",
     "capabilities",
@@ -256,6 +254,24 @@ def test_a_fix_is_for_the_captured_host_that_was_read(
         assert ran.status in (2, 4)
         line = ran.stderr.partition("  fix: pmuctl ")[2].replace("--sysroot=", "--sysroot ")
         assert line == fix.format(tree) + "\n", ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("run --cpus 2-3 -- true", "pmuctl run --affinity 2-3 -- true"),
+        ("run --vm web1 --hold -- true", "pmuctl run --name web1 --hold -- true"),
+        ("run --cpu-list=2-3 true -x", "pmuctl run --affinity 2-3 true -x"),
+        ("doctor --symptom", "pmuctl doctor --help"),
+        ("vm list -o", "pmuctl vm list --help"),
+    ],
+)
+def test_an_option_of_another_name_or_without_value_leads_to_the_command(
+    machine: Machine, typed: str, fix: str
+) -> None:
+    ran = machine.run(*typed.split())
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr.endswith(f"  fix: {fix}\n")
 
 
 @pytest.mark.parametrize("event", ["task-clock", "page-faults", "cs"])

@@ -691,6 +691,7 @@ def test_a_client_of_a_service_is_refused_with_what_to_do(
     host: Host, options: tuple[str, ...]
 ) -> None:
     ran = host.run(*PMU, *options, "--", "/usr/bin/virsh", "start", "web1")
+    assert host.run("--", "/usr/bin/virsh", "start", "web1") == ran
     assert (ran.status, ran.stdout, host.starter.how) == (2, "", "")
     assert ran.stderr.splitlines() == [
         "error: /usr/bin/virsh is not a VMM: libvirt's daemon starts the VM",

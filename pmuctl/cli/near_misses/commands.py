@@ -190,10 +190,13 @@ def _find_command(root: Any, path: str, word: str, rest: list[str]) -> str | Non
     return None
 
 
-def check_option(root: Any, path: str, option: str, words: Sequence[str]) -> None:
+def check_option(
+    root: Any, path: str, option: str, words: Sequence[str], rest: Sequence[str] = ()
+) -> None:
     """Raise WrongWordError for an option that pmuctl calls otherwise.
 
-    `path` is the command that lacks the `option`, `words` the whole command line.
+    `path` is the command that lacks the `option`; `words` is the command line, without the `rest`
+    that belongs to a VMM.
     """
     right = {**_EVERYWHERE, **_OPTIONS.get(path, {})}.get(option)
     given = next((word for word in words if word.partition("=")[0] == option), None)
@@ -202,7 +205,7 @@ def check_option(root: Any, path: str, option: str, words: Sequence[str]) -> Non
     value = (given.partition("=")[2],) if "=" in given else ()
     corrected = (*((right,) if right else ()), *value)
     at = words.index(given)
-    if not is_parsed(root, [*words[:at], *corrected, *words[at + 1 :]]):
+    if not is_parsed(root, [*words[:at], *corrected, *words[at + 1 :], *rest]):
         return
     raise WrongWordError(
         f"{option}: no option of pmuctl {path}", words=(given,), right=corrected, why=None
