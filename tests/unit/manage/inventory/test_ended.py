@@ -16,7 +16,7 @@ listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()
 print(flush=True)
-listener.accept()
+client = listener.accept()
 os.kill(os.getpid(), 9)
 """
 
