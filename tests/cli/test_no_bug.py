@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is no bug of pmuctl never ends it as one (70): shortages, odd paths, odd environments."""
 
+import json
 import os
+import random
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +17,8 @@ import pytest
 from pmuctl.host.procfs import Procfs
 from tests.cli.conftest import Machine
 from tests.cli.processes import QEMU, with_vmm
+from tests.fakes.peers import GREETING, RawClient, bad_server, query
+from tests.fakes.vmm import FakeVm, fake_proc
 
 PMUCTL = [sys.executable, "-P", "-c", "from pmuctl.cli.entry import run; run()"]
 
@@ -95,3 +101,147 @@ def test_no_number_of_a_process_is_a_bug(machine: Machine, number: str) -> None:
     assert Procfs(machine.proc).tgid(6000) is None
     for words in (("vm", "list"), ("vm", "show", "pid/6000"), ("affinity", "check"), ("doctor",)):
         assert machine.run(*words).status != 70
+
+
+ODD_NUMBERS = (
+    *("9" * 5000, "9" * 21, "18446744073709551616", "4294967296", "2147483648", "-1"),
+    *("1e999", "1e400", "nan", "0x" + "f" * 5000, "٣", "²", "1_0", "007", ""),
+)
+
+
+READING = [
+    ("vm", "list", "-O"),
+    ("vm", "show", "pid/6000"),
+    ("vm", "vcpus"),
+    ("affinity", "check"),
+    ("doctor",),
+    ("pmu", "list", "-O"),
+    ("pmu", "cpus"),
+    ("host", "info"),
+]
+
+
+def with_odd_numbers(text: str, rng: random.Random, share: float) -> str:
+    """The same text, but a share of its numbers are others."""
+    return re.sub(
+        r"[0-9]+",
+        lambda match: rng.choice(ODD_NUMBERS) if rng.random() < share else match[0],
+        text,
+    )
+
+
+def test_no_number_of_a_tree_or_a_record_is_a_bug(machine: Machine) -> None:
+    with_vmm(machine, 6000, QEMU, "-name", "web1")
+    machine.start(FakeVm("web2"))
+    assert machine.run("vm", "set", "web2", "pmu", "armv8_cortex_a72").status == 0
+    assert machine.run("vm", "set", "pid/6000", "affinity", "none").status == 0
+    folders = (machine.root, machine.proc, machine.runtime)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    texts = {path: path.read_text(errors="surrogateescape") for path in files}
+    assert any(path.name.startswith(".placed-") for path in files)
+    for seed in range(40):
+        rng = random.Random(seed)
+        share = rng.choice((0.02, 0.1, 0.5, 1))
+        for path, text in texts.items():
+            path.write_text(with_odd_numbers(text, rng, share), errors="surrogateescape")
+        for words in READING:
+            ran = machine.run(*words)
+            assert ran.status != 70, (seed, words, ran)
+
+
+@pytest.mark.parametrize("number", [number for number in ODD_NUMBERS if number])
+def test_no_number_of_an_answer_is_a_bug(machine: Machine, number: str) -> None:
+    answer = json.dumps(query())
+    fake_proc(machine.proc, os.getpid(), tids=[1001, 1002], start=5)
+    machine.runtime.mkdir()
+    for place in re.finditer(r"(?<![\w.-])[0-9]+(?![\w.-])", answer):
+        odd = answer[: place.start()] + number + answer[place.end() :]
+
+        def serve(client: RawClient, odd: str = odd) -> None:
+            client.send(GREETING)
+            for text in ("{}", odd):
+                tag = json.dumps(client.read()["id"])
+                client.send(f'{{"return": {text}, "id": {tag}}}'.encode())
+
+        path = machine.runtime / "web1.sock"
+        with bad_server(path, serve):
+            ran = machine.run("vm", "show", "web1", "--deadline", "10")
+        path.unlink()
+        assert ran.status != 70, (odd, ran)
+
+
+TERMINAL = {"TERM": "xterm", "LANG": "C.UTF-8", "PATH": os.environ["PATH"]}
+
+ODD_ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "nothing": {},
+    "no columns": TERMINAL | {"COLUMNS": "0", "LINES": "-1"},
+    "too many columns": TERMINAL | {"COLUMNS": "9" * 5000, "LINES": "9" * 30},
+    "columns in words": TERMINAL | {"COLUMNS": "٣", "LINES": "x", "FORCE_COLOR": "x"},
+    "an unknown terminal": TERMINAL | {"TERM": "\x1b[31m", "COLORTERM": "x", "FORCE_COLOR": "1"},
+    "a dumb terminal": TERMINAL | {"TERM": "dumb", "TTY_COMPATIBLE": "1"},
+    "ASCII": TERMINAL | {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C"},
+    "UTF-16": TERMINAL | {"PYTHONIOENCODING": "utf-16", "LC_ALL": "xx_YY.bogus"},
+    "no UTF-8": TERMINAL | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+    "no home": TERMINAL | {"HOME": "/nonexistent/\udcff", "TZ": "\udcff", "SHELL": ""},
+    "a relative directory": TERMINAL | {"XDG_RUNTIME_DIR": "relative"},
+    "a device for a directory": TERMINAL | {"PMUCTL_RUNTIME_DIR": "/dev/null"},
+    "a long directory": TERMINAL | {"PMUCTL_RUNTIME_DIR": "/" + "a" * 5000},
+    "no text for a directory": TERMINAL | {"PMUCTL_RUNTIME_DIR": "\udcff\n"},
+}
+
+SOME = [("vm", "list"), ("vm", "show", "x"), ("run", "--", "true"), ("vm", "set", "--help")]
+
+
+def start_oddly(
+    words: Sequence[str],
+    folder: Path,
+    environ: Mapping[str, str],
+    *,
+    closes: Sequence[int] = (),
+    is_gone: bool = False,
+    is_full: bool = False,
+) -> "subprocess.CompletedProcess[bytes]":
+    """pmuctl without these standard streams, or its working directory, or space for output."""
+    folder.mkdir()
+
+    def become_odd() -> None:
+        if is_gone:
+            folder.rmdir()
+        for descriptor in closes:
+            os.close(descriptor)
+
+    with open("/dev/full" if is_full else os.devnull, "wb") as out:
+        return subprocess.run(
+            [*PMUCTL, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out if is_full else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            check=False,
+            cwd=folder,
+            env=environ,
+            preexec_fn=become_odd,
+            timeout=60,
+        )
+
+
+def check_is_no_bug(done: "subprocess.CompletedProcess[bytes]") -> None:
+    text = (done.stdout or b"") + done.stderr
+    assert 0 <= done.returncode not in (70, 120), done
+    assert b"Traceback" not in text, done
+    assert b"Exception ignored" not in text, done
+
+
+@pytest.mark.parametrize("name", ODD_ENVIRONMENTS)
+def test_no_environment_is_a_bug(tmp_path: Path, name: str) -> None:
+    for number, words in enumerate(SOME):
+        check_is_no_bug(start_oddly(words, tmp_path / str(number), ODD_ENVIRONMENTS[name]))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_lack_of_streams_or_of_a_directory_is_a_bug(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    environ = TERMINAL | {"PMUCTL_RUNTIME_DIR": str(tmp_path / "run")}
+    check_is_no_bug(start_oddly(words, tmp_path / "1", environ, closes=(0, 1, 2)))
+    check_is_no_bug(start_oddly(words, tmp_path / "2", environ, closes=(1,), is_gone=True))
+    check_is_no_bug(start_oddly(words, tmp_path / "3", environ, closes=(0, 2), is_full=True))

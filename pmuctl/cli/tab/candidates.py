@@ -229,7 +229,7 @@ def _open_socket(vm: str, named: str) -> tuple[int, int | None] | None:
         directories += [
             (path, int(uid))
             for path, uid in users.items()
-            if path not in unanswered and uid.isdigit()
+            if path not in unanswered and uid.isascii() and uid.isdigit()
         ]
     elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
         directories.append((f"{runtime}/pmuctl", os.geteuid()))
