@@ -133,10 +133,10 @@ def test_vms_under_pmuctl_run_are_shown_as_on_the_host(host: Machine, tmp_path: 
         ]
         found = {words: compared(host, tree, *words) for words in (*COMMANDS, *shows)}
         for words in (*COMMANDS, *shows):
-            ran = host.run(*words, "-J", "--sysroot", str(again))
+            second = host.run(*words, "-J", "--sysroot", str(again))
             # a fix names the tree it is for
-            stderr = ran.stderr.replace(str(again), str(tree))
-            assert Ran(ran.status, ran.stdout, stderr) == host.run(
+            stderr = second.stderr.replace(str(again), str(tree))
+            assert Ran(second.status, second.stdout, stderr) == host.run(
                 *words, "-J", "--sysroot", str(tree)
             )
         vm.initialise()
