@@ -65,17 +65,19 @@ def make_supervisor(
     )
 
 
-class FakeTracer(Tracer):
-    """Ends a process while `other`, a thread of it, fails, too."""
+class EndingThread(Tracee):
+    """A thread that is told to end its process: that ends while `other` fails, too."""
 
-    def __init__(self) -> None:
-        super().__init__(native_arch(), Procfs())
-        self.ended: list[int] = []
-        self.other = Tracee(2, 1, native_arch())
+    def __init__(self, vmm: subprocess.Popen[bytes], other: Tracee) -> None:
+        super().__init__(vmm.pid, vmm.pid, native_arch())
+        self.ended = 0
+        self._vmm = vmm
+        self._other = other
 
-    def end(self, thread: Tracee, status: int) -> None:
-        self.ended.append(thread.tid)
-        self.applier.fail(self.other, RefusedError("the other"))
+    def exit_group(self, status: int) -> None:
+        self.ended += 1
+        self.applier.fail(self._other, RefusedError("the other"))
+        self._vmm.kill()
 
     applier: Applier
 
@@ -88,18 +90,22 @@ def test_one_error_is_written_where_two_threads_fail(*, best_effort: bool) -> No
         name="vm", socket=Path("/nonexistent"), command=("sleep",), best_effort=best_effort
     )
     story = cast(VmObserver, SimpleNamespace(on_refused=refused.append))
-    tracer = FakeTracer()
-    tracer.applier = Applier(
+    tracer = Tracer(native_arch(), Procfs())
+    applier = Applier(
         spec, story, VmmStderr(write), tracer, Procfs(), lambda pid: {pid}, lambda _: False
     )
     error = RefusedError("the one")
-    tracer.applier.fail(Tracee(1, 1, native_arch()), error, is_final=True)
+    with subprocess.Popen(("sleep", str(PATIENCE))) as vmm:
+        other = Tracee(vmm.pid + 1, vmm.pid, native_arch())
+        thread = EndingThread(vmm, other)
+        thread.applier, tracer.threads[vmm.pid] = applier, thread
+        applier.fail(thread, error, is_final=True)
     os.close(write)
     with open(read, encoding="utf-8") as complaint:
         assert complaint.read() == "error: vm: the one\n  now: the VM was not started\n"
-    assert (tracer.ended, refused) == ([1], [error])
-    assert tracer.other.is_ending
-    assert tracer.other.parked  # it makes no call any more
+    assert (thread.ended, refused) == (1, [error])
+    assert other.is_ending
+    assert other.parked  # it makes no call any more
 
 
 @pytest.mark.parametrize("tid", [0, 1 << 22])
