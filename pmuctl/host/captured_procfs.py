@@ -16,6 +16,7 @@ from pmuctl.host.kvm.owners import scan_owners
 from pmuctl.host.mounts import PATH_MOUNTS
 from pmuctl.host.proc_files import check_count, read_all
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import Allowance, TooLargeError, take_names
 from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
@@ -28,6 +29,9 @@ from pmuctl.value import value
 UNREADABLE = "pmuctl-unreadable"
 """In a captured /proc: how many processes could not be read when it was made, and whether others
 were hidden. A tree without it does not tell which processes there were."""
+
+PROCESS_MAX = 24 << 20
+"""Characters of the files of one process: 4096 threads have 8 Mi."""
 
 OF_PROCESS = ("status", "stat", "cmdline", "comm", "cgroup")
 OF_THREAD = ("stat", "status", "comm", "cgroup", "syscall")
@@ -69,7 +73,8 @@ class CapturedProcfs(Procfs):
     def _list_names(self, path: str) -> list[str]:
         fd = self._open_directory(path)
         try:
-            return os.listdir(fd)
+            with os.scandir(fd) as files:
+                return take_names((file.name for file in files), f"proc/{path}")
         finally:
             os.close(fd)
 
@@ -80,8 +85,10 @@ class CapturedProcfs(Procfs):
     def iter_links(self, path: str, *, most: int | None = None) -> Iterator[tuple[int, str]]:
         fd = self._open_directory(path)
         try:
-            names = os.listdir(fd)
-            for name in names if most is None else check_count(names, most):
+            with os.scandir(fd) as files:
+                there = (file.name for file in files)
+                names = check_count(there, most) if most else take_names(there, f"proc/{path}")
+            for name in names:
                 try:
                     link = int(name), os.readlink(name, dir_fd=fd)
                 except (OSError, ValueError):
@@ -136,15 +143,21 @@ def scan_captured_vms(
 ) -> Iterator[Captured]:
     """Yield the /proc files of every process that owns a VM, and of the given `vmms`.
 
-    `vmms` are VMMs that the scan may not have found to own a VM. Unreadable processes are only
-    counted, and whether others are hidden is told. The capture contains the names of VMs and the
-    command lines of their VMMs, and of cgroups the files that `Cpusets` reads for their threads.
+    `vmms` are VMMs that the scan may not have found to own a VM. Processes that are unreadable, or
+    have more text than is kept, are only counted, and whether others are hidden is told. The
+    capture contains the names of VMs and the command lines of their VMMs, and of cgroups the files
+    that `Cpusets` reads for their threads.
     """
     scan = scan_owners(procs, sysfs)
     cgroups = _RecordingSysfs(sysfs)
     cpusets = Cpusets(cgroups)
+    too_large = 0
     for process in dict.fromkeys([*(owner.process for owner in scan.processes), *vmms]):
-        files = [*_capture_process(procs, process.pid)]
+        try:
+            files = [*_capture_process(procs, process.pid)]
+        except TooLargeError:
+            too_large += 1
+            continue
         # another process may have been given this pid during the capture
         if procs.is_there(process):
             yield from files
@@ -160,12 +173,13 @@ def scan_captured_vms(
     uptime = procs.read_text("uptime")
     if uptime is not None:
         yield Captured(path="proc/uptime", text=uptime)
-    unseen = scan.unreadable + sum(scan.left_out.values())
+    unseen = too_large + scan.unreadable + sum(scan.left_out.values())
     hidden = " hidden" if scan.is_partial else ""
     yield Captured(path=f"proc/{UNREADABLE}", text=f"{unseen}{hidden}\n")
 
 
 def _capture_process(procs: Procfs, pid: int) -> Iterator[Captured]:
+    left = Allowance(PROCESS_MAX, "characters of a process")
     for fd, target in sorted(procs.links(pid).items()):
         yield Captured(path=f"proc/{pid}/fd/{fd}", text=target, is_link=True)
     paths = [f"{pid}/{name}" for name in OF_PROCESS]
@@ -175,6 +189,7 @@ def _capture_process(procs: Procfs, pid: int) -> Iterator[Captured]:
         text = procs.read_text(path)
         if text is not None:
             text = _strip_addresses(text) if path.endswith("/syscall") else text
+            left.take(len(text), path)
             yield Captured(path=f"proc/{path}", text=text)
 
 

@@ -70,8 +70,14 @@ def scan_present(sysfs: Sysfs) -> CpuSet:
     return CpuSet.of(cpu for cpu in cpus if cpu < CPU_LIMIT)
 
 
-def scan_cores(sysfs: Sysfs, cpus: CpuSet) -> tuple[CoreModel, ...]:
-    """Return the distinct core models of these CPUs, in the order of the CPUs."""
+def scan_cores(
+    sysfs: Sysfs, cpus: CpuSet, *, present: CpuSet | None = None
+) -> tuple[CoreModel, ...]:
+    """Return the distinct core models of these CPUs, in the order of the CPUs.
+
+    `present` are those that `scan_present` has found, if it was called before.
+    """
     # a hostile list may name 65536 CPUs: read only those that are present
-    cores = (read_core(sysfs, cpu) for cpu in cpus & scan_present(sysfs))
+    there = scan_present(sysfs) if present is None else present
+    cores = (read_core(sysfs, cpu) for cpu in cpus & there)
     return tuple(dict.fromkeys(core for core in cores if core is not None))

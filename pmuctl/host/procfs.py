@@ -29,6 +29,8 @@ LISTINGS_MAX = 16
 """Listings of a process's threads at most: some of them always end while it is listed."""
 FDS_MAX = 1 << 13
 """Descriptors of a process in which a VM is looked for, at most: a VMM makes it early."""
+WORDS_MAX = 1 << 12
+"""Words of a command line: a QEMU of 100 devices has some 500, and one of 1 MB up to a million."""
 ID = re.compile(r"[1-9][0-9]{0,9}")
 """The directory name of a process or thread."""
 
@@ -125,13 +127,16 @@ class Procfs(TaskFiles):
         return self._read_status_number(pid, b"PPid")
 
     def command_line(self, pid: int) -> tuple[str, ...]:
-        """Return the command line of a process as it is now, empty if it is gone."""
+        """Return the command line of a process as it is now, empty if it is gone.
+
+        It has WORDS_MAX words at most.
+        """
         try:
             raw = self._read_file(f"{pid}/cmdline")
         except OSError:
             return ()
-        words = raw.removesuffix(b"\0").split(b"\0") if raw else []
-        return tuple(word.decode(errors="surrogateescape") for word in words)
+        words = raw.removesuffix(b"\0").split(b"\0", WORDS_MAX) if raw else []
+        return tuple(word.decode(errors="surrogateescape") for word in words[:WORDS_MAX])
 
     def working_directory(self, pid: int) -> str | None:
         """Return the working directory of a process, None if it is gone or may not be read."""

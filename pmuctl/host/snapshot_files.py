@@ -8,8 +8,16 @@ from pathlib import Path
 
 from pmuctl.host.debugfs import PATH_KVM
 from pmuctl.host.new_tree import new_tree
+from pmuctl.host.pmus import SOURCES_MAX
+from pmuctl.host.resource_errors import Allowance
 from pmuctl.host.sysfs import PATH_CPU, PATH_EVENT_SOURCE, Sysfs
 from pmuctl.value import value
+
+SOURCE_FILES_MAX = 1 << 16
+"""Events, formats and caps of all event sources: an uncore PMU has up to a thousand."""
+
+SOURCE_TEXT_MAX = 8 << 20
+"""Characters of all these: they have about 20 each."""
 
 PATH_OSRELEASE = "proc/sys/kernel/osrelease"
 
@@ -25,7 +33,10 @@ class Captured:
 
 def scan_captured(sysfs: Sysfs) -> Iterator[Captured]:
     """Yield the /sys and kernel files that pmuctl reads; leave out those that cannot be read."""
-    for name in sysfs.entries(PATH_EVENT_SOURCE):
+    files = Allowance(SOURCE_FILES_MAX, "events, formats and caps")
+    text = Allowance(SOURCE_TEXT_MAX, "characters of events, formats and caps")
+    attributes: dict[str, list[str]] = {}
+    for name in sysfs.entries(PATH_EVENT_SOURCE, most=SOURCES_MAX):
         link = f"{PATH_EVENT_SOURCE}/{name}"
         real = sysfs.resolve(link)
         if real is None:
@@ -36,8 +47,15 @@ def scan_captured(sysfs: Sysfs) -> Iterator[Captured]:
         for file in ("type", "cpus", "cpumask"):
             yield from _capture_file(sysfs, f"{real}/{file}")
         for folder in ("events", "format", "caps"):
-            for file in sysfs.entries(f"{real}/{folder}"):
-                yield from _capture_file(sysfs, f"{real}/{folder}/{file}")
+            path = f"{real}/{folder}"
+            if path not in attributes:  # a hostile tree has several names for one source
+                attributes[path] = sysfs.entries(path, most=SOURCE_FILES_MAX)
+                files.take(len(attributes[path]), path)
+    for folder, names in attributes.items():
+        for name in names:
+            for captured in _capture_file(sysfs, f"{folder}/{name}"):
+                text.take(len(captured.text), captured.path)
+                yield captured
     for file in ("online", "present", "possible", "isolated"):
         yield from _capture_file(sysfs, f"{PATH_CPU}/{file}")
     for cpu in sysfs.entries(PATH_CPU):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pmuctl.host.resource_errors import raise_if_exhausted
+from pmuctl.host.resource_errors import NAMES_MAX, raise_if_exhausted, take_names
 from pmuctl.model.cpuset import CpuSet
 
 PATH_EVENT_SOURCE = "sys/bus/event_source/devices"
@@ -89,11 +89,15 @@ class Sysfs:
         except ValueError:
             return None
 
-    def entries(self, path: str) -> list[str]:
-        """Return the sorted names in a directory, an empty list if it cannot be listed."""
+    def entries(self, path: str, *, most: int = NAMES_MAX) -> list[str]:
+        """Return the sorted names in a directory, an empty list if it cannot be listed.
+
+        Raise TooLargeError if it has more than `most`.
+        """
         try:
             with self._open_path(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
-                return sorted(os.listdir(fd))
+                with os.scandir(fd) as files:
+                    return sorted(take_names((file.name for file in files), path, most))
         except OSError as error:
             raise_if_exhausted(error, path)
             return []

@@ -185,7 +185,7 @@ def test_hostile_arguments_are_only_names(machine: Machine, word: str) -> None:
 
 def test_a_bug_is_one_line_and_a_traceback_with_vv(machine: Machine) -> None:
     class Broken(Sysfs):
-        def entries(self, path: str) -> list[str]:
+        def entries(self, path: str, *, most: int = 0) -> list[str]:
             raise ZeroDivisionError("boom")
 
     def run(*words: str) -> tuple[int, str]:

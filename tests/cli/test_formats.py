@@ -453,7 +453,7 @@ def test_each_error_ends_with_its_status_and_as_json(
     machine: Machine, cls: type[PmuctlError]
 ) -> None:
     class Failing(Sysfs):
-        def entries(self, path: str) -> list[str]:
+        def entries(self, path: str, *, most: int = 0) -> list[str]:
             raise cls("it failed", subject="x", why="because", fix="do this")
 
     def run(*words: str) -> tuple[int, str, str]:

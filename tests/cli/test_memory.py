@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import flood
+from tests.fakes.huge_tree import KINDS, make_huge_tree
 
 MOST = 128 << 10
 """KiB."""
@@ -83,3 +84,27 @@ def test_a_server_under_test_takes_no_memory(tmp_path: Path) -> None:
         peak, status, _ = measure("conformance", str(tmp_path / "run/flood0.sock"))
     assert status == 1
     assert peak < MOST
+
+
+REFUSED = {
+    "texts": "characters of events, formats and caps",
+    "links": "characters of events, formats and caps",
+    "names": "names of a directory",
+    "cpus": "CPUs of PMUs",
+}
+"""What a tree has too many of, by the kinds of trees that are not read as a whole."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_captured_tree_takes_no_memory(tmp_path: Path, kind: str) -> None:
+    tree = str(make_huge_tree(tmp_path / "tree", kind))
+    commands = ["pmu list", "vm list", f"host snapshot {tmp_path / 'copy'}"]
+    # what is refused is refused by the reader that all commands have
+    for command in commands[:: 2 if kind in REFUSED else 1]:
+        peak, status, said = measure(*command.split(), "--sysroot", tree)
+        assert peak < MOST, command
+        if command == "pmu list":
+            assert (status, "larger than any machine" in said) == (
+                (9, True) if kind in REFUSED else (0, False)
+            )
+            assert REFUSED.get(kind, "") in said

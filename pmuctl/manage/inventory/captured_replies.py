@@ -18,6 +18,7 @@ from pmuctl.control.runtime.sockets import SUFFIX, ControlSocket, SocketScan
 from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.host import Host
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import Allowance
 from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_REPLIES
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.manage.inventory.replies import (
@@ -34,9 +35,12 @@ from pmuctl.schema import Bool, Constant, Int, Maybe, Nullable, Obj, Str, Struct
 from pmuctl.value import replace
 
 FORMAT = 1
-SIZE_LIMIT = 8 << 20
-"""Bytes of a file: an answer has at most MESSAGE_MAX, whose numbers can get four times as long
-when they are written again (1E15); a record has a lower limit of its own."""
+SIZE_LIMIT = 4 << 20
+"""Bytes of a file: an answer has at most MESSAGE_MAX and a record 2 MiB; spaces may be added."""
+VALUES_MAX = 1 << 18
+"""Values in a file: an answer has up to 120,000, and a record no more. Each takes 200 bytes."""
+REPLIES_MAX = 16 << 20
+"""Characters of all files: those of 1,000 VMs of 8 vCPUs have 3 Mi."""
 PATH_CHARS = 4 * 4096
 """Characters of a path: PATH_MAX bytes, of which each can need four."""
 FIX = "sudo pmuctl host snapshot DIR"
@@ -107,11 +111,13 @@ def read_captured_sockets(host: Host) -> SocketScan:
     """Return the control sockets of a captured tree; raise RefusedError for a broken file."""
     sysfs = host.sysfs
     found: dict[Path, ControlSocket] = {}
+    left = Allowance(REPLIES_MAX, "characters of replies")
     for name in filter(_FILE.fullmatch, sysfs.entries(PATH_REPLIES)):
         text = sysfs.read_text(f"{PATH_REPLIES}/{name}", limit=SIZE_LIMIT)
         try:
             if text is None:
                 raise ValueError(f"it is no file of at most {SIZE_LIMIT >> 20} MiB to be read")
+            left.take(len(text), f"{PATH_REPLIES}/{name}")
             socket = from_text(text, host.procs)
             if socket.path in found:
                 raise ValueError(f"{socket.path} stands in another file, too")
@@ -169,22 +175,34 @@ def from_text(text: str, procs: Procfs) -> CapturedSocket:
     The threads of a VMM are read from `procs`, the processes of the same capture; the `fix` of a
     problem is made here. Raise ValueError or RecursionError for any other text.
     """
+    if sum(map(text.count, "{[,")) > VALUES_MAX:
+        raise ValueError(f"it has more than {VALUES_MAX} values")
     document: Any = json.loads(text)
     _FORM.check(document, "file")
+    document = _FORM.select(document)
     path = Path(document["path"])
     if path.name != document["name"] + SUFFIX:
         raise ValueError("file.path: is not a socket of that name")
     socket = ControlSocket(name=document["name"], path=path, speaks_for=document["owner"])
-    reply: Reply
+    _parse_reply(socket, document, procs)
+    # what is not known here is not kept
+    known = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return CapturedSocket(
+        name=socket.name,
+        path=path,
+        speaks_for=socket.speaks_for,
+        read=lambda: _parse_reply(socket, json.loads(known), procs),
+    )
+
+
+def _parse_reply(socket: ControlSocket, document: Mapping[str, Any], procs: Procfs) -> Reply:
     if "answer" in document and "vmm" in document:
-        reply = _parse_vm_reply(socket, document, procs)
-    elif "record" in document and "uid" in document:
-        reply = RecordedVm(record=_parse_record(document, socket.name), uid=document["uid"])
-    elif "untold" in document:
-        reply = _parse_no_reply(document["untold"], socket.name)
-    else:
-        raise ValueError("file: has neither answer nor record nor why there is none")
-    return CapturedSocket(name=socket.name, path=path, speaks_for=socket.speaks_for, reply=reply)
+        return _parse_vm_reply(socket, document, procs)
+    if "record" in document and "uid" in document:
+        return RecordedVm(record=_parse_record(document, socket.name), uid=document["uid"])
+    if "untold" in document:
+        return _parse_no_reply(document["untold"], socket.name)
+    raise ValueError("file: has neither answer nor record nor why there is none")
 
 
 def _parse_vm_reply(socket: ControlSocket, document: Mapping[str, Any], procs: Procfs) -> VmReply:

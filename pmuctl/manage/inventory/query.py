@@ -50,7 +50,7 @@ def ask_socket(
     Return the captured reply if the socket is of a captured tree. `budget` bounds the answer.
     """
     if isinstance(socket, CapturedSocket):
-        return socket.reply
+        return socket.read()
     client = session.client(socket, budget)
     try:
         with client:

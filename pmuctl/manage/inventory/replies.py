@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replies from control sockets, and the Vm built from one, live or captured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pmuctl.control.client.peer_auth import AuthenticatedVmm
@@ -62,11 +62,12 @@ Reply = VmReply | RecordedVm | NoReply
 class CapturedSocket(ControlSocket):
     """A control socket of another machine, and its captured reply; it cannot be queried.
 
-    `speaks_for` is None if only root or the user who made the capture can have made it.
+    `speaks_for` is None if only root or the user who made the capture can have made it. `read`
+    parses the reply, which takes ten times the memory of its text: one is held at a time.
     """
 
-    # a reply cannot be hashed, and the path alone tells sockets apart
-    reply: Reply = field(compare=False)
+    # the path alone tells sockets apart
+    read: Callable[[], Reply] = field(compare=False)
 
 
 def check_answer(socket: ControlSocket, message: Mapping[str, Any]) -> None:
