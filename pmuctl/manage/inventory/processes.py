@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from posixpath import join, normpath
+from posixpath import join
 
 from pmuctl.control.client.qemu_monitor import DEADLINE, QemuMonitor, may_query, query_qemu
 from pmuctl.errors import PmuctlError, UnreachableError
@@ -14,7 +14,7 @@ from pmuctl.host.host import Host
 from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.kvm.owners import running_vcpu, scan_owners
 from pmuctl.host.kvm.process_scan import ScanLimits
-from pmuctl.host.mounts import find_unanswered
+from pmuctl.host.mounts import may_hang
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
 from pmuctl.manage.inventory.program import identify_program, read_program
@@ -199,9 +199,10 @@ def _query_monitor(process: VmProcess, session: Session, until: float) -> QemuMo
 
 
 def _is_answered(path: str, procs: Procfs, pid: int) -> bool:
-    """Return whether a path, as a process sees it, is on no mount that may never answer."""
-    place = normpath(join(procs.working_directory(pid) or "/", path))
-    return not find_unanswered([place], procs.read_text(f"{pid}/mountinfo") or "")
+    """Return whether a path, as a process sees it, leads over no mount that may never answer."""
+    place = join(procs.working_directory(pid) or "/", path)
+    mounts = procs.read_text(f"{pid}/mountinfo") or ""
+    return not may_hang(place, str(procs.root / str(pid) / "root"), mounts)
 
 
 def _iter_vms(

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounts at which a look can wait for ever are told from others, by the kernel's table alone."""
 
+from pathlib import Path
+
 import pytest
 
-from pmuctl.host.mounts import find_unanswered
+from pmuctl.host.mounts import find_unanswered, may_hang
 
 USER = "/run/user/1000"
 RUNTIME = f"{USER}/pmuctl"
@@ -56,3 +58,34 @@ def test_a_directory_that_may_never_answer(mounts: list[tuple[str, str]]) -> Non
 def test_places_are_unescaped_and_other_lines_left_alone() -> None:
     mounts = "nonsense\n" + table(("cifs", r"/run/user/1000/a\040b"))
     assert find_unanswered([f"{USER}/a b"], mounts) == {f"{USER}/a b"}
+
+
+@pytest.mark.parametrize(
+    ("path", "hangs"),
+    [
+        ("/vm/qmp", False),
+        ("/nfs/qmp", True),
+        ("/vm/../vm/./qmp", False),
+        ("/vm/../nfs/qmp", True),
+        ("/vm/near/qmp", False),
+        ("/vm/away/qmp", True),
+        ("/vm/round/qmp", True),
+        ("/vm/away/../vm/qmp", True),
+        ("/vm/endless", True),
+        ("/vm/missing/qmp", False),
+    ],
+)
+def test_a_way_over_links_to_where_nobody_may_answer(
+    tmp_path: Path, path: str, *, hangs: bool
+) -> None:
+    """What is there is never touched: no file of this tree is on such a mount."""
+    for name, target in {
+        "near": "../vm",
+        "away": "/nfs/vm",
+        "round": "near/away",
+        "endless": "endless",
+    }.items():
+        (tmp_path / "vm").mkdir(exist_ok=True)
+        (tmp_path / "vm" / name).symlink_to(target)
+    mounts = table(("nfs4", "/nfs"), ("tmpfs", "/nfs/local"))
+    assert may_hang(path, str(tmp_path), mounts) is hangs
