@@ -10,7 +10,8 @@ from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.launch.affinity_watch import AffinityWatch
 from pmuctl.launch.apply import Applier
-from pmuctl.launch.confinement import Backoff, Confinement
+from pmuctl.launch.confined_processes import ConfinedProcesses
+from pmuctl.launch.confinement import Backoff
 from pmuctl.launch.default_pmu import DefaultPmuTracker
 from pmuctl.launch.failures import (
     memory_not_writable,
@@ -67,11 +68,10 @@ class Supervisor:
         self._pid = pid
         self._fd_of = fd_of
         self._spec = spec
-        self._arch = arch
-        self._threads = threads
         self._spaces = AddressSpaces(procs)
-        self._confinements: dict[int, Confinement] = {}
-        self._backoffs: dict[int, Backoff] = {}
+        self._confined = ConfinedProcesses(
+            None if spec.hold else spec.affinity, arch, procs, threads, self._spaces
+        )
         self._applier = Applier(
             spec,
             observer,
@@ -79,13 +79,13 @@ class Supervisor:
             self.tracer,
             procs,
             self._find_sharing,
-            lambda tgid: tgid in self._confinements and self._confinements[tgid].has_run(),
+            self._confined.has_run,
         )
         self.vm_hold = VmHold(
             spec,
             ioctls,
             self._applier,
-            self._confinement_of,
+            self._confined.find_or_add,
             observer,
             self.tracer,
             procs,
@@ -129,11 +129,11 @@ class Supervisor:
         self.on_idle()
         now = time.monotonic()
         due = self._vcpu_tracker.check_makers(now)
-        for pid in [pid for pid, backoff in self._backoffs.items() if now >= backoff.due]:
+        for pid in [pid for pid, backoff in self._confined.backoffs.items() if now >= backoff.due]:
             self._check_running_vcpus(pid)
         if has_more:
             return 0.0
-        dues = [backoff.due for backoff in self._backoffs.values()]
+        dues = [backoff.due for backoff in self._confined.backoffs.values()]
         times = [max(0.0, when - now) for when in (*dues, *([] if due is None else [due]))]
         for poll in (self._first_vm.poll, self._affinity_watch.poll):
             if (seconds := poll(now)) is not None:
@@ -171,8 +171,7 @@ class Supervisor:
                 self._refuse_unseen(listener, notification)
                 return
             except PermissionError:
-                confinement = self._confinements.get(tgid)
-                has_run = confinement is not None and confinement.has_run()
+                has_run = self._confined.has_run(tgid)
                 self._default_pmu_tracker.record(tgid, None)
                 self._applier.refuse_untraceable(
                     listener, notification, tgid, pidfd, has_run=has_run
@@ -197,17 +196,17 @@ class Supervisor:
         KVM may choose the PMU by where the vCPU is initialised.
         """
         self._affinity_watch.stop(vcpu.tgid)
-        confinement = self._confinement_of(vcpu.tgid)
+        confinement = self._confined.find_or_add(vcpu.tgid)
         if self.vm_hold.is_awaited:
             confinement.cpus = self._spec.affinity
         if confinement.cpus is None:
             return
         try:
-            self._confine(vcpu.tgid)
+            self._confined.confine(vcpu.tgid)
         except PinnedError as error:
             if not self._spec.best_effort:  # else the warning comes when the settings are applied
                 self._applier.fail(thread, error)
-        self._backoffs.setdefault(vcpu.tgid, Backoff())
+        self._confined.backoffs.setdefault(vcpu.tgid, Backoff())
 
     def on_lost(self, thread: Tracee, error: ResourceExhaustedError | StuckError | None) -> None:
         """Fail: nobody could tell when a vCPU's window comes, nor where it is initialised."""
@@ -230,13 +229,13 @@ class Supervisor:
             self._follow_all(thread)
             return
         try:
-            self._confine(vcpu.tgid)
+            self._confined.confine(vcpu.tgid)
             descriptions = self._applier.apply(thread, self._fd_of(vcpu), self._ioctls)
         except PmuctlError as error:
             self._applier.fail(thread, error)
         else:
             self._observer.on_applied(descriptions)
-        self._backoffs[vcpu.tgid] = Backoff()
+        self._confined.backoffs[vcpu.tgid] = Backoff()
 
     def on_reset(self, thread: Tracee, fd: int) -> None:
         """Apply the settings all the same: the descriptor may have become another vCPU's."""
@@ -259,7 +258,7 @@ class Supervisor:
             self._applier.fail(thread, no_vpmu(vmm))
         if self._spec.best_effort and not self._spec.names_cpus and not self._vcpu_table.has_vpmu:
             for sharing_pid in self._spaces.sharing_processes(vcpu.tgid):
-                self._confinement_of(sharing_pid).release()
+                self._confined.find_or_add(sharing_pid).release()
 
     def on_silent_maker(self, vcpu: PendingVcpu) -> None:
         """Follow all tasks with the memory of a thread that runs, and makes no call."""
@@ -330,31 +329,9 @@ class Supervisor:
 
     # --- processes and running vCPUs -----------------------------------------------------------
 
-    def _confinement_of(self, pid: int) -> Confinement:
-        """Return the confinement of a process; those of processes that are gone are dropped."""
-        known = self._confinements.get(pid)
-        if known is None or not known.is_there():
-            for other, confinement in list(self._confinements.items()):
-                if other not in self._backoffs and not confinement.is_there():
-                    del self._confinements[other]
-            known = Confinement(pid, self._arch, self._procs, self._threads)
-            known.cpus = None if self._spec.hold else self._spec.affinity
-            self._confinements[pid] = known
-        return known
-
-    def _confine(self, pid: int) -> None:
-        """Confine the threads of a process, and of those that share its memory.
-
-        Raise PinnedError.
-        """
-        for sharing_pid in sorted(self._spaces.sharing_processes(pid)):
-            confinement = self._confinement_of(sharing_pid)
-            confinement.cpus = self._confinement_of(pid).cpus
-            confinement.confine()
-
     def _report_vcpu(self, vcpu: PendingVcpu) -> None:
         """Report a vCPU whose window has come; while a VM is held, only vCPUs of its process."""
-        self._confinement_of(vcpu.tgid).add(vcpu.fd, vcpu.index, vcpu.tid)
+        self._confined.find_or_add(vcpu.tgid).add(vcpu.fd, vcpu.index, vcpu.tid)
         held = self.vm_hold.held
         if held is not None and held.thread.tgid != vcpu.tgid:
             return
@@ -369,7 +346,7 @@ class Supervisor:
         """Go on after a hold: these ioctls are for the VMs that process `pid` makes later."""
         self._ioctls = ioctls
         self.close_stderr()
-        self._backoffs[pid] = Backoff()
+        self._confined.backoffs[pid] = Backoff()
 
     def _warn(self, pid: int, error: PmuctlError) -> None:
         error.subject = self._spec.name
@@ -377,11 +354,11 @@ class Supervisor:
 
     def _check_running_vcpus(self, pid: int) -> None:
         """Check which vCPUs run; once all do, the other threads get their masks back."""
-        confinement = self._confinements[pid]
+        confinement = self._confined.find_watched(pid)
         try:
             is_done = confinement.restore_masks()
         except ResourceExhaustedError:  # a shortage passes, and nobody waits for this
-            self._backoffs[pid] = self._backoffs[pid].next_backoff()
+            self._confined.backoffs[pid] = self._confined.backoffs[pid].next_backoff()
             return
         if self.vm_hold.held is None:  # while it is held, clients may set other CPUs
             self._affinity_watch.look(pid, confinement)
@@ -390,8 +367,8 @@ class Supervisor:
         if confinement.running and self._vcpu_table.pid == pid:
             self._observer.on_vcpus(self._vcpu_table.statuses(confinement.running))
         if not is_done:
-            self._backoffs[pid] = self._backoffs[pid].next_backoff()
+            self._confined.backoffs[pid] = self._confined.backoffs[pid].next_backoff()
             return
-        del self._backoffs[pid]
-        if self.tracer.trace_children and not self._backoffs:
+        del self._confined.backoffs[pid]
+        if self.tracer.trace_children and not self._confined.backoffs:
             self.tracer.detach_all(keep=self._vcpu_tracker.pending_processes())

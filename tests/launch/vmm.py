@@ -129,8 +129,10 @@ def make_vm(options: argparse.Namespace) -> None:
             mask = sorted(os.sched_getaffinity(0))
             now = time.monotonic()
             say(running=index, tid=threading.get_native_id(), mask=mask, at=now)
-            result = ioctl(vcpu, KVM_RUN)
-            say(ran=index, result=result, reason=page[2])
+            interrupted = 0
+            while (result := ioctl(vcpu, KVM_RUN)) == -errno.EINTR:  # as a tracer's stop does
+                interrupted += 1
+            say(ran=index, result=result, reason=page[2], interrupted=interrupted)
 
     made: list[int | None] = [None] * options.vcpus
     if not options.threads:
