@@ -184,6 +184,7 @@ _pmuctl_tree() {
             WINDOW
             ALIGNED
             MEANS
+            AFFINITY
             HAS-PMU
             CANDIDATES
             SOURCE
@@ -235,6 +236,7 @@ _pmuctl_tree() {
             WINDOW
             ALIGNED
             MEANS
+            AFFINITY
             HAS-PMU
             CANDIDATES
             SOURCE

@@ -109,9 +109,14 @@ class Context:
             return os.get_terminal_size(stream.fileno()).columns or USUAL_WIDTH
         return USUAL_WIDTH
 
-    def check_columns(self, columns: Sequence[Column[Row]]) -> None:
-        """Raise UsageError if `-o` is wrong, before anything is done."""
-        choose(columns, self.options.columns, every=self.options.every_column)
+    def check_columns(self, columns: Sequence[Column[Row]]) -> Sequence[Column[Row]]:
+        """Return the columns to show; raise UsageError if `-o` is wrong."""
+        return choose(
+            columns,
+            self.options.columns,
+            every=self.options.every_column,
+            as_json=self.format.is_json,
+        )
 
     def write_rows(
         self,
@@ -129,12 +134,7 @@ class Context:
         list has a header line in csv and tsv, because programs read these. `more` has further
         members of the JSON object.
         """
-        chosen = choose(
-            columns,
-            self.options.columns,
-            every=self.options.every_column,
-            as_json=self.format.is_json,
-        )
+        chosen = self.check_columns(columns)
         if self.format is Format.JSON:
             self.write_document({key: [as_object(chosen, row) for row in rows], **(more or {})})
             return

@@ -26,6 +26,7 @@ from pmuctl.manage.affinity.assess import (
     assess_named_vm,
     assess_vms,
     vcpu_rows,
+    with_affinity_record,
 )
 from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.hints import describe_count
@@ -36,7 +37,7 @@ from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import parse_ref, parse_refs
 from pmuctl.render.formats import Format
 from pmuctl.render.vcpu import VCPU_COLUMNS
-from pmuctl.render.vm import VM_COLUMNS
+from pmuctl.render.vm import AFFINITY_COLUMN, VM_COLUMNS
 
 if TYPE_CHECKING:
     from pmuctl.manage.settings.result import KeyResult
@@ -58,19 +59,22 @@ def vm_list(
 
     VMs with a control socket are queried; all others are found by their processes.
     """
-    context.check_columns(VM_COLUMNS)
+    columns = context.check_columns(VM_COLUMNS)
     assessed = _assess_vms(context, vm)
-    vm_list = assessed.vm_list
+    vm_list, alignments = assessed.vm_list, assessed.alignments
+    if AFFINITY_COLUMN in columns:  # else the file that this takes for each VM is not read
+        alignments = tuple(
+            with_affinity_record(alignment, assessed.host_state) for alignment in alignments
+        )
     context.write_rows(
         "vms",
         VM_COLUMNS,
-        assessed.alignments,
+        alignments,
         empty="no VM found",
         more=_count_missing(vm_list),
     )
     _warn_of_problems(context, vm_list.vms)
-    options = context.options
-    has_means = options.every_column or "MEANS" in (options.columns or "").upper()
+    has_means = any(column.name == "MEANS" for column in columns)
     is_on_terminal = context.format is Format.TABLE and context.layout.width is not None
     if is_on_terminal and not has_means:
         _explain_misplaced(context, assessed.alignments)

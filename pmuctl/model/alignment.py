@@ -178,13 +178,28 @@ class VcpuAlignment:
 
 
 @value(kw_only=True)
+class VmAffinityRecord:
+    """The CPUs that pmuctl last put a VM's vCPUs on, by vCPU number.
+
+    `is_left_alone` is True if pmuctl leaves the affinity to the admin (affinity none).
+    """
+
+    cpus: Mapping[int, CpuSet] = field(default_factory=dict)
+    is_left_alone: bool = False
+
+
+@value(kw_only=True)
 class VmAlignment:
-    """A VM, the PMU it has or can have, and whether its vCPUs stay there: each, and all."""
+    """A VM, the PMU it has or can have, and whether its vCPUs stay there: each, and all.
+
+    `affinity_record` is None if it was not read.
+    """
 
     vm: Vm
     effective_pmu: EffectivePmu
     vcpus: tuple[VcpuAlignment, ...]
     alignment: Alignment
+    affinity_record: VmAffinityRecord | None = None
 
     @classmethod
     def of(

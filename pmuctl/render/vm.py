@@ -3,11 +3,11 @@
 
 from collections.abc import Callable, Sequence
 
-from pmuctl.model.alignment import VmAlignment
+from pmuctl.model.alignment import VmAffinityRecord, VmAlignment
 from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.pmu import format_code
 from pmuctl.model.vm import Vm, VmState, Window
-from pmuctl.render.columns import NO_IS_BAD, UNKNOWN, Column, Mark, Shape, known
+from pmuctl.render.columns import NO_IS_BAD, UNKNOWN, Column, Mark, Shape, cell, known
 from pmuctl.render.text import printable
 from pmuctl.render.vcpu import CANDIDATES_SHAPE, NESTED_COLUMNS, Candidates, get_has_pmu
 
@@ -144,6 +144,35 @@ def _explain(alignment: VmAlignment) -> object:
     return alignment.explanation
 
 
+def _get_affinity(alignment: VmAlignment) -> object:
+    record = alignment.affinity_record
+    if record is None:
+        return UNKNOWN
+    return record if record.cpus or record.is_left_alone else None
+
+
+def _describe_record(record: VmAffinityRecord) -> str:
+    """Return where pmuctl put vCPUs, as `vm set` takes it if that is one place for all."""
+    if record.is_left_alone:
+        return "none"
+    places = list(dict.fromkeys(map(str, record.cpus.values())))
+    return places[0] if len(places) == 1 else cell(record.cpus)
+
+
+def _record_plain(record: VmAffinityRecord) -> dict[str, object]:
+    vcpus = {str(index): list(cpus) for index, cpus in record.cpus.items()}
+    return {"left_alone": record.is_left_alone, "vcpus": vcpus}
+
+
+AFFINITY_COLUMN: Column[VmAlignment] = Column(
+    name="AFFINITY",
+    help="where pmuctl last put its vCPUs",
+    value=_get_affinity,
+    shape=Shape(text=_describe_record, plain=_record_plain),
+    shown=False,
+)
+
+
 VM_COLUMNS: Sequence[Column[VmAlignment]] = (
     Column(name="NAME", help="the VM's name", value=_from_vm(lambda vm: vm.name)),
     Column(
@@ -198,6 +227,7 @@ VM_COLUMNS: Sequence[Column[VmAlignment]] = (
         shown=False,
         is_prose=True,
     ),
+    AFFINITY_COLUMN,
     Column(
         name="HAS-PMU",
         help="whether it has a PMU",

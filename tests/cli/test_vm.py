@@ -425,3 +425,31 @@ def test_a_wrong_column_is_refused_before_anything_is_done(
     assert (ran.status, ran.stdout) == (2, "")
     assert vm.calls == []
     assert not machine.servers["web1"].settings.released.is_set()
+
+
+def test_the_affinity_that_was_chosen_is_shown_and_listed_only_if_asked_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = machine.start(FakeVm("web1"))
+    column = ("-n", "-o", "AFFINITY")
+
+    def shown() -> str:
+        return machine.run("vm", "show", "web1", *column, "--format", "tsv").stdout.strip()
+
+    assert shown() == "-"
+    assert machine.run("vm", "set", "web1", "affinity", "2-3").status == 0
+    machine.threads = vm.threads
+    assert shown() == "2-3"
+    assert machine.run("vm", "list", *column).stdout.strip() == "2-3"
+    assert machine.run("affinity", "set", "web1", "3", "--vcpu", "1").status == 0
+    assert shown() == "0=2-3,1=3"
+    listed = machine.run("vm", "show", "web1", "-J", "-o", "AFFINITY").stdout
+    assert json.loads(listed)["vm"] == {
+        "affinity": {"left_alone": False, "vcpus": {"0": [2, 3], "1": [3]}}
+    }
+    assert machine.run("vm", "set", "web1", "affinity", "none").status == 0
+    assert shown() == "none"
+    monkeypatch.setattr("pmuctl.manage.affinity.assess.read_affinity_record", None)
+    assert machine.run("vm", "list").status == 0
+    assert machine.run("vm", "list", "-J").status == 0
+    assert machine.run("vm", "list", *column).status == 70

@@ -11,12 +11,12 @@ from pmuctl.manage.inventory.lookup import list_vms, lookup_vm
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import recorded_cpus
 from pmuctl.manage.inventory.unbacked_sockets import hide_unbacked
-from pmuctl.model.alignment import VcpuAlignment, VmAlignment, aligned_mask
+from pmuctl.model.alignment import VcpuAlignment, VmAffinityRecord, VmAlignment, aligned_mask
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import effective_pmu
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmRef
-from pmuctl.value import field, replace, value
+from pmuctl.value import replace, value
 
 
 @value(kw_only=True)
@@ -36,17 +36,6 @@ class VcpuRow:
         """True if it is not known whether the vCPU stays on the PMU that its VM may have."""
         pmu = self.alignment.effective_pmu
         return self.vcpu.alignment.aligned is None and (bool(pmu.cpus) or not pmu.is_known)
-
-
-@value(kw_only=True)
-class VmAffinityRecord:
-    """The CPUs that pmuctl last put a VM's vCPUs on, by vCPU number.
-
-    `is_left_alone` is True if pmuctl leaves the affinity to the admin (affinity none).
-    """
-
-    cpus: Mapping[int, CpuSet] = field(default_factory=dict)
-    is_left_alone: bool = False
 
 
 @value(kw_only=True)
@@ -75,7 +64,8 @@ def assess_vms(
 
 
 def assess_named_vm(session: Session, ref: VmRef) -> VmAlignment:
-    """Read the host, then assess one VM, with the names that its PMU has for events.
+    """Read the host, then assess one VM, with the names that its PMU has for events and
+    with its affinity record.
 
     Raise what `lookup_vm` raises.
     """
@@ -84,7 +74,7 @@ def assess_named_vm(session: Session, ref: VmRef) -> VmAlignment:
     if vm.filter is not None and vm.pmu is not None:
         names = [pmu.events for pmu in host_state.pmus if pmu.name == vm.pmu.name]
         vm = replace(vm, event_names=names[0] if names else {})
-    return assess(vm, host_state)
+    return with_affinity_record(assess(vm, host_state), host_state)
 
 
 def assess(vm: Vm, host_state: HostState) -> VmAlignment:
@@ -129,6 +119,14 @@ def read_vm_affinity_record(vm: Vm, host_state: HostState) -> VmAffinityRecord:
     found = {vcpu.index: record.cpus.get(vcpu.tid or 0, confined_to) for vcpu in vm.vcpus or ()}
     masks = {index: cpus for index, cpus in found.items() if cpus is not None}
     return VmAffinityRecord(cpus=masks, is_left_alone=is_left_alone)
+
+
+def with_affinity_record(alignment: VmAlignment, host_state: HostState) -> VmAlignment:
+    """Return the alignment of a VM with what pmuctl did with its vCPUs last, if that is known."""
+    if not host_state.host.is_live:
+        return alignment
+    record = read_vm_affinity_record(alignment.vm, host_state)
+    return replace(alignment, affinity_record=record)
 
 
 def has_settings(vm: Vm, host_state: HostState) -> bool:
