@@ -14,6 +14,7 @@ from pmuctl.cli.session import (
     VM_HELP,
     VMS_HELP,
     check_one_host,
+    count_missing,
     hide_unbacked_in_table,
     note_missing,
     open_session,
@@ -132,7 +133,7 @@ def affinity_check(
     *,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Exit with status 1 also if it is not known of a vCPU."),
+        typer.Option("--strict", help="Exit with status 1 also if it is not known of a VM."),
     ] = False,
     managed: Annotated[
         bool, typer.Option("--managed", help="Leave out VMs without settings of pmuctl.")
@@ -165,7 +166,9 @@ def affinity_check(
     alignments = [assess(vm, host_state) for vm in vms]
     rows = [row for alignment in alignments for row in check_rows(alignment, host_state)]
     unknown_vms = [alignment for alignment in alignments if alignment.is_unknown]
-    more = {"unknown": [alignment.vm.name for alignment in unknown_vms]}
+    more: dict[str, object] = {"unknown": [alignment.vm.name for alignment in unknown_vms]}
+    if vm_list:
+        more |= count_missing(vm_list)
     empty = "no VM has settings" if managed and not vms else "no vCPU is known"
     context.write_rows("vcpus", CHECK_COLUMNS, rows, empty=empty, more=more)
     for named in vms:
@@ -195,7 +198,8 @@ def affinity_check(
         if alignment.is_split:
             context.note(f"{alignment.vm.name}: {alignment.explanation}")
     has_dead = any(alignment.vm.dead_vcpus for alignment in alignments)
-    is_no = bool(misplaced) or has_dead or (strict and bool(unknown_vms))
+    are_some_unknown = bool(unknown_vms) or (vm_list is not None and vm_list.may_lack_vms)
+    is_no = bool(misplaced) or has_dead or (strict and are_some_unknown)
     return found.status(ExitStatus.NO if is_no else ExitStatus.OK)
 
 

@@ -88,6 +88,17 @@ def note_missing(context: Context, vms: VmList) -> None:
         )
 
 
+def count_missing(vms: VmList) -> dict[str, object]:
+    """Return what this list lacks, as members of a JSON document."""
+    return {
+        "unreadable": vms.unreadable,
+        "partial": vms.is_partial,
+        "left_out": vms.left_out,
+        "scratch": vms.scratch,
+        "unscanned": sum(vms.unscanned.values()),
+    }
+
+
 def warn_of_dead_vcpus(context: Context, alignments: Sequence[VmAlignment]) -> None:
     """Warn of vCPUs that have run and whose threads have ended."""
     for alignment in alignments:

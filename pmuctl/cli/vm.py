@@ -14,6 +14,7 @@ from pmuctl.cli.session import (
     VM_HELP,
     VMS_HELP,
     check_one_host,
+    count_missing,
     is_unbacked_hidden,
     note_missing,
     open_session,
@@ -30,7 +31,6 @@ from pmuctl.manage.affinity.assess import (
 )
 from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.hints import describe_count
-from pmuctl.manage.inventory.inventory import VmList
 from pmuctl.manage.inventory.wait import Awaited, wait_for
 from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.vm import Vm
@@ -71,7 +71,7 @@ def vm_list(
         VM_COLUMNS,
         alignments,
         empty="no VM found",
-        more=_count_missing(vm_list),
+        more=count_missing(vm_list),
     )
     _warn_of_problems(context, vm_list.vms)
     has_means = any(column.name == "MEANS" for column in columns)
@@ -114,7 +114,7 @@ def vm_vcpus(
         for row in vcpu_rows(alignment, assessed.host_state)
     ]
     context.write_rows(
-        "vcpus", VCPU_COLUMNS, rows, empty="no vCPU found", more=_count_missing(vm_list)
+        "vcpus", VCPU_COLUMNS, rows, empty="no vCPU found", more=count_missing(vm_list)
     )
     _warn_of_problems(context, vm_list.vms)
     if not vm:
@@ -220,16 +220,6 @@ def _explain_misplaced(context: Context, alignments: Sequence[VmAlignment]) -> N
         context.note(f"{alignment.vm.name}: {alignment.explanation}")
     if others := misplaced[EXPLAINED_MAX:]:
         context.note(f"and {describe_count(len(others), 'other VM')}: pmuctl affinity check")
-
-
-def _count_missing(vms: VmList) -> dict[str, object]:
-    return {
-        "unreadable": vms.unreadable,
-        "partial": vms.is_partial,
-        "left_out": vms.left_out,
-        "scratch": vms.scratch,
-        "unscanned": sum(vms.unscanned.values()),
-    }
 
 
 def _warn_of_problems(context: Context, vms: Sequence[Vm]) -> None:

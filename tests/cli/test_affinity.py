@@ -143,6 +143,18 @@ def test_strict_takes_what_is_not_known_for_a_no(machine: Machine) -> None:
         assert (ran.status, json.loads(ran.stdout)["unknown"]) == (1, ["web1"])
 
 
+def test_strict_takes_what_cannot_be_seen_for_a_no(machine: Machine) -> None:
+    running(machine)
+    set_masks(machine, "2-3", "2-3")
+    fake_proc(machine.proc, 7000, holds_kvm=False, uid=1234)
+    assert machine.run("affinity", "check", "--strict").status == 0
+    machine.unreadable.add(7000)
+    assert machine.run("affinity", "check").status == 0
+    ran = machine.run("affinity", "check", "--strict", "-J")
+    assert (ran.status, json.loads(ran.stdout)["unreadable"]) == (1, 1)
+    assert machine.run("affinity", "check", "--strict", "web1").status == 0
+
+
 def test_strict_has_nothing_against_a_vm_that_stays_or_has_no_pmu(machine: Machine) -> None:
     new_vm(machine, "open")
     running(machine)

@@ -71,6 +71,8 @@ def rows(text: str) -> Any:
     document = json.loads(text or "{}")
     if "findings" in document:
         document["findings"] = [its for its in document["findings"] if its["id"] not in ONLY_LIVE]
+    for vm in (*document.get("vms", ()), document.get("vm", {})):
+        vm.pop("affinity", None)  # what pmuctl recorded of it is not captured
     return document
 
 
@@ -183,7 +185,9 @@ def test_a_vm_whose_process_may_not_be_read_is_shown_as_on_the_host(
     host.unreadable = {SUPERVISED}
     tree = snapshot(host, tmp_path / "tree")
     live = host.run("vm", "list", "-O", "-J")
-    assert host.run("vm", "list", "-O", "-J", "--sysroot", str(tree)) == live
+    captured = host.run("vm", "list", "-O", "-J", "--sysroot", str(tree))
+    assert (captured.status, captured.stderr) == (live.status, live.stderr)
+    assert rows(captured.stdout) == rows(live.stdout)
     assert json.loads(live.stdout)["vms"][0]["pmu"] == A72
     assert "1 process cannot be read" in live.stderr
 

@@ -38,6 +38,13 @@ class VmList:
     unscanned: Mapping[int | None, int] = field(default_factory=dict)
     unsearched: Sequence[Path] = ()
 
+    @property
+    def may_lack_vms(self) -> bool:
+        """Whether there may be VMs that were not seen, scratch and unbacked ones apart."""
+        return self.is_partial or any(
+            (self.unreadable, self.unscanned, self.left_out, self.unsearched)
+        )
+
 
 Ask = Callable[[Session, Sequence[ControlSocket]], Sequence[Vm]]
 """A function that queries control sockets and returns their VMs in the same order."""
