@@ -12,7 +12,14 @@ from pmuctl.errors import PmuctlError, UsageError
 from pmuctl.host.host import Host
 from pmuctl.render.columns import Column, as_object, choose
 from pmuctl.render.error import write_error
-from pmuctl.render.formats import Format, Layout, write_document, write_one, write_rows
+from pmuctl.render.formats import (
+    Format,
+    Layout,
+    write_document,
+    write_list_document,
+    write_one,
+    write_rows,
+)
 from pmuctl.render.streams import guarded
 from pmuctl.render.table import fits, wrap, write_records
 from pmuctl.render.text import printable
@@ -136,7 +143,9 @@ class Context:
         """
         chosen = self.check_columns(columns)
         if self.format is Format.JSON:
-            self.write_document({key: [as_object(chosen, row) for row in rows], **(more or {})})
+            objects = (as_object(chosen, row) for row in rows)
+            write_list_document(self.command, key, objects, more or {}, self.stdout)
+            self.stdout.flush()
             return
         if rows or self.format in (Format.CSV, Format.TSV):
             layout = self.layout

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Output formats: the same columns as a table, JSON, JSON lines, CSV, TSV, raw words or names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TextIO, TypeVar
 
@@ -49,6 +49,27 @@ def write_document(command: str, body: Mapping[str, Any], out: TextIO) -> None:
     """Write the one JSON object of a command, `{"pmuctl": {...}, ...}`, on one line."""
     head = {"pmuctl": {"schema": SCHEMA, "command": command}}
     out.write(to_json(head | dict(body)) + "\n")
+
+
+def write_list_document(
+    command: str,
+    key: str,
+    objects: Iterable[Mapping[str, Any]],
+    more: Mapping[str, Any],
+    out: TextIO,
+) -> None:
+    """Write the document with a list as its member `key`, then `more`: one object at a time.
+
+    A peer of another user may fill an object with all that its answer may hold.
+    """
+    head = to_json({"pmuctl": {"schema": SCHEMA, "command": command}})
+    out.write(f"{head[:-1]}, {to_json(key)}: [")
+    for number, item in enumerate(objects):
+        out.write((", " if number else "") + to_json(item))
+    out.write("]")
+    for name, member in more.items():
+        out.write(f", {to_json(name)}: {to_json(member)}")
+    out.write("}\n")
 
 
 def write_rows(

@@ -91,6 +91,25 @@ def _make_answers(root: Path) -> None:
         write_file(root, f"{PATH_REPLIES}/{number}.json", text)
 
 
+def _make_known(root: Path) -> None:
+    """14 replies of 1 MB with all that VMs may have: events in a filter, and vCPUs."""
+    ranges = [[2 * n % 0x10000, 1] for n in range(1 << 15)]
+    vcpu = {"initialised": True, "has-run": True}
+    vcpus = [vcpu | {"index": 1000 + n, "tid": 1000 + n} for n in range(4096)]
+    for number in range(14):
+        name = f"h{number}"
+        answer = {
+            **{"name": name, "uuid": None, "vmm": "x", "pid": 1, "window": "open", "since": None},
+            **{"by": None, "attributes": [], "pmu": None, "counters": None, "vcpus": vcpus},
+            **{"filter": {"default": "deny", "except": ranges, "origin": "applied"}},
+        }
+        vmm = {"pid": 1, "uid": 0, "start": 100, "has-vm": True, "supervised": False}
+        path = f"/run/pmuctl/{name}.sock"
+        reply = {"name": name, "path": path, "owner": None, "vmm": vmm, "answer": answer}
+        text = json.dumps({"format": 1, **reply}, separators=(",", ":"))
+        write_file(root, f"{PATH_REPLIES}/{number}.json", text)
+
+
 def _make_values(root: Path) -> None:
     """A reply of 4 MB that is a million values."""
     write_file(root, f"{PATH_REPLIES}/0.json", json.dumps([{"": 0}] * 400_000))
@@ -103,5 +122,6 @@ KINDS = {
     "cpus": _make_cpus,
     "words": _make_words,
     "answers": _make_answers,
+    "known": _make_known,
     "values": _make_values,
 }
