@@ -724,7 +724,8 @@ def test_a_snapshot_shows_the_vms_elsewhere(host: Machine, tmp_path: Path) -> No
     for words, seen in zip(LOOKS, live, strict=True):
         ran = host.run("vm", *words, "--sysroot", out)
         told = ran.stderr.replace(f" --sysroot {out}", "")  # the fix is for the captured host
-        assert (ran.status, ran.stdout, told) == (seen.status, seen.stdout, seen.stderr)
+        assert (ran.status, told) == (seen.status, seen.stderr)
+        assert without_affinity(ran.stdout) == without_affinity(seen.stdout)
     for words in (
         ("set", "db1", "pmu", A72),
         ("release", "db1"),
@@ -734,6 +735,12 @@ def test_a_snapshot_shows_the_vms_elsewhere(host: Machine, tmp_path: Path) -> No
         assert (ran.status, ran.stdout) == (2, "")
     ran = host.run("vm", "list", "--sysroot", out, "--socket", "x")
     assert (ran.status, ran.stdout) == (2, "")
+
+
+def without_affinity(text: str) -> str:
+    """Output with no difference between what is not known and what is not there: where pmuctl put
+    a VM's vCPUs is not captured."""
+    return text.replace("?", "-").replace('"affinity": "-"', '"affinity": null')
 
 
 LOOKS = [

@@ -246,7 +246,8 @@ def test_kvmtool_goes_on_without_a_vcpu_that_fails_to_enter(lab: Lab) -> None:
         shell(lab, f"taskset -p -c 0-1 {tid}")
         run.job.wait_for("KVM_EXIT_FAIL_ENTRY")
         until(lambda: not lab.exists(f"/proc/{run.pid}/task/{tid}"), "its thread ends")
-        assert run.show()["means"].startswith("vCPU 1 is dead: it has run, and its thread has ")
+        dead = "vCPU 1 is dead: it has run, and its thread has "
+        until(lambda: run.show()["means"].startswith(dead), "its supervisor has seen that")
         assert "warning: dead: vCPU 1 is dead\n" in pmuctl(lab, "vm", "list").stderr
         assert pmuctl(lab, "affinity", "check", "dead").status == 1
         found = pmuctl(lab, "doctor", "dead", "-n", "--format", "tsv", "-o", "id,result,fix")
