@@ -322,7 +322,7 @@ complete -c pmuctl -n '__pmuctl_takes --dry-run -- "vm set" "vm release" "affini
 complete -c pmuctl -n '__pmuctl_takes --vcpu -- "affinity set"' -l vcpu -x -d 'Change only these vCPUs, such as 0-1,3'
 complete -c pmuctl -n '__pmuctl_takes --all -- "affinity align"' -l all -d 'Align all VMs that have a PMU'
 complete -c pmuctl -n '__pmuctl_takes -k --keep-going -- "affinity align" "affinity check"' -s k -l keep-going -d 'Continue with the next VM if one fails; exit status 64 if only some fail'
-complete -c pmuctl -n '__pmuctl_takes --strict -- "affinity check"' -l strict -d 'Exit with status 1 also if it is not known of a vCPU'
+complete -c pmuctl -n '__pmuctl_takes --strict -- "affinity check"' -l strict -d 'Exit with status 1 also if it is not known of a VM'
 complete -c pmuctl -n '__pmuctl_takes --managed -- "affinity check"' -l managed -d 'Leave out VMs without settings of pmuctl'
 complete -c pmuctl -n '__pmuctl_takes --apply -- "conformance"' -l apply -x -a '(__pmuctl_pmus)' -d 'Also apply this PMU and a filter and release the VM; use a throw-away VM'
 complete -c pmuctl -n '__pmuctl_takes --symptom -- "doctor"' -l symptom -x -a 'crosvm-fail-entry kvmtool-fail-entry cloud-hypervisor-fail-entry fail-entry qemu-spins kvmtool-pmu-busy pmu-busy qemu-init-vcpu several-core-kinds cache-registers qemu-cpu-model qemu-without-kvm pmu-interrupt-refused pmu-not-initialised migration-registers supervisor-gone run-ended guest-counts-nothing windows-divide-by-zero guest-has-no-pmu no-vpmu no-pmu-interrupt few-counters guest-lacks-cpus affinity-refused no-cpuset-controller proxmox-start-failed' -d 'Explain a message of a VMM or a guest'
