@@ -19,9 +19,12 @@ from pmuctl.host.host import Host
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.render.streams import guarded
+from pmuctl.render.vm import AFFINITY_COLUMN, VM_COLUMNS
 from tests.fakes.vmm import ClosedProcfs, FakeThreads, FakeVm, fake_proc
 
 ME = os.geteuid()
+CAPTURED = ",".join(column.name for column in VM_COLUMNS if column is not AFFINITY_COLUMN)
+"""The columns of VMs that a snapshot can tell: where pmuctl put vCPUs is not captured."""
 
 
 @dataclass(frozen=True)

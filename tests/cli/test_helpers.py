@@ -17,7 +17,7 @@ from pmuctl.host.procfs import Procfs
 from pmuctl.manage.inventory.processes import scan_processes, vms_of_processes
 from pmuctl.manage.inventory.session import NOBODY, Session
 from pmuctl.model.vm import VmState
-from tests.cli.conftest import Machine
+from tests.cli.conftest import CAPTURED, Machine
 from tests.cli.processes import QEMU, debugfs, listed, with_vmm
 from tests.fakes.vmm import FakeVm
 from tests.launch.native import need, no_kvm, vmm, wait_for
@@ -104,11 +104,10 @@ def test_what_is_not_certain_is_shown(host: Machine) -> None:
 def test_a_snapshot_leaves_it_out(host: Machine, tmp_path: Path) -> None:
     with_helper(host)
     out = tmp_path / "out"
-    columns = ("-o", "NAME,STATE,PID,VCPUS,PMU,WINDOW,ALIGNED,MEANS,VMM,OWNER,UUID,COMMAND")
-    live = host.run("vm", "list", *columns).stdout
+    live = host.run("vm", "list", "-o", CAPTURED).stdout
     assert host.run("host", "snapshot", str(out)).status == 0
     assert not (out / "proc" / str(HELPER)).exists()
-    assert host.run("vm", "list", *columns, "--sysroot", str(out)).stdout == live
+    assert host.run("vm", "list", "-o", CAPTURED, "--sysroot", str(out)).stdout == live
 
 
 # On this machine's own KVM

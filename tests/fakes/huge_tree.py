@@ -74,21 +74,26 @@ def _make_words(root: Path) -> None:
         os.link(root / "stat", process / "stat")
 
 
+def _write_replies(root: Path, count: int, **members: object) -> None:
+    """So many replies of VMs that have nothing but these members."""
+    nothing: dict[str, object] = dict.fromkeys(
+        ("uuid", "since", "by", "pmu", "counters", "filter")
+    )
+    answer = {**nothing, "vmm": "x", "pid": 1, "window": "open", "attributes": [], "vcpus": []}
+    vmm = {"pid": 1, "uid": 0, "start": 100, "has-vm": True, "supervised": False}
+    for number in range(count):
+        name = f"h{number}"
+        reply = {
+            **{"format": 1, "name": name, "path": f"/run/pmuctl/{name}.sock", "owner": None},
+            **{"vmm": vmm, "answer": {**answer, "name": name, **members}},
+        }
+        text = json.dumps(reply, separators=(",", ":"))
+        write_file(root, f"{PATH_REPLIES}/{number}.json", text)
+
+
 def _make_answers(root: Path) -> None:
     """40 replies with members that are not known."""
-    unknown = [{"": 0}] * 40_000
-    for number in range(40):
-        name = f"h{number}"
-        answer = {
-            **{"name": name, "uuid": None, "vmm": "x", "pid": 1, "window": "open", "since": None},
-            **{"by": None, "attributes": [], "pmu": None, "counters": None, "filter": None},
-            **{"vcpus": [], "unknown": unknown},
-        }
-        vmm = {"pid": 1, "uid": 0, "start": 100, "has-vm": True, "supervised": False}
-        path = f"/run/pmuctl/{name}.sock"
-        reply = {"name": name, "path": path, "owner": None, "vmm": vmm, "answer": answer}
-        text = json.dumps({"format": 1, **reply}, separators=(",", ":"))
-        write_file(root, f"{PATH_REPLIES}/{number}.json", text)
+    _write_replies(root, 40, unknown=[{"": 0}] * 40_000)
 
 
 def _make_known(root: Path) -> None:
@@ -96,18 +101,8 @@ def _make_known(root: Path) -> None:
     ranges = [[2 * n % 0x10000, 1] for n in range(1 << 15)]
     vcpu = {"initialised": True, "has-run": True}
     vcpus = [vcpu | {"index": 1000 + n, "tid": 1000 + n} for n in range(4096)]
-    for number in range(14):
-        name = f"h{number}"
-        answer = {
-            **{"name": name, "uuid": None, "vmm": "x", "pid": 1, "window": "open", "since": None},
-            **{"by": None, "attributes": [], "pmu": None, "counters": None, "vcpus": vcpus},
-            **{"filter": {"default": "deny", "except": ranges, "origin": "applied"}},
-        }
-        vmm = {"pid": 1, "uid": 0, "start": 100, "has-vm": True, "supervised": False}
-        path = f"/run/pmuctl/{name}.sock"
-        reply = {"name": name, "path": path, "owner": None, "vmm": vmm, "answer": answer}
-        text = json.dumps({"format": 1, **reply}, separators=(",", ":"))
-        write_file(root, f"{PATH_REPLIES}/{number}.json", text)
+    rules = {"default": "deny", "except": ranges, "origin": "applied"}
+    _write_replies(root, 14, vcpus=vcpus, filter=rules)
 
 
 def _make_values(root: Path) -> None:

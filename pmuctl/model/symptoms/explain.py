@@ -64,7 +64,7 @@ def _explain_symptom(
 
 
 def _choose_pmu(host: SymptomHost) -> tuple[str, str]:
-    """Return the PMU to suggest and its online CPUs; placeholders if none is known."""
+    """Return the PMU to suggest and its online CPUs, or `PMU` and `CPUS` if none is known."""
     return next(((name, str(cpus)) for name, cpus in host.pmus if cpus), ("PMU", "CPUS"))
 
 
