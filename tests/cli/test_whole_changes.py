@@ -130,7 +130,7 @@ def at_each_access(host: Machine, kind: str, *words: str, lasts: bool) -> Iterat
     """What a command leaves behind that fails at its first change, at the next access, …"""
     threads = host.threads
     assert isinstance(threads, FaultyThreads)
-    for number in itertools.count(step=2):
+    for number in itertools.count():
         for file in host.runtime.glob(".placed-*"):
             file.unlink()
         threads.fault = None
@@ -371,10 +371,7 @@ class Swept:
 
 
 def at_each_return(machine: Machine, begins: str, *words: str) -> Iterator[Swept]:
-    """What comes of a new VM if a signal comes at the n-th return of a command that changes it.
-
-    It comes at every other one: most functions return more than once on the way.
-    """
+    """What comes of a new VM if a signal comes at the n-th return of a command that changes it."""
     threads = KernelThreads(dict.fromkeys(TIDS, ALL))
     machine.threads = threads
     fake_proc(machine.proc, os.getpid(), tids=TIDS, uid=os.geteuid(), start=5)
