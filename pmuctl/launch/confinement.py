@@ -152,14 +152,18 @@ class Confinement:
         running = {
             tid: call for tid in tids if (call := self._detect_vcpu_thread(tid)) is not None
         }
-        ended: dict[int, int | None] = {
-            index: tid for index, tid in self.running.items() if tid and tid not in tids
+        matched = self._match_vcpus(running, fds)
+        # one that has run has run, though it may have ended, even since the threads were listed
+        earlier: dict[int, int | None] = {
+            index: tid
+            for index, tid in self.running.items()
+            if tid is not None and tid not in running and matched.get(index) is None
         }
-        self.running = self._match_vcpus(running, fds) | ended
+        self.running = matched | earlier
         self._has_run |= bool(running)
-        if not fds or len(running) + len(ended) < len(fds):
+        if not fds or len(running) + len(earlier) < len(fds):
             return False
-        for tid in tids - running.keys():
+        for tid in tids - running.keys() - set(earlier.values()):
             self._restore_mask(tid)
         self._old_masks, self._new_masks = {}, {}
         return True

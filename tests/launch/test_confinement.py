@@ -226,6 +226,35 @@ def test_a_vcpu_whose_thread_has_ended_is_no_longer_waited_for(
     assert process.shown() == {100: "0-3", 101: "2-3"}
 
 
+def test_a_vcpu_whose_thread_ends_while_it_is_looked_at_has_still_run(
+    process: Process, placement: Confinement
+) -> None:
+    """The thread is listed, but what it ran can no longer be read."""
+    placement.confine()
+    process.runs(102, fd=11)
+    assert not placement.restore_masks()
+    for file in (process.root / str(PID) / "task" / "102").iterdir():
+        file.unlink()
+    assert not placement.restore_masks()
+    assert placement.running == {1: 102}
+    process.runs(101, fd=10)
+    assert placement.restore_masks()
+    assert placement.running == {0: 101, 1: 102}
+    assert process.shown() == {100: "0-3", 101: "2-3", 102: "2-3"}
+
+
+def test_a_vcpu_that_another_thread_runs_now_is_that_threads(
+    process: Process, placement: Confinement
+) -> None:
+    placement.confine()
+    process.runs(102, fd=11)
+    assert not placement.restore_masks()
+    process.thread(102)
+    process.runs(101, fd=11)
+    assert not placement.restore_masks()
+    assert placement.running == {1: 101}
+
+
 @pytest.mark.parametrize("how", ["runs", "named", "made it"])
 def test_a_vcpu_thread_that_was_widened_is_narrowed_again(
     process: Process, placement: Confinement, how: str
