@@ -290,6 +290,14 @@ class Procfs(TaskFiles):
         """Return clock ticks a thread ran guest code (proc_pid_stat(5), field 43), 0 if gone."""
         return parse_stat_number(self._read_stat(f"{pid}/task/{tid}/stat"), 40) or 0
 
+    def process_guest_time(self, pid: int) -> int:
+        """Return clock ticks that all threads of a process ran guest code, 0 if it is gone.
+
+        It counts those that have ended, too, and is added up before it is rounded: each thread
+        may have run for less than one tick (thread_group_cputime_adjusted(), kernel/sched/).
+        """
+        return parse_stat_number(self._read_stat(f"{pid}/stat"), 40) or 0
+
     def thread_times(self, pid: int, tid: int) -> ThreadTimes | None:
         """Return the CPU times of a thread (proc_pid_stat(5)), None if it is gone.
 

@@ -50,6 +50,17 @@ def test_a_helper_of_a_vm_that_runs_is_no_vm(host: Machine) -> None:
     assert host.run("vm", "show", f"pid/{HELPER}").status == 4
 
 
+def test_a_helper_of_a_vm_whose_threads_ran_less_than_a_tick_each_is_no_vm(
+    machine: Machine,
+) -> None:
+    """Only that of the process is a whole tick: it is added up before it is rounded."""
+    with_vmm(machine, VMM, QEMU)
+    for path in (machine.proc / str(VMM) / "task").glob("*/stat"):
+        path.write_text(path.read_text().replace(" 7 0\n", " 0 0\n"))
+    with_helper(machine)
+    assert pids(machine) == [VMM]
+
+
 def test_before_it_runs_debugfs_tells_whose_it_is(machine: Machine) -> None:
     with_vmm(machine, VMM, QEMU, ran=0)
     with_helper(machine)

@@ -332,7 +332,8 @@ def fake_vmm(
         )
         (task / "comm").write_text(f"{name}\n")
         (task / "cgroup").write_text("0::/machine.slice\n")
-    for name in ("stat", "status"):
-        text = (folder / "task" / str(pid) / name).read_text()
-        (folder / name).write_text(text)
+        if tid == pid:
+            fields[-2] = str(ran * len(vcpus))  # of a process: that of all its threads
+            (folder / "stat").write_text(f"{tid} ({name}) {' '.join(fields)}\n")
+    (folder / "status").write_text((folder / "task" / str(pid) / "status").read_text())
     return root

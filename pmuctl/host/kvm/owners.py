@@ -110,9 +110,8 @@ def _iter_parent_vms(
 
 
 def _has_run(pid: int, procs: Procfs) -> bool:
-    tids = procs.threads(pid)
-    return any(
-        procs.guest_time(pid, tid) or running_vcpu(pid, tid, procs) is not None for tid in tids
+    return bool(procs.process_guest_time(pid)) or any(
+        running_vcpu(pid, tid, procs) is not None for tid in procs.threads(pid)
     )
 
 

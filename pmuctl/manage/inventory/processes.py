@@ -320,10 +320,9 @@ def _make_vm(
     """Return the VM of a process; `indices` are the numbers of its vCPUs, None if not known."""
     pid, identity = process.pid, process.identity
     vcpus = tuple(_make_vcpu(procs, pid, index, threads.get(index)) for index in indices or ())
-    # a thread with guest time is a vCPU's, even if it is not known of which
+    # guest time is a vCPU's, even if it is not known of which
     has_run |= any(vcpu.has_run for vcpu in vcpus) or (
-        (bool(vcpus) or indices is None)
-        and any(procs.guest_time(pid, tid) for tid in procs.threads(pid))
+        (bool(vcpus) or indices is None) and procs.process_guest_time(pid) > 0
     )
     leader = procs.thread_stat(pid, pid)
     state = VmState.STARTING
