@@ -14,6 +14,9 @@ from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.value import field, replace, value
 
+KEPT_VCPUS = 4096
+"""The vCPUs of another user's silent VMs that are kept: as many as one VM can have."""
+
 
 class ChangeKind(StrEnum):
     """The kind of an event; its text stays the same from one version to the next."""
@@ -106,12 +109,17 @@ def with_silent(before: HostObservation | None, after: HostObservation) -> HostO
     """Return the second observation, but VMs that cannot be queried now are as at the first.
 
     A VM that does not answer has not changed by that. But if its threads are known all the same,
-    it stays as it was observed.
+    it stays as it was observed. So does a VM of another user who has KEPT_VCPUS of such vCPUs.
     """
     vms: list[ObservedVm] = []
+    kept_vcpus: dict[int | None, int] = {}
     for old, vm in _pair_vms(before, after)[0]:
         if vm.is_silent and old is not None and not vm.alignment.vcpus:
-            vm = replace(old, is_silent=True, is_denied=vm.is_denied, is_kept=True)
+            of = old.alignment.vm
+            count = kept_vcpus.get(of.owner, 0) + len(old.alignment.vcpus)
+            if of.is_own or count <= KEPT_VCPUS:
+                kept_vcpus[of.owner] = count
+                vm = replace(old, is_silent=True, is_denied=vm.is_denied, is_kept=True)
         vms.append(vm)
     return replace(after, vms=vms)
 

@@ -79,6 +79,16 @@ def test_one_answer_takes_no_memory(tmp_path: Path, kind: str) -> None:
     assert peak < MOST
 
 
+def test_answers_of_many_looks_take_no_memory(tmp_path: Path) -> None:
+    """Each look has room for those that answer with much, which then answer no more."""
+    with flooded(tmp_path / "run", "turns"):
+        environ = {"PMUCTL_RUNTIME_DIR": str(tmp_path / "run")}
+        words = ("monitor", "--interval", "0.1", "--timeout", "12")
+        peak, status, _ = measure(*words, environ=environ)
+    assert status == 0
+    assert peak < MOST // 2
+
+
 def test_a_server_under_test_takes_no_memory(tmp_path: Path) -> None:
     with flooded(tmp_path / "run", "objects", count=1):
         words = ("conformance", str(tmp_path / "run/flood0.sock"), "--deadline", "0.5")

@@ -3,6 +3,8 @@
 
 `python tests/fakes/flood.py DIRECTORY COUNT KIND` prints a line once all of them listen, and ends
 with its standard input. It imports nothing but the standard library.
+
+Of kind "turns" they answer with little, in turns once with much, and then no more.
 """
 
 import asyncio
@@ -28,9 +30,14 @@ WHOLE: dict[str, object] = {
 GREETING = b'{"QMP":{"version":{},"capabilities":[]}}\n'
 
 
-def make_answer(kind: str, name: str) -> bytes:
+def make_answer(kind: str, name: str, *, is_turn: bool = False) -> bytes:
     """A result of query-pmu of nearly SIZE bytes, which are `kind`."""
     answer = WHOLE | {"name": name, "pid": os.getpid()}
+    if kind == "turns":
+        # a process without a VM is believed about another one
+        words = ["\U0001f600" + "x" * 60] * 4090
+        answer |= {"pid": os.getppid(), "attributes": words if is_turn else []}
+        return json.dumps(answer, ensure_ascii=False).encode()
     if kind == "known":
         answer["by"] = "\u20ac" * 4096
         answer["attributes"] = [f"{n:x}" for n in range(4096)]
@@ -46,6 +53,8 @@ def make_answer(kind: str, name: str) -> bytes:
 
 
 async def serve(directory: str, count: int, kind: str) -> None:
+    queries: dict[str, int] = {}
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         path = writer.get_extra_info("sockname")
         writer.write(GREETING)
@@ -53,7 +62,12 @@ async def serve(directory: str, count: int, kind: str) -> None:
             request = json.loads(line)
             result = b"{}"
             if request["execute"] != "qmp_capabilities":
-                result = make_answer(kind, os.path.basename(path).removesuffix(".sock"))
+                name = os.path.basename(path).removesuffix(".sock")
+                turn = int(name.removeprefix("flood")) // 12 - queries.get(name, 0)
+                queries[name] = queries.get(name, 0) + 1
+                if kind == "turns" and turn < 0:
+                    return
+                result = make_answer(kind, name, is_turn=turn == 0)
             tag = json.dumps(request.get("id")).encode()
             writer.write(b'{"return":' + result + b',"id":' + tag + b"}\n")
             await writer.drain()

@@ -26,24 +26,37 @@ class OverBudgetError(Exception):
 
 
 class ByteBudget:
-    """The bytes that connections, of any threads, may receive together."""
+    """The bytes that connections, of any threads, may receive together.
 
-    def __init__(self, limit: int) -> None:
+    What is spent of a part of another budget, its `whole`, is spent of that, too.
+    """
+
+    def __init__(self, limit: int, whole: "ByteBudget | None" = None) -> None:
         self.limit = limit
-        self._left = limit
+        self._whole = whole
+        self._spent = 0
         self._lock = threading.Lock()
 
-    def restart(self) -> None:
-        """Make all of it available again."""
+    def restart(self) -> int:
+        """Make all of it available again; return how much had been spent."""
         with self._lock:
-            self._left = self.limit
+            spent, self._spent = self._spent, 0
+        if self._whole is not None:
+            self._whole._add(-spent)
+        return spent
 
     def spend(self, count: int) -> None:
         """Take that many bytes. Raise OverBudgetError if there are not so many left."""
+        is_over = self._add(count) > self.limit
+        if self._whole is not None:
+            self._whole.spend(count)
+        if is_over:
+            raise OverBudgetError
+
+    def _add(self, count: int) -> int:
         with self._lock:
-            self._left -= count
-            if self._left < 0:
-                raise OverBudgetError
+            self._spent += count
+            return self._spent
 
 
 SIGNAL_SECONDS = 0.05

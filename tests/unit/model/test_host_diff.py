@@ -7,6 +7,7 @@ from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu
 from pmuctl.model.host_diff import (
+    KEPT_VCPUS,
     ChangeKind,
     HostObservation,
     ObservedVm,
@@ -201,6 +202,20 @@ def test_one_that_does_not_answer_has_not_ended() -> None:
         assert told(after, host(web1(OFF))) == []
         assert told(after, host(web1())) == [("vcpu-returned", "web1", 0)]
         assert told(after, host()) == [("vm-ended", "web1", None)]
+
+
+def test_of_another_users_silent_vms_no_more_vcpus_are_kept_than_one_can_have() -> None:
+    def look(is_own: bool, count: int, is_silent: bool) -> HostObservation:
+        vms = []
+        for number in range(3):
+            how = {"owner": 1, "is_own": is_own, "socket": f"/{number}.sock"}
+            how["id"] = VmId(ProcessId(100 + number, 5), 9)
+            vms.append(seen(*[None] * count, is_silent=is_silent, **how))
+        return host(*vms)
+
+    for is_own, count, kept in ((False, KEPT_VCPUS // 2, 2), (True, KEPT_VCPUS // 2, 3)):
+        after = with_silent(look(is_own, count, False), look(is_own, 0, True))
+        assert sum(vm.is_kept for vm in after.vms) == kept
 
 
 def test_one_that_never_answered_is_told_as_it_is() -> None:
