@@ -4,8 +4,9 @@
 A descriptor shows no more than the number of its vCPU: two VMs can have the same, and a descriptor
 may be moved, copied, sent away and received again. Where the last one that can be seen is closed,
 a process beside the VMM may still have another, and give it back. So a vCPU that was never
-initialised is not just dropped there: it is sealed first, by calls made in the thread that closes
-it, so that whoever gets it back runs it with the settings. One without a vPMU is dropped.
+initialised is not just dropped there. It is sealed first: the thread that closes it makes its
+first KVM_ARM_VCPU_INIT, and the calls for the PMU and the filter, so that whoever gets it back
+runs it with these (`Applier.seal`). One without a vPMU is dropped.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
