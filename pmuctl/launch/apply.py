@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ioctls made in a stopped thread, and what happens to a VMM in which they fail."""
+"""Ioctls made in a stopped thread, and what happens to a VMM in which they fail.
+
+They apply the settings to a vCPU in its window, or seal one that its VMM closes before that.
+"""
 
 import errno
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from pmuctl.errors import ExitStatus, PmuctlError
-from pmuctl.host.procfs import Procfs
 from pmuctl.launch.failures import memory_not_writable, not_traceable, not_visible
 from pmuctl.launch.ioctls import IoctlCall, init_ioctl
 from pmuctl.launch.observer import VmObserver
@@ -14,8 +16,8 @@ from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.process_end import kill_and_wait
 from pmuctl.launch.trace.seccomp_gate import Listener, Notification
 from pmuctl.launch.trace.tracee import StuckError, Tracee
-from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vmm_end import end_process, kill_meant_process
+from pmuctl.launch.vmm_processes import VmmProcesses
 from pmuctl.launch.vmm_stderr import VmmStderr, write_error
 
 MAY_HAVE_RUN = "the VMM was ended; its guest may have run for a moment"
@@ -34,20 +36,12 @@ class Applier:
         spec: LaunchSpec,
         observer: VmObserver,
         vmm_stderr: VmmStderr,
-        tracer: Tracer,
-        procs: Procfs,
-        find_sharing: Callable[[int], Collection[int]],
-        has_run: Callable[[int], bool],
+        processes: VmmProcesses,
     ) -> None:
-        """Prepare; `find_sharing` returns the processes that share the memory of one, `has_run`
-        whether a vCPU of a process has run."""
-        self._find_sharing = find_sharing
-        self._has_run = has_run
         self.vmm_stderr = vmm_stderr
-        self._tracer = tracer
         self._spec = spec
         self._observer = observer
-        self._procs = procs
+        self._processes = processes
         self._ending: set[int] = set()
         """The processes that are being ended."""
 
@@ -80,7 +74,7 @@ class Applier:
                 self.fail(thread, error)
 
     def seal(self, thread: Tracee, fd: int, ioctls: Sequence[IoctlCall]) -> bool:
-        """Initialise a vCPU that its VMM is about to close, and make these ioctls on it.
+        """Make the first KVM_ARM_VCPU_INIT of a vCPU that its VMM is about to close, then these.
 
         Whoever kept a descriptor of it can then initialise it with the same features only
         (kvm_vcpu_set_target() in arch/arm64/kvm/arm.c gives EINVAL), and run it with these
@@ -124,7 +118,7 @@ class Applier:
         # KVM gives EBUSY for a VM that has run
         if may_have_run or error.errno == "EBUSY" or thread.is_running:
             error.now = MAY_HAVE_RUN
-        elif self._has_run(thread.tgid):
+        elif self._processes.confined.has_run(thread.tgid):
             error.now = "its VMM was ended, a VM of which had run; the new VM was not started"
         self._ending.add(thread.tgid)
         try:
@@ -133,22 +127,31 @@ class Applier:
                 if thread.call is not None and not thread.is_running:
                     thread.skip_call()
                 self._kill_sharing(thread.tgid)
-                end_process(self._tracer, thread, ExitStatus.ENDED)
+                end_process(self._processes.tracer, thread, ExitStatus.ENDED)
                 write_error(error, fd)
         finally:
             self._ending.discard(thread.tgid)
         self._observer.on_refused(error)
 
+    def fail_running(self, thread: Tracee, error: PmuctlError) -> None:
+        """Fail as `fail` does for a thread that may run: its process is killed, not made to exit.
+
+        With best effort the thread stays one that can be stopped.
+        """
+        thread.is_running = not self._spec.best_effort
+        self.fail(thread, error)
+
     def _kill_sharing(self, tgid: int) -> None:
         """Kill the other processes that could run a VM of this one: they share its memory."""
         killed = {tgid}
-        while others := set(self._find_sharing(tgid)) - killed:  # they may make others
+        while others := self._processes.find_sharing(tgid) - killed:  # they may make others
             for pid in others:
-                kill_meant_process(self._tracer, pid, partial(self._shares_memory, tgid, pid))
+                is_meant = partial(self._shares_memory, tgid, pid)
+                kill_meant_process(self._processes.tracer, pid, is_meant)
             killed |= others
 
     def _shares_memory(self, tgid: int, pid: int) -> bool:
-        return bool(self._procs.shares_memory(tgid, pid))
+        return bool(self._processes.procs.shares_memory(tgid, pid))
 
     def refuse_untraceable(
         self,
@@ -164,7 +167,7 @@ class Applier:
         `pidfd` is of its process; without one the VMM is not ended. With best effort the vCPU is
         made without settings.
         """
-        error = not_traceable(self._procs, notification.tid)
+        error = not_traceable(self._processes.procs, notification.tid)
         if self._may_make_unset(error, listener, notification, tgid):
             return
         is_to_end = pidfd is not None and not has_run

@@ -9,18 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from pmuctl.errors import PmuctlError
-from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.apply import Applier
-from pmuctl.launch.confinement import Confinement
 from pmuctl.launch.failures import memory_not_writable, not_held, not_released
 from pmuctl.launch.held_thread import ENDING_SIGNALS, HeldThread
 from pmuctl.launch.ioctls import IoctlCall, ioctl_of, lock, steps
 from pmuctl.launch.observer import VmObserver
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.launch.trace.tracee import StuckError, ThreadGoneError, Tracee
-from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
+from pmuctl.launch.vmm_processes import VmmProcesses
 from pmuctl.model.cpuset import CpuSet
 
 HOLD_POLL_SECONDS = 0.1
@@ -40,11 +38,9 @@ class VmHold:
         self,
         spec: LaunchSpec,
         ioctls: Sequence[IoctlCall],
-        applier: Applier,
-        confinement_of: Callable[[int], Confinement],
         observer: VmObserver,
-        tracer: Tracer,
-        procs: Procfs,
+        applier: Applier,
+        processes: VmmProcesses,
         on_released: Callable[[Sequence[IoctlCall], int], None],
     ) -> None:
         self.held: HeldThread | None = None
@@ -54,10 +50,10 @@ class VmHold:
         # the lock comes at the release
         self._ioctls = [ioctl for ioctl in ioctls if ioctl.step != lock()]
         self._applier = applier
-        self._confinement_of = confinement_of
         self._observer = observer
-        self._tracer = tracer
-        self._procs = procs
+        self._tracer = processes.tracer
+        self._procs = processes.procs
+        self._confined = processes.confined
         self._on_released = on_released
         self._all_ioctls = ioctls
         self._awaiting: set[int] = set()
@@ -134,7 +130,7 @@ class VmHold:
         self._tracer.unfollow(thread.tgid)
         held = HeldThread(thread, vcpus, self._procs, timeout=self._spec.timeout)
         try:
-            confinement = self._confinement_of(thread.tgid)
+            confinement = self._confined.find_or_add(thread.tgid)
             confinement.cpus = self._spec.affinity
             confinement.confine()
             descriptions = self._apply_to_vms(held, target, self._ioctls)
@@ -163,7 +159,7 @@ class VmHold:
         self._end_waiting(thread.tgid)
         beside = HeldThread(thread, vcpus, self._procs, timeout=None)
         try:
-            confinement = self._confinement_of(thread.tgid)
+            confinement = self._confined.find_or_add(thread.tgid)
             confinement.cpus = self._spec.affinity
             confinement.confine()
             descriptions = self._apply_to_vms(beside, target, self._all_ioctls)
@@ -190,7 +186,7 @@ class VmHold:
     def check_cpus(self, cpus: CpuSet) -> None:
         """Raise PinnedError if a thread of the held VMM could not be confined to these CPUs."""
         if self.held is not None:
-            self._confinement_of(self.held.thread.tgid).check(cpus)
+            self._confined.find_or_add(self.held.thread.tgid).check(cpus)
 
     def poll(self) -> None:
         """Do what is due: end, release or resume the held VMM, make the calls that wait."""
@@ -249,7 +245,7 @@ class VmHold:
         ioctls = [ioctl_of(step) for step in steps(spec)]
         locks = [ioctl_of(lock())] if spec.pmu is not None else []
         try:
-            confinement = self._confinement_of(held.thread.tgid)
+            confinement = self._confined.find_or_add(held.thread.tgid)
             confinement.cpus = spec.affinity
             confinement.confine()
             for fd in held.vm_fds:

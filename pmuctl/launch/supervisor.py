@@ -17,8 +17,6 @@ from pmuctl.launch.failures import (
     memory_not_writable,
     no_vpmu,
     not_followable,
-    not_stopped,
-    not_traceable,
     vcpu_moved,
 )
 from pmuctl.launch.first_vm import FirstVm
@@ -34,6 +32,7 @@ from pmuctl.launch.trace.tracee import StuckError, Tracee
 from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.trace.vcpu_tracker import VcpuTracker
 from pmuctl.launch.vcpu_table import VcpuTable
+from pmuctl.launch.vmm_processes import VmmProcesses
 from pmuctl.launch.vmm_stderr import VmmStderr
 from pmuctl.model.vmm.identity import identify
 
@@ -68,32 +67,16 @@ class Supervisor:
         self._pid = pid
         self._fd_of = fd_of
         self._spec = spec
-        self._spaces = AddressSpaces(procs)
+        spaces = AddressSpaces(procs)
         self._confined = ConfinedProcesses(
-            None if spec.hold else spec.affinity, arch, procs, threads, self._spaces
+            None if spec.hold else spec.affinity, arch, procs, threads, spaces
         )
-        self._applier = Applier(
-            spec,
-            observer,
-            vmm_stderr,
-            self.tracer,
-            procs,
-            self._find_sharing,
-            self._confined.has_run,
-        )
+        self._processes = VmmProcesses(procs, self.tracer, spaces, self._confined)
+        self._applier = Applier(spec, observer, vmm_stderr, self._processes)
         self.vm_hold = VmHold(
-            spec,
-            ioctls,
-            self._applier,
-            self._confined.find_or_add,
-            observer,
-            self.tracer,
-            procs,
-            self._on_released,
+            spec, ioctls, observer, self._applier, self._processes, self._on_released
         )
-        self._vcpu_tracker = self.vm_hold.vcpu_tracker = VcpuTracker(
-            arch, procs, self._spaces, self
-        )
+        self._vcpu_tracker = self.vm_hold.vcpu_tracker = VcpuTracker(arch, procs, spaces, self)
         self.tracer.syscall_events, self.tracer.signal_events = self._vcpu_tracker, self.vm_hold
         self._vcpu_table = VcpuTable()
         self._default_pmu_tracker = DefaultPmuTracker(spec.defaults, procs, threads)
@@ -257,19 +240,20 @@ class Supervisor:
             vmm = identify(self._procs.command_line(pid), self._procs.comm(pid, pid))
             self._applier.fail(thread, no_vpmu(vmm))
         if self._spec.best_effort and not self._spec.names_cpus and not self._vcpu_table.has_vpmu:
-            for sharing_pid in self._spaces.sharing_processes(vcpu.tgid):
+            for sharing_pid in self._processes.spaces.sharing_processes(vcpu.tgid):
                 self._confined.find_or_add(sharing_pid).release()
 
     def on_silent_maker(self, vcpu: PendingVcpu) -> None:
         """Follow all tasks with the memory of a thread that runs, and makes no call."""
         thread = self.tracer.threads.get(vcpu.tid)
-        if thread is not None:
-            thread.is_running = not self._spec.best_effort
-            try:
-                self._follow_all(thread)
-            except ResourceExhaustedError as error:
-                self.on_lost(thread, error)
-            thread.is_running &= thread.is_ending
+        if thread is None:
+            return
+        try:
+            self._processes.follow_sharing(thread.tgid)
+        except ResourceExhaustedError as error:
+            self._applier.fail_running(thread, not_followable(error))
+        except PmuctlError as error:
+            self._applier.fail_running(thread, error)
 
     def on_attribute_call(self, thread: Tracee, fd: int) -> None:
         """Pass a call for an attribute on to the hold."""
@@ -288,27 +272,14 @@ class Supervisor:
         """Follow all tasks with this thread's memory: any may learn of a vCPU from here on."""
         self._follow_all(thread)
 
-    def _find_sharing(self, pid: int) -> set[int]:
-        """Return the processes that share the memory of one, or those known where all are not."""
-        try:
-            return self._spaces.scan_processes(pid)
-        except ResourceExhaustedError:
-            return self._spaces.sharing_processes(pid)
-
     def _follow_all(self, thread: Tracee) -> None:
         """Follow all tasks with the memory of this thread; its VMM ends if that fails."""
-        tgid = thread.tgid
         try:
-            followed: set[int] = set()
-            scan = self._spaces.scan_processes
-            while new := scan(thread.tgid) - followed:  # they may have made others meanwhile
-                for tgid in new:
-                    self.tracer.follow_all(tgid)
-                followed |= new
-        except PermissionError:
-            self._applier.fail(thread, not_traceable(self._procs, tgid))
-        except TimeoutError as error:
-            self._applier.fail(thread, not_stopped(error))
+            self._processes.follow_sharing(thread.tgid)
+        except ResourceExhaustedError:
+            raise
+        except PmuctlError as error:
+            self._applier.fail(thread, error)
 
     def on_idle(self) -> None:
         """Stop following every process that has no vCPU on the way to its window."""

@@ -18,8 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pmuctl.host.procfs import Procfs
+from pmuctl.host.thread_affinity import ThreadAffinity
+from pmuctl.launch.confined_processes import ConfinedProcesses
 from pmuctl.launch.spec import LaunchSpec
-from pmuctl.launch.trace.arch import ARCHES
+from pmuctl.launch.trace.address_space import AddressSpaces
+from pmuctl.launch.trace.arch import ARCHES, native_arch
+from pmuctl.launch.trace.tracer import Tracer
+from pmuctl.launch.vmm_processes import VmmProcesses
 from pmuctl.uapi.ioctl import ioctl
 from tests.skips import skip
 
@@ -54,6 +60,13 @@ def spec(orders: LaunchSpec, supervisor: Path | None, *, announce: bool = False)
 def fresh_name(prefix: str = "t") -> str:
     """A name that no other process has in its command line."""
     return f"{prefix}-{os.getpid()}-{next(_count)}-{time.monotonic_ns()}"
+
+
+def read_vmm_processes(tracer: Tracer) -> VmmProcesses:
+    """The processes of this machine, as a supervisor with this tracer sees them."""
+    spaces = AddressSpaces(Procfs())
+    confined = ConfinedProcesses(None, native_arch(), Procfs(), ThreadAffinity(), spaces)
+    return VmmProcesses(Procfs(), tracer, spaces, confined)
 
 
 @functools.cache

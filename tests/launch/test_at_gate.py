@@ -23,7 +23,7 @@ from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.vmm_stderr import VmmStderr
 from tests.fakes.peers import PATIENCE
 from tests.fakes.shortage import no_descriptors
-from tests.launch.native import end_sleeper, need, no_gate, start_sleeper
+from tests.launch.native import end_sleeper, need, no_gate, read_vmm_processes, start_sleeper
 from tests.launch.scripted import NoEvents
 
 
@@ -91,9 +91,7 @@ def test_one_error_is_written_where_two_threads_fail(*, best_effort: bool) -> No
     )
     story = cast(VmObserver, SimpleNamespace(on_refused=refused.append))
     tracer = Tracer(native_arch(), Procfs())
-    applier = Applier(
-        spec, story, VmmStderr(write), tracer, Procfs(), lambda pid: {pid}, lambda _: False
-    )
+    applier = Applier(spec, story, VmmStderr(write), read_vmm_processes(tracer))
     error = RefusedError("the one")
     with subprocess.Popen(("sleep", str(PATIENCE))) as vmm:
         other = Tracee(vmm.pid + 1, vmm.pid, native_arch())

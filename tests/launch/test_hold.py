@@ -195,10 +195,11 @@ def test_one_that_was_caught_on_the_way_to_the_hold_does(
 ) -> None:
     """Its handler may have set a flag that is read after all vCPUs are made."""
     thread, told = Scripted(), Mock()
+    told.procs, told.tracer = Catching(), told
     told.apply.return_value = []
     told.followed_processes.return_value = followed
     orders = LaunchSpec(name="x", socket=Path("/x"), command=("x",), hold=True)
-    its = VmHold(orders, [], told, told, told, told, Catching(), told)
+    its = VmHold(orders, [], told, told, told, told)
     its.vcpu_tracker = told
     for tgid, its_signal in given:
         assert its.on_signal(Scripted(tgid=tgid), its_signal) == its_signal

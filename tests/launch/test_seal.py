@@ -18,6 +18,7 @@ from pmuctl.launch.trace.tracee import StuckError
 from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.vmm_stderr import VmmStderr
 from pmuctl.uapi.kvm import KVM_ARM_VCPU_INIT, KVM_SET_DEVICE_ATTR
+from tests.launch.native import read_vmm_processes
 from tests.launch.scripted import FakeTracee
 
 IOCTLS = (ioctl_of(lock()), ioctl_of(deny_all()))
@@ -45,10 +46,7 @@ def seal(thread: Answering, ioctls: tuple[IoctlCall, ...] = IOCTLS) -> bool:
         spec,
         cast(VmObserver, SimpleNamespace()),
         VmmStderr(-1),
-        Tracer(native_arch(), Procfs()),
-        Procfs(),
-        lambda pid: {pid},
-        lambda pid: False,
+        read_vmm_processes(Tracer(native_arch(), Procfs())),
     )
     return applier.seal(thread, 3, ioctls)
 

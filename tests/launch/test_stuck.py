@@ -27,7 +27,7 @@ from pmuctl.launch.trace.tracer import Tracer
 from pmuctl.launch.vmm_stderr import VmmStderr
 from pmuctl.uapi.seccomp import SECCOMP_IOCTL_NOTIF_RECV
 from tests.fakes.peers import PATIENCE
-from tests.launch.native import HERE, need, no_gate
+from tests.launch.native import HERE, need, no_gate, read_vmm_processes
 from tests.launch.scripted import NoEvents
 
 WAITING = f"""
@@ -97,9 +97,7 @@ def test_a_vmm_with_a_call_that_does_not_return_is_ended_and_told_so(
     tracer = Tracer(native_arch(), Procfs(), patience=0.2)
     with open(tmp_path / "stderr", "w+", encoding="utf-8") as complaint:
         stderr = VmmStderr(os.dup(complaint.fileno()))
-        applier = Applier(
-            spec, story, stderr, tracer, Procfs(), lambda pid: {pid}, lambda pid: False
-        )
+        applier = Applier(spec, story, stderr, read_vmm_processes(tracer))
         events = at(fd, applier)
         tracer.syscall_events = events
         tracer.signal_events = NoSignals()
