@@ -205,16 +205,14 @@ def test_one_that_does_not_answer_has_not_ended() -> None:
 
 
 def test_of_another_users_silent_vms_no_more_vcpus_are_kept_than_one_can_have() -> None:
-    def look(is_own: bool, count: int, is_silent: bool) -> HostObservation:
-        vms = []
-        for number in range(3):
-            how = {"owner": 1, "is_own": is_own, "socket": f"/{number}.sock"}
-            how["id"] = VmId(ProcessId(100 + number, 5), 9)
-            vms.append(seen(*[None] * count, is_silent=is_silent, **how))
-        return host(*vms)
+    def look(count: int, **how: Any) -> HostObservation:
+        ids = [VmId(ProcessId(100 + number, 5), 9) for number in range(3)]
+        masks = [None] * count
+        return host(*(seen(*masks, id=id, socket=f"/{id}", owner=1, **how) for id in ids))
 
-    for is_own, count, kept in ((False, KEPT_VCPUS // 2, 2), (True, KEPT_VCPUS // 2, 3)):
-        after = with_silent(look(is_own, count, False), look(is_own, 0, True))
+    for is_own, kept in ((False, 2), (True, 3)):
+        before = look(KEPT_VCPUS // 2, is_own=is_own)
+        after = with_silent(before, look(0, is_own=is_own, is_silent=True))
         assert sum(vm.is_kept for vm in after.vms) == kept
 
 
