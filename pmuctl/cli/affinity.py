@@ -23,7 +23,7 @@ from pmuctl.cli.session import (
 from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
 from pmuctl.errors import command as shell_command
 from pmuctl.manage.affinity.align_many import align_all, align_named
-from pmuctl.manage.affinity.assess import assess, check_rows, has_settings
+from pmuctl.manage.affinity.assess import VcpuRow, assess, check_rows, has_settings
 from pmuctl.manage.affinity.host_state import read_host_state
 from pmuctl.manage.affinity.pin import VmAffinityResult
 from pmuctl.manage.affinity.set_and_align import set_affinity
@@ -35,6 +35,7 @@ from pmuctl.manage.inventory.processes import make_unscanned_error
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.unbacked_sockets import failure_of
 from pmuctl.manage.resolve import AUTO, NONE
+from pmuctl.model.alignment import VmAlignment
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmRef, parse_ref, parse_refs
@@ -151,13 +152,12 @@ def affinity_check(
     session = open_session(context)
     with context.waiting_for("control sockets"):
         host_state, inventory = read_host_state(context.host), Inventory(session)
-        vm_list = None
-        if not vm:
+        vm_list: VmList | None = None
+        if vm:
+            found = _select_named(context, inventory, parse_refs(vm))
+        else:
             vm_list = hide_unbacked_in_table(context, session, select_vms(inventory))
-        refs = parse_refs(vm or ())
-        found = (
-            _collect_vms(vm_list, session) if vm_list else _select_named(context, inventory, refs)
-        )
+            found = _collect_vms(vm_list, session)
     for failure in found.failed:
         context.fail(failure)
     vms = _drop_duplicates(found.done)
@@ -171,9 +171,26 @@ def affinity_check(
         more |= count_missing(vm_list)
     empty = "no VM has settings" if managed and not vms else "no vCPU is known"
     context.write_rows("vcpus", CHECK_COLUMNS, rows, empty=empty, more=more)
-    for named in vms:
-        if named.problem is not None:
-            context.warn(named.problem)
+    _note_unseen(context, alignments, vm_list)
+    _note_unknown(context, rows)
+    if not vm_list:
+        _note_without_pmu(context, vms)
+    warn_of_dead_vcpus(context, alignments)
+    misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
+    _note_misplaced(context, misplaced)
+    has_dead = any(alignment.vm.dead_vcpus for alignment in alignments)
+    are_some_unknown = bool(unknown_vms) or (vm_list is not None and vm_list.may_lack_vms)
+    is_no = bool(misplaced) or has_dead or (strict and are_some_unknown)
+    return found.status(ExitStatus.NO if is_no else ExitStatus.OK)
+
+
+def _note_unseen(
+    context: Context, alignments: Sequence[VmAlignment], vm_list: VmList | None
+) -> None:
+    """Tell what the rows lack: VMs that could not be seen, and vCPUs whose thread is not known."""
+    for alignment in alignments:
+        if alignment.vm.problem is not None:
+            context.warn(alignment.vm.problem)
     if vm_list:
         # that not all processes were looked at is a failure here, which has been told
         note_missing(context, replace(vm_list, unscanned={}))
@@ -181,14 +198,24 @@ def affinity_check(
         is_listed = bool(alignment.vcpus) or not alignment.effective_pmu.names
         if not is_listed and has_unknown_threads(alignment.vm):
             context.note(f"{alignment.vm.name}: {no_threads(alignment.vm).message}")
+
+
+def _note_unknown(context: Context, rows: Sequence[VcpuRow]) -> None:
+    """Tell of how many vCPUs it is not known whether they can leave their PMU."""
     if unknown := sum(row.is_unknown for row in rows if not row.alignment.is_split):
         which = "1 vCPU can leave its" if unknown == 1 else f"{unknown} vCPUs can leave their"
         context.note(f"it is not known whether {which} PMU")
-    for named in vms if vm else ():
-        if named.is_without_pmu:
-            context.note(f"{named.name}: {named.identity.explain_no_vpmu()}")
-    warn_of_dead_vcpus(context, alignments)
-    misplaced = [alignment for alignment in alignments if alignment.is_misplaced]
+
+
+def _note_without_pmu(context: Context, vms: Sequence[Vm]) -> None:
+    """Tell why VMs that were named have no PMU."""
+    for vm in vms:
+        if vm.is_without_pmu:
+            context.note(f"{vm.name}: {vm.identity.explain_no_vpmu()}")
+
+
+def _note_misplaced(context: Context, misplaced: Sequence[VmAlignment]) -> None:
+    """Tell what happens to vCPUs that can leave their PMU, each consequence once."""
     consequences = (
         alignment.effective_pmu.consequence for alignment in misplaced if alignment.misplaced
     )
@@ -197,10 +224,6 @@ def affinity_check(
     for alignment in misplaced:
         if alignment.is_split:
             context.note(f"{alignment.vm.name}: {alignment.explanation}")
-    has_dead = any(alignment.vm.dead_vcpus for alignment in alignments)
-    are_some_unknown = bool(unknown_vms) or (vm_list is not None and vm_list.may_lack_vms)
-    is_no = bool(misplaced) or has_dead or (strict and are_some_unknown)
-    return found.status(ExitStatus.NO if is_no else ExitStatus.OK)
 
 
 def _parse_vcpus(text: str) -> CpuSet:
@@ -230,7 +253,7 @@ def _select_named(
                 raise vm.query_error
         return vms
 
-    groups: list[Sequence[VmRef]] = [[ref] for ref in refs] if keep_going else [refs] * bool(refs)
+    groups: list[Sequence[VmRef]] = [[ref] for ref in refs] if keep_going else [refs]
     found = run_each(groups, find, keep_going=keep_going)
     found.raise_first()
     return found

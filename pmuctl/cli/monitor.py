@@ -82,17 +82,7 @@ def monitor(
     Formats are table, jsonl, csv, tsv, raw and name; json would need an end.
     """
     refs = tuple(parse_refs(vm or ()))
-    if context.format is Format.JSON:
-        raise UsageError(
-            "monitor has no end and so cannot print one JSON object",
-            fix="use --format jsonl: one object per line",
-        )
-    columns = choose(
-        EVENT_COLUMNS,
-        context.options.columns,
-        every=context.options.every_column,
-        as_json=context.format.is_json,
-    )
+    columns = _choose_columns(context)
     context.enable_gc()
     wanted = set(kinds or ChangeKind)
     until = None if timeout is None else time.monotonic() + timeout
@@ -106,13 +96,23 @@ def monitor(
     with closing(watch):
         for event in chain(_begin_watch(context, watch, columns), watch.watch(until)):
             if event.change.kind in wanted:
-                write_event(
-                    columns,
-                    event,
-                    context.stdout,
-                    format=context.format,
-                    width=context.layout.width,
-                )
+                width = context.layout.width
+                write_event(columns, event, context.stdout, format=context.format, width=width)
+
+
+def _choose_columns(context: Context) -> Sequence[Column[Event]]:
+    """Return the columns to print; raise UsageError for a column or a format that is not one."""
+    if context.format is Format.JSON:
+        raise UsageError(
+            "monitor has no end and so cannot print one JSON object",
+            fix="use --format jsonl: one object per line",
+        )
+    return choose(
+        EVENT_COLUMNS,
+        context.options.columns,
+        every=context.options.every_column,
+        as_json=context.format.is_json,
+    )
 
 
 def _begin_watch(

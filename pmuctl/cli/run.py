@@ -2,7 +2,7 @@
 """pmuctl run: start an unmodified VMM in place of this process, with PMU settings."""
 
 import os
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -99,24 +99,24 @@ def run(
         prepared = prepare(request, context.host, os.getpid())
     if context.options.dry_run:
         _write_steps(context, prepared)
-        return
+    else:
+        _become_vmm(context, prepared)
+
+
+def _become_vmm(context: Context, prepared: PreparedStart) -> NoReturn:
+    """Print what is to be known before, and execute the VMM in place of this process."""
+    spec, gated = prepared.spec, prepared.obstacle is None
     _write_warnings(context, prepared)
-    if hold and prepared.obstacle is None and context.stderr.isatty():
-        context.note(f"{prepared.spec.name} will be held; in another terminal:")
-        for line in hold_commands(prepared.spec):
+    if spec.hold and gated and context.stderr.isatty():
+        context.note(f"{spec.name} will be held; in another terminal:")
+        for line in hold_commands(spec):
             context.note(f"  {line}")
     for step in prepared.steps:
-        context.trace(f"{prepared.spec.name}: {step}")
+        context.trace(f"{spec.name}: {step}")
     context.stdout.flush()
     context.stderr.flush()
-    start(
-        context.get_executor(),
-        prepared.spec,
-        prepared.executable,
-        read_own_environ(),
-        gated=prepared.obstacle is None,
-        warn=context.warn,
-    )
+    executor, environ = context.get_executor(), read_own_environ()
+    start(executor, spec, prepared.executable, environ, gated=gated, warn=context.warn)
 
 
 def _write_warnings(context: Context, prepared: PreparedStart) -> None:

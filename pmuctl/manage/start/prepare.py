@@ -26,9 +26,10 @@ from pmuctl.manage.start.preflight import (
 )
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import WIDEST_BITS
+from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import DefaultPmu, KvmCaps
 from pmuctl.model.pmu import Pmu
-from pmuctl.value import value
+from pmuctl.value import replace, value
 
 
 @value(kw_only=True)
@@ -74,6 +75,47 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
         name = default_name(request.command[0], pid)
     # absolute, because the supervisor may have another working directory than the caller
     socket = _make_absolute(own_dir(host.environ, host.uid)) / file_name(name)
+    target = _resolve_target(request, host)
+    executable = find_program(request.command[0], host.environ)
+
+    caps = KvmCaps(has_vpmu=None)
+    obstacle: PmuctlError | None = None
+    try:
+        check_bindable(socket, host.procs)
+        caps = ask_kvm(host, target.pmus)
+        target = _check_target(target, request, caps, host, pid)
+    except UsageError:
+        raise
+    except PmuctlError as error:
+        if not request.best_effort:
+            raise
+        obstacle = as_warning(error)
+
+    spec = _make_spec(request, name, socket, target, caps)
+    return PreparedStart(
+        executable=executable,
+        spec=spec,
+        steps=tuple(_describe_steps(spec, executable, gated=obstacle is None)),
+        obstacle=obstacle,
+        warnings=tuple(_iter_warnings(request, target)) if obstacle is None else (),
+    )
+
+
+@value(kw_only=True)
+class _Target:
+    """What the words of a request stand for on a host with these PMUs; None for what has none.
+
+    `cpus` are those of the vCPU threads.
+    """
+
+    pmus: Sequence[Pmu]
+    pmu: Pmu | None = None
+    filter: EventFilter | None = None
+    cpus: CpuSet | None = None
+
+
+def _resolve_target(request: StartRequest, host: Host) -> _Target:
+    """Return what the words stand for, before KVM is asked; raise UsageError, NotFoundError."""
     names = scan_event_sources(host.sysfs).names
     pmus = scan_pmus(host.sysfs, names)
     pmu, event_filter, cpus = None, None, None
@@ -84,63 +126,61 @@ def prepare(request: StartRequest, host: Host, pid: int) -> PreparedStart:
         event_filter = compile_filter(request.filter, pmu, WIDEST_BITS)
     if request.affinity not in (AUTO, NONE):
         cpus = parse_affinity(request.affinity, pmu, pmus, host.sysfs)
-    executable = find_program(request.command[0], host.environ)
+    return _Target(pmus=pmus, pmu=pmu, filter=event_filter, cpus=cpus)
 
-    probed = KvmCaps(has_vpmu=None)
-    obstacle: PmuctlError | None = None
-    try:
-        check_bindable(socket, host.procs)
-        probed = ask_kvm(host, pmus)
-        if request.filter is not None and pmu is not None:
-            event_filter = compile_filter(request.filter, pmu, probed.event_bits_for(pmu.type))
-        check_kernel(probed, pmu, event_filter)
-        if request.affinity == AUTO and pmu is not None:
-            cpus = cpus_of(pmu)
-        if cpus is not None:
-            check_cpus(cpus, pmu, host, pid)
-    except UsageError:
-        raise
-    except PmuctlError as error:
-        if not request.best_effort:
-            raise
-        obstacle = as_warning(error)
 
-    spec = LaunchSpec(
+def _check_target(
+    target: _Target, request: StartRequest, caps: KvmCaps, host: Host, pid: int
+) -> _Target:
+    """Return the target as this KVM takes it, with the CPUs of `--affinity auto`.
+
+    Raise what `check_kernel`, `cpus_of` and `check_cpus` raise.
+    """
+    pmu, event_filter, cpus = target.pmu, target.filter, target.cpus
+    if request.filter is not None and pmu is not None:
+        event_filter = compile_filter(request.filter, pmu, caps.event_bits_for(pmu.type))
+    check_kernel(caps, pmu, event_filter)
+    if request.affinity == AUTO and pmu is not None:
+        cpus = cpus_of(pmu)
+    if cpus is not None:
+        check_cpus(cpus, pmu, host, pid)
+    return replace(target, filter=event_filter, cpus=cpus)
+
+
+def _make_spec(
+    request: StartRequest, name: str, socket: Path, target: _Target, caps: KvmCaps
+) -> LaunchSpec:
+    """Return the launch spec of a request whose words stand for `target`."""
+    pmu = target.pmu
+    return LaunchSpec(
         name=name,
         socket=socket,
         command=request.command,
         pmu=None if pmu is None or pmu.type is None else (pmu.type, pmu.name),
-        filter=event_filter,
-        affinity=cpus,
+        filter=target.filter,
+        affinity=target.cpus,
         names_cpus=request.affinity not in (AUTO, NONE),
-        attributes=probed.attributes,
-        event_bits=probed.event_bits,
-        event_bits_of=probed.event_bits_of,
-        defaults=_find_default_pmus(probed, pmus) if pmu is None else {},
+        attributes=caps.attributes,
+        event_bits=caps.event_bits,
+        event_bits_of=caps.event_bits_of,
+        defaults=_find_default_pmus(caps, target.pmus) if pmu is None else {},
         hold=request.hold,
         timeout=request.timeout,
         best_effort=request.best_effort,
     )
-    return PreparedStart(
-        executable=executable,
-        spec=spec,
-        steps=tuple(_describe_steps(spec, executable, gated=obstacle is None)),
-        obstacle=obstacle,
-        warnings=tuple(_iter_warnings(request, pmu, cpus, pmus)) if obstacle is None else (),
-    )
 
 
-def _find_default_pmus(probed: KvmCaps, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:
+def _find_default_pmus(caps: KvmCaps, pmus: Sequence[Pmu]) -> Mapping[tuple[int, str], CpuSet]:
     """Return the PMUs, with their CPUs, of which KVM chooses one by the CPU of KVM_ARM_VCPU_INIT.
 
     Return an empty mapping if KVM chooses otherwise.
     """
-    if probed.default is not DefaultPmu.AT_VCPU_INIT:
+    if caps.default is not DefaultPmu.AT_VCPU_INIT:
         return {}
     return {
         (pmu.type, pmu.name): pmu.cpus
         for pmu in pmus
-        if pmu.type is not None and pmu.type in probed.counters and pmu.cpus
+        if pmu.type is not None and pmu.type in caps.counters and pmu.cpus
     }
 
 
@@ -189,11 +229,10 @@ def default_name(command: str, pid: int) -> str:
     return (allowed.lstrip("_.-") or "vm")[: NAME.most - len(suffix)] + suffix
 
 
-def _iter_warnings(
-    request: StartRequest, pmu: Pmu | None, cpus: CpuSet | None, pmus: Sequence[Pmu]
-) -> Iterator[PmuctlError]:
-    """Yield the warnings about settings that will be applied; `cpus` are the vCPU threads'."""
-    several = [other for other in pmus if cpus and other.cpus and cpus & other.cpus]
+def _iter_warnings(request: StartRequest, target: _Target) -> Iterator[PmuctlError]:
+    """Yield the warnings about settings that will be applied."""
+    pmu, cpus = target.pmu, target.cpus
+    several = [other for other in target.pmus if cpus and other.cpus and cpus & other.cpus]
     if pmu is None and not request.hold and len(several) > 1:
         yield RefusedError(
             f"--affinity {request.affinity}: these CPUs are of {len(several)} PMUs",
