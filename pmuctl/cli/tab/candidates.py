@@ -6,13 +6,13 @@ and prints nothing if anything is wrong.
 """
 
 import os
-import stat
 import sys
 
 DEVICES = "/sys/bus/event_source/devices"
 """As `PATH_EVENT_SOURCE` in pmuctl.host.sysfs."""
 PATH_RUN = "/run/pmuctl"
 PATH_USERS = "/run/user"
+"""These two as in pmuctl.host.runtime_dirs."""
 
 QUERY_SECONDS = 0.1
 """For the whole reply of a VM; a VM that takes longer is taken to have no PMU."""
@@ -213,49 +213,22 @@ def _open_socket(vm: str, named: str) -> tuple[int, int | None] | None:
     """Return an O_PATH descriptor of a VM's control socket, and the user who is to listen there.
 
     The user is None if that may be anyone: in root's directory, or at the path that is `named`.
-    It looks where `scan_sockets` in pmuctl.control.runtime.sockets does, and opens as
-    `open_socket` does: no user can lead it to another one's socket by a link.
     """
-    if named:
-        return os.open(named, os.O_PATH | os.O_CLOEXEC), None
-    directories: list[tuple[str, int | None]] = [(PATH_RUN, None)]
-    if own := os.environ.get("PMUCTL_RUNTIME_DIR"):
-        directories = [(own, None)]
-    elif os.geteuid() == 0:
-        from pmuctl.host.mounts import find_unanswered, read_mounts
+    from pmuctl.control.runtime.socket_files import SUFFIX, find_socket_dirs, open_socket_file
 
-        users = {f"{PATH_USERS}/{uid}/pmuctl": uid for uid in _list_names(PATH_USERS)}
-        unanswered = find_unanswered(list(users), read_mounts()) if users else set()
-        directories += [
-            (path, int(uid))
-            for path, uid in users.items()
-            if path not in unanswered and uid.isascii() and uid.isdigit()
-        ]
-    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        directories.append((f"{runtime}/pmuctl", os.geteuid()))
-    for directory, owner in directories if is_name(vm) else ():
+    if named:
+        return open_socket_file(named, None), None
+    if not is_name(vm):
+        return None
+    directories, _ = find_socket_dirs(os.environ, os.geteuid(), run=PATH_RUN, users=PATH_USERS)
+    for directory, owner in directories:
+        path = f"{directory}/{vm}{SUFFIX}"
         try:
-            return _open_below(directory, f"{vm}.sock", owner), owner
+            if not os.path.islink(path):
+                return open_socket_file(path, owner), owner
         except OSError:
             continue
     return None
-
-
-def _open_below(directory: str, name: str, owner: int | None) -> int:
-    """Open a file by its directory's descriptor; raise OSError unless both are the owner's."""
-    flags = os.O_PATH | os.O_CLOEXEC
-    links = 0 if owner is None else os.O_NOFOLLOW
-    folder = os.open(directory, flags | os.O_DIRECTORY | links)
-    try:
-        fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
-        statuses = [os.fstat(folder), os.fstat(fd)]
-    finally:
-        os.close(folder)
-    is_own = owner is None or all(status.st_uid == owner for status in statuses)
-    if is_own and stat.S_ISSOCK(statuses[1].st_mode):
-        return fd
-    os.close(fd)
-    raise PermissionError
 
 
 def _query_pmu(found: tuple[int, int | None] | None) -> str | None:

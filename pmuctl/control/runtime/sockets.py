@@ -2,31 +2,29 @@
 """Control sockets: the runtime directories, the names in them, and opening a socket there."""
 
 import contextlib
-import errno
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from pmuctl.control.protocol.messages import VM_NAME
+from pmuctl.control.runtime.socket_files import (
+    SUFFIX,
+    find_socket_dirs,
+    open_socket_file,
+    scan_names,
+)
 from pmuctl.errors import UsageError
-from pmuctl.host.mounts import find_unanswered, read_mounts
 from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.host.runtime_dirs import PATH_RUN, PATH_USERS
 from pmuctl.value import value
 
-SUFFIX = ".sock"
 RECORD_SUFFIX = ".json"
 SOCKETS_MAX = 256
 """Control sockets to query in another user's directory: a user can create any number of them."""
 RECORDS_READ = 256
 """Start records of a directory to read: a user can have any number of failed starts."""
-NAMES_READ = 1 << 16
-"""Names to read of a directory."""
-
-_UID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 @value(kw_only=True)
@@ -92,26 +90,8 @@ def runtime_dirs(
 
     Those of other users that may never answer are not among them.
     """
-    if named := environ.get("PMUCTL_RUNTIME_DIR"):
-        return [(Path(named), None)]
-    found: list[tuple[Path, int | None]] = [(run, None)]
-    if uid == 0:
-        found += _split_dirs(users)[0]
-    elif runtime := environ.get("XDG_RUNTIME_DIR"):
-        found.append((Path(runtime) / "pmuctl", uid))
-    return found
-
-
-def _split_dirs(users: Path) -> tuple[list[tuple[Path, int]], list[Path]]:
-    """Return the directories of all users with their owners, and those that may never answer."""
-    paths = {
-        str(users / name / "pmuctl"): int(name)
-        for name in _scan_names(users)
-        if _UID.fullmatch(name)
-    }
-    unanswered = find_unanswered(paths, read_mounts()) if paths else set()
-    answered = [(Path(path), owner) for path, owner in paths.items() if path not in unanswered]
-    return answered, [Path(path) for path in sorted(unanswered)]
+    directories, _ = find_socket_dirs(environ, uid, run=str(run), users=str(users))
+    return [(Path(path), owner) for path, owner in directories]
 
 
 def scan_sockets(
@@ -123,67 +103,25 @@ def scan_sockets(
     """
     found: list[ControlSocket] = []
     left_out = 0
-    for directory, owner in runtime_dirs(environ, uid, run=run, users=users):
-        there = list(_iter_sockets(directory, owner))
+    directories, unanswered = find_socket_dirs(environ, uid, run=str(run), users=str(users))
+    for directory, owner in directories:
+        there = list(_iter_sockets(Path(directory), owner))
         most = len(there) if owner in (None, uid) else SOCKETS_MAX
         found += there[:most]
         left_out += len(there[most:])
     found.sort(key=lambda control_socket: (control_socket.name or "", str(control_socket.path)))
-    is_root = uid == 0 and not environ.get("PMUCTL_RUNTIME_DIR")
-    return SocketScan(found, left_out, _split_dirs(users)[1] if is_root else ())
+    return SocketScan(found, left_out, [Path(path) for path in unanswered])
 
 
 def scan_records(directory: Path) -> list[Path]:
     """Return the paths of the first RECORDS_READ start records in a directory, sorted."""
-    names = (name for name in _scan_names(directory) if name.endswith(SUFFIX + RECORD_SUFFIX))
+    names = (name for name in scan_names(directory) if name.endswith(SUFFIX + RECORD_SUFFIX))
     return [directory / name for name in islice(names, RECORDS_READ)]
 
 
 def open_socket(control_socket: ControlSocket) -> int:
-    """Return an O_PATH descriptor of a control socket, which no link can lead elsewhere.
-
-    In another user's directory that user may swap files at any time: the directory is opened
-    first, its owner checked, then the socket in it. The path that an admin named is followed.
-    Raise OSError: ENOTSOCK if it is no socket, EPERM if another user owns it.
-    """
-    path, owner, flags = control_socket.path, control_socket.speaks_for, os.O_PATH | os.O_CLOEXEC
-    if owner is None:
-        fd = os.open(path, flags)
-    else:
-        directory = os.open(path.parent, flags | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            _check_owner(directory, owner, path.parent)
-            fd = os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=directory)
-        finally:
-            os.close(directory)
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(path))
-        if owner is not None:
-            _check_owner(fd, owner, path)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_owner(fd: int, owner: int, path: Path) -> None:
-    if (uid := os.fstat(fd).st_uid) != owner:
-        raise OSError(errno.EPERM, f"it is uid {uid}'s, not uid {owner}'s", str(path))
-
-
-def _scan_names(path: Path | int) -> list[str]:
-    """Return at most NAMES_READ names of a directory, sorted.
-
-    Return an empty list if it cannot be read; raise ResourceExhaustedError if this process or
-    the machine lacks the resources.
-    """
-    try:
-        with os.scandir(path) as files:
-            return sorted(file.name for file in islice(files, NAMES_READ))
-    except OSError as error:
-        raise_if_exhausted(error)
-        return []
+    """Return an O_PATH descriptor of a control socket, as `open_socket_file` does."""
+    return open_socket_file(str(control_socket.path), control_socket.speaks_for)
 
 
 def _iter_sockets(directory: Path, owner: int | None = None) -> Iterator[ControlSocket]:
@@ -198,7 +136,7 @@ def _iter_sockets(directory: Path, owner: int | None = None) -> Iterator[Control
         # sockets in another user's directory could claim to control the VMs of `owner`
         if owner is not None and os.fstat(fd).st_uid != owner:
             return
-        for file in _scan_names(fd):
+        for file in scan_names(fd):
             name = file.removesuffix(SUFFIX)
             if name == file or not VM_NAME.fullmatch(name):
                 continue

@@ -14,7 +14,8 @@ from typing import Any
 from pmuctl.control.client.peer_auth import AuthenticatedVmm
 from pmuctl.control.protocol.messages import COMMANDS, NAME
 from pmuctl.control.runtime import start_record
-from pmuctl.control.runtime.sockets import SUFFIX, ControlSocket, SocketScan
+from pmuctl.control.runtime.socket_files import SUFFIX
+from pmuctl.control.runtime.sockets import ControlSocket, SocketScan
 from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.host import Host
 from pmuctl.host.procfs import Procfs

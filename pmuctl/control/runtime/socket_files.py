@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control sockets as files: the directories to look in, and opening a socket there.
+
+A shell that completes a word waits for this, so it imports next to nothing.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+
+SUFFIX = ".sock"
+NAMES_READ = 1 << 16
+"""Names to read of a directory."""
+
+
+def find_socket_dirs(
+    environ: Mapping[str, str], uid: int, *, run: str, users: str
+) -> tuple[list[tuple[str, int | None]], list[str]]:
+    """Return the directories to search as this user, each with the user its sockets speak for.
+
+    The user is None if that may be anyone: in root's own directory, or in one that was named. The
+    directories of other users that may never answer are apart, in the second list.
+    """
+    if named := environ.get("PMUCTL_RUNTIME_DIR"):
+        return [(named, None)], []
+    found: list[tuple[str, int | None]] = [(run, None)]
+    unanswered: set[str] = set()
+    if uid == 0:
+        # imported here, because only root looks in the directories of other users
+        from pmuctl.host.mounts import find_unanswered, read_mounts
+
+        owners = {
+            f"{users}/{name}/pmuctl": int(name) for name in scan_names(users) if _is_uid(name)
+        }
+        unanswered = find_unanswered(owners, read_mounts()) if owners else set()
+        found += [(path, owner) for path, owner in owners.items() if path not in unanswered]
+    elif runtime := environ.get("XDG_RUNTIME_DIR"):
+        found.append((f"{runtime}/pmuctl", uid))
+    return found, sorted(unanswered)
+
+
+def _is_uid(name: str) -> bool:
+    is_number = name.isascii() and name.isdigit() and len(name) <= 10
+    return is_number and (name == "0" or name[0] != "0")
+
+
+def scan_names(path: str | os.PathLike[str] | int) -> list[str]:
+    """Return at most NAMES_READ names of a directory, sorted.
+
+    Return an empty list if it cannot be read; raise ResourceExhaustedError if this process or
+    the machine lacks the resources.
+    """
+    names: list[str] = []
+    try:
+        with os.scandir(path) as files:
+            for file in files:
+                names.append(file.name)
+                if len(names) == NAMES_READ:
+                    break
+    except OSError as error:
+        from pmuctl.host.resource_errors import raise_if_exhausted
+
+        raise_if_exhausted(error)
+        return []
+    return sorted(names)
+
+
+def open_socket_file(path: str, owner: int | None) -> int:
+    """Return an O_PATH descriptor of a control socket, which no link can lead elsewhere.
+
+    In another user's directory that user may swap files at any time: the directory is opened
+    first, its owner checked, then the socket in it. Without an `owner` the path is followed.
+    Raise OSError: ENOTSOCK if it is no socket, EPERM if another user owns it.
+    """
+    flags = os.O_PATH | os.O_CLOEXEC
+    if owner is None:
+        fd = os.open(path, flags)
+    else:
+        parent, name = os.path.split(path)
+        directory = os.open(parent or ".", flags | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _check_owner(directory, owner, parent)
+            fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
+        finally:
+            os.close(directory)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), path)
+        if owner is not None:
+            _check_owner(fd, owner, path)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_owner(fd: int, owner: int, path: str) -> None:
+    if (uid := os.fstat(fd).st_uid) != owner:
+        raise OSError(errno.EPERM, f"it is uid {uid}'s, not uid {owner}'s", path)
