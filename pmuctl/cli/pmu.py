@@ -11,8 +11,9 @@ from pmuctl.cli.options import CPUSET_HELP, OUTPUT, SYSROOT
 from pmuctl.host.pmus import look_for_pmus, scan_event_sources, scan_other, scan_pmus
 from pmuctl.host.sysfs import PATH_CPU, PATH_EVENT_SOURCE
 from pmuctl.manage.pmus import add_probed
+from pmuctl.model.cpu_list import check_present, parse_cpus
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.pmu_selector import check_present, match_pmus, parse_cpus, select_pmu
+from pmuctl.model.pmu_selector import match_pmus, select_pmu
 from pmuctl.render.pmu import CPU_COLUMNS, PMU_COLUMNS
 
 app = Noun(NOUNS["pmu"])

@@ -7,11 +7,12 @@ from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.cpus import read_online, scan_present
 from pmuctl.host.pmus import look_for_pmus, scan_other
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.model.cpu_list import check_present, parse_cpus
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event import parse_events
 from pmuctl.model.event_filter import Action, EventFilter
 from pmuctl.model.pmu import Pmu
-from pmuctl.model.pmu_selector import check_present, parse_cpus, select_pmu
+from pmuctl.model.pmu_selector import select_pmu
 from pmuctl.value import value
 
 AUTO, NONE = "auto", "none"
