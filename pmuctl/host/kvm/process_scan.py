@@ -71,9 +71,7 @@ class KvmScanner:
         cpu_until = time.process_time() + PROMPT_CPU_SECONDS
         until = time.monotonic() + self._limits.seconds * PROMPT_SHARE
         is_prompt = True
-        for count, pid in enumerate(pids):
-            if pid in first:
-                continue
+        for count, pid in enumerate(pid for pid in pids if pid not in first):
             if count % CLOCK_STEPS == 0:
                 is_prompt = time.monotonic() < until and time.process_time() < cpu_until
             if not is_prompt or not self._scan_small(pid):
