@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 
 from pmuctl.manage.affinity.assess import VcpuRow
-from pmuctl.manage.affinity.vcpu_threads import AffinityResult
+from pmuctl.manage.affinity.mask_changes import AffinityResult
 from pmuctl.model.effective_pmu import Consequence
 from pmuctl.render.columns import NO_IS_BAD, UNKNOWN, Column, Mark
 from pmuctl.render.vcpu import (

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reasons why sched_setaffinity() would fail with EINVAL: offline CPUs, a cpuset."""
+"""What speaks against CPUs for a vCPU thread: they are offline, of a cpuset or of another PMU."""
 
 import shlex
 
+from pmuctl.errors import NOTHING_CHANGED, RefusedError, command
 from pmuctl.host.cpuset_cgroup import Cpuset
 from pmuctl.manage.affinity.host_state import HostState
 from pmuctl.manage.hints import bring_online, describe_cpus
 from pmuctl.model.alignment import Obstacle, find_obstacle
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.effective_pmu import Consequence
+from pmuctl.model.vm import Vm
 from pmuctl.value import value
 
 
@@ -40,3 +43,15 @@ def find_blocker(pid: int, tid: int, wanted: CpuSet, host_state: HostState) -> B
 def describe_cpuset(cpuset: Cpuset) -> str:
     """Return the name of a cpuset cgroup: its version and its directory."""
     return f"the cpuset cgroup (v{cpuset.version}) {cpuset.path}"
+
+
+def check_inside(cpus: CpuSet, pmu: CpuSet, vm: Vm, name: str) -> None:
+    """Raise RefusedError unless all of these CPUs belong to the PMU `name`, which was set."""
+    if outside := cpus - pmu:
+        raise RefusedError(
+            f"{describe_cpus(outside)} not of {name}",
+            subject=vm.name,
+            why=f"its CPUs are {pmu}; {Consequence.FAIL_ENTRY.explain()}",
+            now=NOTHING_CHANGED,
+            fix=command("affinity", "set", vm.address, cpus & pmu or pmu),
+        )

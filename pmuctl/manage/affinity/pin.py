@@ -10,7 +10,8 @@ from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.host.signals import defer_signals
 from pmuctl.manage.affinity.blockers import describe_cpuset
 from pmuctl.manage.affinity.host_state import HostState
-from pmuctl.manage.affinity.vcpu_threads import AffinityResult, VcpuThreads, set_affinities
+from pmuctl.manage.affinity.mask_changes import AffinityResult, set_affinities
+from pmuctl.manage.affinity.vcpu_threads import VcpuThreads
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import VmId

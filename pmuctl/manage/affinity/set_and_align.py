@@ -11,17 +11,11 @@ from pmuctl.errors import (
     command,
 )
 from pmuctl.manage.affinity.assess import read_vm_affinity_record
-from pmuctl.manage.affinity.blockers import find_blocker
+from pmuctl.manage.affinity.blockers import check_inside, find_blocker
 from pmuctl.manage.affinity.host_state import HostState
+from pmuctl.manage.affinity.mask_changes import current_masks, make_blocked_error
 from pmuctl.manage.affinity.pin import VmAffinityResult, apply_affinity
-from pmuctl.manage.affinity.vcpu_threads import (
-    VcpuThreads,
-    check_inside,
-    current_masks,
-    make_blocked_error,
-    no_threads,
-    unknown_threads,
-)
+from pmuctl.manage.affinity.vcpu_threads import VcpuThreads, no_threads, unknown_threads
 from pmuctl.manage.hints import FIND_OUT_PMU, describe_cpus, pin_command
 from pmuctl.manage.resolve import resolve_cpus
 from pmuctl.model.alignment import AlignmentState, align_mask_state, aligned_mask, format_vcpus

@@ -14,28 +14,20 @@ from pmuctl.errors import (
     RefusedError,
     SealedError,
     UnknownOutcomeError,
-    UnsupportedError,
-    UsageError,
     command,
 )
 from pmuctl.host.host import Host
-from pmuctl.host.pmus import scan_event_sources
 from pmuctl.host.signals import defer_signals
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.manage.affinity.host_state import HostState, read_host_state
-from pmuctl.manage.affinity.vcpu_threads import check_inside, unknown_threads
+from pmuctl.manage.affinity.vcpu_threads import unknown_threads
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, open_vm
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import recorded_cpus
 from pmuctl.manage.resolve import (
-    AUTO,
     NONE,
     SettingsRequest,
-    choose_pmu,
-    compile_filter,
-    format_settings,
-    resolve_cpus,
 )
 from pmuctl.manage.settings.affinity_key import (
     change_affinity,
@@ -44,11 +36,13 @@ from pmuctl.manage.settings.affinity_key import (
     record_unmanaged,
 )
 from pmuctl.manage.settings.result import AFFINITY, KeyResult, SettingsResult
+from pmuctl.manage.settings.target import (
+    SettingsTarget,
+    refuse_orphaned,
+    resolve_target,
+    set_at_next_start,
+)
 from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.event import WIDEST_BITS
-from pmuctl.model.event_filter import EventFilter
-from pmuctl.model.plan import no_attribute, no_vcpu, no_vpmu, sealed
-from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm import Vm, VmState, Window
 from pmuctl.model.vm_ref import VmRef
 from pmuctl.value import replace
@@ -118,20 +112,14 @@ def _apply_request(
     Without a client the VM is orphaned, and so it is sealed. Raise as `change_settings` does.
     """
     if client is None:
-        by = f"{vm.by}, and only that could make the calls"
-        error = sealed(_first_attribute(request), by)
-        raise _refuse_unchanged(error, vm, _set_at_next_start(vm))
-    _check_possible(request, vm)
-    pmu = _resolve_pmu(request, vm, host_state)
-    event_filter = None
-    if request.filter is not None:
-        event_filter = compile_filter(request.filter, pmu, _find_event_bits(vm, pmu, host_state))
+        raise refuse_orphaned(request, vm)
+    target = resolve_target(request, vm, host_state)
+    pmu, cpus = target.pmu, target.cpus
     arguments: dict[str, object] = {"type": pmu.type, "name": pmu.name, "dry-run": dry_run}
     if request.counters is not None:
         arguments["counters"] = request.counters
-    if event_filter is not None:
-        arguments["filter"] = filter_message(event_filter)
-    cpus = _resolve_wanted_cpus(request, vm, pmu, host_state)
+    if target.filter is not None:
+        arguments["filter"] = filter_message(target.filter)
     if cpus:
         arguments["cpus"] = list(cpus)
     kept = recorded_cpus(vm)
@@ -143,27 +131,10 @@ def _apply_request(
                 record_affinity(vm, host_state.host)
         wanted = cpus or pmu.cpus or CpuSet()
         raise _explain_apply_error(error, vm, wanted, host_state.host.threads) from error
+    is_kept_anew = bool(cpus) and bool(unknown_threads(vm)) and cpus != kept
     return _collect_results(
-        vm,
-        answer,
-        request,
-        pmu,
-        event_filter,
-        cpus,
-        is_kept_anew=bool(cpus) and bool(unknown_threads(vm)) and cpus != kept,
-        dry_run=dry_run,
+        vm, answer, request, target, is_kept_anew=is_kept_anew, dry_run=dry_run
     )
-
-
-def _find_event_bits(vm: Vm, pmu: Pmu, host_state: HostState) -> int:
-    """Return the width of a VM's event space once it has this PMU.
-
-    Return the widest there is if that is not known here; its VMM checks the filter, too.
-    """
-    if vm.pmu is not None and vm.pmu.type == pmu.type and vm.event_bits is not None:
-        return vm.event_bits
-    probed = host_state.host_pmus.probed
-    return WIDEST_BITS if probed is None else probed.event_bits_for(pmu.type)
 
 
 def _execute(
@@ -188,101 +159,6 @@ def _execute(
     return answer
 
 
-def _resolve_wanted_cpus(
-    request: SettingsRequest, vm: Vm, pmu: Pmu, host_state: HostState
-) -> CpuSet | None:
-    """Return the CPUs that the vCPU threads are to stay on; None if their masks are left alone.
-
-    Setting a PMU implies `auto`, which is its CPUs, for KVM runs the VM nowhere else. A setting
-    that leaves the PMU as it is leaves the affinity, too. Raise what `resolve_cpus` and
-    `check_inside` raise.
-    """
-    if request.affinity == NONE:
-        return None
-    if request.affinity not in (None, AUTO):
-        cpus = resolve_cpus(
-            request.affinity or "", host_state.pmus, host_state.host.sysfs, subject=vm.name
-        )
-        if pmu.cpus is not None:
-            try:
-                check_inside(cpus, pmu.cpus, vm, pmu.name)
-            except RefusedError as error:
-                is_same = vm.explicit_pmu is not None and vm.explicit_pmu.name == pmu.name
-                if vm.window is Window.SEALED and not is_same:
-                    refusal = sealed("SET_PMU", vm.by)
-                    raise _refuse_unchanged(refusal, vm, _set_at_next_start(vm)) from None
-                if not is_same or unknown_threads(vm):
-                    inside = str(cpus & pmu.cpus or pmu.cpus)
-                    right = replace(request, pmu=pmu.name, affinity=inside)
-                    error.fix = command("vm", "set", vm.address, *format_settings(right))
-                raise
-        return cpus
-    now = vm.explicit_pmu
-    is_new = now is None or now.name != pmu.name
-    return pmu.cpus if request.affinity or request.pmu or is_new else None
-
-
-def _check_possible(request: SettingsRequest, vm: Vm) -> None:
-    """Refuse what would be refused with any PMU, before one has to be named."""
-    if vm.window is Window.NONE:
-        raise _refuse_unchanged(no_vpmu(vm.identity), vm)
-    if request.counters is not None and "SET_NR_COUNTERS" not in vm.attributes:
-        if vm.supervised:
-            raise _refuse_unchanged(_make_counters_error(), vm)
-        raise _refuse_unchanged(no_attribute("SET_NR_COUNTERS"), vm)
-    if vm.window is Window.SEALED and vm.explicit_pmu is None:
-        error = sealed(_first_attribute(request), vm.by)
-        raise _refuse_unchanged(error, vm, _set_at_next_start(vm))
-    if vm.window is None:  # it opens with the first vCPU, through which KVM takes settings
-        refusal = no_vcpu()
-        if vm.supervised:
-            refusal.why = "pmuctl run holds its VMM at the first call for its PMU, not reached yet"
-        raise _refuse_unchanged(refusal, vm, command("vm", "wait", vm.address, "--for", "open"))
-
-
-def _refuse_unchanged(error: PmuctlError, vm: Vm, fix: str | None = None) -> PmuctlError:
-    """Return the error as a refusal of this VM that was made before anything was changed."""
-    error.subject, error.now, error.fix = vm.name, NOTHING_CHANGED, fix or error.fix
-    return error
-
-
-def _first_attribute(request: SettingsRequest) -> str:
-    """Return the attribute that the request would set first."""
-    if request.pmu is not None:
-        return "SET_PMU"
-    return "FILTER" if request.filter is not None else "SET_NR_COUNTERS"
-
-
-def _make_counters_error() -> UnsupportedError:
-    """Return the refusal of counters for a supervised VM, where they would not last."""
-    return UnsupportedError(
-        "the counters of a VM that pmuctl run supervises cannot be chosen",
-        why="its VMM writes PMCR_EL0 back after its PMU's INIT, so a limit would not last",
-        fix="use a VMM that serves the control socket itself: see pmuctl-protocol(7)",
-    )
-
-
-def _resolve_pmu(request: SettingsRequest, vm: Vm, host_state: HostState) -> Pmu:
-    """Return the PMU asked for, else the one the VM was given, else the host's only one.
-
-    Raise what `choose_pmu` raises.
-    """
-    names = scan_event_sources(host_state.host.sysfs).names
-    text = request.pmu
-    if text is None and vm.explicit_pmu is not None:
-        text = vm.explicit_pmu.name
-    try:
-        ranked = host_state.rank_pmus()
-        fix = "pmuctl pmu list"
-        if ranked:
-            settings = format_settings(replace(request, pmu=ranked[0].name))
-            fix = command("vm", "set", vm.address, *settings)
-        return choose_pmu(text, host_state.pmus, names, host_state.host.sysfs, fix=fix)
-    except UsageError as error:
-        error.subject = error.subject or vm.name
-        raise
-
-
 def _explain_apply_error(
     error: PmuctlError, vm: Vm, cpus: CpuSet, threads: ThreadAffinity
 ) -> PmuctlError:
@@ -302,21 +178,12 @@ def _explain_apply_error(
     if isinstance(error, SealedError) and vm.window is Window.OPEN:
         error.fix = f"choose the PMU of {vm.name} before its filter, at its next start"
     elif isinstance(error, SealedError):
-        error.fix = _set_at_next_start(vm)
+        error.fix = set_at_next_start(vm)
     elif isinstance(error, PinnedError):
         # in a hold it may be any thread of the VMM, and the vCPUs have none yet
         whole_vmm = f"taskset -acp {cpus} {vm.pid}" if vm.supervised and vm.pid and cpus else None
         error.fix = "; ".join(_iter_unpin_commands(vm, cpus, threads)) or whole_vmm
     return error
-
-
-def _set_at_next_start(vm: Vm) -> str:
-    """Return the `fix` for a VM that takes no more settings until it is started again."""
-    if vm.supervised:
-        return (
-            f"choose it when {vm.name} is started again: pmuctl run has options for it, or --hold"
-        )
-    return f"set it at the next start of {vm.name}, while its window is open (before vm release)"
 
 
 def _iter_unpin_commands(vm: Vm, cpus: CpuSet, threads: ThreadAffinity) -> Iterator[str]:
@@ -334,9 +201,7 @@ def _collect_results(
     vm: Vm,
     answer: Any,
     request: SettingsRequest,
-    pmu: Pmu,
-    event_filter: EventFilter | None,
-    cpus: CpuSet | None,
+    target: SettingsTarget,
     *,
     is_kept_anew: bool,
     dry_run: bool,
@@ -345,6 +210,7 @@ def _collect_results(
 
     `is_kept_anew` is True if threads that are not known yet are to be kept on other CPUs.
     """
+    pmu, event_filter, cpus = target.pmu, target.filter, target.cpus
     changed = {_KEYS.get(step["attribute"], AFFINITY) for step in answer["steps"]}
     outcome = "planned" if answer["outcome"] == "planned" or dry_run else "set"
     if is_kept_anew:
