@@ -115,7 +115,7 @@ def no_supervisor(error: OSError | ImportError) -> PmuctlError:
     )
 
 
-def no_vpmu(vmm: VmmIdentity) -> PmuctlError:
+def made_without_vpmu(vmm: VmmIdentity) -> PmuctlError:
     """Return the error for a VMM that makes a vCPU to run without a vPMU."""
     return UnsupportedError(
         "its VMM makes vCPUs without a vPMU",

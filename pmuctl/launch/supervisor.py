@@ -14,8 +14,8 @@ from pmuctl.launch.confined_processes import ConfinedProcesses
 from pmuctl.launch.confinement import Backoff
 from pmuctl.launch.default_pmu import DefaultPmuTracker
 from pmuctl.launch.failures import (
+    made_without_vpmu,
     memory_not_writable,
-    no_vpmu,
     not_followable,
     vcpu_moved,
 )
@@ -238,7 +238,7 @@ class Supervisor:
         if not self._spec.best_effort or self._vcpu_table.is_first_without_vpmu(vcpu):
             pid = vcpu.tgid
             vmm = identify(self._procs.command_line(pid), self._procs.comm(pid, pid))
-            self._applier.fail(thread, no_vpmu(vmm))
+            self._applier.fail(thread, made_without_vpmu(vmm))
         if self._spec.best_effort and not self._spec.names_cpus and not self._vcpu_table.has_vpmu:
             for sharing_pid in self._processes.spaces.sharing_processes(vcpu.tgid):
                 self._confined.find_or_add(sharing_pid).release()

@@ -26,7 +26,7 @@ class VmmProcesses:
     def find_sharing(self, pid: int) -> set[int]:
         """Return the processes that share the memory of one, or those known where all are not."""
         try:
-            return self.spaces.scan_processes(pid)
+            return self.spaces.scan_sharing_processes(pid)
         except ResourceExhaustedError:
             return self.spaces.sharing_processes(pid)
 
@@ -39,7 +39,7 @@ class VmmProcesses:
         followed: set[int] = set()
         try:
             # they may have made others meanwhile
-            while new := self.spaces.scan_processes(pid) - followed:
+            while new := self.spaces.scan_sharing_processes(pid) - followed:
                 for tgid in new:
                     self.tracer.follow_all(tgid)
                 followed |= new

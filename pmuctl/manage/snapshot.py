@@ -25,7 +25,7 @@ def scan_snapshot(session: Session) -> Iterator[Captured]:
     may use it. Raise RefusedError if the session's tree is a capture that is broken.
     """
     host, sysfs = session.host, session.host.sysfs
-    sockets = session.scan_sockets()
+    sockets = session.find_sockets()
     replies = ask_sockets(session, sockets.sockets, _capture_reply)
     yield from scan_captured(sysfs)
     yield from capture_replies((text for text, _ in replies), sockets.left_out)

@@ -294,7 +294,7 @@ def test_one_made_by_a_child_with_its_memory() -> None:
     child = vmm.beside(9, tgid=9)
     child.create(0, fd=FD)
     child.call(FUTEX, ADDRESS)
-    assert vmm.spaces.scan_processes(9) == {1, 9}
+    assert vmm.spaces.scan_sharing_processes(9) == {1, 9}
     vmm.init(FD)
     assert opened(vmm) == [0]
 
@@ -306,10 +306,10 @@ def test_a_process_that_has_the_id_of_one_that_shared_memory_is_none_of_it() -> 
     vmm.beside(9, tgid=9)
     vmm.create(0, fd=FD)
     spaces = vmm.spaces
-    assert spaces.scan_processes(1) == spaces.sharing_processes(1) == {1, 9}
+    assert spaces.scan_sharing_processes(1) == spaces.sharing_processes(1) == {1, 9}
     del vmm.kernel.memories[9]  # it ended unseen, and a stranger has its id
     assert spaces.sharing_processes(1) == {1}
-    assert spaces.scan_processes(1) == {1}
+    assert spaces.scan_sharing_processes(1) == {1}
 
 
 def test_one_made_where_a_child_has_executed_another_program(vmm: Vmm) -> None:

@@ -148,7 +148,7 @@ class AddressSpaces:
         known = set() if space is None else space.tgids
         return {tgid} | {pid for pid in known if self._procs.shares_memory(tgid, pid)}
 
-    def scan_processes(self, tgid: int) -> set[int]:
+    def scan_sharing_processes(self, tgid: int) -> set[int]:
         """Look for the processes that share the memory of one, and return them all."""
         pids = self._procs.pids()
         space = self.find_or_add(tgid)

@@ -27,7 +27,7 @@ def open_pidfd(pid: int) -> Iterator[int | None]:
         os.close(pidfd)
 
 
-def is_dead(pidfd: int, seconds: float = 0.0) -> bool:
+def has_process_ended(pidfd: int, seconds: float = 0.0) -> bool:
     """Return whether all threads of a process have ended, after this many seconds at most."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
@@ -44,7 +44,7 @@ def kill_and_wait(pidfd: int) -> None:
     """Kill a process that is not traced; return once it is dead, after END_SECONDS at most."""
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    is_dead(pidfd, END_SECONDS)
+    has_process_ended(pidfd, END_SECONDS)
 
 
 def has_stopped(tid: int) -> bool:
@@ -77,7 +77,7 @@ def wait_for_stop(tid: int, seconds: float) -> bool:
     return True
 
 
-def has_ended(tid: int) -> bool:
+def has_thread_ended(tid: int) -> bool:
     """Return whether a traced thread has ended; that is left to be reported later."""
     return _peek(tid, os.WEXITED) is not None
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 from pmuctl.launch.trace.process_end import (
     END_SECONDS,
-    has_ended,
+    has_process_ended,
     has_stopped,
-    is_dead,
+    has_thread_ended,
     kill_process,
     open_pidfd,
 )
@@ -67,5 +67,5 @@ def _wait_dead(tracer: Tracer, tgid: int, tid: int, pidfd: int | None, until: fl
 def _has_died(tracer: Tracer, tid: int, pidfd: int | None) -> bool:
     """Return whether a process has ended; without a pidfd, whether this thread has."""
     if pidfd is not None:
-        return is_dead(pidfd)
-    return tid not in tracer.threads or has_ended(tid)
+        return has_process_ended(pidfd)
+    return tid not in tracer.threads or has_thread_ended(tid)

@@ -67,7 +67,7 @@ class Inventory:
     @cached_property
     def socket_scan(self) -> SocketScan:
         """The control sockets to query, and how many are left out."""
-        return self.session.scan_sockets()
+        return self.session.find_sockets()
 
     @property
     def sockets(self) -> Sequence[ControlSocket]:

@@ -19,7 +19,7 @@ from pmuctl.errors import (
 from pmuctl.manage.inventory.inventory import Ask, Inventory, VmList
 from pmuctl.manage.inventory.poller import ask_all
 from pmuctl.manage.inventory.processes import VmProcess, explain_unscanned
-from pmuctl.manage.inventory.query import ask_vm, is_dead, make_vm
+from pmuctl.manage.inventory.query import ask_vm, has_no_listener, make_vm
 from pmuctl.manage.inventory.replies import CapturedSocket, Reply
 from pmuctl.manage.inventory.session import Session
 from pmuctl.manage.inventory.start_records import find_orphan, refused_start
@@ -132,7 +132,7 @@ def open_vm(
         try:
             client = stack.enter_context(session.client(found))
         except UnreachableError as error:
-            reply = find_orphan(found, session.host.procs) if is_dead(error) else None
+            reply = find_orphan(found, session.host.procs) if has_no_listener(error) else None
             if reply is None:
                 raise
         else:

@@ -57,7 +57,7 @@ def ask_socket(
             return ask_vm(client, strictly=strictly)
     except PmuctlError as error:
         forget_frames(error)
-        has_ended = is_dead(error) or _has_ended(session, socket, client.peer)
+        has_ended = has_no_listener(error) or _has_ended(session, socket, client.peer)
         if has_ended and (orphan := find_orphan(socket, session.host.procs)):
             return orphan
         state = VmState.SILENT
@@ -133,9 +133,9 @@ def _has_ended(session: Session, socket: ControlSocket, peer: PeerCred | None) -
 
 def is_gone(vm: Vm) -> bool:
     """Return whether a VM has ended while it was queried: it had answered the connection."""
-    return vm.state is VmState.DEAD and vm.problem is not None and not is_dead(vm.problem)
+    return vm.state is VmState.DEAD and vm.problem is not None and not has_no_listener(vm.problem)
 
 
-def is_dead(error: PmuctlError) -> bool:
+def has_no_listener(error: PmuctlError) -> bool:
     """Return True if nobody listens at the control socket (ECONNREFUSED)."""
     return isinstance(error, UnreachableError) and error.errno == "ECONNREFUSED"

@@ -38,7 +38,7 @@ class Session:
     monitor_answers: MonitorAnswers = field(default_factory=dict)
     vm_pids: list[int] = field(default_factory=list)
 
-    def scan_sockets(self) -> SocketScan:
+    def find_sockets(self) -> SocketScan:
         """Return the sockets to query: the named one, or all of the host.
 
         In a captured tree, return the captured sockets; raise RefusedError if a file of them is
