@@ -8,6 +8,7 @@ import typer
 
 from pmuctl.cli.app import NOUNS, Noun, command
 from pmuctl.cli.context import Context
+from pmuctl.cli.near_misses.affinity import correct_order, make_pairs_error, pair_commands
 from pmuctl.cli.options import CONNECTION, CPUSET_HELP, DRY_RUN, OUTPUT, SYSROOT
 from pmuctl.cli.session import (
     NOTHING_TO_DO,
@@ -20,7 +21,14 @@ from pmuctl.cli.session import (
     open_session,
     warn_of_dead_vcpus,
 )
-from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError
+from pmuctl.errors import (
+    ExitStatus,
+    NotFoundError,
+    OutputError,
+    PmuctlError,
+    UsageError,
+    WrongWordError,
+)
 from pmuctl.errors import command as shell_command
 from pmuctl.manage.affinity.align_many import align_all, align_named
 from pmuctl.manage.affinity.assess import VcpuRow, assess, check_rows, has_settings
@@ -72,10 +80,20 @@ def affinity_set(
             why=f"{cpuset.lower()} is a setting, which also holds when its PMU is set",
             fix=shell_command("vm", "set", vm, "affinity", cpuset.lower()),
         )
+    if (fix := pair_commands(vm, [cpuset])) is not None:
+        raise make_pairs_error(cpuset, fix)
     only = None if vcpu is None else _parse_vcpus(vcpu)
     host_state = read_host_state(context.host)
-    with context.waiting_for(vm):
-        found = lookup_vm(Inventory(open_session(context)), parse_ref(vm), strictly=True)
+    try:
+        with context.waiting_for(vm):
+            found = lookup_vm(Inventory(open_session(context)), parse_ref(vm), strictly=True)
+    except (NotFoundError, WrongWordError):
+        if (right := correct_order(vm, cpuset)) is None:
+            raise
+        raise UsageError(
+            f"{vm}: a list of CPUs, where the VM comes first",
+            fix=shell_command("affinity", "set", *right, *(("--vcpu", vcpu) if vcpu else ())),
+        ) from None
     result = set_affinity(found, cpuset, host_state, vcpus=only, dry_run=context.options.dry_run)
     _write_results(context, [result])
     for warning in result.warnings:

@@ -129,6 +129,9 @@ def correct_line(words: Sequence[str], error: WrongWordError) -> str | None:
     for at in range(len(words) - count, -1, -1):
         if [*words[at : at + count]] == wrong:
             return command(*words[:at], *error.right, *words[at + count :])
+        head = words[at].removesuffix(wrong[0])
+        if head.endswith("=") and [*words[at + 1 : at + count]] == wrong[1:] and count > 1:
+            return command(*words[:at], head + " ".join(error.right), *words[at + count :])
     if count != 1 or len(error.right) != 1:
         return None
     for at in range(len(words) - 1, -1, -1):

@@ -162,7 +162,11 @@ def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
         fix = f"options go after the command: pmuctl NOUN VERB {error.option_name}"
     message = " ".join(error.format_message().split())
     if typer_context is not None and not is_group:
-        from pmuctl.cli.near_misses.commands import check_extra, check_option
+        from pmuctl.cli.near_misses.commands import (
+            check_extra,
+            check_missing,
+            check_option,
+        )
 
         words = select_own_words(argv)
         if type(error).__name__ == "NoSuchOption":
@@ -171,6 +175,8 @@ def _make_usage_error(error: Any, argv: Sequence[str]) -> PmuctlError:
             r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)\.?", message
         ):
             check_extra(root(), path, match[1].split(), words)
+        else:
+            check_missing(root(), path, words)
     return UsageError(message.rstrip("."), fix=fix)
 
 
@@ -190,6 +196,8 @@ def _report_error(error: PmuctlError, argv: Sequence[str], context: "Context") -
         words = select_own_words(argv)
         line = correct_line(words, error)
         more = argv[len(words) :]
+        if line is None:  # a filter in several words, where the command line of a VMM begins
+            line, more = correct_line(argv, error), ()
         error.fix = error.fix if line is None else f"{line} {shlex.join(more)}".rstrip()
     if error.fix is not None and (tree := find_sysroot(argv)) is not None:
         from pmuctl.cli.app import root

@@ -88,7 +88,7 @@ def run(
         command=tuple(vmm),
         name=name,
         pmu=pmu,
-        filter=None if filter is None else parse_filter_option(filter),
+        filter=None if filter is None else parse_filter_option(filter, vmm),
         affinity=affinity,
         hold=hold,
         timeout=timeout,

@@ -4,13 +4,22 @@
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from pmuctl.cli.near_misses.settings import correct_filter, correct_settings, correct_value
+from pmuctl.cli.near_misses.settings import (
+    correct_filter,
+    correct_settings,
+    correct_value,
+    find_unquoted_filter,
+)
 from pmuctl.cli.options import KEYS, SETTINGS
 from pmuctl.errors import UsageError, WrongWordError
 from pmuctl.manage.resolve import FilterWords, SettingsRequest
 from pmuctl.model.event_filter import Action
 
 COUNTERS_MAX = 31
+
+
+class CountersRangeError(UsageError):
+    """A number of counters that no PMU can have."""
 
 
 def parse_settings(words: Sequence[str]) -> SettingsRequest:
@@ -87,17 +96,29 @@ def _parse_counters(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= COUNTERS_MAX):
-        raise UsageError(
-            f"{text}: not a number of counters", why=f"PMCR_EL0.N can be 0-{COUNTERS_MAX}"
+        raise CountersRangeError(
+            f"{text}: not a number of counters",
+            why=f"PMCR_EL0.N can be 0-{COUNTERS_MAX}",
+            fix="pmuctl pmu list",
         )
     return int(text)
 
 
-def parse_filter_option(text: str) -> FilterWords:
+def parse_filter_option(text: str, following: Sequence[str] = ()) -> FilterWords:
     """Parse the value of --filter, `default deny allow EVENTS …`.
 
-    The events are not parsed here. Raise as `parse_settings` does.
+    The events are not parsed here. Words that follow it on the command line are looked at if it
+    lacks some. Raise as `parse_settings` does.
     """
+    if unquoted := find_unquoted_filter(text, following):
+        right = correct_filter(unquoted)
+        if right is not None:
+            raise WrongWordError(
+                f"{' '.join(unquoted)}: a filter is one word for a shell",
+                words=tuple(unquoted),
+                right=(" ".join(right),),
+                why="words that follow the options are the command line of the VMM",
+            )
     try:
         return _parse_filter(text.split(), is_option=True)
     except UsageError as error:

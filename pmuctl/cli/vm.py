@@ -20,7 +20,7 @@ from pmuctl.cli.session import (
     open_session,
     warn_of_dead_vcpus,
 )
-from pmuctl.errors import ExitStatus, OutputError
+from pmuctl.errors import ExitStatus, OutputError, PmuctlError, UsageError, WrongWordError
 from pmuctl.manage.affinity.assess import (
     AssessedVms,
     assess,
@@ -40,6 +40,7 @@ from pmuctl.render.vcpu import VCPU_COLUMNS
 from pmuctl.render.vm import AFFINITY_COLUMN, VM_COLUMNS
 
 if TYPE_CHECKING:
+    from pmuctl.manage.resolve import SettingsRequest
     from pmuctl.manage.settings.result import KeyResult
 
 app = Noun(NOUNS["vm"])
@@ -170,12 +171,11 @@ def vm_set(
     otherwise.
     """
     # imported here, because commands that only show VMs need none of it
-    from pmuctl.cli.settings_parser import parse_settings
     from pmuctl.manage.settings.transaction import change_settings
     from pmuctl.render.reports import CHANGE_COLUMNS
 
     context.check_columns(CHANGE_COLUMNS)
-    request, dry_run = parse_settings(settings), context.options.dry_run
+    request, dry_run = _parse_settings(context, vm, settings), context.options.dry_run
     with context.waiting_for(vm):
         result = change_settings(open_session(context), parse_ref(vm), request, dry_run=dry_run)
     for warning in result.warnings:
@@ -202,6 +202,32 @@ def vm_release(context: Context, vm: VmName) -> None:
     with context.waiting_for(vm):
         change = release_vm(open_session(context), parse_ref(vm), dry_run=context.options.dry_run)
     _write_changes(context, [change], ())
+
+
+def _parse_settings(context: Context, vm: str, words: Sequence[str]) -> "SettingsRequest":
+    """Parse the settings for a VM; raise what `parse_settings` raises.
+
+    The right words may still lack a PMU: then the line to type has it.
+    """
+    from pmuctl.cli.settings_parser import CountersRangeError, parse_settings
+    from pmuctl.manage.pmus import explain_counters
+    from pmuctl.manage.settings.transaction import change_settings
+
+    try:
+        return parse_settings(words)
+    except CountersRangeError as error:
+        error.why = explain_counters(context.host) or error.why
+        raise
+    except WrongWordError as error:
+        request = parse_settings(error.right)
+        try:
+            change_settings(open_session(context), parse_ref(vm), request, dry_run=True)
+        except UsageError as lacking:
+            if (lacking.fix or "").startswith("pmuctl vm set "):
+                raise UsageError(error.message, why=error.why, fix=lacking.fix) from None
+        except PmuctlError:  # whoever types the right words is told so
+            pass
+        raise
 
 
 def _assess_vms(context: Context, names: Sequence[str] | None) -> AssessedVms:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmuctl.host.host import Host
+from pmuctl.host.pmus import scan_pmus
 from pmuctl.host.runtime_dirs import PATH_CAPTURED, PATH_RUN, PROBE_CACHE, cache_dirs
 from pmuctl.model.pmu import Pmu
 from pmuctl.value import replace
@@ -42,3 +43,9 @@ def add_probed(host: Host, pmus: Sequence[Pmu], *, run: Path = PATH_RUN) -> Sequ
         else pmu
         for pmu in pmus
     ]
+
+
+def explain_counters(host: Host) -> str | None:
+    """Return "PMU has N" for each PMU of which that is known; None if it is of none."""
+    pmus = add_probed(host, scan_pmus(host.sysfs))
+    return ", ".join(f"{pmu.name} has {pmu.counters}" for pmu in pmus if pmu.counters) or None

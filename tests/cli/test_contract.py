@@ -50,8 +50,8 @@ def test_no_command_shows_help_and_is_a_usage_error(words: tuple[str, ...]) -> N
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("pmu", "lst"), "Did you mean 'list'?"),
-        (("vmm",), "Did you mean 'vm'?"),
+        (("pmu", "lst"), "fix: pmuctl pmu list"),
+        (("vmm",), "fix: pmuctl vm --help"),
         (("pmu", "list", "--jsn"), "--json"),
         (("vm", "set", "web1", "pum", "x"), "did you mean pmu?"),
         (("vm", "set", "web1"), "KEY VALUE"),

@@ -12,7 +12,12 @@ import pytest
 
 from pmuctl.cli.app import root
 from pmuctl.cli.command_line import is_parsed
+from pmuctl.host.kvm.cache import to_captured
+from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.runtime_dirs import PATH_CAPTURED
+from pmuctl.host.sysfs import Sysfs
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.kvm_caps import KvmCaps
 from tests.cli.conftest import Machine
 from tests.command_tree import COMMAND_PATHS
 from tests.fakes.vmm import FakeVm
@@ -157,6 +162,39 @@ COMMANDS = {
     "vm list -j": "vm list -J",
     "monitor --follow --timeout 0": "monitor --timeout 0",
     "affinity set web1 --cpulist 2-3": "affinity set web1 2-3",
+    "affinity set 2-3 web1": "affinity set web1 2-3",
+    "affinity set 2-3 web1 --vcpu 0": "affinity set web1 2-3 --vcpu 0",
+    "affinity set 0xc web1": "affinity set web1 2-3",
+    "affinity set -pc 2-3 web1": "affinity set web1 2-3",
+    "affinity set -cp 2-3 web1": "affinity set web1 2-3",
+    "affinity set -p 0xc web1": "affinity set web1 2-3",
+    "affinity set web1 -p -c 2-3": "affinity set web1 2-3",
+    "vm set web1 filter default deny cycles": f"vm set web1 pmu {A72} filter default deny allow "
+    "cpu_cycles",
+    "vm set web1 filter none": f"vm set web1 pmu {A72} filter default allow",
+    "doctor --fix": "doctor",
+    "doctor web1 --repair": "doctor web1",
+    "doctor --all": "doctor",
+    "vm show WEB1": "vm show web1",
+    "vm release Web1": "vm release web1",
+    f"vm set WEB1 pmu {A72}": f"vm set web1 pmu {A72}",
+    "affinity set WEB1 2-3": "affinity set web1 2-3",
+    "doctor WEB1": "doctor web1",
+    "vm lst": "vm list",
+    "lst": "vm list",
+    "dctor web1": "doctor web1",
+    "vm shwo web1": "vm show web1",
+    "vm relase web1 --dry-run": "vm release web1 --dry-run",
+    "pmu lits -n": "pmu list -n",
+    "help vm lst": "help vm list",
+    "vm web1 show": "vm show web1",
+    "affinity web1 set 2-3": "affinity set web1 2-3",
+    "monitor --vm web1 --timeout 0": "monitor web1 --timeout 0",
+    "vm show --vm=web1": "vm show web1",
+    "vm list --domain web1": "vm list web1",
+    "vm vcpus -a": "vm vcpus",
+    "vm wait web1 open --timeout 0": "vm wait web1 --for open --timeout 0",
+    "vm unset web1 affinity": "vm set web1 affinity none",
 }
 LINES = {
     **{f"{ALLOW} {shlex.quote(word)}": f"{ALLOW} {right}" for word, right in EVENTS.items()},
@@ -187,8 +225,110 @@ def test_a_near_miss_is_refused_with_the_line_to_type(
     assert again.status in (0, 1), again.stderr  # 1 is an answer, of `affinity check` for example
 
 
+PAIRS = ("0:2 1:3", "0=2 1=3", "0=2:1=3", "0:2,1:3", "0=2,1=3", "0@2 1@3", "0:2, 1:3")
+
+
+@pytest.mark.parametrize("words", PAIRS)
+def test_cpus_of_each_vcpu_are_a_command_each(machine: Machine, words: str) -> None:
+    machine.start(FakeVm())
+    ran = machine.run("affinity", "set", "web1", *words.split())
+    assert (ran.status, ran.stdout) == (2, "")
+    lines = "pmuctl affinity set web1 2 --vcpu 0 && pmuctl affinity set web1 3 --vcpu 1"
+    assert ran.stderr.splitlines()[-1] == f"  fix: {lines}"
+    for line in lines.split(" && "):
+        assert machine.run(*line.split()[1:]).status == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "why", "fix"),
+    [
+        ("vm release --all", "takes one VM", "pmuctl vm list -o NAME,STATE,WINDOW"),
+        (f"vm set --all pmu {A72}", "takes one VM", "pmuctl vm list -o NAME,STATE,WINDOW"),
+        ("vm release web1 w2", "takes one VM", "pmuctl vm release web1 && pmuctl vm release w2"),
+        ("doctor --fix", "it prints the commands that fix", "pmuctl doctor"),
+        ("vm show WEB1", "did you mean web1?", "pmuctl vm show web1"),
+        ("vm unset web1 pmu", "holds until the VM is started anew", "pmuctl vm show web1"),
+        ("vm unset web1 filter", "as good as none", "pmuctl vm set web1 filter default allow"),
+    ],
+)
+def test_what_cannot_be_done_is_told_with_what_can(
+    machine: Machine, typed: str, why: str, fix: str
+) -> None:
+    machine.start(FakeVm())
+    ran = machine.run(*typed.split())
+    assert (ran.status, ran.stdout) == (2, "")
+    assert why in ran.stderr
+    assert ran.stderr.endswith(f"  fix: {fix}\n")
+
+
+def test_names_that_differ_only_in_case_are_not_chosen_from(machine: Machine) -> None:
+    for name in "web1", "WEB1":
+        machine.start(FakeVm(name))
+    ran = machine.run("vm", "show", "Web1")
+    assert (ran.status, ran.stderr.splitlines()[1]) == (4, "  why: similar names: WEB1, web1")
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("default deny -- true", "run --filter 'default deny' -- true"),
+        ("default deny true -x", "run --filter 'default deny' true -x"),
+        ("Default Deny true", "run --filter 'default deny' true"),
+        (
+            "default deny allow cycles -- true",
+            "run --filter 'default deny allow cpu_cycles' -- true",
+        ),
+        (
+            "default deny allow cycles, 0x8 deny 0x11 true",
+            "run --filter 'default deny allow cpu_cycles,0x8 deny 0x11' true",
+        ),
+        ("deny 0x11 true", "run --filter 'default allow deny 0x11' true"),
+    ],
+)
+def test_a_filter_without_quotes_is_told_from_the_command_of_the_vmm(
+    machine: Machine, typed: str, fix: str
+) -> None:
+    ran = machine.run("run", "--filter", *typed.split())
+    assert (ran.status, ran.stderr.splitlines()[-1]) == (2, f"  fix: pmuctl {fix}")
+    first, _, rest = typed.partition(" ")
+    ran = machine.run("run", f"--filter={first}", *rest.split())
+    right = fix.replace("--filter '", "'--filter=")
+    assert (ran.status, ran.stderr.splitlines()[-1]) == (2, f"  fix: pmuctl {right}")
+
+
+@pytest.mark.parametrize("typed", ["default deny cycles -- true", "default deny", "allow true"])
+def test_a_filter_that_may_end_anywhere_is_told_by_its_form(machine: Machine, typed: str) -> None:
+    ran = machine.run("run", "--filter", *typed.split())
+    form = "  fix: --filter 'default allow|deny [allow EVENTS|deny EVENTS]...'"
+    assert (ran.status, ran.stderr.splitlines()[-1]) == (2, form)
+
+
+def test_the_name_of_a_vm_leads_to_its_socket(machine: Machine) -> None:
+    machine.start(FakeVm())
+    ran = machine.run("conformance", "web1")
+    fix = f"  fix: pmuctl conformance {machine.runtime}/web1.sock"
+    assert (ran.status, ran.stderr.splitlines()[-1]) == (2, fix)
+    assert machine.run("conformance", "web2").status == 4
+
+
+def test_counters_are_told_by_how_many_there_are(machine: Machine) -> None:
+    machine.start(FakeVm())
+    ran = machine.run("vm", "set", "web1", "counters", "99")
+    assert (ran.status, ran.stderr.splitlines()[1:]) == (
+        2,
+        ["  why: PMCR_EL0.N can be 0-31", "  fix: pmuctl pmu list"],
+    )
+    found = KvmCaps(has_vpmu=True, counters={10: 6, 11: 4}, event_bits=16, attributes=frozenset())
+    captured = machine.root / PATH_CAPTURED
+    captured.parent.mkdir(parents=True, exist_ok=True)
+    captured.write_text(to_captured(found, scan_pmus(Sysfs(machine.root))))
+    ran = machine.run("vm", "set", "web1", "counters", "99")
+    assert ran.stderr.splitlines()[1] == f"  why: {A53} has 6, {A72} has 4"
+
+
 UNCLEAR = (
     "vm unset web1 filter",
+    "vm unset",
     "set web1",
     "vm start",
     "create",
@@ -317,6 +457,14 @@ def test_a_pid_by_itself_is_no_name(machine: Machine) -> None:
         2,
         f"  fix: pmuctl vm show pid/{os.getpid()}",
     )
+
+
+@pytest.mark.parametrize("words", ["-pc 2-3 {}", "-p -c 2-3 {}", "--pid {} 2-3", "-p 0xc {}"])
+def test_the_process_of_taskset_is_a_vm_here(machine: Machine, words: str) -> None:
+    machine.start(FakeVm())
+    ran = machine.run("affinity", "set", *words.format(os.getpid()).split())
+    fix = f"  fix: pmuctl affinity set pid/{os.getpid()} 2-3"
+    assert (ran.status, ran.stderr.splitlines()[-1]) == (2, fix)
 
 
 def test_commands_that_read_and_align_take_globs(machine: Machine) -> None:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands and options of virsh, taskset and perf users, in pmuctl's words: a line to type.
 
-All of them are refused; only typing errors of one letter are left to the parser's own hint.
+All of them are refused, as typing errors are.
 """
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from shlex import join
 from typing import Any
 
 from pmuctl.cli.command_line import find_commands, is_parsed, make_line
+from pmuctl.cli.near_misses.affinity import correct_taskset, make_pairs_error, pair_commands
 from pmuctl.errors import UsageError, WrongWordError, command
 
 _LIST_OR_SHOW = ("show", "info", "status", "state", "dominfo", "domstate", "inspect", "get")
@@ -43,9 +45,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("ls", "ps", "vms"), "vm list"),
         **dict.fromkeys((*_LIST_OR_SHOW[1:], "describe"), "vm show"),
         **dict.fromkeys(("vcpu", "vcpuinfo", "vcpucount", "cpus", "threads"), "vm vcpus"),
-        **dict.fromkeys(
-            ("config", "edit", "change", "modify", "update", "apply", "unset"), "vm set"
-        ),
+        **dict.fromkeys(("config", "edit", "change", "modify", "update", "apply"), "vm set"),
         **dict.fromkeys(("resume", "continue", "cont", "unpause", "unhold", "go"), "vm release"),
         **dict.fromkeys(("pin", "vcpupin", "emulatorpin"), "affinity set"),
         **dict.fromkeys(("align", "repair"), "affinity align"),
@@ -82,20 +82,34 @@ _NOT_HERE: Mapping[tuple[str, ...], str] = {
     ("define", "undefine", "delete", "remove", "rm", "rename", "clone"): "keeps a list of VMs",
 }
 """Words of managers of VMs for what pmuctl leaves to them → what only they do."""
+_UNSET = ("unset", "reset", "clear")
 _PERF = ("stat", "record", "report", "annotate", "script")
 """Words of perf for what pmuctl leaves to it."""
 
+_VM = ("--vm", "--vms", "--domain", "--name", "--guest")
+_ALL = ("--all", "-a", "-A", "--active")
+
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "vm set": {f"--{key}": key for key in ("pmu", "counters", "affinity", "filter")},
-    "vm list": dict.fromkeys(("--all", "-a", "--active"), ""),
-    "monitor": dict.fromkeys(("--follow", "-f", "--watch"), ""),
-    "vm wait": dict.fromkeys(("--state", "--until"), "--for"),
+    "vm set": {
+        **dict.fromkeys(_VM, ""),
+        **{f"--{key}": key for key in ("pmu", "counters", "affinity", "filter")},
+    },
+    "vm list": dict.fromkeys((*_ALL, *_VM), ""),
+    "vm vcpus": dict.fromkeys((*_ALL, *_VM), ""),
+    "vm show": dict.fromkeys(_VM, ""),
+    "vm release": dict.fromkeys(_VM, ""),
+    "monitor": dict.fromkeys(("--follow", "-f", "--watch", *_ALL, *_VM), ""),
+    "doctor": dict.fromkeys(("--fix", "--repair", "--apply", "--check", *_ALL, *_VM), ""),
+    "vm wait": {**dict.fromkeys(("--state", "--until"), "--for"), **dict.fromkeys(_VM, "")},
     "affinity set": {
         **dict.fromkeys(("--cpu", "--cpus", "--cpu-list", "--cpulist", "-c", "--cpuset"), ""),
         **dict.fromkeys(("--vcpus",), "--vcpu"),
+        **dict.fromkeys(_VM, ""),
     },
-    "affinity align": dict.fromkeys(("-a", "-A"), "--all"),
-    "affinity check": dict.fromkeys(("--all", "-a", "-A"), ""),
+    "affinity align": {**dict.fromkeys(("-a", "-A"), "--all"), **dict.fromkeys(_VM, "")},
+    "affinity check": dict.fromkeys((*_ALL, *_VM), ""),
+    "pmu show": dict.fromkeys(("--pmu",), ""),
+    "pmu list": dict.fromkeys(("--all", "-a", "--pmu"), ""),
     "run": {
         **dict.fromkeys(("--vm", "--vm-name", "-n"), "--name"),
         **dict.fromkeys(("--cpu", "--cpus", "--cpu-list", "--cpuset", "-c"), "--affinity"),
@@ -104,6 +118,14 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """Command → option of another tool → what pmuctl calls that; empty if the word is to be left
 out."""
+
+_WHY = {
+    **dict.fromkeys(
+        (("doctor", option) for option in ("--fix", "--repair", "--apply")),
+        "doctor changes nothing: it prints the commands that fix what it finds",
+    )
+}
+"""Command and option → why it has none."""
 
 _EVERYWHERE = {
     **dict.fromkeys(("--no-headers", "--no-header", "--no-headings", "--no-legend"), "-n"),
@@ -127,10 +149,14 @@ def check_command(
     is what stands before the command.
     """
     word, rest = args[0].lower(), [*args[1:]]
+    group = f"pmuctl {path}".strip()
     right = _find_command(root, path, word, rest)
     if right is None:
         if not prefix:
             _check_other_tool(path, word, rest)
+        fix = _correct_typing_error(root, path, word, rest, prefix)
+        if fix is not None:
+            raise UsageError(f"{args[0]}: not a command of {group}", fix=fix)
         return
     line = right.split()
     if word == "vcpupin" and len(rest) == 3:  # DOMAIN VCPU CPULIST
@@ -145,7 +171,6 @@ def check_command(
         )
     elif right == "vm show" and not any(not other.startswith("-") for other in rest):
         line = ["vm", "list"]
-    group = f"pmuctl {path}".strip()
     raise UsageError(
         f"{args[0]}: not a command of {group}",
         fix=make_line(root, [*prefix, *line, *rest], len(line)),
@@ -163,6 +188,8 @@ def _check_other_tool(path: str, word: str, rest: Sequence[str]) -> None:
                     why=f"only its VMM, or what manages that, {what}",
                     fix=command("vm", *(("show", *vm) if vm else ("list", "-o", "NAME,PID,VMM"))),
                 )
+        if word in _UNSET:
+            _refuse_unset(word, rest)
     words = rest if word == "perf" else (word, *rest)
     if not path and (word == "perf" or word in _PERF):
         raise UsageError(
@@ -170,6 +197,43 @@ def _check_other_tool(path: str, word: str, rest: Sequence[str]) -> None:
             why="pmuctl counts no events: perf does, in the guest or on the host",
             fix=join(["perf", *words]),
         )
+
+
+def _refuse_unset(word: str, rest: Sequence[str]) -> None:
+    """Raise UsageError: what a VM was given holds until it ends, but other values do the same."""
+    vm, *keys = rest or ["VM"]
+    by_key = {"filter": ("default", "allow"), "affinity": ("none",)}
+    same = [(key, *by_key[key]) for key in ("affinity", "filter") if key in keys]
+    whys = {"filter": "a filter that allows all events", "affinity": "affinity none"}
+    if same:
+        why = " and ".join(f"{whys[key]} is as good as none" for key, *_ in same)
+        fix = command("vm", "set", vm, *(part for pair in same for part in pair))
+    else:
+        why = "KVM cannot take a setting back: it holds until the VM is started anew"
+        fix = command("vm", "show", vm) if rest else command("vm", "set", "--help")
+    raise UsageError(f"{word}: not a command of pmuctl", why=why, fix=fix)
+
+
+def _correct_typing_error(
+    root: Any, path: str, word: str, rest: Sequence[str], prefix: Sequence[str]
+) -> str | None:
+    """Return the line with the command that a word nearly is, or that stands after its object.
+
+    Return None if there is no such command.
+    """
+    group, commands = path.split(), find_commands(root, path)
+    if path and not prefix and rest and rest[0] in commands:
+        swapped = [*group, rest[0], word, *rest[1:]]
+        if is_parsed(root, swapped):
+            return command(*swapped)
+    near = [[*group, name] for name in get_close_matches(word, commands, n=3, cutoff=0.6)]
+    others = get_close_matches(word, _COMMANDS.get(path, {}), n=1, cutoff=0.8)
+    near += [_COMMANDS[path][name].split() for name in others]
+    lines = [[*prefix, *name, *rest] for name in near]
+    whole = next((line for line in lines if is_parsed(root, line)), None)
+    if whole is not None:
+        return command(*whole)
+    return command(*prefix, *near[0], "--help") if near else None
 
 
 def _find_command(root: Any, path: str, word: str, rest: list[str]) -> str | None:
@@ -198,6 +262,17 @@ def check_option(
     `path` is the command that lacks the `option`; `words` is the command line, without the `rest`
     that belongs to a VMM.
     """
+    if path == "affinity set" and not rest:
+        operands = words[len(path.split()) :]
+        if (taskset := correct_taskset(operands)) is not None:
+            raise WrongWordError(
+                f"{option}: no option of pmuctl {path}",
+                words=tuple(operands),
+                right=tuple(taskset),
+                why="taskset takes a process, this command a VM",
+            )
+    if path in _OF_ONE_VM and option in _ALL[:1]:
+        raise UsageError(f"{option}: no option of pmuctl {path}", why=_ONE_VM, fix=_LIST_NAMES)
     right = {**_EVERYWHERE, **_OPTIONS.get(path, {})}.get(option)
     given = next((word for word in words if word.partition("=")[0] == option), None)
     if right is None or given is None:
@@ -208,19 +283,48 @@ def check_option(
     if not is_parsed(root, [*words[:at], *corrected, *words[at + 1 :], *rest]):
         return
     raise WrongWordError(
-        f"{option}: no option of pmuctl {path}", words=(given,), right=corrected, why=None
+        f"{option}: no option of pmuctl {path}",
+        words=(given,),
+        right=corrected,
+        why=_WHY.get((path, option)),
     )
 
 
-def check_extra(root: Any, path: str, extra: Sequence[str], words: Sequence[str]) -> None:
-    """Raise WrongWordError for a list of CPUs that was written as several words, `extra` the last.
+_OF_ONE_VM = ("vm set", "vm release", "vm show", "vm wait", "affinity set")
+_ONE_VM = "this command takes one VM, by its name"
+_LIST_NAMES = command("vm", "list", "-o", "NAME,STATE,WINDOW")
 
-    The rest is as in `check_option`.
+
+def check_extra(root: Any, path: str, extra: Sequence[str], words: Sequence[str]) -> None:
+    """Raise UsageError for a list that was written as several words, `extra` the last.
+
+    It may be one of CPUs, or of VMs. The rest is as in `check_option`.
     """
     at = next((i for i in range(len(words)) if [*words[i : i + len(extra)]] == [*extra]), 0)
+    if at < 2 or not extra:
+        return
     wrong = (words[at - 1], *extra)
-    right = ",".join(word.strip(",") for word in wrong)
-    line = [*words[: at - 1], right, *words[at + len(extra) :]]
-    if path == "affinity set" and at > 1 and extra and is_parsed(root, line):
-        what = "CPUs are one list without spaces"
-        raise WrongWordError(f"{' '.join(wrong)}: {what}", words=wrong, right=(right,), why=None)
+    before, after = words[: at - 1], words[at + len(extra) :]
+    if path == "affinity set":
+        if (fix := pair_commands(words[2], wrong)) is not None:
+            raise make_pairs_error(" ".join(wrong), fix)
+        right = ",".join(word.strip(",") for word in wrong)
+        if is_parsed(root, [*before, right, *after]):
+            what = "CPUs are one list without spaces"
+            raise WrongWordError(
+                f"{' '.join(wrong)}: {what}", words=wrong, right=(right,), why=None
+            )
+    if path in ("vm release", "vm show") and not any(word.startswith("-") for word in extra):
+        fix = " && ".join(command(*before, vm, *after) for vm in wrong)
+        raise UsageError(f"{' '.join(wrong)}: several VMs", why=_ONE_VM, fix=fix)
+
+
+def check_missing(root: Any, path: str, words: Sequence[str]) -> None:
+    """Raise WrongWordError for the state that `vm wait` takes as an option."""
+    if path == "vm wait" and len(words) > 3 and is_parsed(root, [*words[:3], "--for", *words[3:]]):
+        raise WrongWordError(
+            f"{words[3]}: the state is the value of --for",
+            words=(words[3],),
+            right=("--for", words[3]),
+            why=None,
+        )

@@ -92,6 +92,25 @@ def correct_filter(words: Sequence[str]) -> list[str] | None:
     return ["default", default.value, *(word for pair in lists for word in pair)]
 
 
+def find_unquoted_filter(first: str, words: Sequence[str]) -> list[str] | None:
+    """Return the words of a filter of `pmuctl run` that was not quoted; None if it is not clear.
+
+    `first` is the value of --filter; `words` follow it, and end with the command line of a VMM.
+    """
+    rest, taken = [*words], [first]
+    if first.lower() == "default" and rest and rest[0].lower() in _ACTIONS:
+        taken.append(rest.pop(0))
+    elif first.lower() in _ACTIONS and len(rest) > 1:
+        taken.append(rest.pop(0))
+    else:
+        return None
+    while len(rest) > 1 and (rest[0].lower() in _ACTIONS or taken[-1].endswith(",")):
+        count = 1 if taken[-1].endswith(",") else 2
+        taken, rest = [*taken, *rest[:count]], rest[count:]
+    is_whole = rest[:1] == ["--"] or "--" not in rest
+    return taken if is_whole and rest else None
+
+
 def _infer_default(lower: Sequence[str]) -> Action | None:
     """Return what a filter without a default leaves for the events that it does not name."""
     action = _ACTIONS.get(lower[0]) if lower else None

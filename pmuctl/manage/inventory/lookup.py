@@ -311,6 +311,14 @@ def _make_not_found_error(
             right=(f"pid/{name}",),
             why="a process is named as pid/N",
         )
+    alike = [other for other in names if other.lower() == name.lower()]
+    if isinstance(ref, ByName) and len(alike) == 1:
+        return WrongWordError(
+            f"{name}: there is no such VM",
+            words=(name,),
+            right=(alike[0],),
+            why=f"did you mean {alike[0]}? Upper and lower case differ",
+        )
     by_lower = {other.lower(): other for other in names}
     close = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     near = [other for other in names if other.lower() in close]
