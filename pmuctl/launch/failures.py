@@ -85,7 +85,7 @@ def no_gate(error: OSError) -> PmuctlError:
     """Return the error for a seccomp filter that could not be installed."""
     if error.errno == errno.EBUSY:
         return RefusedError(
-            "the gate cannot be put up",
+            "calls of the VMM to KVM cannot be stopped",
             why="another seccomp filter with a listener stands already (EBUSY): "
             "pmuctl run inside pmuctl run, or a container runtime's",
             fix="run pmuctl outside of it",
@@ -93,7 +93,7 @@ def no_gate(error: OSError) -> PmuctlError:
         )
     name = errno.errorcode.get(error.errno or 0, str(error.errno))
     return DeniedError(
-        "the gate cannot be put up",
+        "calls of the VMM to KVM cannot be stopped",
         why=f"seccomp with a listener gives {name}: {error.strerror}",
         fix="pmuctl run needs Linux 5.5 or newer and the right to use seccomp",
         errno=name,
@@ -133,7 +133,7 @@ def no_vm(command: Sequence[str], why: str, *, may_come: bool) -> PmuctlError:
     """
     return UnreachableError(
         "no KVM VM was made so far" if may_come else "no KVM VM was made",
-        why=f"{why}: no process behind the gate asked KVM for a vCPU",
+        why=f"{why}: neither it nor its children asked KVM for a vCPU",
         now="the settings wait for one that is made yet"
         if may_come
         else "the settings reached no VM",

@@ -61,7 +61,7 @@ def test_a_command_that_goes_on_without_a_vm_is_told_once() -> None:
     assert why == ["it has gone on for 30 s without one", *["it ended without one"] * 2]
     assert its.written()[:3] == [
         "warning: web1: no KVM VM was made so far",
-        f"  why: {why[0]}: no process behind the gate asked KVM for a vCPU",
+        f"  why: {why[0]}: neither it nor its children asked KVM for a vCPU",
         "  now: the settings wait for one that is made yet",
     ]
 
@@ -144,7 +144,7 @@ def test_a_command_that_ends_without_a_vm_is_told(
     complaint = its.complaint().splitlines()
     assert complaint[:3] == [
         f"warning: {its.name}: no KVM VM was made",
-        "  why: it ended without one: no process behind the gate asked KVM for a vCPU",
+        "  why: it ended without one: neither it nor its children asked KVM for a vCPU",
         "  now: the settings reached no VM",
     ]
     assert complaint[3].startswith(f"  fix: {fix}")

@@ -205,7 +205,7 @@ def test_a_gate_inside_a_gate_is_refused(gate: Start) -> None:
     its = gate(*python(STARTER, spec(inner, TEST_SUPERVISOR)))
     assert its.status() == 9
     complaint = its.complaint()
-    assert "the gate cannot be put up" in complaint
+    assert "calls of the VMM to KVM cannot be stopped" in complaint
     assert "EBUSY" in complaint
     assert its.all_said("pid") == []
     its.is_left_alone()

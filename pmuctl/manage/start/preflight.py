@@ -85,7 +85,7 @@ def check_is_no_client(command: Sequence[str]) -> None:
     client = find_service_client(command)
     if client is not None:
         raise UsageError(
-            f"{command[0]} is not a VMM: {client.starts} starts the VM",
+            f"{client.program} is not a VMM: {client.starts} starts the VM",
             why="the settings reach only VMs of the command itself and of its descendants",
             fix=client.fix,
         )

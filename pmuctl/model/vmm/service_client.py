@@ -3,15 +3,20 @@
 
 from collections.abc import Mapping, Sequence
 
-from pmuctl.value import value
+from pmuctl.model.vmm.wrappers import unwrap
+from pmuctl.value import replace, value
 
 
 @value(kw_only=True)
 class ServiceClient:
-    """A command of this kind: who starts the VM, and how to get at the VMM's own command line."""
+    """A command of this kind: who starts the VM, and how to get at the VMM's own command line.
+
+    `program` is the word of the command line that names it.
+    """
 
     starts: str
     fix: str
+    program: str = ""
 
 
 def _client(starts: str, fix: str) -> ServiceClient:
@@ -54,9 +59,10 @@ _CLIENTS: Mapping[str, ServiceClient] = {
 def find_service_client(command: Sequence[str]) -> ServiceClient | None:
     """Return what is known of a command that starts no VMM itself; None for any other.
 
-    `systemd-run --scope` executes its command itself.
+    It may stand behind wrappers, such as sudo, env or sh -c. `systemd-run --scope` is one: it
+    executes its command itself.
     """
-    program = command[0].rpartition("/")[2] if command else ""
-    if program == "systemd-run" and "--scope" in command:
-        return None
-    return _CLIENTS.get(program)
+    words = unwrap(command)
+    program = words[0] if words else ""
+    client = _CLIENTS.get(program.rpartition("/")[2])
+    return None if client is None else replace(client, program=program)
