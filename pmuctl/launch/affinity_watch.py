@@ -35,11 +35,16 @@ class AffinityWatch:
     def __init__(self, warn: Callable[[int, PmuctlError], None]) -> None:
         self._warn = warn
         self._watches: dict[int, Watch] = {}
-        self._warned: set[tuple[int, CpuSet]] = set()
 
     def start(self, pid: int, confinement: Confinement, now: float) -> None:
         """Watch a process whose first vCPU was just seen to run, unless it is watched already."""
         if pid not in self._watches:
+            with suppress(ResourceExhaustedError):  # then those that have ended stay for now
+                self._watches = {
+                    other: watch
+                    for other, watch in self._watches.items()
+                    if watch.confinement.is_there()
+                }
             self._watches[pid] = Watch(confinement, now + LOOK_SECONDS, now + WATCH_SECONDS)
 
     def stop(self, pid: int) -> None:
@@ -61,9 +66,6 @@ class AffinityWatch:
         with suppress(ResourceExhaustedError):  # a shortage passes
             found = confinement.repair()
         for tid, mask, is_repaired in found:
-            if (tid, mask) in self._warned:
-                continue
-            self._warned.add((tid, mask))
             if is_repaired:
                 now = f"it was put back on {confinement.cpus}"
                 fix = f"let nobody else set it, or let it be set within {confinement.cpus}"

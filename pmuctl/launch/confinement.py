@@ -61,6 +61,8 @@ class Confinement:
         self._creators: dict[int, int] = {}
         self._old_masks: dict[int, CpuSet] = {}
         self._new_masks: dict[int, CpuSet] = {}
+        self._reported: set[tuple[int, CpuSet]] = set()
+        """The threads that were found outside the CPUs, with their masks, until they end."""
 
     def is_there(self) -> bool:
         """Return whether the process still exists: its pid has not gone to another one."""
@@ -190,23 +192,27 @@ class Confinement:
     def repair(self) -> list[tuple[int, CpuSet, bool]]:
         """Narrow the masks of vCPU threads that can leave the CPUs.
 
-        Return these threads with the masks they had, and whether they were narrowed: a mask that
-        has none of the CPUs is not.
+        Return these threads with the masks they had, each mask of a thread once, and whether they
+        were narrowed: a mask that has none of the CPUs is not.
         """
+        if self._is_released or not self.cpus:
+            return []
         found: list[tuple[int, CpuSet, bool]] = []
-        cpus = None if self._is_released else self.cpus
-        for tid in sorted(self._find_vcpu_threads()) if cpus else ():
+        tids = self._list_threads()
+        self._reported = {(tid, mask) for tid, mask in self._reported if tid in tids}
+        for tid in sorted(self._find_vcpu_threads(tids)):
             with suppress(OSError):
                 mask = self._threads.get(tid)
-                if cpus and mask - cpus:
-                    if wanted := mask & cpus:
+                if mask - self.cpus:
+                    if wanted := mask & self.cpus:
                         self._threads.set(tid, wanted)
-                    found.append((tid, mask, bool(wanted)))
+                    if (tid, mask) not in self._reported:
+                        found.append((tid, mask, bool(wanted)))
+                        self._reported.add((tid, mask))
         return found
 
-    def _find_vcpu_threads(self) -> frozenset[int]:
-        """Return the threads that run vCPUs, or will: seen to run, named so, or makers of one."""
-        tids = self._list_threads()
+    def _find_vcpu_threads(self, tids: frozenset[int]) -> frozenset[int]:
+        """Return which of these threads run vCPUs, or will: seen to run, named so, or makers."""
         creators = [tid for tid in self._creators.values() if tid != self._pid]
         # one that made several vCPUs runs none of them for that
         made_one = {tid for tid in creators if creators.count(tid) == 1}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.host.thread_affinity import ThreadAffinity
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import default_by_cpu
@@ -24,7 +25,8 @@ class DefaultPmuTracker:
         self._defaults = defaults
         self._procs = procs
         self._threads = threads
-        self._masks: dict[int, set[CpuSet | None]] = {}
+        self._cpus: dict[int, CpuSet | None] = {}
+        """By process, all CPUs of these masks together; None if one of them is not known."""
 
     def record(self, tgid: int, tid: int | None) -> None:
         """Record that KVM may choose by where this thread is; None if the thread is not known."""
@@ -33,7 +35,18 @@ class DefaultPmuTracker:
         mask = None
         with suppress(OSError):
             mask = None if tid is None else self._threads.get(tid)
-        self._masks.setdefault(tgid, set()).add(mask)
+        if tgid not in self._cpus:
+            self._drop_ended()
+        before = self._cpus.get(tgid, CpuSet())
+        # KVM may have chosen by any of the masks, so that all have to be of one PMU
+        self._cpus[tgid] = before | mask if mask and before is not None else None
+
+    def _drop_ended(self) -> None:
+        """Drop the processes that have ended; one with the same id may take the place of one."""
+        with suppress(ResourceExhaustedError):  # they are dropped later
+            self._cpus = {
+                pid: cpus for pid, cpus in self._cpus.items() if self._procs.threads(pid)
+            }
 
     def default_pmu(self, tgid: int) -> tuple[int, str] | None:
         """Return the PMU that KVM has chosen, None if that is not certain.
@@ -41,7 +54,7 @@ class DefaultPmuTracker:
         It is not certain for a VMM that may set a PMU by itself later, nor for one that is not
         known.
         """
-        pmu = default_by_cpu(self._masks.get(tgid, ()), self._defaults)
+        pmu = default_by_cpu([self._cpus.get(tgid)], self._defaults)
         if pmu is None:
             return None
         vmm = identify(self._procs.command_line(tgid), self._procs.comm(tgid, tgid))

@@ -285,6 +285,22 @@ def test_a_vcpu_thread_that_was_pinned_elsewhere_is_told_and_stays(
     assert process.masks[101] == CpuSet.parse("0-1")
 
 
+def test_a_mask_is_told_once_as_long_as_its_thread_lives(
+    process: Process, placement: Confinement
+) -> None:
+    placement.confine()
+    process.thread(101, name="kvm-vcpu-0")
+    process.masks[101] = CpuSet.parse("0-1")
+    assert placement.repair() == [(101, CpuSet.parse("0-1"), False)]
+    assert placement.repair() == []
+    process.masks[101] = CpuSet.parse("0")
+    assert placement.repair() == [(101, CpuSet.parse("0"), False)]
+    shutil.rmtree(process.root / str(PID) / "task" / "101")
+    assert placement.repair() == []
+    process.thread(101, name="kvm-vcpu-0")  # another thread with its id
+    assert placement.repair() == [(101, CpuSet.parse("0"), False)]
+
+
 def test_nothing_is_narrowed_again_after_a_release(
     process: Process, placement: Confinement
 ) -> None:

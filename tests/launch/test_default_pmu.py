@@ -2,6 +2,7 @@
 """What a supervisor calls certain of the PMU that KVM chose for the VMs of a process."""
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ class Process(FakeThreads):
         return super().get(tid)
 
     def is_called(self, command: str, pid: int = PID) -> None:
-        (self.root / str(pid)).mkdir(exist_ok=True)
+        (self.root / str(pid) / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
         (self.root / str(pid) / "cmdline").write_text(command)
 
     def sees(self, *tids: int | None, pid: int = PID) -> tuple[int, str] | None:
@@ -83,6 +84,16 @@ def test_processes_are_told_apart(process: Process) -> None:
     assert process.sees(102, pid=OTHER) == A72
     assert process.sees(101) == A53
     assert process.sees(pid=OTHER) == A72
+
+
+def test_of_a_process_that_has_ended_nothing_is_kept(process: Process) -> None:
+    process.is_called(QEMU, OTHER)
+    assert process.sees(102, pid=OTHER) == A72
+    shutil.rmtree(process.root / str(OTHER))
+    assert process.sees(101) == A53
+    process.is_called(QEMU, OTHER)
+    assert process.sees(pid=OTHER) is None
+    assert process.sees(101, pid=OTHER) == A53
 
 
 @pytest.mark.parametrize("command", ["lkvm\0run\0--pmu\0", "a-vmm-of-somebody\0", ""])
