@@ -445,7 +445,7 @@ CLASSES = [
     for _, cls in inspect.getmembers(errors, inspect.isclass)
     if issubclass(cls, PmuctlError) and cls not in (PmuctlError, WrongWordError)
 ]
-"""All but WrongWordError, which makes its own fix."""
+"""All but WrongWordError, which makes its own fix and has a test of its own."""
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -472,6 +472,30 @@ def test_each_error_ends_with_its_status_and_as_json(
         error = json.loads(err)["error"]
         assert (error["exit"], error["code"]) == (status, cls.status.name.lower())
         assert (error["object"], error["message"]) == ("x", "it failed")
+
+
+def test_a_wrong_word_ends_with_the_line_to_type_and_as_json(machine: Machine) -> None:
+    class Failing(Sysfs):
+        def entries(self, path: str, *, most: int = 0) -> list[str]:
+            raise WrongWordError("it failed", words=("this",), right=("th at",), why="because")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        env = machine.env(out, err, sysfs=Failing(machine.root))
+        return main(words, env), out.getvalue(), err.getvalue()
+
+    line = "pmuctl pmu show 'th at'"
+    told = f"error: it failed\n  why: because\n  fix: {line}\n"
+    assert run("pmu", "show", "this") == (2, "", told)
+    for words in (("-J",), ("--json",), ("--format", "json"), ("--format=jsonl",), ("-nJ",)):
+        status, out, err = run("pmu", "show", "this", *words)
+        assert (status, out) == (2, "")
+        error = json.loads(err)["error"]
+        assert (error["exit"], error["code"]) == (2, "usage")
+        assert (error["message"], error["why"]) == ("it failed", "because")
+        assert error["fix"] == " ".join((line, *words))
+    # a word that is not on the command line leaves what the error says itself
+    assert run("pmu", "list")[2].endswith("  fix: write th at\n")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ CLASSES = [
     for _, cls in inspect.getmembers(errors, inspect.isclass)
     if issubclass(cls, PmuctlError) and cls not in (PmuctlError, WrongWordError)
 ]
-"""All but WrongWordError, which makes its own fix."""
+"""All but WrongWordError, which makes its own fix and has a test of its own."""
 STATUS = {
     "UsageError": 2,
     "UnreachableError": 3,
@@ -36,6 +36,20 @@ def test_each_error_has_the_status_that_is_documented() -> None:
     assert known == STATUS
     assert {int(its) for its in ExitStatus} >= {0, 1, 70, 130, 141, 143}
     assert len({its.value for its in ExitStatus}) == len(ExitStatus.__members__)
+
+
+def test_a_wrong_word_is_a_usage_error_with_the_right_one_as_its_fix() -> None:
+    error = WrongWordError("no", words=("r11",), right=("allow", "0x11"), why=None)
+    assert int(error.status) == STATUS["UsageError"]
+    shown: dict[bool, str] = {}
+    for as_json in (False, True):
+        out = io.StringIO()
+        write_error(error, out, as_json=as_json)
+        shown[as_json] = out.getvalue()
+    assert shown[False] == "error: no\n  fix: write allow 0x11\n"
+    document = json.loads(shown[True])["error"]
+    assert (document["code"], document["exit"]) == ("usage", 2)
+    assert (document["why"], document["fix"]) == (None, "write allow 0x11")
 
 
 @pytest.mark.parametrize("cls", CLASSES)
