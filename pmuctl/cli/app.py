@@ -4,7 +4,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Annotated, Any, get_type_hints
 
@@ -62,14 +62,15 @@ class LazyGroup(TyperGroup):
     apps: "Mapping[str, Callable[[], typer.Typer | Noun]]"
     """Name of a command → function that returns its app."""
     commands: Any
-    """The names only, for "Did you mean …?"."""
+    """Name of a command → its parser, None before that was built."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the parser of a command or of a group of commands, None for any other word."""
         if cmd_name not in self.apps:
             return None
-        app = self.apps[cmd_name]()
-        return app.make_group() if isinstance(app, Noun) else typer.main.get_command(app)
+        if self.commands[cmd_name] is None:
+            self.commands[cmd_name] = _build_parser(self.apps[cmd_name]())
+        return self.commands[cmd_name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the first word names; raise UsageError if it is none."""
@@ -118,6 +119,10 @@ class Noun:
         return _make_group(
             group, {name: partial(self.verbs.__getitem__, name) for name in self.verbs}
         )
+
+
+def _build_parser(app: typer.Typer | Noun) -> Any:
+    return app.make_group() if isinstance(app, Noun) else typer.main.get_command(app)
 
 
 def _make_group(app: typer.Typer, apps: Mapping[str, Any]) -> LazyGroup:
@@ -208,8 +213,9 @@ def _print_version(value: Any) -> None:
         raise typer.Exit
 
 
+@cache
 def root() -> LazyGroup:
-    """Return the root of the command tree."""
+    """Return the root of the command tree: one for all command lines of a process."""
     app = make_app(cls=RootGroup)
 
     @app.callback(

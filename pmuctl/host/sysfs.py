@@ -171,14 +171,16 @@ def walk_path(
                 elif not _is_same(fds[-1], fds[0]):  # what is above cwd is not known yet
                     fds.append(os.open("..", _DIRECTORY, dir_fd=fds[-1]))
                 continue
+            is_last = not any(todo)
+            if not is_last and _enter(name, fds):
+                parts.append(name)
+                continue
             target = _read_link(name, fds[-1])
-            if target is None and not any(todo):
+            if target is None and is_last:
                 yield fds[-1], parts, name
                 return
             if target is None:
-                fds.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fds[-1]))
-                parts.append(name)
-                continue
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             links += 1
             if links > LINK_LIMIT:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -191,6 +193,15 @@ def walk_path(
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _enter(name: str, fds: list[int]) -> bool:
+    """Add the directory of that name in the last one; return False if it is none, or a link."""
+    try:
+        fds.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fds[-1]))
+    except NotADirectoryError:
+        return False
+    return True
 
 
 def _is_same(fd: int, other: int) -> bool:
