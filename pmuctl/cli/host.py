@@ -13,8 +13,10 @@ from pmuctl.cli.options import OUTPUT, SYSROOT, VERBOSITY
 from pmuctl.errors import DeniedError, ExitStatus, RefusedError, UsageError
 from pmuctl.host.pmus import look_for_pmus, scan_pmus
 from pmuctl.host.snapshot_files import write_capture
-from pmuctl.manage.host_info import read_host
+from pmuctl.manage.host_info import explain_unknown, read_host
 from pmuctl.model.kvm_caps import ATTR_NAMES
+from pmuctl.render.columns import UNKNOWN
+from pmuctl.render.formats import Format
 from pmuctl.render.host import CAPABILITY_COLUMNS, HOST_COLUMNS, Capability
 
 app = Noun(NOUNS["host"])
@@ -26,9 +28,15 @@ def host_info(context: Context) -> None:
 
     The behaviour of KVM is probed with scratch VMs, once per boot.
     """
+    columns = context.check_columns(HOST_COLUMNS)
     with context.waiting_for("probes of KVM"):
         host = read_host(context.host, look_for_pmus(context.host.sysfs))
     context.write_one("host", HOST_COLUMNS, host)
+    has_unknown = any(column.value(host) is UNKNOWN for column in columns)
+    if context.format is Format.TABLE and has_unknown:
+        why = explain_unknown(host, is_live=context.host.sysfs.is_live)
+        if why is not None:
+            context.note(why)
 
 
 @command(app, "capabilities", OUTPUT)

@@ -68,6 +68,22 @@ def read_host_kvm_caps(
     return read_cached(host.sysfs, pmus, host.environ, uid=host.uid)
 
 
+def explain_unknown(report: HostReport, *, is_live: bool) -> str | None:
+    """Return why facts of KVM are not known, and what to type instead; None if all are known."""
+    is_probed = report.probed is not None and report.probed.has_vpmu is not None
+    if not is_live and is_probed:
+        return "KVM and KVM-MODE are not captured; to see them, on that host: pmuctl host info"
+    if not is_live:
+        why = "no probe of KVM was captured"
+        return f"what KVM does is not known: {why}; on that host: sudo pmuctl host snapshot DIR"
+    if is_probed or report.kvm is KvmAccess.USABLE:
+        return None
+    if report.kvm is KvmAccess.DENIED:
+        why = "this user may not open /dev/kvm"
+        return f"what KVM does is not known: {why}; as root: sudo pmuctl host info"
+    return "what KVM does is not known: there is no /dev/kvm"
+
+
 def _group_by_core(sysfs: Sysfs) -> dict[CoreModel | None, CpuSet]:
     """Return the present CPUs by core model; None stands for a model that could not be read."""
     cores: dict[CoreModel | None, CpuSet] = {}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from pmuctl.manage.affinity.assess import VcpuRow
 from pmuctl.model.alignment import VmAlignment
-from pmuctl.model.vm import VmVcpu
+from pmuctl.model.vm import VmState, VmVcpu, Window
 from pmuctl.render.columns import NO_IS_BAD, UNKNOWN, Column, Shape, cell, known, plain
 from pmuctl.value import value
 
@@ -67,9 +67,12 @@ def if_has_pmu(get: Callable[[VcpuRow], object]) -> Callable[[VcpuRow], object]:
 
 
 def get_has_pmu(alignment: VmAlignment) -> object:
-    """Return whether a VM has a PMU; UNKNOWN if that is not known."""
-    effective = alignment.effective_pmu
-    return bool(effective.names) if effective.is_known else UNKNOWN
+    """Return whether a VM has a PMU; UNKNOWN if that is not known, or not decided yet."""
+    effective, vm = alignment.effective_pmu, alignment.vm
+    if effective.names or not effective.is_known:
+        return bool(effective.names) or UNKNOWN
+    is_undecided = vm.window is Window.OPEN or vm.state in (VmState.WAITING, VmState.STARTING)
+    return UNKNOWN if is_undecided and not vm.is_without_pmu else False
 
 
 VM_COLUMN: Column[VcpuRow] = Column(

@@ -186,7 +186,7 @@ def test_managed_leaves_out_a_vm_with_a_control_socket_that_was_given_nothing(
 
 
 def test_json_tells_no_pmu_from_a_pmu_that_is_not_known(machine: Machine) -> None:
-    new_vm(machine)
+    machine.start(FakeVm(has_pmu=False))
     for words, key in (("affinity check", "vcpus"), ("vm vcpus", "vcpus"), ("vm list", "vms")):
         rows = json.loads(machine.run(*words.split(), "-J").stdout)[key]
         assert {row["has_pmu"] for row in rows} == {False}, words

@@ -11,8 +11,12 @@ import pytest
 
 from pmuctl.cli.main import main
 from pmuctl.host.kvm.access import Kvm, KvmAccess
+from pmuctl.host.kvm.cache import to_captured
 from pmuctl.host.pmus import scan_pmus
+from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.sysfs import Sysfs
+from pmuctl.manage.host_info import HostReport, explain_unknown
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import KvmCaps
 from tests.cli.conftest import Machine, Ran
 from tests.conftest import DUMPS
@@ -138,6 +142,46 @@ def test_host_info_of_a_captured_tree_leaves_open_what_only_kvm_knows(machine: M
         "PMUS  armv8_cortex_a53,armv8_cortex_a72",
         "CPUS  0-3",
     ]
+
+
+def test_host_info_says_once_why_it_does_not_know_and_what_to_type(
+    machine: Machine, dump: Callable[[str], Path]
+) -> None:
+    ran = machine.run("host", "info")
+    why = "what KVM does is not known: no probe of KVM was captured; on that host: sudo pmuctl"
+    assert ran.stderr == f"{why} host snapshot DIR\n"
+    for words in ("-J", "-q", "-o cpus,pmus", "--format csv"):
+        assert machine.run("host", "info", *words.split()).stderr == ""
+    captured = machine.root / PATH_CAPTURED
+    captured.parent.mkdir(parents=True, exist_ok=True)
+    found = KvmCaps(has_vpmu=True, counters={10: 6, 11: 4}, event_bits=16, attributes=frozenset())
+    captured.write_text(to_captured(found, scan_pmus(Sysfs(machine.root))))
+    ran = machine.run("host", "info")
+    assert ran.stderr == (
+        "KVM and KVM-MODE are not captured; to see them, on that host: pmuctl host info\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("access", "why"),
+    [
+        (KvmAccess.DENIED, "this user may not open /dev/kvm; as root: sudo pmuctl host info"),
+        (KvmAccess.MISSING, "there is no /dev/kvm"),
+    ],
+)
+def test_why_kvm_was_not_asked_is_told_by_what_may_be_done(access: KvmAccess, why: str) -> None:
+    report = HostReport(
+        kernel=None,
+        kvm=access,
+        mode=None,
+        present=CpuSet(),
+        online=None,
+        cores={},
+        pmus=(),
+        are_pmus_complete=True,
+        probed=None,
+    )
+    assert explain_unknown(report, is_live=True) == f"what KVM does is not known: {why}"
 
 
 def test_a_capability_that_is_none_is_a_usage_error(machine: Machine) -> None:

@@ -205,7 +205,7 @@ def test_settings_and_the_release_of_a_vm_are_told(host: Machine) -> None:
 
     ear = Script(change, release)
     seen = events(monitor(host, "new1", "--format", "jsonl", ear=ear))
-    what = f"pmu {A72}, filter default deny allow 0x0011"
+    what = f"pmu {A72}, filter default deny allow cpu_cycles"
     assert [(event["event"], event["what"]) for event in seen] == [
         ("settings", what),
         ("window", "sealed, was open"),

@@ -32,7 +32,7 @@ def write_stat(machine: Machine, tid: int, text: str) -> None:
     path.write_text(text)
 
 
-def test_a_vm_without_a_pmu_has_no_cpus_to_be_aligned_to(machine: Machine) -> None:
+def test_a_vm_without_a_pmu_so_far_has_no_cpus_to_be_aligned_to(machine: Machine) -> None:
     machine.start(FakeVm())
     assert rows(machine) == [
         {
@@ -43,13 +43,23 @@ def test_a_vm_without_a_pmu_has_no_cpus_to_be_aligned_to(machine: Machine) -> No
             "affinity": [0, 1, 2, 3],
             "pmu_cpus": None,
             "aligned": None,
-            "has_pmu": False,
+            "has_pmu": None,
         }
         for n in range(2)
     ]
     assert machine.run("vm", "vcpus").lines[1].split() == [
         *("web1", "0", "1001", "?", "0-3", "-", "-")
     ]
+
+
+def test_a_vm_has_no_pmu_once_that_is_decided(machine: Machine) -> None:
+    machine.start(FakeVm())
+    machine.start(FakeVm("web2", has_pmu=False))
+    for words in (("vm", "list"), ("vm", "vcpus"), ("affinity", "check")):
+        ran = machine.run(*words, "web1", "-n", "-o", "HAS-PMU")
+        assert set(ran.stdout.split()) == {"?"}, words
+        ran = machine.run(*words, "web2", "-n", "-o", "HAS-PMU")
+        assert set(ran.stdout.split()) == {"no"}, words
 
 
 def test_a_thread_that_can_leave_its_pmu_is_not_aligned(machine: Machine) -> None:

@@ -64,21 +64,23 @@ def assess_vms(
 
 
 def assess_named_vm(session: Session, ref: VmRef) -> VmAlignment:
-    """Read the host, then assess one VM, with the names that its PMU has for events and
-    with its affinity record.
+    """Read the host, then assess one VM, with its affinity record.
 
     Raise what `lookup_vm` raises.
     """
     host_state = read_host_state(session.host)
     vm = lookup_vm(Inventory(session), ref)
-    if vm.filter is not None and vm.pmu is not None:
-        names = [pmu.events for pmu in host_state.pmus if pmu.name == vm.pmu.name]
-        vm = replace(vm, event_names=names[0] if names else {})
     return with_affinity_record(assess(vm, host_state), host_state)
 
 
 def assess(vm: Vm, host_state: HostState) -> VmAlignment:
-    """Return the alignment of a VM with the PMU that it has or can have."""
+    """Return the alignment of a VM with the PMU that it has or can have.
+
+    The events of its filter get the names that its PMU has for them.
+    """
+    if vm.filter is not None and vm.pmu is not None:
+        names = [pmu.events for pmu in host_state.pmus if pmu.name == vm.pmu.name]
+        vm = replace(vm, event_names=names[0] if names else {})
     tids = (vcpu.tid for vcpu in vm.vcpus or () if vcpu.tid is not None)
     masks = {tid: mask for tid in tids if (mask := host_state.read_mask(vm.pid, tid)) is not None}
     return VmAlignment.of(vm, effective_pmu(vm, host_state.host_pmus), masks, host_state.online)
