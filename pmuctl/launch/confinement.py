@@ -7,7 +7,7 @@ threads get their masks back.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from pmuctl.errors import PinnedError
@@ -189,8 +189,10 @@ class Confinement:
             if before and self._threads.get(tid) == self._new_masks[known]:
                 self._threads.set(tid, before)
 
-    def repair(self) -> list[tuple[int, CpuSet, bool]]:
-        """Narrow the masks of vCPU threads that can leave the CPUs.
+    def repair(
+        self, is_chosen: Callable[[int, CpuSet], bool] = lambda tid, mask: False
+    ) -> list[tuple[int, CpuSet, bool]]:
+        """Narrow the masks of vCPU threads that can leave the CPUs, but for those `is_chosen`.
 
         Return these threads with the masks they had, each mask of a thread once, and whether they
         were narrowed: a mask that has none of the CPUs is not.
@@ -203,7 +205,7 @@ class Confinement:
         for tid in sorted(self._find_vcpu_threads(tids)):
             with suppress(OSError):
                 mask = self._threads.get(tid)
-                if mask - self.cpus:
+                if mask - self.cpus and not is_chosen(tid, mask):
                     if wanted := mask & self.cpus:
                         self._threads.set(tid, wanted)
                     if (tid, mask) not in self._reported:

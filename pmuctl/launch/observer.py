@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a supervisor reports about its VM, and what it asks of whoever listens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pmuctl.control.server.backend import VcpuStatus
 from pmuctl.errors import PmuctlError
 from pmuctl.launch.spec import LaunchSpec
+from pmuctl.model.cpuset import CpuSet
 
 
 class VmObserver(Protocol):
@@ -39,6 +40,12 @@ class VmObserver(Protocol):
 
     def on_held(self, descriptions: Sequence[str]) -> None:
         """Take note that the VM is held in its window, after these calls applied its settings."""
+
+    def pmu_cpus(self) -> CpuSet | None:
+        """Return the CPUs of the VM's PMU, None if it has none that is certain."""
+
+    def recorded_cpus(self, pid: int) -> Mapping[int, CpuSet]:
+        """Return the CPUs on which pmuctl has put threads of a process since, by thread id."""
 
     def on_vmm_exit(self) -> None:
         """Take note that the process has ended."""

@@ -80,7 +80,7 @@ class Supervisor:
         self.tracer.syscall_events, self.tracer.signal_events = self._vcpu_tracker, self.vm_hold
         self._vcpu_table = VcpuTable()
         self._default_pmu_tracker = DefaultPmuTracker(spec.defaults, procs, threads)
-        self._affinity_watch = AffinityWatch(self._warn)
+        self._affinity_watch = AffinityWatch(observer, self._warn)
         self._first_vm = FirstVm(spec, observer, vmm_stderr, pid=pid)
 
     @property
@@ -332,7 +332,7 @@ class Supervisor:
             self._confined.backoffs[pid] = self._confined.backoffs[pid].next_backoff()
             return
         if self.vm_hold.held is None:  # while it is held, clients may set other CPUs
-            self._affinity_watch.look(pid, confinement)
+            self._affinity_watch.look(pid, confinement, time.monotonic())
         if confinement.running:
             self._affinity_watch.start(pid, confinement, time.monotonic())
         if confinement.running and self._vcpu_table.pid == pid:

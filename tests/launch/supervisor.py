@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -34,6 +34,7 @@ from pmuctl.launch.supervisor import Supervisor
 from pmuctl.launch.trace.arch import native_arch
 from pmuctl.launch.trace.seccomp_gate import Listener
 from pmuctl.launch.vmm_stderr import VmmStderr
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.uapi.ioctl import _IOC, _IOC_WRITE
 from pmuctl.uapi.kvm import KVMIO
 
@@ -72,6 +73,12 @@ class Log:
 
     def on_vcpus(self, vcpus: Sequence[VcpuStatus]) -> None:
         self.tell("has", vcpus=[[its.index, its.tid, its.has_run] for its in vcpus])
+
+    def pmu_cpus(self) -> CpuSet | None:
+        return None
+
+    def recorded_cpus(self, pid: int) -> Mapping[int, CpuSet]:
+        return {}
 
     def on_vpmu(self, *, has_vpmu: bool) -> None:
         if not has_vpmu:

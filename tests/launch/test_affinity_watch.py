@@ -1,14 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watch over the masks of vCPU threads: for how long, and of which processes."""
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
+from pmuctl.control.runtime.affinity_record import write_affinity_record
 from pmuctl.errors import PmuctlError
+from pmuctl.host.procfs import Procfs
 from pmuctl.launch.affinity_watch import LOOK_SECONDS, WATCH_SECONDS, AffinityWatch
 from pmuctl.launch.confinement import Confinement
+from pmuctl.launch.observer import VmObserver
+from pmuctl.launch.serve.control_service import ControlService
+from pmuctl.launch.spec import LaunchSpec
 from pmuctl.model.cpuset import CpuSet
+from pmuctl.model.vm_ref import ProcessId, VmId
 
-CPUS, ALL = CpuSet.parse("2-3"), CpuSet.parse("0-3")
+CPUS, ALL, PMU = CpuSet.parse("2-3"), CpuSet.parse("0-3"), CpuSet.parse("1-3")
 
 
 class Confined:
@@ -23,16 +35,24 @@ class Confined:
     def is_there(self) -> bool:
         return not self.ended
 
-    def repair(self) -> list[tuple[int, CpuSet, bool]]:
+    def repair(self, is_chosen: Callable[[int, CpuSet], bool]) -> list[tuple[int, CpuSet, bool]]:
         self.looks += 1
-        return self._found.pop(0) if self._found else []
+        found = self._found.pop(0) if self._found else []
+        return [row for row in found if not is_chosen(row[0], row[1])]
 
 
 class Watching(AffinityWatch):
     """A watch that keeps what it warns of."""
 
     def __init__(self) -> None:
-        super().__init__(lambda pid, error: self.warnings.append((pid, error)))
+        observer = SimpleNamespace(
+            pmu_cpus=lambda: self.pmu, recorded_cpus=lambda pid: self.recorded
+        )
+        super().__init__(
+            cast(VmObserver, observer), lambda pid, error: self.warnings.append((pid, error))
+        )
+        self.pmu: CpuSet | None = None
+        self.recorded: dict[int, CpuSet] = {}
         self.warnings: list[tuple[int, PmuctlError]] = []
 
     def begin(self, pid: int, confined: Confined, now: float = 0.0) -> None:
@@ -72,3 +92,56 @@ def test_a_process_that_has_ended_is_watched_no_more_once_another_is() -> None:
     watch.begin(200, confined)
     watch.poll(LOOK_SECONDS)
     assert (ended.looks, confined.looks) == (0, 1)
+
+
+def looks(watch: Watching, *found: tuple[int, CpuSet, bool]) -> int:
+    """The number of the first of several looks that warns of this, 0 if none does."""
+    confined = Confined(*[[row for row in found]] * 5)
+    for number in range(1, 6):
+        watch.look(100, cast(Confinement, confined), number * LOOK_SECONDS)
+        if watch.warnings:
+            return number
+    return 0
+
+
+def test_cpus_of_the_pmu_that_an_admin_has_chosen_with_pmuctl_are_left() -> None:
+    watch = Watching()
+    watch.pmu, watch.recorded = PMU, {101: PMU}
+    assert looks(watch, (101, PMU, True)) == 0
+    assert looks(watch, (101, CpuSet.parse("1-2"), True)) == 0  # a cpuset has taken one away
+    assert looks(watch, (102, PMU, True)) == 2  # another thread
+
+
+def test_a_mask_that_is_not_recorded_is_repaired_at_the_second_look() -> None:
+    """pmuctl may be about to record it at the first."""
+    watch = Watching()
+    watch.pmu = PMU
+    assert looks(watch, (101, PMU, True)) == 2
+
+
+@pytest.mark.parametrize("pmu", [None, CPUS])
+def test_cpus_outside_the_pmu_are_repaired_at_once_though_recorded(pmu: CpuSet | None) -> None:
+    """Nor if no PMU is certain: the counters could stop there."""
+    watch = Watching()
+    watch.pmu, watch.recorded = pmu, {101: ALL}
+    assert looks(watch, (101, ALL, True)) == 1
+
+
+def test_what_pmuctl_records_of_a_process_is_known_to_its_supervisor(tmp_path: Path) -> None:
+    procs, pid, uid = Procfs(), os.getpid(), os.geteuid()
+    spec = LaunchSpec(name="vm", socket=tmp_path / "run/vm.sock", command=("vmm",))
+    service = ControlService(spec, pid, procs=procs, wake=lambda: None, warn=lambda error: None)
+    assert service.recorded_cpus(pid) == {}
+    vm = VmId(ProcessId(pid, procs.start_time(pid) or 0))
+    environ = {"PMUCTL_RUNTIME_DIR": str(tmp_path / "run")}
+    write_affinity_record(environ, uid, vm, {pid: CPUS}, procs, owner=uid)
+    assert service.recorded_cpus(pid) == {pid: CPUS}
+    assert service.recorded_cpus(os.getppid()) == service.recorded_cpus(1 << 22) == {}
+
+
+def test_two_looks_at_one_time_count_as_one() -> None:
+    watch, confined = Watching(), Confined(*[[(101, PMU, True)]] * 2)
+    watch.pmu = PMU
+    for _ in range(2):
+        watch.look(100, cast(Confinement, confined), 1.0)
+    assert watch.warnings == []

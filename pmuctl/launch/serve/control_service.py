@@ -6,11 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pmuctl.control.protocol.messages import filter_from
+from pmuctl.control.runtime.affinity_record import last_affinity_record
 from pmuctl.control.runtime.sockets import record_path
 from pmuctl.control.runtime.start_record import Problem, Record, remove_record, write_record
 from pmuctl.control.server.backend import VcpuStatus
@@ -18,12 +19,14 @@ from pmuctl.control.server.server import Server
 from pmuctl.errors import ExitStatus, PmuctlError, RefusedError
 from pmuctl.host.pmus import scan_pmu_types, scan_pmus
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.runtime_dirs import PATH_RUN
 from pmuctl.host.sysfs import Sysfs
 from pmuctl.launch.serve.vmm_backend import MakeCall, SupervisedBackend
 from pmuctl.launch.spec import LaunchSpec
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.plan import TargetSettings
 from pmuctl.model.settings_change import SettingsChange
+from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.kvm_arm64 import KVM_ARM_VCPU_PMU_V3_SET_PMU
 from pmuctl.value import replace
 
@@ -222,9 +225,26 @@ class ControlService:
 
     def _find_pmu_cpus(self, name: str) -> CpuSet | None:
         """Return the CPUs for a VM with this PMU: the PMU's, of those in the launch spec."""
-        found = scan_pmus(Sysfs(), [name])
-        cpus, named = found[0].cpus if found else None, self._spec.affinity
+        cpus, named = _scan_pmu_cpus(name), self._spec.affinity
         return named if cpus is None else cpus if named is None else cpus & named
+
+    def pmu_cpus(self) -> CpuSet | None:
+        """Return the CPUs of the VM's PMU, None if it has none that is certain."""
+        pmu = self._record.pmu or self._record.derived
+        return None if pmu is None else _scan_pmu_cpus(pmu[1])
+
+    def recorded_cpus(self, pid: int) -> Mapping[int, CpuSet]:
+        """Return the CPUs on which pmuctl has put threads of a process since, by thread id.
+
+        Only root and the user of this supervisor are believed.
+        """
+        started, uid = self._procs.start_time(pid), os.geteuid()
+        if started is None:
+            return {}
+        # the environment, which may name other directories, is not passed on to a supervisor
+        directories = ((PATH_RUN, None), (self._spec.socket.parent, uid))
+        process = ProcessId(pid, started)
+        return last_affinity_record(directories, uid, process, owner=None).cpus
 
     def _record_client_change(self, client: str, descriptions: tuple[str, ...]) -> None:
         """Write a client's change to the record before the client gets its answer."""
@@ -266,6 +286,12 @@ class ControlService:
                 self._is_record_stale = False
                 return
         self._warn(failure)
+
+
+def _scan_pmu_cpus(name: str) -> CpuSet | None:
+    """Return the CPUs of a PMU, None if they are not known."""
+    found = scan_pmus(Sysfs(), [name])
+    return found[0].cpus if found else None
 
 
 def _make_record_error(name: str, path: Path, error: OSError) -> PmuctlError:
