@@ -133,7 +133,7 @@ def test_cpu_lists() -> None:
             except ValueError:
                 continue
             assert CpuSet.parse(str(cpus)) == cpus
-            assert all(0 <= cpu < CPU_LIMIT for cpu in cpus.cpus)
+            assert all(0 <= cpu < CPU_LIMIT for cpu in cpus)
 
 
 EVENTS_OF_PMU = {"cpu_cycles": 0x11, "inst_retired": 0x8, "l1d_cache": 0x4, "odd[name": 0x4000}

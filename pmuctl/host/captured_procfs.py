@@ -20,11 +20,12 @@ from pmuctl.host.resource_errors import Allowance, TooLargeError, take_names
 from pmuctl.host.runtime_dirs import PATH_CAPTURED
 from pmuctl.host.snapshot_files import Captured
 from pmuctl.host.sysfs import TEXT_LIMIT, Sysfs
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.kvm_caps import KvmCaps
 from pmuctl.model.pmu import Pmu
 from pmuctl.model.vm_ref import ProcessId
 from pmuctl.uapi.kvm import KVM_RUN
-from pmuctl.value import value
+from pmuctl.value import field, value
 
 UNREADABLE = "pmuctl-unreadable"
 """In a captured /proc: how many processes could not be read when it was made, and whether others
@@ -32,6 +33,9 @@ were hidden. A tree without it does not tell which processes there were."""
 
 PROCESS_MAX = 24 << 20
 """Characters of the files of one process: 4096 threads have 8 Mi."""
+
+MASKS_MAX = 1 << 22
+"""CPUs in the masks of all threads: 8000 vCPUs that may each run on 512."""
 
 OF_PROCESS = ("status", "stat", "cmdline", "comm", "cgroup")
 OF_THREAD = ("stat", "status", "comm", "cgroup", "syscall")
@@ -42,6 +46,16 @@ _UNREADABLE = re.compile(rb"([0-9]{1,9})( hidden)?\n?")
 @value
 class CapturedProcfs(Procfs):
     """A captured /proc at `root`, which must not be a link either."""
+
+    _cpus: Allowance = field(
+        default_factory=lambda: Allowance(MASKS_MAX, "CPUs of threads"), compare=False, repr=False
+    )
+
+    def affinity(self, pid: int, tid: int) -> CpuSet | None:
+        """Return the CPUs a thread may run on; raise TooLargeError if threads have very many."""
+        cpus = super().affinity(pid, tid)
+        self._cpus.take(len(cpus or ()), f"proc/{pid}/task/{tid}/status")
+        return cpus
 
     def count_hidden(self, pids: Collection[int]) -> tuple[int, bool]:
         """Return what it was when the capture was made.

@@ -3,6 +3,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import reduce
+from operator import or_
 
 from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.effective_pmu import Consequence, EffectivePmu
@@ -98,9 +100,7 @@ def align_vm_state(
     known = [mask for mask in masks if mask is not None]
     if not known:
         return UNKNOWN
-    together = align_mask_state(
-        CpuSet.of(cpu for mask in known for cpu in mask.cpus), effective_pmu, online
-    )
+    together = align_mask_state(reduce(or_, known), effective_pmu, online)
     if together.state is AlignmentState.LEAVES:
         return together
     for mask in known:

@@ -74,6 +74,22 @@ def _make_words(root: Path) -> None:
         os.link(root / "stat", process / "stat")
 
 
+def _make_masks(root: Path) -> None:
+    """A VM with 256 vCPU threads that may run on CPUs that no machine has."""
+    process = root / "proc/1"
+    (process / "fd").mkdir(parents=True)
+    (process / "fd/9").symlink_to("anon_inode:kvm-vm")
+    write_file(root, "proc/1/cmdline", "qemu-system-aarch64\0")
+    for number in range(256):
+        stat = f"1 (x) S {'0 ' * 18}100\n"
+        (process / f"fd/{number + 10}").symlink_to(f"anon_inode:kvm-vcpu:{number}")
+        thread = f"proc/1/task/{number + 1}"
+        write_file(root, f"{thread}/stat", stat)
+        write_file(root, f"{thread}/comm", f"CPU {number}/KVM\n")
+        write_file(root, f"{thread}/status", f"Cpus_allowed_list:\t{number % 9}-65535\n")
+    write_file(root, "proc/1/stat", stat)
+
+
 def _write_replies(root: Path, count: int, **members: object) -> None:
     """So many replies of VMs that have nothing but these members."""
     nothing: dict[str, object] = dict.fromkeys(
@@ -116,6 +132,7 @@ KINDS = {
     "names": _make_names,
     "cpus": _make_cpus,
     "words": _make_words,
+    "masks": _make_masks,
     "answers": _make_answers,
     "known": _make_known,
     "values": _make_values,

@@ -149,7 +149,7 @@ THINGS = st.builds(
     Thing,
     name=st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
     is_good=st.booleans(),
-    cpus=st.none() | st.frozensets(st.integers(0, 99), max_size=4).map(CpuSet),
+    cpus=st.none() | st.frozensets(st.integers(0, 99), max_size=4).map(CpuSet.of),
     numbers=st.frozensets(st.integers(0, 99), max_size=4),
     points=st.lists(st.builds(Point, st.integers(0, 9), st.integers(0, 9)), max_size=3).map(tuple),
     sizes=st.dictionaries(st.text("ab", max_size=3), st.integers(0, 9), max_size=3),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pmuctl.control.protocol import qmp_codec
+from pmuctl.control.protocol.messages import VCPU_INDEX
 from pmuctl.control.protocol.qmp_codec import Message, WireError
 from pmuctl.control.protocol.stream import (
     ByteBudget,
@@ -206,5 +207,6 @@ def _iter_threads(answer: object) -> Iterable[tuple[int, int]]:
     for cpu in answer if isinstance(answer, list) else ():
         if isinstance(cpu, dict):
             index, tid = cpu.get("cpu-index"), cpu.get("thread-id")
-            if type(index) is int and type(tid) is int and index >= 0 and tid > 0:
-                yield index, tid
+            if type(index) is int and type(tid) is int and tid > 0:
+                if 0 <= index <= VCPU_INDEX.most:
+                    yield index, tid

@@ -43,9 +43,11 @@ FILTER: Mapping[str, Kind] = {
     "default": Str(words=("allow", "deny")),
     "except": List(Tuple((Int(most=0xFFFF), Int(least=1, most=1 << 16))), most=1 << 15),
 }
+VCPU_INDEX = Int(most=0xFFFF)
+"""KVM_MAX_VCPU_IDS is 512 on arm64 (arch/arm64/include/asm/kvm_host.h), and 4096 on x86-64."""
 VCPU = _make_reply(
     {
-        "index": Int(),
+        "index": VCPU_INDEX,
         "tid": Nullable(Int(least=1)),
         "initialised": Bool(),
         "has-run": Bool(),

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -30,6 +30,8 @@ ANY = -1
 """Stands for a VM file descriptor that is not known."""
 SIZE_LIMIT = 1 << 20
 """Bytes of a record: 4096 vCPUs with CPU lists of 200 characters each take less."""
+MASKS_MAX = 1 << 23
+"""Bits of the masks of all threads: 4096 threads on 2048 CPUs have them."""
 
 _FILE = re.compile(r"\.placed-([1-9][0-9]{0,9})\.json")
 
@@ -67,6 +69,13 @@ class _File:
     cpus: Mapping[int, CpuSet]
 
 
+def _map_threads(threads: Sequence[tuple[int, CpuSet]]) -> dict[int, CpuSet]:
+    """Return the CPUs by thread id; raise ValueError for more than any machine has."""
+    if sum(cpus.mask.bit_length() for _, cpus in threads) > MASKS_MAX:
+        raise ValueError("too many CPUs")
+    return dict(threads)
+
+
 _FORM = Struct(
     {
         "format": Constant(FORMAT),
@@ -82,7 +91,7 @@ _FORM = Struct(
                 make=itemgetter("tid", "cpus"),
                 unmake=lambda thread: {"tid": thread[0], "cpus": thread[1]},
             ),
-            make=dict,
+            make=_map_threads,
             unmake=lambda cpus: sorted(cpus.items(), key=itemgetter(0)),
         ),
     },

@@ -5,6 +5,8 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 
 from pmuctl.host.kvm.device import (
     get_sys_reg,
@@ -169,8 +171,8 @@ def probe_default(
     picked. If there is only one such place to try, its answer counts if the host has no CPUs
     elsewhere, offline ones included. Return (None, None) if it is unknown.
     """
-    covered = CpuSet().cpus.union(*(cpus.cpus for cpus in places.values() if cpus))
-    bare = reachable(CpuSet.of(os.sched_getaffinity(0)) - CpuSet.of(covered))
+    covered = reduce(or_, filter(None, places.values()), CpuSet())
+    bare = reachable(CpuSet.of(os.sched_getaffinity(0)) - covered)
     spots: list[tuple[int | None, CpuSet]] = [(pmu, cpus) for pmu, cpus in places.items() if cpus]
     if bare:
         spots.append((None, bare))

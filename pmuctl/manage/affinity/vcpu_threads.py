@@ -53,13 +53,13 @@ class VcpuThreads:
                 why=f"its vCPUs are {CpuSet.of(indices)}",
                 fix=command("vm", "vcpus", vm.address),
             )
-        if dead := [n for n in vm.dead_vcpus if only is None or n in only.cpus]:
+        if dead := [n for n in vm.dead_vcpus if only is None or n in only]:
             if only is not None or len(dead) == len(indices):
                 raise make_dead_error(vm, CpuSet.of(dead))
         tids = {
             vcpu.index: vcpu.tid
             for vcpu in vm.vcpus
-            if not vcpu.is_dead and (only is None or vcpu.index in only.cpus)
+            if not vcpu.is_dead and (only is None or vcpu.index in only)
         }
         known = {index: tid for index, tid in tids.items() if tid is not None}
         if len(known) < len(tids):
@@ -104,7 +104,7 @@ def make_dead_error(vm: Vm, vcpus: CpuSet) -> GoneError:
 
 def no_threads(vm: Vm, vcpus: CpuSet | None = None) -> UnknownThreadsError:
     """Return the error for a VM whose vCPU threads, or those of these vCPUs, are not known."""
-    unknown = [vcpu for vcpu in vm.vcpus or () if vcpus is None or vcpu.index in vcpus.cpus]
+    unknown = [vcpu for vcpu in vm.vcpus or () if vcpus is None or vcpu.index in vcpus]
     if vm.state in (VmState.STARTING, VmState.WAITING):
         why = "its VMM does not tell, and no vCPU has run yet"
         fix = command("vm", "wait", vm.address, "--for", "running")

@@ -22,7 +22,7 @@ WRAPPERS_MAX = 4
 """The most wrappers of nixpkgs around a program."""
 
 VCPU_THREAD = re.compile(
-    r"(?:kvm-vcpu-|crosvm_vcpu|(?:fc_|db_)?vcpu[-_ ]?|CPU )([0-9]{1,9})(?:/KVM)?"
+    r"(?:kvm-vcpu-|crosvm_vcpu|(?:fc_|db_)?vcpu[-_ ]?|CPU )([0-9]{1,5})(?:/KVM)?"
 )
 """The names of vCPU threads: kvm-vcpu-N (kvmtool), crosvm_vcpuN, vcpuN (cloud-hypervisor), vcpu_N
 (alioth), fc_vcpu N (Firecracker, libkrun), db_vcpuN (Dragonball), CPU N/KVM (QEMU, StratoVirt)."""

@@ -187,7 +187,9 @@ def test_that_nothing_can_be_written_is_told(
         write_unmanaged(environ, uid, VmId(ProcessId(PID + 1, 1)), [], procs, owner=UID)
 
 
-@pytest.mark.parametrize("kind", ["mode", "link", "fifo", "no json", "huge", "cpus", "format"])
+@pytest.mark.parametrize(
+    "kind", ["mode", "link", "fifo", "no json", "huge", "cpus", "masks", "format"]
+)
 def test_a_record_that_is_not_to_be_believed(
     environ: Mapping[str, str], procs: Procfs, kind: str
 ) -> None:
@@ -211,6 +213,9 @@ def test_a_record_that_is_not_to_be_believed(
         case "cpus":
             document["threads"][0]["cpus"] = "3-1"
             path.write_text(json.dumps(document))
+        case "masks":
+            threads = [{"tid": tid, "cpus": "0-65535"} for tid in range(1, 200)]
+            path.write_text(json.dumps(document | {"threads": threads}))
         case _:
             path.write_text(json.dumps(document | {"format": 1}))
     assert read(environ) == AffinityRecord()

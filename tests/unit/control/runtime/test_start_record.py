@@ -97,7 +97,7 @@ RECORDS = st.builds(
     derived=st.none() | st.tuples(st.integers(0, (1 << 31) - 1), TEXTS),
     filter=st.none()
     | st.builds(EventFilter, st.sampled_from(Action), RANGES.map(EventSet.of_ranges)),
-    cpus=st.none() | st.frozensets(st.integers(0, 0xFFFF), max_size=9).map(CpuSet),
+    cpus=st.none() | st.frozensets(st.integers(0, 0xFFFF), max_size=9).map(CpuSet.of),
     applied=st.lists(
         st.builds(
             SettingsChange, st.integers(0, 1 << 33), TEXTS, st.lists(TEXTS, max_size=3).map(tuple)

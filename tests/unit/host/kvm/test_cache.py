@@ -272,7 +272,7 @@ CAPABILITIES = st.builds(
     default_pmu=st.none() | NUMBERS,
     has_strict=st.booleans(),
     cpus=st.dictionaries(
-        NUMBERS, st.frozensets(st.integers(0, 0xFFFF), max_size=5).map(CpuSet), max_size=3
+        NUMBERS, st.frozensets(st.integers(0, 0xFFFF), max_size=5).map(CpuSet.of), max_size=3
     ),
 )
 
