@@ -8,7 +8,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -47,23 +47,94 @@ COMMANDS = [
 ]
 
 
+FEW = (3, 4, 5, 6)
+"""Limits of descriptors with which imports may fail, so that only a whole start shows anything."""
+
+_AT_LIMITS = """
+import os, resource, sys
+from pmuctl.cli.entry import run
+
+limits, sys.argv[1:] = sys.argv[1].split(), sys.argv[2:]
+end, os._exit = os._exit, sys.exit
+sys.stdout.flush()
+os.mkdir("0")
+os.chdir("0")
+with open("said", "w") as said:
+    kept = [os.dup(1), os.dup(2)]
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+try:
+    run()
+except SystemExit:
+    os._exit = end
+    for number, fd in enumerate(kept, 1):
+        os.dup2(fd, number)
+        os.close(fd)
+os.chdir("..")
+for limit in limits:
+    os.mkdir(limit)
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(limit)
+        with open("said", "w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(limit), int(limit)))
+        run()
+    print(limit, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""Runs a command once, so that it has imported all it needs, and forks for each limit then."""
+
+
+def start_at_limit(words: Sequence[str], folder: Path, limit: int) -> tuple[int, str]:
+    """The exit status of pmuctl, and what it said, with so many descriptors from its start on."""
+    (folder / str(limit)).mkdir()
+    done = subprocess.run(
+        [*PMUCTL, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=folder / str(limit),
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PMUCTL_RUNTIME_DIR": str(folder / "run")},
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit)),
+        timeout=60,
+    )
+    return done.returncode, done.stdout
+
+
+def fork_at_limits(
+    words: Sequence[str], folder: Path, limits: Sequence[int]
+) -> Iterator[tuple[int, int, str]]:
+    """The same of a pmuctl that has imported all, for each of the limits."""
+    argv = [sys.executable, "-P", "-c", _AT_LIMITS, " ".join(map(str, limits)), *words]
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PMUCTL_RUNTIME_DIR": str(folder / "run")},
+        timeout=60,
+    )
+    rows = [[*map(int, line.split())] for line in done.stdout.splitlines()]
+    assert [limit for limit, _ in rows] == list(limits), done
+    for limit, status in rows:
+        yield limit, status, (folder / str(limit) / "said").read_text()
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_too_few_descriptors_are_no_bug(tmp_path: Path, words: tuple[str, ...]) -> None:
-    for limit in range(3, 33) if words == ("vm", "list") else (3, 4, 5, 6, 7, 8, 10, 12, 32):
-        for old in tmp_path.glob("tree*"):
-            subprocess.run(["rm", "-r", str(old)], check=True)
-        done = subprocess.run(
-            [*PMUCTL, *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PMUCTL_RUNTIME_DIR": str(tmp_path / "run")},
-            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit)),
-            timeout=60,
-        )
-        assert done.returncode != 70, (limit, done)
+    limits = range(7, 33) if words == ("vm", "list") else (7, 8, 10, 12, 32)
+    is_whole = words[0] == "run"  # it becomes its VMM
+    for limit in (*FEW, *limits) if is_whole else FEW:
+        status, said = start_at_limit(words, tmp_path, limit)
+        assert status != 70, (limit, said)
+    for limit, status, said in () if is_whole else fork_at_limits(words, tmp_path, limits):
+        assert 0 <= status != 70, (limit, said)
+        assert said, (limit, status)
 
 
 SOCKET_COMMANDS = [

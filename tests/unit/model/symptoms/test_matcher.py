@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users post finds its answer, and what is about something else finds none."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,13 @@ FOLDER = Path(__file__).parent
 
 
 def ids(text: str, host: SymptomHost | None = None) -> list[str]:
-    return [each.id for each in match_symptoms(text, host)]
+    return list(_ids(text, host))
+
+
+@cache
+def _ids(text: str, host: SymptomHost | None) -> tuple[str, ...]:
+    """What is posted is asked of each host by several tests."""
+    return tuple(each.id for each in match_symptoms(text, host))
 
 
 def read_cases(name: str) -> list[str]:
