@@ -497,7 +497,7 @@ _pmuctl_tree() {
             FIX
         )
         options=(
-            '--symptom:=crosvm-fail-entry kvmtool-fail-entry cloud-hypervisor-fail-entry fail-entry qemu-spins kvmtool-pmu-busy pmu-busy qemu-init-vcpu several-core-kinds cache-registers qemu-cpu-model qemu-without-kvm pmu-interrupt-refused pmu-not-initialised migration-registers supervisor-gone run-ended guest-counts-nothing windows-divide-by-zero guest-has-no-pmu no-vpmu no-pmu-interrupt few-counters guest-lacks-cpus affinity-refused no-cpuset-controller proxmox-start-failed'
+            '--symptom:=crosvm-fail-entry kvmtool-fail-entry cloud-hypervisor-fail-entry fail-entry qemu-spins kvmtool-pmu-busy pmu-busy qemu-init-vcpu several-core-kinds cache-registers qemu-cpu-model qemu-without-kvm pmu-interrupt-refused pmu-not-initialised migration-registers supervisor-gone run-ended guest-counts-nothing windows-divide-by-zero guest-has-no-pmu guest-reads-pmu no-vpmu no-pmu-interrupt few-counters guest-lacks-cpus affinity-refused no-cpuset-controller proxmox-start-failed'
             '-o|--output:columns'
             '-O|--output-all'
             '-J|--json'

@@ -101,6 +101,19 @@ GUEST: Sequence[Symptom] = (
         fix="{with_pmu}",
     ),
     Symptom(
+        id="guest-reads-pmu",
+        by="KVM, in the host's kernel log",
+        seen="Unsupported guest sys_reg access at: ... { Op0( 3), Op1( 3), CRn( 9), CRm(12), "
+        "Op2( 0), func_read }",
+        words=("NOT_SUPPORTED access PMU_REGISTER", "guest PMU_REGISTER"),
+        rank=2,
+        means="the guest uses a register of the PMU, and its VM has none: it was made without a "
+        "PMU ({vmm} was not asked for one, or cannot give one), or KVM does not have this "
+        "register. The guest gets an undefined instruction",
+        check="pmuctl vm list -o NAME,VMM,PMU,WINDOW; pmuctl host info",
+        fix="{with_pmu}",
+    ),
+    Symptom(
         id="no-vpmu",
         by="a VMM, or perf in the guest",
         seen="no PMU in the guest: 'pmu' feature not supported, ENODEV, no hw perfevents driver",

@@ -22,8 +22,10 @@ _GENERAL = frozenset(
     ).split()
 ) | frozenset("NOT_SUPPORTED EINVAL ENODEV EPERM EIO ENOENT ENOTSUP EBUSY ENOSYS".split())
 """Words that say nothing of themselves: they may be of anything."""
+_TELLING_ERROR = frozenset({"EBUSY"})
+"""An error whose text is enough by itself: on arm64 KVM gives it for little else."""
 _OTHER_MACHINE = re.compile(
-    r"qemu-system-(?!aarch64|arm)\w+|\b[re](?:ax|ip)\s*=|\bvmx\b|\bsvm\b"
+    r"qemu-system-(?!aarch64|arm|aar\b)\w+|\b[re](?:ax|ip)\s*=|\bvmx\b|\bsvm\b"
     r"|\bpowerpc\b|\bppc64\w*|\briscv(?:32|64)?\b|\bs390x?\b|\bloongarch\w*",
     re.IGNORECASE,
 )
@@ -59,7 +61,8 @@ def match_symptoms(text: str, host: SymptomHost | None = None) -> list[Symptom]:
     found = [(rank, symptom) for rank, symptom in ranked if rank is not None]
     generals = {symptom.general for _, symptom in found}
     if not found and len(messages) == 1:
-        is_part = _is_error if len(text.split()) == 1 and error_names(messages[0]) else _is_part
+        is_name = len(text.split()) == 1 and bool(error_names(messages[0]))
+        is_part = _is_error if is_name or messages[0] == _TELLING_ERROR else _is_part
         found = [(symptom.rank, symptom) for symptom in symptoms if is_part(messages[0], symptom)]
         # no VMM may be named: the answer of any comes before that of one
         ids = {symptom.id for _, symptom in found}

@@ -30,7 +30,7 @@ VM_START: Sequence[Symptom] = (
         by="kvmtool",
         seen="PMU KVM_SET_DEVICE_ATTR: Device or resource busy",
         words=("pmu EBUSY set|lkvm|kvmtool",),
-        unless=("fail irq",),
+        unless=("fail irq", "filter", "kvm_arm_vcpu_pmu_v3_set_pmu|set_pmu"),
         errors=("EBUSY",),
         vmm=KVMTOOL,
         general="pmu-busy",
@@ -43,7 +43,11 @@ VM_START: Sequence[Symptom] = (
         id="pmu-busy",
         by="a VMM",
         seen="KVM_SET_DEVICE_ATTR of the PMU: Device or resource busy",
-        words=("kvm_set_device_attr EBUSY", "pmu EBUSY set|irq|init|fail|vcpu|filter"),
+        words=(
+            "kvm_set_device_attr|kvm_device_access EBUSY",
+            "pmu EBUSY set|irq|init|fail|vcpu|filter",
+            "KVM_SAYS EBUSY",
+        ),
         errors=("EBUSY",),
         means="KVM changes no PMU, filter or interrupt of a vCPU whose PMU is initialised, nor of "
         "a VM that has run, and takes no other PMU after a filter (EBUSY): {vmm} sets what is set",

@@ -128,6 +128,13 @@ _PHRASES: Sequence[tuple[str, str]] = (
         r"|boot(?:s|ed|ing)?\b)"
         r"|\b(?:black|blank|empty) (?:screen|console)\b|\bsilent\w*|\bdead\b",
     ),
+    # PMCR_EL0 to PMOVSSET_EL0, PMINTENSET_EL1, PMEVCNTR0_EL0 to PMCCFILTR_EL0 (Arm ARM)
+    (
+        "PMU_REGISTER",
+        r"\bop1\W*[03]\W+crn\W*(?:9\W+crm\W*1[2-4]|14\W+crm\W*(?:[89]|1[0-5]))\b",
+    ),
+    # two spaces are where the text of an error was
+    ("KVM_SAYS", r"\bkvm: (?: |$)"),
     ("EXIT_REASON_9", r"\bkvm exit reason\s*:?\s*9\b"),
     ("DEVICE_CPU", r"\bdevice\W{0,3}cpu\b"),
     ("OTHER_DEVICE", r"\bof device ['\"`](?!cpu['\"`])"),
@@ -185,6 +192,14 @@ _ENDINGS = (
 )
 
 
+_LOG_PREFIX = re.compile(
+    # of syslog and journalctl, with the program as a group, and of the kernel's ring buffer
+    r"[\s>`'\"]*(?:(?:[a-z]{3} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT[\d:.,+-]+Z?) \S+ "
+    r"([\w./-]+)(?:\[\d+\])?: |\[ *\d+\.\d+\] )",
+    re.IGNORECASE,
+)
+
+
 def split_messages(text: str) -> list[frozenset[str]]:
     """Return the words of each group of WINDOW_LINES adjacent lines that are not blank.
 
@@ -192,8 +207,22 @@ def split_messages(text: str) -> list[frozenset[str]]:
     """
     lines = [line for line in text.replace("\\n", "\n").splitlines() if line.strip()]
     last = max(len(lines) - WINDOW_LINES, 0)
-    groups = ("\n".join(lines[first : first + WINDOW_LINES]) for first in range(last + 1))
+    groups = (_join_lines(lines[first : first + WINDOW_LINES]) for first in range(last + 1))
     return [split_words(group) for group in dict.fromkeys(groups)] if lines else []
+
+
+def _join_lines(lines: Sequence[str]) -> str:
+    """Return a message of several lines, without what a log repeats in front of each.
+
+    It would stand within a phrase that was wrapped.
+    """
+    first = _LOG_PREFIX.match(lines[0])
+    joined = [lines[0]]
+    for line in lines[1:]:
+        prefix = _LOG_PREFIX.match(line)
+        is_same = first is not None and prefix is not None and first[1] == prefix[1]
+        joined.append(line[prefix.end() :] if prefix is not None and is_same else line)
+    return "\n".join(joined)
 
 
 def split_words(text: str) -> frozenset[str]:
