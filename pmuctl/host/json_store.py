@@ -6,21 +6,33 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from pmuctl.host.resource_errors import raise_if_exhausted
 from pmuctl.schema import Kind
 
+VALUES_MAX = 1 << 18
+"""Values in a document: an answer has up to 120,000, and so has a record. Each takes 200 bytes."""
 
-def load(directory: Path, name: str, form: Kind, *, owners: Collection[int], limit: int) -> Any:
+
+def load(
+    directory: Path,
+    name: str,
+    form: Kind,
+    *,
+    owners: Collection[int],
+    limit: int,
+    spend: Callable[[int], None] | None = None,
+) -> Any:
     """Return what `form` reads in the file `name` of the directory.
 
     Return None if the file has another form, or cannot be trusted. It is trusted if the directory
     and the file belong to one of `owners`, nobody else may write to them, neither is a link, and
-    the file is a regular one of at most `limit` bytes of JSON. Raise ResourceExhaustedError if
-    descriptors or memory run out.
+    the file is a regular one of at most `limit` bytes of JSON, and VALUES_MAX values. `spend` is
+    called with the bytes that will be read of it, and may refuse that with an exception of its
+    own. Raise ResourceExhaustedError if descriptors or memory run out.
     """
     try:
         with _open_fd(directory, os.O_PATH | os.O_DIRECTORY) as folder:
@@ -28,11 +40,18 @@ def load(directory: Path, name: str, form: Kind, *, owners: Collection[int], lim
                 return None
             # without O_NONBLOCK, opening a FIFO would block
             with _open_fd(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder) as fd:
-                if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_safe(fd, owners):
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or not _is_safe(fd, owners):
                     return None
+                if status.st_size > limit:
+                    return None
+                if spend is not None:
+                    spend(status.st_size)
                 with open(fd, "rb", closefd=False) as file:
-                    data = file.read(limit + 1)
-        return form.read(json.loads(data), name) if len(data) <= limit else None
+                    data = file.read(status.st_size)
+        if has_too_many_values(data.decode()):
+            return None
+        return form.read(json.loads(data), name)
     except OSError as error:
         raise_if_exhausted(error)
         return None
@@ -77,6 +96,11 @@ def remove(directory: Path, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         with _open_fd(directory, os.O_PATH | os.O_DIRECTORY) as folder:
             os.unlink(name, dir_fd=folder)
+
+
+def has_too_many_values(text: str) -> bool:
+    """Return whether a JSON text has more than VALUES_MAX values."""
+    return sum(map(text.count, "{[,")) > VALUES_MAX
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from pmuctl.errors import PmuctlError
+from pmuctl.model.cpuset import CpuSet
 from pmuctl.model.event_filter import EventFilter
 from pmuctl.model.kvm_caps import DERIVED
 from pmuctl.model.settings_change import SettingsChange
@@ -108,7 +109,7 @@ class Vm:
     `counters` and `filter` are None if they were never set. `event_names` maps the names of its
     PMU's events to codes, if they were looked up. `supervised` is True if another process than
     the VMM serves its socket (pmuctl run); the record of such a VM has the `command` that started
-    it and the changes that were `applied`.
+    it, the changes that were `applied` and the CPUs that its vCPU threads are `confined_to`.
 
     `unmade` is why its process has made no VM yet, though there are settings for one.
 
@@ -138,6 +139,7 @@ class Vm:
     supervised: bool = False
     command: tuple[str, ...] | None = None
     applied: tuple[SettingsChange, ...] = ()
+    confined_to: CpuSet | None = None
     unmade: PmuctlError | None = None
     problem: PmuctlError | None = None
     identity: VmmIdentity = field(default_factory=VmmIdentity)

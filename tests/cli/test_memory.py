@@ -1,18 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """No command takes more than 128 MiB, whatever peers answer and captured trees hold."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from pmuctl.control.runtime import start_record
+from pmuctl.host.procfs import Procfs
+from pmuctl.value import replace
 from tests.fakes import flood
 from tests.fakes.huge_tree import KINDS, make_huge_tree
 
+RECORD = start_record.Record(
+    name="web1",
+    pid=os.getpid(),
+    start=Procfs().start_time(os.getpid()) or 0,
+    supervisor=1,
+    command=("\U0001f600" + "x" * 60000,) * 16,
+    began=0,
+)
 MOST = 128 << 10
 """KiB."""
 PATIENCE = 60.0
@@ -68,7 +82,7 @@ def test_answers_of_1_mib_take_no_memory(tmp_path: Path, command: str, kind: str
         peak, _, said = measure(*words, environ={"PMUCTL_RUNTIME_DIR": str(tmp_path / "run")})
     assert peak < MOST
     if command == "vm list":
-        assert "its answer was left out\n  why: the VMs answer with more than 4096 KiB" in said
+        assert "its answer was left out\n  why: the VMs answer with more than 8192 KiB" in said
 
 
 @pytest.mark.parametrize("kind", ["lists", "texts"])
@@ -87,6 +101,28 @@ def test_answers_of_many_looks_take_no_memory(tmp_path: Path) -> None:
         peak, status, _ = measure(*words, environ=environ)
     assert status == 0
     assert peak < MOST // 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["vm list --json", "vm show flood0", "doctor", "monitor --interval 0.1 --timeout 2"],
+)
+def test_records_beside_dead_sockets_take_no_memory(tmp_path: Path, command: str) -> None:
+    """Each is of the same living process, and so of a VM whose supervisor has ended."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    began = time.monotonic()
+    for number in range(256):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(directory / f"flood{number}.sock"))
+        record = replace(RECORD, name=f"flood{number}")
+        text = json.dumps(start_record.FORM.format(record)).encode()
+        (directory / f"flood{number}.sock.json").write_bytes(text)
+    peak, status, said = measure(*command.split(), environ={"PMUCTL_RUNTIME_DIR": str(directory)})
+    assert peak < MOST
+    assert time.monotonic() - began < PATIENCE / 3
+    if command == "vm list --json":
+        assert (status, "its start record was left out" in said) == (0, True)
 
 
 def test_a_server_under_test_takes_no_memory(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class Client:
         except OverBudgetError:
             if changes:
                 raise self._make_outcome_error(name, "the answer was left out") from None
-            raise self._make_over_budget_error() from None
+            raise self.make_over_budget_error() from None
         if isinstance(reply, PmuctlError):
             raise reply
         return reply
@@ -249,7 +249,7 @@ class Client:
             why = f"it does not speak the protocol: {error}"
             raise self._make_unreachable_error(why) from None
         except OverBudgetError:
-            raise self._make_over_budget_error() from None
+            raise self.make_over_budget_error() from None
         if refusal is not None:
             raise self._make_unreachable_error(refusal)
         self.execute("qmp_capabilities")
@@ -262,11 +262,12 @@ class Client:
             fix="check its VMM; --deadline SEC waits longer",
         )
 
-    def _make_over_budget_error(self) -> UnreachableError:
+    def make_over_budget_error(self, what: str = "its answer") -> UnreachableError:
+        """Return the error for what was not read, as its user has used up the budget."""
         limit = self._budget.limit if self._budget else 0
         whose = "the VMs" if self.control_socket.speaks_for is None else "one user's VMs"
         return UnreachableError(
-            "its answer was left out",
+            f"{what} was left out",
             subject=self.subject,
             why=f"{whose} answer with more than {limit >> 10} KiB together",
             fix=command("vm", "show", "--socket", self.control_socket.path),

@@ -15,8 +15,8 @@ from pmuctl.errors import forget_frames
 RETRY_SECONDS = 0.01
 """Seconds between two attempts to connect to a socket whose queue is full."""
 
-_DECODING = threading.Lock()
-"""Held while a message is decoded and reduced: 1 MiB of JSON becomes up to 30 MiB of objects."""
+DECODING = threading.Lock()
+"""Held while what another user wrote is decoded and reduced: it becomes up to 30 times as much."""
 
 T = TypeVar("T")
 
@@ -162,12 +162,12 @@ class MessageStream:
 
     @contextmanager
     def _decoding(self) -> Iterator[None]:
-        if not _DECODING.acquire(timeout=self._deadline.time_left()):
+        if not DECODING.acquire(timeout=self._deadline.time_left()):
             raise TimeoutError
         try:
             yield
         finally:
-            _DECODING.release()
+            DECODING.release()
 
     def _receive(self) -> None:
         """Feed the decoder with what comes next; raise TimeoutError after the deadline."""

@@ -6,7 +6,7 @@ and what was set for a VM that runs on after its supervisor was killed.
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import itemgetter
 from pathlib import Path
 
@@ -153,14 +153,16 @@ def remove_record(path: Path) -> None:
     json_store.remove(path.parent, path.name)
 
 
-def read_record(path: Path, owners: Collection[int]) -> Record | None:
+def read_record(
+    path: Path, owners: Collection[int], spend: Callable[[int], None] | None = None
+) -> Record | None:
     """Return the record at `path`; None if there is none, or none that can be trusted.
 
     One of `owners` must own the directory and the file, and nobody else may write to them, as
-    `json_store.load` requires.
+    `json_store.load` requires, which also tells of `spend`.
     """
     record: Record | None = json_store.load(
-        path.parent, path.name, FORM, owners=owners, limit=SIZE_LIMIT
+        path.parent, path.name, FORM, owners=owners, limit=SIZE_LIMIT, spend=spend
     )
     return record
 

@@ -9,7 +9,6 @@ from pmuctl.manage.affinity.host_state import HostState, read_host_state
 from pmuctl.manage.inventory.inventory import Inventory, VmList
 from pmuctl.manage.inventory.lookup import list_vms, lookup_vm
 from pmuctl.manage.inventory.session import Session
-from pmuctl.manage.inventory.start_records import recorded_cpus
 from pmuctl.manage.inventory.unbacked_sockets import hide_unbacked
 from pmuctl.model.alignment import VcpuAlignment, VmAffinityRecord, VmAlignment, aligned_mask
 from pmuctl.model.cpuset import CpuSet
@@ -117,7 +116,7 @@ def read_vm_affinity_record(vm: Vm, host_state: HostState) -> VmAffinityRecord:
         host_state.host.environ, host_state.host.uid, vm.id.process, owner=vm.owner
     )
     is_left_alone = record.leaves(vm.id)
-    confined_to = None if is_left_alone else recorded_cpus(vm)
+    confined_to = None if is_left_alone else vm.confined_to
     found = {vcpu.index: record.cpus.get(vcpu.tid or 0, confined_to) for vcpu in vm.vcpus or ()}
     masks = {index: cpus for index, cpus in found.items() if cpus is not None}
     return VmAffinityRecord(cpus=masks, is_left_alone=is_left_alone)

@@ -18,6 +18,7 @@ from pmuctl.control.runtime.socket_files import SUFFIX
 from pmuctl.control.runtime.sockets import ControlSocket, SocketScan
 from pmuctl.errors import PmuctlError, RefusedError, class_of
 from pmuctl.host.host import Host
+from pmuctl.host.json_store import VALUES_MAX, has_too_many_values
 from pmuctl.host.procfs import Procfs
 from pmuctl.host.resource_errors import Allowance
 from pmuctl.host.runtime_dirs import LEFT_OUT, PATH_REPLIES
@@ -38,8 +39,6 @@ from pmuctl.value import replace
 FORMAT = 1
 SIZE_LIMIT = 4 << 20
 """Bytes of a file: an answer has at most MESSAGE_MAX and a record 2 MiB; spaces may be added."""
-VALUES_MAX = 1 << 18
-"""Values in a file: an answer has up to 120,000, and a record no more. Each takes 200 bytes."""
 REPLIES_MAX = 16 << 20
 """Characters of all files: those of 1,000 VMs of 8 vCPUs have 3 Mi."""
 PATH_CHARS = 4 * 4096
@@ -176,7 +175,7 @@ def from_text(text: str, procs: Procfs) -> CapturedSocket:
     The threads of a VMM are read from `procs`, the processes of the same capture; the `fix` of a
     problem is made here. Raise ValueError or RecursionError for any other text.
     """
-    if sum(map(text.count, "{[,")) > VALUES_MAX:
+    if has_too_many_values(text):
         raise ValueError(f"it has more than {VALUES_MAX} values")
     document: Any = json.loads(text)
     _FORM.check(document, "file")

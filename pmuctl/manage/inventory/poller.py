@@ -14,7 +14,7 @@ from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import UnreachableError
 from pmuctl.host.parallel import AT_ONCE, run_parallel
 from pmuctl.host.signals import defer_signals
-from pmuctl.manage.inventory.query import ask_socket, make_no_reply, make_vm
+from pmuctl.manage.inventory.query import ask_socket, make_unread_reply, make_vm
 from pmuctl.manage.inventory.replies import Reply
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Vm, VmState
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 REST_SECONDS = 60.0
 """The longest pause after which SocketPoller queries a mute socket again."""
 
-OWN_BYTES = 4 << 20
-"""Bytes of all answers of root's and the caller's own VMs: 1,000 VMs of 8 vCPUs need a quarter."""
+OWN_BYTES = 8 << 20
+"""Bytes of all answers and start records of root's and the caller's own VMs: 1,000 VMs of 8 vCPUs
+answer with 1 MiB, and their records with command lines of 4 KiB take 5 MiB."""
 OTHERS_BYTES = 4 << 20
-"""Bytes of all answers of other users' VMs."""
+"""Bytes of all answers and start records of other users' VMs."""
 
 SLOW_BYTES = 64 << 10
 """Bytes of the answer of a socket that SocketPoller does not wait for."""
@@ -62,7 +63,9 @@ def ask_sockets(
     budgets.divide(sockets)
     results = _query_sockets(session, sockets, make, budgets.find)
     return [
-        make(session, socket, _make_unreached_reply(session, socket)) if result is None else result
+        make(session, socket, _make_unreached_reply(session, socket, budgets.find(socket)))
+        if result is None
+        else result
         for socket, result in zip(sockets, results, strict=True)
     ]
 
@@ -132,13 +135,13 @@ def _order_by_turns(sockets: Sequence[ControlSocket], uid: int) -> Sequence[Cont
     return [*own, *(socket for socket in turns if socket is not None)]
 
 
-def _make_unreached_reply(session: Session, socket: ControlSocket) -> Reply:
+def _make_unreached_reply(session: Session, socket: ControlSocket, budget: ByteBudget) -> Reply:
     problem = UnreachableError(
         "its control socket was not asked",
         why=f"others that do not answer took all of {session.deadline:g} s",
         fix="--deadline SEC waits longer",
     )
-    return make_no_reply(session, socket, problem)
+    return make_unread_reply(session, socket, problem, budget)
 
 
 class SlowSocket:
@@ -207,7 +210,9 @@ class SocketPoller:
             key = keys[socket.path]
             if vm is None:  # others took the time, so the next look queries it again
                 pending.add(str(socket.path))
-                unreached = make_vm(session, socket, _make_unreached_reply(session, socket))
+                part = self._budgets.make_part(socket)
+                unreached = make_vm(session, socket, _make_unreached_reply(session, socket, part))
+                part.restart()
                 vms[socket.path] = self._get_last_vm(session, key) or unreached
             elif vm.state is VmState.SILENT:
                 self._slow[key] = SlowSocket(vm, self._budgets.make_part(socket, SLOW_BYTES))

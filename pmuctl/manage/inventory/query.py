@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Query of one VM over its control socket, whose peer is authenticated."""
 
+from contextlib import suppress
 from typing import Any
 
 from pmuctl.control.client.client import Client
 from pmuctl.control.client.peer_auth import PeerCred
-from pmuctl.control.protocol.stream import ByteBudget
+from pmuctl.control.protocol.stream import ByteBudget, OverBudgetError
 from pmuctl.control.runtime.sockets import ControlSocket
 from pmuctl.errors import DeniedError, PmuctlError, UnreachableError, forget_frames
 from pmuctl.manage.inventory.replies import (
@@ -17,16 +18,16 @@ from pmuctl.manage.inventory.replies import (
     vm_of,
 )
 from pmuctl.manage.inventory.session import Session
-from pmuctl.manage.inventory.start_records import find_orphan, record_of, recorded_process
+from pmuctl.manage.inventory.start_records import find_orphan, record_of
 from pmuctl.model.vm import Vm, VmState
 from pmuctl.model.vm_ref import ProcessId
 
 
-def ask_vm(client: Client, *, strictly: bool = False) -> VmReply:
+def ask_vm(client: Client, *, strictly: bool = False, budget: ByteBudget | None = None) -> VmReply:
     """Return a VM's answer to `query-pmu`, its authenticated process, and its start record.
 
-    With `strictly`, refuse a peer that cannot be checked. Raise what Client and `check_answer`
-    raise.
+    With `strictly`, refuse a peer that cannot be checked. A record that `budget` has no room for
+    is left out. Raise what Client and `check_answer` raise.
     """
     message: Any = client.execute("query-pmu")
     vmm = client.authenticate(message["pid"], strictly=strictly)
@@ -34,7 +35,8 @@ def ask_vm(client: Client, *, strictly: bool = False) -> VmReply:
     check_answer(socket, message)
     record = None
     if vmm.is_supervised and vmm.process:
-        record = record_of(socket, message["name"], vmm.process)
+        with suppress(OverBudgetError):
+            record = record_of(socket, message["name"], vmm.process, budget)
     return VmReply(message=message, vmm=vmm, record=record)
 
 
@@ -54,21 +56,27 @@ def ask_socket(
     client = session.client(socket, budget)
     try:
         with client:
-            return ask_vm(client, strictly=strictly)
+            return ask_vm(client, strictly=strictly, budget=budget)
     except PmuctlError as error:
         forget_frames(error)
-        has_ended = has_no_listener(error) or _has_ended(session, socket, client.peer)
-        if has_ended and (orphan := find_orphan(socket, session.host.procs)):
+        peer = client.peer
+        has_ended = has_no_listener(error) or _has_ended(session, socket, peer)
+        orphan = None
+        try:
+            orphan = find_orphan(socket, session.host.procs, budget)
+        except OverBudgetError:
+            if has_ended:  # it may be an orphan
+                error, has_ended = client.make_over_budget_error("its start record"), False
+        if has_ended and orphan:
             return orphan
         state = VmState.SILENT
         if isinstance(error, DeniedError):
             state = VmState.DENIED
         elif has_ended:
             state = VmState.DEAD
-        peer = client.peer
         owner = peer.uid if peer and socket.speaks_for is None else socket.speaks_for
-        process = _find_listener(session, socket, peer)
-        return make_no_reply(session, socket, error, state=state, process=process, owner=owner)
+        process = orphan.record.process if orphan else _find_listener(session, socket, peer)
+        return make_no_reply(socket, error, state=state, process=process, owner=owner)
 
 
 def make_vm(session: Session, socket: ControlSocket, reply: Reply) -> Vm:
@@ -81,8 +89,18 @@ def try_read(session: Session, socket: ControlSocket, *, strictly: bool = False)
     return make_vm(session, socket, ask_socket(session, socket, strictly=strictly))
 
 
+def make_unread_reply(
+    session: Session, socket: ControlSocket, problem: PmuctlError, budget: ByteBudget | None
+) -> NoReply:
+    """Return what is known of a VM whose socket was not asked: the process of its start record."""
+    orphan = None
+    with suppress(OverBudgetError):
+        orphan = find_orphan(socket, session.host.procs, budget)
+    process = orphan.record.process if orphan else None
+    return make_no_reply(socket, problem, process=process)
+
+
 def make_no_reply(
-    session: Session,
     socket: ControlSocket,
     problem: PmuctlError,
     *,
@@ -96,7 +114,7 @@ def make_no_reply(
     return NoReply(
         problem=problem,
         state=state,
-        process=recorded_process(socket, session.host.procs) or process,
+        process=process,
         owner=socket.speaks_for if owner is None else owner,
     )
 

@@ -157,7 +157,13 @@ def _make_answered_vm(socket: ControlSocket, reply: VmReply, procs: Procfs) -> V
     if reply.record is not None:
         record = reply.record
         unmade = make_problem_error(record) if not vcpus else None
-        vm = replace(vm, command=record.command, applied=record.applied, unmade=unmade)
+        vm = replace(
+            vm,
+            command=record.command,
+            applied=record.applied,
+            confined_to=record.cpus,
+            unmade=unmade,
+        )
     return vm
 
 
@@ -196,6 +202,7 @@ def _make_orphaned_vm(socket: ControlSocket, reply: RecordedVm) -> Vm:
         supervised=True,
         command=record.command,
         applied=record.applied,
+        confined_to=record.cpus,
         problem=UnreachableError(
             "its supervisor has ended, the VM goes on without it",
             subject=record.name,

@@ -3,8 +3,8 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
+from pmuctl.control.protocol.stream import DECODING, ByteBudget
 from pmuctl.control.runtime.sockets import (
     ControlSocket,
     file_name,
@@ -16,8 +16,6 @@ from pmuctl.control.runtime.start_record import Record, read_record
 from pmuctl.errors import NotFoundError, UsageError
 from pmuctl.host.procfs import Procfs
 from pmuctl.manage.inventory.replies import RecordedVm
-from pmuctl.model.cpuset import CpuSet
-from pmuctl.model.vm import Vm
 from pmuctl.model.vm_ref import ProcessId
 
 
@@ -25,49 +23,36 @@ class RefusedStartError(NotFoundError):
     """There is no such VM, because its start failed."""
 
 
-def record_of(socket: ControlSocket, name: str, process: ProcessId) -> Record | None:
-    """Return the start record of a supervised VM; None unless it is of that VM and process."""
-    record = _read_record(socket, _find_owner(socket))
+def record_of(
+    socket: ControlSocket, name: str, process: ProcessId, budget: ByteBudget | None = None
+) -> Record | None:
+    """Return the start record of a supervised VM; None unless it is of that VM and process.
+
+    `budget` bounds what is read. Raise OverBudgetError.
+    """
+    record = _read_record(socket, _find_owner(socket), budget)
     is_same = record is not None and (record.name, record.process) == (name, process)
     return record if is_same else None
 
 
-def recorded_cpus(vm: Vm) -> CpuSet | None:
-    """Return the CPUs to which a supervisor confined the vCPU threads; None if not known."""
-    if not vm.supervised or not vm.socket:
-        return None
-    socket = ControlSocket(name=vm.name, path=Path(vm.socket))
-    record = _read_record(socket, _find_owner(socket))
-    return record.cpus if record and record.process == vm.process else None
-
-
-def find_orphan(socket: ControlSocket, procs: Procfs) -> RecordedVm | None:
+def find_orphan(
+    socket: ControlSocket, procs: Procfs, budget: ByteBudget | None = None
+) -> RecordedVm | None:
     """Return the VM of a socket at which nobody listens, if its process runs on unsupervised.
 
     That is so if the process of the record still lives, by its start time, and runs as the owner
-    of the directory; in root's directory it may run as any user.
+    of the directory; in root's directory it may run as any user. `budget` bounds what is read.
+    Raise OverBudgetError.
     """
-    found = _find_living(socket, procs)
-    return RecordedVm(record=found[0], uid=found[1]) if found else None
-
-
-def recorded_process(socket: ControlSocket, procs: Procfs) -> ProcessId | None:
-    """Return the process that the record of a socket's VM names, if it still lives."""
-    found = _find_living(socket, procs)
-    return found[0].process if found else None
-
-
-def _find_living(socket: ControlSocket, procs: Procfs) -> tuple[Record, int] | None:
-    """Return the record of a socket's VM and the user of its process, if that still lives."""
     owner = _find_owner(socket)
-    record = _read_record(socket, owner)
+    record = _read_record(socket, owner, budget)
     if record is None or socket.name not in (None, record.name):
         return None
     # the user is read first: if the process is still the same afterwards, it was its user
     uid = procs.uid(record.pid)
     if uid is None or owner not in (0, uid) or not procs.is_there(record.process):
         return None
-    return record, uid
+    return RecordedVm(record=record, uid=uid)
 
 
 def refused_start(name: str, environ: Mapping[str, str], uid: int) -> RefusedStartError | None:
@@ -128,6 +113,9 @@ def _find_owner(socket: ControlSocket) -> int | None:
         return None
 
 
-def _read_record(socket: ControlSocket, owner: int | None) -> Record | None:
+def _read_record(
+    socket: ControlSocket, owner: int | None, budget: ByteBudget | None
+) -> Record | None:
     owners = {0} if owner is None else {0, owner}
-    return read_record(record_path(socket.path), owners)
+    with DECODING:
+        return read_record(record_path(socket.path), owners, budget.spend if budget else None)

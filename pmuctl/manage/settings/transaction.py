@@ -24,7 +24,6 @@ from pmuctl.manage.affinity.vcpu_threads import unknown_threads
 from pmuctl.manage.inventory.inventory import Inventory
 from pmuctl.manage.inventory.lookup import lookup_vm, open_vm
 from pmuctl.manage.inventory.session import Session
-from pmuctl.manage.inventory.start_records import recorded_cpus
 from pmuctl.manage.resolve import (
     NONE,
     SettingsRequest,
@@ -122,7 +121,7 @@ def _apply_request(
         arguments["filter"] = filter_message(target.filter)
     if cpus:
         arguments["cpus"] = list(cpus)
-    kept = recorded_cpus(vm)
+    kept = vm.confined_to
     try:
         answer = _execute(client, "pmu-apply", arguments, vm, host_state.host)
     except PmuctlError as error:
