@@ -156,7 +156,7 @@ def test_vms_under_pmuctl_run_are_shown_as_on_the_host(host: Machine, tmp_path: 
     ]
     for name, origin in ("web1", "applied"), ("web2", "recorded"):
         assert (its[name]["pmu"], its[name]["pmu_origin"]) == (A72, origin)
-        assert its[name]["rules"] == "default deny allow 0x0011"
+        assert its[name]["rules"] == "default deny allow cpu_cycles"
         assert its[name]["command"] == list(RECORD.command)
         assert "KVM_RUN fails" in its[name]["means"]
     assert listed(host, ran)["web1"]["state"] == "running"
