@@ -195,7 +195,7 @@ _ENDINGS = (
 _LOG_PREFIX = re.compile(
     # of syslog and journalctl, with the program as a group, and of the kernel's ring buffer
     r"[\s>`'\"]*(?:(?:[a-z]{3} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT[\d:.,+-]+Z?) \S+ "
-    r"([\w./-]+)(?:\[\d+\])?: |\[ *\d+\.\d+\] )",
+    r"([\w./-]+)(?:\[\d+\])?: |\[ *\d+\.\d+\] )+",
     re.IGNORECASE,
 )
 

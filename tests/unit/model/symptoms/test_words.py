@@ -103,3 +103,24 @@ def test_adjacent_lines_are_read_together_and_distant_ones_apart() -> None:
     distant = split_messages("vcpu\n" + "x\n" * 5 + "Invalid argument")
     assert not any({"vcpu", "EINVAL"} <= words for words in distant)
     assert split_messages(" \n") == []
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "Nov 02 19:22:10 rk libvirtd[10]: ",
+        "2024-11-02T19:22:10.123456+00:00 rk libvirtd[10]: ",
+        "[   12.345678] ",
+        "Jun  3 12:00:01 host1 app[4711]: Nov 02 19:22:10 rk libvirtd[10]: ",
+    ],
+)
+def test_what_a_log_repeats_before_each_line_is_not_within_a_phrase(prefix: str) -> None:
+    text = f"{prefix}qemu-kvm: kvm: Device or\n{prefix}resource busy"
+    (words,) = split_messages(text)
+    assert {"EBUSY", "KVM_SAYS"} <= words
+
+
+def test_another_program_of_a_log_is_a_word() -> None:
+    day = "Nov 02 19:22:10 rk"
+    (words,) = split_messages(f"{day} kernel: kvm: failed\n{day} lkvm[7]: gone")
+    assert "lkvm" in words
