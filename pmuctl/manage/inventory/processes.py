@@ -17,6 +17,7 @@ from pmuctl.host.kvm.process_scan import ScanLimits
 from pmuctl.host.mounts import may_hang
 from pmuctl.host.parallel import run_parallel
 from pmuctl.host.procfs import Procfs
+from pmuctl.manage.inventory.ended_threads import find_dead_vcpus
 from pmuctl.manage.inventory.program import identify_program, read_program
 from pmuctl.manage.inventory.session import Session
 from pmuctl.model.vm import Evidence, Vm, VmState, VmVcpu, Window
@@ -235,9 +236,12 @@ def _iter_vms(
     if not is_one_vm:
         count = Counter(kvm_process.vcpus.values())
         threads = {index: thread for index, thread in threads.items() if count[index] == 1}
+    dead: Collection[int] = ()
+    if is_one_vm and host.is_live and len(threads) < len(indices or ()):
+        dead = find_dead_vcpus(procs, kvm_process, process.identity, tids, last_tids)
     fd = next(iter((*shown, *kvm_process.files)))
     has_run = any(debugfs.has_run(host.sysfs, name) for name in own_names.values())
-    vm = _make_vm(process, procs, monitor, indices, threads, fd=fd, has_run=has_run)
+    vm = _make_vm(process, procs, monitor, indices, threads, fd=fd, has_run=has_run, dead=dead)
     # any process can call itself pmuctl, so only this user's are taken for probes
     is_own = vm.owner == host.uid and process.is_pmuctl
     yield replace(vm, is_scratch=is_own and vm.state is VmState.STARTING)
@@ -316,10 +320,17 @@ def _make_vm(
     *,
     fd: int,
     has_run: bool = False,
+    dead: Collection[int] = (),
 ) -> Vm:
-    """Return the VM of a process; `indices` are the numbers of its vCPUs, None if not known."""
+    """Return the VM of a process; `indices` are the numbers of its vCPUs, None if not known.
+
+    Those in `dead` that have no thread are dead.
+    """
     pid, identity = process.pid, process.identity
-    vcpus = tuple(_make_vcpu(procs, pid, index, threads.get(index)) for index in indices or ())
+    vcpus = tuple(
+        _make_vcpu(procs, pid, index, threads.get(index), is_dead=index in dead)
+        for index in indices or ()
+    )
     # guest time is a vCPU's, even if it is not known of which
     has_run |= any(vcpu.has_run for vcpu in vcpus) or (
         (bool(vcpus) or indices is None) and procs.process_guest_time(pid) > 0
@@ -347,8 +358,12 @@ def _make_vm(
     )
 
 
-def _make_vcpu(procs: Procfs, pid: int, index: int, thread: tuple[int, Evidence] | None) -> VmVcpu:
+def _make_vcpu(
+    procs: Procfs, pid: int, index: int, thread: tuple[int, Evidence] | None, *, is_dead: bool
+) -> VmVcpu:
     """Return a vCPU; it has run if its thread has guest time, or was seen to run it."""
+    if thread is None and is_dead:
+        return VmVcpu(index=index, tid=None, initialised=None, has_run=True, is_dead=True)
     if thread is None:
         return VmVcpu(index=index, tid=None, initialised=None, has_run=None)
     tid, evidence = thread
