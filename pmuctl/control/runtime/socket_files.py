@@ -8,10 +8,13 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
+from posixpath import dirname, join
 
 SUFFIX = ".sock"
 NAMES_READ = 1 << 16
 """Names to read of a directory."""
+LINKS_MAX = 40
+"""Links that a path leads over at most, as in the kernel (MAXSYMLINKS, include/linux/namei.h)."""
 
 
 def find_socket_dirs(
@@ -70,12 +73,13 @@ def open_socket_file(path: str, owner: int | None) -> int:
     """Return an O_PATH descriptor of a control socket, which no link can lead elsewhere.
 
     In another user's directory that user may swap files at any time: the directory is opened
-    first, its owner checked, then the socket in it. Without an `owner` the path is followed.
-    Raise OSError: ENOTSOCK if it is no socket, EPERM if another user owns it.
+    first, its owner checked, then the socket in it. Without an `owner` the path is followed, but
+    over links of root and this user only. Raise OSError: ENOTSOCK if it is no socket, EPERM if
+    another user owns it, or a link to it.
     """
     flags = os.O_PATH | os.O_CLOEXEC
     if owner is None:
-        fd = os.open(path, flags)
+        fd = _open_path(path)
     else:
         parent, name = os.path.split(path)
         directory = os.open(parent or ".", flags | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -98,3 +102,51 @@ def open_socket_file(path: str, owner: int | None) -> int:
 def _check_owner(fd: int, owner: int, path: str) -> None:
     if (uid := os.fstat(fd).st_uid) != owner:
         raise OSError(errno.EPERM, f"it is uid {uid}'s, not uid {owner}'s", path)
+
+
+def _open_path(path: str) -> int:
+    """Return an O_PATH descriptor of a file; only links of root and of this user are followed.
+
+    Links below /proc are the kernel's own. Raise OSError: EPERM for a link of another user.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = _resolve_path(path)
+        # a link that is another one by now was followed before
+        if found is not None and found != os.readlink(f"/proc/self/fd/{fd}"):
+            raise PermissionError(
+                errno.EPERM, "it leads elsewhere from one moment to the next", path
+            )
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _resolve_path(path: str) -> str | None:
+    """Return where a path leads; None below /proc. Raise OSError, EPERM for a foreign link."""
+    at, links = "/", 0
+    todo = join(os.getcwd(), path).split("/")[::-1]
+    while todo:
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            at = dirname(at)
+            continue
+        if at == "/" and name == "proc":
+            return None
+        place = join(at, name)
+        status = os.lstat(place)
+        if not stat.S_ISLNK(status.st_mode):
+            at = place
+            continue
+        if status.st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EPERM, f"it is a link of uid {status.st_uid}", place)
+        links += 1
+        if links > LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        target = os.readlink(place)
+        at = "/" if target.startswith("/") else at
+        todo += target.split("/")[::-1]
+    return at

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control sockets as files: to which of them a path may lead."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pmuctl.control.runtime.socket_files import open_socket_file
+from tests.skips import only_root
+
+as_root = only_root("only root can make another user's link")
+ANOTHER = 1001
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "roots.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        yield path
+
+
+def link(path: Path, target: str, uid: int) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(target)
+    os.chown(path, uid, uid, follow_symlinks=False)
+    return path
+
+
+@as_root
+@pytest.mark.parametrize("target", ["../roots.sock", "{place}/roots.sock"])
+def test_another_users_link_leads_to_no_socket(listening: Path, target: str) -> None:
+    target = target.format(place=listening.parent)
+    path = link(listening.parent / "user/web1.sock", target, ANOTHER)
+    link(path.with_name("roots.sock"), "web1.sock", 0)
+    for name in ("web1.sock", "roots.sock"):
+        with pytest.raises(PermissionError, match=f"it is a link of uid {ANOTHER}") as raised:
+            open_socket_file(str(path.with_name(name)), None)
+        assert raised.value.errno == errno.EPERM
+
+
+@as_root
+def test_another_users_link_leads_into_no_directory(listening: Path) -> None:
+    path = link(listening.parent / "user/run", "..", ANOTHER)
+    with pytest.raises(PermissionError, match=f"it is a link of uid {ANOTHER}"):
+        open_socket_file(str(path / "roots.sock"), None)
+
+
+def test_ones_own_link_is_followed(listening: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = link(listening.parent / "user/web1.sock", "../roots.sock", os.geteuid())
+    monkeypatch.chdir(path.parent)
+    for named in (str(path), "web1.sock", "../user/./web1.sock", f"/proc/self/root{path}"):
+        fd = open_socket_file(named, None)
+        assert os.path.samestat(os.fstat(fd), listening.stat())
+        os.close(fd)
