@@ -96,6 +96,7 @@ def count_missing(vms: VmList) -> dict[str, object]:
         "left_out": vms.left_out,
         "scratch": vms.scratch,
         "unscanned": sum(vms.unscanned.values()),
+        "unsearched": [*map(str, vms.unsearched)],
     }
 
 

@@ -79,7 +79,8 @@ def test_every_command_that_reads_is_here() -> None:
 
 BESIDE = {
     **dict.fromkeys(
-        ("vm list", "vm vcpus"), ("unreadable", "partial", "left_out", "scratch", "unscanned")
+        ("vm list", "vm vcpus"),
+        ("unreadable", "partial", "left_out", "scratch", "unscanned", "unsearched"),
     ),
     "pmu list": ("partial",),
 }

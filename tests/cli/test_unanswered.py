@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file system in another user's directory whose server never answers: nobody waits for it."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.cli.conftest import Ran
 from tests.skips import only_root, skip_if
 
 FUSE = """
@@ -47,26 +49,31 @@ def test_a_mount_that_never_answers_hangs_no_command(place: str) -> None:
         try:
             assert server.stdout.readline() == b"\n"
             ran = {line: run(server, *line.split()) for line in ("vm list", "affinity check")}
+            doctor = run(server, "doctor")
+            listing = run(server, "vm", "list", "-J")
             names = run(server, "__complete", "2", "vm", "show", "w")
         finally:
             server.kill()
-    for status, stderr in ran.values():
-        assert status == 0
-        assert "/run/user/1234/pmuctl is not searched" in stderr
-    assert names == (0, "")
+    assert json.loads(listing.stdout)["unsearched"] == ["/run/user/1234/pmuctl"]
+    assert "host.runtime-dir" in doctor.stdout
+    assert "/run/user/1234/pmuctl" in doctor.stdout
+    for seen in ran.values():
+        assert seen.status == 0
+        assert "/run/user/1234/pmuctl is not searched" in seen.stderr
+    assert (names.status, names.stderr) == (0, "")
 
 
-def run(server: subprocess.Popen[bytes], *words: str) -> tuple[int, str]:
-    """The exit status of pmuctl in the mount namespace of a process, and its standard error."""
+def run(server: subprocess.Popen[bytes], *words: str) -> Ran:
+    """What pmuctl does in the mount namespace of a process."""
     namespace = f"--mount=/proc/{server.pid}/ns/mnt"
     argv = ["nsenter", namespace, sys.executable, "-P", "-c", PMUCTL, *words]
     environ = {key: text for key, text in os.environ.items() if not key.startswith("PMUCTL_")}
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, env=environ, stdout=pipe, stderr=pipe, text=True) as process:
         try:
-            _, stderr = process.communicate(timeout=ENDS)
+            stdout, stderr = process.communicate(timeout=ENDS)
         except subprocess.TimeoutExpired:
             server.kill()  # until then nothing can end who waits for it
             process.kill()
             raise
-        return process.returncode, stderr
+        return Ran(process.returncode, stdout, stderr)

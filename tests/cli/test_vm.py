@@ -364,6 +364,7 @@ def test_an_empty_list_is_still_one_object(machine: Machine) -> None:
         "vms": [],
         "unreadable": 0,
         "unscanned": 0,
+        "unsearched": [],
         "partial": False,
         "left_out": 0,
         "scratch": 0,

@@ -119,6 +119,7 @@ def _read_host_facts(
         unreadable_processes=vm_list.unreadable,
         is_partial=vm_list.is_partial,
         unscanned=explain_unscanned(vm_list.unscanned) if vm_list.unscanned else None,
+        unsearched=[*map(str, vm_list.unsearched)],
         # a capture without it tells nothing: maybe there was no VM
         has_debugfs=bool(host_state.host.sysfs.entries(PATH_KVM))
         or (None if access is None else False),

@@ -44,6 +44,7 @@ class HostFacts:
     `are_pmus_complete` is False if there may be other CPU PMUs, `present` are the CPUs that were
     seen. `kvm_group` is the group that may open /dev/kvm, `unreadable_processes` the number of
     those that could not be read; `unscanned` tells of those for which there was no time.
+    `unsearched` are directories of other users that a look could wait for, for ever.
     `is_partial` is True if others are hidden or may not be captured, `is_live` if the host is
     this machine.
     """
@@ -60,6 +61,7 @@ class HostFacts:
     unreadable_processes: int = 0
     is_partial: bool = False
     unscanned: str | None = None
+    unsearched: Sequence[str] = ()
     has_debugfs: bool | None = None
     is_live: bool = True
 
@@ -205,6 +207,9 @@ def _check_runtime_dir(facts: HostFacts) -> Iterator[Outcome]:
             fix = f"chmod go-w {path}"
         result = Result.WARN if fix else Result.PASS
         yield Outcome(result, why, fix, subject=directory.path)
+    for path in facts.unsearched:
+        why = "its file system may never answer (FUSE, network): sockets there are not seen"
+        yield Outcome(Result.WARN, why, LIST_MOUNTS, subject=path)
 
 
 def _check_processes(facts: HostFacts) -> Iterator[Outcome]:
@@ -232,6 +237,9 @@ def _check_debugfs(facts: HostFacts) -> Iterator[Outcome]:
         why = "KVM's debugfs cannot be read: of several that hold a VM, who made it is not told"
         yield _make_warning(why, fix=_rerun_as_root(facts) or MOUNT_DEBUGFS)
 
+
+LIST_MOUNTS = "findmnt --list -o TARGET,FSTYPE,SOURCE"
+"""It reads the table of mounts, and looks at none of them."""
 
 Check = Callable[[HostFacts], Iterator[Outcome]]
 
