@@ -15,9 +15,11 @@ import pytest
 
 from pmuctl.control.runtime import start_record
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.sysfs import PATH_EVENT_SOURCE
 from pmuctl.value import replace
 from tests.fakes import flood
 from tests.fakes.huge_tree import KINDS, make_huge_tree
+from tests.fakes.tree import write_file
 
 RECORD = start_record.Record(
     name="web1",
@@ -123,6 +125,14 @@ def test_records_beside_dead_sockets_take_no_memory(tmp_path: Path, command: str
     assert time.monotonic() - began < PATIENCE / 3
     if command == "vm list --json":
         assert (status, "its start record was left out" in said) == (0, True)
+
+
+def test_completion_of_a_captured_trees_cpus_takes_no_memory(tmp_path: Path) -> None:
+    cpus = ",".join(f"{cpu}-{cpu + 63}" for cpu in range(0, 1600, 64))
+    for number in range(3000):
+        write_file(tmp_path, f"{PATH_EVENT_SOURCE}/p{number}/cpus", cpus)
+    peak, _, _ = measure("__complete", "cpus", f"--sysroot={tmp_path}")
+    assert peak < MOST // 2
 
 
 def test_a_server_under_test_takes_no_memory(tmp_path: Path) -> None:

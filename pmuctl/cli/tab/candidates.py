@@ -20,6 +20,10 @@ REPLY_MAX = 1 << 20
 """Bytes of a reply."""
 CODE_MAX = 256
 """Bytes read from events/NAME and cpus, which are one short line."""
+NAMES_MAX = 4096
+"""Names read of a directory: a PMU has a few hundred events."""
+OFFERED_MAX = 4096
+"""CPU lists and CPUs offered, and those of one more PMU."""
 CPUS_MAX = 64
 """The longest range of which each CPU is offered, too."""
 
@@ -72,19 +76,21 @@ def complete_cpus(words: list[str]) -> list[tuple[str, str]]:
 
 def _list_cpus(devices: str, pmus: list[str]) -> list[tuple[str, str]]:
     """Return pmu/NAME, the CPU list and each CPU of these PMUs in a folder of event sources."""
-    found: list[tuple[str, str]] = []
+    found: dict[str, str] = {}
     for name in pmus:
+        if len(found) > OFFERED_MAX:
+            break
         cpus = _read_line(f"{devices}/{name}/cpus")
         if not cpus or set(cpus) - set("0123456789,-"):
             continue
         if any(len(number) > 5 for number in cpus.replace("-", ",").split(",")):
             continue
-        found += [(f"pmu/{name}", f"CPUs {cpus}"), (cpus, name)]
+        found |= {f"pmu/{name}": f"CPUs {cpus}", cpus: name}
         for part in cpus.split(","):
             first, dash, last = part.partition("-")
             if dash and first.isdigit() and last.isdigit() and int(last) - int(first) < CPUS_MAX:
-                found += [(str(cpu), name) for cpu in range(int(first), int(last) + 1)]
-    return list(dict(found).items())
+                found |= {str(cpu): name for cpu in range(int(first), int(last) + 1)}
+    return list(found.items())
 
 
 def complete_pmus(words: list[str]) -> list[tuple[str, str]]:
@@ -168,10 +174,17 @@ def is_name(text: str) -> bool:
 
 
 def _list_names(directory: str) -> list[str]:
+    names: list[str] = []
     try:
-        return sorted(filter(is_name, os.listdir(directory)))
+        with os.scandir(directory) as files:
+            for file in files:
+                if is_name(file.name):
+                    names.append(file.name)
+                if len(names) == NAMES_MAX:
+                    break
     except OSError:
-        return []
+        pass
+    return sorted(names)
 
 
 def _read_code(path: str) -> str:
