@@ -260,6 +260,22 @@ def test_kvmtool_goes_on_without_a_vcpu_that_fails_to_enter(lab: Lab) -> None:
         until(lambda: len(runs(run.job.output())) > before, "vCPU 0 goes on")
 
 
+def test_cpus_of_its_pmu_that_an_admin_chooses_soon_stay(lab: Lab) -> None:
+    """Outside `--affinity`, too; what somebody else does at the same time is put back."""
+    with running(
+        lab, "--pmu", A72, "--affinity", "2", vmm=lkvm("--rounds", "1000"), name="chosen"
+    ) as run:
+        run.wait("running")
+        until(lambda: all(its["tid"] for its in run.show()["vcpu_list"]), "threads are known")
+        one, other = (its["tid"] for its in run.show()["vcpu_list"])
+        assert pmuctl(lab, "affinity", "set", "chosen", "2-3").status == 0
+        shell(lab, f"taskset -p -c 0-3 {one}")
+        run.job.wait_for(f"thread {one} of a vCPU may run outside the CPUs 2")
+        its = {thread.tid: thread.cpus for thread in run.threads()}
+        assert (its[one], its[other]) == ("2", LISTED[A72])
+        assert f"thread {other}" not in run.job.output()
+
+
 def test_vcpu_thread_that_is_widened_soon_is_put_back(qemu_lab: Lab) -> None:
     """QEMU makes KVM_RUN again and again meanwhile; then its guest goes on."""
     vmm = qemu("7.2", *put_bare_metal(qemu_lab, End.WFI))
