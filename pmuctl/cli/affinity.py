@@ -109,8 +109,8 @@ def affinity_align(
 ) -> int:
     """Restrict vCPU threads to the CPUs of their PMU again.
 
-    A CPU mask is never widened: the CPUs outside the PMU are removed from it. If no CPU is left,
-    the mask that pmuctl set last is restored; a mask that pmuctl did not set is refused.
+    The CPUs outside the PMU are removed from a mask. If no CPU is left, the mask that pmuctl set
+    last is restored; a mask that pmuctl did not set is refused.
     """
     context.check_columns(AFFINITY_COLUMNS)
     if every and vm:
@@ -160,8 +160,8 @@ def affinity_check(
 ) -> int:
     """Check whether vCPUs can leave the CPUs of their PMU.
 
-    For each vCPU that can, print what happens then and what prevents aligning it. Exit with
-    status 1 if a vCPU can leave its PMU, or its thread has ended.
+    Print what happens then, and what prevents aligning it. Exit with status 1 if a vCPU can, or
+    if its thread has ended.
     """
     if managed and vm:
         raise UsageError("VMs and --managed cannot be combined", fix="omit --managed")

@@ -18,7 +18,7 @@ from pmuctl.value import field_defaults
 NOUNS = {
     "host": "Show or capture this host.",
     "pmu": "List and show the CPU PMUs of this host.",
-    "vm": "List VMs and set their PMU, counters, affinity and event filter.",
+    "vm": "List VMs; set their PMU, counters, affinity and event filter.",
     "affinity": "Set, align and check the CPU affinity of vCPU threads.",
 }
 """Noun → its help. A noun is a group of verbs: a module of this package with an `app`."""
@@ -26,7 +26,7 @@ NOUNS = {
 VERBS: dict[str, str] = {
     "completion": "Print a shell completion script.",
     "conformance": "Test whether a VMM's control socket follows the protocol.",
-    "doctor": "Find problems of this host and its VMs, and print commands that fix them.",
+    "doctor": "Find problems of this host and its VMs, and print the fixes.",
     "help": "Show the help of a command.",
     "monitor": "Print changes on this host as they happen.",
     "run": "Start an unmodified VMM with a PMU and an event filter.",
@@ -219,13 +219,11 @@ def root() -> LazyGroup:
     app = make_app(cls=RootGroup)
 
     @app.callback(
-        help="Choose the PMU, the counters and the event filter of KVM guests on arm64 hosts.",
-        epilog="Exit status: 0 success, 1 negative answer, 2 usage error, 3 unreachable, "
-        "4 not found, 5 sealed, 6 permission denied, 7 not supported, 9 refused, "
-        "10 outcome unknown, 64 partial success, 70 internal error, 74 output error, "
-        "125 VMM ended because its settings were not applied or its hold timed out, "
-        "126 VMM not executable, 127 VMM not found, 130 interrupted, 141 closed pipe, "
-        "143 terminated.",
+        help="Choose the PMU, the counters and the event filter of KVM guests on arm64.",
+        epilog="Exit status: 0 success, 1 negative answer, 2 usage, 3 unreachable, "
+        "4 not found, 5 sealed, 6 denied, 7 unsupported, 9 refused, 10 unknown outcome, "
+        "64 partial success, 70 bug, 74 output error, 125 VMM ended, 126 not executable, "
+        "127 not found, 130 interrupted, 141 closed pipe, 143 terminated.",
     )
     def pmuctl(
         *,

@@ -41,8 +41,7 @@ def conformance(
 ) -> int:
     """Test whether a VMM's control socket follows the protocol.
 
-    Exit with status 1 if a check fails. Without --apply nothing is changed. With it, settings are
-    applied for good and the VM is released, so use a throw-away VM.
+    Exit with status 1 if a check fails. Without --apply nothing is changed.
     """
     context.check_columns(CONFORMANCE_COLUMNS)
     pmus = scan_pmus(context.host.sysfs)

@@ -39,7 +39,7 @@ def doctor(
         typer.Option("--symptom", metavar="TEXT", help="Explain a message of a VMM or a guest."),
     ] = None,
 ) -> int:
-    """Find problems of this host and its VMs, and print commands that fix them.
+    """Find problems of this host and its VMs, and print the fixes.
 
     If VMs are named, only they are checked. Exit with status 1 if a check fails.
     """

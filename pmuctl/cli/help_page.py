@@ -74,8 +74,9 @@ INDENT = "  "
 
 
 def _write_section(heading: str, text: str, formatter: Any) -> None:
-    """Write a text below its heading; no word is broken, also not at a hyphen."""
-    formatter.write(f"\n{heading}:\n{wrap(text, INDENT, formatter.width)}\n")
+    """Write a text that begins beside its heading; no word is broken, also not at a hyphen."""
+    lines = wrap(f"{heading}: {text}", INDENT, formatter.width).removeprefix(INDENT)
+    formatter.write(f"\n{lines}\n")
 
 
 def write_options(params: Sequence[Any], ctx: Any, formatter: Any) -> None:
@@ -94,7 +95,9 @@ def write_options(params: Sequence[Any], ctx: Any, formatter: Any) -> None:
             continue
         if param.param_type_name == "argument":
             arguments.append(record)
-        elif param.name in common or param.name == "help":
+        elif param.name == "help":  # whoever reads this knows it
+            continue
+        elif param.name in common:
             shared.append(record[0].replace(", ", "/"))
         else:
             own.append(record)
@@ -103,7 +106,7 @@ def write_options(params: Sequence[Any], ctx: Any, formatter: Any) -> None:
             with formatter.section(heading):
                 formatter.write_dl(records)
     if shared:
-        _write_section("Common options, see pmuctl(1)", ", ".join(shared), formatter)
+        _write_section("Common options, pmuctl(1)", ", ".join(shared), formatter)
 
 
 def write_more(command: str, formatter: Any) -> None:

@@ -72,9 +72,7 @@ def monitor(
 ) -> None:
     """Print changes on this host as they happen.
 
-    It watches for VMs that start or end, vCPUs that can leave their PMU, CPUs that go offline and
-    windows that change, until it is interrupted. If VMs are named, only they are watched; they
-    need not exist yet.
+    Until it is interrupted, it watches all VMs, or those that are named, which need not exist yet.
 
     Event types are vm-started, vm-ended, vcpu-left, vcpu-returned, window, settings, released,
     cpu-offline, cpu-online, pmu-offline, repaired, repair-failed and lost.

@@ -38,7 +38,7 @@ def run(
         list[str],
         typer.Argument(
             metavar="VMM [ARG]...",
-            help="Command line of the VMM; all words after VMM belong to it.",
+            help="Command line of the VMM, up to its end.",
         ),
     ],
     *,
@@ -52,7 +52,7 @@ def run(
         typer.Option(
             "--filter",
             metavar="FILTER",
-            help="Event filter, as one quoted argument, such as 'default deny allow cpu_cycles'.",
+            help="Event filter, quoted: 'default deny allow cpu_cycles'.",
         ),
     ] = None,
     affinity: Annotated[
@@ -60,18 +60,17 @@ def run(
         typer.Option(
             "--affinity",
             metavar="WHERE",
-            help="CPUs of the vCPU threads: auto (those of the PMU), none or a CPUSET.",
+            help="CPUs of vCPUs: auto (the PMU's; default), none, CPUSET.",
+            show_default=False,
         ),
     ] = AUTO,
     hold: Annotated[
         bool,
-        typer.Option(
-            "--hold", help="Hold the VMM, with its window open, until pmuctl vm release."
-        ),
+        typer.Option("--hold", help="Hold the VMM, window open, until pmuctl vm release."),
     ] = False,
     timeout: Annotated[
         float | None,
-        timeout_option("End the VMM if it is still held after SEC seconds; needs --hold."),
+        timeout_option("End the VMM if still held after SEC s; needs --hold."),
     ] = None,
     best_effort: Annotated[
         bool,
@@ -80,9 +79,8 @@ def run(
 ) -> None:
     """Start an unmodified VMM with a PMU and an event filter.
 
-    The VMM replaces pmuctl: it runs in the same process and on the same terminal, and its exit
-    status is that of the command. A supervisor process applies the settings to every VM that the
-    VMM makes.
+    The VMM replaces pmuctl: its exit status is that of the command. A supervisor process applies
+    the settings to every VM that it makes.
     """
     request = StartRequest(
         command=tuple(vmm),

@@ -163,12 +163,9 @@ def vm_set(
 ) -> None:
     """Set a VM's PMU, counters, affinity and event filter.
 
-    Everything is checked before anything is changed. If a kernel call fails all the same, the
-    error says what was applied before it, which cannot be undone.
-
-    EVENTS is a comma-separated list of event names, event numbers (0x11), ranges (0x10-0x1f) and
-    quoted globs. The vCPU threads are restricted to the CPUs of the PMU, unless affinity says
-    otherwise.
+    Everything is checked before anything is changed. EVENTS is a comma-separated list of event
+    names, event numbers (0x11), ranges (0x10-0x1f) and quoted globs. The vCPU threads are
+    restricted to the CPUs of the PMU, unless affinity says otherwise.
     """
     # imported here, because commands that only show VMs need none of it
     from pmuctl.manage.settings.transaction import change_settings
