@@ -273,7 +273,9 @@ def qemu(emulator: str, host: Host, mem: str) -> list[str]:
     return [
         emulator,
         *("-cpu", host.model, "-smp", str(host.cpus), "-m", mem),
-        *("-accel", "tcg,thread=multi", "-nic", "none", "-no-reboot"),
+        # A thread for each CPU spins for those of others that do not run: with one lab a worker,
+        # and so more threads than CPUs here, a VMM under ptrace takes eight times as long.
+        *("-accel", "tcg,thread=single", "-nic", "none", "-no-reboot"),
     ]
 
 
