@@ -293,8 +293,9 @@ class Procfs(TaskFiles):
     def process_guest_time(self, pid: int) -> int:
         """Return clock ticks that all threads of a process ran guest code, 0 if it is gone.
 
-        It counts those that have ended, too, and is added up before it is rounded: each thread
-        may have run for less than one tick (thread_group_cputime_adjusted(), kernel/sched/).
+        It is added up before it is rounded: each thread may have run for less than one tick
+        (thread_group_cputime_adjusted(), kernel/sched/). It counts threads that have ended, too,
+        and what ran before an execve(2): it may be that of a VM before.
         """
         return parse_stat_number(self._read_stat(f"{pid}/stat"), 40) or 0
 

@@ -66,11 +66,16 @@ class AffinityWatch:
     def poll(self, now: float) -> float | None:
         """Look at what is due; return the seconds to the next look, None if there is none."""
         for pid, watch in list(self._watches.items()):
-            if now >= watch.due and watch.due <= watch.end:
+            if now >= watch.due and self._is_on(pid, watch):
                 self.look(pid, watch.confinement, now)
                 self._watches[pid] = Watch(watch.confinement, now + LOOK_SECONDS, watch.end)
-        due = [watch.due for watch in self._watches.values() if watch.due <= watch.end]
+        due = [watch.due for pid, watch in self._watches.items() if self._is_on(pid, watch)]
         return max(0.0, min(due) - now) if due else None
+
+    def _is_on(self, pid: int, watch: Watch) -> bool:
+        """Return whether it is looked at again: twice more at most if something is undecided."""
+        more = 2 * LOOK_SECONDS if pid in self._unrecorded else 0.0
+        return watch.due <= watch.end + more
 
     def look(self, pid: int, confinement: Confinement, now: float) -> None:
         """Narrow the masks of vCPU threads that somebody has widened; a pin elsewhere stays."""
@@ -106,13 +111,17 @@ class AffinityWatch:
         That is assumed of a mask not seen before: pmuctl sets all masks first, and records them
         then. `before` are those of which it was assumed at the last look, since when.
         """
-        pmu_cpus = self._observer.pmu_cpus()
-        if pmu_cpus is None or mask - pmu_cpus:
-            return False
-        recorded = self._observer.recorded_cpus(pid).get(tid)
+        since = before.get((tid, mask), now)
+        try:
+            pmu_cpus = self._observer.pmu_cpus()
+            if pmu_cpus is None or mask - pmu_cpus:
+                return False
+            recorded = self._observer.recorded_cpus(pid).get(tid)
+        except ResourceExhaustedError:  # a shortage passes: it is decided at the next look
+            self._unrecorded.setdefault(pid, {})[tid, mask] = since
+            return True
         if recorded is not None and mask <= recorded:
             return True
-        since = before.get((tid, mask), now)
         if now - since >= RECORD_SECONDS:
             return False
         self._unrecorded.setdefault(pid, {})[tid, mask] = since

@@ -29,8 +29,8 @@ def start(machine: Machine, argv: tuple[str, ...], thread_name: str, count: int 
 
 
 def dead_vcpus(machine: Machine) -> list[int]:
-    vcpus = json.loads(machine.run("vm", "vcpus", "db1", "-J", "-O").stdout)["vcpus"]
-    ran = machine.run("affinity", "check", "db1")
+    vcpus = json.loads(machine.run("vm", "vcpus", f"pid/{PID}", "-J", "-O").stdout)["vcpus"]
+    ran = machine.run("affinity", "check", f"pid/{PID}")
     dead = [row["vcpu"] for row in vcpus if row["tid"] is None and "is dead" in ran.stderr]
     assert not dead or ran.status == 1
     return dead
@@ -80,8 +80,18 @@ def test_a_capture_may_lack_threads(machine: Machine, tmp_path: Path) -> None:
     assert "dead" not in ran.stderr
 
 
-def test_the_thread_that_ran_a_vcpu_last_by_debugfs_has_ended(machine: Machine) -> None:
-    tasks = start(machine, QEMU, "CPU {}/KVM", 2)
+@pytest.mark.parametrize(
+    ("argv", "name", "dead"),
+    [
+        (("crosvm", "run"), "crosvm_vcpu{}", [1]),
+        (QEMU, "CPU {}/KVM", []),  # it may have unplugged that vCPU
+        (("vmm",), "vcpu{}", []),
+    ],
+)
+def test_the_thread_that_ran_a_vcpu_last_by_debugfs_has_ended(
+    machine: Machine, argv: tuple[str, ...], name: str, dead: list[int]
+) -> None:
+    tasks = start(machine, argv, name, 2)
     folder = machine.root / f"sys/kernel/debug/kvm/{PID}-9"
     for vcpu in 0, 1:
         path = folder / f"vcpu{vcpu}/pid"
@@ -89,7 +99,7 @@ def test_the_thread_that_ran_a_vcpu_last_by_debugfs_has_ended(machine: Machine) 
         path.write_text(f"{FIRST + vcpu}\n")
     assert dead_vcpus(machine) == []
     shutil.rmtree(tasks / str(FIRST + 1))
-    assert dead_vcpus(machine) == [1]
+    assert dead_vcpus(machine) == dead
     for vcpu in 0, 1:  # the ids of another pid namespace
         (folder / f"vcpu{vcpu}/pid").write_text(f"{777 + vcpu}\n")
     assert dead_vcpus(machine) == []

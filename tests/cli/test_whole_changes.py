@@ -375,6 +375,7 @@ def at_each_return(machine: Machine, begins: str, *words: str) -> Iterator[Swept
     threads = KernelThreads(dict.fromkeys(TIDS, ALL))
     machine.threads = threads
     fake_proc(machine.proc, os.getpid(), tids=TIDS, uid=os.geteuid(), start=5)
+    unsent = 0  # how often so far
     for number in itertools.count():
         for file in machine.runtime.glob(".placed-*"):
             file.unlink()
@@ -392,7 +393,12 @@ def at_each_return(machine: Machine, begins: str, *words: str) -> Iterator[Swept
                 return
             finally:
                 sys.setprofile(None)
-        assert at.left < 0
+        if at.left >= 0:  # it ended before: what is read at once, and what in parts, is chance
+            unsent += 1
+            if unsent == 10:
+                assert number > 50
+                return
+            continue
         yield Swept(ran, vm, server.settings.released.is_set())
 
 

@@ -217,11 +217,18 @@ def run(
     vmm: Sequence[str] = ("touch", "/tmp/obstacle.started"),
     before: Sequence[str] = (),
     user: str | None = None,
+    told: str = "",
 ) -> Result:
-    """`pmuctl run` of a VM "obstacle", to its end."""
+    """`pmuctl run` of a VM "obstacle", to its end, and until the supervisor has told this.
+
+    What ends a VMM by SIGKILL is told once that is dead.
+    """
     command = [*before, "pmuctl", "run", "--name", "obstacle", *options, "--", *vmm]
     env = {"XDG_RUNTIME_DIR": USERS_RUNTIME_DIR} if user else None
-    return lab.run(command, user=user, env=env)
+    job = lab.start(command, user=user, env=env)
+    job.wait()
+    until(lambda: told in job.output(), f"{told} is told")
+    return job.result()
 
 
 def give_runtime_dir(lab: Lab) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pmuctl.control.runtime.affinity_record import write_affinity_record
 from pmuctl.errors import PmuctlError
 from pmuctl.host.procfs import Procfs
+from pmuctl.host.resource_errors import ResourceExhaustedError
 from pmuctl.launch.affinity_watch import LOOK_SECONDS, WATCH_SECONDS, AffinityWatch
 from pmuctl.launch.confinement import Confinement
 from pmuctl.launch.observer import VmObserver
@@ -45,11 +46,12 @@ class Watching(AffinityWatch):
     """A watch that keeps what it warns of."""
 
     def __init__(self) -> None:
-        observer = SimpleNamespace(
+        self.observer = SimpleNamespace(
             pmu_cpus=lambda: self.pmu, recorded_cpus=lambda pid: self.recorded
         )
         super().__init__(
-            cast(VmObserver, observer), lambda pid, error: self.warnings.append((pid, error))
+            cast(VmObserver, self.observer),
+            lambda pid, error: self.warnings.append((pid, error)),
         )
         self.pmu: CpuSet | None = None
         self.recorded: dict[int, CpuSet] = {}
@@ -117,6 +119,38 @@ def test_a_mask_that_is_not_recorded_is_repaired_at_the_second_look() -> None:
     watch = Watching()
     watch.pmu = PMU
     assert looks(watch, (101, PMU, True)) == 2
+
+
+def test_what_comes_just_before_the_end_of_the_watch_is_repaired_as_well() -> None:
+    """At one look more, by which pmuctl would have recorded it; the watch is over then."""
+    watch, row = Watching(), (101, PMU, True)
+    watch.pmu = PMU
+    quiet: list[list[tuple[int, CpuSet, bool]]] = [[]] * (int(WATCH_SECONDS / LOOK_SECONDS) - 1)
+    confined = Confined(*quiet, [row], [row])
+    watch.begin(100, confined)
+    now, seconds = 0.0, watch.poll(0.0)
+    while seconds is not None:
+        now += seconds
+        seconds = watch.poll(now)
+    assert now == WATCH_SECONDS + LOOK_SECONDS
+    assert [error.now for _, error in watch.warnings] == ["it was put back on 2-3"]
+
+
+def test_a_mask_is_left_for_as_long_as_what_is_recorded_cannot_be_read() -> None:
+    watch = Watching()
+    watch.pmu = PMU
+    confined = Confined(*[[(101, PMU, True)]] * 3)
+
+    def recorded(pid: int) -> dict[int, CpuSet]:
+        raise ResourceExhaustedError("no descriptor is left")
+
+    watch.observer.recorded_cpus = recorded
+    watch.look(100, cast(Confinement, confined), LOOK_SECONDS)
+    watch.look(100, cast(Confinement, confined), 2 * LOOK_SECONDS)
+    assert watch.warnings == []
+    watch.observer.recorded_cpus = lambda pid: {}
+    watch.look(100, cast(Confinement, confined), 3 * LOOK_SECONDS)
+    assert len(watch.warnings) == 1
 
 
 @pytest.mark.parametrize("pmu", [None, CPUS])

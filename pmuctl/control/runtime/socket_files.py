@@ -107,13 +107,14 @@ def _check_owner(fd: int, owner: int, path: str) -> None:
 def _open_path(path: str) -> int:
     """Return an O_PATH descriptor of a file; only links of root and of this user are followed.
 
-    Links below /proc are the kernel's own. Raise OSError: EPERM for a link of another user.
+    Raise OSError: EPERM for a link of another user.
     """
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        found = _resolve_path(path)
+        place = _resolve_path(path)
         # a link that is another one by now was followed before
-        if found is not None and found != os.readlink(f"/proc/self/fd/{fd}"):
+        found = os.stat(place, follow_symlinks=_is_magic_link(place))
+        if not os.path.samestat(found, os.fstat(fd)):
             raise PermissionError(
                 errno.EPERM, "it leads elsewhere from one moment to the next", path
             )
@@ -123,10 +124,10 @@ def _open_path(path: str) -> int:
     return fd
 
 
-def _resolve_path(path: str) -> str | None:
-    """Return where a path leads; None below /proc. Raise OSError, EPERM for a foreign link."""
+def _resolve_path(path: str) -> str:
+    """Return where a path leads, with its magic links. Raise OSError: EPERM for a foreign link."""
     at, links = "/", 0
-    todo = join(os.getcwd(), path).split("/")[::-1]
+    todo = (path if path.startswith("/") else join(os.getcwd(), path)).split("/")[::-1]
     while todo:
         name = todo.pop()
         if name in ("", "."):
@@ -134,11 +135,9 @@ def _resolve_path(path: str) -> str | None:
         if name == "..":
             at = dirname(at)
             continue
-        if at == "/" and name == "proc":
-            return None
         place = join(at, name)
         status = os.lstat(place)
-        if not stat.S_ISLNK(status.st_mode):
+        if not stat.S_ISLNK(status.st_mode) or _is_magic_link(place):
             at = place
             continue
         if status.st_uid not in (0, os.geteuid()):
@@ -150,3 +149,14 @@ def _resolve_path(path: str) -> str | None:
         at = "/" if target.startswith("/") else at
         todo += target.split("/")[::-1]
     return at
+
+
+def _is_magic_link(place: str) -> bool:
+    """Return whether a link is the kernel's own: /proc/PID/root, cwd and fd/N (proc(5)).
+
+    It leads to a file of the process itself, whatever its text says.
+    """
+    words = place.split("/")[2:] if place.startswith("/proc/") else []
+    if words[1:2] == ["task"]:
+        words = words[2:]
+    return words[1:] in (["root"], ["cwd"]) or (len(words) == 3 and words[1] == "fd")

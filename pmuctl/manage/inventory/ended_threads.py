@@ -11,6 +11,9 @@ from pmuctl.host.kvm.fds import KvmProcess
 from pmuctl.host.procfs import Procfs
 from pmuctl.model.vmm.identity import VmmIdentity, VmmKind, vcpu_of_thread
 
+MAY_UNPLUG = (None, VmmKind.QEMU, VmmKind.CLOUD_HYPERVISOR)
+"""VMMs, and those not known, whose vCPUs may have run and be unplugged."""
+
 
 def find_dead_vcpus(
     procs: Procfs,
@@ -23,6 +26,8 @@ def find_dead_vcpus(
 
     `tids` are the threads of the process, `last_tids` those that ran each vCPU last, by debugfs.
     """
+    if identity.kind in MAY_UNPLUG:
+        return frozenset()
     pid, open_vcpus = kvm_process.pid, frozenset(kvm_process.vcpus.values())
     # debugfs has the ids of the host's pid namespace, which these need not be
     is_same_namespace = any(tid in tids for tid in last_tids.values())

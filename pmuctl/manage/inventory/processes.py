@@ -331,9 +331,11 @@ def _make_vm(
         _make_vcpu(procs, pid, index, threads.get(index), is_dead=index in dead)
         for index in indices or ()
     )
-    # guest time is a vCPU's, even if it is not known of which
+    # a thread with guest time is a vCPU's, even if it is not known of which; that of the process
+    # counts those of VMs before, too
     has_run |= any(vcpu.has_run for vcpu in vcpus) or (
-        (bool(vcpus) or indices is None) and procs.process_guest_time(pid) > 0
+        (bool(vcpus) or indices is None)
+        and any(procs.guest_time(pid, tid) for tid in procs.threads(pid))
     )
     leader = procs.thread_stat(pid, pid)
     state = VmState.STARTING

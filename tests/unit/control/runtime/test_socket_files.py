@@ -57,3 +57,39 @@ def test_ones_own_link_is_followed(listening: Path, monkeypatch: pytest.MonkeyPa
         fd = open_socket_file(named, None)
         assert os.path.samestat(os.fstat(fd), listening.stat())
         os.close(fd)
+
+
+@as_root
+@pytest.mark.parametrize("way", ["root{path}", "cwd/web1.sock", "root{place}/run/../web1.sock"])
+def test_below_the_root_of_a_process_another_users_link_is_not_followed_either(
+    listening: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    path = link(listening.parent / "user/web1.sock", "../roots.sock", ANOTHER)
+    (path.parent / "run").mkdir()
+    monkeypatch.chdir(path.parent)
+    for process in ("self", "thread-self", str(os.getpid())):
+        named = f"/proc/{process}/{way.format(path=path, place=path.parent)}"
+        with pytest.raises(PermissionError, match=f"it is a link of uid {ANOTHER}"):
+            open_socket_file(named, None)
+
+
+def test_an_open_file_and_a_process_directory_are_ways_to_a_socket(
+    listening: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(listening.parent)
+    held = os.open(listening, os.O_PATH)
+    for named in (f"/proc/self/fd/{held}", "/proc/thread-self/cwd/roots.sock"):
+        fd = open_socket_file(named, None)
+        assert os.path.samestat(os.fstat(fd), listening.stat())
+        os.close(fd)
+    os.close(held)
+
+
+def test_an_absolute_path_needs_no_working_directory(
+    listening: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = listening.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    os.close(open_socket_file(str(listening), None))
