@@ -229,6 +229,8 @@ def _correct_typing_error(
     near = [[*group, name] for name in get_close_matches(word, commands, n=3, cutoff=0.6)]
     others = get_close_matches(word, _COMMANDS.get(path, {}), n=1, cutoff=0.8)
     near += [_COMMANDS[path][name].split() for name in others]
+    if path == "affinity" and rest and not near:  # it has been left out, as taskset has none
+        near = [[*group, "set", word]]
     lines = [[*prefix, *name, *rest] for name in near]
     whole = next((line for line in lines if is_parsed(root, line)), None)
     if whole is not None:
@@ -243,6 +245,11 @@ def _find_command(root: Any, path: str, word: str, rest: list[str]) -> str | Non
         return f"{path} {word}".strip()
     if not path and word.endswith("s") and rest and rest[0] in find_commands(root, word[:-1]):
         return f"{word[:-1]} {rest.pop(0)}"
+    if not path and rest:  # verb and noun
+        for noun in (rest[0], rest[0].removesuffix("s")):
+            if noun in find_commands(root, "") and word in find_commands(root, noun):
+                del rest[0]
+                return f"{noun} {word}"
     if word in _COMMANDS.get(path, {}):
         return _COMMANDS[path][word]
     parts = word.split("-")
