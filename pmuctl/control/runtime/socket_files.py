@@ -8,7 +8,6 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from posixpath import dirname, join
 
 SUFFIX = ".sock"
 NAMES_READ = 1 << 16
@@ -104,59 +103,56 @@ def _check_owner(fd: int, owner: int, path: str) -> None:
         raise OSError(errno.EPERM, f"it is uid {uid}'s, not uid {owner}'s", path)
 
 
+_PATH = os.O_PATH | os.O_CLOEXEC
+
+
 def _open_path(path: str) -> int:
     """Return an O_PATH descriptor of a file; only links of root and of this user are followed.
 
     Raise OSError: EPERM for a link of another user.
     """
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        place = _resolve_path(path)
-        # a link that is another one by now was followed before
-        found = os.stat(place, follow_symlinks=_is_magic_link(place))
-        if not os.path.samestat(found, os.fstat(fd)):
-            raise PermissionError(
-                errno.EPERM, "it leads elsewhere from one moment to the next", path
-            )
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _resolve_path(path: str) -> str:
-    """Return where a path leads, with its magic links. Raise OSError: EPERM for a foreign link."""
-    at, links = "/", 0
-    todo = (path if path.startswith("/") else join(os.getcwd(), path)).split("/")[::-1]
+    proc, links = _find_proc(), 0
+    at = os.open("/" if path.startswith("/") else ".", _PATH)
+    todo = path.split("/")[::-1]
     while todo:
-        name = todo.pop()
-        if name in ("", "."):
-            continue
-        if name == "..":
-            at = dirname(at)
-            continue
-        place = join(at, name)
-        status = os.lstat(place)
-        if not stat.S_ISLNK(status.st_mode) or _is_magic_link(place):
-            at = place
-            continue
-        if status.st_uid not in (0, os.geteuid()):
-            raise PermissionError(errno.EPERM, f"it is a link of uid {status.st_uid}", place)
-        links += 1
+        before = at
+        try:
+            at, target = _open_component(todo.pop() or ".", before, proc)
+        finally:
+            os.close(before)
+        if target:
+            links += 1
+            todo += target.split("/")[::-1]
         if links > LINKS_MAX:
+            os.close(at)
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        target = os.readlink(place)
-        at = "/" if target.startswith("/") else at
-        todo += target.split("/")[::-1]
     return at
 
 
-def _is_magic_link(place: str) -> bool:
-    """Return whether a link is the kernel's own: /proc/PID/root, cwd and fd/N (proc(5)).
+def _open_component(name: str, directory: int, proc: int | None) -> tuple[int, str]:
+    """Return a descriptor of a file in a directory, so that nobody can swap it, and "".
 
-    It leads to a file of the process itself, whatever its text says.
+    For a link return where it is to be followed from, and its target. Those of /proc, the device
+    `proc`, are the kernel's own, which knows where they lead. Raise OSError as `_open_path`.
     """
-    words = place.split("/")[2:] if place.startswith("/proc/") else []
-    if words[1:2] == ["task"]:
-        words = words[2:]
-    return words[1:] in (["root"], ["cwd"]) or (len(words) == 3 and words[1] == "fd")
+    fd = os.open(name, _PATH | os.O_NOFOLLOW, dir_fd=directory)
+    status = os.fstat(fd)
+    if not stat.S_ISLNK(status.st_mode):
+        return fd, ""
+    try:
+        if status.st_dev == proc:
+            return os.open(name, _PATH, dir_fd=directory), ""
+        if status.st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EPERM, f"it is a link of uid {status.st_uid}", name)
+        target = os.readlink("", dir_fd=fd)
+        return os.open("/" if target.startswith("/") else ".", _PATH, dir_fd=directory), target
+    finally:
+        os.close(fd)
+
+
+def _find_proc() -> int | None:
+    """Return the device of /proc, None if it is not mounted."""
+    try:
+        return os.stat("/proc/self").st_dev
+    except OSError:
+        return None

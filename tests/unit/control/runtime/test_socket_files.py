@@ -93,3 +93,43 @@ def test_an_absolute_path_needs_no_working_directory(
     monkeypatch.chdir(gone)
     gone.rmdir()
     os.close(open_socket_file(str(listening), None))
+
+
+def test_dots_after_a_directory_of_a_process_are_below_that(
+    listening: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (listening.parent / "in").mkdir()
+    monkeypatch.chdir(listening.parent / "in")
+    held = os.open(".", os.O_PATH)
+    for way in ("cwd/..", f"fd/{held}/..", "cwd/../in/.."):
+        os.close(open_socket_file(f"/proc/self/{way}/roots.sock", None))
+    os.close(held)
+    with pytest.raises(NotADirectoryError):
+        open_socket_file(f"{listening}/", None)
+
+
+@as_root
+def test_a_relative_path_is_followed_below_a_directory_that_may_not_be_searched(
+    listening: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(listening.parent)
+    closed = listening.parent.parent
+    mode = closed.stat().st_mode
+    listening.parent.chmod(0o755)
+    closed.chmod(0o700)
+    os.seteuid(ANOTHER)
+    try:
+        os.close(open_socket_file("roots.sock", None))
+    finally:
+        os.seteuid(0)
+        closed.chmod(mode)
+
+
+def test_links_in_a_ring_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="symbolic links") as raised:
+        open_socket_file(str(tmp_path / "a"), None)
+    assert raised.value.errno == errno.ELOOP
+    assert len(os.listdir("/proc/self/fd")) == before
