@@ -2,7 +2,7 @@
 """CPU lists as users write them, and what words of other tools mean as one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pmuctl.errors import NotFoundError, UsageError, WrongWordError
 from pmuctl.model.cpuset import CpuSet
@@ -40,15 +40,14 @@ def parse_cpus(text: str, pmus: Sequence[Pmu], present: CpuSet) -> CpuSet:
     return cpus
 
 
-_MASK = re.compile(r"0[xX]([0-9a-fA-F]{1,64})")
 _SPAN = re.compile(r"([0-9]{1,5})(?:-|:|\.\.)([0-9]{1,5})(?::([1-9][0-9]{0,4}))?")
 _CPU = re.compile(r"cpus?[/=]?([0-9,-]+)", re.IGNORECASE)
 _WITHOUT = re.compile(r"[!~-]([0-9]{1,5}(?:-[0-9]{1,5})?)")
 
 
-def _parse_cpus_or_empty(text: str) -> CpuSet:
+def _parse_cpus_or_empty(text: str, parse: Callable[[str], CpuSet] = CpuSet.parse) -> CpuSet:
     try:
-        return CpuSet.parse(text)
+        return parse(text)
     except ValueError:
         return CpuSet()
 
@@ -61,9 +60,8 @@ def _suggest_cpus(word: str, pmus: Sequence[Pmu], present: CpuSet) -> str | None
     if word.lower() in ("all", "any", "*", "online"):
         return "all"
     cpus = CpuSet()
-    if match := _MASK.fullmatch(word):
-        mask = int(match[1], 16)
-        cpus = CpuSet.of(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+    if word[:2] in ("0x", "0X"):
+        cpus = _parse_cpus_or_empty(word, CpuSet.parse_mask)
     elif match := _SPAN.fullmatch(word):
         first, last = sorted((int(match[1]), int(match[2])))
         cpus = CpuSet.of(range(first, last + 1, int(match[3] or 1)))

@@ -11,6 +11,7 @@ from pmuctl.value import value
 CPU_LIMIT = 1 << 16
 """CPU numbers are below this: far above any NR_CPUS, and it bounds the cost of hostile text."""
 
+_MASK = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,64}")
 _PART = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
@@ -54,6 +55,16 @@ class CpuSet:
                 raise ValueError(f"not a range of CPUs: {part!r}")
             mask |= ((1 << (last - first + 1)) - 1) << first
         return cls(mask)
+
+    @classmethod
+    def parse_mask(cls, text: str) -> Self:
+        """Parse a mask as taskset(1) takes it: hexadecimal, with 0x or without.
+
+        Raise ValueError for anything else, and for more than 64 digits.
+        """
+        if not _MASK.fullmatch(text):
+            raise ValueError(f"not a mask of CPUs: {text!r}")
+        return cls(int(text, 16))
 
     def __str__(self) -> str:
         return ",".join(

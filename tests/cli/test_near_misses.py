@@ -173,6 +173,12 @@ COMMANDS = {
     "affinity set -pc 2-3 web1": "affinity set web1 2-3",
     "affinity set -cp 2-3 web1": "affinity set web1 2-3",
     "affinity set -p 0xc web1": "affinity set web1 2-3",
+    "affinity set -p c web1": "affinity set web1 2-3",
+    "affinity set -p 2 web1": "affinity set web1 1",
+    "affinity set --pid 2 web1": "affinity set web1 1",
+    "affinity set -pc 2 web1": "affinity set web1 2",
+    "affinity set -p --cpu-list 2 web1": "affinity set web1 2",
+    "affinity set web1 -p 3": "affinity set web1 0-1",
     "affinity set web1 -p -c 2-3": "affinity set web1 2-3",
     "vm set web1 filter default deny cycles": f"vm set web1 pmu {A72} filter default deny allow "
     "cpu_cycles",

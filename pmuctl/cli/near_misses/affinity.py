@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pmuctl.errors import UsageError, command
 from pmuctl.model.cpuset import CpuSet
 
-_MASK = re.compile(r"0[xX]([0-9a-fA-F]{1,64})")
 _CPUS = re.compile(r"\^?[0-9]{1,5}(?:[-,^][0-9,^-]*)?")
 _PID = re.compile(r"[1-9][0-9]{0,9}")
 _TASKSET = re.compile(r"-[acp]+|--(?:pid|cpu-list|all-tasks)")
@@ -16,36 +15,43 @@ _BETWEEN = re.compile(r",(?=[0-9]+[:=@])|:(?=[0-9]+=)")
 
 
 def correct_taskset(words: Sequence[str]) -> list[str] | None:
-    """Return VM and CPUSET for the options and operands of `taskset -pc CPUS PID`.
+    """Return VM and CPUSET for what taskset takes: `-p MASK PID` or `-pc LIST PID`.
 
-    Return None if it is not clear what is meant.
+    The VM may stand first, too, before the options. Return None if it is not clear what is meant.
     """
     options = [word for word in words if _TASKSET.fullmatch(word)]
     operands = [word for word in words if word not in options]
     if not options or len(operands) != 2:
         return None
-    cpus, vm = operands if _is_list(operands[0]) else operands[::-1]
-    if _PID.fullmatch(cpus) and _is_list(vm) and not _PID.fullmatch(vm):
-        cpus, vm = vm, cpus
-    if not _is_list(cpus):
-        return None
-    return [f"pid/{vm}" if _PID.fullmatch(vm) else vm, _expand_mask(cpus)]
+    takes_list = any(word == "--cpu-list" or (word[1] != "-" and "c" in word) for word in options)
+    expand = _expand_list if takes_list else _expand_mask
+    orders = (operands, operands[::-1])
+    for cpus, vm in orders if words[0] in options else orders[::-1]:
+        is_process = _PID.fullmatch(vm) is not None
+        if (found := expand(cpus)) is not None and (is_process or _expand_list(vm) is None):
+            return [f"pid/{vm}" if is_process else vm, found]
+    return None
 
 
 def correct_order(first: str, second: str) -> list[str] | None:
     """Return VM and CPUSET for a list of CPUs and what is none; None if it is not that order."""
-    return [second, _expand_mask(first)] if _is_list(first) and not _is_list(second) else None
+    cpus = _expand_list(first)
+    return [second, cpus] if cpus is not None and _expand_list(second) is None else None
 
 
-def _expand_mask(cpus: str) -> str:
-    if match := _MASK.fullmatch(cpus):
-        mask = int(match[1], 16)
-        return str(CpuSet.of(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1))
-    return cpus
+def _expand_list(word: str) -> str | None:
+    """Return the CPU list that a word is, or is the mask of, with 0x; None if it is neither."""
+    if word[:2] in ("0x", "0X"):
+        return _expand_mask(word)
+    return word if _CPUS.fullmatch(word) else None
 
 
-def _is_list(word: str) -> bool:
-    return bool(_CPUS.fullmatch(word) or _MASK.fullmatch(word))
+def _expand_mask(word: str) -> str | None:
+    """Return the CPU list of a mask, or that a word is if it is no mask; None if it is neither."""
+    try:
+        return str(CpuSet.parse_mask(word)) or None
+    except ValueError:
+        return word if _CPUS.fullmatch(word) else None
 
 
 def pair_commands(vm: str, words: Sequence[str]) -> str | None:
