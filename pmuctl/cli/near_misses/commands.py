@@ -10,7 +10,13 @@ from shlex import join
 from typing import Any
 
 from pmuctl.cli.command_line import find_commands, is_parsed, make_line
-from pmuctl.cli.near_misses.affinity import correct_taskset, make_pairs_error, pair_commands
+from pmuctl.cli.near_misses.affinity import (
+    correct_order,
+    correct_taskset,
+    make_pairs_error,
+    pair_commands,
+)
+from pmuctl.cli.options import KEYS
 from pmuctl.errors import UsageError, WrongWordError, command
 
 _LIST_OR_SHOW = ("show", "info", "status", "state", "dominfo", "domstate", "inspect", "get")
@@ -24,7 +30,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("set", "config", "edit"), "vm set"),
         **dict.fromkeys(("release", "resume", "continue", "cont", "unhold"), "vm release"),
         "wait": "vm wait",
-        **dict.fromkeys(("pin", "taskset", "vcpupin", "emulatorpin"), "affinity set"),
+        **dict.fromkeys(("pin", "taskset", "vcpupin"), "affinity set"),
         **dict.fromkeys(("align", "repair"), "affinity align"),
         "check": "affinity check",
         "pmus": "pmu list",
@@ -47,7 +53,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("vcpu", "vcpuinfo", "vcpucount", "cpus", "threads"), "vm vcpus"),
         **dict.fromkeys(("config", "edit", "change", "modify", "update", "apply"), "vm set"),
         **dict.fromkeys(("resume", "continue", "cont", "unpause", "unhold", "go"), "vm release"),
-        **dict.fromkeys(("pin", "vcpupin", "emulatorpin"), "affinity set"),
+        **dict.fromkeys(("pin", "vcpupin"), "affinity set"),
         **dict.fromkeys(("align", "repair"), "affinity align"),
         **dict.fromkeys(("check", "affinity"), "affinity check"),
         **dict.fromkeys(("start", "create", "launch", "run"), "run"),
@@ -79,6 +85,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
 _NOT_HERE: Mapping[tuple[str, ...], str] = {
     ("stop", "shutdown", "destroy", "kill", "reboot", "restart"): "ends or starts a VM",
     ("pause", "suspend", "save", "migrate", "console", "attach"): "controls a VM as it runs",
+    ("emulatorpin", "iothreadpin"): "places its other threads",
     ("define", "undefine", "delete", "remove", "rm", "rename", "clone"): "keeps a list of VMs",
 }
 """Words of managers of VMs for what pmuctl leaves to them → what only they do."""
@@ -88,6 +95,9 @@ _PERF = ("stat", "record", "report", "annotate", "script")
 
 _VM = ("--vm", "--vms", "--domain", "--name", "--guest")
 _ALL = ("--all", "-a", "-A", "--active")
+_REPAIR = ("--fix", "--repair", "--apply")
+_FLAGS = (*_ALL, *_REPAIR, "--follow", "-f", "--watch", "--check")
+"""Options that take no value."""
 
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "vm set": {
@@ -99,7 +109,7 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "vm show": dict.fromkeys(_VM, ""),
     "vm release": dict.fromkeys(_VM, ""),
     "monitor": dict.fromkeys(("--follow", "-f", "--watch", *_ALL, *_VM), ""),
-    "doctor": dict.fromkeys(("--fix", "--repair", "--apply", "--check", *_ALL, *_VM), ""),
+    "doctor": dict.fromkeys((*_REPAIR, "--check", *_ALL, *_VM), ""),
     "vm wait": {**dict.fromkeys(("--state", "--until"), "--for"), **dict.fromkeys(_VM, "")},
     "affinity set": {
         **dict.fromkeys(("--cpu", "--cpus", "--cpu-list", "--cpulist", "-c", "--cpuset"), ""),
@@ -121,7 +131,7 @@ out."""
 
 _WHY = {
     **dict.fromkeys(
-        (("doctor", option) for option in ("--fix", "--repair", "--apply")),
+        (("doctor", option) for option in _REPAIR),
         "doctor changes nothing: it prints the commands that fix what it finds",
     )
 }
@@ -154,27 +164,42 @@ def check_command(
     if right is None:
         if not prefix:
             _check_other_tool(path, word, rest)
-        fix = _correct_typing_error(root, path, word, rest, prefix)
+        fix = _correct_typing_error(root, path, args, prefix)
         if fix is not None:
             raise UsageError(f"{args[0]}: not a command of {group}", fix=fix)
         return
-    line = right.split()
-    if word == "vcpupin" and len(rest) == 3:  # DOMAIN VCPU CPULIST
-        rest = [rest[0], rest[2], "--vcpu", rest[1]]
-    elif not path and len(line) == 2 and rest[:1] in (["list"], ["ls"]):
-        rest = rest[1:]
-    elif right == "run" and len(rest) == 1 and not prefix:  # the name of a VM, as managers take it
+    is_name = len(rest) == 1 and not rest[0].startswith("-")
+    if right == "run" and is_name and not prefix:  # of a VM, as managers of VMs take it
         raise UsageError(
             f"{args[0]}: not a command of pmuctl",
             why="pmuctl run starts a VM by the command line of its VMM: it knows none by name",
             fix=command("run", "--name", rest[0], "--hold", "--", "VMM", "ARG..."),
         )
-    elif right == "vm show" and not any(not other.startswith("-") for other in rest):
-        line = ["vm", "list"]
+    line, rest = _correct_operands(path, right, word, rest)
     raise UsageError(
         f"{args[0]}: not a command of {group}",
         fix=make_line(root, [*prefix, *line, *rest], len(line)),
     )
+
+
+def _correct_operands(
+    path: str, right: str, word: str, rest: list[str]
+) -> tuple[list[str], list[str]]:
+    """Return the words of the right command and what follows them, for what `word` takes."""
+    has_options = any(other.startswith("-") for other in rest)
+    if word == "vcpupin":  # DOMAIN VCPU CPULIST; without a list it shows where they may run
+        if len(rest) == 3 and not has_options:
+            return right.split(), [rest[0], rest[2], "--vcpu", rest[1]]
+        return ["vm", "vcpus"], [] if has_options else rest[:1]
+    if right == "affinity set" and len(rest) == 2 and (order := correct_order(*rest)):
+        return right.split(), order
+    if right == "--version":
+        return [right], []
+    if not path and " " in right and rest[:1] in (["list"], ["ls"]):
+        return right.split(), rest[1:]
+    if right == "vm show" and all(other.startswith("-") for other in rest):
+        return ["vm", "list"], rest
+    return right.split(), rest
 
 
 def _check_other_tool(path: str, word: str, rest: Sequence[str]) -> None:
@@ -202,6 +227,8 @@ def _check_other_tool(path: str, word: str, rest: Sequence[str]) -> None:
 def _refuse_unset(word: str, rest: Sequence[str]) -> None:
     """Raise UsageError: what a VM was given holds until it ends, but other values do the same."""
     vm, *keys = rest or ["VM"]
+    if vm in KEYS and keys:
+        vm, keys = keys[0], [vm, *keys[1:]]
     by_key = {"filter": ("default", "allow"), "affinity": ("none",)}
     same = [(key, *by_key[key]) for key in ("affinity", "filter") if key in keys]
     whys = {"filter": "a filter that allows all events", "affinity": "affinity none"}
@@ -215,23 +242,29 @@ def _refuse_unset(word: str, rest: Sequence[str]) -> None:
 
 
 def _correct_typing_error(
-    root: Any, path: str, word: str, rest: Sequence[str], prefix: Sequence[str]
+    root: Any, path: str, args: Sequence[str], prefix: Sequence[str]
 ) -> str | None:
     """Return the line with the command that a word nearly is, or that stands after its object.
 
     Return None if there is no such command.
     """
     group, commands = path.split(), find_commands(root, path)
+    name, *rest = args
+    word = name.lower()
     if path and not prefix and rest and rest[0] in commands:
-        swapped = [*group, rest[0], word, *rest[1:]]
+        swapped = [*group, rest[0], name, *rest[1:]]
         if is_parsed(root, swapped):
             return command(*swapped)
-    near = [[*group, name] for name in get_close_matches(word, commands, n=3, cutoff=0.6)]
+    near = [[*group, near] for near in get_close_matches(word, commands, n=3, cutoff=0.6)]
     others = get_close_matches(word, _COMMANDS.get(path, {}), n=1, cutoff=0.8)
-    near += [_COMMANDS[path][name].split() for name in others]
-    if path == "affinity" and rest and not near:  # it has been left out, as taskset has none
-        near = [[*group, "set", word]]
-    lines = [[*prefix, *name, *rest] for name in near]
+    near += [_COMMANDS[path][other].split() for other in others]
+    key = word.removeprefix("set-")
+    if path == "vm" and key in KEYS and key != word and rest:
+        near, rest = [["vm", "set", rest[0], key]], rest[1:]
+    elif path == "affinity" and rest and not near:  # it has been left out, as taskset has none
+        order = correct_order(name, rest[0]) if len(rest) == 1 else None
+        near, rest = [[*group, "set", *(order or [name])]], [] if order else rest
+    lines = [[*prefix, *line, *rest] for line in near]
     whole = next((line for line in lines if is_parsed(root, line)), None)
     if whole is not None:
         return command(*whole)
@@ -285,6 +318,8 @@ def check_option(
     if right is None or given is None:
         return
     value = (given.partition("=")[2],) if "=" in given else ()
+    if value and option in _FLAGS:
+        return
     corrected = (*((right,) if right else ()), *value)
     at = words.index(given)
     if not is_parsed(root, [*words[:at], *corrected, *words[at + 1 :], *rest]):
